@@ -1,0 +1,179 @@
+package v1alpha1
+
+import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+// AuthorizationPolicy says who may connect to workloads of its namespace.
+//
+// A connection is refused when a rule of a DENY policy matches it; else allowed
+// when a rule of an ALLOW policy matches it; else refused when any ALLOW policy
+// selects the workload; else allowed. An ALLOW policy without rules therefore
+// refuses everyone whom no other policy allows: the default deny.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:scope=Namespaced,path=authorizationpolicies,shortName=ap,categories=heddle
+// +kubebuilder:printcolumn:name="Action",type=string,JSONPath=`.spec.action`
+// +kubebuilder:printcolumn:name="Accepted",type=string,JSONPath=`.status.conditions[?(@.type=="Accepted")].status`
+// +kubebuilder:printcolumn:name="Live",type=string,JSONPath=`.status.nodes.summary`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+type AuthorizationPolicy struct {
+	metav1.TypeMeta `json:",inline"`
+	// metadata of the object.
+	// +optional
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+	// spec says what is wanted.
+	// +required
+	Spec AuthorizationPolicySpec `json:"spec"`
+	// status says what is so.
+	// +optional
+	Status Status `json:"status,omitempty"`
+}
+
+// Action is what a matching policy does.
+// +kubebuilder:validation:Enum=ALLOW;DENY;AUDIT
+type Action string
+
+// The actions.
+const (
+	// ActionAllow lets the connection in, unless a DENY policy matches.
+	ActionAllow Action = "ALLOW"
+	// ActionDeny refuses the connection.
+	ActionDeny Action = "DENY"
+	// ActionAudit decides nothing: the flow record names the policy.
+	ActionAudit Action = "AUDIT"
+)
+
+// AuthorizationPolicySpec is what is wanted of the policy.
+// +kubebuilder:validation:XValidation:rule="!has(self.action) || self.action == 'ALLOW' || (has(self.rules) && size(self.rules) > 0)",message="a DENY or AUDIT policy without rules never matches; to match every connection write rules: [{}]"
+type AuthorizationPolicySpec struct {
+	// selector picks the workloads; all of the namespace without one.
+	// +optional
+	Selector *Selector `json:"selector,omitempty"`
+	// action is what a match does. ALLOW unless set.
+	// +kubebuilder:default=ALLOW
+	// +optional
+	Action Action `json:"action,omitempty"`
+	// rules match when any one of them does. The rule {} matches every
+	// connection.
+	// +kubebuilder:validation:MaxItems=64
+	// +listType=atomic
+	// +optional
+	Rules []Rule `json:"rules,omitempty"`
+}
+
+// Rule matches a connection when one entry of from matches it and one entry of
+// to does. A list that is left out matches every connection.
+type Rule struct {
+	// from says who connects.
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=32
+	// +listType=atomic
+	// +optional
+	From []Source `json:"from,omitempty"`
+	// to says where to.
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=64
+	// +listType=atomic
+	// +optional
+	To []Destination `json:"to,omitempty"`
+}
+
+// Source matches a connection when every field that is given matches it.
+//
+// Identities, service accounts and namespaces are those that mutual TLS proved.
+// A plaintext connection proves none: notIdentities and notNamespaces then match
+// in DENY and AUDIT policies and do not match in ALLOW policies, so that nobody
+// is let in for want of proof.
+// +kubebuilder:validation:MinProperties=1
+// +kubebuilder:validation:XValidation:rule="!(has(self.identities) && has(self.serviceAccounts))",message="give identities or serviceAccounts, not both; two sources match either"
+type Source struct {
+	// identities are SPIFFE IDs. "*" stands for one whole segment of the path,
+	// and as the last segment for one or more:
+	// spiffe://example.org/ns/shop/sa/*.
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=256
+	// +kubebuilder:validation:items:MinLength=10
+	// +kubebuilder:validation:items:MaxLength=2048
+	// +kubebuilder:validation:items:Pattern=`^spiffe://[a-z0-9._-]+(/(\*|\.?[a-zA-Z0-9_-][a-zA-Z0-9._-]*|\.\.[a-zA-Z0-9._-]+))+$`
+	// +listType=set
+	// +optional
+	Identities []string `json:"identities,omitempty"`
+	// notIdentities are SPIFFE IDs, as identities, that must not match.
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=256
+	// +kubebuilder:validation:items:MinLength=10
+	// +kubebuilder:validation:items:MaxLength=2048
+	// +kubebuilder:validation:items:Pattern=`^spiffe://[a-z0-9._-]+(/(\*|\.?[a-zA-Z0-9_-][a-zA-Z0-9._-]*|\.\.[a-zA-Z0-9._-]+))+$`
+	// +listType=set
+	// +optional
+	NotIdentities []string `json:"notIdentities,omitempty"`
+	// serviceAccounts of this mesh's trust domain, as NAMESPACE/NAME or as NAME
+	// for one of the policy's own namespace: a short form of identities.
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=256
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=317
+	// +kubebuilder:validation:items:Pattern=`^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?/)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`
+	// +listType=set
+	// +optional
+	ServiceAccounts []string `json:"serviceAccounts,omitempty"`
+	// namespaces of this mesh's trust domain.
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=256
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=63
+	// +kubebuilder:validation:items:Pattern=`^[^*]+$`
+	// +listType=set
+	// +optional
+	Namespaces []string `json:"namespaces,omitempty"`
+	// notNamespaces are namespaces that must not match.
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=256
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=63
+	// +kubebuilder:validation:items:Pattern=`^[^*]+$`
+	// +listType=set
+	// +optional
+	NotNamespaces []string `json:"notNamespaces,omitempty"`
+	// ipBlocks hold the client's address. For more than 64, write several
+	// sources.
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=64
+	// +listType=set
+	// +optional
+	IPBlocks []AddressBlock `json:"ipBlocks,omitempty"`
+	// notIpBlocks do not hold the client's address.
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=64
+	// +listType=set
+	// +optional
+	NotIPBlocks []AddressBlock `json:"notIpBlocks,omitempty"`
+}
+
+// Destination matches a connection when every field that is given matches it.
+// +kubebuilder:validation:MinProperties=1
+type Destination struct {
+	// ports of the workload (not of a service).
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=256
+	// +listType=set
+	// +optional
+	Ports []Port `json:"ports,omitempty"`
+	// notPorts are ports that must not match.
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=256
+	// +listType=set
+	// +optional
+	NotPorts []Port `json:"notPorts,omitempty"`
+}
+
+// AuthorizationPolicyList is a list of AuthorizationPolicy.
+// +kubebuilder:object:root=true
+type AuthorizationPolicyList struct {
+	metav1.TypeMeta `json:",inline"`
+	// metadata of the list.
+	// +optional
+	metav1.ListMeta `json:"metadata,omitempty"`
+	// items of the list.
+	Items []AuthorizationPolicy `json:"items"`
+}
