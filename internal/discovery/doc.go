@@ -1,0 +1,34 @@
+// Package discovery carries the mesh's configuration from the operator to the
+// agents: delta xDS (envoy/service/discovery/v3, one aggregated stream per
+// agent) with Heddle's own resource types, and the last good copy that an agent
+// keeps on disk and starts from while the operator is away.
+//
+// It decides nothing about connections and reads no Kubernetes objects: it
+// turns a mesh.View into resources, and resources into a mesh.View again.
+//
+// # The stream
+//
+// The agent subscribes to everything ("*") of each type, Commit last. The
+// server answers with the resources that differ from those the agent says it
+// holds, in messages below 1 MiB, and ends each round with a Commit resource:
+// revision, epoch, the hash of the agent's whole set, and a signature by the
+// operator's configuration key. An agent stages what arrives, checks it against
+// the commit and applies all of it or nothing. It acknowledges every message;
+// the acknowledgement of a Commit means applied. One round is in flight at a
+// time; what changes meanwhile is coalesced into the next.
+//
+// Versions are hashes of names and contents, so they are equal on every replica
+// of the operator, and an agent that reconnects with nothing changed receives
+// an empty Commit response and no resource. Epochs only grow: an agent refuses
+// one older than what it has applied, and the operator persists its own.
+//
+// A node is told every workload and service, the network namespaces of its own
+// workloads only, and the policies that select its workloads: the agent of the
+// destination enforces policy, also for connections that stay on the node.
+//
+// # Concurrency
+//
+// Server and Client are safe for concurrent use. A Snapshot is immutable.
+// Client.Run and the server's streams end every goroutine they start before
+// they return; Server.Drain ends the streams.
+package discovery

@@ -1,0 +1,181 @@
+package resources
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+	"pgregory.net/rapid"
+
+	"github.com/heddle-mesh/heddle/api/meshpb"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+)
+
+func equalModel() cmp.Options {
+	return cmp.Options{
+		cmp.Comparer(func(a, b spiffeid.ID) bool { return a == b }),
+		cmp.Comparer(func(a, b spiffeid.TrustDomain) bool { return a == b }),
+		cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
+		cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
+		cmpopts.EquateEmpty(),
+	}
+}
+
+func genName() *rapid.Generator[string] { return rapid.StringMatching(`[a-z][a-z0-9.-]{0,20}`) }
+
+func genKey() *rapid.Generator[mesh.Key] {
+	return rapid.Custom(func(t *rapid.T) mesh.Key {
+		return mesh.Key{Namespace: genName().Draw(t, "namespace"), Name: genName().Draw(t, "name")}
+	})
+}
+
+func genAddr() *rapid.Generator[netip.Addr] {
+	return rapid.Custom(func(t *rapid.T) netip.Addr {
+		n := rapid.SampledFrom([]int{4, 16}).Draw(t, "bytes")
+		addr, _ := netip.AddrFromSlice(rapid.SliceOfN(rapid.Byte(), n, n).Draw(t, "address"))
+		return addr.Unmap()
+	})
+}
+
+func genBlock() *rapid.Generator[netip.Prefix] {
+	return rapid.Custom(func(t *rapid.T) netip.Prefix {
+		addr := genAddr().Draw(t, "address")
+		return netip.PrefixFrom(addr, rapid.IntRange(0, addr.BitLen()).Draw(t, "bits"))
+	})
+}
+
+func genPort() *rapid.Generator[uint16] { return rapid.Uint16Min(1) }
+
+func genMode() *rapid.Generator[mesh.Mode] {
+	return rapid.SampledFrom([]mesh.Mode{mesh.ModeStrict, mesh.ModePermissive})
+}
+
+func genEgress() *rapid.Generator[mesh.EgressMode] {
+	return rapid.SampledFrom([]mesh.EgressMode{mesh.EgressAllow, mesh.EgressDeny})
+}
+
+func genID() *rapid.Generator[spiffeid.ID] {
+	return rapid.Custom(func(t *rapid.T) spiffeid.ID {
+		return spiffeid.RequireFromString("spiffe://test.example/ns/" + rapid.StringMatching(`[a-z]{1,9}`).Draw(t, "ns") + "/sa/x")
+	})
+}
+
+func genSource() *rapid.Generator[mesh.Source] {
+	return rapid.Custom(func(t *rapid.T) mesh.Source {
+		pattern := rapid.Map(rapid.StringMatching(`spiffe://[a-z]{1,5}/[a-z*]{1,5}`), func(s string) mesh.IdentityPattern { return mesh.IdentityPattern(s) })
+		return mesh.Source{
+			Identities: rapid.SliceOfN(pattern, 0, 3).Draw(t, "identities"), NotIdentities: rapid.SliceOfN(pattern, 0, 3).Draw(t, "not identities"),
+			Namespaces: rapid.SliceOfN(genName(), 0, 3).Draw(t, "namespaces"), NotNamespaces: rapid.SliceOfN(genName(), 0, 3).Draw(t, "not namespaces"),
+			IPBlocks: rapid.SliceOfN(genBlock(), 0, 3).Draw(t, "blocks"), NotIPBlocks: rapid.SliceOfN(genBlock(), 0, 3).Draw(t, "not blocks"),
+		}
+	})
+}
+
+func genRule() *rapid.Generator[mesh.Rule] {
+	return rapid.Custom(func(t *rapid.T) mesh.Rule {
+		to := rapid.Custom(func(t *rapid.T) mesh.Destination {
+			return mesh.Destination{Ports: rapid.SliceOfN(genPort(), 0, 3).Draw(t, "ports"), NotPorts: rapid.SliceOfN(genPort(), 0, 3).Draw(t, "not ports")}
+		})
+		return mesh.Rule{From: rapid.SliceOfN(genSource(), 0, 3).Draw(t, "from"), To: rapid.SliceOfN(to, 0, 3).Draw(t, "to")}
+	})
+}
+
+func genLabels() *rapid.Generator[map[string]string] {
+	return rapid.MapOfN(genName(), rapid.String(), 0, 4)
+}
+
+// roundTrip encodes, decodes and compares; encoding twice gives the same bytes.
+func roundTrip[T any](t *rapid.T, want *T, encode func(*T) (*Resource, error), got func(*decoded) *T) {
+	t.Helper()
+	r, err := encode(want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := encode(want)
+	if err != nil || again.Version != r.Version {
+		t.Fatalf("encodings differ: %v", err)
+	}
+	d, err := decodeResource(r.Kind, r.Name, r.Version, r.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got(d), equalModel()); diff != "" {
+		t.Fatal(diff)
+	}
+}
+
+func TestRoundTrip(t *testing.T) {
+	t.Run("settings", rapid.MakeCheck(func(t *rapid.T) {
+		roundTrip(t, &mesh.Settings{TrustDomain: spiffeid.RequireTrustDomainFromString("test.example"),
+			ClusterRanges: rapid.SliceOfN(genBlock(), 0, 4).Draw(t, "ranges"), Egress: genEgress().Draw(t, "egress"),
+			EgressNamespaces:  rapid.MapOfN(genName(), genEgress(), 0, 4).Draw(t, "namespaces"),
+			RevokedIdentities: rapid.SliceOfN(genID(), 0, 3).Draw(t, "revoked")}, EncodeSettings, func(d *decoded) *mesh.Settings { return d.settings })
+	}))
+	t.Run("workload", rapid.MakeCheck(func(t *rapid.T) {
+		roundTrip(t, &mesh.Workload{Key: genKey().Draw(t, "key"), ServiceAccount: genName().Draw(t, "account"), Node: genName().Draw(t, "node"),
+			Identity: genID().Draw(t, "identity"), Addresses: rapid.SliceOfN(genAddr(), 1, 4).Draw(t, "addresses"), Labels: genLabels().Draw(t, "labels"),
+			Enrolled: rapid.Bool().Draw(t, "enrolled"), Ready: rapid.Bool().Draw(t, "ready"), NetNS: rapid.String().Draw(t, "netns"),
+			Mode: genMode().Draw(t, "mode"), PortModes: rapid.MapOfN(genPort(), genMode(), 0, 4).Draw(t, "port modes"),
+			ProbePorts: rapid.SliceOfN(genPort(), 0, 4).Draw(t, "probe ports")}, EncodeWorkload, func(d *decoded) *mesh.Workload { return d.workload })
+	}))
+	t.Run("service", rapid.MakeCheck(func(t *rapid.T) {
+		port := rapid.Custom(func(t *rapid.T) mesh.ServicePort {
+			return mesh.ServicePort{Name: rapid.String().Draw(t, "name"), Port: genPort().Draw(t, "port"), TargetPort: genPort().Draw(t, "target")}
+		})
+		roundTrip(t, &mesh.Service{Key: genKey().Draw(t, "key"), Addresses: rapid.SliceOfN(genAddr(), 0, 3).Draw(t, "addresses"),
+			Ports: rapid.SliceOfN(port, 0, 3).Draw(t, "ports"), Endpoints: rapid.SliceOfN(genKey(), 0, 5).Draw(t, "endpoints")},
+			EncodeService, func(d *decoded) *mesh.Service { return d.service })
+	}))
+	t.Run("policy", rapid.MakeCheck(func(t *rapid.T) {
+		roundTrip(t, &mesh.Policy{Key: genKey().Draw(t, "key"), Action: rapid.SampledFrom([]mesh.Action{mesh.ActionAllow, mesh.ActionDeny, mesh.ActionAudit}).Draw(t, "action"),
+			Selector: genLabels().Draw(t, "selector"), Rules: rapid.SliceOfN(genRule(), 0, 4).Draw(t, "rules")}, EncodePolicy, func(d *decoded) *mesh.Policy { return d.policy })
+	}))
+}
+
+func TestWhatMustNotBeDecoded(t *testing.T) {
+	key := &meshpb.ObjectKey{Namespace: "a", Name: "b"}
+	unknown := &meshpb.Policy{Key: key, Action: meshpb.Action_ACTION_DENY, Rules: []*meshpb.Rule{{From: []*meshpb.Source{{}}}}}
+	unknown.Rules[0].From[0].ProtoReflect().SetUnknown(protowire.AppendVarint(protowire.AppendTag(nil, 99, protowire.VarintType), 1))
+	workload := func(change func(*meshpb.Workload)) *meshpb.Workload {
+		w := &meshpb.Workload{Key: key, Identity: "spiffe://t/ns/a/sa/b", Addresses: [][]byte{{10, 0, 0, 1}}}
+		change(w)
+		return w
+	}
+	for name, c := range map[string]struct {
+		kind Kind
+		m    proto.Message
+		says string
+	}{
+		"condition that is not known": {KindPolicy, unknown, "upgrade the agent"},
+		"action that got lost":        {KindPolicy, &meshpb.Policy{Key: key}, "action"},
+		"mode of tomorrow":            {KindWorkload, workload(func(w *meshpb.Workload) { w.Mode = 9 }), "mode"},
+		"no identity":                 {KindWorkload, workload(func(w *meshpb.Workload) { w.Identity = "" }), "identity"},
+		"mapped address":              {KindWorkload, workload(func(w *meshpb.Workload) { w.Addresses = [][]byte{append(make([]byte, 10), 255, 255, 1, 2, 3, 4)} }), "not mapped"},
+		"short address":               {KindWorkload, workload(func(w *meshpb.Workload) { w.Addresses = [][]byte{{1, 2}} }), "4 or 16"},
+		"port 70000":                  {KindWorkload, workload(func(w *meshpb.Workload) { w.ProbePorts = []uint32{70000} }), "70000"},
+		"label twice":                 {KindWorkload, workload(func(w *meshpb.Workload) { w.Labels = []*meshpb.Label{{Key: "a"}, {Key: "a"}} }), "twice"},
+		"port mode twice":             {KindWorkload, workload(func(w *meshpb.Workload) { w.PortModes = []*meshpb.PortMode{{Port: 1}, {Port: 1}} }), "twice"},
+		"egress that got lost":        {KindSettings, &meshpb.Settings{TrustDomain: "t"}, "egress"},
+		"no trust domain":             {KindSettings, &meshpb.Settings{Egress: meshpb.Egress_EGRESS_DENY}, "trust domain"},
+		"other name":                  {KindService, &meshpb.Service{Key: &meshpb.ObjectKey{Namespace: "a", Name: "c"}}, "contents are those of a/c"},
+		"a commit":                    {KindCommit, &meshpb.Commit{}, "not a kind"},
+	} {
+		body, err := proto.Marshal(c.m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resourceName := "a/b"
+		if c.kind == KindSettings {
+			resourceName = settingsName
+		}
+		_, err = decodeResource(c.kind, resourceName, versionOf(c.kind, resourceName, body), body)
+		if err == nil || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: got %v, want %q", name, err, c.says)
+		}
+	}
+}

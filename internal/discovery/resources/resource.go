@@ -1,0 +1,244 @@
+package resources
+
+import (
+	"cmp"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"hash"
+	"slices"
+	"strings"
+
+	"github.com/heddle-mesh/heddle/internal/mesh"
+)
+
+// Limits that both ends hold.
+const (
+	// MaxMessage is the size, in bytes, below which every message of the
+	// stream stays.
+	MaxMessage = 1 << 20
+	// maxResource bounds one encoded resource: it fits in a message with room
+	// for its envelope.
+	maxResource = MaxMessage - 16<<10
+	// MaxName bounds a resource's name.
+	MaxName = 1 << 10
+	// MaxSetBytes bounds the names and contents of one node's whole set, in
+	// memory and in the last good file.
+	MaxSetBytes = 256 << 20
+	// MaxSetSize bounds the number of resources of one node's set.
+	MaxSetSize = 1 << 20
+)
+
+// Kind is the type of a resource.
+type Kind uint8
+
+// The kinds, in the order in which a round carries them.
+const (
+	KindSettings Kind = iota
+	KindService
+	KindWorkload
+	KindPolicy
+	KindCount // number of kinds of which an agent holds resources
+	KindCommit
+)
+
+const typePrefix = "type.googleapis.com/heddle.mesh.v1alpha1."
+
+// Names of the resources of which there is one.
+const (
+	settingsName = "Settings"
+	CommitName   = "Commit"
+)
+
+// String returns the type's name, such as "Workload".
+func (k Kind) String() string {
+	switch k {
+	case KindSettings:
+		return "Settings"
+	case KindService:
+		return "Service"
+	case KindWorkload:
+		return "Workload"
+	case KindPolicy:
+		return "Policy"
+	case KindCommit:
+		return "Commit"
+	default:
+		return fmt.Sprintf("kind(%d)", uint8(k))
+	}
+}
+
+// TypeURL returns the name of the type on the wire.
+func (k Kind) TypeURL() string { return typePrefix + k.String() }
+
+// KindOf is the inverse of Kind.TypeURL.
+func KindOf(typeURL string) (Kind, error) {
+	for _, k := range []Kind{KindSettings, KindService, KindWorkload, KindPolicy, KindCommit} {
+		if k.TypeURL() == typeURL {
+			return k, nil
+		}
+	}
+	return 0, fmt.Errorf("unknown resource type %.100q", typeURL)
+}
+
+// Ref names one version of one resource.
+type Ref struct {
+	Kind Kind
+	Name string
+	// Version is the hash of kind, name and body; see versionOf.
+	Version string
+}
+
+// CompareRefs orders by kind and name: the order of a set's hash.
+func CompareRefs(a, b Ref) int {
+	return cmp.Or(cmp.Compare(a.Kind, b.Kind), strings.Compare(a.Name, b.Name))
+}
+
+// Resource is one encoded object; immutable.
+type Resource struct {
+	Ref
+	Body []byte
+}
+
+func newResource(k Kind, name string, body []byte) *Resource {
+	return &Resource{Ref: Ref{k, name, versionOf(k, name, body)}, Body: body}
+}
+
+// versionOf returns the first 128 bits, in hex, of a hash over the length-
+// prefixed parts. The receiver computes it anew from the bytes it got, so that
+// the signed hash over names and versions covers the contents.
+func versionOf(k Kind, name string, body []byte) string {
+	h := sha256.New()
+	writePart(h, k.TypeURL())
+	writePart(h, name)
+	h.Write(body)
+	return hex.EncodeToString(h.Sum(nil)[:16])
+}
+
+func writePart(h hash.Hash, part string) {
+	var size [4]byte
+	binary.BigEndian.PutUint32(size[:], uint32(len(part)))
+	h.Write(size[:])
+	h.Write([]byte(part))
+}
+
+// Hash hashes the names and versions of a whole set, which must be sorted.
+func Hash(refs []Ref) []byte {
+	h := sha256.New()
+	for i := range refs {
+		writePart(h, refs[i].Kind.String())
+		writePart(h, refs[i].Name)
+		writePart(h, refs[i].Version)
+	}
+	return h.Sum(nil)
+}
+
+// Commit is what closes a round. All of it is under the signature.
+type Commit struct {
+	Node     string
+	Revision string
+	Epoch    uint64
+	Hash     []byte
+	// signature is by the operator's configuration key, over message.
+	signature []byte
+}
+
+// message returns what is signed. Its first line keeps the signature from
+// meaning anything elsewhere; the node's name keeps one node's set, or last
+// good file, from being given to another.
+func (c *Commit) message() []byte {
+	m := []byte("heddle configuration commit 1\n")
+	for _, part := range []string{c.Node, c.Revision, string(c.Hash)} {
+		m = binary.BigEndian.AppendUint32(m, uint32(len(part)))
+		m = append(m, part...)
+	}
+	return binary.BigEndian.AppendUint64(m, c.Epoch)
+}
+
+// Sign signs all other fields.
+func (c *Commit) Sign(key ed25519.PrivateKey) { c.signature = ed25519.Sign(key, c.message()) }
+
+// verify reports whether one of the keys has signed.
+func (c *Commit) verify(keys []ed25519.PublicKey) bool {
+	return slices.ContainsFunc(keys, func(key ed25519.PublicKey) bool {
+		return len(key) == ed25519.PublicKeySize && ed25519.Verify(key, c.message(), c.signature)
+	})
+}
+
+// Version identifies the commit as a resource.
+func (c *Commit) Version() string { return versionOf(KindCommit, CommitName, c.message()) }
+
+// Changes is the difference between two sets.
+type Changes struct {
+	Upserts []*Resource
+	Removed []Ref
+}
+
+// Empty reports whether the two sets are equal.
+func (c Changes) Empty() bool { return len(c.Upserts) == 0 && len(c.Removed) == 0 }
+
+// Difference returns what turns the set that held describes into want; both
+// are sorted.
+func Difference(held []Ref, want []*Resource) Changes {
+	var c Changes
+	for len(held) > 0 || len(want) > 0 {
+		order := 0
+		switch {
+		case len(held) == 0:
+			order = 1
+		case len(want) == 0:
+			order = -1
+		default:
+			order = CompareRefs(held[0], want[0].Ref)
+		}
+		switch {
+		case order < 0:
+			c.Removed = append(c.Removed, held[0])
+			held = held[1:]
+		case order > 0:
+			c.Upserts = append(c.Upserts, want[0])
+			want = want[1:]
+		default:
+			if held[0].Version != want[0].Version {
+				c.Upserts = append(c.Upserts, want[0])
+			}
+			held, want = held[1:], want[1:]
+		}
+	}
+	return c
+}
+
+// RefsOf returns the references, in the same order.
+func RefsOf(resources []*Resource) []Ref {
+	refs := make([]Ref, len(resources))
+	for i, r := range resources {
+		refs[i] = r.Ref
+	}
+	return refs
+}
+
+// Sort puts resources into the order of CompareRefs.
+func Sort(resources []*Resource) {
+	slices.SortFunc(resources, func(a, b *Resource) int { return CompareRefs(a.Ref, b.Ref) })
+}
+
+// objects are the decoded parts of a View.
+type objects struct {
+	settings  *mesh.Settings
+	workloads []mesh.Workload
+	services  []mesh.Service
+	policies  []mesh.Policy
+}
+
+// checkSize refuses what no message, or no receiver, would take.
+func checkSize(r *Resource) error {
+	if len(r.Name) > MaxName {
+		return fmt.Errorf("encode %s %.80s...: the name has %d bytes, more than %d", r.Kind, r.Name, len(r.Name), MaxName)
+	}
+	if len(r.Body) > maxResource {
+		return fmt.Errorf("encode %s %s: %d bytes, more than %d: split it into several objects", r.Kind, r.Name, len(r.Body), maxResource)
+	}
+	return nil
+}

@@ -1,0 +1,362 @@
+package discovery
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"slices"
+	"strconv"
+	"time"
+
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/heddle-mesh/heddle/internal/discovery/resources"
+)
+
+func errDraining() error {
+	return status.Error(codes.Unavailable, "operator is draining: connect again")
+}
+
+// acceptedHeader, sent when a subscription is accepted, names the node.
+const acceptedHeader = "heddle-node"
+
+// maxUnanswered is how many messages of a round may be on their way. It bounds
+// what a slow agent makes the server buffer, and keeps the two ends from both
+// waiting to write.
+const maxUnanswered = 8
+
+// serverStream is one agent's stream. One goroutine runs serve; a second one
+// only receives.
+type serverStream struct {
+	server *Server
+	caller Caller
+	stream grpc.BidiStreamingServer[discoveryv3.DeltaDiscoveryRequest, discoveryv3.DeltaDiscoveryResponse]
+	log    *slog.Logger
+
+	requests chan *discoveryv3.DeltaDiscoveryRequest
+	received chan error // why receiving ended
+	expired  <-chan time.Time
+
+	// held is what the agent has applied, sorted; heldCommit the version of
+	// the commit that closed it.
+	held       []resources.Ref
+	heldCommit string
+	nonce      uint64
+	unanswered int
+	sizes      int // bytes of names and versions that the agent said it holds
+}
+
+func newServerStream(s *Server, caller Caller, stream grpc.BidiStreamingServer[discoveryv3.DeltaDiscoveryRequest, discoveryv3.DeltaDiscoveryResponse], log *slog.Logger) *serverStream {
+	return &serverStream{server: s, caller: caller, stream: stream, log: log,
+		requests: make(chan *discoveryv3.DeltaDiscoveryRequest), received: make(chan error, 1)}
+}
+
+// serve runs the stream. The receiving goroutine ends soon after serve has
+// returned, because gRPC then cancels the stream's context; Drain waits for
+// both.
+func (x *serverStream) serve() error {
+	ctx, cancel := context.WithCancel(x.stream.Context())
+	defer cancel()
+	x.server.streams.live.Add(1) // not the first: the caller of serve is counted
+	go x.receive(ctx)
+	if !x.caller.Until.IsZero() {
+		timer := time.NewTimer(time.Until(x.caller.Until))
+		defer timer.Stop()
+		x.expired = timer.C
+	}
+	if err := x.subscribe(); err != nil {
+		return err
+	}
+	// The agent learns that it is connected before there is anything to send.
+	if err := x.stream.SendHeader(metadata.Pairs(acceptedHeader, x.caller.Node)); err != nil {
+		return err
+	}
+	var done *Snapshot
+	for {
+		snapshot, changed := x.server.newest()
+		if snapshot != nil && snapshot != done {
+			if err := x.round(snapshot, done == nil); err != nil {
+				return err
+			}
+			done = snapshot
+		}
+		if err := x.idle(changed); err != nil {
+			return err
+		}
+	}
+}
+
+func (x *serverStream) receive(ctx context.Context) {
+	defer x.server.streams.live.Done()
+	for {
+		req, err := x.stream.Recv()
+		if err != nil {
+			x.received <- err
+			return
+		}
+		select {
+		case x.requests <- req:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// next returns the next request; it fails when the stream has to end.
+func (x *serverStream) next(timeout <-chan time.Time) (*discoveryv3.DeltaDiscoveryRequest, error) {
+	select {
+	case req := <-x.requests:
+		return req, nil
+	case err := <-x.received:
+		return nil, x.receiveEnded(err)
+	case <-timeout:
+		return nil, status.Error(codes.DeadlineExceeded, "agent does not answer")
+	case <-x.expired:
+		return nil, status.Error(codes.Unauthenticated, "the node's certificate has expired: connect again with a newer one")
+	case <-x.server.streams.drain:
+		return nil, errDraining()
+	}
+}
+
+func (x *serverStream) receiveEnded(err error) error {
+	if errors.Is(err, io.EOF) {
+		return status.Error(codes.Canceled, "agent closed the stream")
+	}
+	return err
+}
+
+// subscribe takes requests until the one for Commit, which comes last.
+func (x *serverStream) subscribe() error {
+	timer := time.NewTimer(x.server.cfg.AckTimeout)
+	defer timer.Stop()
+	var subscribed [resources.KindCount]bool
+	for first := true; ; first = false {
+		req, err := x.next(timer.C)
+		if err != nil {
+			return err
+		}
+		if err := x.checkNode(req, first); err != nil {
+			return err
+		}
+		k, err := resources.KindOf(req.GetTypeUrl())
+		if err != nil {
+			return status.Error(codes.InvalidArgument, err.Error())
+		}
+		if names := req.GetResourceNamesSubscribe(); len(names) != 1 || names[0] != "*" {
+			return status.Errorf(codes.InvalidArgument, "subscribe to %s: only \"*\" is served", k)
+		}
+		if err := x.hold(k, req.GetInitialResourceVersions()); err != nil {
+			return err
+		}
+		if k == resources.KindCommit {
+			if missing := slices.Index(subscribed[:], false); missing >= 0 {
+				return status.Errorf(codes.InvalidArgument, "subscribe to %s before Commit", resources.Kind(missing))
+			}
+			slices.SortFunc(x.held, resources.CompareRefs)
+			return nil
+		}
+		subscribed[k] = true
+	}
+}
+
+// checkNode holds the agent to its own name.
+func (x *serverStream) checkNode(req *discoveryv3.DeltaDiscoveryRequest, first bool) error {
+	if !first && req.GetNode() == nil {
+		return nil
+	}
+	if asked := req.GetNode().GetId(); asked != x.caller.Node {
+		return status.Errorf(codes.PermissionDenied, "node %q may not ask for the configuration of node %.100q", x.caller.Node, asked)
+	}
+	return nil
+}
+
+// hold notes what the agent says it has applied.
+func (x *serverStream) hold(k resources.Kind, versions map[string]string) error {
+	for name, version := range versions {
+		x.sizes += len(name) + len(version)
+		if x.sizes > resources.MaxSetBytes || len(x.held) >= resources.MaxSetSize || len(name) > resources.MaxName || len(version) > 64 {
+			return status.Error(codes.ResourceExhausted, "initial resource versions exceed their bounds")
+		}
+		if k == resources.KindCommit {
+			x.heldCommit = version
+			continue
+		}
+		x.held = append(x.held, resources.Ref{Kind: k, Name: name, Version: version})
+	}
+	return nil
+}
+
+// idle waits for a change, and then a moment for more of them.
+func (x *serverStream) idle(changed <-chan struct{}) error {
+	var settled <-chan time.Time
+	for {
+		select {
+		case <-changed:
+			changed = nil
+			timer := time.NewTimer(x.server.cfg.Coalesce)
+			defer timer.Stop()
+			settled = timer.C
+		case <-settled:
+			return nil
+		case req := <-x.requests:
+			if err := x.checkNode(req, false); err != nil {
+				return err
+			}
+			return status.Errorf(codes.InvalidArgument, "unexpected request for %.100q: subscriptions do not change on a stream", req.GetTypeUrl())
+		case err := <-x.received:
+			return x.receiveEnded(err)
+		case <-x.expired:
+			return status.Error(codes.Unauthenticated, "the node's certificate has expired: connect again with a newer one")
+		case <-x.server.streams.drain:
+			return errDraining()
+		}
+	}
+}
+
+// round brings the agent to a snapshot and waits for its answer. A refusal is
+// noted and does not end the stream: what the agent holds stays as it was, and
+// the next snapshot starts from there.
+func (x *serverStream) round(snapshot *Snapshot, first bool) error {
+	set := snapshot.forNode(x.caller.Node)
+	diff := resources.Difference(x.held, set.resources)
+	if diff.Empty() && x.heldCommit == set.commit.Version() && !first {
+		return nil
+	}
+	began := time.Now()
+	if err := x.sendChanges(diff, snapshot.view.Revision()); err != nil {
+		return err
+	}
+	last := &discoveryv3.DeltaDiscoveryResponse{TypeUrl: resources.KindCommit.TypeURL()}
+	if !diff.Empty() || x.heldCommit != set.commit.Version() {
+		body, err := resources.EncodeCommit(&set.commit)
+		if err != nil {
+			return status.Error(codes.Internal, err.Error())
+		}
+		last.Resources = []*discoveryv3.Resource{{Name: resources.CommitName, Version: set.commit.Version(),
+			Resource: &anypb.Any{TypeUrl: resources.KindCommit.TypeURL(), Value: body}}}
+	}
+	if err := x.send(last, snapshot.view.Revision()); err != nil {
+		return err
+	}
+	refusal, err := x.awaitAnswers(0)
+	if err != nil {
+		return err
+	}
+	x.finish(set, refusal, time.Since(began))
+	return nil
+}
+
+func (x *serverStream) finish(set *nodeSet, refusal string, took time.Duration) {
+	if refusal != "" {
+		x.log.Warn("node refused the configuration", "revision", set.commit.Revision, "epoch", set.commit.Epoch, "reason", refusal)
+		x.server.updateNode(x.caller.Node, func(n *NodeStatus) { n.LastError = refusal })
+		return
+	}
+	x.held, x.heldCommit = set.refs, set.commit.Version()
+	x.log.Debug("node applied the configuration", "revision", set.commit.Revision, "epoch", set.commit.Epoch, "took", took)
+	x.server.updateNode(x.caller.Node, func(n *NodeStatus) {
+		n.Revision, n.Epoch, n.AppliedAt, n.LastError = set.commit.Revision, set.commit.Epoch, time.Now(), ""
+	})
+}
+
+// sendChanges sends the difference in messages below MaxMessage, one kind each.
+func (x *serverStream) sendChanges(diff resources.Changes, revision string) error {
+	var msg *discoveryv3.DeltaDiscoveryResponse
+	size := 0
+	flush := func() error {
+		if msg == nil {
+			return nil
+		}
+		full := msg
+		msg, size = nil, 0
+		return x.send(full, revision)
+	}
+	begin := func(k resources.Kind, more int) error {
+		if msg != nil && (msg.TypeUrl != k.TypeURL() || size+more > resources.MaxMessage-4<<10) {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+		if msg == nil {
+			msg = &discoveryv3.DeltaDiscoveryResponse{TypeUrl: k.TypeURL()}
+		}
+		size += more
+		return nil
+	}
+	for _, r := range diff.Upserts {
+		// 128 covers the tags and lengths, 2 type URLs' worth the Any's.
+		if err := begin(r.Kind, len(r.Body)+len(r.Name)+len(r.Version)+len(r.Kind.TypeURL())+128); err != nil {
+			return err
+		}
+		msg.Resources = append(msg.Resources, &discoveryv3.Resource{Name: r.Name, Version: r.Version,
+			Resource: &anypb.Any{TypeUrl: r.Kind.TypeURL(), Value: r.Body}})
+	}
+	if err := flush(); err != nil {
+		return err
+	}
+	for _, r := range diff.Removed {
+		if err := begin(r.Kind, len(r.Name)+8); err != nil {
+			return err
+		}
+		msg.RemovedResources = append(msg.RemovedResources, r.Name)
+	}
+	return flush()
+}
+
+func (x *serverStream) send(msg *discoveryv3.DeltaDiscoveryResponse, revision string) error {
+	x.nonce++
+	msg.Nonce = strconv.FormatUint(x.nonce, 10)
+	msg.SystemVersionInfo = revision
+	if err := x.stream.Send(msg); err != nil {
+		return err
+	}
+	x.unanswered++
+	if x.unanswered < maxUnanswered {
+		return nil
+	}
+	// A refusal of a part is repeated in the answer to the commit.
+	_, err := x.awaitAnswers(maxUnanswered - 1)
+	return err
+}
+
+// awaitAnswers takes answers until at most this many messages are unanswered.
+// It returns the reason in the last answer, "" when that accepted.
+func (x *serverStream) awaitAnswers(atMost int) (refusal string, err error) {
+	for x.unanswered > atMost {
+		timer := time.NewTimer(x.server.cfg.AckTimeout)
+		req, err := x.next(timer.C)
+		timer.Stop()
+		if err != nil {
+			return "", err
+		}
+		if err := x.checkNode(req, false); err != nil {
+			return "", err
+		}
+		want := x.nonce - uint64(x.unanswered) + 1
+		if got, err := strconv.ParseUint(req.GetResponseNonce(), 10, 64); err != nil || got != want {
+			return "", status.Errorf(codes.InvalidArgument, "answer to message %.20q, expected %d: answers come in order", req.GetResponseNonce(), want)
+		}
+		x.unanswered--
+		refusal = ""
+		if detail := req.GetErrorDetail(); detail != nil {
+			refusal = truncate(detail.GetMessage(), 1000)
+			if refusal == "" {
+				refusal = "no reason given"
+			}
+		}
+	}
+	return refusal, nil
+}
+
+func truncate(s string, limit int) string {
+	if len(s) > limit {
+		return s[:limit] + "..."
+	}
+	return s
+}

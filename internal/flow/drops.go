@@ -1,0 +1,131 @@
+package flow
+
+import (
+	"context"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/heddle-mesh/heddle/internal/mesh"
+)
+
+const (
+	// dropsWindow is how long drops are collected before they become records.
+	dropsWindow = time.Second
+	// dropsPerPod bounds the records that one pod's drops become in one
+	// window: what is beyond becomes one record per reason without a peer.
+	dropsPerPod = 8
+	// dropsPerWindow bounds the records with a peer of one window, over all
+	// pods.
+	dropsPerWindow = 128
+)
+
+// Drops coalesces what the gate reports. Equal drops within a second become one
+// record with a count of packets, and what a pod's drops become in a second is
+// bounded, so that a pod that floods, even from changing ports to changing
+// addresses, cannot push other flows out of the Ring.
+type Drops struct {
+	sink Sink
+
+	mu      sync.Mutex
+	pending map[dropKey]*Record
+	order   []dropKey        // as first seen, so that records come in order
+	perPod  map[mesh.Key]int // distinct drops with a peer, by pod
+}
+
+// dropKey says which drops are equal. The ephemeral port of the source is not
+// in it: a client that tries again is the same drop.
+type dropKey struct {
+	pod, from   mesh.Key
+	reason      mesh.Reason
+	protocol    uint8
+	source      netip.Addr
+	destination netip.AddrPort
+}
+
+// NewDrops returns Drops that hand their records to sink.
+func NewDrops(sink Sink) *Drops {
+	return &Drops{sink: sink, pending: map[dropKey]*Record{}, perPod: map[mesh.Key]int{}}
+}
+
+// Add takes one drop. pod is the workload whose gate dropped it, one of r's
+// ends. r.Packets of 0 counts as 1; Direction and Verdict are set here. It
+// does not wait for the sink.
+func (d *Drops) Add(pod mesh.Key, r Record) {
+	r.Direction, r.Verdict, r.Packets = DirectionKernel, mesh.VerdictDeny, max(r.Packets, 1)
+	key := dropKey{pod: pod, from: r.Source.Workload, reason: r.Reason, protocol: r.Protocol,
+		source: r.Source.Addr.Addr(), destination: r.Destination.Addr}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.merge(key, &r) {
+		return
+	}
+	if d.perPod[pod] < dropsPerPod && len(d.order) < dropsPerWindow {
+		d.perPod[pod]++
+		d.put(key, r)
+		return
+	}
+	key, r = withoutPeer(pod, r)
+	if d.merge(key, &r) {
+		return
+	}
+	d.put(key, r)
+}
+
+// merge adds r to an equal pending record, if there is one.
+func (d *Drops) merge(key dropKey, r *Record) bool {
+	had, ok := d.pending[key]
+	if !ok {
+		return false
+	}
+	had.Packets += r.Packets
+	if last := r.Start.Add(r.Duration); last.Sub(had.Start) > had.Duration {
+		had.Duration = last.Sub(had.Start)
+	}
+	return true
+}
+
+func (d *Drops) put(key dropKey, r Record) {
+	d.pending[key] = &r
+	d.order = append(d.order, key)
+}
+
+// withoutPeer keeps of a drop the pod, on its side, and the reason.
+func withoutPeer(pod mesh.Key, r Record) (dropKey, Record) {
+	key := dropKey{pod: pod, reason: r.Reason}
+	r.Protocol, r.Detail = 0, "several peers"
+	if r.Destination.Workload == pod {
+		r.Source, r.Destination.Addr = Endpoint{}, netip.AddrPort{}
+		return key, r
+	}
+	key.from = pod
+	r.Source = Endpoint{Workload: pod, Identity: r.Source.Identity}
+	r.Destination = Endpoint{}
+	return key, r
+}
+
+// Flush turns what is pending into records.
+func (d *Drops) Flush() {
+	d.mu.Lock()
+	order, pending := d.order, d.pending
+	d.order, d.pending, d.perPod = nil, map[dropKey]*Record{}, map[mesh.Key]int{}
+	d.mu.Unlock()
+	for _, key := range order {
+		d.sink.Add(*pending[key])
+	}
+}
+
+// Run flushes every second until ctx is done, and once more then.
+func (d *Drops) Run(ctx context.Context) {
+	tick := time.NewTicker(dropsWindow)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			d.Flush()
+		case <-ctx.Done():
+			d.Flush()
+			return
+		}
+	}
+}

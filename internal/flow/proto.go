@@ -1,0 +1,194 @@
+package flow
+
+import (
+	"fmt"
+	"math"
+	"net/netip"
+	"time"
+
+	"github.com/heddle-mesh/heddle/api/meshpb"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// ToProto returns the record as the admin socket sends it.
+func (r *Record) ToProto() *meshpb.Flow {
+	p := &meshpb.Flow{
+		Id:            r.ID,
+		StartNs:       unixNano(r.Start),
+		DurationNs:    int64(r.Duration),
+		Direction:     r.Direction.String(),
+		Source:        r.Source.toProto(),
+		Destination:   r.Destination.toProto(),
+		Service:       keyWord(r.Service),
+		Node:          r.Node,
+		Verdict:       r.Verdict.String(),
+		Reason:        r.Reason.String(),
+		Policy:        keyWord(r.Policy),
+		BytesSent:     r.BytesSent,
+		BytesReceived: r.BytesReceived,
+		HandshakeNs:   int64(r.Timing.Handshake),
+		ConnectNs:     int64(r.Timing.Connect),
+		RttNs:         int64(r.Timing.RTT),
+		Retransmits:   r.Retransmits,
+		Transport:     r.Transport.String(),
+		Packets:       r.Packets,
+		Protocol:      uint32(r.Protocol),
+		Detail:        r.Detail,
+	}
+	if r.Policy != (mesh.Key{}) && r.Rule >= 0 && r.Rule <= math.MaxInt32 {
+		rule := int32(r.Rule)
+		p.Rule = &rule
+	}
+	return p
+}
+
+func (e *Endpoint) toProto() *meshpb.FlowEndpoint {
+	p := &meshpb.FlowEndpoint{Workload: keyWord(e.Workload)}
+	if !e.Identity.IsZero() {
+		p.Identity = e.Identity.String()
+	}
+	if e.Addr.IsValid() {
+		p.Address = e.Addr.String()
+	}
+	return p
+}
+
+// FromProto is the inverse of Record.ToProto. It refuses what this version does
+// not know; a program that only shows records need not call it.
+func FromProto(p *meshpb.Flow) (r Record, err error) {
+	r = Record{
+		ID: p.GetId(), Start: timeOf(p.GetStartNs()), Duration: time.Duration(p.GetDurationNs()),
+		Service: wordKey(p.GetService()), Node: p.GetNode(), Policy: wordKey(p.GetPolicy()), Rule: -1,
+		BytesSent: p.GetBytesSent(), BytesReceived: p.GetBytesReceived(),
+		Timing: Timing{
+			Handshake: time.Duration(p.GetHandshakeNs()), Connect: time.Duration(p.GetConnectNs()), RTT: time.Duration(p.GetRttNs()),
+		},
+		Retransmits: p.GetRetransmits(), Packets: p.GetPackets(), Protocol: uint8(p.GetProtocol()), Detail: p.GetDetail(),
+	}
+	if p.Rule != nil {
+		r.Rule = int(p.GetRule())
+	}
+	if r.Direction, err = ParseDirection(p.GetDirection()); err != nil {
+		return r, err
+	}
+	if r.Transport, err = ParseTransport(p.GetTransport()); err != nil {
+		return r, err
+	}
+	if r.Verdict, err = ParseVerdict(p.GetVerdict()); err != nil {
+		return r, err
+	}
+	if r.Reason, err = mesh.ParseReason(p.GetReason()); err != nil {
+		return r, err
+	}
+	if r.Source, err = endpointOf(p.GetSource()); err != nil {
+		return r, fmt.Errorf("source: %w", err)
+	}
+	if r.Destination, err = endpointOf(p.GetDestination()); err != nil {
+		return r, fmt.Errorf("destination: %w", err)
+	}
+	return r, nil
+}
+
+func endpointOf(p *meshpb.FlowEndpoint) (e Endpoint, err error) {
+	e.Workload = wordKey(p.GetWorkload())
+	if id := p.GetIdentity(); id != "" {
+		if e.Identity, err = spiffeid.FromString(id); err != nil {
+			return e, err
+		}
+	}
+	if addr := p.GetAddress(); addr != "" {
+		if e.Addr, err = netip.ParseAddrPort(addr); err != nil {
+			return e, err
+		}
+	}
+	return e, nil
+}
+
+// ToProto returns the filter as it goes over the admin socket.
+func (f *Filter) ToProto() *meshpb.FlowFilter {
+	p := &meshpb.FlowFilter{Namespaces: f.Namespaces, Identities: f.Identities, SinceNs: unixNano(f.Since)}
+	for _, k := range f.Workloads {
+		if k.Namespace == "" {
+			p.Workloads = append(p.Workloads, k.Name)
+		} else {
+			p.Workloads = append(p.Workloads, k.String())
+		}
+	}
+	for _, port := range f.Ports {
+		p.Ports = append(p.Ports, uint32(port))
+	}
+	p.Peers = words(f.Peers)
+	p.Verdicts = words(f.Verdicts)
+	p.Reasons = words(f.Reasons)
+	p.Directions = words(f.Directions)
+	p.Transports = words(f.Transports)
+	return p
+}
+
+func words[T fmt.Stringer](list []T) []string {
+	var out []string
+	for _, v := range list {
+		out = append(out, v.String())
+	}
+	return out
+}
+
+// FilterFromProto is the inverse of Filter.ToProto. It refuses unknown words
+// and lists of more than 64 values.
+func FilterFromProto(p *meshpb.FlowFilter) (Filter, error) {
+	f := Filter{Since: timeOf(p.GetSinceNs())}
+	for key, values := range map[string][]string{
+		"namespace": p.GetNamespaces(), "workload": p.GetWorkloads(), "identity": p.GetIdentities(), "peer": p.GetPeers(),
+		"verdict": p.GetVerdicts(), "reason": p.GetReasons(), "direction": p.GetDirections(), "transport": p.GetTransports(),
+	} {
+		if len(values) > maxFilterValues {
+			return Filter{}, fmt.Errorf("filter %s: %d values, more than %d", key, len(values), maxFilterValues)
+		}
+		for _, value := range values {
+			if err := f.add(key, value, time.Time{}); err != nil {
+				return Filter{}, fmt.Errorf("filter %s: %w", key, err)
+			}
+		}
+	}
+	if len(p.GetPorts()) > maxFilterValues {
+		return Filter{}, fmt.Errorf("filter port: %d values, more than %d", len(p.GetPorts()), maxFilterValues)
+	}
+	for _, port := range p.GetPorts() {
+		if port > math.MaxUint16 {
+			return Filter{}, fmt.Errorf("filter port: %d is not a port", port)
+		}
+		f.Ports = append(f.Ports, uint16(port))
+	}
+	return f, nil
+}
+
+// keyWord is "namespace/name", or "" for the zero Key.
+func keyWord(k mesh.Key) string {
+	if k == (mesh.Key{}) {
+		return ""
+	}
+	return k.String()
+}
+
+func wordKey(word string) mesh.Key {
+	if word == "" {
+		return mesh.Key{}
+	}
+	return parseWorkload(word)
+}
+
+// unixNano maps the zero time, which has no UnixNano, to 0.
+func unixNano(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixNano()
+}
+
+func timeOf(ns int64) time.Time {
+	if ns == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, ns)
+}

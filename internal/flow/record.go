@@ -1,0 +1,169 @@
+package flow
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// Record is one flow: a finished or refused connection, or packets that the
+// gate dropped. Record is a value; one that is in a Ring must not be changed.
+type Record struct {
+	// ID counts the records of one agent's life, from 1. The Ring gives it.
+	ID uint64
+	// Start is when the connection was accepted or the first packet dropped.
+	Start time.Time
+	// Duration runs from Start to the end of the connection, or to the last
+	// of the dropped packets.
+	Duration time.Duration
+	// Direction is seen from the workload of the agent that made the record.
+	Direction Direction
+	// Source opened the connection; Destination is the workload, or the
+	// address outside the mesh, that it reached or would have reached.
+	Source, Destination Endpoint
+	// Service is the service whose address was dialled; the zero Key for a
+	// direct dial.
+	Service mesh.Key
+	// Node is the node of the agent that made the record.
+	Node    string
+	Verdict mesh.Verdict
+	Reason  mesh.Reason
+	// Policy and Rule (from 0) decided; the zero Key and -1 when none did.
+	Policy mesh.Key
+	Rule   int
+	// BytesSent went from Source to Destination and BytesReceived back:
+	// payload of the application, without any framing.
+	BytesSent, BytesReceived uint64
+	Timing                   Timing
+	// Retransmits counts segments that the kernel sent again on the wire leg
+	// (tcp_info.tcpi_total_retrans).
+	Retransmits uint32
+	Transport   Transport
+	// Packets is how many dropped packets the record stands for; 0 unless
+	// Direction is DirectionKernel.
+	Packets uint64
+	// Protocol is the IP protocol number; 0 means TCP.
+	Protocol uint8
+	// Detail is an error's text or another hint for a person; never parsed.
+	Detail string
+}
+
+// Timing is what one connection waited for. A zero field was not measured.
+type Timing struct {
+	// Handshake is the TLS handshake of the tunnel connection; 0 for a stream
+	// on a warm one.
+	Handshake time.Duration
+	// Connect runs from the acceptance of the application's connection until
+	// the far end accepted it.
+	Connect time.Duration
+	// RTT is the smoothed round-trip time of the wire leg at the end of the
+	// flow (tcp_info.tcpi_rtt).
+	RTT time.Duration
+}
+
+// Endpoint is one end of a flow. The zero Key or ID means not known.
+type Endpoint struct {
+	Workload mesh.Key
+	// Identity of a peer was proved by mutual TLS; that of the agent's own
+	// workload is the one of its SVID.
+	Identity spiffeid.ID
+	Addr     netip.AddrPort
+}
+
+// Direction says which of an agent's jobs a record is about.
+type Direction uint8
+
+// The directions. DirectionLocal is a connection between two workloads of one
+// node, which the agent saw from both ends.
+const (
+	DirectionOutbound Direction = iota
+	DirectionInbound
+	DirectionLocal
+	DirectionKernel
+)
+
+// Directions returns every direction.
+func Directions() []Direction {
+	return []Direction{DirectionOutbound, DirectionInbound, DirectionLocal, DirectionKernel}
+}
+
+// String returns "outbound", "inbound", "local" or "kernel".
+func (d Direction) String() string {
+	switch d {
+	case DirectionOutbound:
+		return "outbound"
+	case DirectionInbound:
+		return "inbound"
+	case DirectionLocal:
+		return "local"
+	case DirectionKernel:
+		return "kernel"
+	default:
+		return fmt.Sprintf("Direction(%d)", uint8(d))
+	}
+}
+
+// ParseDirection is the inverse of Direction.String.
+func ParseDirection(word string) (Direction, error) {
+	for _, d := range Directions() {
+		if d.String() == word {
+			return d, nil
+		}
+	}
+	return 0, fmt.Errorf("unknown direction %q: use outbound, inbound, local or kernel", word)
+}
+
+// Transport says how the bytes of a flow travelled between the workloads.
+type Transport uint8
+
+// The transports. TransportNone is that of a refused connection.
+const (
+	TransportNone Transport = iota
+	TransportTunnel
+	TransportSplice
+	TransportPlaintext
+)
+
+// Transports returns every transport.
+func Transports() []Transport {
+	return []Transport{TransportNone, TransportTunnel, TransportSplice, TransportPlaintext}
+}
+
+// String returns "none", "tunnel", "splice" or "plaintext".
+func (t Transport) String() string {
+	switch t {
+	case TransportNone:
+		return "none"
+	case TransportTunnel:
+		return "tunnel"
+	case TransportSplice:
+		return "splice"
+	case TransportPlaintext:
+		return "plaintext"
+	default:
+		return fmt.Sprintf("Transport(%d)", uint8(t))
+	}
+}
+
+// ParseTransport is the inverse of Transport.String.
+func ParseTransport(word string) (Transport, error) {
+	for _, t := range Transports() {
+		if t.String() == word {
+			return t, nil
+		}
+	}
+	return 0, fmt.Errorf("unknown transport %q: use tunnel, splice, plaintext or none", word)
+}
+
+// ParseVerdict is the inverse of mesh.Verdict.String.
+func ParseVerdict(word string) (mesh.Verdict, error) {
+	for _, v := range []mesh.Verdict{mesh.VerdictDeny, mesh.VerdictAllow, mesh.VerdictAudit} {
+		if v.String() == word {
+			return v, nil
+		}
+	}
+	return 0, fmt.Errorf("unknown verdict %q: use allow, deny or audit", word)
+}

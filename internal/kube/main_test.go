@@ -1,0 +1,143 @@
+package kube
+
+import (
+	"bytes"
+	"flag"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"testing/fstest"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/tools/txtar"
+
+	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/testenv"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+// update rewrites the "want" files of the golden tests:
+// go test ./internal/kube -update
+var update = flag.Bool("update", false, "rewrite golden files")
+
+// TestGolden reads every archive of testdata as a folder. Its file "want" has
+// what comes out: the model and the warnings, or the problems. Archives in good
+// must compile, those in bad must not.
+func TestGolden(t *testing.T) {
+	files, err := filepath.Glob("testdata/*/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no golden files: %v", err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(strings.TrimPrefix(file, "testdata/"), ".txtar"), func(t *testing.T) { golden(t, file) })
+	}
+}
+
+func golden(t *testing.T, file string) {
+	archive, err := txtar.ParseFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	folder, want := fstest.MapFS{}, ""
+	at := -1
+	for i, f := range archive.Files {
+		if f.Name == "want" {
+			want, at = string(f.Data), i
+			continue
+		}
+		folder[f.Name] = &fstest.MapFile{Data: f.Data}
+	}
+	got, ok := outcome(t, folder)
+	if good := strings.Contains(file, "/good/"); good != ok {
+		t.Errorf("compiled: %v, want %v", ok, good)
+	}
+	if *update {
+		if at < 0 {
+			archive.Files = append(archive.Files, txtar.File{Name: "want"})
+			at = len(archive.Files) - 1
+		}
+		archive.Files[at].Data = []byte(got)
+		if err := os.WriteFile(file, txtar.Format(archive), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got (go test ./internal/kube -update accepts it):\n%s", diff)
+	}
+}
+
+// outcome returns what a folder comes to, as text, and whether it compiled.
+func outcome(t *testing.T, folder fstest.MapFS) (string, bool) {
+	objs, err := LoadFolder(folder)
+	if err != nil {
+		return problemText(t, err), false
+	}
+	compiled, err := Compile(objs)
+	if err != nil {
+		return problemText(t, err), false
+	}
+	var b bytes.Buffer
+	dump(&b, compiled)
+	for _, w := range compiled.Warnings {
+		fmt.Fprintln(&b, "warning:", w)
+	}
+	if _, err := compiled.View("r"); err != nil {
+		t.Errorf("compiled, but makes no view: %v", err)
+	}
+	return b.String(), true
+}
+
+func problemText(t *testing.T, err error) string {
+	var b strings.Builder
+	problems := Problems(err)
+	if len(problems) == 0 {
+		t.Errorf("error without problems: %v", err)
+	}
+	for _, p := range problems {
+		if !strings.Contains(err.Error(), p.Error()) {
+			t.Errorf("error does not say %v", p)
+		}
+		fmt.Fprintln(&b, p)
+	}
+	return b.String()
+}
+
+// dump writes the model as people would say it, one line per fact.
+func dump(b *bytes.Buffer, c *Compiled) {
+	s := &c.Settings
+	fmt.Fprintf(b, "mesh %s ranges=%v egress=%v", s.TrustDomain, s.ClusterRanges, egressName(s.Egress))
+	for _, ns := range slices.Sorted(maps.Keys(s.EgressNamespaces)) {
+		fmt.Fprintf(b, " egress[%s]=%v", ns, egressName(s.EgressNamespaces[ns]))
+	}
+	fmt.Fprintf(b, " revoked=%v\n", s.RevokedIdentities)
+	for _, w := range c.Workloads {
+		fmt.Fprintf(b, "workload %v node=%s identity=%v addresses=%v labels=%v enrolled=%v ready=%v netns=%q mode=%v",
+			w.Key, w.Node, w.Identity, w.Addresses, w.Labels, w.Enrolled, w.Ready, w.NetNS, w.Mode)
+		for _, port := range slices.Sorted(maps.Keys(w.PortModes)) {
+			fmt.Fprintf(b, " mode[%d]=%v", port, w.PortModes[port])
+		}
+		fmt.Fprintf(b, " probes=%v\n", w.ProbePorts)
+	}
+	for _, svc := range c.Services {
+		fmt.Fprintf(b, "service %v hostname=%s addresses=%v ports=%v endpoints=%v\n", svc.Key, svc.Hostname(), svc.Addresses, svc.Ports, svc.Endpoints)
+	}
+	for _, p := range c.Policies {
+		fmt.Fprintf(b, "policy %v %v selector=%v\n", p.Key, p.Action, p.Selector)
+		for i, r := range p.Rules {
+			fmt.Fprintf(b, "  rule %d from=%+v to=%+v\n", i, r.From, r.To)
+		}
+	}
+}
+
+func egressName(m mesh.EgressMode) string {
+	if m == mesh.EgressDeny {
+		return "DENY"
+	}
+	return "ALLOW"
+}

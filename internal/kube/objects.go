@@ -1,0 +1,62 @@
+package kube
+
+import (
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/heddle-mesh/heddle/api/v1alpha1"
+	"github.com/heddle-mesh/heddle/internal/kube/folder"
+)
+
+// Sourced is an object and where it was read.
+type Sourced[T any] struct {
+	Value  *T
+	Origin Origin
+}
+
+// Objects are what the mesh is configured by, by kind. No two of one kind have
+// the same namespace and name.
+type Objects struct {
+	Namespaces            []Sourced[corev1.Namespace]
+	Services              []Sourced[corev1.Service]
+	Meshes                []Sourced[v1alpha1.Mesh]
+	Workloads             []Sourced[v1alpha1.Workload]
+	PeerAuthentications   []Sourced[v1alpha1.PeerAuthentication]
+	AuthorizationPolicies []Sourced[v1alpha1.AuthorizationPolicy]
+	// Pods, Slices and Zones (the zone of each node, by its name) come from a
+	// cluster only. Slices are those of services without a selector.
+	Pods   []*Pod
+	Slices []*EndpointSlice
+	Zones  map[string]string
+	// Digest is a hash of what was read, in hexadecimal: equal folders have
+	// equal ones. Empty unless the objects came from a folder.
+	Digest string
+}
+
+// kinds are those that a folder may hold; what is read goes into objs.
+func kinds(objs *Objects) []folder.Kind {
+	heddle := v1alpha1.GroupVersion().String()
+	return []folder.Kind{
+		{APIVersion: "v1", Name: "Namespace", Read: reader(&objs.Namespaces)},
+		{APIVersion: "v1", Name: "Service", Namespaced: true, Read: reader(&objs.Services)},
+		{APIVersion: heddle, Name: "Mesh", Read: reader(&objs.Meshes)},
+		{APIVersion: heddle, Name: "Workload", Namespaced: true, Read: reader(&objs.Workloads)},
+		{APIVersion: heddle, Name: "PeerAuthentication", Namespaced: true, Read: reader(&objs.PeerAuthentications)},
+		{APIVersion: heddle, Name: "AuthorizationPolicy", Namespaced: true, Read: reader(&objs.AuthorizationPolicies)},
+	}
+}
+
+// reader makes the Read function of a kind whose objects are kept in list.
+func reader[T any, P interface {
+	*T
+	metav1.Object
+}](list *[]Sourced[T]) func(*folder.Document) metav1.Object {
+	return func(doc *folder.Document) metav1.Object {
+		value := P(new(T))
+		if !doc.Decode(value) {
+			return nil
+		}
+		*list = append(*list, Sourced[T]{Value: value, Origin: doc.Origin()})
+		return value
+	}
+}

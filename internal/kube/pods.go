@@ -1,0 +1,158 @@
+package kube
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	"github.com/heddle-mesh/heddle/internal/mesh"
+)
+
+// Pod is what the mesh needs to know of a pod, and no more: there are many. It
+// must not be changed. Package trim makes one.
+type Pod struct {
+	Namespace, Name, UID string
+	// Node is "" until the pod is scheduled; ServiceAccount is never empty.
+	Node, ServiceAccount string
+	Labels               map[string]string
+	// Addresses are unmapped; none until the pod has its network.
+	Addresses []netip.Addr
+	// ProbePorts are TCP ports that the kubelet probes.
+	ProbePorts []uint16
+	// Ports are the container ports that have a name.
+	Ports []NamedPort
+	// Created is in seconds of Unix time.
+	Created int64
+	Ready   bool
+	// Terminating pods have a deletion timestamp: they get no new connections.
+	Terminating bool
+	// HostNetwork pods are in their node's network namespace.
+	HostNetwork bool
+	// Finished pods have ended: their addresses may be others' by now.
+	Finished bool
+}
+
+// NamedPort is a TCP port with a name.
+type NamedPort struct {
+	Name string
+	Port uint16
+}
+
+// Key returns the pod's namespace and name.
+func (p *Pod) Key() mesh.Key { return mesh.Key{Namespace: p.Namespace, Name: p.Name} }
+
+// maxLabelBytes bounds what a pod may say in labels, which every agent is told.
+const maxLabelBytes = 16 << 10
+
+// before reports whether a pod is the one of two that has an address which both
+// say is theirs, as is so for moments when it is used again: the one that lives,
+// then the newer one.
+func (p *Pod) before(other *Pod) bool {
+	return cmp.Or(compareBools(p.Terminating, other.Terminating), cmp.Compare(other.Created, p.Created), p.Key().Compare(other.Key())) < 0
+}
+
+// isWorkload leaves out pods that are not there yet, or no more, and those in
+// their nodes' networks.
+func (c *compiler) isWorkload(p *Pod) bool {
+	_, known := c.namespaces[p.Namespace]
+	return known && !p.Finished && p.Node != "" && !p.HostNetwork
+}
+
+// compilePods adds the cluster's pods.
+func (c *compiler) compilePods(authentications map[string][]authentication) {
+	pods := slices.Clone(c.objs.Pods)
+	slices.SortFunc(pods, func(a, b *Pod) int { return a.Key().Compare(b.Key()) })
+	has := make(map[netip.Addr]*Pod, len(pods))
+	for _, p := range pods {
+		for _, addr := range p.Addresses {
+			if first := has[addr]; c.isWorkload(p) && (first == nil || p.before(first)) {
+				has[addr] = p
+			}
+		}
+	}
+	c.out.Workloads = make([]mesh.Workload, 0, len(pods)+len(c.objs.Workloads))
+	for _, p := range pods {
+		enrolls, known := c.namespaces[p.Namespace]
+		if !known || p.Finished || p.Node == "" {
+			continue // not yet, or no more
+		}
+		s := c.subjectOf(Ref{Kind: "Pod", Namespace: p.Namespace, Name: p.Name}, Origin{})
+		enrolled, given := s.enrolled(p.Labels)
+		enrolled = enrolled || !given && enrolls
+		if p.HostNetwork {
+			c.hosts[p.Namespace] = append(c.hosts[p.Namespace], p)
+			if enrolled {
+				s.problem("spec.hostNetwork", "take hostNetwork out, or label the pod heddle.dev/mesh: disabled",
+					"is set: in the network of its node a pod cannot be told from the node itself, so it goes on outside the mesh")
+			}
+			continue
+		}
+		if w, ok := s.podWorkload(p, enrolled, authentications[p.Namespace], has); ok {
+			c.pods[p.Key()] = p
+			c.out.Workloads = append(c.out.Workloads, w)
+		}
+	}
+}
+
+// podWorkload returns false when no connection could have to do with the pod.
+func (s subject) podWorkload(p *Pod, enrolled bool, authentications []authentication, has map[netip.Addr]*Pod) (mesh.Workload, bool) {
+	c := s.compiler
+	out := mesh.Workload{
+		Key: p.Key(), ServiceAccount: p.ServiceAccount, Node: p.Node, UID: p.UID, Zone: c.objs.Zones[p.Node], Labels: p.Labels,
+		Enrolled: enrolled, Ready: p.Ready && !p.Terminating,
+	}
+	size := 0
+	for key, value := range p.Labels {
+		size += len(key) + len(value)
+	}
+	if size > maxLabelBytes {
+		s.problem("metadata.labels", "keep what no selector needs in annotations", "have %d bytes, more than the %d that agents take", size, maxLabelBytes)
+		return out, false
+	}
+	account := mesh.Key{Namespace: p.Namespace, Name: p.ServiceAccount}
+	id, known := c.identities[account] // one text for all pods that share it
+	if !known {
+		var err error
+		if id, err = mesh.IdentityFor(c.out.Settings.TrustDomain, p.Namespace, p.ServiceAccount); err != nil {
+			s.problem("spec.serviceAccountName", "rename the service account", "%v", err)
+			return out, false
+		}
+		c.identities[account] = id
+	}
+	out.Identity = id
+	for _, addr := range p.Addresses {
+		if first := has[addr]; first != p {
+			s.problem("status.podIPs", "give every workload and service addresses of its own", "address %s is used twice: it is also that of Pod %s", addr, first.Key())
+			continue
+		}
+		if s.claim("status.podIPs", addr) {
+			out.Addresses = append(out.Addresses, addr)
+		}
+	}
+	slices.SortFunc(out.Addresses, netipCompare)
+	for _, port := range p.ProbePorts {
+		if enrolled && mesh.ReservedPort(port) {
+			s.problem("spec.containers", "let the container listen elsewhere", "probes port %d, which is the agent's own in an enrolled pod", port)
+			continue
+		}
+		out.ProbePorts = append(out.ProbePorts, port)
+	}
+	out.Mode, out.PortModes = resolve(authentications, p.Labels, c.strict)
+	if len(out.Addresses) == 0 {
+		out.Ready = false
+		// One that is being set up is told to its node; one whose addresses are
+		// all refused must not be taken for that.
+		return out, enrolled && len(p.Addresses) == 0
+	}
+	return out, true
+}
+
+func compareBools(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	}
+	return 1
+}

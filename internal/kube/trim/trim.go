@@ -1,0 +1,195 @@
+// Package trim reduces objects of a Kubernetes API server to what the model
+// needs: a pod of some ten kilobytes to some three hundred bytes, so that an
+// operator can know tens of thousands of them. Equal texts and label sets are
+// kept once. It watches nothing and compiles nothing.
+//
+// A Trimmer may be used from one goroutine at a time; what it returns is
+// immutable and may be shared.
+package trim
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/heddle-mesh/heddle/internal/kube"
+)
+
+// maxKept bounds what is kept to be shared. Beyond it, sharing begins anew: what
+// was shared stays as it is.
+const maxKept = 1 << 16
+
+// Trimmer keeps texts and label sets that many objects have in common.
+type Trimmer struct {
+	texts  map[string]string
+	labels map[string]map[string]string // by canonical text
+}
+
+// New returns a Trimmer that shares nothing yet.
+func New() *Trimmer {
+	return &Trimmer{texts: map[string]string{}, labels: map[string]map[string]string{}}
+}
+
+func (t *Trimmer) text(s string) string {
+	if kept, ok := t.texts[s]; ok {
+		return kept
+	}
+	if len(t.texts) >= maxKept {
+		clear(t.texts)
+	}
+	// A decoded object's texts may share one large array, which this would keep.
+	s = strings.Clone(s)
+	t.texts[s] = s
+	return s
+}
+
+func (t *Trimmer) labelSet(labels map[string]string) map[string]string {
+	if len(labels) == 0 {
+		return nil
+	}
+	var b strings.Builder
+	for _, key := range slices.Sorted(maps.Keys(labels)) {
+		b.WriteString(key)
+		b.WriteByte('=') // neither has one
+		b.WriteString(labels[key])
+		b.WriteByte(',')
+	}
+	if kept, ok := t.labels[b.String()]; ok {
+		return kept
+	}
+	if len(t.labels) >= maxKept {
+		clear(t.labels)
+	}
+	kept := make(map[string]string, len(labels))
+	for key, value := range labels {
+		kept[t.text(key)] = t.text(value)
+	}
+	t.labels[b.String()] = kept
+	return kept
+}
+
+// Pod trims a pod.
+func (t *Trimmer) Pod(p *corev1.Pod) *kube.Pod {
+	out := &kube.Pod{
+		Namespace: t.text(p.Namespace), Name: strings.Clone(p.Name), UID: strings.Clone(string(p.UID)),
+		Node: t.text(p.Spec.NodeName), ServiceAccount: t.text(p.Spec.ServiceAccountName), Labels: t.labelSet(p.Labels),
+		Created: p.CreationTimestamp.Unix(), Terminating: p.DeletionTimestamp != nil, HostNetwork: p.Spec.HostNetwork,
+		Finished: p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed,
+	}
+	if out.ServiceAccount == "" {
+		out.ServiceAccount = "default"
+	}
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodReady {
+			out.Ready = c.Status == corev1.ConditionTrue
+		}
+	}
+	texts := make([]string, 0, 2)
+	for _, ip := range p.Status.PodIPs {
+		texts = append(texts, ip.IP)
+	}
+	if len(texts) == 0 && p.Status.PodIP != "" {
+		texts = append(texts, p.Status.PodIP)
+	}
+	out.Addresses = addresses(texts)
+	for i := range p.Spec.InitContainers {
+		// Only sidecars live on, and only they are probed.
+		if policy := p.Spec.InitContainers[i].RestartPolicy; policy != nil && *policy == corev1.ContainerRestartPolicyAlways {
+			t.container(out, &p.Spec.InitContainers[i])
+		}
+	}
+	for i := range p.Spec.Containers {
+		t.container(out, &p.Spec.Containers[i])
+	}
+	slices.Sort(out.ProbePorts)
+	out.ProbePorts = slices.Clip(slices.Compact(out.ProbePorts))
+	return out
+}
+
+func addresses(texts []string) []netip.Addr {
+	var all []netip.Addr
+	for _, text := range texts {
+		if addr, err := netip.ParseAddr(text); err == nil {
+			all = append(all, addr.Unmap())
+		}
+	}
+	return slices.Clip(all)
+}
+
+func (t *Trimmer) container(out *kube.Pod, c *corev1.Container) {
+	for _, port := range c.Ports {
+		if port.Name != "" && (port.Protocol == "" || port.Protocol == corev1.ProtocolTCP) && valid(port.ContainerPort) {
+			out.Ports = append(out.Ports, kube.NamedPort{Name: t.text(port.Name), Port: uint16(port.ContainerPort)})
+		}
+	}
+	for _, probe := range []*corev1.Probe{c.LivenessProbe, c.ReadinessProbe, c.StartupProbe} {
+		if probe == nil {
+			continue
+		}
+		switch {
+		case probe.HTTPGet != nil:
+			out.ProbePorts = append(out.ProbePorts, portOf(probe.HTTPGet.Port, c)...)
+		case probe.TCPSocket != nil:
+			out.ProbePorts = append(out.ProbePorts, portOf(probe.TCPSocket.Port, c)...)
+		case probe.GRPC != nil && valid(probe.GRPC.Port):
+			out.ProbePorts = append(out.ProbePorts, uint16(probe.GRPC.Port))
+		}
+	}
+}
+
+func valid(port int32) bool { return port >= 1 && port <= 65535 }
+
+// portOf returns the port that a probe goes to, by number or by the name that
+// its container gives one; none when there is no such port.
+func portOf(port intstr.IntOrString, c *corev1.Container) []uint16 {
+	number := port.IntVal
+	if port.Type == intstr.String {
+		number = 0
+		for _, p := range c.Ports {
+			if p.Name == port.StrVal {
+				number = p.ContainerPort
+			}
+		}
+	}
+	if !valid(number) {
+		return nil
+	}
+	return []uint16{uint16(number)}
+}
+
+// EndpointSlice trims a slice; it returns nil for one that is of no service, or
+// of names rather than addresses.
+func (t *Trimmer) EndpointSlice(s *discoveryv1.EndpointSlice) *kube.EndpointSlice {
+	service := s.Labels[discoveryv1.LabelServiceName]
+	if service == "" || s.AddressType == discoveryv1.AddressTypeFQDN {
+		return nil
+	}
+	out := &kube.EndpointSlice{Namespace: t.text(s.Namespace), Name: strings.Clone(s.Name), Service: t.text(service)}
+	for _, port := range s.Ports {
+		if port.Port == nil || !valid(*port.Port) || port.Protocol != nil && *port.Protocol != corev1.ProtocolTCP {
+			continue
+		}
+		named := kube.NamedPort{Port: uint16(*port.Port)}
+		if port.Name != nil {
+			named.Name = t.text(*port.Name)
+		}
+		out.Ports = append(out.Ports, named)
+	}
+	for i := range s.Endpoints {
+		e := &s.Endpoints[i]
+		ready := e.Conditions.Ready == nil || *e.Conditions.Ready
+		if terminating := e.Conditions.Terminating; !ready || terminating != nil && *terminating {
+			continue
+		}
+		out.Ready = append(out.Ready, addresses(e.Addresses)...)
+	}
+	return out
+}
+
+// Zone returns the zone of a node, "" when it has none.
+func (t *Trimmer) Zone(n *corev1.Node) string { return t.text(n.Labels[corev1.LabelTopologyZone]) }

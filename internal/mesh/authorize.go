@@ -1,0 +1,115 @@
+package mesh
+
+import (
+	"net/netip"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// Permit proves that a connection was authorized. Only Authorize makes valid
+// ones, so that a function which takes a Permit cannot be called without the
+// decision. It may be copied; it says nothing about policy that came later.
+type Permit struct {
+	peer        spiffeid.ID
+	destination *Workload
+	port        uint16
+}
+
+// Valid reports whether the Permit came from Authorize. The zero one did not.
+func (p Permit) Valid() bool { return p.destination != nil }
+
+// Peer returns the identity that was authorized, zero for plaintext.
+func (p Permit) Peer() spiffeid.ID { return p.peer }
+
+// Destination returns the workload that may be connected to.
+func (p Permit) Destination() *Workload { return p.destination }
+
+// Port returns the application port that may be connected to.
+func (p Permit) Port() uint16 { return p.port }
+
+// Authorize decides whether a connection may reach its destination. The
+// destination is looked up by its key, so a Connection that was filled from an
+// older View is judged by this one.
+//
+// In order: a revoked peer is refused; a probe to a declared probe port is let
+// in; plaintext to a STRICT port is refused; a matching DENY policy refuses; a
+// matching ALLOW policy lets in; when ALLOW policies select the workload and
+// none matched, it is refused; else it is let in. Among policies that match,
+// the first by key decides, and its first matching rule.
+//
+// It allocates nothing unless AUDIT policies match.
+func (v *View) Authorize(c Connection) (Permit, Decision) {
+	w, lazy, refusal := v.destination(&c)
+	if w == nil {
+		return Permit{}, refused(refusal)
+	}
+	plaintext := c.Peer.IsZero()
+	switch {
+	case !plaintext && v.Revoked(c.Peer):
+		return Permit{}, refused(ReasonIdentityRevoked)
+	case w.Enrolled && ReservedPort(c.Port):
+		return Permit{}, refused(ReasonReservedPort)
+	case plaintext && c.Probe && w.IsProbePort(c.Port):
+		return permit(w, &c), Decision{Verdict: VerdictAllow, Reason: ReasonProbe, Rule: -1}
+	case plaintext && w.ModeOf(c.Port) == ModeStrict:
+		return Permit{}, refused(ReasonStrictPlaintext)
+	}
+	set := lazy.get(v, w)
+	if set.empty {
+		return permit(w, &c), Decision{Verdict: VerdictAllow, Reason: defaultReason(plaintext), Rule: -1}
+	}
+	decision := set.decide(&attributes{
+		peer:      c.Peer,
+		namespace: NamespaceOf(v.settings.TrustDomain, c.Peer),
+		source:    c.Source.Unmap().WithZone(""),
+		port:      c.Port,
+	})
+	if decision.Verdict == VerdictDeny {
+		return Permit{}, decision
+	}
+	return permit(w, &c), decision
+}
+
+// destination returns this View's workload for c and its policies, or the
+// reason why there is none.
+func (v *View) destination(c *Connection) (*Workload, *lazyPolicySet, Reason) {
+	if !v.synced {
+		return nil, nil, ReasonNotSynced
+	}
+	if lazy, ok := v.policySets[c.Destination]; ok {
+		return c.Destination, lazy, ReasonUnknown
+	}
+	if c.Destination == nil {
+		return nil, nil, ReasonUnknownDestination
+	}
+	w, ok := v.workloadByKey[c.Destination.Key]
+	if !ok {
+		return nil, nil, ReasonUnknownDestination
+	}
+	return w, v.policySets[w], ReasonUnknown
+}
+
+func permit(w *Workload, c *Connection) Permit {
+	return Permit{peer: c.Peer, destination: w, port: c.Port}
+}
+
+func refused(reason Reason) Decision {
+	return Decision{Verdict: VerdictDeny, Reason: reason, Rule: -1}
+}
+
+// defaultReason is why a connection is let in when no ALLOW policy selects its
+// destination.
+func defaultReason(plaintext bool) Reason {
+	if plaintext {
+		return ReasonPermissive
+	}
+	return ReasonNoPolicy
+}
+
+// attributes are what rules look at.
+type attributes struct {
+	peer      spiffeid.ID
+	namespace string // proved by peer; "" when it proves none
+	source    netip.Addr
+	port      uint16
+}

@@ -1,0 +1,231 @@
+package mesh_test
+
+import (
+	"fmt"
+	"net/netip"
+	"sync"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/heddle-mesh/heddle/internal/mesh"
+)
+
+func policy(name string, action mesh.Action, rules ...mesh.Rule) mesh.Policy {
+	return mesh.Policy{Key: mesh.Key{Namespace: "shop", Name: name}, Action: action, Rules: rules}
+}
+
+func from(patterns ...mesh.IdentityPattern) mesh.Rule {
+	return mesh.Rule{From: []mesh.Source{{Identities: patterns}}}
+}
+
+func TestAuthorizeOrder(t *testing.T) {
+	w := workload("shop", "api", "10.0.0.1")
+	w.PortModes = map[uint16]mesh.Mode{8080: mesh.ModePermissive}
+	w.ProbePorts = []uint16{9000}
+	s := settings()
+	s.RevokedIdentities = []spiffeid.ID{identity("shop", "thief")}
+	v := mustView(t, s, []mesh.Workload{w}, nil, []mesh.Policy{
+		policy("a-allow", mesh.ActionAllow, from("spiffe://example.org/ns/shop/sa/*")),
+		policy("b-allow", mesh.ActionAllow, mesh.Rule{To: []mesh.Destination{{Ports: []uint16{8080}}}}),
+		policy("z-deny", mesh.ActionDeny, from("spiffe://example.org/ns/shop/sa/none"), from("spiffe://example.org/ns/*/sa/bad")),
+		policy("z-audit", mesh.ActionAudit, mesh.Rule{To: []mesh.Destination{{Ports: []uint16{7000}}}}),
+	})
+	api := mustWorkload(t, v, "shop", "api")
+	key := func(name string) mesh.Key { return mesh.Key{Namespace: "shop", Name: name} }
+	for _, test := range []struct {
+		name  string
+		peer  spiffeid.ID
+		port  uint16
+		probe bool
+		want  mesh.Decision
+	}{
+		{"revoked before allowed", identity("shop", "thief"), 80, false, mesh.Decision{Reason: mesh.ReasonIdentityRevoked, Rule: -1}},
+		{"allowed", identity("shop", "web"), 80, false, mesh.Decision{Verdict: mesh.VerdictAllow, Reason: mesh.ReasonPolicyAllow, Policy: key("a-allow")}},
+		{"deny wins, with its rule", identity("shop", "bad"), 80, false, mesh.Decision{Reason: mesh.ReasonPolicyDeny, Policy: key("z-deny"), Rule: 1}},
+		{"nothing matches", identity("bank", "web"), 80, false, mesh.Decision{Reason: mesh.ReasonPolicyNoMatch, Rule: -1}},
+		{"audited", identity("shop", "web"), 7000, false, mesh.Decision{Verdict: mesh.VerdictAudit, Reason: mesh.ReasonPolicyAllow, Policy: key("a-allow"), Audited: []mesh.Key{key("z-audit")}}},
+		{"audited and refused", identity("bank", "web"), 7000, false, mesh.Decision{Reason: mesh.ReasonPolicyNoMatch, Rule: -1, Audited: []mesh.Key{key("z-audit")}}},
+		{"plaintext to strict", spiffeid.ID{}, 80, false, mesh.Decision{Reason: mesh.ReasonStrictPlaintext, Rule: -1}},
+		{"plaintext to permissive by policy", spiffeid.ID{}, 8080, false, mesh.Decision{Verdict: mesh.VerdictAllow, Reason: mesh.ReasonPolicyAllow, Policy: key("b-allow")}},
+		{"probe", spiffeid.ID{}, 9000, true, mesh.Decision{Verdict: mesh.VerdictAllow, Reason: mesh.ReasonProbe, Rule: -1}},
+		{"probe to another port", spiffeid.ID{}, 80, true, mesh.Decision{Reason: mesh.ReasonStrictPlaintext, Rule: -1}},
+		{"the agent's own port", identity("shop", "web"), mesh.TunnelPort, false, mesh.Decision{Reason: mesh.ReasonReservedPort, Rule: -1}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			_, got := v.Authorize(mesh.Connection{Peer: test.peer, Source: netip.MustParseAddr("10.0.0.9"), Destination: api, Port: test.port, Probe: test.probe})
+			if diff := cmp.Diff(test.want, got); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestAuthorizeDefaults(t *testing.T) {
+	open, empty := workload("bank", "web", "10.0.0.2"), workload("shop", "api", "10.0.0.1")
+	open.Mode = mesh.ModePermissive
+	v := mustView(t, settings(), []mesh.Workload{open, empty}, nil, []mesh.Policy{policy("nobody", mesh.ActionAllow)})
+	for _, test := range []struct {
+		namespace, name string
+		peer            spiffeid.ID
+		want            mesh.Reason
+	}{
+		{"bank", "web", identity("x", "y"), mesh.ReasonNoPolicy},
+		{"bank", "web", spiffeid.ID{}, mesh.ReasonPermissive},
+		{"shop", "api", identity("shop", "api"), mesh.ReasonPolicyNoMatch},
+	} {
+		_, d := v.Authorize(mesh.Connection{Peer: test.peer, Destination: mustWorkload(t, v, test.namespace, test.name), Port: 1})
+		if d.Reason != test.want {
+			t.Errorf("%v to %s/%s: %v, want %v", test.peer, test.namespace, test.name, d.Reason, test.want)
+		}
+	}
+}
+
+// A negative never admits for want of proof: "everyone but web" does not admit
+// web in plaintext, nor an identity whose namespace is not of this mesh.
+func TestNegativesNeedProof(t *testing.T) {
+	w := workload("shop", "api", "10.0.0.1")
+	w.Mode = mesh.ModePermissive
+	foreign := spiffeid.RequireFromString("spiffe://other.org/ns/bank/sa/web")
+	notWeb := mesh.Rule{From: []mesh.Source{{NotIdentities: []mesh.IdentityPattern{"spiffe://example.org/ns/shop/sa/web"}}}}
+	notBank := mesh.Rule{From: []mesh.Source{{NotNamespaces: []string{"bank"}}}}
+	for _, test := range []struct {
+		action mesh.Action
+		rule   mesh.Rule
+		peer   spiffeid.ID
+		want   mesh.Reason
+	}{
+		{mesh.ActionAllow, notWeb, spiffeid.ID{}, mesh.ReasonPolicyNoMatch},
+		{mesh.ActionAllow, notWeb, identity("shop", "db"), mesh.ReasonPolicyAllow},
+		{mesh.ActionAllow, notWeb, foreign, mesh.ReasonPolicyAllow},
+		{mesh.ActionAllow, notBank, foreign, mesh.ReasonPolicyNoMatch},
+		{mesh.ActionAllow, notBank, identity("shop", "db"), mesh.ReasonPolicyAllow},
+		{mesh.ActionDeny, notWeb, spiffeid.ID{}, mesh.ReasonPolicyDeny},
+		{mesh.ActionDeny, notBank, foreign, mesh.ReasonPolicyDeny},
+		{mesh.ActionDeny, notBank, identity("bank", "db"), mesh.ReasonNoPolicy},
+	} {
+		v := mustView(t, settings(), []mesh.Workload{w}, nil, []mesh.Policy{policy("p", test.action, test.rule)})
+		_, d := v.Authorize(mesh.Connection{Peer: test.peer, Destination: v.Workloads()[0], Port: 1})
+		if d.Reason != test.want {
+			t.Errorf("%v, peer %v: %v, want %v", test.action, test.peer, d.Reason, test.want)
+		}
+	}
+}
+
+// A connection that was accepted under an older View is judged by the new one.
+func TestAuthorizeAcrossViews(t *testing.T) {
+	old := mustView(t, settings(), []mesh.Workload{workload("shop", "api", "10.0.0.1"), workload("shop", "gone", "10.0.0.2")}, nil, nil)
+	now := mustView(t, settings(), []mesh.Workload{workload("shop", "api", "10.0.0.1")}, nil, []mesh.Policy{policy("nobody", mesh.ActionAllow)})
+	peer := identity("shop", "web")
+	permit, d := old.Authorize(mesh.Connection{Peer: peer, Destination: mustWorkload(t, old, "shop", "api"), Port: 1})
+	if !permit.Valid() {
+		t.Fatal(d)
+	}
+	if _, d = now.Authorize(mesh.Connection{Peer: peer, Destination: permit.Destination(), Port: 1}); d.Reason != mesh.ReasonPolicyNoMatch {
+		t.Errorf("under the new view: %v", d)
+	}
+	if _, d = now.Authorize(mesh.Connection{Peer: peer, Destination: mustWorkload(t, old, "shop", "gone"), Port: 1}); d.Reason != mesh.ReasonUnknownDestination {
+		t.Errorf("to a workload that is gone: %v", d)
+	}
+	if _, d = now.Authorize(mesh.Connection{Peer: peer, Port: 1}); d.Reason != mesh.ReasonUnknownDestination {
+		t.Errorf("to none: %v", d)
+	}
+	if _, d = mesh.NewStore().View().Authorize(mesh.Connection{Peer: peer, Destination: permit.Destination()}); d.Reason != mesh.ReasonNotSynced {
+		t.Errorf("before any configuration: %v", d)
+	}
+}
+
+// manyPolicies is a View of 1,000 policies, of which 20 select shop/api; the
+// connection is allowed by the last of them, and denied is refused by the last.
+func manyPolicies(t testing.TB) (v *mesh.View, allowed, denied, unmatched mesh.Connection) {
+	ws := []mesh.Workload{workload("shop", "api", "10.0.0.1")}
+	var ps []mesh.Policy
+	for i := range 1000 {
+		p := policy(fmt.Sprintf("p%04d", i), mesh.ActionAllow)
+		p.Selector = map[string]string{"app": fmt.Sprintf("other-%d", i)}
+		if i%50 == 0 {
+			p.Selector = map[string]string{"app": "api"}
+		}
+		if i%100 == 50 {
+			p.Action = mesh.ActionDeny
+		}
+		for j := range 5 {
+			r := from(mesh.IdentityPattern(fmt.Sprintf("spiffe://example.org/ns/shop/sa/caller-%d-%d", i, j)), mesh.IdentityPattern(fmt.Sprintf("spiffe://example.org/ns/team-%d/sa/caller", j)))
+			if j == 1 { // two rules of each policy are not in the index of identities
+				r = mesh.Rule{From: []mesh.Source{{Namespaces: []string{fmt.Sprintf("ns-%d", i)}, NotIPBlocks: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}}}
+			}
+			if j == 2 {
+				r = from(mesh.IdentityPattern(fmt.Sprintf("spiffe://example.org/ns/*/sa/job-%d", i)))
+			}
+			r.To = []mesh.Destination{{Ports: []uint16{8080, 9090}}}
+			p.Rules = append(p.Rules, r)
+		}
+		ps = append(ps, p)
+	}
+	v = mustView(t, settings(), ws, nil, ps)
+	connection := func(account string) mesh.Connection {
+		return mesh.Connection{Peer: identity("shop", account), Source: netip.MustParseAddr("10.0.0.9"), Destination: v.Workloads()[0], Port: 9090}
+	}
+	return v, connection("caller-900-4"), connection("caller-950-4"), connection("stranger")
+}
+
+func TestAuthorizeAllocatesNothing(t *testing.T) {
+	v, allowed, denied, unmatched := manyPolicies(t)
+	for _, test := range []struct {
+		c    mesh.Connection
+		want mesh.Reason
+	}{{allowed, mesh.ReasonPolicyAllow}, {denied, mesh.ReasonPolicyDeny}, {unmatched, mesh.ReasonPolicyNoMatch}} {
+		if _, d := v.Authorize(test.c); d.Reason != test.want {
+			t.Errorf("%v: %v, want %v", test.c.Peer, d.Reason, test.want)
+		}
+		if n := testing.AllocsPerRun(100, func() { v.Authorize(test.c) }); n != 0 {
+			t.Errorf("%v: %v allocations, want none", test.want, n)
+		}
+	}
+}
+
+func BenchmarkAuthorize(b *testing.B) {
+	v, allowed, denied, unmatched := manyPolicies(b)
+	// Twenty policies whose sources no index can tell apart: all are looked at.
+	var blocks []mesh.Policy
+	for i := range 20 {
+		p := policy(fmt.Sprintf("p%02d", i), mesh.ActionAllow, mesh.Rule{From: []mesh.Source{{
+			Identities: []mesh.IdentityPattern{"spiffe://example.org/ns/shop/*"}, IPBlocks: []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.%d.0.0/16", i+1))},
+		}}})
+		blocks = append(blocks, p)
+	}
+	linear := mustView(b, settings(), []mesh.Workload{workload("shop", "api", "10.0.0.1")}, nil, blocks)
+	b.Run("unindexed", func(b *testing.B) {
+		c := unmatched
+		c.Destination = linear.Workloads()[0]
+		b.ReportAllocs()
+		for b.Loop() {
+			linear.Authorize(c)
+		}
+	})
+	for name, c := range map[string]mesh.Connection{"allow": allowed, "deny": denied, "nomatch": unmatched} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				v.Authorize(c)
+			}
+		})
+	}
+}
+
+// The policies of a workload are indexed when first asked for, by whoever asks.
+func TestAuthorizeConcurrently(t *testing.T) {
+	v, allowed, denied, _ := manyPolicies(t)
+	var askers sync.WaitGroup
+	for range 8 {
+		askers.Go(func() {
+			_, a := v.Authorize(allowed)
+			_, d := v.Authorize(denied)
+			if a.Reason != mesh.ReasonPolicyAllow || d.Reason != mesh.ReasonPolicyDeny {
+				t.Errorf("%v, %v", a, d)
+			}
+		})
+	}
+	askers.Wait()
+}

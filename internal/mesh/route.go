@@ -1,0 +1,153 @@
+package mesh
+
+import "net/netip"
+
+// ReservedPort reports whether port is one that the agent itself listens on
+// inside an enrolled workload's network namespace.
+func ReservedPort(port uint16) bool {
+	switch port {
+	case OutboundPort, InboundPort, TunnelPort, DNSPort:
+		return true
+	}
+	return false
+}
+
+// Route decides where a connection of src to dst goes. A nil src is a client of
+// no namespace, to whom the mesh's default egress applies. The Candidates of
+// the result belong to the View and are shared: read only. Route does not
+// allocate.
+//
+// A workload may dial itself, directly or through a service: it is a candidate
+// like any other. The agent's own ports are refused, since a connection to them
+// would run in circles.
+func (v *View) Route(src *Workload, dst netip.AddrPort) Route {
+	addr := dst.Addr().Unmap()
+	if !v.synced {
+		return Route{Kind: RouteHold, Port: dst.Port(), Reason: ReasonNotSynced}
+	}
+	owner, known := v.addresses[addr]
+	switch {
+	case known && owner.workload != nil:
+		return routeDirect(owner, dst.Port())
+	case known:
+		return owner.service.route(src, dst.Port())
+	case v.inCluster(addr):
+		return Route{Kind: RouteHold, Port: dst.Port(), Reason: ReasonUnknownDestination}
+	}
+	namespace := ""
+	if src != nil {
+		namespace = src.Namespace
+	}
+	if v.settings.EgressOf(namespace) == EgressDeny {
+		return Route{Kind: RouteReject, Port: dst.Port(), Reason: ReasonEgressDenied}
+	}
+	return Route{Kind: RouteEgress, Port: dst.Port(), Reason: ReasonEgressAllowed}
+}
+
+func routeDirect(owner *addressOwner, port uint16) Route {
+	if owner.workload.Enrolled && ReservedPort(port) {
+		return Route{Kind: RouteReject, Port: port, Reason: ReasonReservedPort}
+	}
+	return Route{Kind: RouteWorkload, Candidates: owner.self[:], Port: port}
+}
+
+func (s *serviceEntry) route(src *Workload, port uint16) Route {
+	i, ok := s.portIndex(port)
+	if !ok {
+		return Route{Kind: RouteReject, Service: s.service, Port: port, Reason: ReasonServicePortUndefined}
+	}
+	target := s.service.Ports[i].TargetPort
+	candidates := s.ready
+	if len(candidates) == 0 {
+		return Route{Kind: RouteReject, Service: s.service, Port: target, Reason: ReasonNoEndpoint}
+	}
+	if ReservedPort(target) {
+		if candidates = s.readyPlain; len(candidates) == 0 {
+			return Route{Kind: RouteReject, Service: s.service, Port: target, Reason: ReasonReservedPort}
+		}
+	}
+	return Route{Kind: RouteWorkload, Service: s.service, Candidates: s.narrow(src, target, candidates), Port: target}
+}
+
+func (s *serviceEntry) portIndex(port uint16) (int, bool) {
+	for i := range s.service.Ports {
+		if s.service.Ports[i].Port == port {
+			return i, true
+		}
+	}
+	return 0, false
+}
+
+func (v *View) inCluster(addr netip.Addr) bool {
+	addr = addr.WithZone("") // a prefix contains no address that has a zone
+	for _, block := range v.settings.ClusterRanges {
+		if block.Contains(addr) {
+			return true
+		}
+	}
+	return false
+}
+
+// EgressOf returns what the mesh does with connections of a namespace's
+// workloads that leave the mesh.
+func (s *Settings) EgressOf(namespace string) EgressMode {
+	if mode, ok := s.EgressNamespaces[namespace]; ok {
+		return mode
+	}
+	return s.Egress
+}
+
+// AddressFor returns the address at which src reaches w, when dialled is what
+// src's process dialled: dialled itself when it is w's own, else w's first
+// address of the same family, else w's first of a family that src has too. It
+// returns false when the two workloads have no address family in common. A nil
+// src has both families.
+func (w *Workload) AddressFor(dialled netip.Addr, src *Workload) (netip.Addr, bool) {
+	dialled = dialled.Unmap()
+	var same, any netip.Addr
+	for _, addr := range w.Addresses {
+		switch {
+		case addr == dialled:
+			return addr, true
+		case src != nil && !src.hasFamily(addr):
+		case !same.IsValid() && addr.Is4() == dialled.Is4():
+			same = addr
+		case !any.IsValid():
+			any = addr
+		}
+	}
+	if same.IsValid() {
+		return same, true
+	}
+	return any, any.IsValid()
+}
+
+func (w *Workload) hasFamily(of netip.Addr) bool {
+	for _, addr := range w.Addresses {
+		if addr.Is4() == of.Is4() {
+			return true
+		}
+	}
+	return false
+}
+
+// HasAddress reports whether addr, mapped or not, is one of the workload's.
+func (w *Workload) HasAddress(addr netip.Addr) bool {
+	addr = addr.Unmap()
+	for _, own := range w.Addresses {
+		if own == addr {
+			return true
+		}
+	}
+	return false
+}
+
+// IsProbePort reports whether the workload declares health probes to port.
+func (w *Workload) IsProbePort(port uint16) bool {
+	for _, declared := range w.ProbePorts {
+		if declared == port {
+			return true
+		}
+	}
+	return false
+}

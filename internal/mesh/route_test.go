@@ -1,0 +1,133 @@
+package mesh_test
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/heddle-mesh/heddle/internal/mesh"
+)
+
+func routeView(t testing.TB) *mesh.View {
+	api, slow, plain := workload("shop", "api", "10.0.0.1", "fd00::1"), workload("shop", "slow", "10.0.0.2"), workload("shop", "plain", "10.0.0.3")
+	slow.Ready = false
+	plain.Enrolled = false
+	tunnelled := service("tunnel", "10.96.0.4", 80, mesh.TunnelPort, "api")
+	mixed := service("mixed", "10.96.0.5", 80, mesh.TunnelPort, "api", "plain")
+	s := settings()
+	s.EgressNamespaces = map[string]mesh.EgressMode{"closed": mesh.EgressDeny}
+	return mustView(t, s, []mesh.Workload{api, slow, plain, workload("closed", "api", "10.0.0.4")}, []mesh.Service{
+		service("web", "10.96.0.1", 80, 8080, "api", "slow", "plain", "unknown"),
+		service("down", "10.96.0.2", 80, 8080, "slow"),
+		service("empty", "10.96.0.3", 80, 8080),
+		tunnelled, mixed,
+	}, nil)
+}
+
+func TestRoute(t *testing.T) {
+	v := routeView(t)
+	for _, test := range []struct {
+		name, from, to string
+		kind           mesh.RouteKind
+		reason         mesh.Reason
+		port           uint16
+		service        string
+		candidates     []string
+	}{
+		{"workload", "shop", "10.0.0.1:5432", mesh.RouteWorkload, 0, 5432, "", []string{"api"}},
+		{"workload, mapped", "shop", "[::ffff:10.0.0.1]:5432", mesh.RouteWorkload, 0, 5432, "", []string{"api"}},
+		{"workload, IPv6", "shop", "[fd00::1]:5432", mesh.RouteWorkload, 0, 5432, "", []string{"api"}},
+		{"itself", "shop", "10.0.0.1:1", mesh.RouteWorkload, 0, 1, "", []string{"api"}},
+		{"unready workload directly", "shop", "10.0.0.2:1", mesh.RouteWorkload, 0, 1, "", []string{"slow"}},
+		{"service", "shop", "10.96.0.1:80", mesh.RouteWorkload, 0, 8080, "web", []string{"api", "plain"}},
+		{"service, no such port", "shop", "10.96.0.1:81", mesh.RouteReject, mesh.ReasonServicePortUndefined, 81, "web", nil},
+		{"service, none ready", "shop", "10.96.0.2:80", mesh.RouteReject, mesh.ReasonNoEndpoint, 8080, "down", nil},
+		{"service, none at all", "shop", "10.96.0.3:80", mesh.RouteReject, mesh.ReasonNoEndpoint, 8080, "empty", nil},
+		{"unknown address inside", "shop", "10.7.7.7:80", mesh.RouteHold, mesh.ReasonUnknownDestination, 80, "", nil},
+		{"unknown address inside, mapped", "shop", "[::ffff:10.7.7.7]:80", mesh.RouteHold, mesh.ReasonUnknownDestination, 80, "", nil},
+		{"unknown address inside, IPv6", "closed", "[fd00::7]:80", mesh.RouteHold, mesh.ReasonUnknownDestination, 80, "", nil},
+		{"unknown address inside, with a zone", "shop", "[fd00::7%eth0]:80", mesh.RouteHold, mesh.ReasonUnknownDestination, 80, "", nil},
+		{"outside", "shop", "192.0.2.1:443", mesh.RouteEgress, mesh.ReasonEgressAllowed, 443, "", nil},
+		{"outside, closed namespace", "closed", "192.0.2.1:443", mesh.RouteReject, mesh.ReasonEgressDenied, 443, "", nil},
+		{"outside, nobody", "", "192.0.2.1:443", mesh.RouteEgress, mesh.ReasonEgressAllowed, 443, "", nil},
+		{"tunnel port of an enrolled workload", "shop", "10.0.0.1:15008", mesh.RouteReject, mesh.ReasonReservedPort, 15008, "", nil},
+		{"outbound port of itself", "shop", "10.0.0.1:15001", mesh.RouteReject, mesh.ReasonReservedPort, 15001, "", nil},
+		{"that port of another", "shop", "10.0.0.3:15008", mesh.RouteWorkload, 0, 15008, "", []string{"plain"}},
+		{"service to the tunnel port", "shop", "10.96.0.4:80", mesh.RouteReject, mesh.ReasonReservedPort, 15008, "tunnel", nil},
+		{"service to that port, mixed", "shop", "10.96.0.5:80", mesh.RouteWorkload, 0, 15008, "mixed", []string{"plain"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			var src *mesh.Workload
+			if test.from != "" {
+				src = mustWorkload(t, v, test.from, "api")
+			}
+			r := v.Route(src, netip.MustParseAddrPort(test.to))
+			if r.Kind != test.kind || r.Reason != test.reason || r.Port != test.port {
+				t.Errorf("kind %v, reason %v, port %d", r.Kind, r.Reason, r.Port)
+			}
+			if (r.Service == nil) != (test.service == "") || r.Service != nil && r.Service.Name != test.service {
+				t.Errorf("service %v, want %q", r.Service, test.service)
+			}
+			if len(r.Candidates) != len(test.candidates) {
+				t.Fatalf("candidates %v, want %v", r.Candidates, test.candidates)
+			}
+			for i, c := range r.Candidates {
+				if c.Name != test.candidates[i] {
+					t.Errorf("candidate %d is %v, want %v", i, c.Key, test.candidates[i])
+				}
+			}
+		})
+	}
+}
+
+func TestRouteBeforeConfiguration(t *testing.T) {
+	r := mesh.NewStore().View().Route(nil, netip.MustParseAddrPort("192.0.2.1:443"))
+	if r.Kind != mesh.RouteHold || r.Reason != mesh.ReasonNotSynced {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestRouteAllocatesNothing(t *testing.T) {
+	v := routeView(t)
+	src := v.Workloads()[0]
+	for _, to := range []string{"10.0.0.1:1", "10.96.0.1:80", "10.96.0.5:80", "192.0.2.1:443", "10.7.7.7:80"} {
+		dst := netip.MustParseAddrPort(to)
+		if n := testing.AllocsPerRun(100, func() { v.Route(src, dst) }); n != 0 {
+			t.Errorf("%s: %v allocations, want none", to, n)
+		}
+	}
+}
+
+func TestAddressFor(t *testing.T) {
+	dual, v4, v6 := workload("a", "dual", "10.0.0.1", "fd00::1", "fd00::2"), workload("a", "v4", "10.0.0.2"), workload("a", "v6", "fd00::3")
+	addr := netip.MustParseAddr
+	for _, test := range []struct {
+		dst, src *mesh.Workload
+		dialled  string
+		want     string
+	}{
+		{&dual, &v4, "10.0.0.1", "10.0.0.1"},
+		{&dual, &v6, "fd00::2", "fd00::2"},
+		{&dual, &v4, "10.96.0.1", "10.0.0.1"},
+		{&dual, &dual, "fd00:96::1", "fd00::1"},
+		{&dual, &v6, "10.96.0.1", "fd00::1"}, // dialled by a v6 pod through a v4 service
+		{&v6, nil, "10.96.0.1", "fd00::3"},
+		{&v6, &v4, "10.96.0.1", ""},
+	} {
+		got, ok := test.dst.AddressFor(addr(test.dialled), test.src)
+		if ok != (test.want != "") || ok && got != addr(test.want) {
+			t.Errorf("%s for %s: %v %v, want %q", test.dst.Name, test.dialled, got, ok, test.want)
+		}
+	}
+	if !v4.HasAddress(addr("::ffff:10.0.0.2")) || v4.HasAddress(addr("10.0.0.3")) {
+		t.Error("HasAddress")
+	}
+}
+
+func BenchmarkRoute(b *testing.B) {
+	v := routeView(b)
+	src, dst := v.Workloads()[0], netip.MustParseAddrPort("10.96.0.1:80")
+	b.ReportAllocs()
+	for b.Loop() {
+		v.Route(src, dst)
+	}
+}

@@ -1,0 +1,145 @@
+// Package testenv is what the tests of this repository share: leak checks
+// around every package, network namespaces of a test's own, and kernel gates
+// that fail rather than skip when the kernel is new enough.
+//
+// It is imported by tests only. Functions that take a testing.TB may be called
+// from the test's goroutine only; a NetNS may be used from any goroutine.
+package testenv
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+)
+
+// Main runs a package's tests and fails the run when goroutines or file
+// descriptors are left behind. Every package calls it from TestMain.
+func Main(m *testing.M) {
+	// The main thread stays with this goroutine, out of reach of code that
+	// changes a thread's namespace: /proc/PID/ns would show the wrong one.
+	runtime.LockOSThread()
+	// The pollers and the runtime open descriptors of their own on first use;
+	// they are not leaks, so they are opened before counting.
+	warmRuntimeDescriptors()
+	before := openDescriptors()
+	code := m.Run()
+	if code == 0 {
+		if err := goleak.Find(goleak.IgnoreTopFunction("github.com/golang/glog.(*fileSink).flushDaemon")); err != nil {
+			fmt.Fprintln(os.Stderr, "goroutines left behind:", err)
+			code = 1
+		}
+	}
+	if code == 0 {
+		if left := leakedDescriptors(before); len(left) > 0 {
+			fmt.Fprintln(os.Stderr, "file descriptors left behind:", strings.Join(left, ", "))
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+// NeedRoot fails the test without root: the tests of the kernel's part are
+// never skipped, because a skipped test looks like one that passed.
+func NeedRoot(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Fatal("this test needs root: run it with sudo, or leave the package out with `make test-unprivileged`")
+	}
+}
+
+// NeedKernel ends the test when err is not nil: as a skip when the running
+// kernel is older than minimum ("6.6"), where the feature is known to be
+// absent, and as a failure everywhere else.
+func NeedKernel(t testing.TB, minimum string, err error) {
+	t.Helper()
+	if err == nil {
+		return
+	}
+	if KernelOlderThan(t, minimum) {
+		t.Skipf("kernel older than %s: %v", minimum, err)
+	}
+	t.Fatalf("kernel is %s or newer, so this must work: %v", minimum, err)
+}
+
+// KernelOlderThan says whether the running kernel is older than minimum ("6.6").
+func KernelOlderThan(t testing.TB, minimum string) bool {
+	t.Helper()
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		t.Fatalf("uname: %v", err)
+	}
+	var have, want [2]int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(uts.Release[:]), "%d.%d", &have[0], &have[1]); err != nil {
+		t.Fatalf("parse kernel release: %v", err)
+	}
+	if _, err := fmt.Sscanf(minimum, "%d.%d", &want[0], &want[1]); err != nil {
+		t.Fatalf("parse minimum %q: %v", minimum, err)
+	}
+	return have[0] < want[0] || have[0] == want[0] && have[1] < want[1]
+}
+
+// Eventually polls cond every 10 ms until it holds, and fails the test when it
+// does not within the limit; what names the condition in the failure.
+func Eventually(t testing.TB, limit time.Duration, what string, cond func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(limit)
+	for !cond() {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not within %v", what, limit)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func warmRuntimeDescriptors() {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return
+	}
+	done := make(chan struct{})
+	go func() { defer close(done); var b [1]byte; _, _ = r.Read(b[:]) }() // reading only starts the poller
+	w.Close()
+	<-done
+	r.Close()
+	runtime.GC()
+}
+
+func openDescriptors() map[string]string {
+	open := map[string]string{}
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return open
+	}
+	for _, e := range entries {
+		if target, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil {
+			open[e.Name()] = target
+		}
+	}
+	return open
+}
+
+// leakedDescriptors lists what is open now and was not before. Finalizers may
+// hold a descriptor for a moment, so it looks several times.
+func leakedDescriptors(before map[string]string) []string {
+	var left []string
+	for range 20 {
+		runtime.GC()
+		left = left[:0]
+		for fd, target := range openDescriptors() {
+			if before[fd] != target && !strings.HasPrefix(target, "/proc/") && !strings.Contains(target, "anon_inode:[event") {
+				left = append(left, fd+" "+target)
+			}
+		}
+		if len(left) == 0 {
+			return nil
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	return left
+}
