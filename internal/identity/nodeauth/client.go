@@ -1,0 +1,102 @@
+package nodeauth
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/x509"
+	"errors"
+	"fmt"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
+
+	"github.com/heddle-mesh/heddle/api/meshpb"
+	"github.com/heddle-mesh/heddle/internal/identity"
+)
+
+// The bounds of an answer, besides those of package identity.
+const (
+	maxCertificateBytes  = 16 << 10
+	maxConfigurationKeys = 8
+)
+
+// Client is the identity.Signer of an agent: it asks the operator. The connection must
+// be the node's own (Node.Conn): the operator goes by the node's SVID.
+type Client struct{ rpc meshpb.IssuingClient }
+
+// NewClient returns a Client that uses conn and leaves it to its owner.
+func NewClient(conn grpc.ClientConnInterface) *Client {
+	return &Client{rpc: meshpb.NewIssuingClient(conn)}
+}
+
+// Sign implements identity.Signer. While the operator is out of reach it waits for ctx,
+// and goes on as soon as the operator is back.
+func (c *Client) Sign(ctx context.Context, id spiffeid.ID, csr []byte) (chain, bundle []*x509.Certificate, err error) {
+	a, err := c.sign(ctx, id, csr)
+	return a.chain, a.bundle, err
+}
+
+func (c *Client) sign(ctx context.Context, id spiffeid.ID, csr []byte) (answer, error) {
+	resp, err := c.rpc.Sign(ctx, &meshpb.SignRequest{Identity: id.String(), Csr: csr}, grpc.WaitForReady(true))
+	if err != nil {
+		return answer{}, fmt.Errorf("ask operator to sign for %s: %w", id, err)
+	}
+	a, err := parseAnswer(resp)
+	if err != nil {
+		return answer{}, fmt.Errorf("operator's answer for %s: %w", id, err)
+	}
+	return a, nil
+}
+
+// answer is the content of a JoinResponse or SignResponse.
+type answer struct {
+	chain, bundle     []*x509.Certificate
+	configurationKeys []ed25519.PublicKey
+}
+
+// parseAnswer applies the bounds of the protocol.
+func parseAnswer(m interface {
+	GetChain() [][]byte
+	GetBundle() [][]byte
+	GetConfigurationKeys() [][]byte
+}) (answer, error) {
+	var a answer
+	var err error
+	if a.chain, err = parseDER(m.GetChain(), identity.MaxChain); err != nil {
+		return answer{}, fmt.Errorf("chain: %w", err)
+	}
+	if a.bundle, err = parseDER(m.GetBundle(), identity.MaxBundle); err != nil {
+		return answer{}, fmt.Errorf("bundle: %w", err)
+	}
+	if n := len(m.GetConfigurationKeys()); n > maxConfigurationKeys {
+		return answer{}, fmt.Errorf("%d configuration keys, the limit is %d", n, maxConfigurationKeys)
+	}
+	for _, k := range m.GetConfigurationKeys() {
+		if len(k) != ed25519.PublicKeySize {
+			return answer{}, fmt.Errorf("configuration key of %d bytes, Ed25519 has %d", len(k), ed25519.PublicKeySize)
+		}
+		a.configurationKeys = append(a.configurationKeys, ed25519.PublicKey(k))
+	}
+	return a, nil
+}
+
+func parseDER(ders [][]byte, limit int) ([]*x509.Certificate, error) {
+	if len(ders) == 0 {
+		return nil, errors.New("no certificate")
+	}
+	if len(ders) > limit {
+		return nil, fmt.Errorf("%d certificates, the limit is %d", len(ders), limit)
+	}
+	certs := make([]*x509.Certificate, 0, len(ders))
+	for _, der := range ders {
+		if len(der) > maxCertificateBytes {
+			return nil, fmt.Errorf("certificate of %d bytes, the limit is %d", len(der), maxCertificateBytes)
+		}
+		cert, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, err
+		}
+		certs = append(certs, cert)
+	}
+	return certs, nil
+}
