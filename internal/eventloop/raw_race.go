@@ -1,0 +1,34 @@
+//go:build race
+
+package eventloop
+
+import (
+	"errors"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Under the race detector the calls go through x/sys, which tells it that what
+// one end wrote happened before the other end reads it.
+
+func read(fd int, p []byte) (int, syscall.Errno) { return plain(unix.Read(fd, p)) }
+
+func write(fd int, p []byte) (int, syscall.Errno) { return plain(unix.Write(fd, p)) }
+
+func readv(fd int, v Vector) (int, syscall.Errno) { return plain(unix.Readv(fd, each(v))) }
+
+func writev(fd int, v Vector) (int, syscall.Errno) { return plain(unix.Writev(fd, each(v))) }
+
+func each(v Vector) [][]byte {
+	s := make([][]byte, len(v))
+	for i := range v {
+		s[i] = v.Slice(i)
+	}
+	return s
+}
+
+func plain(n int, err error) (int, syscall.Errno) {
+	errno, _ := errors.AsType[syscall.Errno](err) // 0 without one
+	return max(n, 0), errno
+}

@@ -1,0 +1,170 @@
+package enginetest
+
+import (
+	"errors"
+	"io"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+
+	"github.com/heddle-mesh/heddle/internal/hbone"
+)
+
+func hpackField(name, value string) hpack.HeaderField {
+	return hpack.HeaderField{Name: name, Value: value}
+}
+
+// testPeerRefuses: REFUSED_STREAM says that nothing was processed (RFC 9113
+// section 8.7), so the CONNECT is sent again.
+func testPeerRefuses(t *testing.T, make New) {
+	r := newRig(t, make, Options{})
+	addr := r.rawServer(nil, func(_ int, c *raw) error {
+		for n := 0; ; n++ {
+			id, err := c.request()
+			if err != nil {
+				return err
+			}
+			if n == 0 {
+				err = c.fr.WriteRSTStream(id, http2.ErrCodeRefusedStream)
+			} else if err = c.answer(id, 200, false); err == nil {
+				err = c.fr.WriteData(id, true, []byte("second try"))
+			}
+			if err != nil {
+				return err
+			}
+		}
+	})
+	f := r.start(to(r.request(), addr))
+	within(t, f.opened, "Established")
+	expect(t, f.program, "second try")
+	expectEnd(t, f.program)
+	must(t, f.program.CloseWrite())
+	if o := f.outcome(); o.Err != nil {
+		t.Error(o.Err)
+	}
+}
+
+// testPeerGoesAway: a GOAWAY that leaves a stream out sends it elsewhere.
+func testPeerGoesAway(t *testing.T, make New) {
+	r := newRig(t, make, Options{})
+	addr := r.rawServer(nil, func(n int, c *raw) error {
+		id, err := c.request()
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			if err := c.fr.WriteGoAway(0, http2.ErrCodeNo, nil); err != nil {
+				return err
+			}
+			_, err = io.Copy(io.Discard, c.conn)
+			return err
+		}
+		if err := c.answer(id, 200, false); err != nil {
+			return err
+		}
+		_, err = c.request() // until it ends
+		return err
+	})
+	f := r.start(to(r.request(), addr))
+	within(t, f.opened, "Established")
+	reset(t, f.program)
+	f.outcome()
+}
+
+// testPeerLimit: the first SETTINGS count from the first stream on.
+func testPeerLimit(t *testing.T, make New) {
+	r := newRig(t, make, Options{})
+	one := []http2.Setting{{ID: http2.SettingMaxConcurrentStreams, Val: 1}}
+	addr := r.rawServer(one, func(_ int, c *raw) error {
+		id, err := c.request()
+		if err != nil {
+			return err
+		}
+		if err := c.answer(id, 200, false); err != nil {
+			return err
+		}
+		if id, err = c.request(); err == nil {
+			t.Errorf("stream %d beyond the limit of one", id)
+		}
+		return err
+	})
+	var flows []*flow
+	for range 5 {
+		flows = append(flows, r.start(to(r.request(), addr)))
+	}
+	for _, f := range flows {
+		within(t, f.opened, "Established")
+	}
+	for _, f := range flows {
+		reset(t, f.program)
+		if o := f.outcome(); !errors.Is(o.Err, hbone.ErrReset) {
+			t.Errorf("outcome %v", o.Err)
+		}
+	}
+}
+
+// testPeerBreaksOff: every way in which a peer may end a stream early, and what
+// the program sees.
+func testPeerBreaksOff(t *testing.T, make New) {
+	for name, c := range map[string]struct {
+		end  func(c *raw, id uint32) error
+		want []error
+		fin  bool
+	}{
+		"reset": {func(c *raw, id uint32) error { return c.fr.WriteRSTStream(id, http2.ErrCodeConnect) }, []error{hbone.ErrReset}, false},
+		"end, then reset": {func(c *raw, id uint32) error {
+			return errors.Join(c.fr.WriteData(id, true, nil), c.fr.WriteRSTStream(id, http2.ErrCodeNo))
+		}, []error{hbone.ErrReset}, true},
+		"connection closed": {func(c *raw, id uint32) error { return c.conn.Close() }, []error{hbone.ErrProtocol}, false},
+		"end, then closed":  {func(c *raw, id uint32) error { return errors.Join(c.fr.WriteData(id, true, nil), c.conn.Close()) }, []error{hbone.ErrProtocol, hbone.ErrReset}, true},
+		"protocol error":    {func(c *raw, id uint32) error { return c.fr.WriteRawFrame(http2.FramePing, 0, 0, []byte("short")) }, []error{hbone.ErrProtocol}, false},
+		"GOAWAY with an error": {func(c *raw, id uint32) error {
+			return errors.Join(c.fr.WriteGoAway(id, http2.ErrCodeInternal, nil), c.conn.Close())
+		}, []error{hbone.ErrProtocol}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, make, Options{})
+			addr := r.rawServer(nil, func(_ int, peer *raw) error {
+				id, err := peer.request()
+				if err == nil {
+					err = peer.answer(id, 200, false)
+				}
+				if err == nil {
+					time.Sleep(20 * time.Millisecond)
+					err = c.end(peer, id)
+				}
+				if err == nil {
+					_, err = io.Copy(io.Discard, peer.conn)
+				}
+				return err
+			})
+			f := r.start(to(r.request(), addr))
+			within(t, f.opened, "Established")
+			if c.fin {
+				expectEndOrReset(t, f)
+			}
+			o := f.outcome()
+			ok := false
+			for _, want := range c.want {
+				ok = ok || errors.Is(o.Err, want)
+			}
+			if !ok {
+				t.Errorf("outcome %v, want %v", o.Err, c.want)
+			}
+			if !c.fin {
+				expectReset(t, f.program, false)
+			}
+		})
+	}
+}
+
+// expectEndOrReset: the FIN may be overtaken by the RST that follows.
+func expectEndOrReset(t *testing.T, f *flow) {
+	t.Helper()
+	must(t, f.program.SetReadDeadline(time.Now().Add(wait)))
+	if n, err := f.program.Read(newBuffer(1)); err == nil || isTimeout(err) {
+		t.Fatalf("read %d bytes, %v; want the end", n, err)
+	}
+}

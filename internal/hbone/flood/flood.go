@@ -1,0 +1,112 @@
+// Package flood bounds the HTTP/2 frames that cost a peer nothing and us work: a
+// token bucket for each kind of frame of one connection. It knows nothing of
+// frames but their kinds.
+package flood
+
+import (
+	"fmt"
+	"time"
+)
+
+// Kind is a kind of frame that costs us work and a peer nothing.
+type Kind int
+
+// The kinds, each with what an honest peer may need it for.
+const (
+	Ping         Kind = iota // keep-alive, measuring the path's delay
+	Settings                 // a change of windows now and then
+	Reset                    // every TCP connection that ends with a RST
+	Refused                  // streams opened beyond the limit, before SETTINGS arrived
+	EmptyData                // the END_STREAM of a body, which counts as none
+	WindowUpdate             // one or two for what we sent
+	Other                    // PRIORITY, unknown extensions, frames on streams just closed
+	Kinds                    // how many there are
+)
+
+// rates are the sustained rate in frames per second and the burst that
+// each kind may reach on one connection before it ends with ENHANCE_YOUR_CALM
+// (RFC 9113 section 10.5).
+var rates = [Kinds]struct {
+	name  string
+	rate  float64
+	burst float64
+}{
+	Ping:         {"PING", 20, 200},
+	Settings:     {"SETTINGS", 2, 50},
+	Reset:        {"RST_STREAM", 2000, 4000},
+	Refused:      {"refused streams", 500, 4000},
+	EmptyData:    {"empty DATA", 200, 1000},
+	WindowUpdate: {"WINDOW_UPDATE", 4000, 20000},
+	Other:        {"frames without meaning", 500, 4000},
+}
+
+// Error says which kind of frame there was too much of.
+type Error struct{ Kind Kind }
+
+// Error names the frame and the rate.
+func (e *Error) Error() string {
+	r := rates[e.Kind]
+	return fmt.Sprintf("more than %v/s of %s", r.rate, r.name)
+}
+
+// Guard is one token bucket for each kind of one connection. It is used by
+// one goroutine.
+type Guard [Kinds]struct {
+	spent float64
+	at    time.Time
+}
+
+// Spend counts one frame, and fails when there were too many. The clock is
+// looked at only when the burst is used up: most connections never get there.
+func (g *Guard) Spend(kind Kind) error {
+	b, r := &g[kind], &rates[kind]
+	if b.at.IsZero() {
+		b.at = time.Now()
+	}
+	b.spent++
+	if b.spent <= r.burst {
+		return nil
+	}
+	now := time.Now()
+	b.spent = max(0, b.spent-r.rate*now.Sub(b.at).Seconds())
+	b.at = now
+	if b.spent > r.burst {
+		return &Error{kind}
+	}
+	return nil
+}
+
+// Earn takes back what an event of ours justifies: DATA that we sent entitles
+// the peer to updates of windows.
+func (g *Guard) Earn(kind Kind, n float64) {
+	g[kind].spent = max(0, g[kind].spent-n)
+}
+
+// Bucket is what was spent of one kind, and how long ago it began to count.
+type Bucket struct {
+	Spent float64       `json:",omitzero"`
+	Age   time.Duration `json:",omitzero"`
+}
+
+// State is the guard as a plain value, one Bucket for each kind.
+func (g *Guard) State() []Bucket {
+	state := make([]Bucket, Kinds)
+	now := time.Now()
+	for i := range g {
+		if g[i].spent > 0 {
+			state[i] = Bucket{g[i].spent, now.Sub(g[i].at)}
+		}
+	}
+	return state
+}
+
+// NewGuard goes on from a state. Kinds that it does not have begin anew.
+func NewGuard(state []Bucket) (g Guard) {
+	now := time.Now()
+	for i := range state[:min(len(state), len(g))] {
+		if b := state[i]; b.Spent > 0 {
+			g[i].spent, g[i].at = min(b.Spent, rates[i].burst), now.Add(-max(0, b.Age))
+		}
+	}
+	return g
+}
