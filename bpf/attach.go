@@ -1,0 +1,313 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// The gate's place among clsact filters, where there is no tcx.
+const (
+	filterPriority = 1
+	filterHandle   = 0x4ed1
+)
+
+// place says where one of the gate's programs hangs.
+type place struct {
+	name    string // of program and pin
+	ingress bool   // tc's direction
+	inPod   bool
+}
+
+func places() []place {
+	return []place{
+		{name: gateProgHostOutbound, ingress: true},
+		{name: gateProgHostInbound},
+		{name: gateProgPodOutbound, inPod: true},
+		{name: gateProgPodInbound, ingress: true, inPod: true},
+	}
+}
+
+func (pl place) attachType() ebpf.AttachType {
+	if pl.ingress {
+		return ebpf.AttachTCXIngress
+	}
+	return ebpf.AttachTCXEgress
+}
+
+func (pl place) parent() uint32 {
+	if pl.ingress {
+		return netlink.HANDLE_MIN_INGRESS
+	}
+	return netlink.HANDLE_MIN_EGRESS
+}
+
+// at runs fn in the network namespace of the place, with its interface; it
+// does nothing when the pod has no interface there.
+func (p *Pod) at(pl place, fn func(ifindex int) error) error {
+	switch {
+	case !pl.inPod && p.cfg.HostIfindex != 0:
+		return fn(p.cfg.HostIfindex)
+	case pl.inPod && p.cfg.PodIfindex != 0:
+		return inNetNS(p.cfg.NetNS, func() error { return fn(p.cfg.PodIfindex) })
+	}
+	return nil
+}
+
+// ifindex is where the named program must hang; 0 for the redirect.
+func (p *Pod) ifindex(name string) int {
+	for _, pl := range places() {
+		if pl.name == name && pl.inPod {
+			return p.cfg.PodIfindex
+		}
+		if pl.name == name {
+			return p.cfg.HostIfindex
+		}
+	}
+	return 0
+}
+
+// AttachGate puts the gate at the head of its hooks. It drops from now on what
+// the configuration does not admit. What is attached already stays.
+func (p *Pod) AttachGate() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, pl := range places() {
+		if p.links[pl.name] != nil {
+			continue
+		}
+		if err := p.at(pl, func(ifindex int) error { return p.attach(pl, ifindex) }); err != nil {
+			return fmt.Errorf("attach %s: %w", pl.name, err)
+		}
+	}
+	return nil
+}
+
+// attach uses tcx, and clsact on kernels before 6.6.
+func (p *Pod) attach(pl place, ifindex int) error {
+	l, err := link.AttachTCX(link.TCXOptions{
+		Interface: ifindex, Program: p.program(pl.name), Attach: pl.attachType(), Anchor: link.Head(),
+	})
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		return attachFilter(pl, ifindex, p.program(pl.name))
+	}
+	if err != nil {
+		return err
+	}
+	if err := l.Pin(filepath.Join(p.dir, pl.name)); err != nil {
+		return errors.Join(err, l.Close())
+	}
+	p.links[pl.name] = l
+	return nil
+}
+
+func attachFilter(pl place, ifindex int, prog *ebpf.Program) error {
+	qdisc := &netlink.GenericQdisc{
+		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: ifindex, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT},
+		QdiscType:  "clsact",
+	}
+	if err := addClsact(ifindex, qdisc); err != nil {
+		return err
+	}
+	if err := netlink.FilterReplace(filterAt(pl, ifindex, prog.FD())); err != nil {
+		return fmt.Errorf("add the filter: %w", err)
+	}
+	return nil
+}
+
+// addClsact adds the qdisc unless it is there. With the first qdisc the kernel
+// gives a device without a queue, as a veth is, a queue length of 1000
+// (net/sched/sch_api.c, qdisc_create): that is taken back, so that the device
+// is after removal what it was before.
+func addClsact(ifindex int, qdisc *netlink.GenericQdisc) error {
+	before, err := netlink.LinkByIndex(ifindex)
+	if err != nil {
+		return fmt.Errorf("look at interface %d: %w", ifindex, err)
+	}
+	if err := netlink.QdiscAdd(qdisc); err != nil {
+		if errors.Is(err, unix.EEXIST) {
+			return nil
+		}
+		return fmt.Errorf("add clsact: %w", err)
+	}
+	after, err := netlink.LinkByIndex(ifindex)
+	if err != nil {
+		return fmt.Errorf("look at interface %d: %w", ifindex, err)
+	}
+	if after.Attrs().TxQLen == before.Attrs().TxQLen {
+		return nil
+	}
+	if err := netlink.LinkSetTxQLen(after, before.Attrs().TxQLen); err != nil {
+		return fmt.Errorf("restore the queue length of interface %d: %w", ifindex, err)
+	}
+	return nil
+}
+
+func filterAt(pl place, ifindex, fd int) *netlink.BpfFilter {
+	return &netlink.BpfFilter{
+		FilterAttrs: netlink.FilterAttrs{
+			LinkIndex: ifindex, Parent: pl.parent(), Handle: filterHandle, Protocol: unix.ETH_P_ALL, Priority: filterPriority,
+		},
+		Fd: fd, Name: "heddle_" + pl.name, DirectAction: true,
+	}
+}
+
+// ourFilter finds the gate's filter, and says whether it is the first.
+func ourFilter(pl place, ifindex int) (ours *netlink.BpfFilter, first bool, err error) {
+	filters, err := netlink.FilterList(&netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: ifindex}}, pl.parent())
+	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+		return nil, false, nil // no such interface, or no clsact on it
+	}
+	if err != nil {
+		return nil, false, fmt.Errorf("list filters: %w", err)
+	}
+	for i, f := range filters {
+		if b, ok := f.(*netlink.BpfFilter); ok && b.Handle == filterHandle && b.Priority == filterPriority {
+			return b, i == 0, nil
+		}
+	}
+	return nil, false, nil
+}
+
+// adoptFilters gives filters of an earlier agent this one's programs.
+func (p *Pod) adoptFilters() error {
+	for _, pl := range places() {
+		if p.links[pl.name] != nil {
+			continue
+		}
+		err := p.at(pl, func(ifindex int) error {
+			ours, _, err := ourFilter(pl, ifindex)
+			if ours == nil || err != nil {
+				return err
+			}
+			return attachFilter(pl, ifindex, p.program(pl.name))
+		})
+		if err != nil {
+			return fmt.Errorf("adopt %s: %w", pl.name, err)
+		}
+	}
+	return nil
+}
+
+func removeFilter(pl place, ifindex int) error {
+	ours, _, err := ourFilter(pl, ifindex)
+	if ours == nil || err != nil {
+		return err
+	}
+	if err := netlink.FilterDel(ours); err != nil {
+		return fmt.Errorf("remove the filter: %w", err)
+	}
+	return removeEmptyClsact(ifindex)
+}
+
+// removeEmptyClsact leaves the interface as it was found: without a clsact,
+// unless somebody else's filter is in it.
+func removeEmptyClsact(ifindex int) error {
+	dev := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: ifindex}}
+	for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
+		filters, err := netlink.FilterList(dev, parent)
+		if err != nil {
+			return fmt.Errorf("list filters: %w", err)
+		}
+		if len(filters) > 0 {
+			return nil
+		}
+	}
+	err := netlink.QdiscDel(&netlink.GenericQdisc{
+		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: ifindex, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT},
+		QdiscType:  "clsact",
+	})
+	if err != nil {
+		return fmt.Errorf("remove clsact: %w", err)
+	}
+	return nil
+}
+
+// removeHostFilters removes the filters of a pod of which only pins are left.
+func removeHostFilters(dir string) error {
+	m, err := ebpf.LoadPinnedMap(filepath.Join(dir, gateMapConfig), nil)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open the configuration: %w", err)
+	}
+	defer m.Close()
+	errs := []error{}
+	for slot := range uint32(2) {
+		var cfg gatePodConfig
+		if err := m.Lookup(slot, &cfg); err != nil {
+			return fmt.Errorf("read the configuration: %w", err)
+		}
+		if cfg.HostIfindex == 0 {
+			continue
+		}
+		for _, pl := range places()[:2] {
+			errs = append(errs, removeFilter(pl, int(cfg.HostIfindex)))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// DetachGate opens the pod: everything passes again.
+func (p *Pod) DetachGate() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var errs []error
+	for _, pl := range places() {
+		if p.links[pl.name] != nil {
+			errs = append(errs, p.drop(pl.name))
+			continue
+		}
+		if err := p.at(pl, func(ifindex int) error { return removeFilter(pl, ifindex) }); err != nil && !errors.Is(err, unix.ENODEV) {
+			errs = append(errs, fmt.Errorf("detach %s: %w", pl.name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// AttachRedirect steers the pod's connections to the listeners from now on.
+func (p *Pod) AttachRedirect() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	name := redirectProgRedirect
+	if p.links[name] != nil {
+		return nil
+	}
+	l, err := link.AttachNetNs(p.cfg.NetNS, p.program(name))
+	if err != nil {
+		return fmt.Errorf("attach the redirect: %w", err)
+	}
+	if err := l.Pin(filepath.Join(p.dir, name)); err != nil {
+		return errors.Join(fmt.Errorf("pin the redirect: %w", err), l.Close())
+	}
+	p.links[name] = l
+	return nil
+}
+
+// DetachRedirect ends the steering; connections that exist stay where they
+// are.
+func (p *Pod) DetachRedirect() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.links[redirectProgRedirect] == nil {
+		return nil
+	}
+	return p.drop(redirectProgRedirect)
+}
+
+// drop detaches and unpins a link; mu is held.
+func (p *Pod) drop(name string) error {
+	l := p.links[name]
+	delete(p.links, name)
+	if err := errors.Join(detachLink(l), l.Unpin(), l.Close()); err != nil {
+		return fmt.Errorf("detach %s: %w", name, err)
+	}
+	return nil
+}

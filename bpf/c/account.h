@@ -1,0 +1,147 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+#ifndef HEDDLE_ACCOUNT_H
+#define HEDDLE_ACCOUNT_H
+
+/* What passed and what was dropped: counters, bounded tables of who, drop records. */
+
+#include "maps.h"
+#include "packet.h"
+
+#define RECORD_WINDOW 100000000ULL /* 100 ms */
+#define RECORDS_PER_WINDOW 100     /* per pod and CPU: a pod must not drown its neighbours' */
+
+/* Drop records of the node. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 18);
+} drops SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 512);
+	__type(key, struct peer);
+	__type(value, struct tally);
+} plaintext_peers SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 512);
+	__type(key, struct drop_peer);
+	__type(value, struct tally);
+} drop_peers SEC(".maps");
+
+static __always_inline struct counters *pod_counters(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&counted, &zero);
+}
+
+static __always_inline void add_tally(struct tally *tally, __u32 bytes, __u64 now)
+{
+	__sync_fetch_and_add(&tally->packets, 1);
+	__sync_fetch_and_add(&tally->bytes, bytes);
+	tally->last_seen = now;
+}
+
+/* Notes who a packet of plaintext went to or came from. */
+static __noinline int note_peer(struct packet *p, __u32 kind, __u32 direction, __u64 now)
+{
+	struct peer key = {.direction = direction, .kind = kind};
+	struct tally first = {.packets = 1, .last_seen = now};
+	struct tally *tally;
+
+	if (!p)
+		return 0;
+	key.remote = p->tuple.remote;
+	/* The service's port, not the client's: those would fill the table. */
+	key.port = kind == FLOW_PROBE || kind == FLOW_PERMISSIVE ? p->tuple.local_port : p->tuple.remote_port;
+	if (kind == FLOW_GRANDFATHERED && p->tuple.local_port < p->tuple.remote_port)
+		key.port = p->tuple.local_port;
+	tally = bpf_map_lookup_elem(&plaintext_peers, &key);
+	if (tally) {
+		add_tally(tally, p->length, now);
+		return 0;
+	}
+	first.bytes = p->length;
+	/* A full table evicts its oldest row; the counters stay right. */
+	bpf_map_update_elem(&plaintext_peers, &key, &first, BPF_ANY);
+	return 0;
+}
+
+/* Counts a packet that passes. */
+static __always_inline void
+count_passed(struct packet *p, struct counters *c, enum flow_kind kind, enum direction direction, __u64 now)
+{
+	struct count *count = &c->passed[kind][direction];
+
+	count->packets++;
+	count->bytes += p->length;
+	if (kind != FLOW_TUNNEL && kind != FLOW_CONTROL)
+		note_peer(p, kind, direction, now);
+}
+
+static __always_inline void note_drop_peer(struct packet *p, __u32 reason, __u32 direction, __u64 now)
+{
+	struct drop_peer key = {.reason = reason, .direction = direction, .proto = p->proto};
+	struct tally first = {.packets = 1, .bytes = p->length, .last_seen = now};
+	struct tally *tally;
+
+	key.remote = p->tuple.remote;
+	key.port = direction == INBOUND ? p->tuple.local_port : p->tuple.remote_port;
+	tally = bpf_map_lookup_elem(&drop_peers, &key);
+	if (tally)
+		add_tally(tally, p->length, now);
+	else
+		bpf_map_update_elem(&drop_peers, &key, &first, BPF_ANY);
+}
+
+static __always_inline bool may_record(struct counters *c, __u64 now)
+{
+	if (now - c->window > RECORD_WINDOW) {
+		c->window = now;
+		c->in_window = 0;
+	}
+	return c->in_window++ < RECORDS_PER_WINDOW;
+}
+
+/* Counts and records a packet that is dropped, and returns the verdict. */
+static __noinline int drop(struct packet *p, __u32 pod, __u32 reason, __u32 hook)
+{
+	__u32 direction = hook == HOOK_HOST_OUTBOUND || hook == HOOK_POD_OUTBOUND ? OUTBOUND : INBOUND;
+	struct counters *c = pod_counters();
+	__u64 now = bpf_ktime_get_coarse_ns();
+	struct drop_record *record;
+
+	if (!p || !c || reason >= DROP_REASONS)
+		return DROP;
+	c->dropped[reason][direction].packets++;
+	c->dropped[reason][direction].bytes += p->length;
+	note_drop_peer(p, reason, direction, now);
+	if (!may_record(c, now)) {
+		c->lost++;
+		return DROP;
+	}
+	record = bpf_ringbuf_reserve(&drops, sizeof(*record), 0);
+	if (!record) {
+		c->lost++;
+		return DROP;
+	}
+	__builtin_memset(record, 0, sizeof(*record));
+	record->time = now;
+	record->pod = pod;
+	record->length = p->length;
+	record->source = direction == OUTBOUND ? p->tuple.local : p->tuple.remote;
+	record->destination = direction == OUTBOUND ? p->tuple.remote : p->tuple.local;
+	record->source_port = direction == OUTBOUND ? p->tuple.local_port : p->tuple.remote_port;
+	record->destination_port = direction == OUTBOUND ? p->tuple.remote_port : p->tuple.local_port;
+	record->reason = reason;
+	record->direction = direction;
+	record->proto = p->proto;
+	record->tcp_flags = p->flags;
+	record->twin = hook == HOOK_POD_OUTBOUND || hook == HOOK_POD_INBOUND;
+	bpf_ringbuf_submit(record, 0);
+	return DROP;
+}
+
+#endif

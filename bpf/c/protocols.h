@@ -1,0 +1,279 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0-only */
+#ifndef HEDDLE_PROTOCOLS_H
+#define HEDDLE_PROTOCOLS_H
+
+/*
+ * The tables of everything that is not TCP. What is not listed is dropped.
+ *
+ *   protocol                   outbound                        inbound
+ *   ARP                        sender is the pod (or a probe)  well-formed, sender is not the pod
+ *   ND: RS, NS, NA             own or link-local source, <=64  -
+ *   ND: RA, RS, NS, NA         -                               hop limit 255
+ *   MLD report, done           router alert, hop limit 1       as outbound
+ *   MLD query                  -                               router alert, hop limit 1
+ *   ICMP errors                no: they carry the pod's bytes  quote a flow or a DNS query of the pod
+ *   ICMP echo                  if configured                   if configured
+ *   UDP to port 53             unless denied                   replies within 30 s
+ *   other UDP                  if configured                   if configured
+ */
+
+#include "account.h"
+
+#define NANOSECONDS_PER_SECOND 1000000000ULL
+#define DATAGRAM_REPLY_WINDOW (30 * NANOSECONDS_PER_SECOND)
+#define DNS_PORT 53
+#define LARGEST_NEIGHBOUR_MESSAGE 64
+
+#define ICMP_ECHO_REPLY 0
+#define ICMP_UNREACHABLE 3
+#define ICMP_ECHO 8
+#define ICMP_TIME_EXCEEDED 11
+#define ICMP_PARAMETER_PROBLEM 12
+
+#define ICMPV6_UNREACHABLE 1
+#define ICMPV6_PARAMETER_PROBLEM 4
+#define ICMPV6_ECHO 128
+#define ICMPV6_ECHO_REPLY 129
+#define MLD_QUERY 130
+#define MLD_REPORT 131
+#define MLD_DONE 132
+#define ND_ROUTER_SOLICITATION 133
+#define ND_ROUTER_ADVERTISEMENT 134
+#define ND_NEIGHBOUR_SOLICITATION 135
+#define ND_NEIGHBOUR_ADVERTISEMENT 136
+#define MLD2_REPORT 143
+
+/* UDP tuples that the pod opened. An LRU: an evicted one costs a DNS retry. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 2048);
+	__type(key, struct tuple);
+	__type(value, __u64); /* time of the last datagram out, ns */
+} datagrams SEC(".maps");
+
+struct arp_packet {
+	__be16 hardware_type;
+	__be16 protocol_type;
+	__u8 hardware_length;
+	__u8 protocol_length;
+	__be16 operation;
+	__u8 sender_hardware[6];
+	__be32 sender;
+	__u8 target_hardware[6];
+	__be32 target;
+} __attribute__((packed));
+
+static __always_inline enum drop_reason
+check_arp(struct __sk_buff *skb, struct packet *p, struct pod_config *pod, enum direction direction)
+{
+	struct address sender;
+	struct arp_packet arp;
+	bool own;
+
+	if (bpf_skb_load_bytes(skb, ETH_LEN, &arp, sizeof(arp)))
+		return DROP_MALFORMED;
+	if (arp.hardware_type != bpf_htons(1) || arp.protocol_type != bpf_htons(ETHERTYPE_IPV4) ||
+	    arp.hardware_length != 6 || arp.protocol_length != 4)
+		return DROP_MALFORMED;
+	map_ipv4(&sender, arp.sender);
+	if (direction == OUTBOUND) {
+		p->tuple.local = sender;
+		map_ipv4(&p->tuple.remote, arp.target);
+	} else {
+		p->tuple.remote = sender;
+		map_ipv4(&p->tuple.local, arp.target);
+	}
+	own = is_pod_address(pod, &sender);
+	if (direction == INBOUND)
+		return own ? DROP_FORGED_SOURCE : DROP_NONE;
+	if (p->length != sizeof(arp))
+		return DROP_MALFORMED;
+	/* Sender 0 is a probe (RFC 5227). */
+	return own || !arp.sender ? DROP_NONE : DROP_FORGED_SOURCE;
+}
+
+static __always_inline bool is_link_local(const struct address *a)
+{
+	return (bpf_ntohl(a->word[0]) & 0xffc00000) == 0xfe800000;
+}
+
+static __always_inline bool is_unspecified(const struct address *a)
+{
+	return !a->word[0] && !a->word[1] && !a->word[2] && !a->word[3];
+}
+
+/* May the pod speak as this address in neighbour discovery? */
+static __always_inline bool is_neighbour(struct pod_config *pod, const struct address *a)
+{
+	return is_link_local(a) || is_pod_address(pod, a);
+}
+
+/* Neighbour discovery and MLD from the pod. */
+static __always_inline enum drop_reason
+check_neighbour_outbound(struct __sk_buff *skb, struct packet *p, struct pod_config *pod, __u8 type)
+{
+	struct address target;
+
+	if (!is_neighbour(pod, &p->tuple.local) && !is_unspecified(&p->tuple.local))
+		return DROP_FORGED_SOURCE;
+	switch (type) {
+	case MLD_REPORT:
+	case MLD_DONE:
+	case MLD2_REPORT:
+		/* To ff02::/16 only, so it does not leave the link. */
+		if (!p->router_alert || p->hop_limit != 1 || (bpf_ntohl(p->tuple.remote.word[0]) >> 16) != 0xff02)
+			return DROP_ICMP;
+		return DROP_NONE;
+	case ND_ROUTER_SOLICITATION:
+	case ND_NEIGHBOUR_SOLICITATION:
+	case ND_NEIGHBOUR_ADVERTISEMENT:
+		/* 255 cannot have been routed (RFC 4861, section 7.1), and would not be. */
+		if (p->router_alert || p->hop_limit != 255 || p->length - IPV6_LEN > LARGEST_NEIGHBOUR_MESSAGE)
+			return DROP_ICMP;
+		break;
+	default:
+		return DROP_ICMP;
+	}
+	if (type != ND_NEIGHBOUR_ADVERTISEMENT)
+		return DROP_NONE;
+	if (bpf_skb_load_bytes(skb, p->l4 + 8, &target, sizeof(target)))
+		return DROP_MALFORMED;
+	return is_neighbour(pod, &target) ? DROP_NONE : DROP_FORGED_SOURCE;
+}
+
+static __always_inline enum drop_reason check_neighbour_inbound(struct packet *p, __u8 type)
+{
+	switch (type) {
+	case MLD_QUERY:
+	case MLD_REPORT:
+	case MLD_DONE:
+	case MLD2_REPORT:
+		return p->router_alert && p->hop_limit == 1 ? DROP_NONE : DROP_ICMP;
+	case ND_ROUTER_SOLICITATION:
+	case ND_ROUTER_ADVERTISEMENT:
+	case ND_NEIGHBOUR_SOLICITATION:
+	case ND_NEIGHBOUR_ADVERTISEMENT:
+		return !p->router_alert && p->hop_limit == 255 ? DROP_NONE : DROP_ICMP;
+	}
+	return DROP_ICMP;
+}
+
+/*
+ * An ICMP error passes inbound when what it quotes is a packet of the pod:
+ * path MTU discovery needs these, nobody else does.
+ */
+static __noinline int check_quoted(struct __sk_buff *skb, struct packet *p)
+{
+	struct tuple quoted = {};
+	struct ipv4_header ip;
+	struct ipv6_header ip6;
+	__be16 ports[2];
+	__u32 at;
+	__u8 proto;
+
+	if (!p)
+		return DROP_ICMP;
+	at = p->l4 + 8;
+	if (p->ethertype == ETHERTYPE_IPV4) {
+		if (bpf_skb_load_bytes(skb, at, &ip, sizeof(ip)) || ip.version_ihl != 0x45)
+			return DROP_ICMP;
+		map_ipv4(&quoted.local, ip.source);
+		map_ipv4(&quoted.remote, ip.destination);
+		proto = ip.protocol;
+		at += sizeof(ip);
+	} else {
+		if (bpf_skb_load_bytes(skb, at, &ip6, sizeof(ip6)))
+			return DROP_ICMP;
+		quoted.local = ip6.source;
+		quoted.remote = ip6.destination;
+		proto = ip6.next_header;
+		at += sizeof(ip6);
+	}
+	if (bpf_skb_load_bytes(skb, at, ports, sizeof(ports)))
+		return DROP_ICMP;
+	quoted.local_port = bpf_ntohs(ports[0]);
+	quoted.remote_port = bpf_ntohs(ports[1]);
+	if (proto == PROTO_TCP && (bpf_map_lookup_elem(&flows, &quoted) || bpf_map_lookup_elem(&transient, &quoted)))
+		return DROP_NONE;
+	if (proto == PROTO_UDP && bpf_map_lookup_elem(&datagrams, &quoted))
+		return DROP_NONE;
+	return DROP_ICMP;
+}
+
+static __always_inline bool is_error(struct packet *p, __u8 type)
+{
+	if (p->ethertype == ETHERTYPE_IPV4)
+		return type == ICMP_UNREACHABLE || type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETER_PROBLEM;
+	return type >= ICMPV6_UNREACHABLE && type <= ICMPV6_PARAMETER_PROBLEM;
+}
+
+static __always_inline bool is_echo(struct packet *p, __u8 type)
+{
+	if (p->ethertype == ETHERTYPE_IPV4)
+		return type == ICMP_ECHO || type == ICMP_ECHO_REPLY;
+	return type == ICMPV6_ECHO || type == ICMPV6_ECHO_REPLY;
+}
+
+static __always_inline enum drop_reason
+check_icmp(struct __sk_buff *skb, struct packet *p, struct pod_config *pod, enum direction direction)
+{
+	__u8 type;
+
+	if (p->l4 + 8 > p->length + ETH_LEN || bpf_skb_load_bytes(skb, p->l4, &type, sizeof(type)))
+		return DROP_MALFORMED;
+	if (is_echo(p, type)) {
+		if (!(pod->flags & POD_ALLOW_ECHO) || p->router_alert)
+			return DROP_ICMP;
+		if (direction == OUTBOUND && !is_pod_address(pod, &p->tuple.local))
+			return DROP_FORGED_SOURCE;
+		return DROP_NONE;
+	}
+	if (direction == INBOUND && is_error(p, type) && !p->router_alert)
+		return check_quoted(skb, p);
+	if (p->ethertype == ETHERTYPE_IPV4)
+		return DROP_ICMP;
+	return direction == OUTBOUND ? check_neighbour_outbound(skb, p, pod, type)
+				     : check_neighbour_inbound(p, type);
+}
+
+static __always_inline enum drop_reason
+check_udp(struct packet *p, struct pod_config *pod, enum direction direction, __u64 now)
+{
+	__u64 *opened;
+
+	if (direction == OUTBOUND) {
+		if (!is_pod_address(pod, &p->tuple.local))
+			return DROP_FORGED_SOURCE;
+		if (!(pod->flags & POD_ALLOW_UDP) && (p->tuple.remote_port != DNS_PORT || (pod->flags & POD_DENY_DNS)))
+			return DROP_UDP;
+		bpf_map_update_elem(&datagrams, &p->tuple, &now, BPF_ANY);
+		return DROP_NONE;
+	}
+	if (is_pod_address(pod, &p->tuple.remote))
+		return DROP_FORGED_SOURCE;
+	if (pod->flags & POD_ALLOW_UDP)
+		return DROP_NONE;
+	opened = bpf_map_lookup_elem(&datagrams, &p->tuple);
+	return opened && now - *opened < DATAGRAM_REPLY_WINDOW ? DROP_NONE : DROP_UDP;
+}
+
+/* Everything that is not TCP. Sets the kind that it counts as. */
+static __always_inline enum drop_reason
+check_other(struct __sk_buff *skb, struct packet *p, struct pod_config *pod, enum direction direction,
+	    __u64 now, enum flow_kind *kind)
+{
+	*kind = FLOW_CONTROL;
+	if (p->ethertype == ETHERTYPE_ARP)
+		return check_arp(skb, p, pod, direction);
+	if (p->ethertype == ETHERTYPE_IPV4 && p->proto == PROTO_ICMP)
+		return check_icmp(skb, p, pod, direction);
+	if (p->ethertype == ETHERTYPE_IPV6 && p->proto == PROTO_ICMPV6)
+		return check_icmp(skb, p, pod, direction);
+	if (p->proto == PROTO_UDP) {
+		*kind = FLOW_DATAGRAM;
+		return check_udp(p, pod, direction, now);
+	}
+	return DROP_PROTOCOL;
+}
+
+#endif

@@ -1,0 +1,241 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"time"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+)
+
+// How long entries stay that no packet is expected for.
+const (
+	closedLinger = 60 * time.Second // as TIME_WAIT
+	resetLinger  = 2 * time.Second  // a live socket would have answered a forged RST by then
+)
+
+// Flow looks up one TCP connection by the pod's end and the other.
+func (p *Pod) Flow(local, remote netip.AddrPort) (FlowEntry, bool, error) {
+	now, err := monotonic()
+	if err != nil {
+		return FlowEntry{}, false, err
+	}
+	key := toTuple(local, remote)
+	for _, name := range []string{gateMapFlows, gateMapTransient} {
+		var flow gateFlow
+		err := p.maps[name].Lookup(key, &flow)
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			continue
+		}
+		if err != nil {
+			return FlowEntry{}, false, fmt.Errorf("look up flow %v to %v: %w", local, remote, err)
+		}
+		return flowEntry(key, flow, now), true, nil
+	}
+	return FlowEntry{}, false, nil
+}
+
+// Flows returns the live connections, in no order. Those that open or close
+// meanwhile may be missing.
+func (p *Pod) Flows() ([]FlowEntry, error) {
+	now, err := monotonic()
+	if err != nil {
+		return nil, err
+	}
+	var all []FlowEntry
+	err = p.eachFlow(gateMapFlows, func(t gateTuple, f gateFlow) { all = append(all, flowEntry(t, f, now)) })
+	return all, err
+}
+
+func flowEntry(t gateTuple, f gateFlow, now uint64) FlowEntry {
+	e := FlowEntry{
+		Local:  netip.AddrPortFrom(fromAddress(t.Local), t.LocalPort),
+		Remote: netip.AddrPortFrom(fromAddress(t.Remote), t.RemotePort),
+		Kind:   FlowKind(f.Kind), LastSeen: since(f.LastSeen, now),
+		BytesOut: f.BytesOut, BytesIn: f.BytesIn,
+		Closed: f.FinIn == 2 || f.FinIn != 0 && f.FinOut != 0,
+	}
+	if f.Deadline > now {
+		e.Remaining = time.Duration(f.Deadline - now)
+	}
+	return e
+}
+
+// since is now-then, 0 when another CPU wrote then a tick later.
+func since(then, now uint64) time.Duration {
+	if then > now {
+		return 0
+	}
+	return time.Duration(now - then)
+}
+
+// eachFlow visits a flow table a batch at a time, and so in bounded time even
+// under churn.
+func (p *Pod) eachFlow(name string, fn func(gateTuple, gateFlow)) error {
+	m := p.maps[name]
+	keys := make([]gateTuple, 512)
+	values := make([]gateFlow, 512)
+	var cursor ebpf.MapBatchCursor
+	for {
+		n, err := m.BatchLookup(&cursor, keys, values, nil)
+		for i := range n {
+			fn(keys[i], values[i])
+		}
+		switch {
+		case errors.Is(err, ebpf.ErrKeyNotExist):
+			return nil
+		case errors.Is(err, errBatchTooSmall) && len(keys) < int(m.MaxEntries()):
+			// One hash bucket holds more than the batch: go on with a larger one.
+			keys = make([]gateTuple, 2*len(keys))
+			values = make([]gateFlow, 2*len(values))
+		case err != nil:
+			return fmt.Errorf("list map %s: %w", name, err)
+		}
+	}
+}
+
+// deleteFlows deletes the entries of a table that pick picks.
+func (p *Pod) deleteFlows(name string, pick func(gateTuple, gateFlow) bool) (int, error) {
+	var gone []gateTuple
+	err := p.eachFlow(name, func(t gateTuple, f gateFlow) {
+		if pick(t, f) {
+			gone = append(gone, t)
+		}
+	})
+	if err != nil {
+		return 0, err
+	}
+	for _, t := range gone {
+		if err := p.maps[name].Delete(t); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return 0, fmt.Errorf("delete a flow: %w", err)
+		}
+	}
+	return len(gone), nil
+}
+
+// ExpireFlows deletes entries whose connection is over or was silent for idle,
+// and grandfathered ones past their deadline, and returns how many live ones
+// went. An agent's socket that is alive after all makes its entry anew with
+// its next segment; keepalives (15 s) keep it from coming to that. Call it
+// every few seconds.
+func (p *Pod) ExpireFlows(idle time.Duration) (int, error) {
+	now, err := monotonic()
+	if err != nil {
+		return 0, err
+	}
+	if _, err := p.deleteFlows(gateMapTransient, func(_ gateTuple, f gateFlow) bool {
+		return since(f.LastSeen, now) > closedLinger
+	}); err != nil {
+		return 0, err
+	}
+	return p.deleteFlows(gateMapFlows, func(_ gateTuple, f gateFlow) bool { return expired(f, now, idle) })
+}
+
+// expired says whether a live entry may go.
+func expired(f gateFlow, now uint64, idle time.Duration) bool {
+	quiet, kind := since(f.LastSeen, now), FlowKind(f.Kind)
+	switch {
+	case f.Deadline != 0 && now > f.Deadline:
+		return true
+	case f.FinIn == 2 && (kind == FlowTunnel || kind == FlowEgress):
+		return quiet > resetLinger
+	case f.FinOut != 0 && f.FinIn != 0:
+		return quiet > closedLinger
+	case kind == FlowGrandfathered && f.FinIn != 2:
+		return false // nothing keeps the app's own connections talking
+	default:
+		return quiet > idle
+	}
+}
+
+// endRefusedFlows deletes flows that the configuration does not admit any
+// more, or whose address is the pod's no more; mu is held.
+func (p *Pod) endRefusedFlows() error {
+	refused := func(t gateTuple, f gateFlow) bool {
+		return !p.cfg.admits(FlowKind(f.Kind), t.LocalPort) || !slices.Contains(p.cfg.Addresses, fromAddress(t.Local))
+	}
+	for _, name := range []string{gateMapFlows, gateMapTransient} {
+		if _, err := p.deleteFlows(name, refused); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Grandfather keeps the connections alive that the pod has open now: it marks
+// and stamps their sockets and seeds the flow table, and returns how many it
+// found that an earlier pass had not. Call it before the redirect's rules go
+// in, and again after.
+func (p *Pod) Grandfather() (int, error) {
+	spec, err := loadEnroll()
+	if err != nil {
+		return 0, fmt.Errorf("read the enrolment's object: %w", err)
+	}
+	for name, value := range map[string]uint32{enrollVarMark: p.node.cfg.Mark, enrollVarMarkMask: p.node.cfg.MarkMask} {
+		if err := spec.Variables[name].Set(value); err != nil {
+			return 0, fmt.Errorf("set %s: %w", name, err)
+		}
+	}
+	replace := map[string]*ebpf.Map{}
+	for name, m := range spec.Maps {
+		if have := p.maps[name]; have != nil {
+			m.MaxEntries = have.MaxEntries()
+			replace[name] = have
+		}
+	}
+	replace[enrollMapStamps] = p.node.stamps
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replace})
+	if err != nil {
+		return 0, fmt.Errorf("load iter_tcp: %w", err)
+	}
+	defer coll.Close()
+	found, err := p.iterate(coll.Programs[enrollProgIterTcp])
+	if err != nil {
+		return 0, err
+	}
+	return seeded(found)
+}
+
+// iterate runs the iterator over the pod's sockets; it walks the network
+// namespace of the thread that opens it.
+func (p *Pod) iterate(prog *ebpf.Program) (out []byte, err error) {
+	it, err := link.AttachIter(link.IterOptions{Program: prog})
+	if err != nil {
+		return nil, fmt.Errorf("attach iter_tcp: %w", err)
+	}
+	defer func() { err = errors.Join(err, it.Close()) }()
+	err = inNetNS(p.config().NetNS, func() error {
+		r, err := it.Open()
+		if err != nil {
+			return fmt.Errorf("open iter_tcp: %w", err)
+		}
+		defer r.Close()
+		if out, err = io.ReadAll(r); err != nil {
+			return fmt.Errorf("run iter_tcp: %w", err)
+		}
+		return nil
+	})
+	return out, err
+}
+
+// seeded counts the sockets that the iterator gave a flow entry.
+func seeded(out []byte) (int, error) {
+	const size = int(unsafe.Sizeof(gateEnrolled{}))
+	full, n := 0, 0
+	for ; len(out) >= size; out = out[size:] {
+		if e := (gateEnrolled{State: out[0], Marked: out[1], Seeded: out[2], Family: out[3]}); e.Seeded != 0 {
+			n++
+		} else {
+			full++
+		}
+	}
+	if full > 0 {
+		return n, fmt.Errorf("%d open connections found no room in the flow table: raise FlowsPerPod", full)
+	}
+	return n, nil
+}

@@ -1,0 +1,360 @@
+package bpf
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf/link"
+	"github.com/heddle-mesh/heddle/internal/testenv"
+	"github.com/vishvananda/netlink"
+)
+
+// pairs opens connections between pod and peer, dialled from either end, and
+// returns the pod's and the peer's ends.
+func (w *world) pairs(t *testing.T) (pods, peers []net.Conn) {
+	t.Helper()
+	connect := func(from, to *testenv.NetNS, at string) (net.Conn, net.Conn) {
+		l := w.listen(t, to, 0, at)
+		c, err := w.dial(t, from, 0, l.Addr().String(), 3*time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { s.Close() })
+		l.Close()
+		return c, s
+	}
+	for _, f := range []struct{ pod, peer string }{{pod4, peer4}, {pod6, peer6}} {
+		c, s := connect(w.pod, w.peer, hostPort(f.peer, 0))
+		pods, peers = append(pods, c), append(peers, s)
+		c, s = connect(w.peer, w.pod, hostPort(f.pod, 0))
+		pods, peers = append(pods, s), append(peers, c)
+	}
+	return pods, peers
+}
+
+// exchange sends a few bytes each way.
+func exchange(a, b net.Conn, limit time.Duration) error {
+	buf := make([]byte, 16)
+	for range 3 {
+		for _, d := range [][2]net.Conn{{a, b}, {b, a}} {
+			deadline := time.Now().Add(limit)
+			if err := errors.Join(d[0].SetDeadline(deadline), d[1].SetDeadline(deadline)); err != nil {
+				return err
+			}
+			if _, err := d[0].Write([]byte("hello")); err != nil {
+				return err
+			}
+			if _, err := d[1].Read(buf); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (w *world) grandfather(t *testing.T, want int) {
+	t.Helper()
+	n, err := w.p.Grandfather()
+	if err != nil || n != want {
+		t.Errorf("grandfathered %d, %v; want %d", n, err, want)
+	}
+}
+
+func TestGrandfather(t *testing.T) {
+	w := newWorld(t)
+	pods, peers := w.pairs(t)
+	w.grandfather(t, len(pods))
+	w.attachGate(t)
+	w.capturing(t)
+	if err := w.p.AttachRedirect(); err != nil {
+		t.Fatal(err)
+	}
+	w.grandfather(t, 0) // a second pass finds nothing new
+	for i := range pods {
+		if err := exchange(pods[i], peers[i], 3*time.Second); err != nil {
+			t.Errorf("connection %d did not survive: %v %+v", i, err, w.counters(t).Dropped)
+		}
+		flow, ok, err := w.p.Flow(addrPort(pods[i].LocalAddr()), addrPort(pods[i].RemoteAddr()))
+		if err != nil || !ok || flow.Kind != FlowGrandfathered || flow.Remaining <= 0 || flow.BytesOut == 0 || flow.BytesIn == 0 {
+			t.Errorf("flow %d: %+v %v %v", i, flow, ok, err)
+		}
+	}
+	if c := w.counters(t); c.Grandfathered.Out.Packets == 0 || c.Grandfathered.In.Packets == 0 {
+		t.Errorf("not counted: %+v", c)
+	}
+	if _, err := w.dial(t, w.pod, 0, hostPort(peer4, 7000), 300*time.Millisecond); err == nil {
+		t.Error("a new connection passed")
+	}
+	// Half-closing and closing go on as they would without us.
+	if err := pods[0].(*net.TCPConn).CloseWrite(); err != nil {
+		t.Error(err)
+	}
+	if err := peers[0].SetReadDeadline(time.Now().Add(3 * time.Second)); err != nil {
+		t.Error(err)
+	}
+	if _, err := peers[0].Read(make([]byte, 1)); err == nil || !strings.Contains(err.Error(), "EOF") {
+		t.Errorf("half-close: %v", err)
+	}
+	// Enrolled anew, live sockets are found anew.
+	w.node.Must(t, w.p.Remove)
+	w.enroll(t)
+	n, err := w.p.Grandfather()
+	if err != nil || n < len(pods)-1 {
+		t.Errorf("enrolled anew: %d, %v", n, err)
+	}
+}
+
+func TestGrandfatherEnds(t *testing.T) {
+	w := newWorld(t, func(c *Config) { c.GrandfatherFor = 500 * time.Millisecond })
+	pods, peers := w.pairs(t)
+	w.grandfather(t, len(pods))
+	w.attachGate(t)
+	time.Sleep(700 * time.Millisecond)
+	w.grandfather(t, 0)
+	if err := exchange(pods[0], peers[0], 300*time.Millisecond); err == nil {
+		t.Error("a grandfathered connection outlived its time")
+	}
+	if n, err := w.p.ExpireFlows(time.Hour); n != len(pods) || err != nil {
+		t.Errorf("expired %d, %v", n, err)
+	}
+}
+
+func TestAdopt(t *testing.T) {
+	w := newWorld(t)
+	echo(t, w.listen(t, w.peer, 0, hostPort(peer4, 7000)), "peer")
+	w.attachGate(t)
+	if err := w.p.AttachRedirect(); err != nil {
+		t.Fatal(err)
+	}
+	w.capturing(t)
+	live, err := w.agentDial(t, ClassTunnel, "", hostPort(peer4, 7000))
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := w.counters(t)
+	// The agent dies: its handles go, nothing else does.
+	if err := errors.Join(w.p.Close(), w.bpf.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.dial(t, w.pod, 0, hostPort(peer4, 7000), 300*time.Millisecond); err == nil {
+		t.Error("connected with the agent dead")
+	}
+	next, err := Load(w.bpf.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.bpf.stamps, w.bpf.drops, w.bpf.stamp = next.stamps, next.drops, next.stamp
+	names, err := next.Pods()
+	if err != nil || len(names) != 1 || names[0] != "pod" {
+		t.Errorf("pods to adopt: %v, %v", names, err)
+	}
+	old := w.p.enrolment
+	w.node.Must(t, func() error {
+		p, err := next.Pod(w.config)
+		if err == nil {
+			w.p = p
+		}
+		return err
+	})
+	if w.p.enrolment != old {
+		t.Error("adoption counts as a new enrolment")
+	}
+	if len(w.p.links) == 0 && !hasFilters(t, w) {
+		t.Error("nothing was adopted")
+	}
+	if _, err := ask(live); err != nil {
+		t.Errorf("the connection of the agent's socket did not survive: %v", err)
+	}
+	if after := w.counters(t); after.Tunnel.Out.Bytes <= before.Tunnel.Out.Bytes {
+		t.Error("the counters began anew")
+	}
+	w.node.Must(t, w.p.CheckGate)
+	w.agentListenAll(t)
+	c, err := w.dial(t, w.pod, 0, hostPort(peer4, 7000), time.Second)
+	if line := w.reached(t, c, err); !strings.HasPrefix(line, "outbound") {
+		t.Errorf("after adoption the app reached %q", line)
+	}
+}
+
+func hasFilters(t *testing.T, w *world) (found bool) {
+	w.node.Must(t, func() error {
+		ours, _, err := ourFilter(places()[0], w.config.HostIfindex)
+		found = ours != nil
+		return err
+	})
+	return found
+}
+
+func TestRemoveLeavesNothing(t *testing.T) {
+	w := newTopology(t)
+	list := func() string {
+		var out strings.Builder
+		for _, at := range []struct {
+			ns    *testenv.NetNS
+			index int
+		}{{w.node, w.config.HostIfindex}, {w.pod, w.config.PodIfindex}} {
+			at.ns.Must(t, func() error {
+				qdiscs, err := netlink.QdiscList(&netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: at.index}})
+				for _, q := range qdiscs {
+					fmt.Fprintln(&out, q)
+				}
+				l, linkErr := netlink.LinkByIndex(at.index)
+				if linkErr != nil {
+					return linkErr
+				}
+				fmt.Fprintln(&out, "queue length", l.Attrs().TxQLen)
+				for _, pl := range places()[:2] {
+					// Kernels before 6.6 do not know the query.
+					if r, err := link.QueryPrograms(link.QueryOptions{Target: at.index, Attach: pl.attachType()}); err == nil {
+						fmt.Fprintln(&out, r.Programs)
+					}
+				}
+				return err
+			})
+		}
+		return out.String()
+	}
+	before := list()
+	n, err := Load(nodeConfig(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.bpf = n
+	w.node.Must(t, func() (err error) {
+		w.p, err = n.Pod(w.config)
+		return err
+	})
+	w.attachGate(t)
+	if err := w.p.AttachRedirect(); err != nil {
+		t.Fatal(err)
+	}
+	if list() == before {
+		t.Error("attaching shows nowhere")
+	}
+	w.node.Must(t, w.p.Remove)
+	if after := list(); after != before {
+		t.Errorf("left behind:\n%s\nbefore:\n%s", after, before)
+	}
+	w.node.Must(t, func() (err error) {
+		w.p, err = n.Pod(w.config)
+		return err
+	})
+	w.attachGate(t)
+	if err := w.p.Close(); err != nil {
+		t.Error(err)
+	}
+	w.node.Must(t, n.Remove) // takes its pods with it
+	if _, err := os.Stat(n.cfg.PinDir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("pins are left: %v", err)
+	}
+}
+
+func TestCheckGate(t *testing.T) {
+	w := newWorld(t)
+	check := func(want string) {
+		t.Helper()
+		err := w.node.Do(w.p.CheckGate)
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("got %v, want %q", err, want)
+		}
+	}
+	check("not attached")
+	w.attachGate(t)
+	check("")
+	other := newNode(t)
+	w.node.Must(t, func() error {
+		cfg := w.config
+		cfg.Name = "other"
+		p, err := other.Pod(cfg)
+		if err != nil {
+			return err
+		}
+		t.Cleanup(func() { w.node.Must(t, p.Remove) })
+		if len(w.p.links) == 0 {
+			return nil // clsact: one filter of ours replaces the other
+		}
+		if err := p.AttachGate(); err != nil {
+			return err
+		}
+		check("before the gate")
+		return p.DetachGate()
+	})
+	check("")
+}
+
+// TestDeathOfAgent is the fail-closed promise: an agent that is killed leaves a
+// pod from which nothing gets out or in.
+func TestDeathOfAgent(t *testing.T) {
+	w := newTopology(t)
+	w.bpf = newNode(t)
+	cmd := exec.Command(os.Args[0], "-test.run=^TestAgentProcess$", "-test.v")
+	cmd.Env = append(os.Environ(), "HEDDLE_TEST_AGENT="+strings.Join([]string{
+		w.bpf.cfg.PinDir, w.bpf.cfg.CgroupPath, w.node.Path, w.pod.Path, fmt.Sprint(w.config.HostIfindex), fmt.Sprint(w.config.PodIfindex),
+	}, ","))
+	alive, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer alive.Close()
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var said []string
+	for s := bufio.NewScanner(out); s.Scan(); {
+		if said = append(said, s.Text()); strings.Contains(s.Text(), "READY") {
+			break
+		}
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
+		t.Fatalf("agent: %v\n%s", err, strings.Join(said, "\n"))
+	}
+	for _, host := range []string{peer4, peer6} {
+		echo(t, w.listen(t, w.peer, 0, hostPort(host, 7000)), "peer")
+	}
+	for _, host := range []string{pod4, pod6} {
+		echo(t, w.listen(t, w.pod, 0, hostPort(host, 8080)), "app")
+	}
+	for from, to := range map[*testenv.NetNS]string{w.pod: peer4, w.peer: pod4} {
+		port := map[string]int{peer4: 7000, pod4: 8080}[to]
+		if _, err := w.dial(t, from, 0, hostPort(to, port), 300*time.Millisecond); err == nil {
+			t.Errorf("connected to %s with the agent dead", to)
+		}
+	}
+	names, err := filepath.Glob(filepath.Join(w.bpf.dir, "pods", "*"))
+	if err != nil || len(names) != 1 {
+		t.Errorf("pins: %v %v", names, err)
+	}
+	w.enroll(t) // and the next agent adopts it
+	if c := w.counters(t); len(c.Dropped) == 0 {
+		t.Errorf("no drops were counted while the agent was dead: %+v", c)
+	}
+}
+
+// TestAgentProcess is the process that TestDeathOfAgent kills; on its own it
+// does nothing.
+func TestAgentProcess(t *testing.T) {
+	args := strings.Split(os.Getenv("HEDDLE_TEST_AGENT"), ",")
+	if len(args) != 6 {
+		return
+	}
+	runDoomedAgent(t, args)
+}
