@@ -1,0 +1,295 @@
+// Package agent is the node agent: it wires the parts that enroll pods, carry
+// their connections, hold their identities, follow the configuration and record
+// what happened. The parts are packages of their own below this one and in
+// internal/; here they only meet.
+//
+// An Agent runs once: New checks, Run blocks.
+package agent
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/heddle-mesh/heddle/agent/engine"
+	"github.com/heddle-mesh/heddle/agent/enroll"
+	"github.com/heddle-mesh/heddle/agent/kernel"
+	"github.com/heddle-mesh/heddle/agent/proxy"
+	"github.com/heddle-mesh/heddle/agent/report"
+	"github.com/heddle-mesh/heddle/agent/uplink"
+	"github.com/heddle-mesh/heddle/api/meshpb"
+	"github.com/heddle-mesh/heddle/internal/admin"
+	"github.com/heddle-mesh/heddle/internal/flow"
+	"github.com/heddle-mesh/heddle/internal/hbone"
+)
+
+// Agent is one node's agent.
+type Agent struct{ cfg Config }
+
+// New checks the configuration. It changes nothing on the system.
+func New(cfg Config) (*Agent, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	return &Agent{cfg: cfg.complete()}, nil
+}
+
+// parts are what Run wires. They are built in the order of the fields and
+// closed in reverse.
+type parts struct {
+	// deed makes this the node's agent; nil until it is.
+	deed *os.File
+	// succession is what there is to take over; nil when no agent ran.
+	succession *succession
+	// restorePriority ends the patience of a successor's start.
+	restorePriority func()
+	kernel          *kernel.Datapath
+	uplink          *uplink.Uplink
+	newPods         *newPods // nil without a container runtime
+	engine          engine.Engine
+	moves           bool // the engine can give its connections away
+	ring            *flow.Ring
+	drops           *flow.Drops
+	proxy           *proxy.Proxy
+	pods            *enroll.Reconciler
+	watch           *pausable // the kernel
+	report          *report.Report
+	admin           *admin.Server
+	metrics         *net.TCPListener // nil for none
+	registry        *prometheus.Registry
+	handOver        atomic.Pointer[meshpb.HandOver]
+}
+
+// Run is the agent's life. When ctx ends it stops taking connections, drains
+// for Config.Timeouts.Drain, and leaves the pods' gates in place unless
+// Config.UnenrollOnExit. It returns nil after that, and when another agent has
+// taken over; and an error when something failed that the agent cannot do
+// without.
+//
+// When another agent runs on the node, this one takes its pods and connections
+// over, as Config.TakeOver says. If that does not work the other one goes on,
+// and Run returns an error.
+func (a *Agent) Run(ctx context.Context) (err error) {
+	p, err := a.build(ctx)
+	defer func() {
+		p.succession.end(err)
+		if p.deed != nil {
+			err = errors.Join(err, p.deed.Close()) // all that the lock is for has ended
+		}
+	}()
+	if p.kernel != nil {
+		defer func() { err = errors.Join(err, p.kernel.Close()) }()
+	}
+	if p.uplink != nil {
+		defer func() { err = errors.Join(err, p.uplink.Close()) }()
+	}
+	if p.newPods != nil {
+		defer func() { err = errors.Join(err, p.newPods.close()) }()
+	}
+	if p.metrics != nil {
+		defer p.metrics.Close()
+	}
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil // told to stop while starting
+		}
+		return err
+	}
+	defer p.proxy.Close()
+	return a.run(ctx, p)
+}
+
+// build makes the parts. After an error those that were made are in what it
+// returns, for Run to close.
+func (a *Agent) build(ctx context.Context) (p *parts, err error) {
+	p = &parts{restorePriority: func() {}}
+	cfg := a.cfg
+	for _, dir := range []string{cfg.RunDir, filepath.Dir(cfg.AdminSocket)} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return p, fmt.Errorf("make directory: %w", err)
+		}
+	}
+	files, err := raiseFileLimit()
+	if err != nil {
+		return p, err
+	}
+	cfg.Budget.Sockets = socketBudget(files)
+	p.engine = engine.New(cfg.Engine, cfg.Log)
+	_, p.moves = p.engine.(hbone.Mover)
+	if p.succession, err = a.succeed(ctx, p); err != nil {
+		return p, err
+	}
+	if p.succession != nil {
+		p.restorePriority = yield()
+	}
+	// First of all: sockets count as the agent's only when they are made in its
+	// cgroup with the kernel's part loaded, and the gates need no operator.
+	p.kernel, err = kernel.Open(kernel.Config{
+		Node: cfg.Node, PinDir: cfg.Kernel.PinDir, StateDir: cfg.RunDir, Cgroup: cfg.Kernel.Cgroup, KubeletCgroup: cfg.Kernel.Kubelet,
+		Mark: cfg.Kernel.Mark, MarkMask: cfg.Kernel.MarkMask, FlowsPerPod: cfg.Kernel.FlowsPerPod, Grandfather: cfg.Kernel.Grandfather,
+		Inherited: p.succession.inherited(), Beside: p.succession.donor(), Log: cfg.Log,
+	})
+	if err != nil {
+		return p, err
+	}
+	p.uplink, err = uplink.Join(ctx, uplink.Config{
+		Node: cfg.Node, Token: cfg.JoinToken, Operator: cfg.Operator, StateDir: cfg.StateDir,
+		KeyDir: cfg.KeyDir, MountKeys: true, Log: cfg.Log,
+	})
+	if err != nil {
+		return p, err
+	}
+	if p.newPods, err = meetRuntime(cfg); err != nil {
+		return p, err
+	}
+	if p.metrics, err = a.listenMetrics(ctx, p); err != nil {
+		return p, err
+	}
+	return p, a.wire(cfg, p, files)
+}
+
+// wire makes what needs no system: from here on everything has what it needs.
+func (a *Agent) wire(cfg Config, p *parts, files uint64) (err error) {
+	p.registry = prometheus.NewRegistry()
+	p.ring = flow.NewRing(cfg.FlowRecords)
+	recorder := &flow.Recorder{Node: cfg.Node, Ring: p.ring, Metrics: flow.NewMetrics(p.registry)}
+	p.drops = flow.NewDrops(recorder)
+	store := p.uplink.Store()
+	p.proxy = proxy.New(proxy.Config{
+		Node: cfg.Node, Store: store, Engine: p.engine, Identities: p.uplink.Source(), Flows: recorder,
+		Log: cfg.Log, Budget: cfg.Budget, Timeouts: cfg.Timeouts,
+	})
+	var datapath enroll.Datapath = p.kernel
+	var server enroll.Server = p.proxy
+	if p.succession != nil {
+		careful := cautious{p.kernel, p.proxy, p.succession, store}
+		datapath, server = careful, careful
+	}
+	p.pods = enroll.New(enroll.Config{
+		Node: cfg.Node, Store: store, Places: p.newPods.asPlaces(), Datapath: datapath, Server: server, Identities: p.uplink.Source(),
+		Log: cfg.Log, UnenrollOnExit: cfg.UnenrollOnExit,
+		// What an earlier agent left is not taken back while it is there.
+		Confirmed: func() bool { return p.leftToAnother() == nil && p.uplink.Discovery().Status().Current },
+	})
+	if err := p.newPods.answer(cfg, p); err != nil {
+		return err
+	}
+	p.watch = newPausable(func(ctx context.Context) error { return p.kernel.Run(ctx, store, p.drops, p.pods.Gone) })
+	p.report = &report.Report{
+		Node: cfg.Node, Version: cfg.Version, Started: time.Now(), Uplink: p.uplink, Datapath: p.kernel.Pods(),
+		Enrolments: p.pods, Carrier: p.proxy, MaxFiles: files, Engine: cfg.Engine, HandOver: p.handOver.Load,
+	}
+	p.admin, err = admin.NewServer(admin.Config{Socket: cfg.AdminSocket, Ring: p.ring, Agent: p.report, Log: cfg.Log})
+	if err != nil {
+		return err
+	}
+	a.register(p)
+	return nil
+}
+
+func (a *Agent) register(p *parts) {
+	flow.RegisterRing(p.registry, p.ring)
+	flow.RegisterGauges(p.registry, flow.Gauges{
+		Certificates:      p.report.CertificateLives,
+		Pods:              p.report.PodStates,
+		OpenConnections:   p.proxy.Open,
+		OperatorConnected: func() bool { return p.uplink.Discovery().Status().Connected },
+		UnreportedDrops:   p.kernel.LostDrops,
+		EnrolmentFailures: p.pods.Failures,
+	})
+	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	p.registry.MustRegister(p.uplink.Collectors()...)
+}
+
+// run runs the parts. The pods' connections are carried until they have
+// drained; everything that they need goes on until then.
+func (a *Agent) run(ctx context.Context, p *parts) error {
+	support, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	group, support := errgroup.WithContext(support)
+	pods, stopPods := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer stopPods(nil)
+	defer context.AfterFunc(ctx, func() { stopPods(p.leftToAnother()) })()
+	// A part that fails takes the pods' serving down in good order, too.
+	defer context.AfterFunc(support, func() {
+		stopPods(cmp.Or(p.leftToAnother(), errors.New("a part of the agent failed")))
+	})()
+
+	group.Go(func() error { return named("follow the operator", p.uplink.Run(support)) })
+	group.Go(func() error { return named("run the proxy", p.proxy.Run(support)) })
+	group.Go(func() error { p.drops.Run(support); return nil })
+	group.Go(func() error { p.newPods.follow(support); return nil })
+	group.Go(func() error { tidyMemory(support, a.cfg.Log); return nil })
+	group.Go(func() error {
+		if p.succession != nil {
+			if err := a.takeOver(support, p); err != nil {
+				return named("take over", err)
+			}
+		}
+		return a.attend(support, p, func() { stopPods(enroll.ErrLeave) })
+	})
+	a.cfg.Log.Info("agent runs", "node", a.cfg.Node, "version", a.cfg.Version, "operator", p.uplink.Operator(), "engine", a.cfg.Engine)
+	group.Go(func() error {
+		defer stop()
+		err := p.pods.Run(pods)
+		a.cfg.Log.Info("agent has drained", "unenrolled", a.cfg.UnenrollOnExit)
+		return named("enroll pods", err)
+	})
+	err := group.Wait()
+	if a.cfg.UnenrollOnExit && !errors.Is(context.Cause(pods), enroll.ErrLeave) {
+		err = errors.Join(err, p.newPods.uninstall(a.cfg))
+	}
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	if closing := p.engine.Close(end); closing != nil && !errors.Is(closing, context.DeadlineExceeded) {
+		err = errors.Join(err, closing)
+	}
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+func named(what string, err error) error {
+	if err != nil && !errors.Is(err, context.Canceled) {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
+}
+
+// raiseFileLimit lifts the soft limit of open descriptors to the hard one.
+func raiseFileLimit() (uint64, error) {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return 0, fmt.Errorf("read the limit of open files: %w", err)
+	}
+	if limit.Cur < limit.Max {
+		limit.Cur = limit.Max
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+			return 0, fmt.Errorf("raise the limit of open files: %w", err)
+		}
+	}
+	return limit.Cur, nil
+}
+
+// socketBudget is how many sockets of connections fit into the limit of open
+// descriptors: the rest is kept for pipes, tunnels, listeners, maps, and the up to
+// 512 sockets that are made ahead in pods.
+func socketBudget(files uint64) int {
+	const kept = 4096
+	if files <= 2*kept {
+		return int(files / 2)
+	}
+	return int(min(files-kept, 1<<20))
+}

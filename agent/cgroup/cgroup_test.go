@@ -1,0 +1,135 @@
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/heddle-mesh/heddle/internal/testenv"
+)
+
+// roleCgroup is the argument of a child process that moves itself.
+const roleCgroup = "cgroup-test-child"
+
+func TestMain(m *testing.M) {
+	if os.Args[len(os.Args)-1] != roleCgroup {
+		testenv.Main(m)
+	}
+	if err := tryCgroup(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+// tryCgroup is what the child process of TestEnterCgroup does.
+func tryCgroup() error {
+	own, err := Enter("test-child", "")
+	if err != nil {
+		return err
+	}
+	now, err := ownCgroup("/proc/self/cgroup")
+	if err != nil {
+		return err
+	}
+	again, err := Enter("test-child", "")
+	if err != nil {
+		return err
+	}
+	given, err := Enter("", own.Path)
+	if err != nil {
+		return err
+	}
+	// Another process of the agent's, for as long as it is named.
+	former := exec.Command("sleep", "60")
+	if err := former.Start(); err != nil {
+		return err
+	}
+	shared, err := Enter("test-child", "", former.Process.Pid)
+	if err == nil && (shared.Path != own.Path || shared.parent != "") {
+		err = fmt.Errorf("beside process %d in %s, moved from %q", former.Process.Pid, shared.Path, shared.parent)
+	}
+	if _, refused := Enter("", own.Path); err == nil && refused == nil {
+		err = errors.New("a cgroup with another process in it was taken")
+	}
+	_ = former.Process.Kill() // it ends by itself otherwise
+	_ = former.Wait()         // with the signal's status
+	if err != nil {
+		return err
+	}
+	fmt.Println(own.Path, now, again.Path == own.Path && again.parent == "", given.Path)
+	if err := own.Leave(); err != nil {
+		return err
+	}
+	if _, err := os.Stat(own.Path); !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%s is still there: %w", own.Path, err)
+	}
+	return nil
+}
+
+func TestEnterCgroup(t *testing.T) {
+	mount, _, err := Mount()
+	if err != nil {
+		t.Fatal(err)
+	}
+	root, err := os.Open(mount)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	child := exec.Command("/proc/self/exe", roleCgroup)
+	child.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(root.Fd())}
+	out, err := child.CombinedOutput()
+	want := fmt.Sprintf("%s/heddle-agent-test-child /heddle-agent-test-child true %[1]s/heddle-agent-test-child\n", mount)
+	if err != nil || string(out) != want {
+		t.Errorf("child in the root cgroup: %v\n%s\nwant %s", err, out, want)
+	}
+}
+
+func TestEnterCgroupRefuses(t *testing.T) {
+	mount, _, err := Mount()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{
+		mount:       "must hold the agent",
+		t.TempDir(): "give the folder of a cgroup v2",
+	} {
+		if _, err := Enter("x", path); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("cgroup %s: error %v, want one with %q", path, err, want)
+		}
+	}
+}
+
+func TestCgroup2Mount(t *testing.T) {
+	for name, c := range map[string]struct{ text, mount, root, refusal string }{
+		"hybrid": {
+			text:  "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n41 31 0:38 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw\n",
+			mount: "/sys/fs/cgroup/unified", root: "/",
+		},
+		"unified": {text: "30 23 0:26 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw\n", mount: "/sys/fs/cgroup", root: "/"},
+		"bind":    {text: `30 23 0:26 /kube\040pods/x /c\134g rw - cgroup2 none rw`, mount: `/c\g`, root: "/kube pods/x"},
+		"none":    {text: "31 23 0:28 / / rw - ext4 /dev/vda rw\nshort - cgroup2 \n", refusal: "cgroup v2 is not mounted"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "mountinfo")
+			if err := os.WriteFile(file, []byte(c.text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			mount, root, err := cgroup2Mount(file)
+			if c.refusal != "" {
+				if err == nil || !strings.Contains(err.Error(), c.refusal) {
+					t.Errorf("error %v, want one with %q", err, c.refusal)
+				}
+				return
+			}
+			if err != nil || mount != c.mount || root != c.root {
+				t.Errorf("got %q %q %v, want %q %q", mount, root, err, c.mount, c.root)
+			}
+		})
+	}
+}

@@ -1,0 +1,245 @@
+package cri
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/heddle-mesh/heddle/internal/mesh"
+)
+
+// Bounds of one answer.
+const (
+	maxSandboxes = 10_000
+	maxText      = 4096 // of names, paths and addresses
+	maxIPs       = 32
+)
+
+// sandbox is what a list says of one.
+type sandbox struct {
+	id, uid string
+	key     mesh.Key
+	created time.Time
+}
+
+// status is what the runtime says of one sandbox when it is asked for details.
+type status struct {
+	addresses []netip.Addr
+	// pid is a process in the sandbox, netNS the path by which the runtime made
+	// its network namespace; 0 and "" when it does not say.
+	pid   int
+	netNS string
+}
+
+// listReady is a ListPodSandboxRequest for sandboxes that are ready:
+// filter (1) {state (2) {state (1): SANDBOX_READY (0)}}.
+func listReady() []byte {
+	state := protowire.AppendVarint(protowire.AppendTag(nil, 1, protowire.VarintType), 0)
+	filter := protowire.AppendBytes(protowire.AppendTag(nil, 2, protowire.BytesType), state)
+	return protowire.AppendBytes(protowire.AppendTag(nil, 1, protowire.BytesType), filter)
+}
+
+// statusOf is a PodSandboxStatusRequest: pod_sandbox_id (1), verbose (2).
+func statusOf(id string) []byte {
+	b := protowire.AppendString(protowire.AppendTag(nil, 1, protowire.BytesType), id)
+	return protowire.AppendVarint(protowire.AppendTag(b, 2, protowire.VarintType), 1)
+}
+
+// fields calls visit with every field of a message: with its bytes or, for a
+// varint, its number. Others are passed over.
+func fields(message []byte, visit func(field protowire.Number, value []byte, number uint64) error) error {
+	for len(message) > 0 {
+		field, kind, n := protowire.ConsumeTag(message)
+		if n < 0 {
+			return protowire.ParseError(n)
+		}
+		message = message[n:]
+		var value []byte
+		var number uint64
+		switch kind {
+		case protowire.BytesType:
+			value, n = protowire.ConsumeBytes(message)
+		case protowire.VarintType:
+			number, n = protowire.ConsumeVarint(message)
+		default:
+			n = protowire.ConsumeFieldValue(field, kind, message)
+		}
+		if n < 0 {
+			return protowire.ParseError(n)
+		}
+		message = message[n:]
+		if kind != protowire.BytesType && kind != protowire.VarintType {
+			continue
+		}
+		if err := visit(field, value, number); err != nil {
+			return fmt.Errorf("field %d: %w", field, err)
+		}
+	}
+	return nil
+}
+
+// text takes a string within bounds.
+func text(to *string, value []byte) error {
+	if len(value) > maxText {
+		return fmt.Errorf("%d bytes are more than %d", len(value), maxText)
+	}
+	*to = string(value)
+	return nil
+}
+
+// decodeList reads a ListPodSandboxResponse: items (1). Sandboxes that are not
+// ready are left out, whatever was asked for.
+func decodeList(message []byte) ([]sandbox, error) {
+	var all []sandbox
+	err := fields(message, func(field protowire.Number, value []byte, _ uint64) error {
+		if field != 1 {
+			return nil
+		}
+		s, ready, err := decodeSandbox(value)
+		if err != nil || !ready {
+			return err
+		}
+		if len(all) >= maxSandboxes {
+			return fmt.Errorf("more than %d sandboxes", maxSandboxes)
+		}
+		all = append(all, s)
+		return nil
+	})
+	return all, err
+}
+
+// decodeSandbox reads a PodSandbox: id (1), metadata (2), state (3), created_at (4).
+func decodeSandbox(message []byte) (s sandbox, ready bool, err error) {
+	ready = true
+	err = fields(message, func(field protowire.Number, value []byte, number uint64) error {
+		switch field {
+		case 1:
+			return text(&s.id, value)
+		case 2:
+			return decodeMetadata(&s, value)
+		case 3:
+			ready = number == 0
+		case 4:
+			s.created = time.Unix(0, int64(number))
+		}
+		return nil
+	})
+	if err == nil && (s.id == "" || s.key.Name == "" || s.key.Namespace == "" || s.uid == "") {
+		err = errors.New("a sandbox without an id, or without its pod's name, namespace or UID")
+	}
+	return s, ready, err
+}
+
+// decodeMetadata reads a PodSandboxMetadata: name (1), uid (2), namespace (3).
+func decodeMetadata(s *sandbox, message []byte) error {
+	return fields(message, func(field protowire.Number, value []byte, _ uint64) error {
+		switch field {
+		case 1:
+			return text(&s.key.Name, value)
+		case 2:
+			return text(&s.uid, value)
+		case 3:
+			return text(&s.key.Namespace, value)
+		}
+		return nil
+	})
+}
+
+// decodeStatus reads a PodSandboxStatusResponse: status (1) with network (5);
+// info (2), whose entry "info" is JSON of containerd's and CRI-O's making.
+func decodeStatus(message []byte) (st status, err error) {
+	err = fields(message, func(field protowire.Number, value []byte, _ uint64) error {
+		switch field {
+		case 1:
+			return fields(value, func(field protowire.Number, value []byte, _ uint64) error {
+				if field != 5 {
+					return nil
+				}
+				return decodeNetwork(&st, value)
+			})
+		case 2:
+			return decodeInfo(&st, value)
+		}
+		return nil
+	})
+	return st, err
+}
+
+// decodeNetwork reads a PodSandboxNetworkStatus: ip (1), additional_ips (2) {ip (1)}.
+func decodeNetwork(st *status, message []byte) error {
+	add := func(value []byte) error {
+		var s string
+		if err := text(&s, value); err != nil {
+			return err
+		}
+		if s == "" { // hostNetwork has none
+			return nil
+		}
+		addr, err := netip.ParseAddr(s)
+		if err != nil {
+			return err
+		}
+		if len(st.addresses) >= maxIPs {
+			return fmt.Errorf("more than %d addresses", maxIPs)
+		}
+		st.addresses = append(st.addresses, addr.Unmap())
+		return nil
+	}
+	return fields(message, func(field protowire.Number, value []byte, _ uint64) error {
+		switch field {
+		case 1:
+			return add(value)
+		case 2:
+			return fields(value, func(field protowire.Number, value []byte, _ uint64) error {
+				if field != 1 {
+					return nil
+				}
+				return add(value)
+			})
+		}
+		return nil
+	})
+}
+
+// decodeInfo reads one entry of a map<string, string>: key (1), value (2).
+func decodeInfo(st *status, message []byte) error {
+	var key string
+	var body []byte
+	err := fields(message, func(field protowire.Number, value []byte, _ uint64) error {
+		switch field {
+		case 1:
+			return text(&key, value)
+		case 2:
+			body = value
+		}
+		return nil
+	})
+	if err != nil || key != "info" {
+		return err
+	}
+	var info struct {
+		PID         int `json:"pid"`
+		RuntimeSpec struct {
+			Linux struct {
+				Namespaces []struct {
+					Type string `json:"type"`
+					Path string `json:"path"`
+				} `json:"namespaces"`
+			} `json:"linux"`
+		} `json:"runtimeSpec"`
+	}
+	if err := json.Unmarshal(body, &info); err != nil {
+		return fmt.Errorf("info: %w", err)
+	}
+	st.pid = info.PID
+	for _, ns := range info.RuntimeSpec.Linux.Namespaces {
+		if ns.Type == "network" && len(ns.Path) <= maxText {
+			st.netNS = ns.Path
+		}
+	}
+	return nil
+}

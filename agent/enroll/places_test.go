@@ -1,0 +1,219 @@
+package enroll
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/heddle-mesh/heddle/internal/mesh"
+)
+
+// somewhere is a Places that a test fills.
+type somewhere struct {
+	mu      sync.Mutex
+	netNS   map[string]string // by pod name
+	synced  bool
+	changed chan struct{}
+}
+
+func (s *somewhere) Find(w *mesh.Workload) (string, []netip.Addr, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	netNS, ok := s.netNS[w.Name]
+	return netNS, []netip.Addr{netip.MustParseAddr("10.0.0.9")}, ok
+}
+
+func (s *somewhere) Synced() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.synced
+}
+
+func (s *somewhere) Changed() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.changed
+}
+
+func (s *somewhere) change(change func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change()
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// inPlaces runs a Reconciler whose pods are found by a Places.
+func inPlaces(t *testing.T, test func(f *fake, r *Reconciler, store *mesh.Store, s *somewhere)) {
+	s := &somewhere{netNS: map[string]string{}, changed: make(chan struct{})}
+	reconciled(t, func(c *Config) {
+		s.changed = make(chan struct{}) // of the test's own time
+		c.Places = s
+	}, func(f *fake, r *Reconciler, store *mesh.Store, _ func()) { test(f, r, store, s) })
+}
+
+func TestPodIsEnrolledWhereItIsFound(t *testing.T) {
+	inPlaces(t, func(f *fake, r *Reconciler, store *mesh.Store, s *somewhere) {
+		store.Replace(view(t, workload("web", "", 1)))
+		if did := f.took(); did != "" {
+			t.Errorf("nobody knows where it is, and did %q", did)
+		}
+		s.change(func() { s.netNS["web"] = "/run/netns/a" })
+		if did := f.took(); did != "enroll web; serve web" {
+			t.Errorf("found: %q", did)
+		}
+		if w := r.Status()[0].Workload; w.NetNS != "/run/netns/a" || w.Addresses[0] != netip.MustParseAddr("10.0.0.9") {
+			t.Errorf("enrolled in %s with %v, not as the place says", w.NetNS, w.Addresses)
+		}
+		s.change(func() { delete(s.netNS, "web") })
+		if did := f.took(); did != "drain web; unenroll web" {
+			t.Errorf("its sandbox is deleted: %q", did)
+		}
+	})
+}
+
+// TestNothingIsPrunedBeforePlacesAreKnown: an agent that has just started would
+// open every pod of the one before.
+func TestNothingIsPrunedBeforePlacesAreKnown(t *testing.T) {
+	inPlaces(t, func(f *fake, r *Reconciler, store *mesh.Store, s *somewhere) {
+		store.Replace(view(t, workload("web", "", 1)))
+		time.Sleep(time.Hour)
+		if did := f.took(); did != "" || r.Settled() {
+			t.Fatalf("without places: %q, settled: %v", did, r.Settled())
+		}
+		s.change(func() { s.netNS["web"], s.synced = "/run/netns/a", true })
+		time.Sleep(time.Minute)
+		if did := f.took(); !strings.Contains(did, "prune but [web]") || !strings.Contains(did, "enroll web") || !r.Settled() {
+			t.Errorf("with places: %q, settled: %v", did, r.Settled())
+		}
+	})
+}
+
+// TestDeletedPodStaysClosedWhileItRuns: a pod may be deleted by force, and its
+// processes go on.
+func TestDeletedPodStaysClosedWhileItRuns(t *testing.T) {
+	inPlaces(t, func(f *fake, r *Reconciler, store *mesh.Store, s *somewhere) {
+		s.change(func() { s.netNS["web"] = "/run/netns/a" })
+		store.Replace(view(t, workload("web", "", 1)))
+		f.took()
+		elsewhere := workload("web", "", 1)
+		elsewhere.Node, elsewhere.Enrolled = "n2", false
+		for _, now := range []*mesh.View{view(t), view(t, elsewhere)} {
+			store.Replace(now)
+			time.Sleep(time.Minute)
+			if did := f.took(); did != "" {
+				t.Errorf("it still runs: %q", did)
+			}
+		}
+		s.change(func() { delete(s.netNS, "web") })
+		if did := f.took(); did != "drain web; unenroll web" {
+			t.Errorf("it does not run any more: %q", did)
+		}
+	})
+}
+
+// TestPodWithoutAPlaceKeepsItsGate: what the agent before has enrolled may not
+// be shown by the runtime yet.
+func TestPodWithoutAPlaceKeepsItsGate(t *testing.T) {
+	inPlaces(t, func(f *fake, _ *Reconciler, store *mesh.Store, s *somewhere) {
+		s.change(func() { s.synced = true })
+		store.Replace(view(t, workload("web", "", 1)))
+		if did := f.took(); did != "prune but [web]" {
+			t.Errorf("at first: %q", did)
+		}
+		store.Replace(view(t))
+		time.Sleep(time.Minute)
+		if did := f.took(); !strings.Contains(did, "prune but []") {
+			t.Errorf("when it is gone: %q", did)
+		}
+		time.Sleep(time.Hour)
+		if did := f.took(); did != "" {
+			t.Errorf("pruned again for nothing: %q", did)
+		}
+	})
+}
+
+func TestAwait(t *testing.T) {
+	inPlaces(t, func(f *fake, r *Reconciler, store *mesh.Store, s *somewhere) {
+		key := mesh.Key{Namespace: "shop", Name: "web"}
+		brief := func(netNS string) error {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Second) // made in the bubble
+			defer cancel()
+			return r.Await(ctx, key, netNS)
+		}
+		if err := brief("/run/netns/a"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("unknown pod: %v", err)
+		}
+		broken := errors.New("no way out")
+		f.setFail("enroll web", broken)
+		store.Replace(view(t, workload("web", "", 1)))
+		s.change(func() { s.netNS["web"] = "/run/netns/a" })
+		if err := brief("/run/netns/a"); !errors.Is(err, broken) {
+			t.Errorf("failing pod: %v", err)
+		}
+		f.setFail("enroll web", nil)
+		time.Sleep(time.Minute)
+		if err := brief("/run/netns/a"); err != nil {
+			t.Errorf("enrolled pod: %v", err)
+		}
+		// What was said of the sandbox before is not said of the next one.
+		if err := brief("/run/netns/b"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("another sandbox: %v", err)
+		}
+		s.change(func() { s.netNS["web"] = "/run/netns/b" })
+		if err := brief("/run/netns/b"); err != nil {
+			t.Errorf("moved pod: %v", err)
+		}
+	})
+}
+
+// TestFlappingLabel: a pod joins at once every time, and leaves ever later.
+func TestFlappingLabel(t *testing.T) {
+	inPlaces(t, func(f *fake, r *Reconciler, store *mesh.Store, s *somewhere) {
+		in, out := workload("web", "", 1), workload("web", "", 1)
+		out.Enrolled = false
+		s.change(func() { s.netNS["web"], s.synced = "/run/netns/a", true })
+		store.Replace(view(t, in))
+		time.Sleep(time.Second)
+		f.took()
+		store.Replace(view(t, out))
+		if did := f.took(); did != "drain web; unenroll web" {
+			t.Fatalf("first: %q", did)
+		}
+		changes := 0
+		for range 100 { // 50 s of a label that changes twice a second
+			store.Replace(view(t, in))
+			time.Sleep(250 * time.Millisecond)
+			if state := r.Status()[0].State; state != Enrolled {
+				t.Fatalf("labelled pod is %s: joining is not to be slowed", state)
+			}
+			store.Replace(view(t, out))
+			time.Sleep(250 * time.Millisecond)
+			if strings.Contains(f.took(), "unenroll") {
+				changes++
+			}
+		}
+		if changes > 0 {
+			t.Errorf("left %d times while its label flapped", changes)
+		}
+		time.Sleep(29 * time.Second)
+		if did := f.took(); did != "" {
+			t.Errorf("left before it had settled: %q", did)
+		}
+		time.Sleep(2 * time.Second)
+		if did := f.took(); did != "drain web; unenroll web" {
+			t.Errorf("settled: %q", did)
+		}
+		// Deleting it is no flapping.
+		store.Replace(view(t, in))
+		f.took()
+		s.change(func() { delete(s.netNS, "web") })
+		if did := f.took(); did != "drain web; unenroll web" {
+			t.Errorf("deleted: %q", did)
+		}
+	})
+}

@@ -1,0 +1,152 @@
+package podnet
+
+import (
+	"errors"
+	"net"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/heddle-mesh/heddle/agent/podnet/listener"
+	"github.com/heddle-mesh/heddle/agent/podnet/tuples"
+	"github.com/heddle-mesh/heddle/agent/steer"
+	"github.com/heddle-mesh/heddle/bpf"
+)
+
+// Inherited is a listener of another agent on this node, for Config.Inherited.
+type Inherited = listener.Inherited
+
+// Share returns duplicates of the listeners of every enrolled pod, which are the
+// caller's to close. Both processes may accept from them.
+func (n *Node) Share() (map[string][]Inherited, error) {
+	all := map[string][]Inherited{}
+	for name, p := range n.Pods() {
+		shared, err := p.share()
+		all[name] = shared
+		if err != nil {
+			listener.CloseAll(all)
+			return nil, p.errorf("share its listeners: %w", err)
+		}
+	}
+	return all, nil
+}
+
+func (p *Pod) share() (shared []Inherited, err error) {
+	listeners := p.Listeners()
+	err = listeners.all(func(port uint16, ln *net.TCPListener) error {
+		dup, err := listener.Duplicate(ln)
+		if err != nil {
+			return err
+		}
+		shared = append(shared, Inherited{Port: port, IPv6: addrPort(ln.Addr()).Addr().Is6(), File: dup})
+		return nil
+	})
+	return shared, err
+}
+
+// takeInherited returns the pod's listener of a port if there is one that was
+// inherited, once.
+func (n *Node) takeInherited(name string, family int, port uint16, mark uint32) (*net.TCPListener, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	inherited := n.config.Inherited[name]
+	for i, l := range inherited {
+		if l.Port != port || l.IPv6 != (family == unix.AF_INET6) {
+			continue
+		}
+		inherited[i] = inherited[len(inherited)-1]
+		n.config.Inherited[name] = inherited[:len(inherited)-1]
+		return listener.Adopt(l.File, family, mark)
+	}
+	return nil, nil
+}
+
+// Reclaim is for an agent that was to be succeeded and goes on: its programs, and
+// the modes and addresses of its pods, are put back where the other put its own.
+func (n *Node) Reclaim() error {
+	errs := []error{n.kernel.Reclaim()}
+	for _, p := range n.Pods() {
+		err := p.Kernel(func(k *bpf.Pod) error { return n.home.Do(k.Reclaim) })
+		if err != nil && !errors.Is(err, ErrClosed) {
+			errs = append(errs, p.errorf("%w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Relisten makes the next Enroll of each pod put shared listeners in the place of
+// those that whoever took connections from them has closed, or is about to:
+// without a moment at which nobody listens, as fresh ones would have.
+func (n *Node) Relisten(shared map[string][]Inherited) error {
+	var errs []error
+	for _, p := range n.Pods() {
+		listeners := p.Listeners()
+		errs = append(errs, listeners.close())
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.config.Inherited = map[string][]Inherited{}
+	for name, listeners := range shared {
+		n.config.Inherited[name] = slices.Clone(listeners)
+	}
+	return errors.Join(errs...)
+}
+
+// DropInherited forgets the inherited listeners that no pod had a use for: their
+// descriptors are about to be closed, and their numbers others'.
+func (n *Node) DropInherited() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.config.Inherited = nil
+}
+
+// inheritTuples takes over the tuples that are entered in the kernel and not
+// this agent's own: those of connections that came from another agent, and those
+// that one left when it died. They are forgotten when no socket has them.
+func (p *Pod) inheritTuples() error {
+	return p.Kernel(func(k *bpf.Pod) error {
+		entered, err := k.Passthrus()
+		if err == nil {
+			p.passthru.Inherit(entered)
+		}
+		return err
+	})
+}
+
+// InheritTuples looks for tuples that another agent has entered in the kernel
+// until now, in every pod. Enroll does it for the pod.
+func (n *Node) InheritTuples() error {
+	var errs []error
+	for _, p := range n.Pods() {
+		if err := p.inheritTuples(); err != nil && !errors.Is(err, ErrClosed) {
+			errs = append(errs, p.errorf("take over its tuples: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// forgetTuples forgets the tuples that no socket in the pod has any more. It lists
+// the sockets, and only while there are tuples of which it is not known.
+func (p *Pod) forgetTuples() error {
+	due := p.passthru.Due()
+	if len(due) == 0 {
+		return nil
+	}
+	var live map[tuples.Tuple]bool
+	err := p.ns.Do(func() (err error) {
+		live, err = tuples.Live(steer.Families(p.addrs))
+		return err
+	})
+	if err != nil {
+		return p.errorf("look for connections: %w", err)
+	}
+	for _, t := range due {
+		if live[t] {
+			continue
+		}
+		if err := p.passthru.Forget(t, p.forgetTuple); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,155 @@
+// Package listener opens the agent's listeners inside pods, adopts those of
+// another process, and gives its own away: marked, transparent, with keepalives.
+// It keeps nothing; what leads connections to a listener is not its business.
+package listener
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/heddle-mesh/heddle/internal/mesh"
+)
+
+// The ports beside mesh.TunnelPort.
+const (
+	OutboundPort = 15001
+	InboundPort  = 15006
+)
+
+// KeepAlive is the idle time and the interval of TCP keepalives on the agent's
+// sockets: live connections refresh their flow entries by it.
+const KeepAlive = 15 * time.Second
+
+// Open listens on a port of loopback, in the network namespace of the calling
+// thread. What it accepts carries the mark, and addresses that are not the
+// namespace's.
+func Open(ctx context.Context, family int, port uint16, mark uint32) (*net.TCPListener, error) {
+	network, host := "tcp4", netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	if family == unix.AF_INET6 {
+		network, host = "tcp6", netip.IPv6Loopback()
+	}
+	addr := netip.AddrPortFrom(host, port)
+	config := net.ListenConfig{
+		// Accepted sockets inherit what the listener has; Go's own keepalive
+		// would be four system calls on every one of them.
+		KeepAlive: -1,
+		Control: func(_, _ string, raw syscall.RawConn) error {
+			var inner error
+			err := raw.Control(func(fd uintptr) { inner = prepare(int(fd), family, mark) })
+			return errors.Join(err, inner)
+		},
+	}
+	config.SetMultipathTCP(false) // a sockmap refuses MPTCP listeners with EOPNOTSUPP
+	ln, err := config.Listen(ctx, network, addr.String())
+	if errors.Is(err, unix.EADDRINUSE) {
+		return nil, fmt.Errorf("port %d is in use in the pod: move the program that has it, the agent needs %d, %d and %d: %w",
+			port, OutboundPort, InboundPort, mesh.TunnelPort, err)
+	}
+	if errors.Is(err, unix.EADDRNOTAVAIL) {
+		return nil, fmt.Errorf("the pod has no loopback address %s: bring lo up in the pod: %w", host, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", addr, err)
+	}
+	tcp, ok := ln.(*net.TCPListener)
+	if !ok {
+		return nil, errors.Join(fmt.Errorf("listen on %s: not TCP but %T", addr, ln), ln.Close())
+	}
+	return tcp, nil
+}
+
+// prepare sets what a listener and all it accepts need. The mark leads
+// answers out by the main table, past the redirect rule.
+func prepare(fd, family int, mark uint32) error {
+	if err := Transparent(fd, family); err != nil {
+		return err
+	}
+	for _, o := range []struct {
+		level, option, value int
+		name                 string
+	}{
+		{unix.SOL_SOCKET, unix.SO_MARK, int(mark), "SO_MARK"},
+		{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1, "SO_KEEPALIVE"},
+		{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1, "TCP_NODELAY"},
+		{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, int(KeepAlive / time.Second), "TCP_KEEPIDLE"},
+		{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, int(KeepAlive / time.Second), "TCP_KEEPINTVL"},
+	} {
+		if err := unix.SetsockoptInt(fd, o.level, o.option, o.value); err != nil {
+			return fmt.Errorf("set %s: %w", o.name, err)
+		}
+	}
+	return nil
+}
+
+// Transparent lets a socket carry addresses that are not the namespace's.
+func Transparent(fd, family int) error {
+	level, option := unix.SOL_IP, unix.IP_TRANSPARENT
+	if family == unix.AF_INET6 {
+		level, option = unix.SOL_IPV6, unix.IPV6_TRANSPARENT
+	}
+	if err := unix.SetsockoptInt(fd, level, option, 1); err != nil {
+		return fmt.Errorf("make socket transparent (the agent needs CAP_NET_ADMIN): %w", err)
+	}
+	return nil
+}
+
+// Adopt returns a listener of another process, of which fd is a descriptor that
+// is duplicated, as if Open had made it.
+func Adopt(fd, family int, mark uint32) (*net.TCPListener, error) {
+	if err := prepare(fd, family, mark); err != nil {
+		return nil, err
+	}
+	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("duplicate a listener: %w", err)
+	}
+	f := os.NewFile(uintptr(dup), "listener")
+	defer f.Close()
+	ln, err := net.FileListener(f)
+	if err != nil {
+		return nil, fmt.Errorf("adopt a listener: %w", err)
+	}
+	tcp, ok := ln.(*net.TCPListener)
+	if !ok {
+		return nil, errors.Join(fmt.Errorf("adopt a listener: not TCP but %T", ln), ln.Close())
+	}
+	return tcp, nil
+}
+
+// Inherited is a listener of another process.
+type Inherited struct {
+	Port uint16
+	IPv6 bool
+	// File is a descriptor, which is duplicated and stays the caller's. The
+	// socket must listen in the pod's network namespace.
+	File int
+}
+
+// CloseAll closes the descriptors of listeners, by pod.
+func CloseAll(all map[string][]Inherited) {
+	for _, listeners := range all {
+		for _, l := range listeners {
+			_ = unix.Close(l.File) // a duplicate: there is nothing to lose
+		}
+	}
+}
+
+// Duplicate returns a descriptor of l, for another process. File would make the
+// socket blocking, here and there.
+func Duplicate(l *net.TCPListener) (int, error) {
+	raw, err := l.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	dup, inner := -1, error(nil)
+	err = raw.Control(func(fd uintptr) { dup, inner = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) })
+	return dup, errors.Join(err, inner)
+}

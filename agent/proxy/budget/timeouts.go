@@ -1,0 +1,36 @@
+package budget
+
+import "time"
+
+// Timeouts bound the steps of a connection's life. Zero fields take
+// DefaultTimeouts.
+type Timeouts struct {
+	// Hold is how long a connection to an address in the cluster's ranges that
+	// nobody owns yet waits for discovery.
+	Hold time.Duration
+	// Connect bounds each try: dial, handshake and CONNECT together.
+	Connect time.Duration
+	// Drain is how long live connections may go on when the agent is going,
+	// Unenroll when their pod leaves the mesh: no new ones get through
+	// meanwhile, so it is shorter.
+	Drain, Unenroll time.Duration
+}
+
+// DefaultTimeouts returns 1 s, 10 s, 10 s and 5 s.
+func DefaultTimeouts() Timeouts {
+	return Timeouts{Hold: time.Second, Connect: 10 * time.Second, Drain: 10 * time.Second, Unenroll: 5 * time.Second}
+}
+
+// OrDefaults fills the zero fields.
+func (t Timeouts) OrDefaults() Timeouts {
+	d := DefaultTimeouts()
+	for _, f := range []struct {
+		field *time.Duration
+		value time.Duration
+	}{{&t.Hold, d.Hold}, {&t.Connect, d.Connect}, {&t.Drain, d.Drain}, {&t.Unenroll, d.Unenroll}} {
+		if *f.field <= 0 {
+			*f.field = f.value
+		}
+	}
+	return t
+}

@@ -1,0 +1,360 @@
+package proxy
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/heddle-mesh/heddle/agent/proxy/wire"
+	"github.com/heddle-mesh/heddle/internal/flow"
+	"github.com/heddle-mesh/heddle/internal/hbone"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+)
+
+// maxTries bounds the candidates that one connection is offered to.
+const maxTries = 3
+
+// departure is one outbound connection on its way.
+type departure struct {
+	*connection
+	local *net.TCPConn // nil while it is incoming
+	// incoming is one that must not wait, on a loop.
+	incoming *hbone.Incoming
+	view     *mesh.View
+	src      *mesh.Workload
+	// client is the application's own address, dialled where it wants to go.
+	client, dialled netip.AddrPort
+	route           mesh.Route
+	// ctx ends when the connection does, or is carried.
+	ctx context.Context
+}
+
+// outbound carries one connection that the pod's application opened.
+func (p *Proxy) outbound(served *pod, local *net.TCPConn) {
+	d := &departure{local: local, client: wire.AddrPort(local.RemoteAddr()), dialled: wire.AddrPort(local.LocalAddr())}
+	if !p.depart(d, served) {
+		wire.Reset(local)
+		return
+	}
+	if !d.hold(local) || served.draining() {
+		d.refuseOutbound(mesh.ReasonDraining, nil)
+		return
+	}
+	p.carry(d)
+}
+
+// depart makes the connection; false means that there are too many.
+func (p *Proxy) depart(d *departure, served *pod) (ok bool) {
+	d.connection, ok = p.begin(context.Background(), served, flow.Record{
+		Direction:   flow.DirectionOutbound,
+		Source:      flow.Endpoint{Workload: served.key, Addr: d.client},
+		Destination: flow.Endpoint{Addr: d.dialled},
+	})
+	if ok {
+		d.ctx = d.opening.ctx
+	}
+	return ok
+}
+
+// carry carries what may wait.
+func (p *Proxy) carry(d *departure) {
+	if why := p.resolve(d); why != mesh.ReasonUnknown {
+		d.refuseOutbound(why, nil)
+		return
+	}
+	if d.route.Kind == mesh.RouteEgress {
+		p.egress(d)
+		return
+	}
+	p.offer(d, nil, mesh.ReasonNoEndpoint, nil)
+}
+
+// outboundNow is outbound on a loop: it does what needs no waiting, as giving a
+// connection to a tunnel does not, and leaves the rest to a goroutine.
+func (p *Proxy) outboundNow(served *pod, in hbone.Incoming) {
+	dialled, err := wire.LocalOf(in.FD)
+	d := &departure{incoming: &in, client: wire.Unmap(in.Remote), dialled: dialled}
+	if err != nil || !p.depart(d, served) { // it has no address when it is closed already
+		wire.ResetSocket(in.FD)
+		return
+	}
+	p.unsettled.Add(1)
+	if !d.holdSocket(in.FD) || served.draining() {
+		p.answeredNow(d, mesh.ReasonDraining, nil)
+		return
+	}
+	switch why, hold, _ := p.look(d); {
+	case hold, d.route.Kind == mesh.RouteEgress:
+	case why != mesh.ReasonUnknown:
+		p.answeredNow(d, why, nil)
+		return
+	default:
+		w := p.balancer.Pick(d.route.Candidates, nil)
+		if w == nil || !w.Enrolled || w.Node == p.cfg.Node {
+			break
+		}
+		if why, cause, again := p.try(d, w); why != mesh.ReasonUnknown {
+			p.goOn(d, func() { p.another(d, w, why, cause, again) })
+		}
+		return
+	}
+	p.goOn(d, func() { p.carry(d) })
+}
+
+// answeredNow refuses an incoming connection.
+func (p *Proxy) answeredNow(d *departure, reason mesh.Reason, cause error) {
+	d.refuseOutbound(reason, cause)
+	p.unsettled.Add(-1)
+}
+
+// answeredLater is what the peer of an incoming connection has answered.
+func (p *Proxy) answeredLater(d *departure, w *mesh.Workload, answer *hbone.Outcome) {
+	if answer == nil {
+		p.unsettled.Add(-1)
+		return
+	}
+	why, cause, again := refusalOf(answer)
+	p.goOn(d, func() { p.another(d, w, why, cause, again) })
+}
+
+// goOn makes an incoming connection one that may wait, on a goroutine.
+func (p *Proxy) goOn(d *departure, next func()) {
+	d.pod.busy.Go(func() {
+		defer p.unsettled.Add(-1)
+		fd := d.incoming.FD
+		d.holdSocket(0)
+		local, err := wire.ConnOf(fd)
+		if err != nil {
+			d.refuse(mesh.ReasonBudgetExceeded, err) // the descriptor is closed
+			return
+		}
+		d.local, d.incoming = local, nil
+		if !d.hold(local) {
+			d.refuseOutbound(mesh.ReasonDraining, nil)
+			return
+		}
+		next()
+	})
+}
+
+// refuseOutbound resets the application's connection and records why.
+func (d *departure) refuseOutbound(reason mesh.Reason, cause error) {
+	if d.incoming == nil {
+		wire.Reset(d.local)
+		d.refuse(reason, cause)
+		return
+	}
+	d.refuse(reason, cause) // from here on nobody else knows the descriptor
+	wire.ResetSocket(d.incoming.FD)
+}
+
+// resolve routes the connection, waiting for discovery when the destination
+// may be about to appear. It returns the reason of a refusal, else
+// ReasonUnknown.
+func (p *Proxy) resolve(d *departure) mesh.Reason {
+	why, hold, replaced := p.look(d)
+	if !hold {
+		return why
+	}
+	deadline := time.NewTimer(p.cfg.Timeouts.Hold)
+	defer deadline.Stop()
+	for hold {
+		select {
+		case <-replaced:
+			why, hold, replaced = p.look(d)
+		case <-deadline.C:
+			d.describe()
+			return d.route.Reason
+		case <-d.ctx.Done():
+			return mesh.ReasonDraining
+		}
+	}
+	return why
+}
+
+// look routes the connection by the View of this moment; hold means that another,
+// which replaced tells of, may know more.
+func (p *Proxy) look(d *departure) (why mesh.Reason, hold bool, replaced <-chan struct{}) {
+	view, replaced := p.cfg.Store.Snapshot()
+	src, enrolled := view.Workload(d.pod.key)
+	d.view, d.src = view, src
+	d.route = view.Route(src, d.dialled)
+	switch {
+	case d.route.Kind == mesh.RouteHold:
+		return d.route.Reason, true, replaced
+	case !enrolled:
+		return mesh.ReasonUnenrolled, false, nil
+	}
+	d.describe()
+	if d.route.Kind == mesh.RouteReject {
+		return d.route.Reason, false, nil
+	}
+	return mesh.ReasonUnknown, false, nil
+}
+
+// describe puts what routing found into the record.
+func (d *departure) describe() {
+	d.edit(func(r *flow.Record) {
+		if d.src != nil {
+			r.Source.Identity = d.src.Identity
+		}
+		if d.route.Service != nil {
+			r.Service = d.route.Service.Key
+		}
+	})
+}
+
+// offer gives the connection to candidates that were not tried until one takes it.
+// The reason and the cause are those of the last that did not.
+func (p *Proxy) offer(d *departure, tried []mesh.Key, reason mesh.Reason, cause error) {
+	for len(tried) < maxTries {
+		w := p.balancer.Pick(d.route.Candidates, tried)
+		if w == nil {
+			break
+		}
+		var again bool
+		reason, cause, again = p.try(d, w)
+		if reason == mesh.ReasonUnknown {
+			return // carried
+		}
+		if !again {
+			break
+		}
+		tried = p.giveUp(d, w, tried)
+		if d.ctx.Err() != nil {
+			break
+		}
+	}
+	d.refuseOutbound(reason, cause)
+}
+
+// another offers the connection to others than w, which did not take it.
+func (p *Proxy) another(d *departure, w *mesh.Workload, reason mesh.Reason, cause error, again bool) {
+	if again {
+		if tried := p.giveUp(d, w, nil); d.ctx.Err() == nil {
+			p.offer(d, tried, reason, cause)
+			return
+		}
+	}
+	d.refuseOutbound(reason, cause)
+}
+
+func (p *Proxy) giveUp(d *departure, w *mesh.Workload, tried []mesh.Key) []mesh.Key {
+	d.unwatch()
+	p.balancer.Unreachable(w.Key)
+	return append(tried, w.Key)
+}
+
+// try gives the connection to one candidate. ReasonUnknown means that it is
+// carried, and may have ended; another reason that the application's
+// connection is untouched, and again that another candidate may have it.
+func (p *Proxy) try(d *departure, w *mesh.Workload) (reason mesh.Reason, cause error, again bool) {
+	addr, ok := w.AddressFor(d.dialled.Addr(), d.src)
+	if !ok {
+		return mesh.ReasonPeerUnreachable, fmt.Errorf("%s and %s have no address family in common", d.src.Key, w.Key), true
+	}
+	target := netip.AddrPortFrom(addr, d.route.Port)
+	end := flow.Endpoint{Workload: w.Key, Addr: target}
+	if w.Enrolled { // nothing proves the identity of one that is not
+		end.Identity = w.Identity
+	}
+	d.edit(func(r *flow.Record) { r.Destination, r.Direction = end, flow.DirectionOutbound })
+	switch {
+	case !w.Enrolled:
+		if d.view.Settings().EgressOf(d.src.Namespace) == mesh.EgressDeny {
+			return mesh.ReasonEgressDenied, fmt.Errorf("%s is not enrolled, and the egress policy refuses plaintext", w.Key), false
+		}
+		return p.plain(d, w, target)
+	case w.Node == p.cfg.Node:
+		return p.splice(d, w, target)
+	default:
+		return p.tunnel(d, w, target)
+	}
+}
+
+// plain tries a candidate that is not enrolled.
+func (p *Proxy) plain(d *departure, w *mesh.Workload, target netip.AddrPort) (mesh.Reason, error, bool) {
+	conn, err := p.dialPlain(d, target)
+	if err != nil {
+		return wire.DialReason(err, mesh.ReasonPeerUnreachable), err, true
+	}
+	p.balancer.Reached(w.Key)
+	p.balance(d.connection, w.Key)
+	p.carryPlain(d, conn, mesh.ReasonEgressAllowed)
+	return mesh.ReasonUnknown, nil, false
+}
+
+// egress carries the connection to where it was going, in plaintext.
+func (p *Proxy) egress(d *departure) {
+	conn, err := p.dialPlain(d, d.dialled)
+	if err != nil {
+		d.refuseOutbound(wire.DialReason(err, mesh.ReasonPeerUnreachable), err)
+		return
+	}
+	p.carryPlain(d, conn, d.route.Reason)
+}
+
+func (p *Proxy) dialPlain(d *departure, target netip.AddrPort) (*net.TCPConn, error) {
+	if !p.chargeSocket() {
+		return nil, wire.ErrSockets
+	}
+	ctx, cancel := context.WithTimeout(d.ctx, p.cfg.Timeouts.Connect)
+	defer cancel()
+	conn, err := d.pod.Sockets.DialEgress(ctx, target)
+	if err != nil {
+		p.dischargeSocket()
+		return nil, err
+	}
+	d.charged(1, nil)
+	return conn, nil
+}
+
+// carryPlain joins the application and a plaintext connection.
+func (p *Proxy) carryPlain(d *departure, conn *net.TCPConn, reason mesh.Reason) {
+	d.decide(mesh.Decision{Verdict: mesh.VerdictAllow, Reason: reason, Rule: -1})
+	d.connected(0)
+	d.watch(d.view, flow.TransportPlaintext)
+	p.join(d.connection, d.local, conn)
+}
+
+// splice carries the connection to a workload of this node, without TLS but not
+// without policy: both ends need a valid certificate, and the destination
+// authorizes as it does inbound.
+func (p *Proxy) splice(d *departure, w *mesh.Workload, target netip.AddrPort) (mesh.Reason, error, bool) {
+	d.edit(func(r *flow.Record) { r.Direction = flow.DirectionLocal })
+	for _, end := range []*mesh.Workload{d.src, w} {
+		if _, why, err := wire.Certificate(p.cfg.Identities, d.view, end); err != nil {
+			return why, err, false
+		}
+	}
+	there, ok := p.awaitPod(d.ctx, w.Key)
+	if !ok {
+		return mesh.ReasonPeerUnreachable, fmt.Errorf("%s is not enrolled on this node yet", w.Key), true
+	}
+	if there.draining() {
+		return mesh.ReasonDraining, nil, true
+	}
+	permit, decision := d.view.Authorize(mesh.Connection{Peer: d.src.Identity, Source: d.client.Addr(), Destination: w, Port: target.Port()})
+	d.decide(decision)
+	if !permit.Valid() {
+		return decision.Reason, nil, false
+	}
+	if !p.charge(there) {
+		return mesh.ReasonBudgetExceeded, fmt.Errorf("too many connections of %s", w.Key), true
+	}
+	app, err := p.deliver(d.ctx, permit, there, wire.InFamily(d.src, d.client, target.Addr()), target.Addr())
+	if err != nil {
+		there.Connections.Add(-1)
+		p.dischargeSocket()
+		return wire.AppReason(err), err, true
+	}
+	d.charged(1, there)
+	p.balancer.Reached(w.Key)
+	p.balance(d.connection, w.Key)
+	d.connected(0)
+	d.watch(d.view, flow.TransportSplice)
+	p.join(d.connection, d.local, app)
+	return mesh.ReasonUnknown, nil, false
+}

@@ -1,0 +1,247 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/heddle-mesh/heddle/agent/proxy/budget"
+	"github.com/heddle-mesh/heddle/agent/proxy/wire"
+	"github.com/heddle-mesh/heddle/internal/flow"
+	"github.com/heddle-mesh/heddle/internal/hbone"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+)
+
+// Listeners accept what the kernel redirected in one pod. They are in its
+// network namespace and transparent: an accepted connection's local address is
+// where its client wanted to go. Their connections are *net.TCPConn.
+type Listeners struct {
+	// Outbound is for the pod's own connections, Inbound for plaintext from
+	// elsewhere, Tunnel for HBONE; one of each address family that the pod has.
+	Outbound, Inbound, Tunnel []net.Listener
+}
+
+// Pod is one enrolled workload, as Serve needs it.
+type Pod struct {
+	Key mesh.Key
+	// Listeners become Serve's, which closes them.
+	Listeners Listeners
+	Sockets   Sockets
+	// Probe reports whether the gate let a plaintext connection in as a
+	// kubelet's probe; nil means that none is.
+	Probe func(local, remote netip.AddrPort) bool
+}
+
+// pod is a Pod that is served.
+type pod struct {
+	Pod
+	key mesh.Key
+	// name is the key as the engine's Source and Local.
+	name string
+	*budget.Allowance
+	// serving is Serve's context: when it is done, no new connections are taken.
+	serving context.Context
+	// busy counts connections, the goroutines that decide about them, and Serve
+	// itself until over is set: nothing is added afterwards.
+	busy      sync.WaitGroup
+	described wire.Described
+	mu        sync.Mutex
+	over      bool
+}
+
+// moving reports whether another process takes the pod over.
+func (p *pod) moving() bool { return errors.Is(context.Cause(p.serving), ErrMoving) }
+
+// draining reports whether the pod no longer takes connections.
+func (p *pod) draining() bool { return p.serving.Err() != nil && !p.moving() }
+
+// enter counts a connection that comes from another process; false means that
+// it comes too late.
+func (p *pod) enter() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.over {
+		return false
+	}
+	p.busy.Add(1)
+	return true
+}
+
+// Serve carries the connections of one pod until ctx is done. It then closes
+// the listeners, lets what is carried go on to a deadline, ends the rest,
+// and returns when nothing of the pod is left. The cause of ctx's end is the
+// reason given to what it ends: ErrUnenrolled or the agent's own; after ErrMoving
+// nothing is ended.
+func (p *Proxy) Serve(ctx context.Context, what Pod) error {
+	served := &pod{
+		Pod: what, key: what.Key, name: what.Key.String(), serving: ctx, Allowance: p.allowanceOf(what.Key),
+	}
+	served.busy.Add(1)
+	if err := p.add(served); err != nil {
+		closeAll(what.Listeners)
+		return err
+	}
+	defer p.remove(served)
+	var accepting sync.WaitGroup
+	stop := make(chan struct{})
+	for _, l := range what.Listeners.Outbound {
+		from := p.listener(served, l)
+		accepting.Go(func() { p.acceptOutbound(served, from, stop) })
+	}
+	for _, l := range what.Listeners.Inbound {
+		from := p.listener(served, l)
+		accepting.Go(func() { p.accept(served, from, p.plaintext) })
+	}
+	failed := make(chan error, len(what.Listeners.Tunnel))
+	for _, l := range what.Listeners.Tunnel {
+		from := p.tunnelListener(served, l)
+		accepting.Go(func() {
+			err := p.cfg.Engine.Serve(from, p.server(served))
+			from.End() // when the engine gave up before
+			if err != nil && ctx.Err() == nil && !errors.Is(err, net.ErrClosed) {
+				failed <- fmt.Errorf("serve tunnel of %s: %w", served.key, err)
+			}
+		})
+	}
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+	}
+	served.mu.Lock()
+	served.over = true
+	served.mu.Unlock()
+	close(stop)
+	closeAll(what.Listeners)
+	if !served.moving() {
+		p.drain(ctx, served)
+	}
+	accepting.Wait()
+	served.busy.Done()
+	served.busy.Wait()
+	return err
+}
+
+func closeAll(l Listeners) {
+	for _, group := range [][]net.Listener{l.Outbound, l.Inbound, l.Tunnel} {
+		for _, one := range group {
+			_ = one.Close() // a listener that cannot be closed is closed already
+		}
+	}
+}
+
+// drain waits for the pod's connections to end and ends those that do not.
+func (p *Proxy) drain(ctx context.Context, served *pod) {
+	// Pooled tunnel connections end when their last stream does.
+	p.cfg.Engine.Drain(hbone.Match{Source: served.name}, false)
+	why, limit := mesh.ReasonDraining, p.cfg.Timeouts.Drain
+	if errors.Is(context.Cause(ctx), ErrUnenrolled) {
+		why, limit = mesh.ReasonUnenrolled, p.cfg.Timeouts.Unenroll
+	}
+	deadline := time.NewTimer(limit)
+	defer deadline.Stop()
+	poll := time.NewTicker(20 * time.Millisecond)
+	defer poll.Stop()
+	for waiting := true; waiting && len(p.live.of(served.key)) > 0; {
+		select {
+		case <-poll.C:
+		case <-deadline.C:
+			waiting = false
+		}
+	}
+	for _, c := range p.live.of(served.key) {
+		c.end(why)
+	}
+	// What was ended reports through the engine and the carrying goroutines.
+	for limit := time.Now().Add(2 * time.Second); len(p.live.of(served.key)) > 0 && time.Now().Before(limit); {
+		<-poll.C
+	}
+	p.cfg.Engine.Drain(hbone.Match{Source: served.name}, true)
+}
+
+// listener is what a pod's connections are accepted from.
+func (p *Proxy) listener(served *pod, l net.Listener) *budget.Listener {
+	p.unsettled.Add(1)
+	ended := sync.OnceFunc(func() { p.unsettled.Add(-1) })
+	return &budget.Listener{
+		Listener: l, Stop: served.serving.Done(),
+		End: func() error {
+			ended()
+			if served.moving() {
+				return hbone.ErrMoving
+			}
+			return net.ErrClosed
+		},
+		Starved: func(err error) {
+			p.cfg.Log.Error("accepting connections fails: waiting for descriptors or memory", "workload", served.name, "error", err)
+		},
+	}
+}
+
+func (p *Proxy) tunnelListener(served *pod, l net.Listener) *budget.Listener {
+	bounded := p.listener(served, l)
+	bounded.Handshakes = served.Handshakes
+	bounded.Over = func(conn net.Conn, why error) {
+		p.refusedTunnel(served, hbone.Refusal{Remote: wire.AddrPort(conn.RemoteAddr()), Local: wire.AddrPort(conn.LocalAddr()), Err: why}, mesh.ReasonBudgetExceeded)
+		wire.Reset(conn)
+	}
+	return bounded
+}
+
+// acceptOutbound takes the connections that the pod's applications open, on the
+// engine's loops if it can.
+func (p *Proxy) acceptOutbound(served *pod, from *budget.Listener, stop <-chan struct{}) {
+	by, ok := p.cfg.Engine.(hbone.Acceptor)
+	if l, tcp := from.Listener.(*net.TCPListener); ok && tcp {
+		err := by.AcceptFrom(l, stop, func(in hbone.Incoming) { p.outboundNow(served, in) }, from.Starved)
+		if err == nil {
+			_ = from.End() // what it says is for those who accept from it
+			return
+		}
+		p.cfg.Log.Error("connections are accepted without event loops", "workload", served.name, "error", err)
+	}
+	p.accept(served, from, p.outbound)
+}
+
+// accept takes connections and gives each to carry, on a goroutine of its own
+// until the connection is carried or refused, until the pod takes no more.
+func (p *Proxy) accept(served *pod, from *budget.Listener, carry func(*pod, *net.TCPConn)) {
+	for {
+		conn, err := from.Accept()
+		if err != nil {
+			return
+		}
+		tcp, ok := conn.(*net.TCPConn)
+		if !ok {
+			p.cfg.Log.Error("accepted a connection that is not TCP", "workload", served.name)
+			_ = conn.Close() // nobody is carried by it
+			continue
+		}
+		p.unsettled.Add(1)
+		served.busy.Go(func() {
+			defer p.unsettled.Add(-1)
+			carry(served, tcp)
+		})
+	}
+}
+
+// refusedTunnel records a tunnel connection or stream that never became a
+// connection of the registry, with the identity that its peer has proved.
+func (p *Proxy) refusedTunnel(served *pod, refused hbone.Refusal, reason mesh.Reason) {
+	view := p.cfg.Store.View()
+	record := flow.Record{
+		Start: time.Now(), Direction: flow.DirectionInbound, Verdict: mesh.VerdictDeny, Reason: reason, Rule: -1,
+		Source:      wire.EndpointAt(view, refused.Remote),
+		Destination: flow.Endpoint{Workload: served.key, Addr: refused.Local},
+		Detail:      refused.Err.Error(),
+	}
+	record.Source.Identity = refused.Peer
+	if w, ok := view.Workload(served.key); ok {
+		record.Destination.Identity = w.Identity
+	}
+	p.cfg.Flows.Add(record)
+}

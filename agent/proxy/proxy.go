@@ -1,0 +1,250 @@
+// Package proxy carries the connections of a node's enrolled workloads.
+//
+// It accepts what the kernel redirected, decides by the mesh's View where each
+// connection goes and whether it may, carries it (through the tunnel, by a
+// splice within the node, or in plaintext where policy allows), and ends it
+// when policy no longer allows it. Every connection and every refusal becomes
+// exactly one flow record.
+//
+// It does not enroll: whoever calls Serve gives it a pod's listeners and
+// sockets. It does not hold configuration, keys or records: it reads a
+// mesh.Store, asks Identities, and fills a flow.Sink.
+//
+// A Proxy is safe for concurrent use. New starts nothing; Run and Serve block,
+// and every goroutine that they start has ended when they return.
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/heddle-mesh/heddle/agent/balance"
+	"github.com/heddle-mesh/heddle/agent/proxy/budget"
+	"github.com/heddle-mesh/heddle/agent/proxy/wire"
+	"github.com/heddle-mesh/heddle/agent/relay"
+	"github.com/heddle-mesh/heddle/internal/flow"
+	"github.com/heddle-mesh/heddle/internal/hbone"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+)
+
+// ErrUnenrolled is the cause to cancel Serve's context with when the workload
+// leaves the mesh; any other cause means that the agent is going.
+var ErrUnenrolled = errors.New("workload left the mesh")
+
+// What a Proxy is given: SVIDs and bundles, and ways to connect from a pod.
+type (
+	Identities = wire.Identities
+	Sockets    = wire.Sockets
+	Starter    = wire.Starter
+)
+
+// Config is what a Proxy works with. Everything must be set.
+type Config struct {
+	// Node is this node's name: candidates on it are spliced, not tunnelled.
+	Node       string
+	Store      *mesh.Store
+	Engine     hbone.Engine
+	Identities Identities
+	Flows      flow.Sink
+	Log        *slog.Logger
+	Budget     Budget
+	Timeouts   Timeouts
+}
+
+// Timeouts bound the steps of a connection's life.
+type Timeouts = budget.Timeouts
+
+// DefaultTimeouts is budget.DefaultTimeouts.
+func DefaultTimeouts() Timeouts { return budget.DefaultTimeouts() }
+
+// Proxy carries the connections of a node.
+type Proxy struct {
+	cfg      Config
+	relay    *relay.Relay
+	balancer *balance.Balancer
+	live     *registry
+	// sockets counts those of all pods' connections, against Budget.Sockets.
+	sockets atomic.Int64
+	// unsettled counts accept loops, and the connections that they took and that
+	// are neither carried nor refused.
+	unsettled atomic.Int64
+
+	pods struct {
+		sync.RWMutex
+		byKey map[mesh.Key]*pod
+		added chan struct{} // closed when there is one more
+	}
+}
+
+// New returns a Proxy that serves nobody yet. The Engine stays the caller's to
+// close, after every Serve has returned and before Close.
+func New(cfg Config) *Proxy {
+	cfg.Timeouts = cfg.Timeouts.OrDefaults()
+	cfg.Budget = cfg.Budget.OrDefaults()
+	p := &Proxy{
+		cfg:      cfg,
+		relay:    relay.New(cfg.Budget.Pipes),
+		balancer: balance.New(),
+		live:     &registry{},
+	}
+	p.pods.byKey, p.pods.added = map[mesh.Key]*pod{}, make(chan struct{})
+	return p
+}
+
+// Close gives back what connections shared. Call it when nothing is carried
+// any more.
+func (p *Proxy) Close() { p.relay.Close() }
+
+// Run re-authorizes the live connections whenever the View is replaced, and
+// retires tunnel connections whose certificate or bundle is no longer the
+// current one, until ctx is done. It returns nil.
+func (p *Proxy) Run(ctx context.Context) error {
+	current := p.leaves()
+	revoked := map[spiffeid.ID]bool{}
+	for {
+		view, replaced := p.cfg.Store.Snapshot()
+		changed := p.cfg.Identities.Changed()
+		p.live.sweep()
+		p.balancer.Prune(view)
+		revoked = p.dropRevoked(view, revoked)
+		current = p.retire(current)
+		select {
+		case <-replaced:
+		case <-changed:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// dropRevoked ends the tunnel connections of identities that are newly on the
+// deny-list, and returns the deny-list.
+func (p *Proxy) dropRevoked(view *mesh.View, before map[spiffeid.ID]bool) map[spiffeid.ID]bool {
+	now := map[spiffeid.ID]bool{}
+	for _, id := range view.Settings().RevokedIdentities {
+		now[id] = true
+		if before[id] {
+			continue
+		}
+		p.cfg.Engine.Drain(hbone.Match{Peer: id}, true)
+		for _, pod := range p.served() {
+			if w, ok := view.Workload(pod.key); ok && w.Identity == id {
+				p.cfg.Engine.Drain(hbone.Match{Source: pod.name}, true)
+			}
+		}
+	}
+	return now
+}
+
+// leaves returns the fingerprints of the current SVIDs by pod.
+func (p *Proxy) leaves() map[string][32]byte {
+	view := p.cfg.Store.View()
+	all := map[string][32]byte{}
+	for _, pod := range p.served() {
+		w, ok := view.Workload(pod.key)
+		if !ok {
+			continue
+		}
+		if cert, err := p.cfg.Identities.Certificate(w.Identity); err == nil {
+			all[pod.name] = hbone.Fingerprint(cert)
+		}
+	}
+	return all
+}
+
+// retire lets the tunnel connections made with replaced SVIDs end with their
+// streams, and returns the current ones. (The engine itself sees to expiry and
+// to bundles that no longer verify a peer.)
+func (p *Proxy) retire(before map[string][32]byte) map[string][32]byte {
+	now := p.leaves()
+	for name, old := range before {
+		current, ok := now[name]
+		switch {
+		case !ok:
+			if _, served := p.podNamed(name); served {
+				now[name] = old // no SVID at the moment: compare with the next one
+			}
+		case current != old:
+			p.cfg.Engine.Drain(hbone.Match{Source: name, LeafFingerprint: old}, false)
+		}
+	}
+	return now
+}
+
+func (p *Proxy) podNamed(name string) (*pod, bool) {
+	for _, pod := range p.served() {
+		if pod.name == name {
+			return pod, true
+		}
+	}
+	return nil, false
+}
+
+// served returns the pods that are served at the moment.
+func (p *Proxy) served() []*pod {
+	p.pods.RLock()
+	defer p.pods.RUnlock()
+	all := make([]*pod, 0, len(p.pods.byKey))
+	for _, pod := range p.pods.byKey {
+		all = append(all, pod)
+	}
+	return all
+}
+
+func (p *Proxy) podOf(key mesh.Key) (*pod, bool) {
+	p.pods.RLock()
+	defer p.pods.RUnlock()
+	pod, ok := p.pods.byKey[key]
+	return pod, ok
+}
+
+// awaitPod is podOf for a workload of this node that may be about to be served,
+// as all are one after another when an agent starts or takes over.
+func (p *Proxy) awaitPod(ctx context.Context, key mesh.Key) (*pod, bool) {
+	if pod, ok := p.podOf(key); ok {
+		return pod, true
+	}
+	ctx, cancel := context.WithTimeout(ctx, p.cfg.Timeouts.Hold)
+	defer cancel()
+	for {
+		p.pods.RLock()
+		pod, added := p.pods.byKey[key], p.pods.added
+		p.pods.RUnlock()
+		if pod != nil {
+			return pod, true
+		}
+		select {
+		case <-added:
+		case <-ctx.Done():
+			return nil, false
+		}
+	}
+}
+
+func (p *Proxy) add(pod *pod) error {
+	p.pods.Lock()
+	defer p.pods.Unlock()
+	if before, ok := p.pods.byKey[pod.key]; ok && !before.moving() {
+		return fmt.Errorf("serve %s: it is served already", pod.key)
+	}
+	p.pods.byKey[pod.key] = pod
+	close(p.pods.added)
+	p.pods.added = make(chan struct{})
+	return nil
+}
+
+// remove forgets a pod that is no longer served, unless another process takes it
+// over: what others of the node have under way may still be for it.
+func (p *Proxy) remove(pod *pod) {
+	p.pods.Lock()
+	defer p.pods.Unlock()
+	if p.pods.byKey[pod.key] == pod && !pod.moving() { // it may be served anew
+		delete(p.pods.byKey, pod.key)
+	}
+}

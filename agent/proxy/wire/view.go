@@ -1,0 +1,124 @@
+package wire
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/heddle-mesh/heddle/internal/flow"
+	"github.com/heddle-mesh/heddle/internal/hbone"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+)
+
+// Allowed judges a connection, as its record says it, by a newer View, and gives
+// the reason why it must end. A destination that has left the View is not
+// policy's to end: unenrolling drains it.
+func Allowed(view *mesh.View, r *flow.Record, probe bool) (mesh.Reason, bool) {
+	switch {
+	case r.Direction == flow.DirectionOutbound && r.Transport == flow.TransportTunnel:
+		// The destination's agent watches over its policy.
+		src, known := view.Workload(r.Source.Workload)
+		if view.Revoked(r.Destination.Identity) || known && view.Revoked(src.Identity) {
+			return mesh.ReasonIdentityRevoked, false
+		}
+		return mesh.ReasonUnknown, true
+	case r.Direction == flow.DirectionOutbound:
+		return mesh.ReasonPolicyChanged, view.Settings().EgressOf(r.Source.Workload.Namespace) != mesh.EgressDeny
+	}
+	w, known := view.Workload(r.Destination.Workload)
+	if !known {
+		return mesh.ReasonUnknown, true
+	}
+	permit, decision := view.Authorize(mesh.Connection{
+		Peer: r.Source.Identity, Source: r.Source.Addr.Addr(), Destination: w, Port: r.Destination.Addr.Port(), Probe: probe,
+	})
+	switch {
+	case view.Revoked(w.Identity), decision.Reason == mesh.ReasonIdentityRevoked:
+		return mesh.ReasonIdentityRevoked, false
+	case permit.Valid(), decision.Reason == mesh.ReasonNotSynced:
+		return mesh.ReasonUnknown, true
+	default:
+		return mesh.ReasonPolicyChanged, false
+	}
+}
+
+// TrustedClient returns the client's address as far as it is proved. The TLS
+// peer's own address is; the forwarded header may add the port, and may name
+// another address of the workload that has the peer's address and identity.
+func TrustedClient(view *mesh.View, req *hbone.StreamRequest) (netip.AddrPort, error) {
+	remote, said := Unmap(req.Remote), Unmap(req.Forwarded)
+	w, known := view.WorkloadAt(remote.Addr())
+	if known && w.Identity != req.Peer {
+		known = false
+	}
+	client := netip.AddrPortFrom(remote.Addr(), 0)
+	switch {
+	case !said.IsValid():
+	case said.Addr() == remote.Addr(), known && w.HasAddress(said.Addr()):
+		client = said
+	default:
+		return netip.AddrPort{}, fmt.Errorf("forwarded names %s, but %s may speak for itself only", said.Addr(), remote.Addr())
+	}
+	if !known {
+		w = nil
+	}
+	return InFamily(w, client, req.Authority.Addr()), nil
+}
+
+// InFamily returns client, or when its family is not that of target, the
+// workload's first address of target's family with client's port. Under it the
+// destination's application sees the client.
+func InFamily(w *mesh.Workload, client netip.AddrPort, target netip.Addr) netip.AddrPort {
+	if client.Addr().Is4() == target.Is4() || w == nil {
+		return client
+	}
+	for _, addr := range w.Addresses {
+		if addr.Is4() == target.Is4() {
+			return netip.AddrPortFrom(addr, client.Port())
+		}
+	}
+	return client
+}
+
+// EndpointAt is the end of a flow that has an address, with what the View
+// knows of it. Its identity is not proved, so it is left out.
+func EndpointAt(view *mesh.View, addr netip.AddrPort) flow.Endpoint {
+	e := flow.Endpoint{Addr: addr}
+	if w, ok := view.WorkloadAt(addr.Addr()); ok {
+		e.Workload = w.Key
+	}
+	return e
+}
+
+// Certificate returns a workload's valid SVID, or the reason why its
+// connections must be refused.
+func Certificate(from Identities, view *mesh.View, w *mesh.Workload) (*tls.Certificate, mesh.Reason, error) {
+	if view.Revoked(w.Identity) {
+		return nil, mesh.ReasonIdentityRevoked, fmt.Errorf("%s is on the deny-list", w.Identity)
+	}
+	cert, err := from.Certificate(w.Identity)
+	if err != nil {
+		return nil, mesh.ReasonNoCertificate, err
+	}
+	if now := time.Now(); cert.Leaf != nil && (now.After(cert.Leaf.NotAfter) || now.Before(cert.Leaf.NotBefore)) {
+		return nil, mesh.ReasonNoCertificate, fmt.Errorf("SVID of %s is valid from %s to %s only", w.Identity, cert.Leaf.NotBefore, cert.Leaf.NotAfter)
+	}
+	return cert, mesh.ReasonUnknown, nil
+}
+
+// ErrSelf keeps a splice from carrying a connection in circles.
+var ErrSelf = errors.New("the destination is the agent itself")
+
+// Deliverable returns the address of the application that a permit is for, at one
+// of the addresses of the pod that it is to be of.
+func Deliverable(permit mesh.Permit, to mesh.Key, addr netip.Addr) (netip.AddrPort, error) {
+	if permit.Destination().Key != to {
+		return netip.AddrPort{}, fmt.Errorf("deliver to %s: permit is for %s", to, permit.Destination().Key)
+	}
+	if mesh.ReservedPort(permit.Port()) {
+		return netip.AddrPort{}, ErrSelf
+	}
+	return netip.AddrPortFrom(addr, permit.Port()), nil
+}

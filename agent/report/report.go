@@ -1,0 +1,223 @@
+// Package report says what an agent is doing: its status, its live connections
+// and what the kernel counted at its pods' gates, as the admin socket serves
+// them. It reads; it changes nothing.
+//
+// A Report is safe for concurrent use.
+package report
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/heddle-mesh/heddle/agent/enroll"
+	"github.com/heddle-mesh/heddle/agent/podnet"
+	"github.com/heddle-mesh/heddle/agent/uplink"
+	"github.com/heddle-mesh/heddle/api/meshpb"
+	"github.com/heddle-mesh/heddle/internal/flow"
+	"github.com/heddle-mesh/heddle/internal/identity"
+)
+
+// Enrolments lists the node's pods.
+type Enrolments interface{ Status() []enroll.Status }
+
+// Carrier lists the live connections.
+type Carrier interface{ Live() []flow.Record }
+
+// Report answers for one agent. Its fields must be set before it is used.
+type Report struct {
+	Node, Version string
+	Started       time.Time
+	Uplink        *uplink.Uplink
+	Datapath      *podnet.Node
+	Enrolments    Enrolments
+	Carrier       Carrier
+	// MaxFiles is the limit of open descriptors that the agent runs with.
+	MaxFiles uint64
+	// Engine carries the tunnels.
+	Engine string
+	// HandOver returns how this agent took over from another; it may be nil, and
+	// return nil, when it did not.
+	HandOver func() *meshpb.HandOver
+}
+
+// Connections implements admin.Agent.
+func (r *Report) Connections(context.Context) ([]flow.Record, error) {
+	live := r.Carrier.Live()
+	for i := range live {
+		live[i].Node = r.Node
+	}
+	slices.SortFunc(live, func(a, b flow.Record) int { return a.Start.Compare(b.Start) })
+	return live, nil
+}
+
+// Status implements admin.Agent.
+func (r *Report) Status(context.Context) (*meshpb.AgentStatus, error) {
+	d := r.Uplink.Discovery().Status()
+	status := &meshpb.AgentStatus{
+		Node: r.Node, Version: r.Version, StartedNs: nanos(r.Started),
+		Pid: int64(os.Getpid()), Engine: r.Engine,
+		Configuration: &meshpb.ConfigurationStatus{
+			Synced: r.Uplink.Store().View().Synced(), Revision: d.Revision, Epoch: d.Epoch, Source: "none",
+		},
+		Operator: &meshpb.OperatorStatus{
+			Target: r.Uplink.Operator(), Connected: d.Connected, SinceNs: nanos(d.Since),
+		},
+	}
+	if r.HandOver != nil {
+		status.HandOver = r.HandOver()
+	}
+	switch {
+	case d.FromLastGood:
+		status.Configuration.Source = "last-good"
+	case status.Configuration.Synced:
+		status.Configuration.Source = "operator"
+	}
+	if d.Connected {
+		status.Configuration.Error = d.LastError
+	} else {
+		status.Operator.Error = d.LastError
+		status.Configuration.Error = d.LastGoodError
+	}
+	status.Pods = r.pods()
+	for _, s := range append(r.Uplink.NodeStatus(), r.Uplink.Source().Statuses()...) {
+		status.Certificates = append(status.Certificates, r.certificate(s))
+	}
+	status.Checks = r.checks()
+	return status, nil
+}
+
+func nanos(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixNano()
+}
+
+func (r *Report) pods() []*meshpb.PodStatus {
+	carried := map[string]uint32{}
+	for _, c := range r.Carrier.Live() {
+		carried[c.Source.Workload.String()]++
+		if c.Destination.Workload != c.Source.Workload {
+			carried[c.Destination.Workload.String()]++
+		}
+	}
+	var pods []*meshpb.PodStatus
+	for _, s := range r.Enrolments.Status() {
+		p := &meshpb.PodStatus{Workload: s.Key.String(), State: string(s.State), Connections: carried[s.Key.String()]}
+		if s.Err != nil {
+			p.Error = s.Err.Error()
+		}
+		if s.State == enroll.Enrolled {
+			p.EnrolledNs = nanos(s.Since)
+		}
+		if w := s.Workload; w != nil {
+			p.Identity, p.NetworkNamespace, p.Mode = w.Identity.String(), w.NetNS, w.Mode.String()
+			for _, a := range w.Addresses {
+				p.Addresses = append(p.Addresses, a.String())
+			}
+		}
+		pods = append(pods, p)
+	}
+	return pods
+}
+
+func (r *Report) certificate(s identity.Status) *meshpb.CertificateStatus {
+	c := &meshpb.CertificateStatus{Identity: s.ID.String(), NotAfterNs: nanos(s.NotAfter), RenewalNs: nanos(s.RenewAt)}
+	if cert, err := r.Uplink.Source().Certificate(s.ID); err == nil {
+		c.NotBeforeNs = nanos(cert.Leaf.NotBefore)
+	}
+	if s.LastErr != nil {
+		c.Error = s.LastErr.Error()
+	}
+	return c
+}
+
+// minFiles is what 5,000 connections of one pod need with some to spare.
+const minFiles = 16384
+
+// checks looks at the agent's surroundings, and at every pod's gate.
+func (r *Report) checks() []*meshpb.Check {
+	files := &meshpb.Check{Name: "open files", Ok: r.MaxFiles >= minFiles, Detail: fmt.Sprintf("the limit is %d", r.MaxFiles)}
+	if !files.Ok {
+		files.Remedy = "raise it with LimitNOFILE= in the unit, or `ulimit -n`; each connection takes two"
+	}
+	checks := []*meshpb.Check{files}
+	pods := r.Datapath.Pods()
+	for _, s := range r.Enrolments.Status() {
+		check := &meshpb.Check{Name: "gate of " + s.Key.String(), Ok: true, Detail: "in place"}
+		pod, ok := pods[podnet.Name(s.Key)]
+		switch {
+		case !ok && s.Err != nil:
+			check.Ok, check.Detail = false, s.Err.Error()
+			check.Remedy = "mend what the error names: the agent tries again by itself"
+		case !ok:
+			check.Ok, check.Detail = false, "the pod is "+string(s.State)
+			check.Remedy = "wait some seconds and check again"
+		default:
+			if err := pod.Check(); err != nil {
+				check.Ok, check.Detail = false, err.Error()
+				check.Remedy = "mend what the error names; traffic is refused rather than let out meanwhile"
+			}
+		}
+		checks = append(checks, check)
+	}
+	for _, left := range r.Datapath.Retired() {
+		pod := left.Pod
+		if key, ok := podnet.KeyOf(pod); ok {
+			pod = key.String()
+		}
+		checks = append(checks, &meshpb.Check{Name: "former namespace of " + pod, Ok: true,
+			Detail: left.Path + " as it was is closed until it is gone or the pod leaves the mesh"})
+	}
+	return checks
+}
+
+// Prove implements admin.Agent.
+func (r *Report) Prove(_ context.Context, workload string) (*meshpb.ProveResponse, error) {
+	response := &meshpb.ProveResponse{Node: r.Node}
+	pods := r.Datapath.Pods()
+	for _, s := range r.Enrolments.Status() {
+		if workload != "" && s.Key.String() != workload {
+			continue
+		}
+		proof := &meshpb.PodProof{Workload: s.Key.String()}
+		if pod, ok := pods[podnet.Name(s.Key)]; !ok {
+			proof.Error = "the pod is " + string(s.State)
+			if s.Err != nil {
+				proof.Error += ": " + s.Err.Error()
+			}
+		} else if err := errors.Join(pod.Check(), prove(pod, proof)); err != nil {
+			proof.Error = err.Error()
+		}
+		response.Pods = append(response.Pods, proof)
+	}
+	if workload != "" && len(response.Pods) == 0 {
+		return nil, fmt.Errorf("prove %s: %w", workload, fs.ErrNotExist)
+	}
+	return response, nil
+}
+
+// CertificateLives returns the time until expiry of each SVID, by identity.
+func (r *Report) CertificateLives() map[string]time.Duration {
+	lives := map[string]time.Duration{}
+	for _, s := range r.Uplink.Source().Statuses() {
+		if !s.NotAfter.IsZero() {
+			lives[s.ID.String()] = time.Until(s.NotAfter)
+		}
+	}
+	return lives
+}
+
+// PodStates counts the node's pods by the state of their enrolment.
+func (r *Report) PodStates() map[string]int {
+	count := map[string]int{}
+	for _, s := range r.Enrolments.Status() {
+		count[string(s.State)]++
+	}
+	return count
+}

@@ -1,0 +1,137 @@
+// Package uplink is what an agent has from the operator: the node's own
+// credential, the SVIDs of the workloads on it, and the mesh's configuration.
+//
+// It decides nothing: which SVIDs are wanted is said by who enrolls, and what
+// the configuration means by internal/mesh. Everything in it goes on while the
+// operator is away, for as long as what was received last is valid.
+//
+// An Uplink is safe for concurrent use. Join starts nothing that goes on; Run
+// blocks.
+package uplink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/heddle-mesh/heddle/internal/discovery"
+	"github.com/heddle-mesh/heddle/internal/identity"
+	"github.com/heddle-mesh/heddle/internal/identity/keystore"
+	"github.com/heddle-mesh/heddle/internal/identity/nodeauth"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+)
+
+// Config says how the agent reaches the operator and where it keeps what it
+// received.
+type Config struct {
+	// Node is the node's name. Token is the text of a join token; "" when the
+	// node joined earlier. Operator overrides the address in the token.
+	Node, Token, Operator string
+	// StateDir, mode 0700, keeps the node's credential and the last good
+	// configuration over reboots.
+	StateDir string
+	// KeyDir is a tmpfs for the workloads' keys, which outlives the process;
+	// MountKeys mounts one there when it is none.
+	KeyDir    string
+	MountKeys bool
+	Log       *slog.Logger
+}
+
+// Uplink is the agent's end of the operator's services.
+type Uplink struct {
+	node   *nodeauth.Node
+	source *identity.Source
+	client *discovery.Client
+	store  *mesh.Store
+}
+
+// Join loads or gets the node's credential, trying until ctx is done while the
+// operator is out of reach, and prepares everything else. A configuration that
+// was kept is in the Store as soon as Run runs.
+func Join(ctx context.Context, cfg Config) (*Uplink, error) {
+	for _, dir := range []string{cfg.StateDir, filepath.Dir(cfg.KeyDir)} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("make directory: %w", err)
+		}
+	}
+	node, err := nodeauth.Join(ctx, nodeauth.JoinConfig{
+		NodeConfig: nodeauth.NodeConfig{Dir: filepath.Join(cfg.StateDir, "node"), Operator: cfg.Operator, Logger: cfg.Log},
+		Token:      cfg.Token, Node: cfg.Node,
+	})
+	if err != nil {
+		return nil, err
+	}
+	u := &Uplink{node: node, store: mesh.NewStore()}
+	if err := u.prepare(cfg); err != nil {
+		return nil, errors.Join(err, node.Close())
+	}
+	return u, nil
+}
+
+func (u *Uplink) prepare(cfg Config) error {
+	keys, err := keystore.Open(keystore.Config{Dir: cfg.KeyDir, Mount: cfg.MountKeys})
+	if err != nil {
+		return err
+	}
+	bundle, err := u.node.Bundle()
+	if err != nil {
+		return fmt.Errorf("read the trust bundle received at joining: %w", err)
+	}
+	u.source, err = identity.NewSource(identity.SourceConfig{
+		TrustDomain: u.node.TrustDomain(), Signer: u.node, Keys: keys, Bundle: bundle, Logger: cfg.Log,
+	})
+	if err != nil {
+		return err
+	}
+	operator := identity.OperatorID(u.node.TrustDomain())
+	u.client, err = discovery.NewClient(discovery.ClientConfig{
+		Node: u.node.Name(), Target: u.node.Operator(),
+		Credentials: nodeauth.NewClientCredentials(u.node.Certificate, u.node.Source(), operator),
+		Store:       u.store, LastGood: filepath.Join(cfg.StateDir, "last-good"),
+		Keys: u.node.ConfigurationKeys, Logger: cfg.Log,
+	})
+	return err
+}
+
+// Run streams the configuration and renews certificates until ctx is done.
+func (u *Uplink) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	for _, run := range []func(context.Context) error{u.node.Run, u.source.Run, u.client.Run} {
+		group.Go(func() error {
+			if err := run(ctx); err != nil && ctx.Err() == nil {
+				return err
+			}
+			return nil
+		})
+	}
+	return group.Wait()
+}
+
+// Close ends the connections. Run must have returned.
+func (u *Uplink) Close() error { return u.node.Close() }
+
+// Store holds the configuration of the moment.
+func (u *Uplink) Store() *mesh.Store { return u.store }
+
+// Source holds the workloads' SVIDs and the bundles.
+func (u *Uplink) Source() *identity.Source { return u.source }
+
+// Discovery is the client that fills the Store, for its status.
+func (u *Uplink) Discovery() *discovery.Client { return u.client }
+
+// Operator returns the operator's address.
+func (u *Uplink) Operator() string { return u.node.Operator() }
+
+// NodeStatus returns the state of the node's own certificate.
+func (u *Uplink) NodeStatus() []identity.Status { return u.node.Source().Statuses() }
+
+// Collectors returns the metrics of identity and discovery.
+func (u *Uplink) Collectors() []prometheus.Collector {
+	return []prometheus.Collector{u.source.Collector(), u.client}
+}
