@@ -1,0 +1,178 @@
+package operator
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/heddle-mesh/heddle/api/meshpb"
+	"github.com/heddle-mesh/heddle/internal/admin"
+	"github.com/heddle-mesh/heddle/internal/discovery"
+	"github.com/heddle-mesh/heddle/internal/identity/jointoken"
+	"github.com/heddle-mesh/heddle/operator/publish"
+)
+
+// Lifetimes of join tokens.
+const (
+	defaultTokenLifetime = time.Hour
+	maxTokenLifetime     = 7 * 24 * time.Hour
+)
+
+// serveAdmin serves the admin socket until ctx ends, and removes it.
+func (p *parts) serveAdmin(ctx context.Context) error {
+	if err := os.MkdirAll(filepath.Dir(p.cfg.AdminSocket), 0o700); err != nil {
+		return fmt.Errorf("make directory of admin socket: %w", err)
+	}
+	return admin.Serve(ctx, p.cfg.AdminSocket, func(server *grpc.Server) {
+		meshpb.RegisterOperatorAdminServer(server, &adminService{parts: p})
+	}, p.cfg.Logger)
+}
+
+// adminService answers on the admin socket.
+type adminService struct {
+	meshpb.UnimplementedOperatorAdminServer
+	parts *parts
+}
+
+// Status implements meshpb.OperatorAdminServer.
+func (a *adminService) Status(context.Context, *meshpb.OperatorStateRequest) (*meshpb.OperatorState, error) {
+	p := a.parts
+	root := p.authority.Root()
+	sum := sha256.Sum256(root.Raw)
+	return &meshpb.OperatorState{
+		Version:       p.cfg.Version,
+		StartedNs:     p.started.UnixNano(),
+		Address:       p.address,
+		Configuration: p.configuration(),
+		Authority: &meshpb.OperatorAuthority{
+			TrustDomain: p.authority.TrustDomain().Name(), RootSha256: sum[:],
+			RootNotAfterNs: root.NotAfter.UnixNano(), Roots: uint32(len(p.authority.Roots())),
+		},
+		Nodes: nodesOf(p.discovery),
+	}, nil
+}
+
+func nodesOf(server *discovery.Server) []*meshpb.OperatorNode {
+	var nodes []*meshpb.OperatorNode
+	for _, n := range server.Nodes() {
+		nodes = append(nodes, &meshpb.OperatorNode{
+			Name: n.Node, Connected: n.Connected > 0, SinceNs: nanos(n.Since), Revision: n.Revision, Epoch: n.Epoch,
+			AppliedNs: nanos(n.AppliedAt), Error: n.LastError,
+		})
+	}
+	return nodes
+}
+
+// folderConfiguration says what is served of a folder.
+func folderConfiguration(folder string, s publish.Status) *meshpb.OperatorConfiguration {
+	source := "folder"
+	if s.FromLastGood {
+		source = "last-good"
+	}
+	return &meshpb.OperatorConfiguration{
+		Folder: folder, Revision: s.Revision, Epoch: s.Epoch, AppliedNs: nanos(s.Applied),
+		Workloads: uint32(s.Workloads), Services: uint32(s.Services), Policies: uint32(s.Policies),
+		Source: source, Problems: s.Problems, RefusedSinceNs: nanos(s.Refused), Warnings: s.Warnings,
+	}
+}
+
+// clusterConfiguration says what is served of a cluster. What is refused of
+// single objects are warnings here: the others are in force.
+func clusterConfiguration(c *publish.Cluster) *meshpb.OperatorConfiguration {
+	now, _ := c.Outcome()
+	out := &meshpb.OperatorConfiguration{Source: "kubernetes"}
+	if now.Err != nil {
+		out.Problems = []string{now.Err.Error()}
+	}
+	for _, p := range append(slices.Clone(now.Refused), now.Warnings...) {
+		out.Warnings = append(out.Warnings, p.Error())
+	}
+	if now.Snapshot != nil {
+		view := now.Snapshot.View()
+		out.Revision, out.Epoch, out.AppliedNs = view.Revision(), now.Snapshot.Epoch(), nanos(now.Published)
+		out.Workloads, out.Services, out.Policies = uint32(len(view.Workloads())), uint32(len(view.Services())), uint32(len(view.Policies()))
+	}
+	return out
+}
+
+func nanos(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixNano()
+}
+
+func errNoTokens() error {
+	return status.Error(codes.FailedPrecondition, "this operator has no join tokens: on Kubernetes, agents join by their pods' service account tokens")
+}
+
+// CreateJoinToken implements meshpb.OperatorAdminServer.
+func (a *adminService) CreateJoinToken(_ context.Context, req *meshpb.CreateJoinTokenRequest) (*meshpb.CreateJoinTokenResponse, error) {
+	p := a.parts
+	if p.tokens == nil {
+		return nil, errNoTokens()
+	}
+	lifetime := cmp.Or(time.Duration(req.GetLifetimeSeconds())*time.Second, defaultTokenLifetime)
+	if seconds := req.GetLifetimeSeconds(); seconds < 0 || seconds > int64(maxTokenLifetime/time.Second) {
+		return nil, status.Errorf(codes.InvalidArgument, "lifetime of %d s: between 1 s and %v is possible", seconds, maxTokenLifetime)
+	}
+	root := sha256.Sum256(p.authority.Root().Raw)
+	token, err := jointoken.New(p.authority.TrustDomain(), req.GetNode(), p.cfg.Advertise, root, time.Now().Add(lifetime))
+	if err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "create join token: %v", err)
+	}
+	text, err := token.Text()
+	if err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "create join token: %v", err)
+	}
+	if err := p.tokens.Add(token); err != nil {
+		return nil, status.Errorf(codes.Internal, "create join token: %v", err)
+	}
+	p.cfg.Logger.Info("join token created", "token", token.ID(), "node", token.Node, "expires", token.Expires)
+	return &meshpb.CreateJoinTokenResponse{Token: text, Id: token.ID(), ExpiresNs: token.Expires.UnixNano()}, nil
+}
+
+// ListJoinTokens implements meshpb.OperatorAdminServer.
+func (a *adminService) ListJoinTokens(context.Context, *meshpb.ListJoinTokensRequest) (*meshpb.ListJoinTokensResponse, error) {
+	if a.parts.tokens == nil {
+		return nil, errNoTokens()
+	}
+	records, err := a.parts.tokens.List()
+	if err != nil {
+		return nil, status.Errorf(codes.Internal, "list join tokens: %v", err)
+	}
+	list := &meshpb.ListJoinTokensResponse{}
+	for _, r := range records {
+		t := &meshpb.JoinToken{Id: r.ID, Node: r.Node, CreatedNs: nanos(r.Created), ExpiresNs: nanos(r.Expires), State: r.State(time.Now())}
+		if r.End != nil {
+			t.EndedNs = nanos(r.End.At)
+		}
+		list.Tokens = append(list.Tokens, t)
+	}
+	return list, nil
+}
+
+// RevokeJoinToken implements meshpb.OperatorAdminServer.
+func (a *adminService) RevokeJoinToken(_ context.Context, req *meshpb.RevokeJoinTokenRequest) (*meshpb.RevokeJoinTokenResponse, error) {
+	if a.parts.tokens == nil {
+		return nil, errNoTokens()
+	}
+	if err := a.parts.tokens.Revoke(req.GetId()); err != nil {
+		if errors.Is(err, jointoken.ErrUnknown) {
+			return nil, status.Errorf(codes.NotFound, "revoke join token: %v", err)
+		}
+		return nil, status.Errorf(codes.FailedPrecondition, "revoke join token: %v", err)
+	}
+	a.parts.cfg.Logger.Info("join token revoked", "token", req.GetId())
+	return &meshpb.RevokeJoinTokenResponse{}, nil
+}

@@ -1,0 +1,25 @@
+// Package cluster mirrors what an operator needs of a Kubernetes cluster: it
+// lists and watches, keeps a trimmed copy, and hands out consistent sets of
+// objects for internal/kube to compile. It compiles nothing and writes nothing.
+//
+// A change that the model cannot see, such as a heartbeat in a node's status,
+// wakes nobody. What is handed out has an epoch, the newest resource version
+// that changed something: replicas that have seen the same agree on it, and one
+// that lags behind is told from one that does not.
+//
+// Endpoints of services come from pods and selectors, one hop earlier than from
+// EndpointSlices, so that a pod gets no new connection from the moment it has a
+// deletion timestamp. Slices are watched only where nobody selects: those not
+// made by Kubernetes' own endpoint slice controller.
+//
+// # Rights
+//
+// Verbs list and watch, in all namespaces, on:
+//
+//	""                namespaces, nodes, pods, services
+//	discovery.k8s.io  endpointslices
+//	heddle.dev        meshes, workloads, peerauthentications, authorizationpolicies
+//
+// A Source's methods may be called from any goroutine; Run is called once, and
+// ends everything that it starts.
+package cluster

@@ -1,0 +1,156 @@
+package cluster
+
+import (
+	"fmt"
+	"log/slog"
+	"runtime"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/heddle-mesh/heddle/api/v1alpha1"
+	"github.com/heddle-mesh/heddle/internal/discovery"
+	"github.com/heddle-mesh/heddle/internal/kube"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/operator/clustertest"
+	"github.com/heddle-mesh/heddle/operator/publish"
+)
+
+// The size of a cluster that an operator must be good for.
+const (
+	manyPods     = 10_000
+	manyServices = 1_000
+	manySpaces   = 50
+)
+
+// fill puts a large cluster into a source, as its reflectors would.
+func fill(t testing.TB, source *Source) {
+	t.Helper()
+	lists := map[string][]any{"nodes": nil, "endpointslices": nil, "workloads": nil, "peerauthentications": nil}
+	for i := range manyPods {
+		lists["pods"] = append(lists["pods"], pod(i))
+	}
+	for i := range manySpaces {
+		lists["namespaces"] = append(lists["namespaces"], &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("team-%d", i),
+			Labels: map[string]string{v1alpha1.LabelMesh: v1alpha1.MeshEnabled}}})
+	}
+	for i := range 100 {
+		lists["nodes"] = append(lists["nodes"], &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("node-%d", i), Labels: map[string]string{corev1.LabelTopologyZone: string("abc"[i%3])}}})
+	}
+	for i := range manyServices {
+		lists["services"] = append(lists["services"], &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: fmt.Sprintf("team-%d", i%manySpaces), Name: fmt.Sprintf("app-%d", i)},
+			Spec: corev1.ServiceSpec{Selector: map[string]string{"app": fmt.Sprintf("app-%d", i)}, ClusterIP: fmt.Sprintf("10.200.%d.%d", i/250, i%250+1),
+				Ports: []corev1.ServicePort{{Name: "http", Port: 80}}}})
+		lists["authorizationpolicies"] = append(lists["authorizationpolicies"], policy(i, 8080))
+	}
+	lists["meshes"] = []any{&v1alpha1.Mesh{ObjectMeta: metav1.ObjectMeta{Name: "default"},
+		Spec: v1alpha1.MeshSpec{TrustDomain: "example.org", ClusterRanges: []v1alpha1.AddressBlock{"10.0.0.0/8"}}}}
+	for resource, list := range lists {
+		if err := source.table(resource).Replace(list, "100"); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func policy(i, port int) *v1alpha1.AuthorizationPolicy {
+	app := fmt.Sprintf("app-%d", i)
+	return &v1alpha1.AuthorizationPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: fmt.Sprintf("team-%d", i%manySpaces), Name: app, Generation: int64(port), ResourceVersion: fmt.Sprint(port)},
+		Spec: v1alpha1.AuthorizationPolicySpec{Selector: &v1alpha1.Selector{MatchLabels: map[string]v1alpha1.LabelValue{"app": v1alpha1.LabelValue(app)}},
+			Rules: []v1alpha1.Rule{{From: []v1alpha1.Source{{ServiceAccounts: []string{app}}}, To: []v1alpha1.Destination{{Ports: []v1alpha1.Port{v1alpha1.Port(port)}}}}}}}
+}
+
+func heap() uint64 {
+	for range 3 {
+		runtime.GC()
+	}
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+// TestMemoryPerWorkload holds an operator to what issue and design allow: all
+// that it keeps of a pod, in the mirror, the model and the snapshot.
+func TestMemoryPerWorkload(t *testing.T) {
+	const most = 3 << 10 // bytes
+	before := heap()
+	source := NewSource((&clustertest.Server{}).Config(), slog.New(slog.DiscardHandler))
+	fill(t, source)
+	mirror := heap()
+	snapshot := func() *discovery.Snapshot {
+		objs, _ := source.Objects()
+		compiled, err := kube.CompileEach(objs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(compiled.Refused) > 0 || len(compiled.Workloads) != manyPods {
+			t.Fatalf("%d workloads, refused %v", len(compiled.Workloads), compiled.Refused[:min(3, len(compiled.Refused))])
+		}
+		return snapshotOf(t, compiled)
+	}()
+	after := heap()
+	t.Logf("bytes per workload: %d in the mirror, %d in the model and the snapshot", (mirror-before)/manyPods, (after-mirror)/manyPods)
+	if per := (after - before) / manyPods; per > most {
+		t.Errorf("%d bytes per workload, more than %d", per, most)
+	}
+	runtime.KeepAlive(source)
+	runtime.KeepAlive(snapshot)
+}
+
+// BenchmarkChangeToSnapshot changes one policy, or the readiness of one pod, in a
+// large cluster and waits until what it means is published.
+func BenchmarkChangeToSnapshot(b *testing.B) {
+	source := NewSource((&clustertest.Server{}).Config(), slog.New(slog.DiscardHandler))
+	fill(b, source)
+	server, err := discovery.NewServer(discovery.ServerConfig{Authenticate: nobody, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		b.Fatal(err)
+	}
+	c := publish.NewCluster(publish.ClusterConfig{Source: source, TrustDomain: spiffeid.RequireTrustDomainFromString("example.org"), Key: testKey(),
+		Store: mesh.NewStore(), Server: server, Logger: slog.New(slog.DiscardHandler)})
+	stop := following(b, c)
+	defer stop()
+	await := func(before *discovery.Snapshot) *discovery.Snapshot {
+		for {
+			now, changed := c.Outcome()
+			if now.Snapshot != before && now.Snapshot != nil {
+				return now.Snapshot
+			}
+			<-changed
+		}
+	}
+	last := await(nil)
+	for name, change := range map[string]func(i int){
+		"policy": func(i int) {
+			if err := source.table("authorizationpolicies").Update(policy(i%manyServices, 1000+i)); err != nil {
+				b.Error(err)
+			}
+		},
+		"endpoint": func(i int) {
+			p := pod(i % manyPods)
+			p.ResourceVersion = fmt.Sprint(1_000_000 + i)
+			if was, _ := source.Pod(mesh.Key{Namespace: p.Namespace, Name: p.Name}); was.Ready {
+				p.Status.Conditions[0].Status = corev1.ConditionFalse
+			}
+			if err := source.table("pods").Update(p); err != nil {
+				b.Error(err)
+			}
+		},
+	} {
+		b.Run(name, func(b *testing.B) {
+			var took []time.Duration
+			for i := 0; b.Loop(); i++ {
+				began := time.Now()
+				change(i)
+				last = await(last)
+				took = append(took, time.Since(began))
+			}
+			slices.Sort(took)
+			b.ReportMetric(float64(took[len(took)/2].Microseconds())/1000, "p50-ms")
+			b.ReportMetric(float64(took[len(took)*99/100].Microseconds())/1000, "p99-ms")
+		})
+	}
+}

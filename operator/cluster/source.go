@@ -1,0 +1,154 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/go-logr/logr"
+	"golang.org/x/sync/errgroup"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
+
+	"github.com/heddle-mesh/heddle/internal/kube"
+	"github.com/heddle-mesh/heddle/internal/kube/trim"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+)
+
+// Source mirrors a cluster.
+type Source struct {
+	cfg *rest.Config
+	log *slog.Logger
+
+	trimming struct {
+		sync.Mutex
+		*trim.Trimmer
+	}
+	tables []*table // in the order of resources
+	mirror struct {
+		sync.Mutex
+		epoch   uint64 // the newest version that changed something
+		changed chan struct{}
+	}
+}
+
+// NewSource returns a Source that has read nothing.
+func NewSource(cfg *rest.Config, log *slog.Logger) *Source {
+	s := &Source{cfg: cfg, log: log}
+	s.trimming.Trimmer = trim.New()
+	s.mirror.changed = make(chan struct{})
+	for _, r := range resources() {
+		s.tables = append(s.tables, &table{source: s, resource: r, rows: map[mesh.Key]any{}})
+	}
+	return s
+}
+
+// Run lists and watches until ctx ends. While the API server is away, or refuses,
+// it tries again; the mirror stays as it was.
+func (s *Source) Run(ctx context.Context) error {
+	scheme, err := newScheme()
+	if err != nil {
+		return err
+	}
+	// What client-go says by itself goes where everything goes.
+	klogger := logr.FromSlogHandler(s.log.Handler()).WithName("kubernetes")
+	ctx = klog.NewContext(ctx, klogger)
+	var g errgroup.Group
+	for _, t := range s.tables {
+		client, err := restClient(s.cfg, scheme, t.resource.group)
+		if err != nil {
+			return errors.Join(err, g.Wait())
+		}
+		lw := cache.NewFilteredListWatchFromClient(client, t.resource.name, metav1.NamespaceAll, func(o *metav1.ListOptions) { o.LabelSelector = t.resource.labels })
+		reflector := cache.NewReflectorWithOptions(lw, t.resource.example, t, cache.ReflectorOptions{Name: t.resource.name, Logger: &klogger})
+		g.Go(func() error { reflector.RunWithContext(ctx); return nil })
+	}
+	return g.Wait()
+}
+
+// changedLocked notes a change. The caller holds mirror.
+func (s *Source) changedLocked(version string) {
+	s.mirror.epoch = max(s.mirror.epoch, versionNumber(version))
+	close(s.mirror.changed)
+	s.mirror.changed = make(chan struct{})
+}
+
+// Changed returns a channel that is closed at the next change. Take it before
+// Objects, so that none is missed between the two.
+func (s *Source) Changed() <-chan struct{} {
+	s.mirror.Lock()
+	defer s.mirror.Unlock()
+	return s.mirror.changed
+}
+
+// Synced is nil when everything was read once; else it names what is missing.
+func (s *Source) Synced() error {
+	s.mirror.Lock()
+	defer s.mirror.Unlock()
+	var missing []string
+	for _, t := range s.tables {
+		if !t.synced {
+			missing = append(missing, t.resource.name)
+		}
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("not read yet: %s", strings.Join(missing, ", "))
+	}
+	return nil
+}
+
+// Objects returns everything that is known at this moment, and its epoch. The
+// objects are shared: read only.
+func (s *Source) Objects() (*kube.Objects, uint64) {
+	s.mirror.Lock()
+	defer s.mirror.Unlock()
+	objs := &kube.Objects{Zones: map[string]string{}}
+	for _, t := range s.tables {
+		for _, row := range t.rows {
+			t.resource.add(objs, row)
+		}
+	}
+	return objs, s.mirror.epoch
+}
+
+// Counts returns the number of objects that are known, by resource.
+func (s *Source) Counts() map[string]int {
+	s.mirror.Lock()
+	defer s.mirror.Unlock()
+	counts := map[string]int{}
+	for _, t := range s.tables {
+		counts[t.resource.name] = len(t.rows)
+	}
+	return counts
+}
+
+// HasNode reports whether the cluster has a node of this name.
+func (s *Source) HasNode(name string) bool {
+	_, ok := s.row("nodes", mesh.Key{Name: name}).(*node)
+	return ok
+}
+
+// Pod returns a pod of the cluster.
+func (s *Source) Pod(key mesh.Key) (*kube.Pod, bool) {
+	p, ok := s.row("pods", key).(*kube.Pod)
+	return p, ok
+}
+
+func (s *Source) row(resource string, key mesh.Key) any {
+	t := s.table(resource)
+	s.mirror.Lock()
+	defer s.mirror.Unlock()
+	return t.rows[key]
+}
+
+// table returns the mirror of a resource; there is one for each of resources.
+func (s *Source) table(resource string) *table {
+	i := slices.IndexFunc(s.tables, func(t *table) bool { return t.resource.name == resource })
+	return s.tables[i]
+}

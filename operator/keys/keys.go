@@ -1,0 +1,101 @@
+// Package keys keeps the operator's CA and configuration key in a Secret, so that
+// every replica signs with the same ones, and its roots in a ConfigMap, which
+// agents mount. It signs nothing itself, and watches nothing: the keys that a
+// replica began with are the ones it goes on with.
+//
+// The Secret has the names of an authority's directory: tls.key and tls.crt, the
+// root that signs; ca.crt, further roots to trust; configuration.key. Of replicas
+// that begin together one creates it, and all use that one. To rotate, write the
+// new root beside the old one, as operations.md says, and restart the replicas;
+// to begin anew, delete it and restart replicas and agents.
+//
+// # Rights
+//
+// In the operator's own namespace: create on secrets, and get on the one of the
+// name; create on configmaps, and get and patch on the one of the name.
+//
+// Functions may be called from any goroutine.
+package keys
+
+import (
+	"context"
+	"crypto/ed25519"
+	"encoding/json"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+
+	"github.com/heddle-mesh/heddle/internal/identity"
+)
+
+// Names in the operator's namespace.
+const (
+	// SecretName is that of the keys.
+	SecretName = "heddle-ca"
+	// RootsName is the ConfigMap's that agents mount; RootsKey is its one entry,
+	// the roots in PEM.
+	RootsName = "heddle-roots"
+	RootsKey  = "roots.pem"
+)
+
+// Open returns the authority and the configuration key of the Secret in a
+// namespace, and makes them when there is none. The Secret that is there is
+// never changed: one that cannot be read is an error.
+func Open(ctx context.Context, client typedcorev1.SecretsGetter, namespace string, cfg identity.AuthorityConfig) (*identity.Authority, ed25519.PrivateKey, error) {
+	secrets := client.Secrets(namespace)
+	secret, err := secrets.Get(ctx, SecretName, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		secret, err = create(ctx, secrets, cfg)
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("open Secret %s/%s: %w", namespace, SecretName, err)
+	}
+	authority, key, err := identity.AuthorityFromTexts(secret.Data, cfg)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read Secret %s/%s: %w; remedy: restore it from a backup, or delete it and restart operators and agents", namespace, SecretName, err)
+	}
+	return authority, key, nil
+}
+
+// create makes new keys. Another replica may be first: then its keys are taken.
+func create(ctx context.Context, secrets typedcorev1.SecretInterface, cfg identity.AuthorityConfig) (*corev1.Secret, error) {
+	texts, err := identity.NewAuthorityTexts(cfg)
+	if err != nil {
+		return nil, err
+	}
+	made, err := secrets.Create(ctx, &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Name: SecretName, Labels: map[string]string{"app.kubernetes.io/managed-by": "heddle-operator"}},
+		Type:       corev1.SecretTypeOpaque, Data: texts,
+	}, metav1.CreateOptions{})
+	if apierrors.IsAlreadyExists(err) {
+		return secrets.Get(ctx, SecretName, metav1.GetOptions{})
+	}
+	return made, err
+}
+
+// PublishRoots makes the ConfigMap hold the authority's roots, and writes nothing
+// when it does.
+func PublishRoots(ctx context.Context, client typedcorev1.ConfigMapsGetter, namespace string, authority *identity.Authority) error {
+	maps, roots := client.ConfigMaps(namespace), string(authority.BundleText())
+	now, err := maps.Get(ctx, RootsName, metav1.GetOptions{})
+	switch {
+	case err == nil && now.Data[RootsKey] == roots:
+		return nil
+	case apierrors.IsNotFound(err):
+		_, err = maps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: RootsName}, Data: map[string]string{RootsKey: roots}}, metav1.CreateOptions{})
+	case err == nil:
+		patch, encodeErr := json.Marshal(map[string]any{"data": map[string]string{RootsKey: roots}})
+		if encodeErr != nil {
+			return fmt.Errorf("encode roots: %w", encodeErr)
+		}
+		_, err = maps.Patch(ctx, RootsName, types.MergePatchType, patch, metav1.PatchOptions{})
+	}
+	if err != nil {
+		return fmt.Errorf("publish roots in ConfigMap %s/%s: %w", namespace, RootsName, err)
+	}
+	return nil
+}

@@ -1,0 +1,272 @@
+package operator
+
+import (
+	"cmp"
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/sync/errgroup"
+	typedauthenticationv1 "k8s.io/client-go/kubernetes/typed/authentication/v1"
+	typedcoordinationv1 "k8s.io/client-go/kubernetes/typed/coordination/v1"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/rest"
+
+	"github.com/heddle-mesh/heddle/api/meshpb"
+	"github.com/heddle-mesh/heddle/internal/discovery"
+	"github.com/heddle-mesh/heddle/internal/identity"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/operator/cluster"
+	"github.com/heddle-mesh/heddle/operator/issuing"
+	"github.com/heddle-mesh/heddle/operator/keys"
+	"github.com/heddle-mesh/heddle/operator/leader"
+	"github.com/heddle-mesh/heddle/operator/publish"
+	"github.com/heddle-mesh/heddle/operator/report"
+	"github.com/heddle-mesh/heddle/operator/tokenreview"
+)
+
+// Defaults of Kubernetes.
+const (
+	DefaultNamespace    = "heddle-system"
+	DefaultAgentAccount = "heddle-agent"
+	DefaultAudience     = "heddle-operator"
+)
+
+// Kubernetes says how an operator is part of a cluster.
+type Kubernetes struct {
+	// Kubeconfig is a file; "" is for a pod of the cluster. Rest, when set, is
+	// used in its place.
+	Kubeconfig string
+	Rest       *rest.Config
+	// Namespace is the operator's own, where its Secret, Lease and agents are.
+	Namespace string
+	// Replica is the name of this one, its pod's.
+	Replica string
+	// AgentAccount is the name of the agents' service account, Audience what
+	// their tokens are for.
+	AgentAccount, Audience string
+}
+
+func (k *Kubernetes) withDefaults() (*Kubernetes, error) {
+	own := *k
+	own.Namespace = cmp.Or(own.Namespace, DefaultNamespace)
+	own.AgentAccount = cmp.Or(own.AgentAccount, DefaultAgentAccount)
+	own.Audience = cmp.Or(own.Audience, DefaultAudience)
+	if own.Replica == "" {
+		return nil, errors.New("new operator: the replica's name is not given")
+	}
+	return &own, nil
+}
+
+// clusterParts are the parts of a running operator that a cluster needs beside
+// those of every operator.
+type clusterParts struct {
+	*parts
+	rest   *rest.Config
+	source *cluster.Source
+	core   *typedcorev1.CoreV1Client
+	leases *typedcoordinationv1.CoordinationV1Client
+	review *typedauthenticationv1.AuthenticationV1Client
+
+	ready struct {
+		sync.Mutex
+		why error // nil when ready is to be asked
+		ask func() error
+	}
+	publisher *publish.Cluster
+	election  *leader.Election
+	peers     *peers
+}
+
+// runCluster serves what a cluster says until ctx ends.
+func (o *Operator) runCluster(ctx context.Context) error {
+	cfg := o.cfg.Kubernetes
+	p := &clusterParts{parts: &parts{cfg: o.cfg, started: time.Now(), registry: prometheus.NewRegistry()}, rest: cfg.Rest}
+	p.notReady(errors.New("starting"))
+	var err error
+	if p.rest == nil {
+		if p.rest, err = cluster.Connect(cfg.Kubeconfig, "heddle-operator/"+o.cfg.Version); err != nil {
+			return err
+		}
+	}
+	if err := p.connect(); err != nil {
+		return err
+	}
+	p.source = cluster.NewSource(p.rest, o.cfg.Logger)
+	listener := o.cfg.Listener
+	if listener == nil {
+		if listener, err = net.Listen("tcp", o.cfg.Listen); err != nil {
+			return fmt.Errorf("listen for agents: %w", err)
+		}
+	}
+	p.address = cmp.Or(o.cfg.Advertise, listener.Addr().String())
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return p.source.Run(ctx) })
+	if o.cfg.Metrics != "" {
+		g.Go(func() error { return p.serveMetrics(ctx) })
+	}
+	if o.cfg.Health != "" {
+		g.Go(func() error { return p.serveHealth(ctx, p.Ready) })
+	}
+	g.Go(func() error { return p.begin(ctx, listener) })
+	return g.Wait()
+}
+
+func (p *clusterParts) connect() (err error) {
+	if p.core, err = typedcorev1.NewForConfig(p.rest); err != nil {
+		return fmt.Errorf("connect to the API server: %w", err)
+	}
+	if p.leases, err = typedcoordinationv1.NewForConfig(p.rest); err != nil {
+		return fmt.Errorf("connect to the API server: %w", err)
+	}
+	if p.review, err = typedauthenticationv1.NewForConfig(p.rest); err != nil {
+		return fmt.Errorf("connect to the API server: %w", err)
+	}
+	return nil
+}
+
+// notReady says why the operator cannot serve yet.
+func (p *clusterParts) notReady(why error) {
+	p.ready.Lock()
+	defer p.ready.Unlock()
+	p.ready.why = why
+}
+
+// Ready is nil when the operator has something to serve.
+func (p *clusterParts) Ready() error {
+	p.ready.Lock()
+	why, ask := p.ready.why, p.ready.ask
+	p.ready.Unlock()
+	if why != nil {
+		return why
+	}
+	return ask()
+}
+
+// begin waits for what everything else depends on, the trust domain and the keys,
+// and serves.
+func (p *clusterParts) begin(ctx context.Context, listener net.Listener) error {
+	serving := false
+	defer func() {
+		if !serving {
+			// A server that serves closes it; there is nobody to tell of this one.
+			_ = listener.Close()
+		}
+	}()
+	td, err := publish.AwaitTrustDomain(ctx, p.source, func(why error) {
+		p.notReady(why)
+		p.cfg.Logger.Info("waiting for the Mesh", "reason", why)
+	})
+	if err == nil {
+		err = p.openKeys(ctx, td)
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := p.openParts(td); err != nil {
+		return err
+	}
+	p.ready.Lock()
+	p.ready.why, p.ready.ask = nil, p.publisher.Ready
+	p.ready.Unlock()
+	p.cfg.Logger.Info("operator started", "address", listener.Addr().String(), "trust_domain", td.Name(),
+		"namespace", p.cfg.Kubernetes.Namespace, "replica", p.cfg.Kubernetes.Replica, "version", p.cfg.Version)
+	serving = true
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return p.serveAgents(ctx, listener) })
+	g.Go(func() error { return p.publisher.Follow(ctx) })
+	g.Go(func() error { return p.election.Run(ctx) })
+	if p.cfg.AdminSocket != "" {
+		g.Go(func() error { return p.serveAdmin(ctx) })
+	}
+	return g.Wait()
+}
+
+// openKeys tries until the API server has given or taken the keys.
+func (p *clusterParts) openKeys(ctx context.Context, td spiffeid.TrustDomain) error {
+	cfg := identity.AuthorityConfig{TrustDomain: td, TTL: p.cfg.TTL, NodeTTL: cmp.Or(p.cfg.TTL, identity.DefaultTTL)}
+	for delay := time.Second; ; delay = min(2*delay, 30*time.Second) {
+		var err error
+		p.authority, p.key, err = keys.Open(ctx, p.core, p.cfg.Kubernetes.Namespace, cfg)
+		if err == nil {
+			return nil
+		}
+		p.notReady(err)
+		p.cfg.Logger.Error("no keys yet: trying again", "error", err, "retry", delay)
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(delay):
+		}
+	}
+}
+
+// openParts makes everything that needs the keys.
+func (p *clusterParts) openParts(td spiffeid.TrustDomain) (err error) {
+	k := p.cfg.Kubernetes
+	if p.discovery, err = discovery.NewServer(discovery.ServerConfig{Authenticate: authenticate, Logger: p.cfg.Logger}); err != nil {
+		return err
+	}
+	reviewer, err := tokenreview.New(tokenreview.Config{Client: p.review, Audience: k.Audience, Namespace: k.Namespace, Account: k.AgentAccount, Pod: p.source.Pod})
+	if err != nil {
+		return err
+	}
+	store := mesh.NewStore()
+	p.issuing, err = issuing.New(issuing.Config{Issuer: p.authority, View: func() issuing.Snapshot { return store.View() }, Accounts: reviewer, KnownNode: p.source.HasNode,
+		ConfigurationKeys: []ed25519.PublicKey{p.key.Public().(ed25519.PublicKey)}, Logger: p.cfg.Logger, Registerer: p.registry})
+	if err != nil {
+		return err
+	}
+	p.publisher = publish.NewCluster(publish.ClusterConfig{Source: p.source, TrustDomain: td, Key: p.key, Store: store, Server: p.discovery, Logger: p.cfg.Logger})
+	p.configuration = func() *meshpb.OperatorConfiguration { return clusterConfiguration(p.publisher) }
+	p.answersPeers, p.peers = true, newPeers(p)
+	if err := p.registry.Register(p.publisher); err != nil {
+		return fmt.Errorf("register metrics: %w", err)
+	}
+	p.election, err = leader.New(leader.Config{Client: p.leases, Namespace: k.Namespace, Replica: k.Replica, Lead: p.lead, Logger: p.cfg.Logger})
+	return err
+}
+
+// lead does what one replica does.
+func (p *clusterParts) lead(ctx context.Context) error {
+	heddle, err := cluster.HeddleClient(p.rest)
+	if err != nil {
+		return err
+	}
+	reporter, err := report.New(report.Config{Objects: p.source.Objects, Outcome: p.publisher.Outcome, Nodes: p.peers.nodes,
+		Heddle: heddle, Events: p.core, Logger: p.cfg.Logger})
+	if err != nil {
+		return err
+	}
+	defer p.peers.closeOthers(nil)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return p.publishRoots(ctx) })
+	g.Go(func() error { return reporter.Run(ctx) })
+	return g.Wait()
+}
+
+// publishRoots keeps the roots where agents look for them, also when somebody
+// deletes them.
+func (p *clusterParts) publishRoots(ctx context.Context) error {
+	for {
+		delay := time.Minute
+		if err := keys.PublishRoots(ctx, p.core, p.cfg.Kubernetes.Namespace, p.authority); err != nil && ctx.Err() == nil {
+			delay = 5 * time.Second
+			p.cfg.Logger.Error("roots are not published: agents cannot join; trying again", "error", err, "retry", delay)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(delay):
+		}
+	}
+}

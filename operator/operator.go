@@ -1,0 +1,257 @@
+package operator
+
+import (
+	"cmp"
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/heddle-mesh/heddle/api/meshpb"
+	"github.com/heddle-mesh/heddle/internal/discovery"
+	"github.com/heddle-mesh/heddle/internal/identity"
+	"github.com/heddle-mesh/heddle/internal/identity/jointoken"
+	"github.com/heddle-mesh/heddle/internal/identity/nodeauth"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/operator/issuing"
+	"github.com/heddle-mesh/heddle/operator/publish"
+)
+
+// Config says what an Operator serves, and from where.
+type Config struct {
+	// Folder has the YAML objects; see internal/kube. Kubernetes, when set, is
+	// what takes the folder's and the state directory's place.
+	Folder     string
+	Kubernetes *Kubernetes
+	// StateDir is the operator's own; it is made when it does not exist.
+	StateDir string
+	// Listen is the host:port that agents connect to. Listener, when set, is
+	// used in its place; serving closes it.
+	Listen   string
+	Listener net.Listener
+	// Advertise is the host:port that join tokens name; "" leaves it to the
+	// node that joins.
+	Advertise string
+	// AdminSocket is the path of the admin socket; "" for none.
+	AdminSocket string
+	// Metrics is the host:port of the Prometheus endpoint, Health that of GET
+	// /livez and /readyz; "" for none.
+	Metrics, Health string
+	// TTL is the validity of workloads' SVIDs; 24 h when zero.
+	TTL time.Duration
+	// Debounce is how long the folder must be quiet before it is read; 100 ms
+	// when zero. Relist is how often it is read without a sign of a change;
+	// 30 s when zero.
+	Debounce, Relist time.Duration
+	// Version is shown in the status.
+	Version string
+	Logger  *slog.Logger
+}
+
+func (c Config) withDefaults() (Config, error) {
+	if c.Kubernetes != nil {
+		k, err := c.Kubernetes.withDefaults()
+		if err != nil {
+			return c, err
+		}
+		c.Kubernetes = k
+	}
+	switch {
+	case c.Kubernetes != nil && c.Folder != "":
+		return c, errors.New("new operator: a folder and Kubernetes exclude each other")
+	case c.Kubernetes == nil && c.Folder == "":
+		return c, errors.New("new operator: the configuration folder is not named")
+	case c.Kubernetes == nil && c.StateDir == "":
+		return c, errors.New("new operator: the state directory is not named")
+	case c.Listen == "" && c.Listener == nil:
+		return c, errors.New("new operator: the address to listen on is not given")
+	case c.Logger == nil:
+		return c, errors.New("new operator: Logger is needed")
+	case c.TTL < 0 || c.Debounce < 0 || c.Relist < 0:
+		return c, errors.New("new operator: a duration is negative")
+	}
+	c.Debounce = cmp.Or(c.Debounce, 100*time.Millisecond)
+	c.Relist = cmp.Or(c.Relist, 30*time.Second)
+	return c, nil
+}
+
+// Operator is one replica of the control plane.
+type Operator struct{ cfg Config }
+
+// New checks the configuration. It opens nothing and starts nothing.
+func New(cfg Config) (*Operator, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	return &Operator{cfg: cfg}, nil
+}
+
+// parts is a running operator.
+type parts struct {
+	cfg       Config
+	started   time.Time
+	state     *publish.State
+	authority *identity.Authority
+	key       ed25519.PrivateKey
+	tokens    *jointoken.Store
+	registry  *prometheus.Registry
+	discovery *discovery.Server
+	issuing   *issuing.Server
+	address   string // what agents connect to
+	// configuration says what is served.
+	configuration func() *meshpb.OperatorConfiguration
+	publisher     *publish.Publisher // nil on Kubernetes
+	// answersPeers lets other replicas ask for the status on the agents' port.
+	answersPeers bool
+}
+
+// Run serves until ctx ends, and then lets agents go gracefully. It fails when
+// the state directory is not usable, an address is taken, or, at the very first
+// start, the folder is refused: then there is nothing to go on with.
+//
+// On Kubernetes it fails for an address that is taken only: for everything else
+// it waits, and says so where readiness is asked for.
+func (o *Operator) Run(ctx context.Context) error {
+	if o.cfg.Kubernetes != nil {
+		return o.runCluster(ctx)
+	}
+	return o.runFolder(ctx)
+}
+
+func (o *Operator) runFolder(ctx context.Context) (err error) {
+	state, err := publish.OpenState(o.cfg.StateDir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, state.Close()) }()
+	p := &parts{cfg: o.cfg, started: time.Now(), state: state, registry: prometheus.NewRegistry()}
+	if err := p.open(publish.Load(o.cfg.Folder)); err != nil {
+		return err
+	}
+	listener := o.cfg.Listener
+	if listener == nil {
+		if listener, err = net.Listen("tcp", o.cfg.Listen); err != nil {
+			return fmt.Errorf("listen for agents: %w", err)
+		}
+	}
+	p.address = cmp.Or(o.cfg.Advertise, listener.Addr().String())
+	o.cfg.Logger.Info("operator started", "address", listener.Addr().String(), "trust_domain", p.authority.TrustDomain().Name(),
+		"folder", o.cfg.Folder, "state", o.cfg.StateDir, "version", o.cfg.Version)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return p.serveAgents(ctx, listener) })
+	g.Go(func() error { return p.publisher.Follow(ctx) })
+	if o.cfg.AdminSocket != "" {
+		g.Go(func() error { return p.serveAdmin(ctx) })
+	}
+	if o.cfg.Metrics != "" {
+		g.Go(func() error { return p.serveMetrics(ctx) })
+	}
+	if o.cfg.Health != "" {
+		// What could not be published at the start has ended it already.
+		g.Go(func() error { return p.serveHealth(ctx, func() error { return nil }) })
+	}
+	return g.Wait()
+}
+
+// open makes the parts that need the trust domain, and publishes what there is:
+// what was read from the folder, or the last good configuration.
+func (p *parts) open(first publish.Loaded) error {
+	td, err := p.state.TrustDomain(first)
+	if err != nil {
+		return err
+	}
+	if p.authority, err = identity.OpenAuthority(p.state.CA(), identity.AuthorityConfig{TrustDomain: td, TTL: p.cfg.TTL}); err != nil {
+		return err
+	}
+	if p.key, err = identity.OpenConfigurationKey(p.state.CA()); err != nil {
+		return err
+	}
+	if p.tokens, err = jointoken.OpenStore(p.state.Tokens(), nil); err != nil {
+		return err
+	}
+	if p.discovery, err = discovery.NewServer(discovery.ServerConfig{Authenticate: authenticate, Logger: p.cfg.Logger}); err != nil {
+		return err
+	}
+	store := mesh.NewStore()
+	p.issuing, err = issuing.New(issuing.Config{Issuer: p.authority, View: func() issuing.Snapshot { return store.View() }, Tokens: p.tokens,
+		ConfigurationKeys: []ed25519.PublicKey{p.key.Public().(ed25519.PublicKey)}, Logger: p.cfg.Logger, Registerer: p.registry})
+	if err != nil {
+		return err
+	}
+	p.publisher = publish.New(publish.Config{Folder: p.cfg.Folder, Debounce: p.cfg.Debounce, Relist: p.cfg.Relist, State: p.state,
+		Key: p.key, Store: store, Server: p.discovery, Logger: p.cfg.Logger})
+	p.configuration = func() *meshpb.OperatorConfiguration { return folderConfiguration(p.cfg.Folder, p.publisher.Status()) }
+	if err := p.registry.Register(p.publisher); err != nil {
+		return fmt.Errorf("register metrics: %w", err)
+	}
+	return p.publisher.Begin(first)
+}
+
+// authenticate takes the node's name from its SVID.
+func authenticate(ctx context.Context) (discovery.Caller, error) {
+	node, err := nodeauth.PeerNode(ctx)
+	// The connection, and with it the stream, ends when the SVID does.
+	return discovery.Caller{Node: node}, err
+}
+
+// serveAgents serves discovery, issuing and health until ctx ends.
+func (p *parts) serveAgents(ctx context.Context, listener net.Listener) error {
+	td := p.authority.TrustDomain()
+	creds := nodeauth.NewServerCredentials(p.authority.Own(identity.OperatorID(td)), x509bundle.NewSet(p.authority.Bundle()))
+	open := []string{meshpb.Issuing_Join_FullMethodName, grpc_health_v1.Health_Check_FullMethodName}
+	if p.answersPeers {
+		open = append(open, meshpb.OperatorAdmin_Status_FullMethodName) // peerService asks who it is
+	}
+	server := grpc.NewServer(append(discovery.ServerOptions(), nodeauth.ServerOptions(creds, td, open...)...)...)
+	if p.answersPeers {
+		meshpb.RegisterOperatorAdminServer(server, &peerService{admin: &adminService{parts: p}})
+	}
+	p.discovery.Register(server)
+	meshpb.RegisterIssuingServer(server, p.issuing)
+	healthy := health.NewServer()
+	grpc_health_v1.RegisterHealthServer(server, healthy)
+	var g errgroup.Group
+	served := make(chan struct{})
+	g.Go(func() error {
+		defer close(served)
+		if err := server.Serve(listener); err != nil && !errors.Is(err, grpc.ErrServerStopped) { // stopped before it began
+			return fmt.Errorf("serve agents: %w", err)
+		}
+		return nil
+	})
+	select {
+	case <-ctx.Done():
+	case <-served:
+	}
+	healthy.Shutdown()
+	stopGently(server, 5*time.Second, p.discovery.Drain)
+	return g.Wait()
+}
+
+// stopGently does what ends long calls, and lets calls finish, both up to a
+// limit: an agent that does not read could hold its stream for longer.
+func stopGently(server *grpc.Server, limit time.Duration, end func()) {
+	timer := time.AfterFunc(limit, server.Stop)
+	defer timer.Stop()
+	end()
+	server.GracefulStop() // returns early when Stop is called
+}
+
+func (p *parts) serveMetrics(ctx context.Context) error {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(p.registry, promhttp.HandlerOpts{}))
+	return p.serveHTTP(ctx, "metrics", p.cfg.Metrics, mux)
+}

@@ -1,0 +1,163 @@
+package operator
+
+import (
+	"context"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+
+	"github.com/heddle-mesh/heddle/api/meshpb"
+	"github.com/heddle-mesh/heddle/internal/identity"
+	"github.com/heddle-mesh/heddle/internal/identity/nodeauth"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/operator/report"
+)
+
+// askPeer bounds how long a leader waits for another replica.
+const askPeer = 2 * time.Second
+
+// peerService answers other replicas on the agents' port: which nodes are
+// connected, and what they have applied. Only the operator's own identity may
+// ask; the rest of OperatorAdmin is for the admin socket.
+type peerService struct {
+	meshpb.UnimplementedOperatorAdminServer
+	admin *adminService
+}
+
+// Status implements meshpb.OperatorAdminServer.
+func (s *peerService) Status(ctx context.Context, req *meshpb.OperatorStateRequest) (*meshpb.OperatorState, error) {
+	want := identity.OperatorID(s.admin.parts.authority.TrustDomain())
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return nil, status.Error(codes.Unauthenticated, "no connection to take an identity from")
+	}
+	if info, ok := p.AuthInfo.(nodeauth.PeerInfo); !ok || info.Peer() != want {
+		return nil, status.Errorf(codes.PermissionDenied, "only %s may ask", want)
+	}
+	return s.admin.Status(ctx, req)
+}
+
+// peers asks the other replicas.
+type peers struct {
+	parts *clusterParts
+
+	conns struct {
+		sync.Mutex
+		byAddress map[string]*grpc.ClientConn
+	}
+}
+
+func newPeers(p *clusterParts) *peers {
+	all := &peers{parts: p}
+	all.conns.byAddress = map[string]*grpc.ClientConn{}
+	return all
+}
+
+// nodes returns what all nodes have acknowledged, to this replica and to the
+// others. A replica that does not answer is left out: its nodes count as they
+// were acknowledged elsewhere.
+func (a *peers) nodes(ctx context.Context) []report.Node {
+	newest := map[string]*meshpb.OperatorNode{}
+	take := func(nodes []*meshpb.OperatorNode) {
+		for _, n := range nodes {
+			if known := newest[n.GetName()]; known == nil || known.GetAppliedNs() < n.GetAppliedNs() {
+				newest[n.GetName()] = n
+			}
+		}
+	}
+	take(nodesOf(a.parts.discovery))
+	addresses := a.addresses()
+	answers := make([][]*meshpb.OperatorNode, len(addresses))
+	var wg sync.WaitGroup
+	for i, address := range addresses {
+		wg.Go(func() { answers[i] = a.ask(ctx, address) })
+	}
+	wg.Wait()
+	for _, nodes := range answers {
+		take(nodes)
+	}
+	a.closeOthers(addresses)
+	all := make([]report.Node, 0, len(newest))
+	for _, n := range newest {
+		all = append(all, report.Node{Name: n.GetName(), Revision: n.GetRevision(), Epoch: n.GetEpoch()})
+	}
+	return all
+}
+
+// addresses returns those of the other replicas: pods of the same namespace and
+// service account as this replica's own.
+func (a *peers) addresses() []string {
+	k := a.parts.cfg.Kubernetes
+	own, ok := a.parts.source.Pod(mesh.Key{Namespace: k.Namespace, Name: k.Replica})
+	if !ok {
+		return nil // not a pod: there is nobody else
+	}
+	port := "15012"
+	if _, p, err := net.SplitHostPort(a.parts.address); err == nil {
+		port = p
+	}
+	objs, _ := a.parts.source.Objects()
+	var all []string
+	for _, p := range objs.Pods {
+		if p.Namespace == own.Namespace && p.ServiceAccount == own.ServiceAccount && p.Name != own.Name && !p.Finished && len(p.Addresses) > 0 {
+			all = append(all, net.JoinHostPort(p.Addresses[0].String(), port))
+		}
+	}
+	return all
+}
+
+func (a *peers) ask(ctx context.Context, address string) []*meshpb.OperatorNode {
+	conn, err := a.conn(address)
+	if err != nil {
+		a.parts.cfg.Logger.Warn("other replica cannot be asked", "address", address, "error", err)
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, askPeer)
+	defer cancel()
+	state, err := meshpb.NewOperatorAdminClient(conn).Status(ctx, &meshpb.OperatorStateRequest{})
+	if err != nil {
+		a.parts.cfg.Logger.Debug("other replica does not answer", "address", address, "error", err)
+		return nil
+	}
+	return state.GetNodes()
+}
+
+func (a *peers) conn(address string) (*grpc.ClientConn, error) {
+	a.conns.Lock()
+	defer a.conns.Unlock()
+	if conn := a.conns.byAddress[address]; conn != nil {
+		return conn, nil
+	}
+	authority := a.parts.authority
+	id := identity.OperatorID(authority.TrustDomain())
+	conn, err := grpc.NewClient(address, grpc.WithNoProxy(), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20)),
+		grpc.WithTransportCredentials(nodeauth.NewClientCredentials(authority.Own(id), x509bundle.NewSet(authority.Bundle()), id)))
+	if err != nil {
+		return nil, err
+	}
+	a.conns.byAddress[address] = conn
+	return conn, nil
+}
+
+// closeOthers ends the connections to all but these addresses.
+func (a *peers) closeOthers(keep []string) {
+	kept := map[string]bool{}
+	for _, address := range keep {
+		kept[address] = true
+	}
+	a.conns.Lock()
+	defer a.conns.Unlock()
+	for address, conn := range a.conns.byAddress {
+		if !kept[address] {
+			// Nothing is lost with a connection that fails to close.
+			_ = conn.Close()
+			delete(a.conns.byAddress, address)
+		}
+	}
+}

@@ -1,0 +1,330 @@
+package publish
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/heddle-mesh/heddle/internal/discovery"
+	"github.com/heddle-mesh/heddle/internal/kube"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+)
+
+// Source is a mirror of a cluster; *cluster.Source is one.
+type Source interface {
+	// Changed returns a channel that is closed at the next change.
+	Changed() <-chan struct{}
+	// Synced is nil when everything was read once; else it names what is missing.
+	Synced() error
+	// Objects returns all that is known, read only, and its epoch.
+	Objects() (*kube.Objects, uint64)
+}
+
+// Defaults of ClusterConfig.
+const (
+	DefaultQuiet = 10 * time.Millisecond
+	DefaultLimit = 50 * time.Millisecond
+)
+
+// ClusterConfig says what a Cluster compiles, and where to.
+type ClusterConfig struct {
+	Source Source
+	// TrustDomain is the CA's: a Mesh of another one is refused.
+	TrustDomain spiffeid.TrustDomain
+	// Quiet is how long nothing must change before a change is compiled, Limit
+	// how long it waits for that at most; zero takes the default. Besides, no
+	// more than two thirds of the time go into compiling.
+	Quiet, Limit time.Duration
+	// Key signs what is published.
+	Key ed25519.PrivateKey
+	// Store and Server receive each View; the Cluster is their only writer.
+	Store  *mesh.Store
+	Server *discovery.Server
+	Logger *slog.Logger
+}
+
+// Outcome is what compiling came to last. It is immutable.
+type Outcome struct {
+	// Snapshot is what is served; nil before the first.
+	Snapshot *discovery.Snapshot
+	// Published is when it was first served, Checked when it was last found to
+	// be what the cluster says.
+	Published, Checked time.Time
+	// Objects are what was compiled.
+	Objects *kube.Objects
+	// Refused and Warnings are about single objects, of which the others are in
+	// force. Err says why nothing of Objects is: then Snapshot is an older one.
+	Refused, Warnings []*kube.Problem
+	Err               error
+}
+
+// Cluster turns what a cluster says into what is served. One goroutine
+// publishes; the outcome may be taken from any.
+type Cluster struct {
+	cfg     ClusterConfig
+	metrics clusterMetrics
+
+	now struct {
+		sync.Mutex
+		Outcome
+		changed chan struct{}
+	}
+}
+
+// NewCluster returns a Cluster that has published nothing.
+func NewCluster(cfg ClusterConfig) *Cluster {
+	if cfg.Quiet == 0 {
+		cfg.Quiet = DefaultQuiet
+	}
+	if cfg.Limit == 0 {
+		cfg.Limit = DefaultLimit
+	}
+	c := &Cluster{cfg: cfg, metrics: newClusterMetrics()}
+	c.now.changed = make(chan struct{})
+	return c
+}
+
+// Outcome returns the last one, and a channel that is closed at the next.
+func (c *Cluster) Outcome() (Outcome, <-chan struct{}) {
+	c.now.Lock()
+	defer c.now.Unlock()
+	return c.now.Outcome, c.now.changed
+}
+
+// Ready is nil when there is something to serve, else says why not.
+func (c *Cluster) Ready() error {
+	if err := c.cfg.Source.Synced(); err != nil {
+		return err
+	}
+	if now, _ := c.Outcome(); now.Snapshot == nil {
+		return errors.Join(errors.New("nothing published yet"), now.Err)
+	}
+	return nil
+}
+
+// AwaitTrustDomain waits until the cluster has a Mesh whose trust domain can be
+// read. It tells report what is missing, when that changes.
+func AwaitTrustDomain(ctx context.Context, source Source, report func(error)) (spiffeid.TrustDomain, error) {
+	var said string
+	for {
+		changed := source.Changed()
+		err := source.Synced()
+		if err == nil {
+			objs, _ := source.Objects()
+			var compiled *kube.Compiled
+			if compiled, err = kube.CompileEach(&kube.Objects{Meshes: objs.Meshes}); err == nil {
+				return compiled.Settings.TrustDomain, nil
+			}
+		}
+		if err.Error() != said {
+			said = err.Error()
+			report(err)
+		}
+		select {
+		case <-ctx.Done():
+			return spiffeid.TrustDomain{}, fmt.Errorf("await the Mesh: %w; last: %w", context.Cause(ctx), err)
+		case <-changed:
+		}
+	}
+}
+
+// Follow compiles and publishes whenever something has changed, until ctx ends.
+func (c *Cluster) Follow(ctx context.Context) error {
+	for {
+		changed := c.cfg.Source.Changed()
+		began := time.Now()
+		if c.cfg.Source.Synced() == nil {
+			c.compile()
+		}
+		rest := time.NewTimer(time.Since(began) / 2)
+		select {
+		case <-ctx.Done():
+		case <-changed:
+			c.settle(ctx, changed)
+		}
+		select {
+		case <-ctx.Done():
+			rest.Stop()
+			return nil
+		case <-rest.C:
+		}
+	}
+}
+
+// settle returns when nothing has changed for a moment, or the limit is reached.
+func (c *Cluster) settle(ctx context.Context, changed <-chan struct{}) {
+	limit := time.NewTimer(c.cfg.Limit)
+	defer limit.Stop()
+	quiet := time.NewTimer(c.cfg.Quiet)
+	defer quiet.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-limit.C:
+			return
+		case <-quiet.C:
+			return
+		case <-changed:
+			changed = c.cfg.Source.Changed()
+			quiet.Reset(c.cfg.Quiet)
+		}
+	}
+}
+
+func (c *Cluster) compile() {
+	began := time.Now()
+	objs, epoch := c.cfg.Source.Objects()
+	now, _ := c.Outcome()
+	next := Outcome{Snapshot: now.Snapshot, Published: now.Published, Checked: now.Checked, Objects: objs}
+	compiled, err := kube.CompileEach(objs)
+	if err == nil {
+		next.Refused, next.Warnings = compiled.Refused, compiled.Warnings
+		next.Snapshot, err = c.publish(compiled, epoch, now.Snapshot)
+	}
+	switch {
+	case err != nil:
+		next.Snapshot, next.Err = now.Snapshot, err
+		if now.Err == nil || now.Err.Error() != err.Error() {
+			c.cfg.Logger.Error("configuration refused: going on with the last good one", "error", err)
+		}
+	case next.Snapshot != now.Snapshot:
+		next.Published, next.Checked = time.Now(), time.Now()
+	default:
+		next.Checked = time.Now()
+	}
+	took := time.Since(began)
+	c.metrics.seconds.Observe(took.Seconds())
+	if next.Snapshot != now.Snapshot {
+		view := next.Snapshot.View()
+		c.cfg.Logger.Info("configuration published", "revision", view.Revision(), "epoch", next.Snapshot.Epoch(), "workloads", len(view.Workloads()),
+			"services", len(view.Services()), "policies", len(view.Policies()), "refused", len(next.Refused), "took", took)
+	}
+	c.logRefused(now.Refused, next.Refused)
+	c.now.Lock()
+	defer c.now.Unlock()
+	c.now.Outcome = next
+	close(c.now.changed)
+	c.now.changed = make(chan struct{})
+}
+
+// publish makes what was compiled the one that is served, unless that is the
+// same as before.
+func (c *Cluster) publish(compiled *kube.Compiled, epoch uint64, last *discovery.Snapshot) (*discovery.Snapshot, error) {
+	if td := compiled.Settings.TrustDomain; td != c.cfg.TrustDomain {
+		return nil, fmt.Errorf("the Mesh's spec.trustDomain is %q, and the CA was made for %q; change it back, or delete the CA's Secret and restart every agent",
+			td.Name(), c.cfg.TrustDomain.Name())
+	}
+	view, err := compiled.View("") // named by its content
+	if err != nil {
+		return nil, err
+	}
+	var next *discovery.Snapshot
+	if last == nil {
+		next, err = discovery.NewSnapshot(view, epoch, c.cfg.Key)
+	} else {
+		next, err = last.Next(view, max(epoch, last.Epoch()))
+	}
+	if err != nil {
+		return nil, err
+	}
+	if last != nil && last.View().Revision() == next.View().Revision() {
+		return last, nil
+	}
+	// The issuer knows a workload before its agent does.
+	c.cfg.Store.Replace(next.View())
+	c.cfg.Server.Publish(next)
+	return next, nil
+}
+
+// logRefused logs what is refused now and was not before.
+func (c *Cluster) logRefused(before, now []*kube.Problem) {
+	known := map[string]bool{}
+	for _, p := range before {
+		known[p.Error()] = true
+	}
+	for _, p := range now {
+		if !known[p.Error()] {
+			c.cfg.Logger.Warn("object refused", "problem", p)
+		}
+	}
+}
+
+// Behind returns the connected nodes that have not applied what is served.
+func (c *Cluster) Behind() []string {
+	now, _ := c.Outcome()
+	var behind []string
+	for _, n := range c.cfg.Server.Nodes() {
+		if n.Connected > 0 && (now.Snapshot == nil || n.Revision != now.Snapshot.View().Revision()) {
+			behind = append(behind, n.Node)
+		}
+	}
+	slices.Sort(behind)
+	return behind
+}
+
+// clusterMetrics are those that are not taken from the outcome at each scrape.
+type clusterMetrics struct{ seconds prometheus.Histogram }
+
+func newClusterMetrics() clusterMetrics {
+	return clusterMetrics{seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "heddle_operator_compile_duration_seconds", Help: "From what the cluster says to what is served, for each change.",
+		Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 5},
+	})}
+}
+
+var _ prometheus.Collector = (*Cluster)(nil)
+
+// Describe makes a Cluster a prometheus.Collector.
+func (c *Cluster) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, ch) }
+
+// Collect sends what the outcome says.
+func (c *Cluster) Collect(ch chan<- prometheus.Metric) {
+	now, _ := c.Outcome()
+	send := func(name, help string, value float64, labels ...string) {
+		var names []string
+		if len(labels) > 0 {
+			names = []string{"kind"}
+		}
+		ch <- prometheus.MustNewConstMetric(prometheus.NewDesc(name, help, names, nil), prometheus.GaugeValue, value, labels...)
+	}
+	connected := 0.0
+	for _, n := range c.cfg.Server.Nodes() {
+		if n.Connected > 0 {
+			connected++
+		}
+	}
+	refusedAll := 0.0
+	if now.Err != nil {
+		refusedAll = 1
+	}
+	c.metrics.seconds.Collect(ch)
+	send("heddle_operator_nodes", "Nodes whose agents are connected.", connected)
+	send("heddle_operator_nodes_behind", "Connected nodes that have not applied the configuration that is served.", float64(len(c.Behind())))
+	send("heddle_operator_configuration_refused", "1 while the Mesh has a problem and an older configuration is served.", refusedAll)
+	refused := map[string]float64{}
+	for _, p := range now.Refused {
+		refused[p.Ref.Kind]++
+	}
+	for _, kind := range []string{"Namespace", "Pod", "Service", "Workload", "PeerAuthentication", "AuthorizationPolicy"} {
+		send("heddle_operator_refused_objects", "Problems of objects that are left out, wholly or in part.", refused[kind], kind)
+	}
+	if now.Snapshot == nil {
+		return
+	}
+	view := now.Snapshot.View()
+	send("heddle_operator_epoch", "Epoch of the configuration that is served.", float64(now.Snapshot.Epoch()))
+	send("heddle_operator_snapshot_age_seconds", "Since when the configuration that is served has been the newest.", time.Since(now.Published).Seconds())
+	send("heddle_operator_snapshot_checked_seconds", "Since the configuration that is served was last compared with the cluster.", time.Since(now.Checked).Seconds())
+	for kind, n := range map[string]int{"Workload": len(view.Workloads()), "Service": len(view.Services()), "Policy": len(view.Policies())} {
+		send("heddle_operator_objects", "Objects of the model that is served.", float64(n), kind)
+	}
+}

@@ -1,0 +1,284 @@
+package publish
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/heddle-mesh/heddle/internal/discovery"
+	"github.com/heddle-mesh/heddle/internal/kube"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+)
+
+// Loaded is what one reading of the folder gave: a compiled mesh, or an error.
+type Loaded struct {
+	compiled *kube.Compiled
+	revision string
+	err      error
+}
+
+// Load reads and compiles a folder.
+func Load(dir string) Loaded {
+	objs, err := kube.LoadDir(dir)
+	if err != nil {
+		return Loaded{err: err}
+	}
+	compiled, err := kube.Compile(objs)
+	if err != nil {
+		return Loaded{err: err}
+	}
+	// 64 bits tell revisions apart; nothing is trusted because of them.
+	return Loaded{compiled: compiled, revision: objs.Digest[:16]}
+}
+
+// Check reads and compiles a folder as an operator would, and starts nothing.
+// The error has every problem; warnings are about what is in force, but
+// unlikely to do what was meant.
+func Check(folder string) (warnings []string, err error) {
+	l := Load(folder)
+	if l.err != nil {
+		return nil, l.err
+	}
+	view, err := l.compiled.View(l.revision)
+	if err != nil {
+		return nil, err
+	}
+	// Encoding finds objects that are too large to be told to agents.
+	_, throwaway, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		return nil, fmt.Errorf("generate key: %w", err)
+	}
+	if _, err := discovery.NewSnapshot(view, 1, throwaway); err != nil {
+		return nil, err
+	}
+	return problemLines(l.compiled.Warnings), nil
+}
+
+func problemLines(problems []*kube.Problem) []string {
+	var lines []string
+	for _, p := range problems {
+		lines = append(lines, p.Error())
+	}
+	return lines
+}
+
+// Status is what a Publisher knows of itself.
+type Status struct {
+	// Revision and Epoch are those of what is served, since Applied.
+	Revision string
+	Epoch    uint64
+	Applied  time.Time
+	// Workloads, Services and Policies are numbers of objects.
+	Workloads, Services, Policies int
+	// FromLastGood is set while the folder has been refused since the start.
+	FromLastGood bool
+	// Warnings are about objects that are in force.
+	Warnings []string
+	// Problems say why the folder's present content is refused, since Refused;
+	// nil when it is what is served.
+	Problems []string
+	Refused  time.Time
+	// Refusals counts them, each reason once.
+	Refusals uint64
+}
+
+// Config says what a Publisher reads, and where to.
+type Config struct {
+	// Folder has the YAML objects; see internal/kube.
+	Folder string
+	// Debounce is how long the folder must be quiet before it is read, Relist
+	// how often it is read without a sign of a change.
+	Debounce, Relist time.Duration
+	State            *State
+	// Key signs what is published.
+	Key ed25519.PrivateKey
+	// Store and Server receive each View; the Publisher is their only writer.
+	Store  *mesh.Store
+	Server *discovery.Server
+	Logger *slog.Logger
+}
+
+// Publisher turns what is in the folder into what is served. One goroutine
+// publishes; status may be taken from any.
+type Publisher struct {
+	cfg Config
+
+	now struct {
+		sync.Mutex
+		Status
+	}
+}
+
+// New returns a Publisher that has published nothing.
+func New(cfg Config) *Publisher { return &Publisher{cfg: cfg} }
+
+// Status returns the state of this moment.
+func (p *Publisher) Status() Status {
+	p.now.Lock()
+	defer p.now.Unlock()
+	return p.now.Status
+}
+
+// Begin publishes the first reading, or goes on with the last good one.
+func (p *Publisher) Begin(first Loaded) error {
+	if p.apply(first) {
+		return nil
+	}
+	view, err := discovery.LoadView(p.cfg.State.lastGood(), p.cfg.Key.Public().(ed25519.PublicKey))
+	switch {
+	case err != nil:
+		p.cfg.Logger.Error("last good configuration is not used", "error", err)
+		return nil
+	case view == nil:
+		if p.cfg.State.record.Epoch == 0 {
+			return fmt.Errorf("read configuration for the first time: %s", strings.Join(p.Status().Problems, "\n"))
+		}
+		p.cfg.Logger.Error("no last good configuration: agents go on with theirs, nodes that join wait")
+		return nil
+	}
+	if err := p.publish(view, nil, true); err != nil {
+		p.cfg.Logger.Error("last good configuration is not served", "error", err)
+	}
+	return nil
+}
+
+// apply publishes a reading, or notes why it is refused.
+func (p *Publisher) apply(l Loaded) bool {
+	err := l.err
+	if err == nil {
+		err = p.applyCompiled(l)
+	}
+	if err != nil {
+		p.refuse(err)
+		return false
+	}
+	p.now.Lock()
+	defer p.now.Unlock()
+	if p.now.Problems != nil {
+		p.cfg.Logger.Info("configuration folder is in order again", "revision", l.revision)
+	}
+	p.now.Problems, p.now.Refused = nil, time.Time{}
+	return true
+}
+
+func (p *Publisher) applyCompiled(l Loaded) error {
+	now := p.Status()
+	if now.Revision == l.revision && !now.FromLastGood {
+		return nil
+	}
+	if was := p.cfg.State.record.TrustDomain; was != "" && l.compiled.Settings.TrustDomain.Name() != was {
+		return fmt.Errorf("the Mesh's spec.trustDomain is %q, and the CA in %s was made for %q; change it back, or begin with a new state directory and join every node again",
+			l.compiled.Settings.TrustDomain.Name(), p.cfg.State.CA(), was)
+	}
+	view, err := l.compiled.View(l.revision)
+	if err != nil {
+		return err
+	}
+	return p.publish(view, problemLines(l.compiled.Warnings), false)
+}
+
+// publish makes a View the one that is served. The epoch is on disk before any
+// agent can see it; the issuer knows a workload before its agent does.
+func (p *Publisher) publish(view *mesh.View, warnings []string, fromLastGood bool) error {
+	began := time.Now()
+	next := p.cfg.State.next(view.Settings().TrustDomain, view.Revision(), began)
+	snapshot, err := discovery.NewSnapshot(view, next.Epoch, p.cfg.Key)
+	if err != nil {
+		return err
+	}
+	if err := p.cfg.State.keep(next); err != nil {
+		return err
+	}
+	p.cfg.Store.Replace(view)
+	p.cfg.Server.Publish(snapshot)
+	if !fromLastGood {
+		if err := snapshot.Save(p.cfg.State.lastGood()); err != nil {
+			p.cfg.Logger.Error("last good configuration is not saved: a restart with a bad folder would have none", "error", err)
+		}
+	}
+	p.now.Lock()
+	s := &p.now.Status
+	s.Revision, s.Epoch, s.Applied, s.FromLastGood, s.Warnings = view.Revision(), next.Epoch, began, fromLastGood, warnings
+	s.Workloads, s.Services, s.Policies = len(view.Workloads()), len(view.Services()), len(view.Policies())
+	p.now.Unlock()
+	p.cfg.Logger.Info("configuration published", "revision", view.Revision(), "epoch", next.Epoch, "workloads", len(view.Workloads()),
+		"services", len(view.Services()), "policies", len(view.Policies()), "from_last_good", fromLastGood, "took", time.Since(began))
+	for _, w := range warnings {
+		p.cfg.Logger.Warn("configuration warning", "problem", w)
+	}
+	return nil
+}
+
+// refuse notes what is wrong, and logs it when it is news.
+func (p *Publisher) refuse(err error) {
+	lines := problemLines(kube.Problems(err))
+	if len(lines) == 0 {
+		lines = []string{err.Error()}
+	}
+	p.now.Lock()
+	s := &p.now.Status
+	news := !slices.Equal(s.Problems, lines)
+	if news {
+		s.Refusals++
+	}
+	if s.Problems == nil {
+		s.Refused = time.Now()
+	}
+	s.Problems = lines
+	p.now.Unlock()
+	if !news {
+		return
+	}
+	for _, line := range lines {
+		p.cfg.Logger.Error("configuration refused: going on with the last good one", "problem", line)
+	}
+}
+
+// Follow reads the folder whenever it may have changed, until ctx ends.
+func (p *Publisher) Follow(ctx context.Context) error {
+	w := &folderWatch{dir: p.cfg.Folder, debounce: p.cfg.Debounce, relist: p.cfg.Relist, log: p.cfg.Logger}
+	err := w.run(ctx, func() { p.apply(Load(p.cfg.Folder)) })
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+var _ prometheus.Collector = (*Publisher)(nil)
+
+// Describe makes a publisher a prometheus.Collector.
+func (p *Publisher) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(p, ch) }
+
+// Collect sends what status says.
+func (p *Publisher) Collect(ch chan<- prometheus.Metric) {
+	s := p.Status()
+	refused, connected := 0.0, 0.0
+	if s.Problems != nil {
+		refused = 1
+	}
+	behind := 0.0
+	for _, n := range p.cfg.Server.Nodes() {
+		if n.Connected > 0 {
+			connected++
+			if n.Epoch != s.Epoch {
+				behind++
+			}
+		}
+	}
+	send := func(kind prometheus.ValueType, name, help string, value float64) {
+		ch <- prometheus.MustNewConstMetric(prometheus.NewDesc(name, help, nil, nil), kind, value)
+	}
+	send(prometheus.GaugeValue, "heddle_operator_epoch", "Epoch of the configuration that is served.", float64(s.Epoch))
+	send(prometheus.GaugeValue, "heddle_operator_folder_refused", "1 while the configuration folder has a problem and the last good configuration is served.", refused)
+	send(prometheus.CounterValue, "heddle_operator_refusals_total", "Readings of the folder that were refused, each reason once.", float64(s.Refusals))
+	send(prometheus.GaugeValue, "heddle_operator_nodes", "Nodes whose agents are connected.", connected)
+	send(prometheus.GaugeValue, "heddle_operator_nodes_behind", "Connected nodes that have not applied the configuration that is served.", behind)
+}

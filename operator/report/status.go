@@ -1,0 +1,257 @@
+package report
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/heddle-mesh/heddle/api/v1alpha1"
+	"github.com/heddle-mesh/heddle/internal/kube"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/operator/publish"
+)
+
+// fieldManager owns what is applied.
+const fieldManager = "heddle-operator"
+
+// Bounds of a message.
+const (
+	maxProblems = 5
+	maxNamed    = 5
+	maxMessage  = 4096 // bytes
+)
+
+// objectReport is what is to be said of one object.
+type objectReport struct {
+	ref      kube.Ref
+	resource string
+	uid      string
+	number   int64
+	// have is the present status, want the one to be.
+	have, want v1alpha1.Status
+}
+
+func (o *objectReport) generation() generation { return generation{o.ref, o.uid, o.number} }
+
+// subject is an object of one of Heddle's kinds.
+type subject struct {
+	ref      kube.Ref
+	resource string
+	meta     *metav1.ObjectMeta
+	status   *v1alpha1.Status
+	// nodes returns those that enforce the object.
+	nodes func(*mesh.View) map[string]bool
+}
+
+// subjects lists the objects, sorted, so that what the limit leaves for later is
+// not always the same.
+func subjects(objs *kube.Objects) []subject {
+	var all []subject
+	for _, m := range objs.Meshes {
+		all = append(all, subject{kube.Ref{Kind: "Mesh", Name: m.Value.Name}, "meshes", &m.Value.ObjectMeta, &m.Value.Status,
+			func(v *mesh.View) map[string]bool {
+				return nodesWith(v, func(*mesh.Workload) bool { return true })
+			}})
+	}
+	for _, w := range objs.Workloads {
+		key := mesh.Key{Namespace: w.Value.Namespace, Name: w.Value.Name}
+		all = append(all, subject{refOf("Workload", &w.Value.ObjectMeta), "workloads", &w.Value.ObjectMeta, &w.Value.Status,
+			func(v *mesh.View) map[string]bool {
+				return nodesWith(v, func(w *mesh.Workload) bool { return w.Key == key })
+			}})
+	}
+	for _, p := range objs.PeerAuthentications {
+		selector := mesh.Policy{Key: mesh.Key{Namespace: p.Value.Namespace}}
+		if p.Value.Spec.Selector != nil {
+			selector.Selector = p.Value.Spec.Selector.Labels()
+		}
+		all = append(all, subject{refOf("PeerAuthentication", &p.Value.ObjectMeta), "peerauthentications", &p.Value.ObjectMeta, &p.Value.Status,
+			func(v *mesh.View) map[string]bool { return nodesWith(v, selector.Selects) }})
+	}
+	for _, p := range objs.AuthorizationPolicies {
+		selector := mesh.Policy{Key: mesh.Key{Namespace: p.Value.Namespace}}
+		if p.Value.Spec.Selector != nil {
+			selector.Selector = p.Value.Spec.Selector.Labels()
+		}
+		all = append(all, subject{refOf("AuthorizationPolicy", &p.Value.ObjectMeta), "authorizationpolicies", &p.Value.ObjectMeta, &p.Value.Status,
+			func(v *mesh.View) map[string]bool { return nodesWith(v, selector.Selects) }})
+	}
+	slices.SortFunc(all, func(a, b subject) int {
+		return cmp.Or(cmp.Compare(a.ref.Kind, b.ref.Kind), cmp.Compare(a.ref.Namespace, b.ref.Namespace), cmp.Compare(a.ref.Name, b.ref.Name))
+	})
+	return all
+}
+
+func refOf(kind string, m *metav1.ObjectMeta) kube.Ref {
+	return kube.Ref{Kind: kind, Namespace: m.Namespace, Name: m.Name}
+}
+
+// nodesWith returns the nodes of enrolled workloads that match.
+func nodesWith(v *mesh.View, match func(*mesh.Workload) bool) map[string]bool {
+	nodes := map[string]bool{}
+	for _, w := range v.Workloads() {
+		if w.Enrolled && !nodes[w.Node] && match(w) {
+			nodes[w.Node] = true
+		}
+	}
+	return nodes
+}
+
+// reports says what there is to say. Objects that are newer than what was
+// compiled wait for the next time.
+func (r *Reporter) reports(ctx context.Context, outcome *publish.Outcome, objs *kube.Objects) []objectReport {
+	compiled := map[generation]bool{}
+	for _, s := range subjects(outcome.Objects) {
+		compiled[generation{s.ref, string(s.meta.UID), s.meta.Generation}] = true
+	}
+	refused, warnings := byObject(outcome.Refused), byObject(outcome.Warnings)
+	if outcome.Err != nil {
+		refused = byObject(kube.Problems(outcome.Err))
+	}
+	nodes := map[string]Node{}
+	for _, n := range r.cfg.Nodes(ctx) {
+		nodes[n.Name] = n
+	}
+	var all []objectReport
+	for _, s := range subjects(objs) {
+		o := objectReport{ref: s.ref, resource: s.resource, uid: string(s.meta.UID), number: s.meta.Generation, have: *s.status}
+		if !compiled[o.generation()] || outcome.Err != nil && len(refused[s.ref]) == 0 {
+			continue
+		}
+		o.want = v1alpha1.Status{ObservedGeneration: s.meta.Generation}
+		conditions := []metav1.Condition{accepted(refused[s.ref], warnings[s.ref])}
+		if outcome.Snapshot != nil && outcome.Err == nil {
+			live, count := r.live(&o, s.nodes(outcome.Snapshot.View()), nodes, outcome)
+			o.want.Nodes = &count
+			conditions = append(conditions, live)
+		}
+		o.want.Conditions = withTimes(conditions, s.status.Conditions, s.meta.Generation)
+		all = append(all, o)
+	}
+	return all
+}
+
+func byObject(problems []*kube.Problem) map[kube.Ref][]*kube.Problem {
+	by := map[kube.Ref][]*kube.Problem{}
+	for _, p := range problems {
+		by[p.Ref] = append(by[p.Ref], p)
+	}
+	return by
+}
+
+func accepted(refused, warnings []*kube.Problem) metav1.Condition {
+	if len(refused) == 0 {
+		c := metav1.Condition{Type: v1alpha1.ConditionAccepted, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonAccepted, Message: "in use"}
+		if len(warnings) > 0 {
+			c.Message = "in use, but: " + message(warnings)
+		}
+		return c
+	}
+	c := metav1.Condition{Type: v1alpha1.ConditionAccepted, Status: metav1.ConditionFalse, Reason: v1alpha1.ReasonInvalid, Message: message(refused)}
+	if strings.Contains(refused[0].Text, "used twice") || strings.Contains(refused[0].Text, "has this name") {
+		c.Reason = v1alpha1.ReasonConflict
+	}
+	return c
+}
+
+// message says field, fault and remedy of each problem, up to a bound.
+func message(problems []*kube.Problem) string {
+	var parts []string
+	for _, p := range problems[:min(len(problems), maxProblems)] {
+		parts = append(parts, sentence(p))
+	}
+	if more := len(problems) - maxProblems; more > 0 {
+		parts = append(parts, fmt.Sprintf("and %d more", more))
+	}
+	text := strings.Join(parts, ". ")
+	if len(text) > maxMessage {
+		text = strings.ToValidUTF8(text[:maxMessage], "") + "..."
+	}
+	return text
+}
+
+func sentence(p *kube.Problem) string {
+	alone := *p
+	alone.Origin, alone.Object = kube.Origin{}, ""
+	return alone.Error()
+}
+
+// live says on which of the nodes that need an object its generation is applied.
+func (r *Reporter) live(o *objectReport, wanted map[string]bool, nodes map[string]Node, outcome *publish.Outcome) (metav1.Condition, v1alpha1.NodeCount) {
+	since, known := r.since[o.generation()]
+	if !known {
+		since = outcome.Snapshot.Epoch()
+		r.since[o.generation()] = since
+	}
+	revision := outcome.Snapshot.View().Revision()
+	var missing []string
+	for _, name := range slices.Sorted(maps.Keys(wanted)) {
+		n, ok := nodes[name]
+		if !ok || n.Revision != revision && (n.Epoch == 0 || n.Epoch < since) {
+			missing = append(missing, name)
+		}
+	}
+	count := v1alpha1.NodeCount{Live: int32(len(wanted) - len(missing)), Wanted: int32(len(wanted))}
+	count.Summary = fmt.Sprintf("%d/%d", count.Live, count.Wanted)
+	c := metav1.Condition{Type: v1alpha1.ConditionLive, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonLive,
+		Message: fmt.Sprintf("on all of %d nodes", len(wanted))}
+	switch {
+	case len(wanted) == 0:
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, v1alpha1.ReasonNotNeeded, "no node has an enrolled workload that it is about"
+	case len(missing) > 0:
+		c.Status, c.Reason = metav1.ConditionFalse, v1alpha1.ReasonPending
+		c.Message = fmt.Sprintf("on %d of %d nodes; not on %s", count.Live, len(wanted), strings.Join(missing[:min(len(missing), maxNamed)], ", "))
+		if more := len(missing) - maxNamed; more > 0 {
+			c.Message += fmt.Sprintf(" and %d more", more)
+		}
+	}
+	return c, count
+}
+
+// withTimes gives conditions the time since when they have their status.
+func withTimes(want, have []metav1.Condition, generation int64) []metav1.Condition {
+	for i := range want {
+		c := &want[i]
+		c.ObservedGeneration, c.LastTransitionTime = generation, metav1.Now().Rfc3339Copy()
+		for _, h := range have {
+			if h.Type == c.Type && h.Status == c.Status && !h.LastTransitionTime.IsZero() {
+				c.LastTransitionTime = h.LastTransitionTime
+			}
+		}
+	}
+	return want
+}
+
+// writeStatus applies a status that differs from the present one.
+func (r *Reporter) writeStatus(ctx context.Context, o *objectReport) error {
+	if equality.Semantic.DeepEqual(o.have, o.want) {
+		return nil
+	}
+	if err := r.limit.Wait(ctx); err != nil {
+		return nil // ctx has ended
+	}
+	metadata := map[string]string{"name": o.ref.Name}
+	if o.ref.Namespace != "" {
+		metadata["namespace"] = o.ref.Namespace
+	}
+	body, err := json.Marshal(map[string]any{"apiVersion": v1alpha1.GroupVersion().String(), "kind": o.ref.Kind, "metadata": metadata, "status": o.want})
+	if err != nil {
+		return fmt.Errorf("encode status: %w", err)
+	}
+	force := true
+	err = r.cfg.Heddle.Patch(types.ApplyPatchType).NamespaceIfScoped(o.ref.Namespace, o.ref.Namespace != "").Resource(o.resource).Name(o.ref.Name).
+		SubResource("status").VersionedParams(&metav1.PatchOptions{FieldManager: fieldManager, Force: &force}, metav1.ParameterCodec).Body(body).Do(ctx).Error()
+	if apierrors.IsNotFound(err) {
+		return nil // deleted meanwhile
+	}
+	return err
+}
