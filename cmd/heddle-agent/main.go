@@ -1,0 +1,207 @@
+// Command heddle-agent is the agent of one node of a Heddle mesh: it enrolls the
+// node's pods, carries their connections in mutual TLS and enforces policy. It
+// only turns flags and environment into an agent.Config; package agent does the
+// work.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/heddle-mesh/heddle/agent"
+	"github.com/heddle-mesh/heddle/cmd/internal/startup"
+	"github.com/heddle-mesh/heddle/internal/cniwire"
+)
+
+var version = "dev" // set by the linker
+
+func main() {
+	// The main thread's namespaces are what others see as the process's, and it
+	// cannot be thrown away: nothing that changes them may run on it.
+	runtime.LockOSThread()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	// A second signal ends the process at once, for whoever does not want to
+	// wait for connections to drain.
+	context.AfterFunc(ctx, stop)
+	err := run(ctx, os.Args[1:], os.LookupEnv, os.Stdout, os.Stderr)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "heddle-agent:", err)
+		os.Exit(1)
+	}
+}
+
+type options struct {
+	cfg                 agent.Config
+	tokenFile           string
+	check               bool
+	uninstallCNI        bool
+	logLevel, logFormat string
+}
+
+// run is main without a process of its own.
+func run(ctx context.Context, args []string, env func(string) (string, bool), stdout, stderr io.Writer) error {
+	o := options{cfg: agent.Defaults()}
+	cmd := &cobra.Command{
+		Use:   "heddle-agent --node NAME",
+		Short: "Carry and guard the connections of one node's pods",
+		Long: `Carry and guard the connections of one node's pods.
+
+The agent enrolls the pods that the operator's configuration names for this
+node, opens its listeners inside them, and puts a gate of BPF programs around
+each, so that no plaintext leaves or enters that policy does not allow. The gate
+is pinned: it holds while the agent is down, and the next agent takes it over.
+
+It needs root, Linux 6.1 or newer, cgroup2, and the network namespace in which
+the pods' veths end. A node joins once, by a token that the operator makes.
+
+When another agent runs on the node, the new one takes its work over: it tests
+itself first, then gets the listeners and the live connections, and the other one
+ends. If it is not fit, or dies on the way, the other one goes on.
+
+Signals: SIGTERM and SIGINT stop taking connections, let the live ones end until
+--drain, and leave the gates closed; a second one ends the agent at once.
+
+Every flag can be given in the environment as well, as HEDDLE_ and its name:
+--state-dir is HEDDLE_STATE_DIR. Flags win.`,
+		Example: `  # Join a mesh and run.
+  heddle-agent --node n1 --join-token-file /etc/heddle/join-token
+
+  # Is this configuration in order? Nothing is changed.
+  heddle-agent --node n1 --check
+
+  # The agent of a Kubernetes node: new pods wait until they are protected.
+  heddle-agent --node n1 --cni-socket /run/heddle/cni.sock --cri-socket /run/containerd/containerd.sock \
+    --cni-conf-dir /etc/cni/net.d --cni-bin-dir /opt/cni/bin
+
+  # Take this node's pods out of the mesh when the agent is stopped.
+  heddle-agent --node n1 --unenroll-on-exit`,
+		Args:          cobra.NoArgs,
+		Version:       version,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		PreRunE:       func(cmd *cobra.Command, _ []string) error { return startup.FromEnvironment(cmd.Flags(), env) },
+		RunE:          func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), stdout, stderr) },
+	}
+	cmd.SetOut(stdout)
+	cmd.SetErr(stderr)
+	o.register(cmd.Flags())
+	cmd.SetArgs(args)
+	return cmd.ExecuteContext(ctx)
+}
+
+func (o *options) register(flags *pflag.FlagSet) {
+	c := &o.cfg
+	flags.StringVar(&c.Node, "node", "", "this node's name, as the configuration has it (needed)")
+	flags.StringVar(&o.tokenFile, "join-token-file", "", "file with the join token; not read again once the node has joined and the file is gone")
+	flags.StringVar(&c.Operator, "operator", "", "host:port of the operator; empty takes it from the join token")
+	flags.StringVar(&c.StateDir, "state-dir", c.StateDir, "directory for the node's credential and the last good configuration")
+	flags.StringVar(&c.RunDir, "run-dir", "", "directory that a reboot empties, for what was changed in which pod; empty is the admin socket's folder")
+	flags.StringVar(&c.KeyDir, "keys-dir", "", "tmpfs for workloads' keys, mounted when missing; empty is keys in --run-dir")
+	flags.StringVar(&c.AdminSocket, "admin-socket", c.AdminSocket, "unix socket for status, flows and proof, for root only")
+	flags.StringVar(&c.Metrics, "metrics", c.Metrics, "host:port of /metrics, /readyz and /healthz; empty for none")
+	flags.StringVar(&c.Engine, "engine", "", "what carries tunnels: loop, or reference (slower; the only one in FIPS 140-3 mode); empty is loop where that is allowed")
+	flags.StringVar(&c.TakeOver, "take-over", agent.TakeOverAuto, "when another agent runs on this node: auto takes its work over, drain and require do and want one, require refuses if connections cannot move, never refuses")
+	flags.StringVar(&c.Kernel.PinDir, "pin-dir", "", "folder on bpffs for pinned programs and maps; empty is /sys/fs/bpf/heddle/NODE")
+	flags.StringVar(&c.Kernel.Cgroup, "cgroup", "", "the agent's own cgroup2 folder; empty finds or makes one")
+	flags.StringVar(&c.Kernel.Kubelet, "kubelet-cgroup", "", "cgroup2 folder whose sockets are kubelet's probes; empty for none")
+	flags.Uint32Var(&c.Kernel.Mark, "mark", 0, "routing mark of the agent's packets, within --mark-mask; 0 takes the default")
+	flags.Uint32Var(&c.Kernel.MarkMask, "mark-mask", 0, "bits of the routing mark that are the agent's; 0 takes the default")
+	flags.Uint32Var(&c.Kernel.FlowsPerPod, "flows-per-pod", 0, "bound of each pod's kernel flow table; 0 takes the default")
+	flags.DurationVar(&c.Kernel.Grandfather, "grandfather", 0, "how long connections live on that were open before enrolment; 0 takes the default")
+	flags.StringVar(&c.CNI.Socket, "cni-socket", "", "unix socket on which heddle-cni asks for new pods, such as "+cniwire.DefaultSocket+"; empty for a node without a container runtime")
+	flags.StringVar(&c.CNI.Runtime, "cri-socket", "", "the container runtime's unix socket, such as /run/containerd/containerd.sock")
+	flags.StringVar(&c.CNI.ConfDir, "cni-conf-dir", "", "the node's folder of CNI configurations, /etc/cni/net.d: heddle-cni is kept in its first chain; empty leaves it alone")
+	flags.StringVar(&c.CNI.BinDir, "cni-bin-dir", "", "the node's folder of CNI programs, /opt/cni/bin")
+	flags.StringVar(&c.CNI.Program, "cni-program", "", "the heddle-cni to install; empty is the one beside this program")
+	flags.StringVar(&c.CNI.List, "cni-namespaces", "", "file, at the same path on the node, by which heddle-cni judges new pods while no agent runs; empty is cni/namespaces.json in --state-dir")
+	flags.StringSliceVar(&c.CNI.Pass, "cni-pass-namespaces", []string{"heddle-system", "kube-system"}, "namespaces whose new pods never wait for the agent: what it, or the cluster, cannot start without")
+	flags.BoolVar(&o.uninstallCNI, "cni-uninstall", false, "take heddle-cni out of --cni-conf-dir and --cni-bin-dir, and exit")
+	flags.IntVar(&c.Budget.Connections, "max-connections", c.Budget.Connections, "connections of one pod at once")
+	flags.IntVar(&c.Budget.Handshakes, "max-handshakes", c.Budget.Handshakes, "tunnel handshakes that one pod accepts per second")
+	flags.Int64Var(&c.Budget.BufferedBytes, "max-buffered-bytes", c.Budget.BufferedBytes, "bytes that tunnels hold for one pod's slow readers")
+	flags.DurationVar(&c.Timeouts.Hold, "hold", c.Timeouts.Hold, "how long a connection to an unknown address of the cluster waits for discovery")
+	flags.DurationVar(&c.Timeouts.Connect, "connect-timeout", c.Timeouts.Connect, "bound of each try to reach a destination")
+	flags.DurationVar(&c.Timeouts.Drain, "drain", c.Timeouts.Drain, "how long live connections go on when the agent is told to stop")
+	flags.IntVar(&c.FlowRecords, "flow-records", c.FlowRecords, "how many flow records are kept")
+	flags.BoolVar(&c.UnenrollOnExit, "unenroll-on-exit", false, "take every pod out of the mesh when the agent is told to stop")
+	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
+	flags.StringVar(&o.logFormat, "log-format", "text", "text or json")
+	flags.BoolVar(&o.check, "check", false, "say whether the flags are in order, and exit")
+}
+
+func (o *options) run(ctx context.Context, stdout, stderr io.Writer) error {
+	log, err := startup.NewLogger(o.logLevel, o.logFormat, stderr)
+	if err != nil {
+		return err
+	}
+	o.cfg.Version, o.cfg.Log = version, log
+	if err := o.readToken(); err != nil {
+		return err
+	}
+	a, err := agent.New(o.cfg)
+	if err != nil {
+		return err
+	}
+	// So far nothing on the system has been changed.
+	if o.check {
+		fmt.Fprintln(stdout, "configuration: in order")
+		return nil
+	}
+	if o.uninstallCNI {
+		return o.uninstall(stdout)
+	}
+	return a.Run(ctx)
+}
+
+// uninstall leaves the cluster's CNI as it was before Heddle.
+func (o *options) uninstall(stdout io.Writer) error {
+	if o.cfg.CNI.ConfDir == "" {
+		return errors.New("--cni-uninstall: set --cni-conf-dir and --cni-bin-dir as for the agent")
+	}
+	chain, err := o.cfg.CNI.Chain(o.cfg)
+	if err != nil {
+		return err
+	}
+	if err := chain.Uninstall(); err != nil {
+		return err
+	}
+	fmt.Fprintf(stdout, "%s: without %s\n", o.cfg.CNI.ConfDir, cniwire.PluginType)
+	return nil
+}
+
+// maxTokenBytes bounds the token's file.
+const maxTokenBytes = 16 << 10
+
+// readToken reads the join token. A file that is gone is no error: a node that
+// has joined does not need it.
+func (o *options) readToken() error {
+	if o.tokenFile == "" {
+		return nil
+	}
+	f, err := os.Open(o.tokenFile)
+	if errors.Is(err, os.ErrNotExist) {
+		o.cfg.Log.Warn("no join token file: going on with the credential of an earlier join, if there is one", "path", o.tokenFile)
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read join token: %w", err)
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxTokenBytes))
+	if err != nil {
+		return fmt.Errorf("read join token: %w", err)
+	}
+	o.cfg.JoinToken = strings.TrimSpace(string(text))
+	return nil
+}

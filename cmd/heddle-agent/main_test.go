@@ -1,0 +1,90 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/heddle-mesh/heddle/internal/testenv"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+func TestFlagsAndEnvironment(t *testing.T) {
+	token := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(token, []byte("text\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name string
+		args []string
+		env  map[string]string
+		want string // in the output or the error
+		fail bool
+	}{
+		{"in order", []string{"--node", "n1", "--check"}, nil, "in order", false},
+		{"node from the environment", []string{"--check"}, map[string]string{"HEDDLE_NODE": "n1"}, "in order", false},
+		{"flags win", []string{"--node", "n1", "--check"}, map[string]string{"HEDDLE_NODE": "N!"}, "in order", false},
+		{"no node", []string{"--check"}, nil, "--node", true},
+		{"bad environment", []string{"--node", "n1", "--check"}, map[string]string{"HEDDLE_DRAIN": "soon"}, "HEDDLE_DRAIN", true},
+		{"unknown flag", []string{"--nod", "n1"}, nil, "unknown flag", true},
+		{"stray argument", []string{"n1"}, nil, "unknown command", true},
+		{"bad level", []string{"--node", "n1", "--log-level", "loud", "--check"}, nil, "--log-level", true},
+		{"bad format", []string{"--node", "n1", "--log-format", "xml", "--check"}, nil, "--log-format", true},
+		{"engine", []string{"--node", "n1", "--engine", "reference", "--check"}, nil, "in order", false},
+		{"bad engine from the environment", []string{"--node", "n1", "--check"}, map[string]string{"HEDDLE_ENGINE": "steam"}, "set --engine to loop or reference", true},
+		{"token", []string{"--node", "n1", "--join-token-file", token, "--check"}, nil, "in order", false},
+		{"token gone", []string{"--node", "n1", "--join-token-file", token + "x", "--check"}, nil, "no join token file", false},
+		{"token is a folder", []string{"--node", "n1", "--join-token-file", filepath.Dir(token), "--check"}, nil, "read join token", true},
+		{"a runtime's node", []string{"--node", "n1", "--cni-socket", "/run/h/cni.sock", "--cri-socket", "/run/c.sock", "--cni-conf-dir", "/x", "--cni-bin-dir", "/y", "--check"}, nil, "in order", false},
+		{"half of a runtime", []string{"--node", "n1", "--cni-socket", "/run/h/cni.sock", "--check"}, nil, "--cri-socket", true},
+		{"uninstall from nowhere", []string{"--node", "n1", "--cni-uninstall"}, nil, "--cni-conf-dir", true},
+		{"help", []string{"--help"}, nil, "HEDDLE_STATE_DIR", false},
+		{"version", []string{"--version"}, nil, version, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var out bytes.Buffer
+			env := func(name string) (string, bool) { v, ok := c.env[name]; return v, ok }
+			err := run(context.Background(), c.args, env, &out, &out)
+			if (err != nil) != c.fail {
+				t.Errorf("error %v, want one: %v", err, c.fail)
+			}
+			said := out.String()
+			if err != nil {
+				said += err.Error()
+			}
+			if !strings.Contains(said, c.want) {
+				t.Errorf("said %q, want %q", said, c.want)
+			}
+		})
+	}
+}
+
+// TestUninstallCNI leaves the node's folders as they were before.
+func TestUninstallCNI(t *testing.T) {
+	dir := t.TempDir()
+	const before = `{"cniVersion":"1.0.0","name":"x","plugins":[{"type":"bridge"}]}`
+	conf, program := filepath.Join(dir, "10-x.conflist"), filepath.Join(dir, "heddle-cni")
+	with := strings.Replace(before, "]}", `,{"type":"heddle-cni"}]}`, 1)
+	if err := errors.Join(os.WriteFile(conf, []byte(with), 0o644), os.WriteFile(program, nil, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	args := []string{"--node", "n1", "--cni-socket", "/run/h/cni.sock", "--cri-socket", "/run/c.sock", "--cni-conf-dir", dir, "--cni-bin-dir", dir, "--cni-uninstall"}
+	if err := run(context.Background(), args, func(string) (string, bool) { return "", false }, &out, &out); err != nil {
+		t.Fatal(err)
+	}
+	if after, err := os.ReadFile(conf); err != nil || string(after) != before {
+		t.Errorf("%q, %v; want %q", after, err, before)
+	}
+	if _, err := os.Stat(program); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the program is still there: %v", err)
+	}
+	if !strings.Contains(out.String(), dir) {
+		t.Errorf("said %q", out.String())
+	}
+}

@@ -1,0 +1,254 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/heddle-mesh/heddle/api/meshpb"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/show"
+	"github.com/heddle-mesh/heddle/internal/admin"
+	"github.com/heddle-mesh/heddle/internal/flow"
+)
+
+// filterFlags adds a flag for each key of a flow filter.
+func filterFlags(cmd *cobra.Command) {
+	for _, k := range flow.FilterKeys() {
+		cmd.Flags().StringSlice(k[0], nil, "only flows with this: "+k[1])
+	}
+}
+
+// readFilter reads the flags of filterFlags.
+func readFilter(cmd *cobra.Command) (*meshpb.FlowFilter, error) {
+	var f flow.Filter
+	now := time.Now()
+	for _, k := range flow.FilterKeys() {
+		values, err := cmd.Flags().GetStringSlice(k[0])
+		if err != nil {
+			return nil, err
+		}
+		if len(values) == 0 {
+			continue
+		}
+		if err := f.Set(k[0], strings.Join(values, ","), now); err != nil {
+			return nil, fmt.Errorf("%w: %w", errUsage, err)
+		}
+	}
+	return f.ToProto(), nil
+}
+
+func (a *app) flowPrinter(wide bool) *show.FlowPrinter {
+	return show.NewFlowPrinter(a.out, a.color, a.output == "json", wide)
+}
+
+func (a *app) flows() *cobra.Command {
+	var last int
+	var follow, wide bool
+	cmd := &cobra.Command{
+		Use: "flows", Args: cobra.NoArgs, Short: "Show who talked to whom, and why it was allowed or refused",
+		Long: `Show the finished and refused connections, and the packets that the kernel
+dropped, of every node of the mesh: the newest --last of them, and with --follow
+each new one as it comes.
+
+A filter's values are alternatives; filters add up.`,
+		Example: `  heddle flows --follow
+  heddle flows --last 50 --verdict deny
+  heddle flows --workload shop/web --reason PolicyDeny,PolicyNoMatch -o json`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			filter, err := readFilter(cmd)
+			if err != nil {
+				return err
+			}
+			if last < 0 || last > math.MaxInt32 {
+				return fmt.Errorf("%w: --last %d: use a number from 0 on", errUsage, last)
+			}
+			request := &meshpb.WatchFlowsRequest{Filter: filter, Last: uint32(last), Follow: follow}
+			if follow {
+				return a.follow(cmd.Context(), request, a.flowPrinter(wide))
+			}
+			return a.lastFlows(cmd.Context(), request, a.flowPrinter(wide))
+		},
+	}
+	cmd.Flags().IntVarP(&last, "last", "n", 20, "how many of the newest to show; of each node with --follow")
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with each new one, until interrupted")
+	cmd.Flags().BoolVar(&wide, "wide", false, "more columns: identities, latencies, retransmits")
+	filterFlags(cmd)
+	return cmd
+}
+
+// lastFlows merges the newest flows of all agents, by when they ended.
+func (a *app) lastFlows(ctx context.Context, request *meshpb.WatchFlowsRequest, p *show.FlowPrinter) error {
+	var all []*meshpb.Flow
+	err := a.eachAgent(ctx, func(_ target, c *admin.Client) error {
+		stream, err := c.Flows.Watch(ctx, request)
+		if err != nil {
+			return err
+		}
+		return receive(stream, func(m *meshpb.WatchFlowsResponse) error {
+			all = append(all, m.GetFlow())
+			return nil
+		})
+	})
+	if err != nil && len(all) == 0 {
+		return err
+	}
+	slices.SortStableFunc(all, func(x, y *meshpb.Flow) int {
+		return int(min(max(x.GetStartNs()+x.GetDurationNs()-y.GetStartNs()-y.GetDurationNs(), -1), 1))
+	})
+	for _, f := range all[max(0, len(all)-int(request.GetLast())):] {
+		if err := p.Print(f); err != nil {
+			return err
+		}
+	}
+	return errors.Join(p.Flush(), err)
+}
+
+// receive calls fn with every message until the stream ends.
+func receive(stream interface {
+	Recv() (*meshpb.WatchFlowsResponse, error)
+}, fn func(*meshpb.WatchFlowsResponse) error) error {
+	for {
+		m, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err == nil {
+			err = fn(m)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// follow prints the flows of all agents as they come, until ctx is done. An
+// agent that goes away is said so, and waited for.
+func (a *app) follow(ctx context.Context, request *meshpb.WatchFlowsRequest, p *show.FlowPrinter) error {
+	targets, err := a.targets()
+	if err != nil {
+		return err
+	}
+	// The first connection tells what is wrong at once; later ones wait.
+	for _, t := range targets {
+		client, err := admin.Dial(ctx, t.socket)
+		if err != nil {
+			return fmt.Errorf("agent%s: %w", ofNode(t.node), err)
+		}
+		if err := client.Close(); err != nil {
+			return err
+		}
+	}
+	var mu sync.Mutex
+	if err := p.Flush(); err != nil { // the header, before the first flow
+		return err
+	}
+	show := func(t target, m *meshpb.WatchFlowsResponse) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if m.GetLost() > 0 {
+			fmt.Fprintf(a.log, "heddle: %d flows of node %s came faster than they could be shown\n", m.GetLost(), t.node)
+		}
+		if m.GetFlow() == nil {
+			return nil
+		}
+		return errors.Join(p.Print(m.GetFlow()), p.Flush())
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var watching sync.WaitGroup
+	failed := make(chan error, len(targets))
+	for _, t := range targets {
+		watching.Go(func() {
+			if err := a.watch(ctx, t, request, show); err != nil {
+				failed <- err
+				cancel()
+			}
+		})
+	}
+	watching.Wait()
+	select {
+	case err := <-failed:
+		return err
+	default:
+		return nil
+	}
+}
+
+// watch follows one agent, again and again while it restarts.
+func (a *app) watch(ctx context.Context, t target, request *meshpb.WatchFlowsRequest, show func(target, *meshpb.WatchFlowsResponse) error) error {
+	gone := false
+	for {
+		client, err := admin.Dial(ctx, t.socket)
+		if err == nil {
+			gone = false
+			err = watchOnce(ctx, client, t, request, show)
+			request = &meshpb.WatchFlowsRequest{Filter: request.GetFilter(), Follow: true}
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil && !errors.Is(err, admin.ErrUnreachable) {
+			return err
+		}
+		if !gone {
+			gone = true
+			fmt.Fprintf(a.log, "heddle: the agent%s is gone; waiting for it\n", ofNode(t.node))
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(500 * time.Millisecond):
+		}
+	}
+}
+
+func watchOnce(ctx context.Context, client *admin.Client, t target, request *meshpb.WatchFlowsRequest, show func(target, *meshpb.WatchFlowsResponse) error) error {
+	stream, err := client.Flows.Watch(ctx, request)
+	if err == nil {
+		err = receive(stream, func(m *meshpb.WatchFlowsResponse) error { return show(t, m) })
+	}
+	return errors.Join(admin.Explain(err), client.Close())
+}
+
+func (a *app) connections() *cobra.Command {
+	var wide bool
+	cmd := &cobra.Command{
+		Use: "connections", Args: cobra.NoArgs, Short: "Show the connections that are open now",
+		Example: `  heddle connections --workload shop/db`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			filter, err := readFilter(cmd)
+			if err != nil {
+				return err
+			}
+			p, shown := a.flowPrinter(wide), 0
+			err = a.eachAgent(cmd.Context(), func(_ target, c *admin.Client) error {
+				response, err := c.Admin.Connections(cmd.Context(), &meshpb.ConnectionsRequest{Filter: filter})
+				if err != nil {
+					return err
+				}
+				for _, f := range response.GetConnections() {
+					shown++
+					if err := p.Print(f); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+			if err != nil && shown == 0 {
+				return err
+			}
+			return errors.Join(p.Flush(), err)
+		},
+	}
+	cmd.Flags().BoolVar(&wide, "wide", false, "more columns: identities, latencies, retransmits")
+	filterFlags(cmd)
+	return cmd
+}

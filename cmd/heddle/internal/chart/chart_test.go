@@ -1,0 +1,390 @@
+package chart
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"sigs.k8s.io/yaml"
+
+	"github.com/heddle-mesh/heddle/api/v1alpha1"
+	"github.com/heddle-mesh/heddle/internal/testenv"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+const root = "../../../../manifests"
+
+func render(t *testing.T, settings ...string) []*unstructured.Unstructured {
+	t.Helper()
+	values, err := Values(nil, append([]string{"namespace.create=true"}, settings...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	definitions, files, err := Render(Options{Values: values})
+	if err != nil {
+		t.Fatal(err)
+	}
+	objects, err := Objects(append(definitions, files...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return objects
+}
+
+// one returns the only object of a kind and name, as its own type.
+func one[T any](t *testing.T, objects []*unstructured.Unstructured, kind, name string) *T {
+	t.Helper()
+	for _, o := range objects {
+		if o.GetKind() == kind && o.GetName() == name {
+			return typed[T](t, o)
+		}
+	}
+	t.Fatalf("no %s %s", kind, name)
+	return nil
+}
+
+func typed[T any](t *testing.T, o *unstructured.Unstructured) *T {
+	t.Helper()
+	text, err := yaml.Marshal(o.Object)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := new(T)
+	if err := yaml.UnmarshalStrict(text, out); err != nil {
+		t.Errorf("%s %s has a field that its kind has not: %v", o.GetKind(), o.GetName(), err)
+	}
+	return out
+}
+
+// What is committed as plain YAML is what the chart says; no file is left over.
+func TestPlainIsTheChart(t *testing.T) {
+	_, files, err := Render(Options{Values: map[string]any{"namespace": map[string]any{"create": true}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	committed, err := filepath.Glob(root + "/plain/*.yaml")
+	if err != nil || len(committed) != len(files) {
+		t.Errorf("plain has %v, %v; the chart has %d files", committed, err, len(files))
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(filepath.Join(root, "plain", file.Name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.HasSuffix(string(text), string(file.Text)) {
+			t.Errorf("plain/%s is not current: run `make generate`", file.Name)
+		}
+	}
+}
+
+// Every field of every object is one that its kind has, and every object that has
+// a namespace is in Heddle's.
+func TestObjectsAreOfTheirKinds(t *testing.T) {
+	check := map[string]func(*unstructured.Unstructured){
+		"Namespace":                func(o *unstructured.Unstructured) { typed[corev1.Namespace](t, o) },
+		"CustomResourceDefinition": func(o *unstructured.Unstructured) { typed[apiextensionsv1.CustomResourceDefinition](t, o) },
+		"ServiceAccount":           func(o *unstructured.Unstructured) { typed[corev1.ServiceAccount](t, o) },
+		"ClusterRole":              func(o *unstructured.Unstructured) { typed[rbacv1.ClusterRole](t, o) },
+		"ClusterRoleBinding":       func(o *unstructured.Unstructured) { typed[rbacv1.ClusterRoleBinding](t, o) },
+		"Role":                     func(o *unstructured.Unstructured) { typed[rbacv1.Role](t, o) },
+		"RoleBinding":              func(o *unstructured.Unstructured) { typed[rbacv1.RoleBinding](t, o) },
+		"Mesh":                     func(o *unstructured.Unstructured) { typed[v1alpha1.Mesh](t, o) },
+		"Service":                  func(o *unstructured.Unstructured) { typed[corev1.Service](t, o) },
+		"PodDisruptionBudget":      func(o *unstructured.Unstructured) { typed[policyv1.PodDisruptionBudget](t, o) },
+		"Deployment":               func(o *unstructured.Unstructured) { typed[appsv1.Deployment](t, o) },
+		"DaemonSet":                func(o *unstructured.Unstructured) { typed[appsv1.DaemonSet](t, o) },
+	}
+	objects := render(t, "agent.seLinuxType=spc_t", "image.pullSecrets[0].name=r", "operator.nodeSelector.a=b", "operator.tolerations[0].operator=Exists",
+		"agent.nodeSelector.a=b", "agent.podAnnotations.a=b", "operator.podAnnotations.a=b")
+	last := -1
+	for _, o := range objects {
+		if check[o.GetKind()] == nil {
+			t.Fatalf("a %s, which this test does not know", o.GetKind())
+		}
+		check[o.GetKind()](o)
+		if ns := o.GetNamespace(); ns != "" && ns != Namespace {
+			t.Errorf("%s %s is in namespace %s", o.GetKind(), o.GetName(), ns)
+		}
+		if by := o.GetLabels()["app.kubernetes.io/managed-by"]; by != Service && o.GetKind() != "CustomResourceDefinition" {
+			t.Errorf("%s %s is managed by %q", o.GetKind(), o.GetName(), by)
+		}
+		if rank(o) < last {
+			t.Errorf("%s %s comes too late", o.GetKind(), o.GetName())
+		}
+		last = rank(o)
+	}
+}
+
+func TestAgent(t *testing.T) {
+	agent := one[appsv1.DaemonSet](t, render(t), "DaemonSet", "heddle-agent")
+	update := agent.Spec.UpdateStrategy.RollingUpdate
+	if update == nil || update.MaxSurge.IntValue() != 1 || update.MaxUnavailable.IntValue() != 0 {
+		t.Errorf("an upgrade does not start the new agent beside the old one: %v", update)
+	}
+	pod := agent.Spec.Template.Spec
+	for _, c := range pod.Containers {
+		if len(c.Ports) > 0 {
+			t.Errorf("container %s declares ports %v: no second agent fits beside it", c.Name, c.Ports)
+		}
+		s := c.SecurityContext
+		if *s.Privileged || *s.AllowPrivilegeEscalation || !*s.ReadOnlyRootFilesystem || !slices.Equal(s.Capabilities.Drop, []corev1.Capability{"ALL"}) {
+			t.Errorf("container %s has more than the capabilities that are listed: %+v", c.Name, s)
+		}
+		for _, mount := range c.VolumeMounts {
+			if mount.MountPropagation != nil && *mount.MountPropagation == corev1.MountPropagationBidirectional {
+				t.Errorf("mount %s would need a privileged container", mount.Name)
+			}
+		}
+	}
+	if pod.AutomountServiceAccountToken == nil || *pod.AutomountServiceAccountToken || *pod.EnableServiceLinks || !pod.HostNetwork {
+		t.Error("the agent gets a token for the API server, service links, or a network of its own")
+	}
+	for _, volume := range pod.Volumes {
+		if volume.Projected == nil {
+			continue
+		}
+		for _, source := range volume.Projected.Sources {
+			if source.ServiceAccountToken == nil || source.ServiceAccountToken.Audience != "heddle-operator" {
+				t.Errorf("volume %s: %+v", volume.Name, source)
+			}
+		}
+	}
+}
+
+func TestOperator(t *testing.T) {
+	objects := render(t)
+	operator := one[appsv1.Deployment](t, objects, "Deployment", "heddle-operator")
+	pod := operator.Spec.Template.Spec
+	if *operator.Spec.Replicas < 2 || pod.SecurityContext == nil || !*pod.SecurityContext.RunAsNonRoot || pod.HostNetwork || pod.HostPID || *pod.EnableServiceLinks {
+		t.Errorf("replicas %d, security %+v", *operator.Spec.Replicas, pod.SecurityContext)
+	}
+	for _, volume := range pod.Volumes {
+		if volume.HostPath != nil {
+			t.Errorf("volume %s is the host's", volume.Name)
+		}
+	}
+	s := pod.Containers[0].SecurityContext
+	if *s.AllowPrivilegeEscalation || !*s.ReadOnlyRootFilesystem || len(s.Capabilities.Add) > 0 || !slices.Equal(s.Capabilities.Drop, []corev1.Capability{"ALL"}) {
+		t.Errorf("security of the container: %+v", s)
+	}
+	budget := one[policyv1.PodDisruptionBudget](t, objects, "PodDisruptionBudget", "heddle-operator")
+	service := one[corev1.Service](t, objects, "Service", "heddle-operator")
+	for name, selector := range map[string]map[string]string{"budget": budget.Spec.Selector.MatchLabels, "service": service.Spec.Selector, "deployment": operator.Spec.Selector.MatchLabels} {
+		for key, value := range selector {
+			if operator.Spec.Template.Labels[key] != value {
+				t.Errorf("the %s's selector does not pick the operator: %s=%s", name, key, value)
+			}
+		}
+	}
+}
+
+// The agent has no rights; the operator's have no wildcard, and each rule says in
+// a comment what each of its verbs is for.
+func TestRights(t *testing.T) {
+	objects := render(t)
+	var rules []rbacv1.PolicyRule
+	for _, o := range objects {
+		var subjects []rbacv1.Subject
+		switch o.GetKind() {
+		case "ClusterRole":
+			rules = append(rules, typed[rbacv1.ClusterRole](t, o).Rules...)
+		case "Role":
+			for _, rule := range typed[rbacv1.Role](t, o).Rules {
+				if len(rule.ResourceNames) == 0 && !slices.Equal(rule.Verbs, []string{"create"}) {
+					t.Errorf("in its own namespace the operator needs single objects only: %v", rule)
+				}
+				rules = append(rules, rule)
+			}
+		case "ClusterRoleBinding":
+			subjects = typed[rbacv1.ClusterRoleBinding](t, o).Subjects
+		case "RoleBinding":
+			subjects = typed[rbacv1.RoleBinding](t, o).Subjects
+		}
+		for _, s := range subjects {
+			if s.Name != "heddle-operator" || s.Kind != "ServiceAccount" {
+				t.Errorf("%s %s gives rights to %s %s", o.GetKind(), o.GetName(), s.Kind, s.Name)
+			}
+		}
+	}
+	if len(rules) < 9 {
+		t.Errorf("%d rules", len(rules))
+	}
+	for _, rule := range rules {
+		for _, word := range slices.Concat(rule.Verbs, rule.Resources, rule.APIGroups) {
+			if strings.Contains(word, "*") {
+				t.Errorf("a wildcard in %v", rule)
+			}
+		}
+	}
+	text, err := os.ReadFile(root + "/plain/rbac.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	explained := regexp.MustCompile(`((?:  # .*\n)+)  - apiGroups: .*\n(?:    .*\n)*?    verbs: \[(.*)\]`).FindAllStringSubmatch(string(text), -1)
+	if len(explained) != len(rules) {
+		t.Errorf("%d of %d rules have a comment before them", len(explained), len(rules))
+	}
+	for _, rule := range explained {
+		for verb := range strings.SplitSeq(rule[2], ", ") {
+			if !strings.Contains(rule[1], verb) {
+				t.Errorf("%q is not explained in\n%s", verb, rule[1])
+			}
+		}
+	}
+}
+
+// Each value has its place in the schema, and the other way round; each is
+// documented, by a comment at it or at what it is in.
+func TestValuesAndSchemaAgree(t *testing.T) {
+	c, err := load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var schema map[string]any
+	if err := yaml.Unmarshal(c.Schema, &schema); err != nil {
+		t.Fatal(err)
+	}
+	compareKeys(t, "", c.Values, schema)
+}
+
+func compareKeys(t *testing.T, path string, values, schema map[string]any) {
+	t.Helper()
+	properties, ok := schema["properties"].(map[string]any)
+	if !ok {
+		return // a table whose keys are the user's
+	}
+	if schema["additionalProperties"] != false {
+		t.Errorf("%s takes keys that nobody knows", path)
+	}
+	for key, value := range values {
+		property, known := properties[key].(map[string]any)
+		if !known {
+			t.Errorf("values.schema.json lacks %s.%s", path, key)
+			continue
+		}
+		if table, ok := value.(map[string]any); ok {
+			compareKeys(t, path+"."+key, table, property)
+		}
+	}
+	for key := range properties {
+		if _, given := values[key]; !given && key != "global" {
+			t.Errorf("values.yaml lacks %s.%s", path, key)
+		}
+	}
+}
+
+func TestBadValuesAreNamed(t *testing.T) {
+	for setting, says := range map[string]string{
+		"image.tga=v1":                     "tga",
+		"image.registry=UPPER":             "/image/registry",
+		"image.digests.agent=sha256:12":    "/image/digests/agent",
+		"image.pullPolicy=Sometimes":       "/image/pullPolicy",
+		"mesh.trustDomain=Example.ORG":     "/mesh/trustDomain",
+		"mesh.clusterRanges={all}":         "/mesh/clusterRanges/0",
+		"mesh.clusterRanges={}":            "/mesh/clusterRanges",
+		"mesh.peerAuthentication=DISABLE":  "/mesh/peerAuthentication",
+		"mesh.egress=LOG":                  "/mesh/egress",
+		"operator.replicas=0":              "/operator/replicas",
+		"operator.logLevel=loud":           "/operator/logLevel",
+		"operator.certificateTTL=1 day":    "/operator/certificateTTL",
+		"agent.maxSurge=0":                 "/agent/maxSurge",
+		"agent.drain=soon":                 "/agent/drain",
+		"agent.criSocket=run/cri.sock":     "/agent/criSocket",
+		"agent.resources.limit.memory=1Gi": "limit",
+		"nothing=1":                        "nothing",
+		"image.pullSecrets[0].nme=x":       "/image/pullSecrets/0",
+	} {
+		values, err := Values(nil, []string{setting})
+		if err != nil {
+			t.Errorf("%s: %v", setting, err)
+			continue
+		}
+		if _, _, err := Render(Options{Values: values}); !errors.Is(err, ErrValues) || !strings.Contains(fmt.Sprint(err), says) {
+			t.Errorf("%s: got %v, want a word about %s", setting, err, says)
+		}
+	}
+}
+
+func TestValues(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "values.yaml")
+	if err := os.WriteFile(file, []byte("image: {tag: v1, registry: localhost}\noperator: {replicas: 3}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	values, err := Values([]string{file}, []string{"image.tag=v2"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, files, err := Render(Options{Values: values, Version: "9.9.9", Namespace: "elsewhere"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	objects, err := Objects(files...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	operator := one[appsv1.Deployment](t, objects, "Deployment", "heddle-operator")
+	if image := operator.Spec.Template.Spec.Containers[0].Image; image != "localhost/heddle-operator:v2" || *operator.Spec.Replicas != 3 || operator.Namespace != "elsewhere" {
+		t.Errorf("image %s, %d replicas, in %s", image, *operator.Spec.Replicas, operator.Namespace)
+	}
+	if version := operator.Labels["app.kubernetes.io/version"]; version != "9.9.9" {
+		t.Errorf("version %s", version)
+	}
+	digest := "sha256:" + strings.Repeat("ab", 32)
+	agent := one[appsv1.DaemonSet](t, render(t, "image.digests.agent="+digest), "DaemonSet", "heddle-agent")
+	if image := agent.Spec.Template.Spec.Containers[0].Image; !strings.HasSuffix(image, "/heddle-agent@"+digest) {
+		t.Errorf("image %s", image)
+	}
+	for _, bad := range [][]string{{file + "x"}, {root}} {
+		if _, err := Values(bad, nil); !errors.Is(err, ErrValues) {
+			t.Errorf("%v: %v", bad, err)
+		}
+	}
+	if _, err := Values(nil, []string{"image.tag"}); !errors.Is(err, ErrValues) || !strings.Contains(err.Error(), "NAME=VALUE") {
+		t.Errorf("a setting without a value: %v", err)
+	}
+}
+
+func TestOldClusterIsRefused(t *testing.T) {
+	if _, _, err := Render(Options{KubeVersion: "v1.30.9"}); err == nil || !strings.Contains(err.Error(), "1.31") {
+		t.Errorf("Kubernetes 1.30: %v", err)
+	}
+	if _, _, err := Render(Options{KubeVersion: "v1.31.0-eks-1"}); err != nil {
+		t.Errorf("Kubernetes 1.31 of a vendor: %v", err)
+	}
+}
+
+// The programs have the flags that the chart gives them. Those that heddle-agent
+// has yet to get, with what makes it part of a cluster, are named here.
+func TestFlags(t *testing.T) {
+	yet := []string{"token-file", "roots-file"}
+	objects := render(t)
+	containers := map[string]corev1.Container{
+		"heddle-operator": one[appsv1.Deployment](t, objects, "Deployment", "heddle-operator").Spec.Template.Spec.Containers[0],
+		"heddle-agent":    one[appsv1.DaemonSet](t, objects, "DaemonSet", "heddle-agent").Spec.Template.Spec.Containers[0],
+	}
+	for program, container := range containers {
+		source, err := os.ReadFile("../../../" + program + "/main.go")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, arg := range container.Args {
+			flag, _, _ := strings.Cut(strings.TrimPrefix(arg, "--"), "=")
+			known := strings.Contains(string(source), `, "`+flag+`", `)
+			if missing := program == "heddle-agent" && slices.Contains(yet, flag); known == missing {
+				t.Errorf("%s --%s: known %v, said to be missing %v", program, flag, known, missing)
+			}
+		}
+	}
+}

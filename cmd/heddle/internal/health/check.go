@@ -1,0 +1,223 @@
+package health
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/heddle-mesh/heddle/api/meshpb"
+	"github.com/heddle-mesh/heddle/internal/admin"
+)
+
+// Finding is one line of a check.
+type Finding struct {
+	// Part is "machine", "operator" or a node's name.
+	Part   string `json:"part"`
+	Name   string `json:"name"`
+	OK     bool   `json:"ok"`
+	Detail string `json:"detail,omitempty"`
+	Remedy string `json:"remedy,omitempty"`
+}
+
+// Report collects findings; New makes one.
+type Report struct {
+	OK       bool      `json:"ok"`
+	Findings []Finding `json:"findings"`
+}
+
+// New returns an empty Report: all is well so far.
+func New() *Report { return &Report{OK: true, Findings: []Finding{}} }
+
+// Good adds what is well.
+func (r *Report) Good(part, name, format string, args ...any) {
+	r.Findings = append(r.Findings, Finding{Part: part, Name: name, OK: true, Detail: fmt.Sprintf(format, args...)})
+}
+
+// Bad adds what is not well.
+func (r *Report) Bad(part, name, detail, remedy string) {
+	r.OK = false
+	r.Findings = append(r.Findings, Finding{Part: part, Name: name, Detail: detail, Remedy: remedy})
+}
+
+// Machine looks at what every agent of this machine needs.
+func (r *Report) Machine() {
+	const part = "machine"
+	var uts unix.Utsname
+	var major, minor int
+	err := unix.Uname(&uts)
+	release := unix.ByteSliceToString(uts.Release[:])
+	if err == nil {
+		_, err = fmt.Sscanf(release, "%d.%d", &major, &minor)
+	}
+	switch {
+	case err != nil:
+		r.Bad(part, "kernel", fmt.Sprintf("release %q: %v", release, err), "tell us with `uname -a`")
+	case major < 6 || major == 6 && minor < 1:
+		r.Bad(part, "kernel", release+" is too old", "run Linux 6.1 or newer")
+	default:
+		r.Good(part, "kernel", "%s", release)
+	}
+	if _, err := os.Stat("/sys/kernel/btf/vmlinux"); err != nil {
+		r.Bad(part, "BTF", err.Error(), "run a kernel with CONFIG_DEBUG_INFO_BTF=y, as distributions ship")
+	} else {
+		r.Good(part, "BTF", "the kernel describes its types")
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		r.Bad(part, "mounts", err.Error(), "mount /proc")
+		return
+	}
+	if at := mountOf(string(mounts), "cgroup2"); at == "" {
+		r.Bad(part, "cgroup2", "not mounted", "mount -t cgroup2 none /sys/fs/cgroup")
+	} else {
+		r.Good(part, "cgroup2", "mounted at %s", at)
+	}
+	if at := mountOf(string(mounts), "bpf"); at == "" {
+		r.Good(part, "bpf", "not mounted yet; an agent mounts it at its start")
+	} else {
+		r.Good(part, "bpf", "mounted at %s", at)
+	}
+}
+
+// mountOf finds where a file system of a type is mounted (proc(5), mountinfo).
+func mountOf(mountinfo, fstype string) string {
+	for line := range strings.Lines(mountinfo) {
+		before, after, ok := strings.Cut(line, " - ")
+		if fields := strings.Fields(before); ok && strings.HasPrefix(after, fstype+" ") && len(fields) > 4 {
+			return fields[4]
+		}
+	}
+	return ""
+}
+
+// Agent looks at one agent. node may be "". It reports false when the agent does not answer.
+func (r *Report) Agent(ctx context.Context, node, socket string) bool {
+	part := node
+	if part == "" {
+		part = "agent"
+	}
+	status, err := agentStatus(ctx, socket)
+	if err != nil {
+		remedy := "start the agent; in a local mesh `heddle local up` starts what died. Its pods are cut off meanwhile: nothing leaves in plaintext"
+		r.Bad(part, "agent", err.Error(), remedy)
+		return false
+	}
+	part = status.GetNode()
+	r.Good(part, "agent", "version %s, up %s", status.GetVersion(), time.Since(time.Unix(0, status.GetStartedNs())).Round(time.Second))
+	r.configuration(part, status)
+	r.certificates(part, status.GetCertificates())
+	for _, p := range status.GetPods() {
+		switch {
+		case p.GetState() == "enrolled" && p.GetError() == "":
+			r.Good(part, "pod "+p.GetWorkload(), "enrolled, %s, %d connections", p.GetMode(), p.GetConnections())
+		default:
+			r.Bad(part, "pod "+p.GetWorkload(), strings.TrimSuffix(p.GetState()+": "+p.GetError(), ": "), "mend what the error names: the agent tries again by itself")
+		}
+	}
+	for _, c := range status.GetChecks() {
+		if c.GetOk() {
+			r.Good(part, c.GetName(), "%s", c.GetDetail())
+		} else {
+			r.Bad(part, c.GetName(), c.GetDetail(), c.GetRemedy())
+		}
+	}
+	return true
+}
+
+func agentStatus(ctx context.Context, socket string) (*meshpb.AgentStatus, error) {
+	client, err := admin.Dial(ctx, socket)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	status, err := client.Admin.Status(ctx, &meshpb.StatusRequest{})
+	return status, errors.Join(admin.Explain(err), client.Close())
+}
+
+func (r *Report) configuration(part string, status *meshpb.AgentStatus) {
+	c, o := status.GetConfiguration(), status.GetOperator()
+	switch {
+	case !c.GetSynced():
+		r.Bad(part, "configuration", strings.TrimSuffix("none yet: "+c.GetError(), ": "), "pods wait until the operator answers; see the line on the operator")
+	case c.GetError() != "":
+		r.Bad(part, "configuration", "the newest was refused: "+c.GetError(), "the one before stays in force; mend the folder or the operator")
+	default:
+		r.Good(part, "configuration", "revision %s, epoch %d, from the %s", short(c.GetRevision()), c.GetEpoch(), c.GetSource())
+	}
+	if o.GetConnected() {
+		r.Good(part, "operator", "connected to %s", o.GetTarget())
+		return
+	}
+	r.Bad(part, "operator", strings.TrimSuffix("not connected to "+o.GetTarget()+": "+o.GetError(), ": "),
+		"start the operator, or mend the way to it; traffic goes on with the last configuration")
+}
+
+func (r *Report) certificates(part string, all []*meshpb.CertificateStatus) {
+	now := time.Now()
+	for _, c := range all {
+		name, until := "SVID "+c.GetIdentity(), time.Unix(0, c.GetNotAfterNs())
+		switch {
+		case c.GetNotAfterNs() == 0:
+			r.Bad(part, name, strings.TrimSuffix("none: "+c.GetError(), ": "), "see the line on the operator: it signs them")
+		case until.Before(now):
+			r.Bad(part, name, strings.TrimSuffix("expired "+now.Sub(until).Round(time.Second).String()+" ago: "+c.GetError(), ": "), "see the line on the operator, and the clocks of both machines")
+		case c.GetError() != "":
+			r.Bad(part, name, fmt.Sprintf("valid for %s, but renewal does not work: %s", until.Sub(now).Round(time.Second), c.GetError()), "see the line on the operator")
+		default:
+			r.Good(part, name, "valid for %s, renewed in %s", until.Sub(now).Round(time.Second), max(time.Unix(0, c.GetRenewalNs()).Sub(now), 0).Round(time.Second))
+		}
+	}
+}
+
+// short cuts what is only compared by eye.
+func short(revision string) string { return revision[:min(len(revision), 12)] }
+
+// Operator looks at the operator and what it serves.
+func (r *Report) Operator(ctx context.Context, socket string) {
+	const part = "operator"
+	var state *meshpb.OperatorState
+	client, err := admin.Dial(ctx, socket)
+	if err == nil {
+		state, err = meshpb.NewOperatorAdminClient(client.Conn()).Status(ctx, &meshpb.OperatorStateRequest{})
+		err = errors.Join(admin.Explain(err), client.Close())
+	}
+	if err != nil {
+		r.Bad(part, "operator", err.Error(), "start it; traffic goes on with the last configuration and the certificates there are")
+		return
+	}
+	r.Good(part, "operator", "version %s at %s", state.GetVersion(), state.GetAddress())
+	c := state.GetConfiguration()
+	if problems := c.GetProblems(); len(problems) > 0 {
+		r.Bad(part, "folder", strings.Join(problems, "; "), "mend "+c.GetFolder()+"; until then the configuration before stays in force")
+	} else {
+		r.Good(part, "folder", "%s: %d workloads, %d services, %d policies", c.GetFolder(), c.GetWorkloads(), c.GetServices(), c.GetPolicies())
+	}
+	for _, w := range c.GetWarnings() {
+		r.Good(part, "warning", "%s", w)
+	}
+	r.authority(state.GetAuthority())
+	for _, n := range state.GetNodes() {
+		if n.GetConnected() {
+			r.Good(part, "node "+n.GetName(), "connected, applied epoch %d of %d", n.GetEpoch(), c.GetEpoch())
+		} else {
+			r.Bad(part, "node "+n.GetName(), strings.TrimSuffix("not connected: "+n.GetError(), ": "), "start its agent")
+		}
+	}
+}
+
+// authority looks at the operator's root.
+func (r *Report) authority(a *meshpb.OperatorAuthority) {
+	until := time.Unix(0, a.GetRootNotAfterNs())
+	if until.Before(time.Now().Add(30 * 24 * time.Hour)) {
+		r.Bad("operator", "authority", "the root certificate expires at "+until.Format(time.RFC3339),
+			"there is no command to rotate the root yet: add a new one to the operator's bundle, see docs/operations.md, Certificates")
+		return
+	}
+	r.Good("operator", "authority", "trust domain %s, root valid until %s", a.GetTrustDomain(), until.Format(time.DateOnly))
+}

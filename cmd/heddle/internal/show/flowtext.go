@@ -1,0 +1,171 @@
+package show
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/netip"
+	"time"
+
+	"github.com/heddle-mesh/heddle/api/meshpb"
+)
+
+// FlowJSON is a flow as -o json prints it, one object per line. Durations are
+// seconds.
+type FlowJSON struct {
+	ID            uint64       `json:"id"`
+	Time          time.Time    `json:"time"`
+	Duration      float64      `json:"duration"`
+	Direction     string       `json:"direction"`
+	Source        endpointJSON `json:"source"`
+	Destination   endpointJSON `json:"destination"`
+	Service       string       `json:"service,omitempty"`
+	Node          string       `json:"node"`
+	Verdict       string       `json:"verdict"`
+	Reason        string       `json:"reason"`
+	Policy        string       `json:"policy,omitempty"`
+	Rule          *int32       `json:"rule,omitempty"`
+	BytesSent     uint64       `json:"bytesSent"`
+	BytesReceived uint64       `json:"bytesReceived"`
+	Timing        timingJSON   `json:"timing"`
+	Retransmits   uint32       `json:"retransmits"`
+	Transport     string       `json:"transport"`
+	Packets       uint64       `json:"packets,omitempty"`
+	Protocol      uint32       `json:"protocol,omitempty"`
+	Detail        string       `json:"detail,omitempty"`
+}
+
+type endpointJSON struct {
+	Workload string `json:"workload,omitempty"`
+	Identity string `json:"identity,omitempty"`
+	Address  string `json:"address,omitempty"`
+}
+
+type timingJSON struct {
+	Handshake float64 `json:"handshake,omitempty"`
+	Connect   float64 `json:"connect,omitempty"`
+	RTT       float64 `json:"rtt,omitempty"`
+}
+
+// ToJSON returns the JSON form of a flow.
+func ToJSON(f *meshpb.Flow) FlowJSON {
+	seconds := func(ns int64) float64 { return time.Duration(ns).Seconds() }
+	end := func(e *meshpb.FlowEndpoint) endpointJSON {
+		return endpointJSON{Workload: e.GetWorkload(), Identity: e.GetIdentity(), Address: e.GetAddress()}
+	}
+	return FlowJSON{
+		ID: f.GetId(), Time: time.Unix(0, f.GetStartNs()).UTC(), Duration: seconds(f.GetDurationNs()), Direction: f.GetDirection(),
+		Source: end(f.GetSource()), Destination: end(f.GetDestination()), Service: f.GetService(), Node: f.GetNode(),
+		Verdict: f.GetVerdict(), Reason: f.GetReason(), Policy: f.GetPolicy(), Rule: f.Rule,
+		BytesSent: f.GetBytesSent(), BytesReceived: f.GetBytesReceived(),
+		Timing:      timingJSON{seconds(f.GetHandshakeNs()), seconds(f.GetConnectNs()), seconds(f.GetRttNs())},
+		Retransmits: f.GetRetransmits(), Transport: f.GetTransport(), Packets: f.GetPackets(), Protocol: f.GetProtocol(), Detail: f.GetDetail(),
+	}
+}
+
+// FlowPrinter prints flows, as a table or as JSON.
+type FlowPrinter struct {
+	out   io.Writer
+	json  bool
+	wide  bool
+	table *Table
+}
+
+// NewFlowPrinter returns a FlowPrinter: JSON, one object per line, or a table
+// with more columns when wide.
+func NewFlowPrinter(out io.Writer, color, json, wide bool) *FlowPrinter {
+	header := []string{"TIME", "VERDICT", "REASON", "DIRECTION", "SOURCE", "DESTINATION", "TRANSPORT", "SENT", "RECEIVED", "DURATION"}
+	if wide {
+		header = append(header, "NODE", "SERVICE", "SOURCE IDENTITY", "DESTINATION IDENTITY", "CONNECT", "HANDSHAKE", "RTT", "RETRANS", "DETAIL")
+	}
+	p := &FlowPrinter{out: out, json: json, wide: wide, table: NewTable(out, color, header...)}
+	p.table.Widen(12, 7, 19, 9, 20, 24, 9, 8, 8, 8)
+	return p
+}
+
+// Print shows a flow, or holds it back until Flush.
+func (p *FlowPrinter) Print(f *meshpb.Flow) error {
+	if p.json {
+		enc := json.NewEncoder(p.out)
+		enc.SetEscapeHTML(false)
+		return enc.Encode(ToJSON(f))
+	}
+	p.table.Add(p.row(f)...)
+	return nil
+}
+
+// Flush shows what Print held back.
+func (p *FlowPrinter) Flush() error {
+	if p.json {
+		return nil
+	}
+	return p.table.Flush()
+}
+
+func (p *FlowPrinter) row(f *meshpb.Flow) []Cell {
+	mark := Plain
+	switch f.GetVerdict() {
+	case "deny":
+		mark = Red
+	case "allow":
+		mark = Green
+	case "audit":
+		mark = Yellow
+	}
+	sent, received := Bytes(f.GetBytesSent()), Bytes(f.GetBytesReceived())
+	if f.GetDirection() == "kernel" {
+		sent, received = Packets(f.GetPackets()), ""
+	}
+	destination := endText(f.GetDestination())
+	if s := f.GetService(); s != "" && !p.wide {
+		destination += " (" + s + ")"
+	}
+	row := []Cell{
+		{time.Unix(0, f.GetStartNs()).Format("15:04:05.000"), Dim}, {f.GetVerdict(), mark}, {reasonText(f), mark},
+		Text(f.GetDirection()), Text(endText(f.GetSource())), Text(destination), transportCell(f.GetTransport()),
+		Text(sent), Text(received), Text(Duration(time.Duration(f.GetDurationNs()))),
+	}
+	if p.wide {
+		row = append(row, Text(f.GetNode()), Text(f.GetService()), Text(f.GetSource().GetIdentity()), Text(f.GetDestination().GetIdentity()),
+			Text(Duration(time.Duration(f.GetConnectNs()))), Text(Duration(time.Duration(f.GetHandshakeNs()))),
+			Text(Duration(time.Duration(f.GetRttNs()))), Text(fmt.Sprint(f.GetRetransmits())), Text(f.GetDetail()))
+	}
+	return row
+}
+
+// reasonText is the reason, and the policy and rule that decided.
+func reasonText(f *meshpb.Flow) string {
+	if f.GetPolicy() == "" {
+		return f.GetReason()
+	}
+	if f.Rule == nil {
+		return f.GetReason() + " " + f.GetPolicy()
+	}
+	return fmt.Sprintf("%s %s[%d]", f.GetReason(), f.GetPolicy(), f.GetRule())
+}
+
+// endText names an end by its workload where that is known, with the port where
+// there is one.
+func endText(e *meshpb.FlowEndpoint) string {
+	addr, err := netip.ParseAddrPort(e.GetAddress())
+	switch {
+	case err != nil && e.GetWorkload() == "":
+		return e.GetAddress()
+	case err != nil || addr.Port() == 0 && e.GetWorkload() != "":
+		return e.GetWorkload()
+	case addr.Port() == 0:
+		return addr.Addr().String()
+	case e.GetWorkload() == "":
+		return addr.String()
+	default:
+		return fmt.Sprintf("%s:%d", e.GetWorkload(), addr.Port())
+	}
+}
+
+// transportCell marks plaintext: it is allowed, and worth a look.
+func transportCell(transport string) Cell {
+	if transport == "plaintext" {
+		return Cell{transport, Yellow}
+	}
+	return Text(transport)
+}

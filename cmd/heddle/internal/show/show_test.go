@@ -1,0 +1,90 @@
+package show
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/heddle-mesh/heddle/api/meshpb"
+	"github.com/heddle-mesh/heddle/internal/local"
+	"github.com/heddle-mesh/heddle/internal/testenv"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+func TestBytes(t *testing.T) {
+	for n, want := range map[uint64]string{
+		0: "0 B", 999: "999 B", 1000: "1.0 kB", 9949: "9.9 kB", 9950: "10 kB", 12345: "12 kB", 999_499: "999 kB",
+		999_500: "1.0 MB", 2_000_000_000: "2.0 GB", 1 << 63: "9223 PB",
+	} {
+		if got := Bytes(n); got != want {
+			t.Errorf("%d: %q, want %q", n, got, want)
+		}
+	}
+}
+
+func TestDuration(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		0: "", -1: "", 42 * time.Microsecond: "42µs", 2500 * time.Microsecond: "2.5ms", 250 * time.Millisecond: "250ms",
+		2500 * time.Millisecond: "2.5s", 61 * time.Second: "1m1s",
+	} {
+		if got := Duration(d); got != want {
+			t.Errorf("%v: %q, want %q", d, got, want)
+		}
+	}
+}
+
+func TestTableAligns(t *testing.T) {
+	for _, color := range []bool{false, true} {
+		var out bytes.Buffer
+		table := NewTable(&out, color, "A", "LONG", "C")
+		table.Add(Text("wide one"), In("µ", Red), Text("x"))
+		table.Add(Text(""), Text("b"), Text("y"))
+		if err := table.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		text := out.String()
+		if strings.Contains(text, "\x1b") != color {
+			t.Errorf("colour %v: %q", color, text)
+		}
+		for _, p := range []Paint{Bold, Dim, Red, reset} {
+			text = strings.ReplaceAll(text, string(p), "")
+		}
+		want := "A         LONG  C\nwide one  µ     x\n-         b     y\n"
+		if text != want {
+			t.Errorf("got\n%swant\n%s", text, want)
+		}
+	}
+}
+
+func TestEnds(t *testing.T) {
+	for _, tc := range []struct{ workload, address, want string }{
+		{"shop/web", "10.0.0.1:80", "shop/web:80"},
+		{"shop/web", "[fd00::1]:80", "shop/web:80"},
+		{"", "[fd00::1]:80", "[fd00::1]:80"},
+		{"shop/web", "10.0.0.1:0", "shop/web"},
+		{"", "10.0.0.1:0", "10.0.0.1"},
+		{"shop/web", "", "shop/web"},
+		{"", "", ""},
+	} {
+		if got := endText(&meshpb.FlowEndpoint{Workload: tc.workload, Address: tc.address}); got != tc.want {
+			t.Errorf("%+v: %q", tc, got)
+		}
+	}
+}
+
+func TestUpgraded(t *testing.T) {
+	var out strings.Builder
+	err := Upgraded(&out, false, []local.Upgraded{{
+		Node: "n1", From: "v1", To: "v2", FromPID: 7, PID: 8, Connections: 2000, Tunnels: 12, Failed: 3, Took: 1234567 * time.Microsecond, Pause: 21987 * time.Microsecond,
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"LONGEST PAUSE", "7 → 8", "2000", "1.235s", "22ms"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("%q lacks %q", out.String(), want)
+		}
+	}
+}

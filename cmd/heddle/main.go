@@ -1,0 +1,107 @@
+// Command heddle is a person's way into a mesh: it shows flows and says why each
+// was allowed or refused, checks that all is well, has the kernel prove what
+// left a pod, and runs whole meshes on one machine. docs/cli.md has every
+// command; the tests run them.
+//
+// It reads flags and NO_COLOR, talks to admin sockets, and keeps no state of
+// its own.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/chart"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/install"
+	"github.com/heddle-mesh/heddle/internal/admin"
+	"github.com/heddle-mesh/heddle/internal/local"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+// Exit codes; docs/cli.md promises them.
+const (
+	exitOK          = 0
+	exitFailed      = 1
+	exitUsage       = 2
+	exitUnreachable = 3
+)
+
+// errNotWell ends a command whose output has said already what is wrong.
+var errNotWell = errors.New("not everything is well")
+
+// errUsage is matched by errors in what the person asked for.
+var errUsage = errors.New("usage")
+
+func main() {
+	// The main thread must not be one that goes to a pod's namespace: others
+	// see its namespaces as the process's.
+	runtime.LockOSThread()
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	color := isTerminal(os.Stdout) && os.Getenv("NO_COLOR") == ""
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr, color))
+}
+
+// run executes one command line and returns its exit code.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer, color bool) int {
+	stderr = &oneByOne{w: stderr}
+	a := &app{out: stdout, log: stderr, color: color}
+	root := a.root()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	code := exitCode(err, a.started)
+	switch {
+	case code == exitOK || errors.Is(err, errNotWell):
+	case code == exitUsage:
+		fmt.Fprintf(stderr, "heddle: %s\nSee `heddle --help`, or `--help` after a command.\n", strings.TrimPrefix(err.Error(), errUsage.Error()+": "))
+	default:
+		fmt.Fprintf(stderr, "heddle: %v\n", err)
+	}
+	return code
+}
+
+// exitCode classifies an error. One from before the command started is cobra's:
+// unknown commands, flags and arguments.
+func exitCode(err error, started bool) int {
+	switch {
+	case err == nil || errors.Is(err, context.Canceled):
+		return exitOK
+	case !started || errors.Is(err, errUsage) || errors.Is(err, chart.ErrValues):
+		return exitUsage
+	case errors.Is(err, admin.ErrUnreachable) || errors.Is(err, local.ErrNoMesh) || errors.Is(err, install.ErrUnreachable):
+		return exitUnreachable
+	default:
+		return exitFailed
+	}
+}
+
+func isTerminal(f *os.File) bool {
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}
+
+// oneByOne lets the watchers of several agents complain at once.
+type oneByOne struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+func (o *oneByOne) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.w.Write(p)
+}

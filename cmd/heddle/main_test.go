@@ -1,0 +1,379 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/heddle-mesh/heddle/api/meshpb"
+	"github.com/heddle-mesh/heddle/internal/admin"
+	"github.com/heddle-mesh/heddle/internal/flow"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/testenv"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+// fakeAgent is a node that is well, unless sick.
+type fakeAgent struct {
+	node string
+	sick bool
+}
+
+func (f *fakeAgent) Status(context.Context) (*meshpb.AgentStatus, error) {
+	now := time.Now()
+	s := &meshpb.AgentStatus{
+		Node: f.node, Version: "v1", StartedNs: now.Add(-time.Hour).UnixNano(),
+		Configuration: &meshpb.ConfigurationStatus{Synced: true, Revision: "0123456789abcdef", Epoch: 3, Source: "operator"},
+		Operator:      &meshpb.OperatorStatus{Target: "100.64.0.1:15012", Connected: true},
+		Pods:          []*meshpb.PodStatus{{Workload: "shop/" + f.node, State: "enrolled", Mode: "STRICT"}},
+		Certificates:  []*meshpb.CertificateStatus{{Identity: "spiffe://m/ns/shop/sa/web", NotAfterNs: now.Add(time.Hour).UnixNano(), RenewalNs: now.UnixNano()}},
+		Checks:        []*meshpb.Check{{Name: "open files", Ok: true, Detail: "the limit is 20000"}},
+	}
+	if f.sick {
+		s.Configuration = &meshpb.ConfigurationStatus{}
+		s.Operator = &meshpb.OperatorStatus{Target: "100.64.0.1:15012", Error: "connection refused"}
+		s.Pods[0].State, s.Pods[0].Error = "failed", "XDP on the veth"
+		s.Certificates = append(s.Certificates,
+			&meshpb.CertificateStatus{Identity: "spiffe://m/a", Error: "operator is away"},
+			&meshpb.CertificateStatus{Identity: "spiffe://m/b", NotAfterNs: now.Add(-time.Hour).UnixNano()},
+			&meshpb.CertificateStatus{Identity: "spiffe://m/c", NotAfterNs: now.Add(time.Hour).UnixNano(), Error: "operator is away"})
+		s.Checks = append(s.Checks, &meshpb.Check{Name: "gate of shop/x", Detail: "not first", Remedy: "remove the other program"})
+	}
+	return s, nil
+}
+
+func (f *fakeAgent) Connections(context.Context) ([]flow.Record, error) {
+	return []flow.Record{sampleFlow(f.node, mesh.VerdictAllow, mesh.ReasonNoPolicy)}, nil
+}
+
+func (f *fakeAgent) Prove(_ context.Context, pod string) (*meshpb.ProveResponse, error) {
+	if pod != "" && pod != "shop/"+f.node {
+		return nil, fs.ErrNotExist
+	}
+	proof := &meshpb.PodProof{Workload: "shop/" + f.node, DropsUnreported: 2,
+		Counters: []*meshpb.GateCounter{
+			{Class: "tunnel", Direction: "outbound", Packets: 10, Bytes: 12345},
+			{Class: "egress", Direction: "outbound", Packets: 2, Bytes: 99},
+			{Class: "dropped", Direction: "inbound", Reason: "KernelUDP", Packets: 1, Bytes: 60},
+		},
+		Peers: []*meshpb.GatePeer{
+			{Class: "egress", Direction: "outbound", Address: "192.0.2.7", Port: 443, Packets: 2, Bytes: 99},
+			{Class: "dropped", Direction: "inbound", Reason: "KernelUDP", Address: "fd00::9", Port: 53, Protocol: 17, Packets: 1},
+		}}
+	if f.sick {
+		proof.Error = "gate is not attached"
+	}
+	return &meshpb.ProveResponse{Node: f.node, Pods: []*meshpb.PodProof{proof}}, nil
+}
+
+func sampleFlow(node string, v mesh.Verdict, r mesh.Reason) flow.Record {
+	return flow.Record{
+		Start: time.Now().Add(-time.Second), Duration: time.Second, Node: node, Verdict: v, Reason: r, Rule: 0, Direction: flow.DirectionInbound,
+		Policy: mesh.Key{Namespace: "shop", Name: "only-api"}, Transport: flow.TransportTunnel, BytesSent: 1234,
+		Source: flow.Endpoint{Workload: mesh.Key{Namespace: "shop", Name: "web"}, Addr: netip.MustParseAddrPort("10.244.2.5:4000"),
+			Identity: spiffeid.RequireFromString("spiffe://demo.heddle.dev/ns/shop/sa/web")},
+		Destination: flow.Endpoint{Workload: mesh.Key{Namespace: "shop", Name: "db"}, Addr: netip.MustParseAddrPort("10.244.2.11:80")},
+	}
+}
+
+// fakeOperator has one node and one token.
+type fakeOperator struct {
+	meshpb.UnimplementedOperatorAdminServer
+}
+
+func (fakeOperator) Status(context.Context, *meshpb.OperatorStateRequest) (*meshpb.OperatorState, error) {
+	return &meshpb.OperatorState{
+		Version: "v1", Address: "100.64.0.1:15012",
+		Configuration: &meshpb.OperatorConfiguration{Folder: "/mesh", Epoch: 3, Workloads: 2},
+		Authority:     &meshpb.OperatorAuthority{TrustDomain: "m", RootNotAfterNs: time.Now().Add(1000 * time.Hour).UnixNano()},
+		Nodes:         []*meshpb.OperatorNode{{Name: "n1", Connected: true, Epoch: 3}},
+	}, nil
+}
+
+func (fakeOperator) CreateJoinToken(_ context.Context, r *meshpb.CreateJoinTokenRequest) (*meshpb.CreateJoinTokenResponse, error) {
+	return &meshpb.CreateJoinTokenResponse{Token: "heddle-join:v1:" + r.GetNode(), Id: "0123456789ab", ExpiresNs: time.Now().UnixNano()}, nil
+}
+
+func (fakeOperator) ListJoinTokens(context.Context, *meshpb.ListJoinTokensRequest) (*meshpb.ListJoinTokensResponse, error) {
+	return &meshpb.ListJoinTokensResponse{Tokens: []*meshpb.JoinToken{{Id: "0123456789ab", Node: "n3", State: "pending"}}}, nil
+}
+
+func (fakeOperator) RevokeJoinToken(_ context.Context, r *meshpb.RevokeJoinTokenRequest) (*meshpb.RevokeJoinTokenResponse, error) {
+	if r.GetId() != "0123456789ab" {
+		return nil, status.Error(codes.NotFound, "no such token")
+	}
+	return &meshpb.RevokeJoinTokenResponse{}, nil
+}
+
+// world is a local mesh on record whose programs are fakes. It returns the state
+// folder, and the agents' rings.
+func world(t *testing.T, agents ...*fakeAgent) (string, []*flow.Ring) {
+	t.Helper()
+	state, err := os.MkdirTemp("/tmp", "heddle-cli") // sockets' paths are short
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(state, "m")
+	plan := map[string]any{"name": "m", "folder": "/mesh"}
+	var nodes []any
+	var rings []*flow.Ring
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, len(agents)+1)
+	t.Cleanup(func() {
+		cancel()
+		for range len(agents) + 1 {
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		}
+		if err := os.RemoveAll(state); err != nil {
+			t.Error(err)
+		}
+	})
+	log := slog.New(slog.DiscardHandler)
+	for _, a := range agents {
+		nodes = append(nodes, map[string]any{"name": a.node, "netns": "heddle-m-" + a.node,
+			"pods": []any{map[string]any{"workload": "shop/" + a.node, "netns": "/run/netns/none", "addresses": []string{"10.0.0.1"}}}})
+		socket := filepath.Join(dir, "nodes", a.node, "agent.sock")
+		if err := errors.Join(os.MkdirAll(filepath.Dir(socket), 0o700), os.WriteFile(filepath.Join(filepath.Dir(socket), "agent.log"), []byte("it started\n"), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		ring := flow.NewRing(64)
+		rings = append(rings, ring)
+		server, err := admin.NewServer(admin.Config{Socket: socket, Ring: ring, Agent: a, Log: log})
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() { done <- server.Run(ctx) }()
+	}
+	operatorSocket := filepath.Join(dir, "operator.sock")
+	go func() {
+		done <- admin.Serve(ctx, operatorSocket, func(s *grpc.Server) { meshpb.RegisterOperatorAdminServer(s, fakeOperator{}) }, log)
+	}()
+	plan["nodes"] = nodes
+	operatorLog := filepath.Join(dir, "operator.log")
+	record, err := json.Marshal(map[string]any{"plan": plan, "operator": map[string]any{"log": operatorLog}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.WriteFile(filepath.Join(dir, "mesh.json"), record, 0o600), os.WriteFile(operatorLog, []byte("it started\n"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range agents {
+		awaitSocket(t, filepath.Join(dir, "nodes", a.node, "agent.sock"))
+	}
+	awaitSocket(t, operatorSocket)
+	return state, rings
+}
+
+func awaitSocket(t *testing.T, path string) {
+	t.Helper()
+	testenv.Eventually(t, 5*time.Second, path+" answers", func() bool {
+		c, err := admin.Dial(t.Context(), path)
+		return err == nil && c.Close() == nil
+	})
+}
+
+// heddle runs a command line and returns its exit code and output.
+func heddle(t *testing.T, args ...string) (int, string, string) {
+	t.Helper()
+	var out, log bytes.Buffer
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	code := run(ctx, args, &out, &log, false)
+	return code, out.String(), log.String()
+}
+
+func TestExitCodes(t *testing.T) {
+	well, _ := world(t, &fakeAgent{node: "n1"}, &fakeAgent{node: "n2"})
+	sick, _ := world(t, &fakeAgent{node: "n1", sick: true})
+	none := t.TempDir()
+	for _, tc := range []struct {
+		state string
+		args  string
+		code  int
+		want  string // in the output or the message
+	}{
+		{well, "check", 0, "All is well."},
+		{sick, "check", 1, "remove the other program"},
+		{sick, "check", 1, "7 of"},
+		{none, "check --name m", 3, "heddle local up"},
+		{none, "flows --name m", 3, "no such mesh"},
+		{none, "flows --socket " + none + "/s", 3, "no such socket"},
+		{well, "flows --node n9", 2, "there are n1, n2"},
+		{well, "flows --reason strict", 2, "did you mean StrictPlaintext"},
+		{well, "flows -o yaml", 2, "use table or json"},
+		{well, "flows --last -1", 2, "from 0 on"},
+		{well, "flows extra", 2, "--help"},
+		{well, "nonsense", 2, "unknown command"},
+		{well, "flows --nonsense", 2, "unknown flag"},
+		{well, "prove", 0, "12 kB"},
+		{well, "prove shop/n2", 0, "KernelUDP: from fd00::9 to port 53"},
+		{well, "prove shop/none", 1, "heddle check"},
+		{well, "prove --attack shop/none", 2, "shop/n1, shop/n2"},
+		{well, "prove --attack shop/n1 shop/n2", 2, "one too many"},
+		{sick, "prove", 1, "gate is not attached"},
+		{well, "join-token revoke x", 1, "no such token"},
+		{well, "join-token create", 2, "accepts 1 arg"},
+		{none, "join-token list --name m", 3, "no such mesh"},
+		{none, "join-token list --operator-socket " + none + "/o", 3, "no such socket"},
+		{well, "local status", 1, "ended"},
+		{none, "local status --name m", 3, "no such mesh"},
+		{none, "local down --name m", 0, "nothing to take down"},
+		{none, "local up", 2, "--file is needed"},
+		{none, "local up --file " + none, 1, "Mesh"},
+		{none, "validate " + none + "/nowhere", 1, "no such file"},
+		{well, "logs n1", 0, "it started"},
+		{well, "logs n9", 2, "there are n1, n2"},
+		{well, "exec shop/none -- true", 1, "shop/n1, shop/n2"},
+		{well, "exec shop/n1", 2, "requires at least 2"},
+		{well, "version", 0, "heddle dev"},
+		{none, "install --dry-run --set mesh.clusterRanges={10.0.0.0/8}", 0, "kind: DaemonSet"},
+		{none, "install --dry-run --set mesh.clusterRanges={10.0.0.0/8} -o json", 0, "\"kind\": \"List\""},
+		{none, "install --dry-run --set mesh.clusterRanges={all}", 2, "/mesh/clusterRanges/0"},
+		{none, "install --kubeconfig " + none + "/k", 3, "name one with --kubeconfig"},
+		{none, "check --cluster --kubeconfig " + none + "/k", 3, "name one with --kubeconfig"},
+	} {
+		code, out, log := heddle(t, append(strings.Fields(tc.args), "--state-dir", tc.state)...)
+		if strings.HasPrefix(tc.args, "exec") { // its flags come before the dashes
+			code, out, log = heddle(t, append([]string{"--state-dir", tc.state}, strings.Fields(tc.args)...)...)
+		}
+		if code != tc.code || !strings.Contains(out+log, tc.want) {
+			t.Errorf("heddle %s: exit %d, want %d with %q:\n%s%s", tc.args, code, tc.code, tc.want, out, log)
+		}
+	}
+}
+
+// TestWho: a port is said to be of the end that it is of, and the agent's own
+// tests are named once.
+func TestWho(t *testing.T) {
+	peer := func(class, direction, address string, port uint32) peerJSON {
+		return peerJSON{counterJSON: counterJSON{Class: class, Direction: direction}, Address: address, Port: port}
+	}
+	p := proofJSON{Peers: []peerJSON{
+		peer("dropped", "inbound", "192.0.2.254", 40000), peer("dropped", "inbound", "10.244.1.90", 8099),
+		peer("dropped", "inbound", "192.0.2.254", 40001), peer("dropped", "inbound", "10.244.1.91", 0),
+		peer("dropped", "outbound", "10.244.1.90", 443), peer("dropped", "outbound", "100::fe", 40002), peer("dropped", "outbound", "100::fe", 40003),
+		peer("permissive", "inbound", "10.244.1.90", 80), peer("permissive", "outbound", "fd00::9", 80),
+		peer("egress", "outbound", "fd00::9", 443), peer("egress", "inbound", "fd00::9", 443),
+		peer("grandfathered", "inbound", "10.244.1.90", 5432),
+	}}
+	for i := range 2 * maxPeersShown {
+		p.Peers = append(p.Peers, peer("datagram", "outbound", fmt.Sprintf("10.0.0.%d", i), 53), peer("datagram", "outbound", "192.0.2.254", uint32(i)))
+	}
+	for _, tc := range []struct{ class, direction, want string }{
+		{"dropped", "inbound", ": from the agent's own test at enrolment, 10.244.1.90 to port 8099, 10.244.1.91"},
+		{"dropped", "outbound", ": to 10.244.1.90:443, the agent's own test at enrolment"},
+		{"permissive", "inbound", ": from 10.244.1.90 to port 80"},
+		{"permissive", "outbound", ": to fd00::9 from port 80"},
+		{"egress", "outbound", ": to [fd00::9]:443"},
+		{"egress", "inbound", ": from [fd00::9]:443"},
+		{"grandfathered", "inbound", ": from 10.244.1.90 (port 5432)"},
+		{"datagram", "outbound", ": to 10.0.0.0:53, the agent's own test at enrolment, 10.0.0.1:53, 10.0.0.2:53, 10.0.0.3:53, 10.0.0.4:53, ..."},
+		{"probe", "inbound", ""},
+	} {
+		if got := p.who(counterJSON{Class: tc.class, Direction: tc.direction}); got != tc.want {
+			t.Errorf("%s %s%q, want %q", tc.class, tc.direction, got, tc.want)
+		}
+	}
+}
+
+func TestFlowsOfAllNodes(t *testing.T) {
+	state, rings := world(t, &fakeAgent{node: "n1"}, &fakeAgent{node: "n2"})
+	for i := range 6 {
+		rings[i%2].Add(sampleFlow([]string{"n1", "n2"}[i%2], mesh.VerdictDeny, mesh.ReasonPolicyDeny))
+	}
+	code, out, _ := heddle(t, "flows", "--state-dir", state, "--last", "5")
+	lines := strings.Split(strings.TrimSpace(out), "\n")
+	if code != 0 || len(lines) != 6 || !strings.HasPrefix(lines[0], "TIME") {
+		t.Fatalf("exit %d, want a header and 5 flows:\n%s", code, out)
+	}
+	for _, want := range []string{"deny", "PolicyDeny shop/only-api[0]", "shop/web:4000", "shop/db:80", "1.2 kB"} {
+		if !strings.Contains(lines[1], want) {
+			t.Errorf("no %q in %q", want, lines[1])
+		}
+	}
+	reason := strings.Index(lines[0], "REASON")
+	if !strings.HasPrefix(lines[3][reason:], "PolicyDeny") {
+		t.Errorf("columns are not aligned:\n%s", out)
+	}
+	_, out, _ = heddle(t, "flows", "--state-dir", state, "-o", "json", "--node", "n1", "--verdict", "deny")
+	objects := 0
+	for dec := json.NewDecoder(strings.NewReader(out)); dec.More(); objects++ {
+		var f struct{ Node, Reason, Policy string }
+		if err := dec.Decode(&f); err != nil || f.Node != "n1" || f.Reason != "PolicyDeny" || f.Policy != "shop/only-api" {
+			t.Errorf("%v: %+v", err, f)
+		}
+	}
+	if objects != 3 || strings.Count(out, "\n") != 3 {
+		t.Errorf("want 3 lines of an object each:\n%s", out)
+	}
+}
+
+// TestFollowColours follows until a flow of each node has come.
+func TestFollowColours(t *testing.T) {
+	state, rings := world(t, &fakeAgent{node: "n1"}, &fakeAgent{node: "n2"})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	seen := &lines{added: make(chan struct{}, 64)}
+	done := make(chan int, 1)
+	go func() { done <- run(ctx, []string{"flows", "-f", "--wide", "--state-dir", state}, seen, seen, true) }()
+	for _, r := range rings {
+		r.Add(sampleFlow("x", mesh.VerdictDeny, mesh.ReasonPolicyDeny))
+	}
+	for range 3 {
+		select {
+		case <-seen.added:
+		case <-time.After(10 * time.Second):
+			t.Fatal("nothing came")
+		}
+	}
+	cancel()
+	if code := <-done; code != 0 {
+		t.Errorf("interrupted: exit %d", code)
+	}
+	if !strings.Contains(seen.String(), "\x1b[31mdeny\x1b[0m") || !strings.Contains(seen.String(), "spiffe://demo.heddle.dev/ns/shop/sa/web") {
+		t.Errorf("neither colour nor identity:\n%q", seen.String())
+	}
+}
+
+// lines tells of each write.
+type lines struct {
+	bytes.Buffer
+	added chan struct{}
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	n, err := l.Buffer.Write(p)
+	l.added <- struct{}{}
+	return n, err
+}
+
+// TestJSONEverywhere has every command that prints anything print JSON.
+func TestJSONEverywhere(t *testing.T) {
+	state, rings := world(t, &fakeAgent{node: "n1"})
+	rings[0].Add(sampleFlow("n1", mesh.VerdictAllow, mesh.ReasonNoPolicy))
+	for _, args := range []string{"check", "flows", "connections", "prove", "join-token create n3", "join-token list", "join-token revoke 0123456789ab",
+		"local status", "version", "validate ../../e2e/demo/mesh", "validate ../../internal", "local up --dry-run --file ../../e2e/demo/mesh --name x", "local down --name nosuch"} {
+		_, out, log := heddle(t, append(strings.Fields(args), "-o", "json", "--state-dir", state)...)
+		if !json.Valid([]byte(out)) {
+			t.Errorf("heddle %s: no JSON:\n%s%s", args, out, log)
+		}
+	}
+}

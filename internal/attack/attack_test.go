@@ -1,0 +1,221 @@
+package attack
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"os"
+	"sync/atomic"
+	"testing"
+
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/layers"
+	"github.com/heddle-mesh/heddle/internal/testenv"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+func ends(t *testing.T, six bool) aim {
+	t.Helper()
+	a := aim{pod: netip.MustParseAddr("10.1.0.2"), peer: netip.MustParseAddr("10.2.0.2"), forged: netip.MustParseAddr("10.3.0.2"), port: 80, tunnelPort: 15008}
+	if six {
+		a = aim{pod: netip.MustParseAddr("fd01::2"), peer: netip.MustParseAddr("fd02::2"), forged: netip.MustParseAddr("fd03::2"), port: 80, tunnelPort: 15008}
+	}
+	a.app, a.client = netip.AddrPortFrom(a.pod, 9000), netip.AddrPortFrom(a.peer, 40000)
+	return a
+}
+
+// TestPacketsAreWellFormed has another implementation read every packet: one
+// that is malformed would be dropped for that, and show nothing.
+func TestPacketsAreWellFormed(t *testing.T) {
+	for _, six := range []bool{false, true} {
+		a := ends(t, six)
+		for _, attack := range append(a.outbound(), a.inbound()...) {
+			if attack.craft == nil {
+				continue
+			}
+			first := layers.LayerTypeIPv4
+			if six {
+				first = layers.LayerTypeIPv6
+			}
+			for _, data := range attack.craft(1234, []byte("a marker of some length, and a bit")).encode() {
+				p := gopacket.NewPacket(data, first, gopacket.Default)
+				if e := p.ErrorLayer(); e != nil && attack.name != "fragments" && attack.name != "other protocol" {
+					t.Errorf("%s, v6 %v: %v", attack.name, six, e.Error())
+				}
+				if tcp, ok := p.Layer(layers.LayerTypeTCP).(*layers.TCP); ok {
+					checkSum(t, attack.name, p, tcp)
+				}
+			}
+		}
+	}
+}
+
+func checkSum(t *testing.T, name string, p gopacket.Packet, tcp *layers.TCP) {
+	t.Helper()
+	if err := tcp.SetNetworkLayerForChecksum(p.NetworkLayer()); err != nil {
+		t.Fatal(err)
+	}
+	if have, err := tcp.ComputeChecksum(); err != nil || have != 0 {
+		// Over a segment with its checksum in place the sum is 0.
+		t.Errorf("%s: checksum is off by %#x, %v", name, have, err)
+	}
+}
+
+func TestSign(t *testing.T) {
+	for _, six := range []bool{false, true} {
+		a := ends(t, six)
+		for _, attack := range a.outbound() {
+			if attack.craft == nil {
+				continue
+			}
+			s := signOf(a, attack, 1234, []byte("marker-one"))
+			other := attack.craft(4321, []byte("marker-two"))
+			found := false
+			for _, data := range attack.craft(1234, []byte("marker-one")).encode() {
+				found = found || s.in(data)
+			}
+			if !found {
+				t.Errorf("%s: its own packet is not recognized", attack.name)
+			}
+			for _, data := range other.encode() {
+				if s.in(data) {
+					t.Errorf("%s: another packet is taken for its own", attack.name)
+				}
+			}
+		}
+	}
+}
+
+// world is a pod, its node and a peer behind it.
+func world(t *testing.T) Config {
+	t.Helper()
+	pod, node, peer := testenv.NewNetNS(t, "pod"), testenv.NewNetNS(t, "node"), testenv.NewNetNS(t, "peer")
+	testenv.Veth(t, pod, "eth0", []string{"10.1.0.2/24", "fd01::2/64"}, node, "pod0", []string{"10.1.0.1/24", "fd01::1/64"})
+	testenv.Veth(t, peer, "eth0", []string{"10.2.0.2/24", "fd02::2/64"}, node, "peer0", []string{"10.2.0.1/24", "fd02::1/64"})
+	for _, ns := range []*testenv.NetNS{pod, peer} {
+		gateway, gateway6 := "10.1.0.1", "fd01::1"
+		if ns == peer {
+			gateway, gateway6 = "10.2.0.1", "fd02::1"
+		}
+		testenv.DefaultRoute(t, ns, gateway)
+		testenv.DefaultRoute(t, ns, gateway6)
+	}
+	addrs := func(list ...string) (out []netip.Addr) {
+		for _, s := range list {
+			out = append(out, netip.MustParseAddr(s))
+		}
+		return out
+	}
+	other := Pod{NetNS: peer.Path, Node: node.Path, Addresses: addrs("10.2.0.2", "fd02::2")}
+	return Config{
+		Target: Pod{NetNS: pod.Path, Node: node.Path, Addresses: addrs("10.1.0.2", "fd01::2")},
+		Peer:   other, Other: Pod{Addresses: addrs("10.3.0.9", "fd03::9")}, Port: 8080,
+	}
+}
+
+// TestWithoutAGateEverythingGetsThrough shows that the tap sees what there is to
+// see: with a deaf tap the suite would praise any gate.
+func TestWithoutAGateEverythingGetsThrough(t *testing.T) {
+	cfg := world(t)
+	var reads atomic.Uint64
+	// Rises at every other read, so that nothing waits for it: a quiet reading
+	// takes two.
+	cfg.Dropped = func(context.Context) (map[string]uint64, error) {
+		return map[string]uint64{"KernelUnstamped": (reads.Add(1) + 1) / 2}, nil
+	}
+	tried := 0
+	err := Run(t.Context(), cfg, func(r Result) {
+		tried++
+		if r.Direction == "outbound" && !r.Control {
+			t.Errorf("%s %s %s: the twin was not seen", r.Direction, r.Family, r.Name)
+		}
+		// The kernel itself refuses its own address from outside.
+		if r.Through == 0 && r.Name != "forged source" || r.Held() && r.Name != "forged source" {
+			t.Errorf("%s %s %s: not seen although nothing stops it", r.Direction, r.Family, r.Name)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if tried != 38 {
+		t.Errorf("%d attacks, want 38", tried)
+	}
+}
+
+// TestBehindAWallNothingGetsThrough has the node forward nothing from or to the
+// pod.
+func TestBehindAWallNothingGetsThrough(t *testing.T) {
+	cfg := world(t)
+	var reads atomic.Uint64
+	cfg.Dropped = func(context.Context) (map[string]uint64, error) {
+		return map[string]uint64{"KernelUnstamped": (reads.Add(1) + 1) / 2}, nil
+	}
+	err := inside(cfg.Target.Node, func() error {
+		for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+			rule := netlink.NewRule()
+			rule.Family, rule.Priority, rule.IifName, rule.Type = family, 10, "pod0", unix.FR_ACT_BLACKHOLE
+			if err := netlink.RuleAdd(rule); err != nil {
+				return err
+			}
+		}
+		for _, addr := range cfg.Target.Addresses {
+			only := &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(addr.BitLen(), addr.BitLen())}
+			if err := netlink.RouteAdd(&netlink.Route{Dst: only, Type: unix.RTN_BLACKHOLE}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := Run(t.Context(), cfg, func(r Result) {
+		if !r.Held() {
+			t.Errorf("%s %s %s: %+v", r.Direction, r.Family, r.Name, r)
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	err = inside(cfg.Target.Node, func() error {
+		if _, err := netlink.LinkByName(openLinkName); err == nil {
+			t.Error("the link without a gate was left behind")
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+func TestHeldNeedsProof(t *testing.T) {
+	rose := []Rise{{"KernelUnstamped", 1, 2}}
+	for _, tc := range []struct {
+		r    Result
+		want bool
+	}{
+		{Result{Direction: "outbound", Control: true, Reasons: rose}, true},
+		{Result{Direction: "inbound", Reasons: rose}, true},
+		{Result{Direction: "outbound", Reasons: rose}, false},
+		{Result{Direction: "outbound", Control: true}, false},
+		{Result{Direction: "outbound", Control: true, Reasons: rose, Through: 1}, false},
+	} {
+		if got := tc.r.Held(); got != tc.want {
+			t.Errorf("%+v: held is %v", tc.r, got)
+		}
+	}
+}
+
+func TestTargetsThatAreNotThere(t *testing.T) {
+	missing := "/run/netns/heddle-no-such"
+	if _, err := os.Stat(missing); err == nil {
+		t.Fatal("it is there")
+	}
+	for _, cfg := range []Config{{}, {Target: Pod{NetNS: missing, Node: missing, Addresses: []netip.Addr{netip.MustParseAddr("10.1.0.2")}}}} {
+		if err := Run(t.Context(), cfg, nil); err == nil {
+			t.Errorf("%+v: no error", cfg)
+		}
+	}
+}

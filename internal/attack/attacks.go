@@ -1,0 +1,133 @@
+package attack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// connectWait is how long a socket's attempt to connect may take: the first SYN
+// and one more.
+const connectWait = 1200 * time.Millisecond
+
+// try is one attack in one address family.
+type try struct {
+	name, what string
+	inbound    bool
+	// craft makes the packet from a source port and a marker; nil for a try
+	// that uses an ordinary socket.
+	craft func(port uint16, marker []byte) packet
+	// connect is such a try: inside the pod, from the port. Its twin without
+	// the gate is a SYN.
+	connect func(ctx context.Context, from, to netip.AddrPort) error
+	to      netip.AddrPort
+}
+
+// aim is what the attacks of one address family are made of.
+type aim struct {
+	// pod is attacked, or attacks; peer is on another node; forged is the
+	// address of another workload.
+	pod, peer, forged netip.Addr
+	// port is where applications are said to listen, on either side.
+	port, tunnelPort uint16
+	mark             uint32
+	// client and app are ends of a live connection that the agent carries into
+	// the pod: the tuple that it used between itself and the application.
+	client, app netip.AddrPort
+}
+
+func (a aim) from(port uint16) netip.AddrPort { return netip.AddrPortFrom(a.pod, port) }
+func (a aim) at(port uint16) netip.AddrPort   { return netip.AddrPortFrom(a.peer, port) }
+
+// outbound are the ways out of the pod.
+func (a aim) outbound() []try {
+	raw := func(name, what string, change func(*packet)) try {
+		return try{name: name, what: what, craft: func(port uint16, marker []byte) packet {
+			p := packet{source: a.from(port), destination: a.at(a.port), flags: flagPSH | flagACK, payload: marker}
+			change(&p)
+			return p
+		}}
+	}
+	return []try{
+		{name: "agent's mark", what: "a socket with the agent's mark connects to the peer", connect: a.markedConnect, to: a.at(a.port)},
+		{name: "mark to 15008", what: "a socket with the agent's mark connects to the tunnel port, to speak plaintext", connect: a.markedConnect, to: a.at(a.tunnelPort)},
+		raw("plaintext to 15008", "a crafted segment with data to the tunnel port", func(p *packet) { p.destination = a.at(a.tunnelPort) }),
+		raw("forged source", "a crafted SYN from another workload's address", func(p *packet) {
+			p.source = netip.AddrPortFrom(a.forged, p.source.Port())
+			p.flags, p.payload = flagSYN, nil
+		}),
+		raw("raw SYN", "a crafted SYN from the pod's own address", func(p *packet) { p.flags, p.payload = flagSYN, nil }),
+		raw("raw ACK", "a crafted ACK with data, as of an established connection", func(p *packet) { p.flags = flagACK }),
+		raw("passthru tuple", "data on the tuple that the agent uses towards the application, out of eth0", func(p *packet) {
+			p.source, p.destination = a.app, a.client
+		}),
+		raw("SYN with data", "data on a SYN, as of TCP fast open", func(p *packet) { p.flags = flagSYN }),
+		raw(a.optionsName(), a.optionsName()+" before TCP with data", func(p *packet) { p.options = true }),
+		raw("fragments", "data in two fragments, the TCP header cut in two", func(p *packet) { p.fragments = true }),
+		raw("UDP", "a datagram, not to DNS", func(p *packet) { p.protocol = unix.IPPROTO_UDP }),
+		raw("other protocol", "SCTP, which nothing carries", func(p *packet) { p.protocol = unix.IPPROTO_SCTP }),
+	}
+}
+
+func (a aim) optionsName() string {
+	if a.pod.Is4() {
+		return "IP options"
+	}
+	return "extension header"
+}
+
+// inbound are the ways into the pod, from the wire.
+func (a aim) inbound() []try {
+	raw := func(name, what string, change func(*packet)) try {
+		return try{name: name, what: what, inbound: true, craft: func(port uint16, marker []byte) packet {
+			p := packet{source: netip.AddrPortFrom(a.peer, port), destination: netip.AddrPortFrom(a.pod, a.port), flags: flagPSH | flagACK, payload: marker}
+			change(&p)
+			return p
+		}}
+	}
+	return []try{
+		raw("plaintext", "a SYN to the application's port", func(p *packet) { p.flags, p.payload = flagSYN, nil }),
+		raw("raw ACK", "data of no connection", func(p *packet) { p.flags = flagACK }),
+		raw("passthru tuple", "data on the tuple that the agent uses towards the application, from the wire", func(p *packet) {
+			p.source, p.destination = a.client, a.app
+		}),
+		raw("forged source", "data from the pod's own address, from the wire", func(p *packet) {
+			p.source = netip.AddrPortFrom(a.pod, p.source.Port())
+		}),
+		raw(a.optionsName(), a.optionsName()+" before TCP with data", func(p *packet) { p.options = true }),
+		raw("fragments", "data in two fragments", func(p *packet) { p.fragments = true }),
+		raw("UDP", "a datagram that answers nothing", func(p *packet) { p.protocol = unix.IPPROTO_UDP }),
+	}
+}
+
+// markedConnect is what a pod with NET_ADMIN can do: mark its socket so that
+// routing leads it past the agent.
+func (a aim) markedConnect(ctx context.Context, from, to netip.AddrPort) error {
+	ctx, cancel := context.WithTimeout(ctx, connectWait)
+	defer cancel()
+	dialer := net.Dialer{
+		LocalAddr: net.TCPAddrFromAddrPort(from),
+		Control: func(_, _ string, raw syscall.RawConn) error {
+			var err error
+			return errors.Join(raw.Control(func(fd uintptr) {
+				err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(a.mark))
+			}), err)
+		},
+	}
+	dialer.SetMultipathTCP(false)
+	conn, err := dialer.DialContext(ctx, "tcp", to.String())
+	if err != nil {
+		if errors.Is(err, unix.EADDRINUSE) || errors.Is(err, unix.EPERM) {
+			return fmt.Errorf("connect with the agent's mark: %w", err)
+		}
+		return nil // refused or silent: the tap and the counters say the rest
+	}
+	_, err = conn.Write([]byte("plaintext"))
+	return errors.Join(err, conn.Close())
+}
