@@ -1,0 +1,150 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/heddle-mesh/heddle/e2e/bench/flame"
+	"github.com/heddle-mesh/heddle/e2e/bench/measure"
+	"github.com/heddle-mesh/heddle/e2e/bench/result"
+	"github.com/heddle-mesh/heddle/e2e/bench/world"
+)
+
+// flamesFolder has the flame graphs, beside the document.
+const flamesFolder = "flames"
+
+// write writes the document, bench.json and the flame graphs. Without flame
+// graphs it writes the others all the same.
+func (b *bench) write(ctx context.Context, scratch string) error {
+	r := result.Report{Facts: b.facts(), Subjects: b.subjects, Rows: b.measured}
+	var profileErr error
+	if w := b.worlds["heddle"]; w != nil {
+		b.say("profiling the agents")
+		profiles, err := measure.Profiles(ctx, w, b.sizes, scratch)
+		if err == nil {
+			r.Sections = append(r.Sections, result.Section{Title: "Where the agents' CPU time goes, and what bounds it", Text: limits(profiles)})
+			err = b.drawFlames(profiles)
+		}
+		profileErr = err
+	}
+	err := errors.Join(
+		writeFile(filepath.Join(b.docs, "benchmarks.md"), r.Document),
+		writeFile(filepath.Join(b.docs, "bench.json"), r.JSON),
+		profileErr,
+	)
+	if err == nil {
+		b.say("written: benchmarks.md, bench.json and %s in %s", flamesFolder, b.docs)
+	}
+	return err
+}
+
+func writeFile(path string, write func(io.Writer) error) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(write(f), f.Close())
+}
+
+func (b *bench) drawFlames(profiles []measure.Profile) error {
+	folder := filepath.Join(b.docs, flamesFolder)
+	if err := os.MkdirAll(folder, 0o755); err != nil {
+		return err
+	}
+	for _, p := range profiles {
+		err := writeFile(filepath.Join(folder, p.Name+".svg"), func(out io.Writer) error { return flame.Draw(out, p.Title, p.Root) })
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// limits says what share of the agents' time is whose. What cryptography costs
+// is the most that a null cipher could win.
+func limits(profiles []measure.Profile) string {
+	if len(profiles) == 0 {
+		return ""
+	}
+	var b strings.Builder
+	b.WriteString("Shares of the CPU time of one profile each, by the function that spent it. The share of the system calls is the floor of any proxy\n" +
+		"in user space that moves the bytes by reading and writing; that of cryptography is the most that a null cipher, or an offload, could win.\n\n| profile |")
+	for _, s := range flame.Shares(profiles[0].Root) {
+		fmt.Fprintf(&b, " %s |", s.Of)
+	}
+	b.WriteString(" flame graph |\n|---|" + strings.Repeat("---|", len(flame.Shares(profiles[0].Root))+1) + "\n")
+	for _, p := range profiles {
+		fmt.Fprintf(&b, "| %s |", p.Title)
+		for _, s := range flame.Shares(p.Root) {
+			fmt.Fprintf(&b, " %.0f %% |", 100*s.Part)
+		}
+		fmt.Fprintf(&b, " [%s](%s/%s.svg) |\n", p.Name, flamesFolder, p.Name)
+	}
+	return b.String()
+}
+
+// facts are of the machine and the run, without what names the machine.
+func (b *bench) facts() []result.Fact {
+	facts := []result.Fact{
+		{Name: "measured", Value: fmt.Sprintf("%s, %d repeats in %v", b.started.UTC().Format(time.DateOnly), b.repeats, time.Since(b.started).Round(time.Second))},
+		{Name: "Heddle", Value: said(b.root, `^\S+\s*$`, "git", "describe", "--tags", "--always", "--dirty")},
+		{Name: "cores", Value: fmt.Sprintf("%d, %s", runtime.NumCPU(), firstMatch("/proc/cpuinfo", `(?m)^model name\s*: (.+)$`))},
+		{Name: "kernel", Value: kernel()},
+		{Name: "Go", Value: strings.TrimPrefix(runtime.Version(), "go")},
+	}
+	if slices.Contains(b.subjects, "envoy") {
+		value := "unknown"
+		if binary, err := world.EnvoyBinary(b.root); err == nil {
+			value = said(".", `\d+\.\d+\.\d+`, binary, "--version")
+		}
+		facts = append(facts, result.Fact{Name: "Envoy", Value: value})
+	}
+	return append(facts,
+		result.Fact{Name: "wrk, iperf3, nginx", Value: strings.Join([]string{
+			said(".", `\d+\.\d+\.\d+`, "wrk", "-v"), said(".", `\d+\.\d+`, "iperf3", "--version"), said(".", `\d+\.\d+\.\d+`, "nginx", "-v")}, ", ")},
+		result.Fact{Name: "congestion control", Value: firstMatch("/proc/sys/net/ipv4/tcp_congestion_control", `(.+)`)},
+		result.Fact{Name: "load of the machine at the start, 1 minute", Value: b.loadAtStart},
+	)
+}
+
+// said finds a pattern in what a command says. Some that say their version end
+// with an error.
+func said(dir, pattern, name string, args ...string) string {
+	cmd := exec.Command(name, args...)
+	cmd.Dir = dir
+	out, _ := cmd.CombinedOutput() // without a match it is unknown
+	return match(string(out), pattern)
+}
+
+func firstMatch(path, pattern string) string {
+	data, _ := os.ReadFile(path) // without a match it is unknown
+	return match(string(data), pattern)
+}
+
+func match(text, pattern string) string {
+	found := regexp.MustCompile(pattern).FindStringSubmatch(text)
+	if found == nil {
+		return "unknown"
+	}
+	return strings.TrimSpace(found[len(found)-1])
+}
+
+func kernel() string {
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		return "unknown"
+	}
+	return unix.ByteSliceToString(uts.Release[:])
+}

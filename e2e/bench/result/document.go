@@ -1,0 +1,124 @@
+package result
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+)
+
+// Fact is something about the machine or the run.
+type Fact struct{ Name, Value string }
+
+// Section is a part of the document that the run wrote itself.
+type Section struct{ Title, Text string }
+
+// Report is everything that a run has to say.
+type Report struct {
+	Facts    []Fact
+	Subjects []string
+	Rows     []Row
+	Sections []Section
+}
+
+const preamble = `# Benchmarks
+
+Written by ` + "`make bench`" + `, as measured; not edited. Ratios are what to look at: the figures themselves are of one machine on one day. A
+ratio is taken within each repeat, in which the subjects follow each other closely, and its median over the repeats is shown.
+
+- **none**: the same pods and links, and nothing that carries connections.
+- **heddle**: two agents with the loop engine, each pod with an identity and a policy, with metrics and flow records.
+- **reference**: the same with the reference engine.
+- **envoy**: two Envoys, one per node, each pod with an identity: ` + "`tcp_proxy`" + ` that tunnels over CONNECT with mutual TLS 1.3 and
+  multiplexed HTTP/2, and its other end. Without policy, access log or discovery.
+
+Verdicts: **stretch** and **holds** reach a floor that the project set itself; **better** is better than Envoy where there is no floor;
+**MISSED** is better than Envoy, but not by the floor; **LOST** is worse than Envoy, or more than a bound; **ERRORS** had failed requests or
+runs, and cannot win.
+`
+
+const method = `
+## Method
+
+Two network namespaces are the nodes, joined by a bridge in a third; 20 pods with clients on one, 10 with servers on the other, each in a
+namespace of its own behind a veth. Every subject has such a world, all are up at once, and those that are not measured sleep. The subjects
+of one metric run one after the other, forwards in one repeat and backwards in the next. An interval goes from the k-th smallest to the k-th
+largest value, for the largest k that covers the median with 90 % at least; with fewer than five values it is their range.
+
+- Requests and connections: wrk, one thread, nginx with one worker, an answer of 64 bytes. A new connection carries one request.
+- Throughput: iperf3.
+- Latency: a generator of this repository, 32 connections, timed from when a request was due to its answer's last byte.
+- CPU: user and system time of both proxies, by the kernel's clock ticks of 10 ms. What the kernel does for them in interrupts is nobody's.
+- Memory: VmRSS of fresh proxies; the idle connections are of eight pods, and have echoed a byte.
+- 50 ms: each way is held back 25 ms by a process between two TUN devices, which takes single segments of 1,500 bytes and loses at random
+  those that go from client to server. Its own limit is the figure of "none". Fresh proxies; the first two seconds do not count.
+- Noise: a quiet pod asks 400 times per second, without and with a neighbour that sends four bulk streams and opens connections, 16 at a
+  time. With two cores for all, the noise takes CPU from everybody; "none" shows how much.
+- Envoy is given each easy way out: the servers' addresses are its listeners', so that nothing is redirected; it connects from the node's
+  namespace, a link less than Heddle; windows of 4 and 16 MiB; as many workers as cores; no policy, access log or flow records.
+- The load, the servers and the subject share the cores.
+`
+
+// Document writes the report as Markdown.
+func (r Report) Document(out io.Writer) error {
+	var b strings.Builder
+	b.WriteString(preamble)
+	all := Summarise(r.Rows, r.Subjects)
+	fmt.Fprintf(&b, "\n%s", Markdown(all))
+	b.WriteString(lost(all))
+	b.WriteString("\n## Machine\n\n")
+	for _, f := range r.Facts {
+		fmt.Fprintf(&b, "- %s: %s\n", f.Name, f.Value)
+	}
+	b.WriteString(method)
+	for _, s := range r.Sections {
+		fmt.Fprintf(&b, "\n## %s\n\n%s", s.Title, s.Text)
+	}
+	b.WriteString("\n## Rows\n\nEach repeat's value, in order; `!` marks one with errors.\n\n| metric | subject | values |\n|---|---|---|\n")
+	for _, s := range all {
+		var values []string
+		for _, row := range r.Rows {
+			if row.Metric == s.Metric && row.Subject == s.Subject {
+				values = append(values, number(row.Value)+strings.Repeat("!", min(row.Errors, 1)))
+			}
+		}
+		fmt.Fprintf(&b, "| %s | %s | %s |\n", s.Metric, s.Subject, strings.Join(values, ", "))
+	}
+	_, err := io.WriteString(out, b.String())
+	return err
+}
+
+// lost lists what Heddle does not win.
+func lost(all []Summary) string {
+	var b strings.Builder
+	for _, s := range all {
+		m := metric(s.Metric)
+		verdict := Judge(m, s)
+		if s.Subject != "heddle" || !slices.Contains([]Verdict{Missed, Lost, Failed}, verdict) {
+			continue
+		}
+		fmt.Fprintf(&b, "- **%s** %s: %s %s", verdict, m.Title, number(s.Median), m.Unit)
+		if s.ToEnvoy != nil {
+			fmt.Fprintf(&b, ", %.2f × Envoy", *s.ToEnvoy)
+		}
+		if f := floor(m); f != "" {
+			fmt.Fprintf(&b, ", wanted %s", f)
+		}
+		if s.Errors > 0 {
+			fmt.Fprintf(&b, ", %d errors", s.Errors)
+		}
+		b.WriteString("\n")
+	}
+	if b.Len() == 0 {
+		return ""
+	}
+	return "\n## What Heddle does not win\n\n" + b.String()
+}
+
+// JSON writes the summaries.
+func (r Report) JSON(out io.Writer) error {
+	encoder := json.NewEncoder(out)
+	encoder.SetIndent("", "  ")
+	return encoder.Encode(Summarise(r.Rows, r.Subjects))
+}

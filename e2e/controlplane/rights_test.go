@@ -1,0 +1,262 @@
+package controlplane
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/heddle-mesh/heddle/internal/identity/nodeauth"
+	"github.com/heddle-mesh/heddle/internal/testenv"
+	"github.com/heddle-mesh/heddle/operator"
+)
+
+// right is one verb on one resource, cluster-wide or in the operator's namespace.
+type right struct {
+	verb, group, resource, name string
+	here                        bool // in the operator's namespace only
+}
+
+// String is how an API server names what it refuses.
+func (r right) String() string {
+	return fmt.Sprintf(`cannot %s resource \"%s\" in API group \"%s\"`, r.verb, r.resource, r.group)
+}
+
+// steps are all rights, in the order in which an operator comes to need them:
+// each step's are found missing while those of the steps before are there.
+func steps() [][]right {
+	const heddle = "heddle.dev"
+	var lists, watches []right
+	for group, resources := range map[string][]string{"": {"namespaces", "nodes", "pods", "services"}, "discovery.k8s.io": {"endpointslices"},
+		heddle: {"meshes", "workloads", "peerauthentications", "authorizationpolicies"}} {
+		for _, resource := range resources {
+			lists = append(lists, right{verb: "list", group: group, resource: resource})
+			watches = append(watches, right{verb: "watch", group: group, resource: resource})
+		}
+	}
+	own := func(verb, group, resource, name string) right { return right{verb, group, resource, name, true} }
+	return [][]right{
+		// An API server that streams lists does so by the verb watch alone: list is
+		// asked for where it does not.
+		lists, watches,
+		{own("get", "", "secrets", "heddle-ca")},
+		{own("create", "", "secrets", "")},
+		{own("get", "coordination.k8s.io", "leases", "heddle-operator"), {verb: "create", group: "authentication.k8s.io", resource: "tokenreviews"}},
+		{own("create", "coordination.k8s.io", "leases", "")},
+		{own("get", "", "configmaps", "heddle-roots"), {verb: "create", resource: "events"},
+			{verb: "patch", group: heddle, resource: "meshes/status"}, {verb: "patch", group: heddle, resource: "workloads/status"},
+			{verb: "patch", group: heddle, resource: "peerauthentications/status"}, {verb: "patch", group: heddle, resource: "authorizationpolicies/status"},
+			own("update", "coordination.k8s.io", "leases", "heddle-operator")},
+		{own("create", "", "configmaps", "")},
+		{own("patch", "", "configmaps", "heddle-roots")},
+	}
+}
+
+// grant makes the operator's roles consist of these rights.
+func (s *server) grant(t testing.TB, rights []right) {
+	t.Helper()
+	type rule struct {
+		APIGroups     []string `json:"apiGroups"`
+		Resources     []string `json:"resources"`
+		ResourceNames []string `json:"resourceNames,omitempty"`
+		Verbs         []string `json:"verbs"`
+	}
+	all, here := []rule{}, []rule{}
+	for _, r := range rights {
+		one := rule{[]string{r.group}, []string{r.resource}, nil, []string{r.verb}}
+		if r.name != "" {
+			one.ResourceNames = []string{r.name}
+		}
+		if r.here {
+			here = append(here, one)
+		} else {
+			all = append(all, one)
+		}
+	}
+	for path, rules := range map[string][]rule{"/apis/rbac.authorization.k8s.io/v1/clusterroles/heddle-operator": all,
+		"/apis/rbac.authorization.k8s.io/v1/namespaces/heddle-system/roles/heddle-operator": here} {
+		text, err := json.Marshal(map[string]any{"rules": rules})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.must(t, http.MethodPatch, path, string(text))
+	}
+}
+
+// prepare makes a cluster of one node with a mesh, an agent's pod, an enrolled
+// pod, a refused one, and one object of each of Heddle's kinds.
+func (s *server) prepare(t testing.TB) {
+	t.Helper()
+	s.installKinds(t)
+	post := func(path, body string) { t.Helper(); s.must(t, http.MethodPost, path, body) }
+	post("/api/v1/namespaces", `{apiVersion: v1, kind: Namespace, metadata: {name: heddle-system}}`)
+	post("/api/v1/namespaces", `{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {heddle.dev/mesh: enabled}}}`)
+	post("/api/v1/nodes", `{apiVersion: v1, kind: Node, metadata: {name: n1, labels: {topology.kubernetes.io/zone: a}}}`)
+	for _, account := range []string{"heddle-operator", "heddle-agent"} {
+		post("/api/v1/namespaces/heddle-system/serviceaccounts", `{apiVersion: v1, kind: ServiceAccount, metadata: {name: `+account+`}}`)
+	}
+	const roles = "/apis/rbac.authorization.k8s.io/v1"
+	post(roles+"/clusterroles", `{apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRole, metadata: {name: heddle-operator}, rules: []}`)
+	post(roles+"/namespaces/heddle-system/roles", `{apiVersion: rbac.authorization.k8s.io/v1, kind: Role, metadata: {name: heddle-operator}, rules: []}`)
+	subject := `subjects: [{kind: ServiceAccount, name: heddle-operator, namespace: heddle-system}]`
+	post(roles+"/clusterrolebindings", `{apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRoleBinding, metadata: {name: heddle-operator},
+  roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: heddle-operator}, `+subject+`}`)
+	post(roles+"/namespaces/heddle-system/rolebindings", `{apiVersion: rbac.authorization.k8s.io/v1, kind: RoleBinding, metadata: {name: heddle-operator},
+  roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: heddle-operator}, `+subject+`}`)
+	s.pod(t, "heddle-system", "agent-n1", "heddle-agent", "192.0.2.11", true)
+	s.pod(t, "shop", "web", "web", "10.244.1.2", false)
+	s.pod(t, "shop", "exporter", "default", "192.0.2.11", true)
+	const kinds = "/apis/heddle.dev/v1alpha1"
+	post(kinds+"/meshes", `{apiVersion: heddle.dev/v1alpha1, kind: Mesh, metadata: {name: default},
+  spec: {trustDomain: test.example, clusterRanges: ["10.244.0.0/16", "10.96.0.0/16"]}}`)
+	post(kinds+"/namespaces/shop/peerauthentications", `{apiVersion: heddle.dev/v1alpha1, kind: PeerAuthentication, metadata: {name: strict, namespace: shop}, spec: {mode: STRICT}}`)
+	post(kinds+"/namespaces/shop/authorizationpolicies", `{apiVersion: heddle.dev/v1alpha1, kind: AuthorizationPolicy, metadata: {name: web, namespace: shop},
+  spec: {rules: [{from: [{namespaces: [shop]}]}]}}`)
+	post(kinds+"/namespaces/shop/workloads", `{apiVersion: heddle.dev/v1alpha1, kind: Workload, metadata: {name: vm, namespace: shop},
+  spec: {node: vm1, addresses: ["10.244.9.9"], networkNamespace: /run/netns/vm}}`)
+}
+
+// pod makes a pod that says it runs.
+func (s *server) pod(t testing.TB, namespace, name, account, address string, host bool) {
+	t.Helper()
+	path := "/api/v1/namespaces/" + namespace + "/pods"
+	s.must(t, http.MethodPost, path, fmt.Sprintf(`{apiVersion: v1, kind: Pod, metadata: {name: %s, namespace: %s, labels: {app: %s}},
+  spec: {nodeName: n1, serviceAccountName: %s, hostNetwork: %v, containers: [{name: main, image: none}]}}`, name, namespace, name, account, host))
+	s.must(t, http.MethodPatch, path+"/"+name+"/status", fmt.Sprintf(
+		`{status: {phase: Running, podIP: %[1]s, podIPs: [{ip: %[1]s}], conditions: [{type: Ready, status: "True"}]}}`, address))
+}
+
+// startOperator runs an operator as its own service account until the test ends.
+func startOperator(t testing.TB, s *server, replica string) (address, health string, log *logBuffer) {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	health, log = fmt.Sprintf("127.0.0.1:%d", freePort(t)), &logBuffer{}
+	op, err := operator.New(operator.Config{Kubernetes: &operator.Kubernetes{Rest: s.config(s.token(t, "heddle-operator", "", "")), Replica: replica},
+		Listener: listener, Health: health, Version: "test", Logger: slog.New(slog.NewTextHandler(log, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- op.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		http.DefaultClient.CloseIdleConnections()
+		if t.Failed() {
+			text := log.String()
+			t.Logf("log of the operator: ...%s", text[max(0, len(text)-6000):])
+		}
+	})
+	return listener.Addr().String(), health, log
+}
+
+func ready(health string) bool {
+	resp, err := http.Get("http://" + health + "/readyz")
+	if err != nil {
+		return false
+	}
+	defer resp.Body.Close()
+	return resp.StatusCode == http.StatusOK
+}
+
+// join trades a token for a node's credential, given the mesh's roots.
+func join(t testing.TB, operator, roots, token string, limit time.Duration) (*nodeauth.Node, error) {
+	t.Helper()
+	dir := t.TempDir()
+	for name, content := range map[string]string{"roots.pem": roots, "token": token} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	return nodeauth.JoinByAccount(ctx, nodeauth.AccountConfig{NodeConfig: nodeauth.NodeConfig{Dir: filepath.Join(dir, "state"), Operator: operator},
+		Node: "n1", TokenFile: filepath.Join(dir, "token"), RootsFile: filepath.Join(dir, "roots.pem")})
+}
+
+// TestEachRightIsNeeded gives an operator one step of rights after the other. At
+// each it finds the next one missing, and says so; with all of them everything
+// that it is for has happened.
+func TestEachRightIsNeeded(t *testing.T) {
+	s := startServer(t)
+	s.prepare(t)
+	address, health, log := startOperator(t, s, "replica-0")
+	var granted []right
+	for i, step := range steps() {
+		for _, r := range step {
+			if r.resource == "tokenreviews" {
+				awaitRoots := s.caRoots(t)
+				if _, err := join(t, address, awaitRoots, s.token(t, "heddle-agent", operator.DefaultAudience, "agent-n1"), 2*time.Second); err == nil || !strings.Contains(err.Error(), "cannot have the token reviewed") {
+					t.Errorf("without %v a node joins, or not for that reason: %v", r, err)
+				}
+			}
+			testenv.Eventually(t, 60*time.Second, fmt.Sprintf("step %d: %v", i, r), func() bool { return log.has(r.String()) })
+		}
+		granted = append(granted, step...)
+		s.grant(t, granted)
+		if i == len(steps())-2 { // the ConfigMap is there: somebody changes it
+			testenv.Eventually(t, 60*time.Second, "roots are published", func() bool { return s.roots() != "" })
+			s.must(t, http.MethodPatch, "/api/v1/namespaces/heddle-system/configmaps/heddle-roots", `{data: {roots.pem: "spoiled"}}`)
+		}
+	}
+	testenv.Eventually(t, 60*time.Second, "the operator is ready", func() bool { return ready(health) })
+	testenv.Eventually(t, 90*time.Second, "the roots are put right", func() bool { return strings.Contains(s.roots(), "BEGIN CERTIFICATE") })
+	n, err := join(t, address, s.roots(), s.token(t, "heddle-agent", operator.DefaultAudience, "agent-n1"), 20*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Close(); err != nil {
+		t.Error(err)
+	}
+	for _, c := range []struct{ path, says string }{
+		{"/apis/heddle.dev/v1alpha1/meshes/default", "Accepted"},
+		{"/apis/heddle.dev/v1alpha1/namespaces/shop/workloads/vm", "Accepted"},
+		{"/apis/heddle.dev/v1alpha1/namespaces/shop/peerauthentications/strict", "on 0 of 2 nodes; not on n1, vm1"},
+		{"/apis/heddle.dev/v1alpha1/namespaces/shop/authorizationpolicies/web", "on 0 of 2 nodes; not on n1, vm1"},
+		{"/api/v1/namespaces/shop/events", "hostNetwork"},
+		{"/apis/coordination.k8s.io/v1/namespaces/heddle-system/leases/heddle-operator", "replica-0"},
+	} {
+		testenv.Eventually(t, 60*time.Second, c.path+" says "+c.says, func() bool {
+			_, o := s.do(http.MethodGet, c.path, nil)
+			return strings.Contains(fmt.Sprint(o), c.says)
+		})
+	}
+}
+
+// roots returns what agents would mount; "" when it is not there.
+func (s *server) roots() string {
+	_, o := s.do(http.MethodGet, "/api/v1/namespaces/heddle-system/configmaps/heddle-roots", nil)
+	data, _ := o["data"].(map[string]any)
+	text, _ := data["roots.pem"].(string)
+	return text
+}
+
+// caRoots returns the root from the operator's Secret: for a time at which roots
+// are not published yet.
+func (s *server) caRoots(t testing.TB) string {
+	t.Helper()
+	var roots []byte
+	testenv.Eventually(t, 60*time.Second, "the Secret is made", func() bool {
+		_, o := s.do(http.MethodGet, "/api/v1/namespaces/heddle-system/secrets/heddle-ca", nil)
+		data, _ := o["data"].(map[string]any)
+		text, _ := data["tls.crt"].(string)
+		var err error
+		roots, err = base64.StdEncoding.DecodeString(text)
+		return err == nil && len(roots) > 0
+	})
+	return string(roots)
+}

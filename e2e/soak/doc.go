@@ -1,0 +1,4 @@
+// Package soak holds the test that a mesh under churn grows neither in memory
+// nor in descriptors: thirty seconds of it with the other tests of root, half an
+// hour by `make soak`. It needs root, and is not a benchmark.
+package soak

@@ -1,0 +1,331 @@
+// Package testbed is what the end-to-end tests stand on: a local mesh of real
+// programs, built from this checkout, with pods whose sockets the test itself
+// opens. It is imported by tests only. A Bed is safe for concurrent use, but for
+// the functions that change the mesh.
+package testbed
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/heddle-mesh/heddle/e2e/wire"
+	"github.com/heddle-mesh/heddle/internal/local"
+)
+
+// Bed is a running mesh.
+type Bed struct {
+	// Mesh is replaced by Restart: use it where nothing else restarts.
+	Mesh *local.Mesh
+	// pods is the first Mesh: where the pods are does not change.
+	pods *local.Mesh
+	// Folder is the configuration that the operator watches.
+	Folder string
+	// Binaries is the folder of the programs.
+	Binaries string
+}
+
+// Build builds the programs into a folder, from the checkout at root.
+func Build(root, into string) error {
+	for _, program := range []string{"heddle", "heddle-agent", "heddle-operator"} {
+		cmd := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(into, program), "./cmd/"+program)
+		cmd.Dir = root
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("build %s: %w: %s", program, err, out)
+		}
+	}
+	return nil
+}
+
+// Up starts a mesh of the given name from YAML and takes it down at the test's
+// end. It returns when every enrolled pod is.
+func Up(t testing.TB, root, name, yaml string) *Bed {
+	t.Helper()
+	b := &Bed{Folder: t.TempDir(), Binaries: t.TempDir()}
+	if err := Build(root, b.Binaries); err != nil {
+		t.Fatal(err)
+	}
+	b.Write(t, "mesh.yaml", yaml)
+	// A run that was cut short may have left its mesh behind.
+	if old, err := local.Open("", name); err == nil {
+		if err := old.Down(context.Background()); err != nil {
+			t.Fatalf("take down what an earlier run left: %v", err)
+		}
+	}
+	b.start(t, name)
+	t.Cleanup(func() {
+		if t.Failed() {
+			b.dumpLogs(t)
+		}
+		if err := b.Mesh.Down(context.Background()); err != nil {
+			t.Errorf("take the mesh down: %v", err)
+		}
+	})
+	b.waitHealthy(t)
+	return b
+}
+
+func (b *Bed) start(t testing.TB, name string) {
+	t.Helper()
+	m, err := local.Up(context.Background(), local.Config{
+		Name: name, Folder: b.Folder, CreatePods: true,
+		OperatorBinary: filepath.Join(b.Binaries, "heddle-operator"), AgentBinary: filepath.Join(b.Binaries, "heddle-agent"),
+	})
+	if m != nil {
+		b.Mesh = m
+		if b.pods == nil {
+			b.pods = m
+		}
+	}
+	if err != nil {
+		if m != nil {
+			b.dumpLogs(t)
+			if downErr := m.Down(context.Background()); downErr != nil {
+				t.Error(downErr)
+			}
+		}
+		t.Fatalf("start mesh: %v", err)
+	}
+}
+
+// Restart starts what has died of the mesh, as `heddle local up` does.
+func (b *Bed) Restart(t testing.TB) {
+	t.Helper()
+	b.start(t, b.Mesh.Plan.Name)
+}
+
+// StartAgentAlone starts a node's agent without asking the operator anything.
+func (b *Bed) StartAgentAlone(t testing.TB, node string) {
+	t.Helper()
+	if err := b.Mesh.StartAgent(node); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (b *Bed) waitHealthy(t testing.TB) {
+	t.Helper()
+	var out string
+	var err error
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
+		if out, err = b.Heddle("check", "--name", b.Mesh.Plan.Name); err == nil {
+			return
+		}
+	}
+	t.Fatalf("the mesh is not healthy after 30 s: %v\n%s", err, out)
+}
+
+// Heddle runs the command line and returns what it printed, both streams.
+func (b *Bed) Heddle(args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, filepath.Join(b.Binaries, "heddle"), args...)
+	var out, complaint bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &complaint
+	err := cmd.Run()
+	if err != nil {
+		err = fmt.Errorf("heddle %s: %w: %s", strings.Join(args, " "), err, complaint.String())
+	}
+	return out.String(), err
+}
+
+// Write puts a file into the folder that the operator watches.
+func (b *Bed) Write(t testing.TB, name, yaml string) {
+	t.Helper()
+	path := filepath.Join(b.Folder, name)
+	if err := os.WriteFile(path+".tmp", []byte(yaml), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path+".tmp", path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Remove takes a file out of the folder.
+func (b *Bed) Remove(t testing.TB, name string) {
+	t.Helper()
+	if err := os.Remove(filepath.Join(b.Folder, name)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Listen opens a listener in a pod, as an app would.
+func (b *Bed) Listen(t testing.TB, pod, address string) *net.TCPListener {
+	t.Helper()
+	var l net.Listener
+	err := b.pods.InPod(pod, func() (err error) {
+		l, err = net.Listen("tcp", address)
+		return err
+	})
+	if err != nil {
+		t.Fatalf("listen in %s: %v", pod, err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l.(*net.TCPListener)
+}
+
+// Dial connects from a pod, as an app would.
+func (b *Bed) Dial(pod, address string, timeout time.Duration) (*net.TCPConn, error) {
+	var c net.Conn
+	err := b.pods.InPod(pod, func() (err error) {
+		c, err = net.DialTimeout("tcp", address, timeout)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.TCPConn), nil
+}
+
+// MustDial is Dial for a test that cannot go on without; it closes the
+// connection at the test's end.
+func (b *Bed) MustDial(t testing.TB, pod, address string) *net.TCPConn {
+	t.Helper()
+	c, err := b.Dial(pod, address, 10*time.Second)
+	if err != nil {
+		t.Fatalf("dial %s from %s: %v", address, pod, err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// Command is a program to be run in a pod.
+func (b *Bed) Command(ctx context.Context, pod string, args ...string) *exec.Cmd {
+	return exec.CommandContext(ctx, filepath.Join(b.Binaries, "heddle"), append([]string{"exec", "--name", b.pods.Plan.Name, pod, "--"}, args...)...)
+}
+
+// Flow is what the tests read of `heddle flows -o json`.
+type Flow struct {
+	Verdict     string   `json:"verdict"`
+	Reason      string   `json:"reason"`
+	Policy      string   `json:"policy"`
+	Direction   string   `json:"direction"`
+	Transport   string   `json:"transport"`
+	Source      Endpoint `json:"source"`
+	Destination Endpoint `json:"destination"`
+	Sent        uint64   `json:"bytesSent"`
+	Received    uint64   `json:"bytesReceived"`
+}
+
+// Endpoint is one end of a Flow.
+type Endpoint struct {
+	Workload string `json:"workload"`
+	Identity string `json:"identity"`
+	Address  string `json:"address"`
+}
+
+// Flows asks for flows that match the command line's filter flags.
+func (b *Bed) Flows(t testing.TB, flags ...string) []Flow {
+	t.Helper()
+	out, err := b.Heddle(append([]string{"flows", "--name", b.Mesh.Plan.Name, "--last", "500", "-o", "json"}, flags...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var flows []Flow
+	for dec := json.NewDecoder(strings.NewReader(out)); ; {
+		var f Flow
+		if err := dec.Decode(&f); errors.Is(err, io.EOF) {
+			return flows
+		} else if err != nil {
+			t.Fatalf("read flows: %v in %s", err, out)
+		}
+		flows = append(flows, f)
+	}
+}
+
+// Kill ends a node's agent without warning.
+func (b *Bed) Kill(t testing.TB, node string) {
+	t.Helper()
+	p := b.Mesh.Agents[node]
+	if !p.Running() {
+		t.Fatalf("agent of %s does not run", node)
+	}
+	if err := syscall.Kill(p.PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	for p.Running() {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// Capture is a tcpdump on the bridge between the nodes.
+type Capture struct {
+	cmd  *exec.Cmd
+	path string
+	// said is what tcpdump prints at its end, with what it lost.
+	said *bytes.Buffer
+}
+
+// Capture starts to capture what crosses between nodes.
+func (b *Bed) Capture(t testing.TB) *Capture {
+	t.Helper()
+	c := &Capture{path: filepath.Join(t.TempDir(), "fabric.pcap"), said: &bytes.Buffer{}}
+	c.cmd = exec.Command("nsenter", "--net="+b.Mesh.FabricPath(), "tcpdump", "-i", "br0", "-s", "0", "-B", "65536", "-U", "--immediate-mode", "-Z", "root", "-w", c.path)
+	c.cmd.Stderr = c.said
+	if err := c.cmd.Start(); err != nil {
+		t.Fatalf("start tcpdump: %v", err)
+	}
+	t.Cleanup(func() { _ = c.cmd.Process.Kill() }) // already gone, unless the test failed before Stop
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if info, err := os.Stat(c.path); err == nil && info.Size() > 0 {
+			return c
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("tcpdump does not start")
+		}
+	}
+}
+
+// Stop ends the capture and judges what it saw of the given addresses; nil
+// judges everything.
+func (c *Capture) Stop(t testing.TB, marker string, judged func(netip.Addr) bool) wire.Findings {
+	t.Helper()
+	time.Sleep(300 * time.Millisecond) // what is in tcpdump's buffer
+	if err := c.cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	_ = c.cmd.Wait() // tcpdump's status says nothing of the file
+	if !strings.Contains(c.said.String(), "\n0 packets dropped by kernel") {
+		t.Errorf("the capture is not whole, so it shows nothing: %s", c.said)
+	}
+	f, err := os.Open(c.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	found, err := wire.Read(f, []byte(marker), judged)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+func (b *Bed) dumpLogs(t testing.TB) {
+	t.Helper()
+	parts := []string{"operator"}
+	for _, n := range b.Mesh.Plan.Nodes {
+		parts = append(parts, n.Name)
+	}
+	for _, part := range parts {
+		path, err := b.Mesh.Logs(part)
+		if err != nil {
+			continue
+		}
+		if data, err := os.ReadFile(path); err == nil {
+			lines := strings.Split(strings.TrimSpace(string(data)), "\n")
+			t.Logf("log of %s:\n%s", part, strings.Join(lines[max(0, len(lines)-40):], "\n"))
+		}
+	}
+}
