@@ -28,7 +28,7 @@ const flamesFolder = "flames"
 // write writes the document, bench.json and the flame graphs. Without flame
 // graphs it writes the others all the same.
 func (b *bench) write(ctx context.Context, scratch string) error {
-	r := result.Report{Facts: b.facts(), Subjects: b.subjects, Rows: b.measured}
+	r := result.Report{Facts: b.facts(), Subjects: b.subjects, All: world.Subjects(), Rows: b.measured}
 	var profileErr error
 	if w := b.worlds["heddle"]; w != nil {
 		b.say("profiling the agents")

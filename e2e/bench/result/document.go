@@ -16,10 +16,11 @@ type Section struct{ Title, Text string }
 
 // Report is everything that a run has to say.
 type Report struct {
-	Facts    []Fact
-	Subjects []string
-	Rows     []Row
-	Sections []Section
+	Facts []Fact
+	// Subjects were measured, of All that there are.
+	Subjects, All []string
+	Rows          []Row
+	Sections      []Section
 }
 
 const preamble = `# Benchmarks
@@ -67,6 +68,7 @@ func (r Report) Document(out io.Writer) error {
 	all := Summarise(r.Rows, r.Subjects)
 	fmt.Fprintf(&b, "\n%s", Markdown(all))
 	b.WriteString(lost(all))
+	b.WriteString(r.leftOut())
 	b.WriteString("\n## Machine\n\n")
 	for _, f := range r.Facts {
 		fmt.Fprintf(&b, "- %s: %s\n", f.Name, f.Value)
@@ -114,6 +116,30 @@ func lost(all []Summary) string {
 		return ""
 	}
 	return "\n## What Heddle does not win\n\n" + b.String()
+}
+
+// leftOut lists what a run of some metrics or subjects has no figures of, so that a part is not read as the whole.
+func (r Report) leftOut() string {
+	var metrics, subjects []string
+	for _, m := range Metrics() {
+		if !slices.ContainsFunc(r.Rows, func(row Row) bool { return row.Metric == m.ID }) {
+			metrics = append(metrics, m.Title)
+		}
+	}
+	for _, subject := range r.All {
+		if !slices.Contains(r.Subjects, subject) {
+			subjects = append(subjects, subject)
+		}
+	}
+	if len(metrics)+len(subjects) == 0 {
+		return ""
+	}
+	var b strings.Builder
+	b.WriteString("\n## Not in this run\n\nA part of the benchmark was run. There are no figures of:\n\n")
+	for _, name := range append(subjects, metrics...) {
+		fmt.Fprintf(&b, "- %s\n", name)
+	}
+	return b.String()
 }
 
 // JSON writes the summaries.

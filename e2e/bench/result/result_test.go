@@ -127,7 +127,7 @@ func TestJSON(t *testing.T) {
 
 func TestDocument(t *testing.T) {
 	r := Report{
-		Facts: []Fact{{"cores", "2"}}, Subjects: []string{"none", "heddle", "reference", "envoy"},
+		Facts: []Fact{{"cores", "2"}}, Subjects: []string{"none", "heddle", "envoy"}, All: []string{"none", "heddle", "reference", "envoy"},
 		Rows:     append(rows(), Row{1, "heddle", "p99", 250, 3}, Row{1, "envoy", "p99", 200, 0}),
 		Sections: []Section{{"Where the time goes", "Nowhere.\n"}},
 	}
@@ -136,12 +136,15 @@ func TestDocument(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		"- cores: 2\n", "## Where the time goes\n\nNowhere.\n", "| p99 | heddle | 90.0, 250! |\n", "| rps | reference | 90.0, 0.00! |\n",
+		"- cores: 2\n", "## Not in this run\n", "\n- reference\n", "\n- throughput, 8 streams\n", "## Where the time goes\n\nNowhere.\n", "| p99 | heddle | 90.0, 250! |\n", "| rps | envoy | 100, 200 |\n",
 		"- **ERRORS** latency at 1,600 requests/s, p99: 170 µs, 1.07 × Envoy, wanted ≤ 0.8 (0.6) × Envoy, 3 errors\n",
 	} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("%q is not in the document:\n%s", want, &b)
 		}
+	}
+	if strings.Contains(b.String(), "\n- requests/s, 32 kept-alive connections\n") {
+		t.Error("a metric that was measured is listed as left out")
 	}
 	if strings.Contains(b.String(), "**MISSED** requests") {
 		t.Error("a floor that holds is listed as missed")
@@ -150,7 +153,7 @@ func TestDocument(t *testing.T) {
 		t.Fatal(err)
 	}
 	var all []Summary
-	if err := json.Unmarshal([]byte(again.String()), &all); err != nil || len(all) != 6 || all[1].Median != 245 {
+	if err := json.Unmarshal([]byte(again.String()), &all); err != nil || len(all) != 5 || all[1].Median != 245 {
 		t.Errorf("bench.json: %v, %+v", err, all)
 	}
 }
