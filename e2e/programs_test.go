@@ -88,6 +88,11 @@ func redis(t *testing.T, b *testbed.Bed) {
 // TestDatabases: two protocols in which the server speaks first, or negotiates.
 func TestDatabases(t *testing.T) {
 	b := up(t, "e2e-db")
+	mariadb(t, b)
+	postgres(t, b)
+}
+
+func mariadb(t *testing.T, b *testbed.Bed) {
 	dir, err := os.MkdirTemp("", "heddle-db") // its path must be short enough for a socket's
 	if err != nil {
 		t.Fatal(err)
@@ -107,5 +112,39 @@ func TestDatabases(t *testing.T) {
 		"CREATE TABLE t (v LONGTEXT); INSERT INTO t VALUES (REPEAT('"+secret+"', 10000)); SELECT LENGTH(v), CURRENT_USER() FROM t")
 	if !strings.Contains(out, fmt.Sprint(10000*len(secret))) || !strings.Contains(out, "u@10.244.1.10") {
 		t.Errorf("mariadb: %q", out)
+	}
+}
+
+// postgres runs on IPv6, as the program's own user: it refuses to be root.
+func postgres(t *testing.T, b *testbed.Bed) {
+	server, err := filepath.Glob("/usr/lib/postgresql/*/bin/initdb")
+	if err != nil || len(server) == 0 {
+		t.Fatalf("no PostgreSQL server: run `make deps` (%v)", err)
+	}
+	programs := filepath.Dir(server[len(server)-1])
+	dir, err := os.MkdirTemp("", "heddle-pg")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	asOwner := []string{"setpriv", "--reuid", "postgres", "--regid", "postgres", "--clear-groups"} // becomes the program, unlike runuser
+	if out, err := exec.Command("chown", "postgres", dir).CombinedOutput(); err != nil {
+		t.Fatalf("chown: %v: %s", err, out)
+	}
+	data := filepath.Join(dir, "data")
+	if out, err := exec.Command(asOwner[0], append(asOwner[1:], filepath.Join(programs, "initdb"), "-D", data, "--no-sync", "-A", "trust")...).CombinedOutput(); err != nil {
+		t.Fatalf("initdb: %v: %s", err, out)
+	}
+	// Only the client's own address may come in.
+	access := "host all postgres fd00:244:1::10/128 trust\n"
+	if err := os.WriteFile(filepath.Join(data, "pg_hba.conf"), []byte(access), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	runInPod(t, b, "shop/server", append(asOwner, filepath.Join(programs, "postgres"), "-D", data, "-c", "listen_addresses=*",
+		"-c", "unix_socket_directories="+dir, "-c", "fsync=off", "-c", "shared_buffers=16MB")...)
+	out := clientInPod(t, b, "shop/client", "psql", "-h", "fd00:244:2::10", "-U", "postgres", "-d", "postgres", "-X", "-A", "-t", "-c",
+		"SELECT length(repeat('"+secret+"', 10000)), inet_client_addr()")
+	if want := fmt.Sprintf("%d|fd00:244:1::10", 10000*len(secret)); !strings.Contains(out, want) {
+		t.Errorf("psql: %q, want %q", out, want)
 	}
 }

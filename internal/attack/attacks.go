@@ -64,6 +64,8 @@ func (a aim) outbound() []try {
 		}),
 		raw("raw SYN", "a crafted SYN from the pod's own address", func(p *packet) { p.flags, p.payload = flagSYN, nil }),
 		raw("raw ACK", "a crafted ACK with data, as of an established connection", func(p *packet) { p.flags = flagACK }),
+		raw("bare ACK", "a crafted ACK without data, as the kernel's own", func(p *packet) { p.flags, p.payload = flagACK, nil }),
+		raw("bare RST", "a crafted RST of no connection", func(p *packet) { p.flags, p.payload = flagRST, nil }),
 		raw("passthru tuple", "data on the tuple that the agent uses towards the application, out of eth0", func(p *packet) {
 			p.source, p.destination = a.app, a.client
 		}),

@@ -10,6 +10,7 @@ import (
 // TCP flags (RFC 9293, section 3.1).
 const (
 	flagSYN = 0x02
+	flagRST = 0x04
 	flagPSH = 0x08
 	flagACK = 0x10
 )

@@ -49,7 +49,7 @@ func Main(m *testing.M) {
 func NeedRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		t.Fatal("this test needs root: run it with sudo, or leave the package out with `make test-unprivileged`")
+		t.Fatal("this test needs root: run it with sudo, or run `make test-unit`, which leaves such packages out")
 	}
 }
 
