@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os/exec"
 	"strings"
 	"sync"
 	"testing"
@@ -398,6 +399,38 @@ func transfer(c net.Conn, size int64, seed byte) (sums [2][]byte) {
 	wg.Wait()
 	return sums
 }
+
+// TestLossIsShown: what the kernel had to send again on the wire is in the flow of the
+// connection that it was sent for.
+func TestLossIsShown(t *testing.T) {
+	b := up(t, "e2e-loss")
+	retransmits := func(port string) uint32 {
+		l := b.Listen(t, "shop/server", ":"+port)
+		go echo(t, l)
+		c := b.MustDial(t, "shop/client", "10.244.2.10:"+port)
+		for range 100 {
+			roundTrip(t, c, newSecret(64<<10))
+		}
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+		f := waitFlow(t, b, "the flow's end", func(f testbed.Flow) bool {
+			return f.Direction == "outbound" && f.Sent == 100*64<<10 && strings.HasSuffix(f.Destination.Address, ":"+port)
+		})
+		return f.Retransmits
+	}
+	clean := retransmits("7040") // a busy machine may answer a tail loss probe late (RFC 8985 section 7)
+	const rule = "table inet loss { chain c { type filter hook forward priority 0; tcp dport 15008 meta length > 500 numgen inc mod 20 == 0 drop; }; }"
+	if out, err := exec.Command("ip", "netns", "exec", b.Mesh.Plan.Nodes[0].NetNS, "nft", rule).CombinedOutput(); err != nil {
+		t.Fatalf("lose packets: %v: %s", err, out)
+	}
+	if lossy := retransmits("7041"); lossy < clean+10 {
+		t.Errorf("the flow shows %d segments sent again with loss, %d without", lossy, clean)
+	}
+}
+
+// newSecret is n bytes that begin with the secret.
+func newSecret(n int) []byte { return append([]byte(secret), make([]byte, n-len(secret))...) }
 
 // TestManyConnections holds 5,000 connections at once, each of which works.
 func TestManyConnections(t *testing.T) {

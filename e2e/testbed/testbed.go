@@ -217,6 +217,7 @@ type Flow struct {
 	Destination Endpoint `json:"destination"`
 	Sent        uint64   `json:"bytesSent"`
 	Received    uint64   `json:"bytesReceived"`
+	Retransmits uint32   `json:"retransmits"`
 }
 
 // Endpoint is one end of a Flow.
