@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 )
 
 const module = "github.com/heddle-mesh/heddle"
@@ -508,4 +509,19 @@ func declaredNames(decl ast.Decl) []string {
 		return names
 	}
 	return nil
+}
+
+// TestArchitectureIsShort: what a newcomer reads first is three pages of 60 lines of 100 columns, or it is not read.
+func TestArchitectureIsShort(t *testing.T) {
+	page, err := os.ReadFile("docs/architecture.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := 0
+	for line := range strings.Lines(string(page)) {
+		lines += max(1, (utf8.RuneCountInString(strings.TrimSpace(line))+99)/100)
+	}
+	if lines > 180 {
+		t.Errorf("docs/architecture.md has %d lines of 100 columns, 180 are three pages: move what is detail to a page of its own", lines)
+	}
 }

@@ -9,7 +9,7 @@
 // (publish), has tokens reviewed (tokenreview) and signs (issuing) with the keys
 // of one Secret (keys). One of them leads (leader): it writes statuses and
 // events (report), and publishes the roots. The packages' documentation says
-// which rights each needs; docs/architecture.md has them in one table, with
+// which rights each needs; docs/operator.md has them in one table, with
 // ports and flags.
 //
 // # In a folder
