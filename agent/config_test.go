@@ -30,6 +30,11 @@ func TestConfigurationErrorsNameFieldAndRemedy(t *testing.T) {
 		{func(c *agent.Config) { c.KeyDir = c.StateDir + "/keys" }, []string{"KeyDir:", "not be on disk"}},
 		{func(c *agent.Config) { c.Metrics = "15020" }, []string{"Metrics:", "--metrics"}},
 		{func(c *agent.Config) { c.Operator = "nowhere" }, []string{"Operator:", "--operator"}},
+		{func(c *agent.Config) { c.Account.TokenFile = "/t" }, []string{"Account.RootsFile:", "--roots-file", "Operator:", "--operator"}},
+		{func(c *agent.Config) { c.Account.RootsFile = "roots.pem" }, []string{"Account.TokenFile:", "Account.RootsFile:", "--token-file"}},
+		{func(c *agent.Config) {
+			c.Account, c.JoinToken = agent.AccountConfig{TokenFile: "/t", RootsFile: "/r"}, "x"
+		}, []string{"JoinToken:", "--join-token-file"}},
 		{func(c *agent.Config) { c.Engine = "steam" }, []string{"Engine:", `"steam"`, "--engine"}},
 		{func(c *agent.Config) { c.TakeOver = "maybe" }, []string{"TakeOver:", `"maybe"`, "--take-over"}},
 		{func(c *agent.Config) { c.Kernel.Mark = 1 }, []string{"Kernel.Mark:", "--mark"}},

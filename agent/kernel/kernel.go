@@ -111,6 +111,10 @@ func Open(cfg Config) (*Datapath, error) {
 // Close lets go of the kernel's part, which stays in force.
 func (d *Datapath) Close() error { return d.node.Close() }
 
+// Uninstall removes what is left in the kernel when every pod has left the mesh;
+// Close must follow.
+func (d *Datapath) Uninstall() error { return d.node.Uninstall() }
+
 // Pods is the podnet.Node, for reports.
 func (d *Datapath) Pods() *podnet.Node { return d.node }
 
