@@ -153,7 +153,7 @@ func (a *Agent) build(ctx context.Context, l *life) (p *parts, err error) {
 	// First of all: sockets count as the agent's only when they are made in its
 	// cgroup with the kernel's part loaded, and the gates need no operator.
 	p.kernel, err = kernel.Open(kernel.Config{
-		Node: cfg.Node, PinDir: cfg.Kernel.PinDir, StateDir: cfg.RunDir, Cgroup: cfg.Kernel.Cgroup, KubeletCgroup: cfg.Kernel.Kubelet,
+		Node: cfg.Node, PinDir: cfg.Kernel.PinDir, StateDir: cfg.RunDir, Cgroup: cfg.Kernel.Cgroup, Kubelet: cfg.Kernel.Kubelet,
 		Mark: cfg.Kernel.Mark, MarkMask: cfg.Kernel.MarkMask, FlowsPerPod: cfg.Kernel.FlowsPerPod, Grandfather: cfg.Kernel.Grandfather,
 		Inherited: p.succession.inherited(), Beside: p.succession.donor(), Log: cfg.Log,
 	})
@@ -206,7 +206,7 @@ func (a *Agent) wire(cfg Config, p *parts, files uint64) (err error) {
 	p.watch = newPausable(func(ctx context.Context) error { return p.kernel.Run(ctx, store, p.drops, p.pods.Gone) })
 	p.report = &report.Report{
 		Node: cfg.Node, Version: cfg.Version, Started: time.Now(), Uplink: p.uplink, Datapath: p.kernel.Pods(),
-		Enrolments: p.pods, Carrier: p.proxy, MaxFiles: files, Engine: cfg.Engine, HandOver: p.handOver.Load,
+		Enrolments: p.pods, Carrier: p.proxy, MaxFiles: files, Engine: cfg.Engine, HandOver: p.handOver.Load, Kubelet: p.kernel.Kubelet(),
 	}
 	p.admin, err = admin.NewServer(admin.Config{Socket: cfg.AdminSocket, Ring: p.ring, Agent: p.report, Log: cfg.Log})
 	if err != nil {

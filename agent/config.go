@@ -13,6 +13,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/agent/engine"
 	"github.com/heddle-mesh/heddle/agent/handover"
+	"github.com/heddle-mesh/heddle/agent/kubelet"
 	"github.com/heddle-mesh/heddle/agent/proxy"
 	"github.com/heddle-mesh/heddle/internal/admin"
 )
@@ -90,7 +91,8 @@ type KernelConfig struct {
 	// PinDir is this node's folder on bpffs: absolute, one for each node.
 	PinDir string
 	// Cgroup is the agent's own cgroup2 folder; "" finds or makes one. Kubelet
-	// is kubelet's, whose probes pass; "" for none.
+	// is kubelet's, whose probes pass; "auto" finds it, "none" is for none, and ""
+	// for auto where there is a container runtime, and none elsewhere.
 	Cgroup, Kubelet string
 	// Mark, under MarkMask, routes the agent's packets past redirection.
 	Mark, MarkMask uint32
@@ -165,6 +167,9 @@ func (c Config) complete() Config {
 		c.KeyDir = filepath.Join(c.RunDir, "keys")
 	}
 	c.CNI = c.CNI.complete(c.StateDir)
+	if c.Kernel.Kubelet == "" && c.CNI.Socket != "" {
+		c.Kernel.Kubelet = kubelet.Auto
+	}
 	if c.Kernel.PinDir == "" {
 		c.Kernel.PinDir = filepath.Join("/sys/fs/bpf/heddle", c.Node)
 	}
@@ -212,6 +217,9 @@ func (c Config) Validate() error {
 	}
 	if !slices.Contains([]string{TakeOverAuto, TakeOverRequire, TakeOverDrain, TakeOverNever}, c.TakeOver) {
 		bad("TakeOver", fmt.Sprintf("%q is none of the choices", c.TakeOver), "set --take-over to auto, require, drain or never")
+	}
+	if k := c.Kernel.Kubelet; k != "" && k != kubelet.Auto && k != kubelet.None && !filepath.IsAbs(k) {
+		bad("Kernel.Kubelet", fmt.Sprintf("%q is not an absolute path", k), "set --kubelet-cgroup to auto, none, or a path that begins with /")
 	}
 	c.Account.validate(c.Operator, c.JoinToken, bad)
 	c.CNI.validate(bad)

@@ -39,6 +39,7 @@ func TestConfigurationErrorsNameFieldAndRemedy(t *testing.T) {
 		{func(c *agent.Config) { c.TakeOver = "maybe" }, []string{"TakeOver:", `"maybe"`, "--take-over"}},
 		{func(c *agent.Config) { c.Kernel.Mark = 1 }, []string{"Kernel.Mark:", "--mark"}},
 		{func(c *agent.Config) { c.Kernel.Mark, c.Kernel.MarkMask = 3, 1 }, []string{"Kernel.Mark:", "mask"}},
+		{func(c *agent.Config) { c.Kernel.Kubelet = "kubelet.service" }, []string{"Kernel.Kubelet:", "--kubelet-cgroup"}},
 		{func(c *agent.Config) { c.Budget.Connections = 0 }, []string{"Budget.Connections:", "--max-connections"}},
 		{func(c *agent.Config) { c.Budget.BufferedBytes = 4096 }, []string{"Budget.BufferedBytes:", "--max-buffered-bytes"}},
 		{func(c *agent.Config) { c.FlowRecords = -1 }, []string{"FlowRecords:", "--flow-records"}},

@@ -122,7 +122,7 @@ func (o *options) register(flags *pflag.FlagSet) {
 	flags.StringVar(&c.TakeOver, "take-over", agent.TakeOverAuto, "when another agent runs on this node: auto takes its work over, drain and require do and want one, require refuses if connections cannot move, never refuses")
 	flags.StringVar(&c.Kernel.PinDir, "pin-dir", "", "folder on bpffs for pinned programs and maps; empty is /sys/fs/bpf/heddle/NODE")
 	flags.StringVar(&c.Kernel.Cgroup, "cgroup", "", "the agent's own cgroup2 folder; empty finds or makes one")
-	flags.StringVar(&c.Kernel.Kubelet, "kubelet-cgroup", "", "cgroup2 folder whose sockets are kubelet's probes; empty for none")
+	flags.StringVar(&c.Kernel.Kubelet, "kubelet-cgroup", "", "whose sockets are kubelet's probes: auto finds kubelet among the node's processes, none has no probes, else its cgroup2 folder; empty is auto with --cni-socket, and none without")
 	flags.Uint32Var(&c.Kernel.Mark, "mark", 0, "routing mark of the agent's packets, within --mark-mask; 0 takes the default")
 	flags.Uint32Var(&c.Kernel.MarkMask, "mark-mask", 0, "bits of the routing mark that are the agent's; 0 takes the default")
 	flags.Uint32Var(&c.Kernel.FlowsPerPod, "flows-per-pod", 0, "bound of each pod's kernel flow table; 0 takes the default")
