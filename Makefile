@@ -11,8 +11,8 @@ export CGO_ENABLED ?= 0
 
 # Packages whose tests need root, BPF and network namespaces; those that need Kubernetes' own programs
 # (built once, about 12 minutes: bin/cluster build), and the rest.
-ROOT_PACKAGES = $(shell go list ./bpf/... ./agent/... ./internal/admin/... ./internal/attack/... ./internal/local/... ./cmd/heddle/... ./e2e/... | grep -vE '/e2e/(idle|cluster|controlplane)$$|/cmd/heddle/internal/install$$')
-CLUSTER_PACKAGES := ./e2e/cluster ./e2e/controlplane ./cmd/heddle/internal/install
+ROOT_PACKAGES = $(shell go list ./bpf/... ./agent/... ./internal/admin/... ./internal/attack/... ./internal/local/... ./cmd/heddle/... ./e2e/... | grep -vE '/e2e/(idle|cluster|controlplane|product)$$|/cmd/heddle/internal/install$$')
+CLUSTER_PACKAGES := ./e2e/cluster ./e2e/controlplane ./cmd/heddle/internal/install ./e2e/product
 UNIT_PACKAGES = $(shell go list ./... | grep -vE 'heddle/(bpf|agent|internal/(admin|attack|local)|cmd/heddle|e2e)(/|$$)')
 
 .PHONY: help

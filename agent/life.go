@@ -158,7 +158,7 @@ func (c Config) removeFiles() error {
 // which only its owner's view of the files can remove.
 func removeFolder(dir string) error {
 	err := os.Remove(dir)
-	if errors.Is(err, unix.EBUSY) {
+	if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EROFS) {
 		err = os.Remove(filepath.Join("/proc/1/root", dir))
 	}
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EBUSY) {
