@@ -124,6 +124,12 @@ handover: ## Replace agents HANDOVERS times under 2,000 long-lived connections a
 	HEDDLE_HANDOVERS=$(HANDOVERS) HEDDLE_HANDOVER_CONNECTIONS=2000 HEDDLE_HANDOVER_RATE=2000 \
 	  go test -count=1 -timeout 20m -v -run HandOver ./e2e/handover
 
+.PHONY: upgrades
+UPGRADES ?= 5
+upgrades: ## Upgrade the DaemonSet UPGRADES times under traffic on real Kubernetes, and count what is lost (root)
+	@scripts/deps cluster
+	HEDDLE_UPGRADES=$(UPGRADES) go test -count=1 -timeout 30m -v -run TestProduct ./e2e/product
+
 .PHONY: ci
 ci: ## All that must hold before a change lands
 	@scripts/ci
