@@ -11,8 +11,8 @@ export CGO_ENABLED ?= 0
 
 # Packages whose tests need root, BPF and network namespaces; those that need Kubernetes' own programs
 # (built once, about 12 minutes: bin/cluster build), and the rest.
-ROOT_PACKAGES = $(shell go list ./bpf/... ./agent/... ./internal/admin/... ./internal/attack/... ./internal/local/... ./cmd/heddle/... ./e2e/... | grep -vE '/e2e/(idle|cluster|controlplane)$$|/cmd/heddle/internal/install$$')
-CLUSTER_PACKAGES := ./e2e/cluster ./e2e/controlplane ./cmd/heddle/internal/install
+ROOT_PACKAGES = $(shell go list ./bpf/... ./agent/... ./internal/admin/... ./internal/attack/... ./internal/local/... ./cmd/heddle/... ./e2e/... | grep -vE '/e2e/(idle|cluster|controlplane|product)$$|/cmd/heddle/internal/install$$')
+CLUSTER_PACKAGES := ./e2e/cluster ./e2e/controlplane ./cmd/heddle/internal/install ./e2e/product
 UNIT_PACKAGES = $(shell go list ./... | grep -vE 'heddle/(bpf|agent|internal/(admin|attack|local)|cmd/heddle|e2e)(/|$$)')
 
 .PHONY: help
@@ -123,6 +123,12 @@ HANDOVERS ?= 20
 handover: ## Replace agents HANDOVERS times under 2,000 long-lived connections and 2,000 requests/s (root)
 	HEDDLE_HANDOVERS=$(HANDOVERS) HEDDLE_HANDOVER_CONNECTIONS=2000 HEDDLE_HANDOVER_RATE=2000 \
 	  go test -count=1 -timeout 20m -v -run HandOver ./e2e/handover
+
+.PHONY: upgrades
+UPGRADES ?= 5
+upgrades: ## Upgrade the DaemonSet UPGRADES times under traffic on real Kubernetes, and count what is lost (root)
+	@scripts/deps cluster
+	HEDDLE_UPGRADES=$(UPGRADES) go test -count=1 -timeout 30m -v -run TestProduct ./e2e/product
 
 .PHONY: ci
 ci: ## All that must hold before a change lands

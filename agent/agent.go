@@ -69,19 +69,36 @@ type parts struct {
 	metrics         *net.TCPListener // nil for none
 	registry        *prometheus.Registry
 	handOver        atomic.Pointer[meshpb.HandOver]
+	life            *life
 }
 
 // Run is the agent's life. When ctx ends it stops taking connections, drains
 // for Config.Timeouts.Drain, and leaves the pods' gates in place unless
-// Config.UnenrollOnExit. It returns nil after that, and when another agent has
-// taken over; and an error when something failed that the agent cannot do
-// without.
+// Config.End says otherwise. It returns nil after that, and when another agent has
+// taken over (see EndConfig.StayAfterHandOver); and an error when something failed
+// that the agent cannot do without.
 //
 // When another agent runs on the node, this one takes its pods and connections
 // over, as Config.TakeOver says. If that does not work the other one goes on,
 // and Run returns an error.
-func (a *Agent) Run(ctx context.Context) (err error) {
-	p, err := a.build(ctx)
+func (a *Agent) Run(ctx context.Context) error {
+	return a.answerProbes(ctx, func(l *life) error {
+		if err := a.live(ctx, l); err != nil {
+			return err
+		}
+		switch {
+		case l.given.Load() && a.cfg.End.StayAfterHandOver:
+			return a.park(ctx)
+		case a.cfg.End.Uninstall && l.leftNode.Load():
+			return a.cfg.removeFiles()
+		}
+		return nil
+	})
+}
+
+// live is Run, until the node is another agent's or nobody's.
+func (a *Agent) live(ctx context.Context, l *life) (err error) {
+	p, err := a.build(ctx, l)
 	defer func() {
 		p.succession.end(err)
 		if p.deed != nil {
@@ -112,8 +129,8 @@ func (a *Agent) Run(ctx context.Context) (err error) {
 
 // build makes the parts. After an error those that were made are in what it
 // returns, for Run to close.
-func (a *Agent) build(ctx context.Context) (p *parts, err error) {
-	p = &parts{restorePriority: func() {}}
+func (a *Agent) build(ctx context.Context, l *life) (p *parts, err error) {
+	p = &parts{restorePriority: func() {}, life: l}
 	cfg := a.cfg
 	for _, dir := range []string{cfg.RunDir, filepath.Dir(cfg.AdminSocket)} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -136,7 +153,7 @@ func (a *Agent) build(ctx context.Context) (p *parts, err error) {
 	// First of all: sockets count as the agent's only when they are made in its
 	// cgroup with the kernel's part loaded, and the gates need no operator.
 	p.kernel, err = kernel.Open(kernel.Config{
-		Node: cfg.Node, PinDir: cfg.Kernel.PinDir, StateDir: cfg.RunDir, Cgroup: cfg.Kernel.Cgroup, KubeletCgroup: cfg.Kernel.Kubelet,
+		Node: cfg.Node, PinDir: cfg.Kernel.PinDir, StateDir: cfg.RunDir, Cgroup: cfg.Kernel.Cgroup, Kubelet: cfg.Kernel.Kubelet,
 		Mark: cfg.Kernel.Mark, MarkMask: cfg.Kernel.MarkMask, FlowsPerPod: cfg.Kernel.FlowsPerPod, Grandfather: cfg.Kernel.Grandfather,
 		Inherited: p.succession.inherited(), Beside: p.succession.donor(), Log: cfg.Log,
 	})
@@ -144,7 +161,8 @@ func (a *Agent) build(ctx context.Context) (p *parts, err error) {
 		return p, err
 	}
 	p.uplink, err = uplink.Join(ctx, uplink.Config{
-		Node: cfg.Node, Token: cfg.JoinToken, Operator: cfg.Operator, StateDir: cfg.StateDir,
+		Node: cfg.Node, Token: cfg.JoinToken, TokenFile: cfg.Account.TokenFile, RootsFile: cfg.Account.RootsFile,
+		Operator: cfg.Operator, StateDir: cfg.StateDir,
 		KeyDir: cfg.KeyDir, MountKeys: true, Log: cfg.Log,
 	})
 	if err != nil {
@@ -178,7 +196,7 @@ func (a *Agent) wire(cfg Config, p *parts, files uint64) (err error) {
 	}
 	p.pods = enroll.New(enroll.Config{
 		Node: cfg.Node, Store: store, Places: p.newPods.asPlaces(), Datapath: datapath, Server: server, Identities: p.uplink.Source(),
-		Log: cfg.Log, UnenrollOnExit: cfg.UnenrollOnExit,
+		Log: cfg.Log, UnenrollOnExit: cfg.End.leaves(),
 		// What an earlier agent left is not taken back while it is there.
 		Confirmed: func() bool { return p.leftToAnother() == nil && p.uplink.Discovery().Status().Current },
 	})
@@ -188,7 +206,7 @@ func (a *Agent) wire(cfg Config, p *parts, files uint64) (err error) {
 	p.watch = newPausable(func(ctx context.Context) error { return p.kernel.Run(ctx, store, p.drops, p.pods.Gone) })
 	p.report = &report.Report{
 		Node: cfg.Node, Version: cfg.Version, Started: time.Now(), Uplink: p.uplink, Datapath: p.kernel.Pods(),
-		Enrolments: p.pods, Carrier: p.proxy, MaxFiles: files, Engine: cfg.Engine, HandOver: p.handOver.Load,
+		Enrolments: p.pods, Carrier: p.proxy, MaxFiles: files, Engine: cfg.Engine, HandOver: p.handOver.Load, Kubelet: p.kernel.Kubelet(),
 	}
 	p.admin, err = admin.NewServer(admin.Config{Socket: cfg.AdminSocket, Ring: p.ring, Agent: p.report, Log: cfg.Log})
 	if err != nil {
@@ -231,6 +249,7 @@ func (a *Agent) run(ctx context.Context, p *parts) error {
 	group.Go(func() error { p.drops.Run(support); return nil })
 	group.Go(func() error { p.newPods.follow(support); return nil })
 	group.Go(func() error { tidyMemory(support, a.cfg.Log); return nil })
+	p.life.carries(p)
 	group.Go(func() error {
 		if p.succession != nil {
 			if err := a.takeOver(support, p); err != nil {
@@ -243,12 +262,12 @@ func (a *Agent) run(ctx context.Context, p *parts) error {
 	group.Go(func() error {
 		defer stop()
 		err := p.pods.Run(pods)
-		a.cfg.Log.Info("agent has drained", "unenrolled", a.cfg.UnenrollOnExit)
+		a.cfg.Log.Info("agent has drained", "unenrolled", a.cfg.End.leaves())
 		return named("enroll pods", err)
 	})
 	err := group.Wait()
-	if a.cfg.UnenrollOnExit && !errors.Is(context.Cause(pods), enroll.ErrLeave) {
-		err = errors.Join(err, p.newPods.uninstall(a.cfg))
+	if a.cfg.End.leaves() && !errors.Is(context.Cause(pods), enroll.ErrLeave) {
+		err = errors.Join(err, a.leaveNode(ctx, p))
 	}
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()

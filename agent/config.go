@@ -13,6 +13,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/agent/engine"
 	"github.com/heddle-mesh/heddle/agent/handover"
+	"github.com/heddle-mesh/heddle/agent/kubelet"
 	"github.com/heddle-mesh/heddle/agent/proxy"
 	"github.com/heddle-mesh/heddle/internal/admin"
 )
@@ -25,7 +26,11 @@ type Config struct {
 	Node string
 	// JoinToken is the text of a join token; "" when the node joined earlier.
 	JoinToken string
-	// Operator overrides the operator's address, host:port, of the join token.
+	// Account is how an agent of a Kubernetes cluster joins, in place of a join
+	// token.
+	Account AccountConfig
+	// Operator overrides the operator's address, host:port, of the join token; with
+	// Account it is needed.
 	Operator string
 	// StateDir is on disk and outlives a reboot: the node's credential and the
 	// last good configuration. RunDir outlives the agent, but no reboot: what
@@ -57,9 +62,8 @@ type Config struct {
 	Timeouts proxy.Timeouts
 	// FlowRecords is how many flow records are kept.
 	FlowRecords int
-	// UnenrollOnExit takes every pod out of the mesh when the agent ends.
-	// Otherwise pods stay behind their gates, closed until the next agent.
-	UnenrollOnExit bool
+	// End says what is left, and what goes on, when the agent has no more to do.
+	End EndConfig
 	// Version is shown in the status.
 	Version string
 	Log     *slog.Logger
@@ -87,7 +91,8 @@ type KernelConfig struct {
 	// PinDir is this node's folder on bpffs: absolute, one for each node.
 	PinDir string
 	// Cgroup is the agent's own cgroup2 folder; "" finds or makes one. Kubelet
-	// is kubelet's, whose probes pass; "" for none.
+	// is kubelet's, whose probes pass; "auto" finds it, "none" is for none, and ""
+	// for auto where there is a container runtime, and none elsewhere.
 	Cgroup, Kubelet string
 	// Mark, under MarkMask, routes the agent's packets past redirection.
 	Mark, MarkMask uint32
@@ -96,6 +101,45 @@ type KernelConfig struct {
 	// Grandfather is how long connections that were open before their pod was
 	// enrolled may go on.
 	Grandfather time.Duration
+}
+
+// AccountConfig is how an agent joins by the token of its own pod. The zero value
+// is an agent that joins by a join token.
+type AccountConfig struct {
+	// TokenFile has the pod's projected token, for the operator's audience; it is
+	// read anew for each try. RootsFile has the mesh's roots in PEM.
+	TokenFile, RootsFile string
+}
+
+func (c AccountConfig) validate(operator, joinToken string, bad func(field, wrong, remedy string)) {
+	if c == (AccountConfig{}) {
+		return
+	}
+	for _, p := range []struct{ field, path, flag string }{{"Account.TokenFile", c.TokenFile, "--token-file"}, {"Account.RootsFile", c.RootsFile, "--roots-file"}} {
+		if !filepath.IsAbs(p.path) {
+			bad(p.field, fmt.Sprintf("%q is not an absolute path", p.path), "set --token-file and --roots-file together, each to a path that begins with /")
+		}
+	}
+	if operator == "" {
+		bad("Operator", "the token of a pod names no operator", "set --operator to its host:port")
+	}
+	if joinToken != "" {
+		bad("JoinToken", "a node joins either by a join token or by its pod's token", "set --join-token-file, or --token-file and --roots-file")
+	}
+}
+
+// EndConfig says how an agent ends. The zero value leaves pods behind their gates,
+// closed until the next agent, and ends when another one has taken over.
+type EndConfig struct {
+	// Unenroll takes every pod out of the mesh when the agent is told to stop.
+	Unenroll bool
+	// Uninstall does so, too, and removes everything else that agents have put on
+	// the node: in the kernel, in StateDir and in RunDir.
+	Uninstall bool
+	// StayAfterHandOver keeps the process when another agent has taken over, until
+	// ctx is done or the node has no agent any more: for whoever restarts processes
+	// that end, which would take over again.
+	StayAfterHandOver bool
 }
 
 // Defaults returns the configuration of a machine with one agent.
@@ -123,6 +167,9 @@ func (c Config) complete() Config {
 		c.KeyDir = filepath.Join(c.RunDir, "keys")
 	}
 	c.CNI = c.CNI.complete(c.StateDir)
+	if c.Kernel.Kubelet == "" && c.CNI.Socket != "" {
+		c.Kernel.Kubelet = kubelet.Auto
+	}
 	if c.Kernel.PinDir == "" {
 		c.Kernel.PinDir = filepath.Join("/sys/fs/bpf/heddle", c.Node)
 	}
@@ -171,6 +218,10 @@ func (c Config) Validate() error {
 	if !slices.Contains([]string{TakeOverAuto, TakeOverRequire, TakeOverDrain, TakeOverNever}, c.TakeOver) {
 		bad("TakeOver", fmt.Sprintf("%q is none of the choices", c.TakeOver), "set --take-over to auto, require, drain or never")
 	}
+	if k := c.Kernel.Kubelet; k != "" && k != kubelet.Auto && k != kubelet.None && !filepath.IsAbs(k) {
+		bad("Kernel.Kubelet", fmt.Sprintf("%q is not an absolute path", k), "set --kubelet-cgroup to auto, none, or a path that begins with /")
+	}
+	c.Account.validate(c.Operator, c.JoinToken, bad)
 	c.CNI.validate(bad)
 	c.validateNumbers(bad)
 	if c.Log == nil {

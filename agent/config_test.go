@@ -30,10 +30,16 @@ func TestConfigurationErrorsNameFieldAndRemedy(t *testing.T) {
 		{func(c *agent.Config) { c.KeyDir = c.StateDir + "/keys" }, []string{"KeyDir:", "not be on disk"}},
 		{func(c *agent.Config) { c.Metrics = "15020" }, []string{"Metrics:", "--metrics"}},
 		{func(c *agent.Config) { c.Operator = "nowhere" }, []string{"Operator:", "--operator"}},
+		{func(c *agent.Config) { c.Account.TokenFile = "/t" }, []string{"Account.RootsFile:", "--roots-file", "Operator:", "--operator"}},
+		{func(c *agent.Config) { c.Account.RootsFile = "roots.pem" }, []string{"Account.TokenFile:", "Account.RootsFile:", "--token-file"}},
+		{func(c *agent.Config) {
+			c.Account, c.JoinToken = agent.AccountConfig{TokenFile: "/t", RootsFile: "/r"}, "x"
+		}, []string{"JoinToken:", "--join-token-file"}},
 		{func(c *agent.Config) { c.Engine = "steam" }, []string{"Engine:", `"steam"`, "--engine"}},
 		{func(c *agent.Config) { c.TakeOver = "maybe" }, []string{"TakeOver:", `"maybe"`, "--take-over"}},
 		{func(c *agent.Config) { c.Kernel.Mark = 1 }, []string{"Kernel.Mark:", "--mark"}},
 		{func(c *agent.Config) { c.Kernel.Mark, c.Kernel.MarkMask = 3, 1 }, []string{"Kernel.Mark:", "mask"}},
+		{func(c *agent.Config) { c.Kernel.Kubelet = "kubelet.service" }, []string{"Kernel.Kubelet:", "--kubelet-cgroup"}},
 		{func(c *agent.Config) { c.Budget.Connections = 0 }, []string{"Budget.Connections:", "--max-connections"}},
 		{func(c *agent.Config) { c.Budget.BufferedBytes = 4096 }, []string{"Budget.BufferedBytes:", "--max-buffered-bytes"}},
 		{func(c *agent.Config) { c.FlowRecords = -1 }, []string{"FlowRecords:", "--flow-records"}},

@@ -16,6 +16,7 @@ import (
 	"github.com/heddle-mesh/heddle/agent/cni/cri"
 	"github.com/heddle-mesh/heddle/agent/enroll"
 	"github.com/heddle-mesh/heddle/internal/cniwire"
+	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
 // CNIConfig says how the agent meets the node's container runtime. The zero
@@ -113,6 +114,16 @@ func (n *newPods) asPlaces() enroll.Places {
 		return nil
 	}
 	return n.places
+}
+
+// mayRun reports whether a workload of this node runs somewhere, or whether that is
+// not known yet.
+func (n *newPods) mayRun(w *mesh.Workload) bool {
+	if w.NetNS != "" || n == nil {
+		return w.NetNS != ""
+	}
+	_, _, found := n.places.Find(w)
+	return found || !n.places.Synced()
 }
 
 // answer makes what answers heddle-cni.

@@ -46,7 +46,7 @@ func TestChainIsTheAgents(t *testing.T) {
 	start := func(forGood bool) {
 		t.Helper()
 		w.n1.start(func(c *agent.Config) {
-			c.UnenrollOnExit = forGood
+			c.End.Unenroll = forGood
 			c.CNI = agent.CNIConfig{
 				Socket: socket, Runtime: filepath.Join(w.dir, "no-runtime.sock"), ConfDir: filepath.Dir(conf), BinDir: filepath.Dir(installed), Program: program,
 			}

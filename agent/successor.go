@@ -194,11 +194,16 @@ func (c cautious) Enroll(ctx context.Context, w *mesh.Workload) (proxy.Pod, erro
 		return proxy.Pod{}, errGoesOn
 	}
 	now, ok := c.store.View().Workload(w.Key)
-	if !ok || !now.Enrolled {
+	if !ok || !now.Enrolled || now.UID != w.UID {
 		return proxy.Pod{}, fmt.Errorf("%s has left the mesh", w.Key)
 	}
-	w = now // what was asked for may be of before the operator's word
-	pod, err := c.Datapath.Enroll(ctx, w)
+	// What was asked for may be of before the operator's word; where the pod runs,
+	// the operator does not know where a container runtime does.
+	there := *now
+	if there.NetNS == "" {
+		there.NetNS, there.Addresses = w.NetNS, w.Addresses
+	}
+	pod, err := c.Datapath.Enroll(ctx, &there)
 	if err != nil || isDone(c.mine) {
 		return pod, err
 	}
@@ -416,7 +421,7 @@ func (a *Agent) staying(p *parts) map[string]bool {
 	}
 	stay := map[string]bool{}
 	for _, w := range view.OnNode(a.cfg.Node) {
-		if name := kernel.Name(w.Key); w.Enrolled && w.NetNS != "" && p.succession.pods[name] {
+		if name := kernel.Name(w.Key); w.Enrolled && p.newPods.mayRun(w) && p.succession.pods[name] {
 			stay[name] = true
 		}
 	}

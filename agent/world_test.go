@@ -343,7 +343,7 @@ func (n *node) leave() {
 	t := n.w.t
 	t.Helper()
 	if n.cmd == nil {
-		n.start(func(c *agent.Config) { c.UnenrollOnExit = true })
+		n.start(func(c *agent.Config) { c.End.Unenroll = true })
 		n.await("enrolled")
 	}
 	if err := n.end(syscall.SIGTERM); err != nil {

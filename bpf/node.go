@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -28,6 +29,8 @@ type Node struct {
 	stamps *ebpf.Map
 	drops  *ebpf.Map
 	stamp  link.Link // on the agent's cgroup
+	// kubelet is Config.KubeletCgroup as of now.
+	kubelet atomic.Uint64
 }
 
 // Load creates the node's maps or adopts the pinned ones, and stamps from now
@@ -45,6 +48,7 @@ func Load(cfg Config) (*Node, error) {
 		return nil, err
 	}
 	n := &Node{cfg: cfg, dir: filepath.Join(cfg.PinDir, Layout)}
+	n.kubelet.Store(cfg.KubeletCgroup)
 	if err := os.MkdirAll(filepath.Join(n.dir, "pods"), 0o700); err != nil {
 		return nil, fmt.Errorf("make the folder of pins: %w", err)
 	}
@@ -150,6 +154,17 @@ func adoptLink(path string, prog *ebpf.Program) (link.Link, error) {
 		return nil, errors.Join(l.Unpin(), l.Close())
 	}
 	return nil, errors.Join(fmt.Errorf("update %s: %w", path, err), l.Close())
+}
+
+// SetKubeletCgroup changes Config.KubeletCgroup for whatever is written from now on:
+// call Pod.Refresh for the pods that are there.
+func (n *Node) SetKubeletCgroup(id uint64) { n.kubelet.Store(id) }
+
+// config is the configuration as of now.
+func (n *Node) config() Config {
+	cfg := n.cfg
+	cfg.KubeletCgroup = n.kubelet.Load()
+	return cfg
 }
 
 // Close lets go of the handles. The pins stay: stamps go on being put, and

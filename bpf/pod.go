@@ -241,6 +241,13 @@ func (p *Pod) apply(cfg PodConfig) error {
 	return p.endRefusedFlows()
 }
 
+// Refresh writes the configuration anew, after the node's has changed.
+func (p *Pod) Refresh() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.apply(p.cfg)
+}
+
 // SetMode changes the modes of the pod's ports; see Update.
 func (p *Pod) SetMode(mode Mode, perPort map[uint16]Mode) error {
 	cfg := p.config()
@@ -273,7 +280,7 @@ func (p *Pod) writeConfig(cfg PodConfig) error {
 		p.enrolment = binary.NativeEndian.Uint32(b[:])
 	}
 	next := (active + 1) & 1
-	if err := p.maps[gateMapConfig].Put(next, cfg.kernel(p.node.cfg, p.enrolment)); err != nil {
+	if err := p.maps[gateMapConfig].Put(next, cfg.kernel(p.node.config(), p.enrolment)); err != nil {
 		return fmt.Errorf("write the configuration: %w", err)
 	}
 	if err := p.maps[gateMapActive].Put(uint32(0), next); err != nil {

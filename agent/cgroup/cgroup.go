@@ -40,10 +40,15 @@ type Cgroup struct {
 //
 // It moves the whole process, all threads, and must be called before the first
 // of the agent's sockets is made. Requires root.
-func Enter(name, override string, beside ...int) (*Cgroup, error) {
+func Enter(name, override string, beside ...int) (c *Cgroup, err error) {
 	if override != "" {
 		return givenCgroup(override, beside)
 	}
+	err = machineView(func() (err error) { c, err = enter(name, beside); return err })
+	return c, err
+}
+
+func enter(name string, beside []int) (*Cgroup, error) {
 	mount, root, err := Mount()
 	if err != nil {
 		return nil, err
@@ -52,13 +57,11 @@ func Enter(name, override string, beside ...int) (*Cgroup, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Under a bind mount or a container's view, paths are relative to the
-	// root that the mount shows.
-	rel, err := filepath.Rel(root, own)
-	if err != nil || strings.HasPrefix(rel, "..") {
-		return nil, fmt.Errorf("own cgroup %s is outside the mount %s (which shows %s): mount cgroup2 of this cgroup namespace, or set the agent's cgroup", own, mount, root)
+	// Under a bind mount, paths are relative to the root that the mount shows.
+	current, err := under(mount, root, own)
+	if err != nil {
+		return nil, err
 	}
-	current := filepath.Join(mount, rel)
 	alone, err := dedicated(current, beside)
 	if err != nil {
 		return nil, err

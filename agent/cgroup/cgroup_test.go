@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
@@ -16,7 +17,15 @@ import (
 // roleCgroup is the argument of a child process that moves itself.
 const roleCgroup = "cgroup-test-child"
 
+// roleView is that of one which says where it sees itself.
+const roleView = "cgroup-test-view"
+
 func TestMain(m *testing.M) {
+	if os.Args[len(os.Args)-1] == roleView {
+		_, folder, err := Of(os.Getpid())
+		fmt.Println(folder, err)
+		os.Exit(0)
+	}
 	if os.Args[len(os.Args)-1] != roleCgroup {
 		testenv.Main(m)
 	}
@@ -87,6 +96,33 @@ func TestEnterCgroup(t *testing.T) {
 	want := fmt.Sprintf("%s/heddle-agent-test-child /heddle-agent-test-child true %[1]s/heddle-agent-test-child\n", mount)
 	if err != nil || string(out) != want {
 		t.Errorf("child in the root cgroup: %v\n%s\nwant %s", err, out, want)
+	}
+}
+
+// TestOwnNamespace: in a cgroup namespace of its own, as containers have, a process
+// finds its folder under a mount of the machine's, as a volume of the host shows it.
+func TestOwnNamespace(t *testing.T) {
+	mount, _, err := Mount()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(mount, "heddle-test-view")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		testenv.Eventually(t, 5*time.Second, dir+" is removed", func() bool { return os.Remove(dir) == nil })
+	})
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The shell is pid 1 of a machine; the child's namespace begins at its cgroup.
+	script := fmt.Sprintf("echo 0 >%s/cgroup.procs && cat /proc/self/cgroup | grep ^0:: && unshare --cgroup sh -c 'grep ^0:: /proc/self/cgroup; %s %s'", dir, self, roleView)
+	machine := exec.Command("unshare", "--pid", "--fork", "--mount-proc", "sh", "-c", "("+script+"); exit 0")
+	out, err := machine.CombinedOutput()
+	if want := "0::/heddle-test-view\n0::/\n" + dir + " <nil>\n"; err != nil || string(out) != want {
+		t.Errorf("%v: %q, want %q", err, out, want)
 	}
 }
 

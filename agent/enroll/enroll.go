@@ -167,7 +167,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 		// that an earlier agent enrolled keeps its gate.
 		if view.Synced() {
 			desired := r.desired(view)
-			r.want(desired)
+			r.want(view)
 			// First: a leftover may hold a namespace that has a new owner.
 			switch {
 			case pruned:
@@ -246,11 +246,14 @@ func (r *Reconciler) desired(view *mesh.View) map[mesh.Key]*target {
 	return all
 }
 
-func (r *Reconciler) want(desired map[mesh.Key]*target) {
+// want asks for the SVIDs of the node's workloads, also of those of which it is not
+// known yet where they run: what is not asked for is forgotten, and a runtime may
+// answer later than a certificate that an earlier agent left is needed.
+func (r *Reconciler) want(view *mesh.View) {
 	var ids []spiffeid.ID
-	for _, t := range desired {
-		if !slices.Contains(ids, t.workload.Identity) {
-			ids = append(ids, t.workload.Identity)
+	for _, w := range view.OnNode(r.cfg.Node) {
+		if w.Enrolled && (w.NetNS != "" || r.cfg.Places != nil) && !slices.Contains(ids, w.Identity) {
+			ids = append(ids, w.Identity)
 		}
 	}
 	if err := r.cfg.Identities.Want(ids); err != nil {

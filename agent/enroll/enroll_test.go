@@ -33,6 +33,7 @@ type fake struct {
 	enrolled map[mesh.Key]bool
 	changed  chan struct{}
 	noSVID   bool
+	wanted   []spiffeid.ID
 	broken   chan error // makes a Serve return
 }
 
@@ -99,7 +100,12 @@ func (f *fake) Serve(ctx context.Context, pod proxy.Pod) error {
 	}
 }
 
-func (f *fake) Want(ids []spiffeid.ID) error { return nil }
+func (f *fake) Want(ids []spiffeid.ID) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.wanted = slices.Clone(ids)
+	return nil
+}
 
 func (f *fake) Certificate(spiffeid.ID) (*tls.Certificate, error) {
 	f.mu.Lock()

@@ -76,6 +76,25 @@ func TestPodIsEnrolledWhereItIsFound(t *testing.T) {
 	})
 }
 
+// TestCertificatesOfPodsThatAreNotFoundYet: those that an earlier agent left are
+// needed, and would be forgotten, before the runtime has said where pods run.
+func TestCertificatesOfPodsThatAreNotFoundYet(t *testing.T) {
+	inPlaces(t, func(f *fake, r *Reconciler, store *mesh.Store, s *somewhere) {
+		w := workload("web", "", 1)
+		elsewhere, outside := workload("far", "", 2), workload("out", "", 3)
+		elsewhere.Node, outside.Enrolled = "n2", false
+		store.Replace(view(t, w, elsewhere, outside))
+		if did := f.took(); did != "" {
+			t.Errorf("did %q", did)
+		}
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if len(f.wanted) != 1 || f.wanted[0] != w.Identity {
+			t.Errorf("wants %v, not %v alone", f.wanted, w.Identity)
+		}
+	})
+}
+
 // TestNothingIsPrunedBeforePlacesAreKnown: an agent that has just started would
 // open every pod of the one before.
 func TestNothingIsPrunedBeforePlacesAreKnown(t *testing.T) {

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/heddle-mesh/heddle/agent/cgroup"
+	"github.com/heddle-mesh/heddle/agent/kubelet"
 	"github.com/heddle-mesh/heddle/agent/podnet"
 	"github.com/heddle-mesh/heddle/agent/podnet/listener"
 	"github.com/heddle-mesh/heddle/agent/proxy"
@@ -36,8 +37,9 @@ type Config struct {
 	PinDir, StateDir string
 	// Cgroup is the agent's own cgroup2 folder; "" finds or makes one.
 	Cgroup string
-	// KubeletCgroup is kubelet's cgroup2 folder; "" means no probes.
-	KubeletCgroup  string
+	// Kubelet says where probes come from: kubelet.Auto, kubelet's cgroup2 folder,
+	// or "" for none.
+	Kubelet        string
 	Mark, MarkMask uint32
 	FlowsPerPod    uint32
 	// Grandfather bounds connections that were open before enrolment.
@@ -69,9 +71,10 @@ func Layout(cfg Config) string {
 
 // Datapath is the kernel's part of a node.
 type Datapath struct {
-	node *podnet.Node
-	log  *slog.Logger
-	keys struct {
+	node    *podnet.Node
+	kubelet *kubelet.Watch // nil for none
+	log     *slog.Logger
+	keys    struct {
 		sync.RWMutex
 		byName map[string]mesh.Key
 	}
@@ -89,21 +92,19 @@ func Open(cfg Config) (*Datapath, error) {
 	if err != nil {
 		return nil, err
 	}
-	var kubelet uint64
-	if cfg.KubeletCgroup != "" {
-		if kubelet, err = bpf.CgroupID(cfg.KubeletCgroup); err != nil {
-			return nil, fmt.Errorf("find kubelet's cgroup: %w", err)
-		}
+	probes, err := kubelet.NewWatch(cfg.Kubelet, cfg.Log)
+	if err != nil {
+		return nil, err
 	}
 	node, err := podnet.Open(podnet.Config{
-		PinDir: cfg.PinDir, StateDir: filepath.Join(cfg.StateDir, "pods"), Cgroup: own.Path, KubeletCgroup: kubelet,
+		PinDir: cfg.PinDir, StateDir: filepath.Join(cfg.StateDir, "pods"), Cgroup: own.Path, KubeletCgroup: probes.ID(),
 		Mark: cfg.Mark, MarkMask: cfg.MarkMask, FlowsPerPod: cfg.FlowsPerPod, Grandfather: cfg.Grandfather,
 		Inherited: cfg.Inherited, Log: cfg.Log,
 	})
 	if err != nil {
 		return nil, err
 	}
-	d := &Datapath{node: node, log: cfg.Log}
+	d := &Datapath{node: node, kubelet: probes, log: cfg.Log}
 	d.keys.byName = map[string]mesh.Key{}
 	return d, nil
 }
@@ -111,8 +112,15 @@ func Open(cfg Config) (*Datapath, error) {
 // Close lets go of the kernel's part, which stays in force.
 func (d *Datapath) Close() error { return d.node.Close() }
 
+// Uninstall removes what is left in the kernel when every pod has left the mesh;
+// Close must follow.
+func (d *Datapath) Uninstall() error { return d.node.Uninstall() }
+
 // Pods is the podnet.Node, for reports.
 func (d *Datapath) Pods() *podnet.Node { return d.node }
+
+// Kubelet is what knows where probes come from; nil for none.
+func (d *Datapath) Kubelet() *kubelet.Watch { return d.kubelet }
 
 // LostDrops counts the drops without a record.
 func (d *Datapath) LostDrops() uint64 {
@@ -201,6 +209,7 @@ func (d *Datapath) Prune(ctx context.Context, keep []mesh.Key) error {
 // done.
 func (d *Datapath) Run(ctx context.Context, store *mesh.Store, drops *flow.Drops, gone func(mesh.Key, error)) error {
 	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { d.kubelet.Run(ctx, d.node.SetKubelet); return nil })
 	group.Go(func() error {
 		err := d.node.Drops(ctx, func(drop podnet.Drop) { d.record(store.View(), drops, &drop) })
 		return unlessDone(ctx, err)

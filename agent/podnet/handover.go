@@ -74,6 +74,18 @@ func (n *Node) Reclaim() error {
 	return errors.Join(errs...)
 }
 
+// SetKubelet changes Config.KubeletCgroup, for the enrolled pods, too.
+func (n *Node) SetKubelet(cgroup uint64) error {
+	n.kernel.SetKubeletCgroup(cgroup)
+	var errs []error
+	for _, p := range n.Pods() {
+		if err := p.Kernel((*bpf.Pod).Refresh); err != nil && !errors.Is(err, ErrClosed) {
+			errs = append(errs, p.errorf("tell it of kubelet's cgroup: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // Relisten makes the next Enroll of each pod put shared listeners in the place of
 // those that whoever took connections from them has closed, or is about to:
 // without a moment at which nobody listens, as fresh ones would have.

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/heddle-mesh/heddle/agent/enroll"
+	"github.com/heddle-mesh/heddle/agent/kubelet"
 	"github.com/heddle-mesh/heddle/agent/podnet"
 	"github.com/heddle-mesh/heddle/agent/uplink"
 	"github.com/heddle-mesh/heddle/api/meshpb"
@@ -43,6 +44,8 @@ type Report struct {
 	// HandOver returns how this agent took over from another; it may be nil, and
 	// return nil, when it did not.
 	HandOver func() *meshpb.HandOver
+	// Kubelet knows where probes come from; nil where nothing probes.
+	Kubelet *kubelet.Watch
 }
 
 // Connections implements admin.Agent.
@@ -147,6 +150,11 @@ func (r *Report) checks() []*meshpb.Check {
 		files.Remedy = "raise it with LimitNOFILE= in the unit, or `ulimit -n`; each connection takes two"
 	}
 	checks := []*meshpb.Check{files}
+	if r.Kubelet != nil {
+		probes := &meshpb.Check{Name: "kubelet"}
+		probes.Ok, probes.Detail, probes.Remedy = r.Kubelet.Check()
+		checks = append(checks, probes)
+	}
 	pods := r.Datapath.Pods()
 	for _, s := range r.Enrolments.Status() {
 		check := &meshpb.Check{Name: "gate of " + s.Key.String(), Ok: true, Detail: "in place"}

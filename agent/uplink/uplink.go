@@ -33,6 +33,9 @@ type Config struct {
 	// Node is the node's name. Token is the text of a join token; "" when the
 	// node joined earlier. Operator overrides the address in the token.
 	Node, Token, Operator string
+	// TokenFile and RootsFile, when set, are the files of an agent that joins by its
+	// pod's own token, in place of Token; Operator is needed then.
+	TokenFile, RootsFile string
 	// StateDir, mode 0700, keeps the node's credential and the last good
 	// configuration over reboots.
 	StateDir string
@@ -60,10 +63,7 @@ func Join(ctx context.Context, cfg Config) (*Uplink, error) {
 			return nil, fmt.Errorf("make directory: %w", err)
 		}
 	}
-	node, err := nodeauth.Join(ctx, nodeauth.JoinConfig{
-		NodeConfig: nodeauth.NodeConfig{Dir: filepath.Join(cfg.StateDir, "node"), Operator: cfg.Operator, Logger: cfg.Log},
-		Token:      cfg.Token, Node: cfg.Node,
-	})
+	node, err := join(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -72,6 +72,14 @@ func Join(ctx context.Context, cfg Config) (*Uplink, error) {
 		return nil, errors.Join(err, node.Close())
 	}
 	return u, nil
+}
+
+func join(ctx context.Context, cfg Config) (*nodeauth.Node, error) {
+	place := nodeauth.NodeConfig{Dir: filepath.Join(cfg.StateDir, "node"), Operator: cfg.Operator, Logger: cfg.Log}
+	if cfg.TokenFile == "" {
+		return nodeauth.Join(ctx, nodeauth.JoinConfig{NodeConfig: place, Token: cfg.Token, Node: cfg.Node})
+	}
+	return nodeauth.JoinByAccount(ctx, nodeauth.AccountConfig{NodeConfig: place, Node: cfg.Node, TokenFile: cfg.TokenFile, RootsFile: cfg.RootsFile})
 }
 
 func (u *Uplink) prepare(cfg Config) error {

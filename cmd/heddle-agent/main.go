@@ -14,11 +14,13 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"github.com/heddle-mesh/heddle/agent"
+	"github.com/heddle-mesh/heddle/agent/ready"
 	"github.com/heddle-mesh/heddle/cmd/internal/startup"
 	"github.com/heddle-mesh/heddle/internal/cniwire"
 )
@@ -84,6 +86,9 @@ Every flag can be given in the environment as well, as HEDDLE_ and its name:
   heddle-agent --node n1 --cni-socket /run/heddle/cni.sock --cri-socket /run/containerd/containerd.sock \
     --cni-conf-dir /etc/cni/net.d --cni-bin-dir /opt/cni/bin
 
+  # Is the agent of this container ready?
+  heddle-agent ready --node n1
+
   # Take this node's pods out of the mesh when the agent is stopped.
   heddle-agent --node n1 --unenroll-on-exit`,
 		Args:          cobra.NoArgs,
@@ -96,6 +101,7 @@ Every flag can be given in the environment as well, as HEDDLE_ and its name:
 	cmd.SetOut(stdout)
 	cmd.SetErr(stderr)
 	o.register(cmd.Flags())
+	cmd.AddCommand(newReady(env))
 	cmd.SetArgs(args)
 	return cmd.ExecuteContext(ctx)
 }
@@ -104,6 +110,8 @@ func (o *options) register(flags *pflag.FlagSet) {
 	c := &o.cfg
 	flags.StringVar(&c.Node, "node", "", "this node's name, as the configuration has it (needed)")
 	flags.StringVar(&o.tokenFile, "join-token-file", "", "file with the join token; not read again once the node has joined and the file is gone")
+	flags.StringVar(&c.Account.TokenFile, "token-file", "", "on Kubernetes, in place of a join token: file with the pod's own token, projected for the operator")
+	flags.StringVar(&c.Account.RootsFile, "roots-file", "", "the mesh's roots in PEM, by which the operator is known when the node joins by --token-file")
 	flags.StringVar(&c.Operator, "operator", "", "host:port of the operator; empty takes it from the join token")
 	flags.StringVar(&c.StateDir, "state-dir", c.StateDir, "directory for the node's credential and the last good configuration")
 	flags.StringVar(&c.RunDir, "run-dir", "", "directory that a reboot empties, for what was changed in which pod; empty is the admin socket's folder")
@@ -114,7 +122,7 @@ func (o *options) register(flags *pflag.FlagSet) {
 	flags.StringVar(&c.TakeOver, "take-over", agent.TakeOverAuto, "when another agent runs on this node: auto takes its work over, drain and require do and want one, require refuses if connections cannot move, never refuses")
 	flags.StringVar(&c.Kernel.PinDir, "pin-dir", "", "folder on bpffs for pinned programs and maps; empty is /sys/fs/bpf/heddle/NODE")
 	flags.StringVar(&c.Kernel.Cgroup, "cgroup", "", "the agent's own cgroup2 folder; empty finds or makes one")
-	flags.StringVar(&c.Kernel.Kubelet, "kubelet-cgroup", "", "cgroup2 folder whose sockets are kubelet's probes; empty for none")
+	flags.StringVar(&c.Kernel.Kubelet, "kubelet-cgroup", "", "whose sockets are kubelet's probes: auto finds kubelet among the node's processes, none has no probes, else its cgroup2 folder; empty is auto with --cni-socket, and none without")
 	flags.Uint32Var(&c.Kernel.Mark, "mark", 0, "routing mark of the agent's packets, within --mark-mask; 0 takes the default")
 	flags.Uint32Var(&c.Kernel.MarkMask, "mark-mask", 0, "bits of the routing mark that are the agent's; 0 takes the default")
 	flags.Uint32Var(&c.Kernel.FlowsPerPod, "flows-per-pod", 0, "bound of each pod's kernel flow table; 0 takes the default")
@@ -134,7 +142,9 @@ func (o *options) register(flags *pflag.FlagSet) {
 	flags.DurationVar(&c.Timeouts.Connect, "connect-timeout", c.Timeouts.Connect, "bound of each try to reach a destination")
 	flags.DurationVar(&c.Timeouts.Drain, "drain", c.Timeouts.Drain, "how long live connections go on when the agent is told to stop")
 	flags.IntVar(&c.FlowRecords, "flow-records", c.FlowRecords, "how many flow records are kept")
-	flags.BoolVar(&c.UnenrollOnExit, "unenroll-on-exit", false, "take every pod out of the mesh when the agent is told to stop")
+	flags.BoolVar(&c.End.Unenroll, "unenroll-on-exit", false, "take every pod out of the mesh when the agent is told to stop")
+	flags.BoolVar(&c.End.Uninstall, "uninstall-on-exit", false, "the same, and remove all that agents have put on the node: pins, state, sockets, keys")
+	flags.BoolVar(&c.End.StayAfterHandOver, "stay-after-hand-over", false, "do not end when another agent has taken over, but when told to, or when the node has no agent any more: for what restarts programs that end")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	flags.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	flags.BoolVar(&o.check, "check", false, "say whether the flags are in order, and exit")
@@ -162,6 +172,43 @@ func (o *options) run(ctx context.Context, stdout, stderr io.Writer) error {
 		return o.uninstall(stdout)
 	}
 	return a.Run(ctx)
+}
+
+// readyWithin bounds how long `heddle-agent ready` waits for an answer.
+const readyWithin = 3 * time.Second
+
+// newReady is the command of a container's probe.
+func newReady(env func(string) (string, bool)) *cobra.Command {
+	node := ""
+	cmd := &cobra.Command{
+		Use:   "ready --node NAME",
+		Short: "Say whether the agent in this container is ready, for a probe",
+		Long: `Say whether the agent in this container is ready, for a probe.
+
+While one agent takes over from another, both are on the node and share its port
+of metrics and its folders. This asks the one that runs in the container, or, on a
+machine without containers, in the mount namespace, where it is asked. An agent is
+ready when it has its configuration and every pod that was there is enrolled, and
+no longer when another agent has taken over.
+
+Exit status: 0 ready; 1 not ready, with the reason, or no agent.`,
+		Args:    cobra.NoArgs,
+		PreRunE: func(cmd *cobra.Command, _ []string) error { return startup.FromEnvironment(cmd.Flags(), env) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if node == "" {
+				return errors.New("--node is not given: it is the name that the agent was started with (or HEDDLE_NODE)")
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), readyWithin)
+			defer cancel()
+			if err := ready.Ask(ctx, node); err != nil {
+				return err
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), "ready")
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&node, "node", "", "the node's name, as the agent has it (needed)")
+	return cmd
 }
 
 // uninstall leaves the cluster's CNI as it was before Heddle.

@@ -40,9 +40,13 @@ func TestFlagsAndEnvironment(t *testing.T) {
 		{"token", []string{"--node", "n1", "--join-token-file", token, "--check"}, nil, "in order", false},
 		{"token gone", []string{"--node", "n1", "--join-token-file", token + "x", "--check"}, nil, "no join token file", false},
 		{"token is a folder", []string{"--node", "n1", "--join-token-file", filepath.Dir(token), "--check"}, nil, "read join token", true},
+		{"a pod's token", []string{"--node", "n1", "--token-file", token, "--roots-file", "/r", "--operator", "o:1", "--check"}, nil, "in order", false},
+		{"a pod's token alone", []string{"--node", "n1", "--token-file", token, "--check"}, nil, "--roots-file", true},
 		{"a runtime's node", []string{"--node", "n1", "--cni-socket", "/run/h/cni.sock", "--cri-socket", "/run/c.sock", "--cni-conf-dir", "/x", "--cni-bin-dir", "/y", "--check"}, nil, "in order", false},
 		{"half of a runtime", []string{"--node", "n1", "--cni-socket", "/run/h/cni.sock", "--check"}, nil, "--cri-socket", true},
 		{"uninstall from nowhere", []string{"--node", "n1", "--cni-uninstall"}, nil, "--cni-conf-dir", true},
+		{"ready without a node", []string{"ready"}, nil, "--node", true},
+		{"ready without an agent", []string{"ready"}, map[string]string{"HEDDLE_NODE": "nobody"}, `no agent of node "nobody"`, true},
 		{"help", []string{"--help"}, nil, "HEDDLE_STATE_DIR", false},
 		{"version", []string{"--version"}, nil, version, false},
 	} {

@@ -261,7 +261,7 @@ func (b *Bed) Kill(t testing.TB, node string) {
 	}
 }
 
-// Capture is a tcpdump on the bridge between the nodes.
+// Capture is a tcpdump on one link.
 type Capture struct {
 	cmd  *exec.Cmd
 	path string
@@ -272,8 +272,15 @@ type Capture struct {
 // Capture starts to capture what crosses between nodes.
 func (b *Bed) Capture(t testing.TB) *Capture {
 	t.Helper()
+	return CaptureOn(t, b.Mesh.FabricPath(), "br0")
+}
+
+// CaptureOn starts to capture what crosses a link of a network namespace, whose
+// path is given.
+func CaptureOn(t testing.TB, netNS, link string) *Capture {
+	t.Helper()
 	c := &Capture{path: filepath.Join(t.TempDir(), "fabric.pcap"), said: &bytes.Buffer{}}
-	c.cmd = exec.Command("nsenter", "--net="+b.Mesh.FabricPath(), "tcpdump", "-i", "br0", "-s", "0", "-B", "65536", "-U", "--immediate-mode", "-Z", "root", "-w", c.path)
+	c.cmd = exec.Command("nsenter", "--net="+netNS, "tcpdump", "-i", link, "-s", "0", "-B", "65536", "-U", "--immediate-mode", "-Z", "root", "-w", c.path)
 	c.cmd.Stderr = c.said
 	if err := c.cmd.Start(); err != nil {
 		t.Fatalf("start tcpdump: %v", err)

@@ -55,7 +55,7 @@ func copyOfCheckout(t *testing.T) string {
 func buildIn(t *testing.T, root, version string) (folder, said string) {
 	t.Helper()
 	var out bytes.Buffer
-	b := builder{root: root, folder: t.TempDir(), registry: "localhost/heddle", version: version, out: &out}
+	b := builder{root: root, folder: t.TempDir(), registry: "localhost/heddle", version: version, architectures: []string{"amd64", "arm64"}, out: &out}
 	if err := b.run(t.Context(), small()); err != nil {
 		t.Fatal(err)
 	}
@@ -134,7 +134,7 @@ func TestSBOM(t *testing.T) {
 }
 
 func TestBuildErrorsNameTheProgram(t *testing.T) {
-	b := builder{root: "../..", folder: t.TempDir(), registry: "localhost", version: "v1", out: &bytes.Buffer{}}
+	b := builder{root: "../..", folder: t.TempDir(), registry: "localhost", version: "v1", architectures: []string{"amd64"}, out: &bytes.Buffer{}}
 	if err := b.run(t.Context(), []spec{{"x", "0", []string{"nothing"}}}); err == nil || !strings.Contains(err.Error(), "build nothing for amd64") {
 		t.Error(err)
 	}

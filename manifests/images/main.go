@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strings"
 
 	"github.com/heddle-mesh/heddle/internal/image"
 )
@@ -23,8 +24,10 @@ func main() {
 	flag.StringVar(&b.root, "root", ".", "the checkout")
 	flag.StringVar(&b.folder, "folder", "bin/images", "where images and SBOMs are written")
 	flag.StringVar(&b.registry, "registry", "ghcr.io/heddle-mesh", "what comes before the images' names")
+	all := flag.String("architectures", "amd64,arm64", "which to build, separated by commas: those of one only are for trying")
 	flag.StringVar(&b.version, "version", "dev", "the images' tag, and the programs' version")
 	flag.Parse()
+	b.architectures = strings.Split(*all, ",")
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	if err := b.run(ctx, images()); err != nil {
@@ -47,11 +50,10 @@ func images() []spec {
 	}
 }
 
-func architectures() []string { return []string{"amd64", "arm64"} }
-
 // builder builds into a folder.
 type builder struct {
 	root, folder, registry, version string
+	architectures                   []string
 	out                             io.Writer
 }
 
@@ -81,7 +83,7 @@ func (b *builder) image(ctx context.Context, work string, s spec) error {
 		},
 	}
 	var boms []image.File
-	for _, arch := range architectures() {
+	for _, arch := range b.architectures {
 		platform := image.Platform{Architecture: arch}
 		for _, program := range s.programs {
 			file := filepath.Join(work, arch, program)

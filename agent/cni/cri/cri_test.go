@@ -235,7 +235,7 @@ func TestPodUID(t *testing.T) {
 		"no line":                  {"pod" + webUID, ""},
 		"a name that ends with it": {"0::/tripod" + webUID + "/x\n", ""},
 	} {
-		uid, err := podUID(c.cgroups)
+		uid, err := cgroup.PodUID(c.cgroups)
 		if uid != c.uid || (err == nil) != (c.uid != "") {
 			t.Errorf("%s: %q, %v; want %q", name, uid, err, c.uid)
 		}
@@ -270,7 +270,7 @@ func FuzzMessages(f *testing.F) {
 			}
 		}
 		if _, err := decodeStatus(answer); err == nil {
-			_, _ = podUID(string(answer)) // must not panic
+			_, _ = cgroup.PodUID(string(answer)) // must not panic
 		}
 	})
 }

@@ -7,13 +7,13 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/heddle-mesh/heddle/agent/cgroup"
 	"github.com/heddle-mesh/heddle/agent/cni"
 	"github.com/heddle-mesh/heddle/agent/netns"
 )
@@ -95,42 +95,8 @@ func inspect(proc string, pid int) (id netns.ID, uid string, err error) {
 	if err != nil {
 		return id, "", fmt.Errorf("read cgroup of process %d: %w", pid, err)
 	}
-	if uid, err = podUID(string(text)); err != nil {
+	if uid, err = cgroup.PodUID(string(text)); err != nil {
 		return ns.ID(), "", fmt.Errorf("process %d: %w", pid, err)
 	}
 	return ns.ID(), uid, nil
-}
-
-// podUID finds a pod's UID in the text of /proc/PID/cgroup (cgroups(7)): a line
-// HIERARCHY:CONTROLLERS:PATH for each hierarchy of v1, and 0::PATH for v2. kubelet
-// names a pod's folder podUID with its cgroupfs driver, and
-// kubepods-QOS-podUID.slice, "-" in the UID as "_", with its systemd driver
-// (pkg/kubelet/cm/cgroup_manager_linux.go). Every hierarchy that knows of a pod
-// must know the same one. What a pod makes inside its own folder comes after it,
-// and counts for nothing.
-func podUID(cgroups string) (string, error) {
-	form := regexp.MustCompile(`^(?:kube.*-)?pod([0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12}|[0-9a-f]{32})(?:\.slice)?$`)
-	found := ""
-	for line := range strings.Lines(cgroups) {
-		parts := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
-		if len(parts) != 3 {
-			return "", fmt.Errorf("cgroup line %.200q is not HIERARCHY:CONTROLLERS:PATH", line)
-		}
-		for folder := range strings.SplitSeq(parts[2], "/") {
-			match := form.FindStringSubmatch(folder)
-			if match == nil {
-				continue
-			}
-			uid := strings.ReplaceAll(match[1], "_", "-")
-			if found != "" && uid != found {
-				return "", fmt.Errorf("it is in the cgroups of two pods, %s and %s", found, uid)
-			}
-			found = uid
-			break
-		}
-	}
-	if found == "" {
-		return "", fmt.Errorf("it is in no pod's cgroup (%.200q)", cgroups)
-	}
-	return found, nil
 }

@@ -160,6 +160,26 @@ func enableControllers(dir string) error {
 	return nil
 }
 
+// programCgroup makes a program's own cgroup v2 inside the machine, as a unit of
+// systemd has one: by it the kernel tells one program's sockets from another's.
+func programCgroup(program string) (*os.File, error) {
+	all, err := hierarchies()
+	if err != nil {
+		return nil, err
+	}
+	for _, h := range all {
+		if !h.unified {
+			continue
+		}
+		dir := filepath.Join(h.dir, program+".service")
+		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, fmt.Errorf("make cgroup: %w", err)
+		}
+		return os.Open(dir)
+	}
+	return nil, errors.New("cgroup v2 is not mounted")
+}
+
 // returnToCgroup moves this process back out of the machine's v2 cgroup, which
 // may hold no processes itself when its children have controllers. before is
 // what proc(5) cgroup said before it joined.

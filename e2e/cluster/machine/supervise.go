@@ -168,8 +168,14 @@ func (s *supervisor) start(program Program) (int, error) {
 		return 0, err
 	}
 	defer null.Close() // likewise
+	group, err := programCgroup(program.Name)
+	if err != nil {
+		return 0, err
+	}
+	defer group.Close() // the program is in it by then
 	child, err := os.StartProcess(path, program.Args, &os.ProcAttr{
-		Files: []*os.File{null, log, log}, Env: machineEnvironment(), Sys: &syscall.SysProcAttr{Setsid: true},
+		Files: []*os.File{null, log, log}, Env: machineEnvironment(),
+		Sys: &syscall.SysProcAttr{Setsid: true, UseCgroupFD: true, CgroupFD: int(group.Fd())},
 	})
 	if err != nil {
 		return 0, err

@@ -365,10 +365,9 @@ func TestOldClusterIsRefused(t *testing.T) {
 	}
 }
 
-// The programs have the flags that the chart gives them. Those that heddle-agent
-// has yet to get, with what makes it part of a cluster, are named here.
+// The programs have the flags that the chart gives them, and the commands and
+// flags of its probes and hooks.
 func TestFlags(t *testing.T) {
-	yet := []string{"token-file", "roots-file"}
 	objects := render(t)
 	containers := map[string]corev1.Container{
 		"heddle-operator": one[appsv1.Deployment](t, objects, "Deployment", "heddle-operator").Spec.Template.Spec.Containers[0],
@@ -380,11 +379,61 @@ func TestFlags(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, arg := range container.Args {
-			flag, _, _ := strings.Cut(strings.TrimPrefix(arg, "--"), "=")
-			known := strings.Contains(string(source), `, "`+flag+`", `)
-			if missing := program == "heddle-agent" && slices.Contains(yet, flag); known == missing {
-				t.Errorf("%s --%s: known %v, said to be missing %v", program, flag, known, missing)
+			if !known(string(source), arg) {
+				t.Errorf("%s has no %s", program, arg)
 			}
+		}
+		for _, command := range commands(container) {
+			if command[0] != "/"+program {
+				t.Errorf("%s: a probe or a hook runs %v, which its image has not", program, command)
+			}
+			for _, arg := range command[1:] {
+				if !known(string(source), arg) {
+					t.Errorf("%s has no %s, which a probe or a hook runs", program, arg)
+				}
+			}
+		}
+	}
+}
+
+// known reports whether a program's source has a flag or a command.
+func known(source, arg string) bool {
+	flag, isFlag := strings.CutPrefix(arg, "--")
+	if !isFlag {
+		return regexp.MustCompile(`Use:\s+"` + regexp.QuoteMeta(arg) + `\b`).MatchString(source)
+	}
+	flag, _, _ = strings.Cut(flag, "=")
+	return strings.Contains(source, `, "`+flag+`", `)
+}
+
+// commands are what a container's probes and hooks run.
+func commands(c corev1.Container) (all [][]string) {
+	var runs []*corev1.ExecAction
+	for _, probe := range []*corev1.Probe{c.ReadinessProbe, c.LivenessProbe, c.StartupProbe} {
+		if probe != nil {
+			runs = append(runs, probe.Exec)
+		}
+	}
+	if c.Lifecycle != nil {
+		for _, hook := range []*corev1.LifecycleHandler{c.Lifecycle.PreStop, c.Lifecycle.PostStart} {
+			if hook != nil {
+				runs = append(runs, hook.Exec)
+			}
+		}
+	}
+	for _, run := range runs {
+		if run != nil {
+			all = append(all, run.Command)
+		}
+	}
+	return all
+}
+
+func TestKnown(t *testing.T) {
+	const source = `Use:   "ready --node NAME", ... flags.StringVar(&x, "node", "", "")`
+	for arg, want := range map[string]bool{"ready": true, "--node=n": true, "--node": true, "read": false, "alive": false, "--nod": false} {
+		if known(source, arg) != want {
+			t.Errorf("%s: %v", arg, !want)
 		}
 	}
 }

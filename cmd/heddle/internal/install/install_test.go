@@ -250,7 +250,7 @@ func (w *world) leaves() {
 	}
 	container := maps(agent, "spec", "template", "spec", "containers")[0]
 	args := fmt.Sprint(container["args"])
-	if !strings.Contains(args, "--unenroll-on-exit") || strings.Contains(args, "cni-conf-dir") || !strings.Contains(args, "--cni-socket") {
+	if !strings.Contains(args, "--uninstall-on-exit") || strings.Contains(args, "cni-conf-dir") || !strings.Contains(args, "--cni-socket") {
 		w.t.Errorf("the last agents' flags: %s", args)
 	}
 	if hook := fmt.Sprint(container["lifecycle"]); !strings.Contains(hook, "/heddle-agent --cni-uninstall --cni-socket=/run/heddle/cni.sock --cni-bin-dir=/host/opt/cni/bin --cni-conf-dir=/host/etc/cni/net.d --cri-socket=") {

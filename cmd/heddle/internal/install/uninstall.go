@@ -202,12 +202,12 @@ func leaving(agent *unstructured.Unstructured) (*unstructured.Unstructured, erro
 			if keepsChain || strings.HasPrefix(arg, "--cni-socket=") || strings.HasPrefix(arg, "--cri-socket=") {
 				undo = append(undo, arg)
 			}
-			if !keepsChain && arg != "--unenroll-on-exit" {
+			if !keepsChain && arg != "--uninstall-on-exit" {
 				kept = append(kept, arg)
 			}
 			chained = chained || keepsChain
 		}
-		container["args"] = append(kept, "--unenroll-on-exit")
+		container["args"] = append(kept, "--uninstall-on-exit")
 		if chained { // or it is on its way already
 			container["lifecycle"] = map[string]any{"preStop": map[string]any{"exec": map[string]any{"command": undo}}}
 		}

@@ -1,0 +1,164 @@
+package product
+
+import (
+	"fmt"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/heddle-mesh/heddle/internal/testenv"
+)
+
+// upgrades is how often the DaemonSet is replaced under traffic: `make upgrades`
+// sets more.
+func upgrades(t *testing.T) int {
+	t.Helper()
+	text := os.Getenv("HEDDLE_UPGRADES")
+	if text == "" {
+		return 2
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 {
+		t.Fatalf("HEDDLE_UPGRADES=%q: want a number of upgrades, 1 or more", text)
+	}
+	return n
+}
+
+// testUpgrade replaces every agent, again and again, under connections that stay
+// open and connections that come: none is lost, and none is reset.
+func (w *world) testUpgrade(t *testing.T, server string) {
+	w.apply(t, podYAML("loaded", "n1", "", "load", server+":7000", "20", "20"))
+	w.waitReady(t, "loaded")
+	for n := range upgrades(t) {
+		before := w.counted(t)
+		w.cli(t, "upgrade", "--set", fmt.Sprintf("agent.podAnnotations.run=r%d", n), "--wait", "3m")
+		testenv.Eventually(t, patience, "the old agents are gone", func() bool {
+			return strings.Count(w.kubectl(t, "-n", "heddle-system", "get", "pods", "-l", "app.kubernetes.io/component=agent", "-o", "name"), "\n") == 2
+		})
+		time.Sleep(time.Second)
+		after := w.counted(t)
+		if after["exchanges"] <= before["exchanges"] || after["opened"] <= before["opened"] {
+			t.Errorf("upgrade %d: no traffic: %v, then %v", n, before, after)
+		}
+		if after["lost"] > 0 || after["broken"] > 0 {
+			t.Fatalf("upgrade %d: %v\n%s", n, after, grep(w.logs(t, "loaded"), "LOST|BROKEN"))
+		}
+		t.Logf("upgrade %d: %v", n, after)
+	}
+	w.notBroken(t, "holder")
+	w.kubectl(t, "-n", "shop", "delete", "pod", "loaded", "--now")
+}
+
+// counted reads the last line of the pod under load.
+func (w *world) counted(t *testing.T) map[string]int {
+	t.Helper()
+	counts := map[string]int{}
+	eventually(t, 20*time.Second, "the pod under load counts", func() error {
+		all := regexp.MustCompile(`(?m)^exchanges (\d+) opened (\d+) lost (\d+) broken (\d+)$`).FindAllStringSubmatch(w.kubectl(t, "-n", "shop", "logs", "loaded", "--tail=3"), -1)
+		if len(all) == 0 {
+			return fmt.Errorf("%s", w.logs(t, "loaded"))
+		}
+		for i, name := range []string{"exchanges", "opened", "lost", "broken"} {
+			counts[name], _ = strconv.Atoi(all[len(all)-1][i+1]) // digits
+		}
+		return nil
+	})
+	return counts
+}
+
+func grep(text, pattern string) string {
+	re := regexp.MustCompile(pattern)
+	var out []string
+	for line := range strings.Lines(text) {
+		if re.MatchString(line) && len(out) < 20 {
+			out = append(out, line)
+		}
+	}
+	return strings.Join(out, "")
+}
+
+// works waits until a pod reaches an address.
+func (w *world) works(t *testing.T, pod, address string) {
+	t.Helper()
+	eventually(t, patience, pod+" reaches "+address, func() error {
+		_, err := w.inPod(t, pod, "once", address, marker)
+		return err
+	})
+}
+
+// testFaults: what fails is said, and recovers by itself.
+func (w *world) testFaults(t *testing.T, server string) {
+	t.Run("the operator is gone", func(t *testing.T) {
+		w.kubectl(t, "-n", "heddle-system", "scale", "deployment/heddle-operator", "--replicas=0")
+		testenv.Eventually(t, patience, "no operator runs", func() bool {
+			return w.kubectl(t, "-n", "heddle-system", "get", "pods", "-l", "app.kubernetes.io/component=operator", "-o", "name") == ""
+		})
+		w.killAgent(t, "n1")
+		w.works(t, "client", server+":7000")
+		w.apply(t, podYAML("unknown", "n1", "", "dial", server+":7000"))
+		testenv.Eventually(t, 60*time.Second, "an event says that the pod waits for the operator", func() bool {
+			return strings.Contains(w.events(t, "unknown"), "operator")
+		})
+		w.kubectl(t, "-n", "heddle-system", "scale", "deployment/heddle-operator", "--replicas=2")
+		w.waitReady(t, "unknown")
+	})
+	t.Run("containerd is restarted", func(t *testing.T) {
+		if _, err := w.node(t, "n1").Exec(t.Context(), "bash", "-c", "kill -9 $(pidof containerd)"); err != nil {
+			t.Fatal(err)
+		}
+		w.works(t, "client", server+":7000")
+		w.apply(t, podYAML("after", "n1", "", "dial", server+":7000"))
+		w.waitReady(t, "after")
+		w.enrolled(t, "n1", "shop/after")
+	})
+	t.Run("the agent is killed during CNI ADD", func(t *testing.T) {
+		c := w.capture(t)
+		w.apply(t, podYAML("midway", "n1", "", "dial", server+":7000"))
+		for range 3 {
+			time.Sleep(300 * time.Millisecond)
+			w.killAgent(t, "n1")
+		}
+		w.waitReady(t, "midway")
+		w.enrolled(t, "n1", "shop/midway")
+		midway := w.pod(t, "midway").Status.PodIP
+		if found := c.Stop(t, "first\n", only(midway)); found.Markers != 0 || found.PlaintextBytes != 0 {
+			t.Errorf("a pod that started while agents died: %s %v", found, found.PlaintextFlows)
+		}
+	})
+}
+
+// killAgent kills a node's agent; kubelet starts it again.
+func (w *world) killAgent(t *testing.T, node string) {
+	t.Helper()
+	_, _ = w.node(t, node).Exec(t.Context(), "bash", "-c", agentPID+"; kill -9 $pid") // it may be on its way
+}
+
+// testReboot: while a node boots, and its pods come up before, beside or after its
+// agent, nothing leaves them in plaintext.
+func (w *world) testReboot(t *testing.T) {
+	c := w.capture(t)
+	started := time.Now()
+	if err := w.node(t, "n2").Reboot(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.putCLI(t, w.node(t, "n2"))
+	var server string
+	eventually(t, 2*time.Minute, "the server is back in the mesh", func() error {
+		p := w.pod(t, "server")
+		if !p.ready() || p.Status.PodIP == "" {
+			return fmt.Errorf("%+v", p.Status)
+		}
+		server = p.Status.PodIP
+		_, err := w.inPod(t, "client", "once", server+":7000", marker)
+		return err
+	})
+	w.enrolled(t, "n2", "shop/server")
+	t.Logf("from the power cut to the first answer: %v", time.Since(started).Round(time.Second))
+	found := c.Stop(t, marker, only(server))
+	if found.Markers != 0 || found.PlaintextBytes != 0 || found.TLSBytes == 0 {
+		t.Errorf("around a reboot: %s %v", found, found.PlaintextFlows)
+	}
+}

@@ -1,0 +1,119 @@
+package product
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/heddle-mesh/heddle/e2e/testbed"
+	"github.com/heddle-mesh/heddle/internal/testenv"
+)
+
+// TestProduct is one life of Heddle on a cluster, from `heddle install` to
+// `heddle uninstall`. Its parts go on from where the ones before them ended.
+func TestProduct(t *testing.T) {
+	w := newWorld(t)
+	// Two pods that run before Heddle does, and a connection between them.
+	w.apply(t, "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n"+
+		podYAML("server", "n2", "", "serve")+podYAML("client", "n1", "", "wait"))
+	w.waitReady(t, "server", "client")
+	server, client := w.pod(t, "server").Status.PodIP, w.pod(t, "client").Status.PodIP
+	w.apply(t, podYAML("holder", "n1", "", "hold", server+":7000", "held"))
+	w.waitReady(t, "holder")
+	states := func() string {
+		return nodeState(t, w.node(t, "n1")) + nodeState(t, w.node(t, "n2")) + podState(t, w.node(t, "n1"), client) + podState(t, w.node(t, "n2"), server)
+	}
+	before := states()
+	w.plaintextIsSeen(t, server)
+
+	w.cli(t, "install", "--set", "image.registry="+registry, "--set", "image.tag="+version, "--wait", "3m")
+	w.cli(t, "check", "--cluster")
+	t.Run("enroll", func(t *testing.T) { w.testEnroll(t, server) })
+	t.Run("new pods", func(t *testing.T) { w.testNewPods(t, server) })
+	t.Run("upgrade", func(t *testing.T) { w.testUpgrade(t, server) })
+	t.Run("faults", func(t *testing.T) { w.testFaults(t, server) })
+	t.Run("reboot", func(t *testing.T) { w.testReboot(t) })
+	w.kubectl(t, "label", "namespace", "shop", "heddle.dev/mesh-")
+	w.cli(t, "uninstall", "--crds")
+	w.notBroken(t, "holder")
+	if left := difference(before, states()); left != "" {
+		t.Errorf("after the uninstall the nodes differ:\n%s", left)
+	}
+	if _, err := w.inPod(t, "client", "once", server+":7000", marker); err != nil {
+		t.Errorf("after the uninstall: %v", err)
+	}
+}
+
+// capture starts to look at what crosses between nodes.
+func (w *world) capture(t *testing.T) *testbed.Capture {
+	t.Helper()
+	return testbed.CaptureOn(t, w.node(t, "cp").Netns(), "br0")
+}
+
+// plaintextIsSeen shows that the capture sees what is not encrypted.
+func (w *world) plaintextIsSeen(t *testing.T, server string) {
+	t.Helper()
+	c := w.capture(t)
+	if _, err := w.inPod(t, "client", "once", server+":7000", marker); err != nil {
+		t.Fatal(err)
+	}
+	found := c.Stop(t, marker, only(server))
+	if found.Markers == 0 || found.PlaintextBytes == 0 {
+		t.Fatalf("without a mesh: %s: the capture shows nothing", found)
+	}
+}
+
+func only(addr string) func(netip.Addr) bool {
+	return func(a netip.Addr) bool { return a.String() == addr }
+}
+
+// notBroken fails when a holder's connection broke, or does not go on.
+func (w *world) notBroken(t *testing.T, pod string) {
+	t.Helper()
+	before := w.logs(t, pod)
+	testenv.Eventually(t, 10*time.Second, "the open connection of "+pod+" goes on", func() bool {
+		return len(w.logs(t, pod)) > len(before)
+	})
+	if restarts := w.pod(t, pod).Status.ContainerStatuses[0].RestartCount; restarts != 0 {
+		t.Errorf("%s has lost its connection %d times:\n%s", pod, restarts, w.kubectl(t, "-n", "shop", "logs", pod, "--previous", "--tail=3"))
+	}
+}
+
+// testEnroll labels a namespace whose pods run, with a connection open.
+func (w *world) testEnroll(t *testing.T, server string) {
+	started := time.Now()
+	w.kubectl(t, "label", "namespace", "shop", "heddle.dev/mesh=enabled")
+	w.enrolled(t, "n1", "shop/client", "shop/holder")
+	w.enrolled(t, "n2", "shop/server")
+	t.Logf("from the label to all three enrolled: %v", time.Since(started).Round(10*time.Millisecond))
+	w.notBroken(t, "holder")
+	c := w.capture(t)
+	for range 3 {
+		if got, err := w.inPod(t, "client", "once", server+":7000", marker); err != nil || got != marker {
+			t.Errorf("in the mesh: %q, %v", got, err)
+		}
+	}
+	found := c.Stop(t, marker, only(server))
+	if found.Markers != 0 || found.TLSBytes == 0 {
+		t.Errorf("in the mesh: %s: want the marker in TLS only", found)
+	}
+	t.Log(found)
+	out, err := w.node(t, "n2").Exec(t.Context(), onNode, "prove", "shop/server", "--socket", agent)
+	if err != nil || !strings.Contains(strings.ToLower(out), "grandfathered") {
+		t.Errorf("prove does not show the connection that was open: %v\n%s", err, out)
+	}
+	w.notBroken(t, "holder")
+}
+
+// eventually is testenv.Eventually for something that says why not yet.
+func eventually(t *testing.T, limit time.Duration, what string, cond func() error) {
+	t.Helper()
+	var last error
+	for deadline := time.Now().Add(limit); time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
+		if last = cond(); last == nil {
+			return
+		}
+	}
+	t.Fatalf("not within %v: %s: %v", limit, what, last)
+}
