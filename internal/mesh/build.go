@@ -10,8 +10,9 @@ import (
 
 // viewBuilder collects a View, and everything that is wrong with its parts.
 type viewBuilder struct {
-	view *View
-	errs []error
+	view  *View
+	byKey map[Key]*Workload
+	errs  []error
 }
 
 func (b *viewBuilder) errorf(format string, args ...any) {
@@ -41,17 +42,18 @@ func (b *viewBuilder) addWorkload(w *Workload) {
 		b.errorf("workload %v: %w", w.Key, err)
 		return
 	}
-	if _, twice := b.view.workloadByKey[w.Key]; twice {
+	if _, twice := b.byKey[w.Key]; twice {
 		b.errorf("workload %v: defined twice", w.Key)
 		return
 	}
 	b.checkWorkload(w)
-	b.view.workloadByKey[w.Key] = w
+	b.byKey[w.Key] = w
 	b.view.workloads = append(b.view.workloads, w)
 	b.view.nodes[w.Node] = append(b.view.nodes[w.Node], w)
-	b.view.policySets[w] = &lazyPolicySet{}
-	w.Addresses = plainAddresses(w.Addresses)
-	b.claim(w.Addresses, &addressOwner{workload: w, self: [1]*Workload{w}})
+	if !plain(w.Addresses) {
+		w.Addresses = PlainAddresses(w.Addresses)
+	}
+	b.claim(w.Addresses, addressOwner(len(b.view.workloads)-1))
 }
 
 func (b *viewBuilder) checkWorkload(w *Workload) {
@@ -88,11 +90,11 @@ func (b *viewBuilder) addService(s *Service) {
 		}
 	}
 	entry := &serviceEntry{service: s}
-	s.Endpoints = slices.Clone(s.Endpoints)
-	slices.SortFunc(s.Endpoints, Key.Compare)
-	s.Endpoints = slices.Compact(s.Endpoints)
+	if !ascending(s.Endpoints) {
+		s.Endpoints = SortedKeys(s.Endpoints)
+	}
 	for _, key := range s.Endpoints {
-		w, ok := b.view.workloadByKey[key]
+		w, ok := b.byKey[key]
 		if !ok || !w.Ready || len(w.Addresses) == 0 {
 			continue
 		}
@@ -101,28 +103,32 @@ func (b *viewBuilder) addService(s *Service) {
 			entry.readyPlain = append(entry.readyPlain, w)
 		}
 	}
+	entry.ready, entry.readyPlain = slices.Clip(entry.ready), slices.Clip(entry.readyPlain)
 	if s.Prefer != AnyDistance {
 		entry.near = nearness(entry.ready, s.Prefer)
 	}
 	b.view.serviceByKey[s.Key] = entry
 	b.view.services = append(b.view.services, s)
-	s.Addresses = plainAddresses(s.Addresses)
-	b.claim(s.Addresses, &addressOwner{service: entry})
+	b.view.entries = append(b.view.entries, entry)
+	if !plain(s.Addresses) {
+		s.Addresses = PlainAddresses(s.Addresses)
+	}
+	b.claim(s.Addresses, ^addressOwner(len(b.view.services)-1))
 }
 
 // claim records the owner of addresses; each belongs to one object only.
-func (b *viewBuilder) claim(addrs []netip.Addr, owner *addressOwner) {
+func (b *viewBuilder) claim(addrs []netip.Addr, owner addressOwner) {
 	for i, addr := range addrs {
 		switch {
 		case !addr.IsValid() || addr.Zone() != "" || addr.IsUnspecified() || addr.IsLoopback() || addr.IsMulticast():
-			b.errorf("%v: address %v is not a unicast address of its own", owner, addr)
+			b.errorf("%s: address %v is not a unicast address of its own", b.view.describe(owner), addr)
 			continue
 		case i > 0 && addrs[i-1] == addr:
-			b.errorf("%v: address %v is given twice", owner, addr)
+			b.errorf("%s: address %v is given twice", b.view.describe(owner), addr)
 			continue
 		}
 		if other, taken := b.view.addresses[addr]; taken {
-			b.errorf("address %v is used twice: by %v and by %v", addr, other, owner)
+			b.errorf("address %v is used twice: by %s and by %s", addr, b.view.describe(other), b.view.describe(owner))
 			continue
 		}
 		b.view.addresses[addr] = owner
@@ -208,11 +214,36 @@ func checkKey(k Key) error {
 	return nil
 }
 
-func plainAddresses(addrs []netip.Addr) []netip.Addr {
-	plain := make([]netip.Addr, len(addrs))
+// PlainAddresses returns addresses as a View has them: unmapped and sorted.
+func PlainAddresses(addrs []netip.Addr) []netip.Addr {
+	unmapped := make([]netip.Addr, len(addrs))
 	for i, addr := range addrs {
-		plain[i] = addr.Unmap()
+		unmapped[i] = addr.Unmap()
 	}
-	slices.SortFunc(plain, netip.Addr.Compare)
-	return plain
+	slices.SortFunc(unmapped, netip.Addr.Compare)
+	return unmapped
+}
+
+// plain reports whether PlainAddresses would change nothing. What other Views
+// share must not be written to.
+func plain(addrs []netip.Addr) bool {
+	return !slices.ContainsFunc(addrs, netip.Addr.Is4In6) && slices.IsSortedFunc(addrs, netip.Addr.Compare)
+}
+
+// SortedKeys returns keys as a View has the endpoints of a service: sorted, each
+// once.
+func SortedKeys(keys []Key) []Key {
+	sorted := slices.Clone(keys)
+	slices.SortFunc(sorted, Key.Compare)
+	return slices.Compact(sorted)
+}
+
+// ascending reports whether SortedKeys would change nothing.
+func ascending(keys []Key) bool {
+	for i := 1; i < len(keys); i++ {
+		if keys[i-1].Compare(keys[i]) >= 0 {
+			return false
+		}
+	}
+	return true
 }
