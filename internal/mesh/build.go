@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // viewBuilder collects a View, and everything that is wrong with its parts.
@@ -63,6 +65,9 @@ func (b *viewBuilder) checkWorkload(w *Workload) {
 	if b.view.settings.TrustDomain.IsZero() {
 		return // said already
 	}
+	if w.hasOwnIdentity(b.view.settings.TrustDomain) {
+		return
+	}
 	want, err := IdentityFor(b.view.settings.TrustDomain, w.Namespace, w.ServiceAccount)
 	switch {
 	case err != nil:
@@ -70,6 +75,14 @@ func (b *viewBuilder) checkWorkload(w *Workload) {
 	case w.Identity != want:
 		b.errorf("workload %v: identity is %q, want %q", w.Key, w.Identity, want)
 	}
+}
+
+// hasOwnIdentity reports whether the workload has the identity that IdentityFor
+// gives, without making that: every View asks it of every workload. When it is
+// false, IdentityFor says why.
+func (w *Workload) hasOwnIdentity(td spiffeid.TrustDomain) bool {
+	namespace, account := nameParts(w.Identity.Path())
+	return w.Identity.MemberOf(td) && namespace != "" && account != "" && namespace == w.Namespace && account == w.ServiceAccount && !strings.Contains(account, "/")
 }
 
 func (b *viewBuilder) addService(s *Service) {
