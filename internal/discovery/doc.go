@@ -22,9 +22,19 @@
 // an empty Commit response and no resource. Epochs only grow: an agent refuses
 // one older than what it has applied, and the operator persists its own.
 //
-// A node is told every workload and service, the network namespaces of its own
-// workloads only, and the policies that select its workloads: the agent of the
-// destination enforces policy, also for connections that stay on the node.
+// A node is told how to reach every workload and service, since any pod may dial
+// any of them: addresses, identity, node and zone, whether it is enrolled and
+// ready. What is enforced where a workload runs (labels, modes, probe ports, UID,
+// network namespace, the policies that select it) only its own node is told: the
+// agent of the destination enforces policy, also for connections that stay on
+// the node.
+//
+// # What it costs
+//
+// What all nodes are told is one value, a resources.Shared, with one hash tree;
+// a node's set is that and a short list of its own. So a change costs the server
+// what changed, and a few hashes and a signature for each node; and it knows
+// what a node holds by a reference, not by a list. docs/scale.md has measures.
 //
 // # Concurrency
 //

@@ -43,9 +43,10 @@ type serverStream struct {
 	received chan error // why receiving ended
 	expired  <-chan time.Time
 
-	// held is what the agent has applied, sorted; heldCommit the version of
-	// the commit that closed it.
-	held       []resources.Ref
+	// held is what the agent has applied; heldCommit the version of the commit
+	// that closed it.
+	held       *resources.Held
+	heldCount  int // of what the agent said it holds
 	heldCommit string
 	nonce      uint64
 	unanswered int
@@ -135,6 +136,11 @@ func (x *serverStream) receiveEnded(err error) error {
 func (x *serverStream) subscribe() error {
 	timer := time.NewTimer(x.server.cfg.AckTimeout)
 	defer timer.Stop()
+	var newest *resources.Shared
+	if snapshot, _ := x.server.newest(); snapshot != nil {
+		newest = snapshot.shared
+	}
+	x.held = resources.NewHeld(newest)
 	var subscribed [resources.KindCount]bool
 	for first := true; ; first = false {
 		req, err := x.next(timer.C)
@@ -158,7 +164,7 @@ func (x *serverStream) subscribe() error {
 			if missing := slices.Index(subscribed[:], false); missing >= 0 {
 				return status.Errorf(codes.InvalidArgument, "subscribe to %s before Commit", resources.Kind(missing))
 			}
-			slices.SortFunc(x.held, resources.CompareRefs)
+			x.held.Seal()
 			return nil
 		}
 		subscribed[k] = true
@@ -180,14 +186,15 @@ func (x *serverStream) checkNode(req *discoveryv3.DeltaDiscoveryRequest, first b
 func (x *serverStream) hold(k resources.Kind, versions map[string]string) error {
 	for name, version := range versions {
 		x.sizes += len(name) + len(version)
-		if x.sizes > resources.MaxSetBytes || len(x.held) >= resources.MaxSetSize || len(name) > resources.MaxName || len(version) > 64 {
+		if x.sizes > resources.MaxSetBytes || x.heldCount >= resources.MaxSetSize || len(name) > resources.MaxName || len(version) > 64 {
 			return status.Error(codes.ResourceExhausted, "initial resource versions exceed their bounds")
 		}
 		if k == resources.KindCommit {
 			x.heldCommit = version
 			continue
 		}
-		x.held = append(x.held, resources.Ref{Kind: k, Name: name, Version: version})
+		x.heldCount++
+		x.held.Add(resources.Ref{Kind: k, Name: name, Version: version})
 	}
 	return nil
 }
@@ -224,7 +231,7 @@ func (x *serverStream) idle(changed <-chan struct{}) error {
 // the next snapshot starts from there.
 func (x *serverStream) round(snapshot *Snapshot, first bool) error {
 	set := snapshot.forNode(x.caller.Node)
-	diff := resources.Difference(x.held, set.resources)
+	diff := resources.Difference(x.held, set.Own)
 	if diff.Empty() && x.heldCommit == set.commit.Version() && !first {
 		return nil
 	}
@@ -258,7 +265,7 @@ func (x *serverStream) finish(set *nodeSet, refusal string, took time.Duration) 
 		x.server.updateNode(x.caller.Node, func(n *NodeStatus) { n.LastError = refusal })
 		return
 	}
-	x.held, x.heldCommit = set.refs, set.commit.Version()
+	x.held, x.heldCommit = resources.HeldOf(set.Own), set.commit.Version()
 	x.log.Debug("node applied the configuration", "revision", set.commit.Revision, "epoch", set.commit.Epoch, "took", took)
 	x.server.updateNode(x.caller.Node, func(n *NodeStatus) {
 		n.Revision, n.Epoch, n.AppliedAt, n.LastError = set.commit.Revision, set.commit.Epoch, time.Now(), ""

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"io"
 	"maps"
 	"reflect"
 	"slices"
@@ -21,12 +22,13 @@ type Snapshot struct {
 	epoch uint64
 	key   ed25519.PrivateKey
 
-	// workloads, services and policies run parallel to the View's lists; what
-	// only its own node is told of is nil in workloads.
-	workloads, services, rules []*resources.Resource
-	// shared is what every node is told; own and policies are the rest, by
-	// node. Each list is sorted.
-	shared   []*resources.Resource
+	// told, whole, services and rules run parallel to the View's lists. Other
+	// nodes are told less of a workload than its own, or, where told is nil,
+	// nothing.
+	told, whole, services, rules []*resources.Resource
+	// shared is what every node is told but for its own workloads; own are
+	// those, and policies what else its own node is told, sorted, by node.
+	shared   *resources.Shared
 	own      map[string][]*resources.Resource
 	policies map[string][]*resources.Resource
 
@@ -38,9 +40,8 @@ type Snapshot struct {
 
 // nodeSet is all that one node is told: immutable.
 type nodeSet struct {
-	resources []*resources.Resource
-	refs      []resources.Ref
-	commit    resources.Commit
+	*resources.Own
+	commit resources.Commit
 }
 
 // NewSnapshot encodes a View. The epoch must not be smaller than that of any
@@ -89,13 +90,12 @@ func (s *Snapshot) HashFor(node string) []byte { return s.forNode(node).commit.H
 // apart; nothing is trusted because of them.
 func (s *Snapshot) contentRevision() string {
 	h := sha256.New()
-	h.Write(resources.Hash(resources.RefsOf(s.shared)))
-	h.Write(resources.Hash(resources.RefsOf(s.rules)))
-	for _, node := range slices.Sorted(maps.Keys(s.own)) {
-		h.Write(resources.Hash(resources.RefsOf(s.own[node])))
-	}
-	for _, w := range s.view.Workloads() {
-		h.Write([]byte(w.UID + "\n"))
+	h.Write(s.shared.Hash())
+	for _, list := range [][]*resources.Resource{s.rules, s.whole} {
+		for _, r := range list {
+			io.WriteString(h, r.Version) // of one length each; a hash returns no error
+		}
+		h.Write([]byte("\n"))
 	}
 	return hex.EncodeToString(h.Sum(nil)[:8])
 }
@@ -105,14 +105,18 @@ func (s *Snapshot) encode(last *Snapshot) error {
 	if err != nil {
 		return err
 	}
-	s.shared = append(make([]*resources.Resource, 0, 1+len(s.view.Services())+len(s.view.Workloads())), settings)
 	s.services, err = encodeAll(s.view.Services(), last.view.Services(), last.services,
 		func(v *mesh.Service) mesh.Key { return v.Key }, equalServices, resources.EncodeService)
 	if err != nil {
 		return err
 	}
-	s.workloads, err = encodeAll(s.view.Workloads(), last.view.Workloads(), last.workloads,
+	s.told, err = encodeAll(s.view.Workloads(), last.view.Workloads(), last.told,
 		func(v *mesh.Workload) mesh.Key { return v.Key }, equalTold, encodeTold)
+	if err != nil {
+		return err
+	}
+	s.whole, err = encodeAll(s.view.Workloads(), last.view.Workloads(), last.whole,
+		func(v *mesh.Workload) mesh.Key { return v.Key }, equalWhole, resources.EncodeWorkload)
 	if err != nil {
 		return err
 	}
@@ -121,15 +125,20 @@ func (s *Snapshot) encode(last *Snapshot) error {
 	if err != nil {
 		return err
 	}
-	for _, r := range slices.Concat(s.services, s.workloads) {
+	all := append(make([]*resources.Resource, 0, 1+len(s.services)+len(s.told)), settings)
+	all = append(all, s.services...)
+	for i, r := range s.told {
 		if r != nil {
-			s.shared = append(s.shared, r)
+			s.whole[i].Name = r.Name // kept once
+			all = append(all, r)
+		}
+		if r == nil || r.Version != s.whole[i].Version {
+			node := s.view.Workloads()[i].Node
+			s.own[node] = append(s.own[node], s.whole[i])
 		}
 	}
-	resources.Sort(s.shared)
-	if err := s.encodeOwn(); err != nil {
-		return err
-	}
+	resources.Sort(all)
+	s.shared = resources.NewShared(all, last.shared)
 	s.spreadPolicies()
 	return nil
 }
@@ -157,44 +166,32 @@ func encodeAll[T any](objects, last []*T, known []*resources.Resource, key func(
 	return encoded, nil
 }
 
-// encodeTold encodes what other nodes are told of a workload; nothing about one
-// that has no address yet, with which they could not do anything.
+// encodeTold encodes what other nodes are told of a workload: how it is reached
+// and who it is, not what is enforced where it runs. Nothing is told of one that
+// has no address yet, with which they could not do anything.
 func encodeTold(w *mesh.Workload) (*resources.Resource, error) {
 	if len(w.Addresses) == 0 {
 		return nil, nil
 	}
-	told := *w
-	told.NetNS, told.UID = "", ""
-	return resources.EncodeWorkload(&told)
+	return resources.EncodeWorkload(&mesh.Workload{Key: w.Key, ServiceAccount: w.ServiceAccount, Node: w.Node, Identity: w.Identity,
+		Addresses: w.Addresses, Enrolled: w.Enrolled, Ready: w.Ready, Zone: w.Zone})
 }
 
 // equalTold reports whether other nodes are told the same of two workloads.
 func equalTold(a, b *mesh.Workload) bool {
 	return a.Key == b.Key && a.ServiceAccount == b.ServiceAccount && a.Node == b.Node && a.Identity == b.Identity &&
-		a.Enrolled == b.Enrolled && a.Ready == b.Ready && a.Zone == b.Zone && a.Mode == b.Mode && slices.Equal(a.Addresses, b.Addresses) &&
+		a.Enrolled == b.Enrolled && a.Ready == b.Ready && a.Zone == b.Zone && slices.Equal(a.Addresses, b.Addresses)
+}
+
+// equalWhole reports whether a workload's own node is told the same of two.
+func equalWhole(a, b *mesh.Workload) bool {
+	return equalTold(a, b) && a.NetNS == b.NetNS && a.UID == b.UID && a.Mode == b.Mode &&
 		slices.Equal(a.ProbePorts, b.ProbePorts) && maps.Equal(a.Labels, b.Labels) && maps.Equal(a.PortModes, b.PortModes)
 }
 
 func equalServices(a, b *mesh.Service) bool {
 	return a.Key == b.Key && a.Prefer == b.Prefer && a.Sticky == b.Sticky && slices.Equal(a.Addresses, b.Addresses) &&
 		slices.Equal(a.Ports, b.Ports) && slices.Equal(a.Endpoints, b.Endpoints)
-}
-
-// encodeOwn encodes what only a workload's own node is told of: a workload
-// without an address, and network namespaces. UIDs are added in forNode: most
-// replicas stream to a part of the nodes only.
-func (s *Snapshot) encodeOwn() error {
-	for _, w := range s.view.Workloads() {
-		if w.NetNS == "" && len(w.Addresses) > 0 {
-			continue
-		}
-		own, err := resources.EncodeWorkload(w)
-		if err != nil {
-			return err
-		}
-		s.own[w.Node] = append(s.own[w.Node], own)
-	}
-	return nil
 }
 
 // spreadPolicies gives every policy to the nodes that it selects workloads on.
@@ -238,25 +235,6 @@ func firstLabel(p *mesh.Policy) string {
 	return first
 }
 
-// ownOf returns what a node is told of its own workloads, by name.
-func (s *Snapshot) ownOf(node string) map[string]*resources.Resource {
-	own := map[string]*resources.Resource{}
-	for _, r := range s.own[node] {
-		own[r.Name] = r
-	}
-	for _, w := range s.view.OnNode(node) {
-		if w.UID == "" || own[w.Key.String()] != nil {
-			continue
-		}
-		// Without its UID the workload could be encoded; with it, it is at most
-		// a few bytes too large, and then its node is told what all are.
-		if r, err := resources.EncodeWorkload(w); err == nil {
-			own[r.Name] = r
-		}
-	}
-	return own
-}
-
 // forNode returns what a node is told, and its signed commit.
 func (s *Snapshot) forNode(node string) *nodeSet {
 	s.sets.Lock()
@@ -264,52 +242,28 @@ func (s *Snapshot) forNode(node string) *nodeSet {
 	if set, ok := s.sets.byNode[node]; ok {
 		return set
 	}
-	told := withOwn(s.shared, s.ownOf(node))
-	told = append(told, s.policies[node]...)
-	set := newNodeSet(told, resources.Commit{Node: node, Revision: s.view.Revision(), Epoch: s.epoch}, s.key)
+	own := slices.Concat(s.own[node], s.policies[node])
+	resources.Sort(own)
+	set := s.newNodeSet(resources.NewOwn(s.shared, own), node)
 	s.sets.byNode[node] = set
 	return set
 }
 
-// withOwn returns what is shared, with a node's own in place of the same
-// workloads or, where others are told nothing, beside them.
-func withOwn(shared []*resources.Resource, own map[string]*resources.Resource) []*resources.Resource {
-	told := make([]*resources.Resource, 0, len(shared)+len(own))
-	for _, r := range shared {
-		if mine, ok := own[r.Name]; ok && r.Kind == resources.KindWorkload {
-			r = mine
-			delete(own, r.Name)
-		}
-		told = append(told, r)
-	}
-	for _, r := range own {
-		told = append(told, r)
-	}
-	return told
-}
-
-// newNodeSet sorts the resources, and completes and signs the commit.
-func newNodeSet(told []*resources.Resource, c resources.Commit, key ed25519.PrivateKey) *nodeSet {
-	resources.Sort(told)
-	refs := resources.RefsOf(told)
-	c.Hash = resources.Hash(refs)
-	c.Sign(key)
-	return &nodeSet{resources: told, refs: refs, commit: c}
+// newNodeSet signs a set for a node.
+func (s *Snapshot) newNodeSet(own *resources.Own, node string) *nodeSet {
+	c := resources.Commit{Node: node, Revision: s.view.Revision(), Epoch: s.epoch, Hash: own.Hash()}
+	c.Sign(s.key)
+	return &nodeSet{Own: own, commit: c}
 }
 
 // Save writes the whole View, network namespaces of all nodes included, to a
 // file that LoadView reads: the operator's own last good configuration.
 func (s *Snapshot) Save(path string) error {
-	own := map[string]*resources.Resource{}
-	for _, list := range s.own {
-		for _, r := range list {
-			own[r.Name] = r
-		}
-	}
-	all := append(withOwn(s.shared, own), s.rules...) // also policies that select nobody
+	all := append(slices.Clone(s.whole), s.rules...) // also policies that select nobody
+	resources.Sort(all)
 	// No node has the empty name: no agent takes this file for its own.
-	set := newNodeSet(all, resources.Commit{Revision: s.view.Revision(), Epoch: s.epoch}, s.key)
-	return resources.SaveFile(path, set.resources, &set.commit)
+	set := s.newNodeSet(resources.NewOwn(s.shared, all), "")
+	return resources.SaveFile(path, resources.Listed(set.All()), &set.commit)
 }
 
 // LoadView reads what Snapshot.Save wrote. A file that is corrupt or signed by

@@ -73,7 +73,7 @@ func startOperator(t testing.TB, change func(*ServerConfig)) *operatorEnd {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := &operatorEnd{Server: s, listener: bufconn.Listen(1 << 20), grpc: grpc.NewServer(ServerOptions()...), served: make(chan error, 1)}
+	o := &operatorEnd{Server: s, listener: bufconn.Listen(64 << 10), grpc: grpc.NewServer(ServerOptions()...), served: make(chan error, 1)}
 	s.Register(o.grpc)
 	go func() { o.served <- o.grpc.Serve(o.listener) }()
 	o.stop = sync.OnceFunc(func() {
@@ -190,7 +190,7 @@ func startAgent(t testing.TB, o *operatorEnd, node string, change func(*ClientCo
 
 func (a *agentEnd) awaitEpoch(t testing.TB, epoch uint64) {
 	t.Helper()
-	testenv.Eventually(t, 20*time.Second, fmt.Sprintf("epoch %d is applied and current", epoch), func() bool {
+	testenv.Eventually(t, time.Minute, fmt.Sprintf("epoch %d is applied and current", epoch), func() bool {
 		s := a.Status()
 		return s.Epoch == epoch && s.Current
 	})
@@ -270,7 +270,7 @@ func diffForNode(node string, full, got *mesh.View) string {
 	for _, w := range full.Workloads() {
 		told := *w
 		if w.Node != node {
-			told.NetNS = ""
+			told.NetNS, told.Labels, told.PortModes = "", nil, nil
 		}
 		workloads = append(workloads, told)
 	}

@@ -39,7 +39,7 @@ func (p Permit) Port() uint16 { return p.port }
 //
 // It allocates nothing unless AUDIT policies match.
 func (v *View) Authorize(c Connection) (Permit, Decision) {
-	w, lazy, refusal := v.destination(&c)
+	w, refusal := v.destination(&c)
 	if w == nil {
 		return Permit{}, refused(refusal)
 	}
@@ -54,7 +54,7 @@ func (v *View) Authorize(c Connection) (Permit, Decision) {
 	case plaintext && w.ModeOf(c.Port) == ModeStrict:
 		return Permit{}, refused(ReasonStrictPlaintext)
 	}
-	set := lazy.get(v, w)
+	set := v.policySet(w)
 	if set.empty {
 		return permit(w, &c), Decision{Verdict: VerdictAllow, Reason: defaultReason(plaintext), Rule: -1}
 	}
@@ -70,23 +70,23 @@ func (v *View) Authorize(c Connection) (Permit, Decision) {
 	return permit(w, &c), decision
 }
 
-// destination returns this View's workload for c and its policies, or the
-// reason why there is none.
-func (v *View) destination(c *Connection) (*Workload, *lazyPolicySet, Reason) {
+// destination returns this View's workload for c, or the reason why there is
+// none.
+func (v *View) destination(c *Connection) (*Workload, Reason) {
 	if !v.synced {
-		return nil, nil, ReasonNotSynced
-	}
-	if lazy, ok := v.policySets[c.Destination]; ok {
-		return c.Destination, lazy, ReasonUnknown
+		return nil, ReasonNotSynced
 	}
 	if c.Destination == nil {
-		return nil, nil, ReasonUnknownDestination
+		return nil, ReasonUnknownDestination
 	}
-	w, ok := v.workloadByKey[c.Destination.Key]
+	if _, ok := v.policySets.Load(c.Destination); ok {
+		return c.Destination, ReasonUnknown // it was found before
+	}
+	w, ok := v.Workload(c.Destination.Key)
 	if !ok {
-		return nil, nil, ReasonUnknownDestination
+		return nil, ReasonUnknownDestination
 	}
-	return w, v.policySets[w], ReasonUnknown
+	return w, ReasonUnknown
 }
 
 func permit(w *Workload, c *Connection) Permit {

@@ -6,12 +6,15 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // viewBuilder collects a View, and everything that is wrong with its parts.
 type viewBuilder struct {
-	view *View
-	errs []error
+	view  *View
+	byKey map[Key]*Workload
+	errs  []error
 }
 
 func (b *viewBuilder) errorf(format string, args ...any) {
@@ -41,17 +44,18 @@ func (b *viewBuilder) addWorkload(w *Workload) {
 		b.errorf("workload %v: %w", w.Key, err)
 		return
 	}
-	if _, twice := b.view.workloadByKey[w.Key]; twice {
+	if _, twice := b.byKey[w.Key]; twice {
 		b.errorf("workload %v: defined twice", w.Key)
 		return
 	}
 	b.checkWorkload(w)
-	b.view.workloadByKey[w.Key] = w
+	b.byKey[w.Key] = w
 	b.view.workloads = append(b.view.workloads, w)
 	b.view.nodes[w.Node] = append(b.view.nodes[w.Node], w)
-	b.view.policySets[w] = &lazyPolicySet{}
-	w.Addresses = plainAddresses(w.Addresses)
-	b.claim(w.Addresses, &addressOwner{workload: w, self: [1]*Workload{w}})
+	if !plain(w.Addresses) {
+		w.Addresses = PlainAddresses(w.Addresses)
+	}
+	b.claim(w.Addresses, addressOwner(len(b.view.workloads)-1))
 }
 
 func (b *viewBuilder) checkWorkload(w *Workload) {
@@ -61,6 +65,9 @@ func (b *viewBuilder) checkWorkload(w *Workload) {
 	if b.view.settings.TrustDomain.IsZero() {
 		return // said already
 	}
+	if w.hasOwnIdentity(b.view.settings.TrustDomain) {
+		return
+	}
 	want, err := IdentityFor(b.view.settings.TrustDomain, w.Namespace, w.ServiceAccount)
 	switch {
 	case err != nil:
@@ -68,6 +75,14 @@ func (b *viewBuilder) checkWorkload(w *Workload) {
 	case w.Identity != want:
 		b.errorf("workload %v: identity is %q, want %q", w.Key, w.Identity, want)
 	}
+}
+
+// hasOwnIdentity reports whether the workload has the identity that IdentityFor
+// gives, without making that: every View asks it of every workload. When it is
+// false, IdentityFor says why.
+func (w *Workload) hasOwnIdentity(td spiffeid.TrustDomain) bool {
+	namespace, account := nameParts(w.Identity.Path())
+	return w.Identity.MemberOf(td) && namespace != "" && account != "" && namespace == w.Namespace && account == w.ServiceAccount && !strings.Contains(account, "/")
 }
 
 func (b *viewBuilder) addService(s *Service) {
@@ -88,11 +103,11 @@ func (b *viewBuilder) addService(s *Service) {
 		}
 	}
 	entry := &serviceEntry{service: s}
-	s.Endpoints = slices.Clone(s.Endpoints)
-	slices.SortFunc(s.Endpoints, Key.Compare)
-	s.Endpoints = slices.Compact(s.Endpoints)
+	if !ascending(s.Endpoints) {
+		s.Endpoints = SortedKeys(s.Endpoints)
+	}
 	for _, key := range s.Endpoints {
-		w, ok := b.view.workloadByKey[key]
+		w, ok := b.byKey[key]
 		if !ok || !w.Ready || len(w.Addresses) == 0 {
 			continue
 		}
@@ -101,28 +116,32 @@ func (b *viewBuilder) addService(s *Service) {
 			entry.readyPlain = append(entry.readyPlain, w)
 		}
 	}
+	entry.ready, entry.readyPlain = slices.Clip(entry.ready), slices.Clip(entry.readyPlain)
 	if s.Prefer != AnyDistance {
 		entry.near = nearness(entry.ready, s.Prefer)
 	}
 	b.view.serviceByKey[s.Key] = entry
 	b.view.services = append(b.view.services, s)
-	s.Addresses = plainAddresses(s.Addresses)
-	b.claim(s.Addresses, &addressOwner{service: entry})
+	b.view.entries = append(b.view.entries, entry)
+	if !plain(s.Addresses) {
+		s.Addresses = PlainAddresses(s.Addresses)
+	}
+	b.claim(s.Addresses, ^addressOwner(len(b.view.services)-1))
 }
 
 // claim records the owner of addresses; each belongs to one object only.
-func (b *viewBuilder) claim(addrs []netip.Addr, owner *addressOwner) {
+func (b *viewBuilder) claim(addrs []netip.Addr, owner addressOwner) {
 	for i, addr := range addrs {
 		switch {
 		case !addr.IsValid() || addr.Zone() != "" || addr.IsUnspecified() || addr.IsLoopback() || addr.IsMulticast():
-			b.errorf("%v: address %v is not a unicast address of its own", owner, addr)
+			b.errorf("%s: address %v is not a unicast address of its own", b.view.describe(owner), addr)
 			continue
 		case i > 0 && addrs[i-1] == addr:
-			b.errorf("%v: address %v is given twice", owner, addr)
+			b.errorf("%s: address %v is given twice", b.view.describe(owner), addr)
 			continue
 		}
 		if other, taken := b.view.addresses[addr]; taken {
-			b.errorf("address %v is used twice: by %v and by %v", addr, other, owner)
+			b.errorf("address %v is used twice: by %s and by %s", addr, b.view.describe(other), b.view.describe(owner))
 			continue
 		}
 		b.view.addresses[addr] = owner
@@ -208,11 +227,36 @@ func checkKey(k Key) error {
 	return nil
 }
 
-func plainAddresses(addrs []netip.Addr) []netip.Addr {
-	plain := make([]netip.Addr, len(addrs))
+// PlainAddresses returns addresses as a View has them: unmapped and sorted.
+func PlainAddresses(addrs []netip.Addr) []netip.Addr {
+	unmapped := make([]netip.Addr, len(addrs))
 	for i, addr := range addrs {
-		plain[i] = addr.Unmap()
+		unmapped[i] = addr.Unmap()
 	}
-	slices.SortFunc(plain, netip.Addr.Compare)
-	return plain
+	slices.SortFunc(unmapped, netip.Addr.Compare)
+	return unmapped
+}
+
+// plain reports whether PlainAddresses would change nothing. What other Views
+// share must not be written to.
+func plain(addrs []netip.Addr) bool {
+	return !slices.ContainsFunc(addrs, netip.Addr.Is4In6) && slices.IsSortedFunc(addrs, netip.Addr.Compare)
+}
+
+// SortedKeys returns keys as a View has the endpoints of a service: sorted, each
+// once.
+func SortedKeys(keys []Key) []Key {
+	sorted := slices.Clone(keys)
+	slices.SortFunc(sorted, Key.Compare)
+	return slices.Compact(sorted)
+}
+
+// ascending reports whether SortedKeys would change nothing.
+func ascending(keys []Key) bool {
+	for i := 1; i < len(keys); i++ {
+		if keys[i-1].Compare(keys[i]) >= 0 {
+			return false
+		}
+	}
+	return true
 }

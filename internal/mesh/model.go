@@ -56,11 +56,15 @@ type Workload struct {
 	// Addresses are unique in the mesh, unmapped, sorted. There is none while a
 	// pod is being set up: its own node is told of it beforehand.
 	Addresses []netip.Addr
-	Labels    map[string]string
+	// Labels are what policies select by. Only its own node is told.
+	Labels map[string]string
 	// Enrolled workloads are reached through the tunnel, others in plaintext.
 	Enrolled bool
 	// Ready workloads receive new connections through services.
 	Ready bool
+	// Mode is the effective mode of ports that PortModes does not name. Only
+	// its own node is told of modes and ProbePorts.
+	Mode Mode
 	// NetNS is the path of the network namespace; "" unless the workload is
 	// enrolled by path (no Kubernetes). Only its own node is told.
 	NetNS string
@@ -68,8 +72,6 @@ type Workload struct {
 	UID string
 	// Zone is the topology zone of the workload's node; "" when not known.
 	Zone string
-	// Mode is the effective mode of ports that PortModes does not name.
-	Mode Mode
 	// PortModes overrides Mode per application port.
 	PortModes map[uint16]Mode
 	// ProbePorts are the ports that declared health probes go to.

@@ -4,7 +4,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"sync/atomic"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
@@ -181,17 +180,15 @@ func matchBlock(blocks []netip.Prefix, addr netip.Addr) bool {
 	return false
 }
 
-// lazyPolicySet is a workload's policySet, built when first asked for: an agent
-// asks for the workloads of its node only. Two goroutines may build it at once;
-// they build the same.
-type lazyPolicySet struct{ set atomic.Pointer[policySet] }
-
-func (l *lazyPolicySet) get(v *View, w *Workload) *policySet {
-	if set := l.set.Load(); set != nil {
-		return set
+// policySet returns the index of the policies that select a workload of this
+// View. It is built when first asked for; two goroutines may build it at once,
+// and they build the same.
+func (v *View) policySet(w *Workload) *policySet {
+	if set, ok := v.policySets.Load(w); ok {
+		return set.(*policySet)
 	}
 	set := newPolicySet(v.compiled[w.Namespace], w.Labels)
-	l.set.Store(set)
+	v.policySets.Store(w, set)
 	return set
 }
 

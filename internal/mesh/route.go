@@ -27,10 +27,10 @@ func (v *View) Route(src *Workload, dst netip.AddrPort) Route {
 	}
 	owner, known := v.addresses[addr]
 	switch {
-	case known && owner.workload != nil:
-		return routeDirect(owner, dst.Port())
+	case known && owner >= 0:
+		return routeDirect(v.workloads[owner:owner+1:owner+1], dst.Port())
 	case known:
-		return owner.service.route(src, dst.Port())
+		return v.entries[^owner].route(src, dst.Port())
 	case v.inCluster(addr):
 		return Route{Kind: RouteHold, Port: dst.Port(), Reason: ReasonUnknownDestination}
 	}
@@ -44,11 +44,12 @@ func (v *View) Route(src *Workload, dst netip.AddrPort) Route {
 	return Route{Kind: RouteEgress, Port: dst.Port(), Reason: ReasonEgressAllowed}
 }
 
-func routeDirect(owner *addressOwner, port uint16) Route {
-	if owner.workload.Enrolled && ReservedPort(port) {
+// routeDirect routes to a list of one.
+func routeDirect(owner []*Workload, port uint16) Route {
+	if owner[0].Enrolled && ReservedPort(port) {
 		return Route{Kind: RouteReject, Port: port, Reason: ReasonReservedPort}
 	}
-	return Route{Kind: RouteWorkload, Candidates: owner.self[:], Port: port}
+	return Route{Kind: RouteWorkload, Candidates: owner, Port: port}
 }
 
 func (s *serviceEntry) route(src *Workload, port uint16) Route {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
@@ -22,27 +23,28 @@ type View struct {
 	services  []*Service
 	policies  []*Policy
 
-	workloadByKey map[Key]*Workload
-	serviceByKey  map[Key]*serviceEntry
-	addresses     map[netip.Addr]*addressOwner
-	nodes         map[string][]*Workload
-	revoked       map[spiffeid.ID]struct{}
-	compiled      map[string][]*compiledPolicy // by namespace, sorted by key
-	policySets    map[*Workload]*lazyPolicySet
+	serviceByKey map[Key]*serviceEntry
+	entries      []*serviceEntry // parallel to services
+	addresses    map[netip.Addr]addressOwner
+	nodes        map[string][]*Workload
+	revoked      map[spiffeid.ID]struct{}
+	compiled     map[string][]*compiledPolicy // by namespace, sorted by key
+	// policySets holds the *policySet of each *Workload that was asked for: an
+	// agent asks for those of its node, which are few of all that it knows.
+	policySets *sync.Map
 }
 
-// addressOwner is who answers at an address: a workload or a service.
-type addressOwner struct {
-	workload *Workload
-	self     [1]*Workload // the workload again, as a list of candidates
-	service  *serviceEntry
-}
+// addressOwner is who answers at an address: the index of a workload, or the
+// complement (^) of that of a service. There is one for every address of the
+// mesh, so it is small.
+type addressOwner int32
 
-func (o *addressOwner) String() string {
-	if o.workload != nil {
-		return "workload " + o.workload.Key.String()
+// describe names an owner.
+func (v *View) describe(o addressOwner) string {
+	if o >= 0 {
+		return "workload " + v.workloads[o].Key.String()
 	}
-	return "service " + o.service.service.Key.String()
+	return "service " + v.services[^o].Key.String()
 }
 
 type serviceEntry struct {
@@ -62,17 +64,26 @@ func emptyView() *View { return &View{} }
 // endpoint that is not among the workloads is no error: it gets no connections
 // until it is.
 func NewView(revision string, settings Settings, workloads []Workload, services []Service, policies []Policy) (*View, error) {
-	b := viewBuilder{view: &View{
-		revision:      revision,
-		synced:        true,
-		settings:      settings,
-		workloadByKey: make(map[Key]*Workload, len(workloads)),
-		serviceByKey:  make(map[Key]*serviceEntry, len(services)),
-		addresses:     make(map[netip.Addr]*addressOwner, len(workloads)+len(services)),
-		nodes:         map[string][]*Workload{},
-		revoked:       make(map[spiffeid.ID]struct{}, len(settings.RevokedIdentities)),
-		compiled:      map[string][]*compiledPolicy{},
-		policySets:    make(map[*Workload]*lazyPolicySet, len(workloads)),
+	return ViewOf(revision, settings, copies(workloads), copies(services), copies(policies))
+}
+
+// ViewOf is NewView without a copy: the View refers to the objects, which may
+// be parts of other Views too. Nobody may change them once they are part of
+// one. The slices themselves stay the caller's.
+func ViewOf(revision string, settings Settings, workloads []*Workload, services []*Service, policies []*Policy) (*View, error) {
+	b := viewBuilder{byKey: make(map[Key]*Workload, len(workloads)), view: &View{
+		revision:     revision,
+		synced:       true,
+		settings:     settings,
+		workloads:    make([]*Workload, 0, len(workloads)),
+		services:     make([]*Service, 0, len(services)),
+		serviceByKey: make(map[Key]*serviceEntry, len(services)),
+		entries:      make([]*serviceEntry, 0, len(services)),
+		addresses:    make(map[netip.Addr]addressOwner, len(workloads)+len(services)),
+		nodes:        map[string][]*Workload{},
+		revoked:      make(map[spiffeid.ID]struct{}, len(settings.RevokedIdentities)),
+		compiled:     map[string][]*compiledPolicy{},
+		policySets:   &sync.Map{},
 	}}
 	b.addSettings()
 	for _, w := range sortedByKey(workloads, func(w *Workload) Key { return w.Key }) {
@@ -84,20 +95,33 @@ func NewView(revision string, settings Settings, workloads []Workload, services 
 	for _, p := range sortedByKey(policies, func(p *Policy) Key { return p.Key }) {
 		b.addPolicy(p)
 	}
+	for node, list := range b.view.nodes {
+		b.view.nodes[node] = slices.Clip(list)
+	}
 	if err := errors.Join(b.errs...); err != nil {
 		return nil, fmt.Errorf("build view: %w", err)
 	}
 	return b.view, nil
 }
 
-// sortedByKey copies the objects and returns pointers to the copies in order.
-func sortedByKey[T any](objects []T, key func(*T) Key) []*T {
-	copies := slices.Clone(objects)
-	sorted := make([]*T, len(copies))
-	for i := range copies {
-		sorted[i] = &copies[i]
+// copies returns pointers to copies of the objects.
+func copies[T any](objects []T) []*T {
+	cloned := slices.Clone(objects)
+	all := make([]*T, len(cloned))
+	for i := range cloned {
+		all[i] = &cloned[i]
 	}
-	slices.SortStableFunc(sorted, func(a, b *T) int { return key(a).Compare(key(b)) })
+	return all
+}
+
+// sortedByKey returns the objects in order.
+func sortedByKey[T any](objects []*T, key func(*T) Key) []*T {
+	compare := func(a, b *T) int { return key(a).Compare(key(b)) }
+	if slices.IsSortedFunc(objects, compare) {
+		return objects
+	}
+	sorted := slices.Clone(objects)
+	slices.SortStableFunc(sorted, compare)
 	return sorted
 }
 
@@ -125,14 +149,17 @@ func (v *View) Settings() *Settings { return &v.settings }
 
 // Workload returns the workload of a name.
 func (v *View) Workload(key Key) (*Workload, bool) {
-	w, ok := v.workloadByKey[key]
-	return w, ok
+	i, ok := slices.BinarySearchFunc(v.workloads, key, func(w *Workload, key Key) int { return w.Key.Compare(key) })
+	if !ok {
+		return nil, false
+	}
+	return v.workloads[i], true
 }
 
 // WorkloadAt returns the workload that has an address, mapped or not.
 func (v *View) WorkloadAt(addr netip.Addr) (*Workload, bool) {
-	if owner, ok := v.addresses[addr.Unmap()]; ok && owner.workload != nil {
-		return owner.workload, true
+	if owner, ok := v.addresses[addr.Unmap()]; ok && owner >= 0 {
+		return v.workloads[owner], true
 	}
 	return nil, false
 }
@@ -147,8 +174,8 @@ func (v *View) Service(key Key) (*Service, bool) {
 
 // ServiceAt returns the service that has an address, mapped or not.
 func (v *View) ServiceAt(addr netip.Addr) (*Service, bool) {
-	if owner, ok := v.addresses[addr.Unmap()]; ok && owner.service != nil {
-		return owner.service.service, true
+	if owner, ok := v.addresses[addr.Unmap()]; ok && owner < 0 {
+		return v.services[^owner], true
 	}
 	return nil, false
 }

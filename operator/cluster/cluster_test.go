@@ -162,7 +162,7 @@ func pod(i int) *corev1.Pod {
 			Annotations:       map[string]string{"note": strings.Repeat("x", 500)},
 			CreationTimestamp: metav1.NewTime(time.Unix(1_700_000_000+int64(i), 0)),
 			ManagedFields:     []metav1.ManagedFieldsEntry{{Manager: "kubelet", FieldsV1: metav1.NewFieldsV1(`"` + strings.Repeat("f", 1500) + `"`)}}},
-		Spec: corev1.PodSpec{NodeName: fmt.Sprintf("node-%d", i%100), ServiceAccountName: app, Containers: []corev1.Container{{
+		Spec: corev1.PodSpec{NodeName: fmt.Sprintf("node-%d", (i+i/1000)%100), ServiceAccountName: app, Containers: []corev1.Container{{
 			Name: "main", Image: "registry.example/" + app, Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 8080}},
 			Env: slices.Repeat([]corev1.EnvVar{{Name: "SETTING", Value: strings.Repeat("v", 40)}}, 20)}}},
 		Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIPs: []corev1.PodIP{{IP: fmt.Sprintf("10.%d.%d.%d", 1+i>>16, i>>8&255, i&255)}},

@@ -14,8 +14,8 @@ import (
 
 	"github.com/heddle-mesh/heddle/api/v1alpha1"
 	"github.com/heddle-mesh/heddle/internal/discovery"
-	"github.com/heddle-mesh/heddle/internal/kube"
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/testenv"
 	"github.com/heddle-mesh/heddle/operator/clustertest"
 	"github.com/heddle-mesh/heddle/operator/publish"
 )
@@ -25,6 +25,7 @@ const (
 	manyPods     = 10_000
 	manyServices = 1_000
 	manySpaces   = 50
+	manyNodes    = 100
 )
 
 // fill puts a large cluster into a source, as its reflectors would.
@@ -38,7 +39,7 @@ func fill(t testing.TB, source *Source) {
 		lists["namespaces"] = append(lists["namespaces"], &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("team-%d", i),
 			Labels: map[string]string{v1alpha1.LabelMesh: v1alpha1.MeshEnabled}}})
 	}
-	for i := range 100 {
+	for i := range manyNodes {
 		lists["nodes"] = append(lists["nodes"], &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("node-%d", i), Labels: map[string]string{corev1.LabelTopologyZone: string("abc"[i%3])}}})
 	}
 	for i := range manyServices {
@@ -73,31 +74,30 @@ func heap() uint64 {
 }
 
 // TestMemoryPerWorkload holds an operator to what issue and design allow: all
-// that it keeps of a pod, in the mirror, the model and the snapshot.
+// that a replica keeps of a pod, in the mirror, the objects that were compiled
+// last, the model, the snapshot and the sets of all the nodes. What streams cost
+// beside it, e2e/scale measures.
 func TestMemoryPerWorkload(t *testing.T) {
 	const most = 3 << 10 // bytes
 	before := heap()
-	source := NewSource((&clustertest.Server{}).Config(), slog.New(slog.DiscardHandler))
-	fill(t, source)
-	mirror := heap()
-	snapshot := func() *discovery.Snapshot {
-		objs, _ := source.Objects()
-		compiled, err := kube.CompileEach(objs)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if len(compiled.Refused) > 0 || len(compiled.Workloads) != manyPods {
-			t.Fatalf("%d workloads, refused %v", len(compiled.Workloads), compiled.Refused[:min(3, len(compiled.Refused))])
-		}
-		return snapshotOf(t, compiled)
-	}()
-	after := heap()
-	t.Logf("bytes per workload: %d in the mirror, %d in the model and the snapshot", (mirror-before)/manyPods, (after-mirror)/manyPods)
-	if per := (after - before) / manyPods; per > most {
+	p := startPlane(t)
+	testenv.Eventually(t, time.Minute, "everything is compiled", func() bool {
+		now, _ := p.compiler.Outcome()
+		return now.Snapshot != nil
+	})
+	now, _ := p.compiler.Outcome()
+	if n := len(now.Snapshot.View().Workloads()); len(now.Refused) > 0 || n != manyPods {
+		t.Fatalf("%d workloads, refused %v", n, now.Refused[:min(3, len(now.Refused))])
+	}
+	for i := range manyNodes {
+		now.Snapshot.HashFor(fmt.Sprintf("node-%d", i))
+	}
+	per := (int64(heap()) - int64(before)) / manyPods
+	t.Logf("%d bytes per workload and replica, with the sets of %d nodes", per, manyNodes)
+	if per > most || per <= 0 {
 		t.Errorf("%d bytes per workload, more than %d", per, most)
 	}
-	runtime.KeepAlive(source)
-	runtime.KeepAlive(snapshot)
+	runtime.KeepAlive(p)
 }
 
 // BenchmarkChangeToSnapshot changes one policy, or the readiness of one pod, in a

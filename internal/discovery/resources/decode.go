@@ -17,6 +17,7 @@ import (
 // decoded is a resource with what is in it: exactly one of the pointers is set.
 type decoded struct {
 	*Resource
+	digest   digest
 	settings *mesh.Settings
 	service  *mesh.Service
 	workload *mesh.Workload
@@ -31,7 +32,8 @@ func decodeResource(k Kind, name, version string, body []byte) (*decoded, error)
 	if len(name) > MaxName || len(body) > maxResource {
 		return nil, fmt.Errorf("decode %s %.80s: larger than any resource", k, name)
 	}
-	d := &decoded{Resource: newResource(k, name, body)}
+	d := &decoded{digest: digestOf(k, name, body)}
+	d.Resource = &Resource{Ref: Ref{k, name, d.digest.String()}, Body: body}
 	if d.Version != version {
 		return nil, fmt.Errorf("decode %s %s: version %.64q is not that of the contents, %q", k, name, version, d.Version)
 	}

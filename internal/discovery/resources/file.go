@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"os"
 	"path/filepath"
+	"slices"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/encoding/protodelim"
@@ -18,13 +20,24 @@ import (
 
 // fileMagic begins every file. Then follow length-prefixed resources as
 // they are on the wire: the signed commit first, the set in its order after it.
-const fileMagic = "heddle last good configuration 1\n"
+const fileMagic = "heddle last good configuration 2\n"
 
 // ErrNoFile says that there is no file: nothing is wrong.
 var ErrNoFile = errors.New("no last good configuration")
 
+// Listed returns a list in the form that WriteTo takes.
+func Listed(items []*Resource) iter.Seq2[*Resource, error] {
+	return func(yield func(*Resource, error) bool) {
+		for _, r := range items {
+			if !yield(r, nil) {
+				return
+			}
+		}
+	}
+}
+
 // WriteTo writes a set, which must be sorted, with the commit over it.
-func WriteTo(w io.Writer, items []*Resource, c *Commit) error {
+func WriteTo(w io.Writer, items iter.Seq2[*Resource, error], c *Commit) error {
 	if _, err := io.WriteString(w, fileMagic); err != nil {
 		return err
 	}
@@ -40,7 +53,10 @@ func WriteTo(w io.Writer, items []*Resource, c *Commit) error {
 	if err := put(KindCommit, CommitName, c.Version(), body); err != nil {
 		return err
 	}
-	for _, r := range items {
+	for r, err := range items {
+		if err != nil {
+			return err
+		}
 		if err := put(r.Kind, r.Name, r.Version, r.Body); err != nil {
 			return err
 		}
@@ -73,14 +89,14 @@ func ReadFrom(r io.Reader, node string, keys []ed25519.PublicKey) (*Set, error) 
 	if err := checkCommit(c, node, keys, nil); err != nil {
 		return nil, err
 	}
-	h := &Set{Commit: *c}
+	h := &Set{Commit: *c, texts: newTexts()}
 	for size := 0; ; {
 		m, err := next()
 		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
-			return nil, fmt.Errorf("read resource %d: %w", len(h.items), err)
+			return nil, fmt.Errorf("read resource %d: %w", len(h.rows), err)
 		}
 		k, err := KindOf(m.GetResource().GetTypeUrl())
 		if err != nil {
@@ -90,14 +106,19 @@ func ReadFrom(r io.Reader, node string, keys []ed25519.PublicKey) (*Set, error) 
 		if err != nil {
 			return nil, err
 		}
-		if size += len(d.Name) + len(d.Body); size > MaxSetBytes || len(h.items) >= MaxSetSize {
+		if size += len(d.Name) + len(d.Body); size > MaxSetBytes || len(h.rows) >= MaxSetSize {
 			return nil, errors.New("more resources than a set may hold")
 		}
-		h.items = append(h.items, d)
+		h.rows = append(h.rows, newRow(d, h.texts))
 	}
-	if err := checkSet(h.items, c); err != nil {
+	h.rows = slices.Clip(h.rows)
+	if !slices.IsSortedFunc(h.rows, compareRows) {
+		return nil, errors.New("resources are out of order")
+	}
+	if err := h.check(nil); err != nil {
 		return nil, err
 	}
+	h.shareNames(h.services())
 	return h, nil
 }
 
@@ -129,7 +150,7 @@ func LoadFile(path, node string, keys []ed25519.PublicKey) (*Set, *mesh.View, er
 
 // SaveFile replaces the file: after a crash at any moment there is the old
 // one or the new one, whole.
-func SaveFile(path string, items []*Resource, c *Commit) error {
+func SaveFile(path string, items iter.Seq2[*Resource, error], c *Commit) error {
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
 	if err != nil {

@@ -8,10 +8,9 @@ import (
 	"encoding/hex"
 	"fmt"
 	"hash"
+	"io"
 	"slices"
 	"strings"
-
-	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
 // Limits that both ends hold.
@@ -106,33 +105,31 @@ func newResource(k Kind, name string, body []byte) *Resource {
 	return &Resource{Ref: Ref{k, name, versionOf(k, name, body)}, Body: body}
 }
 
-// versionOf returns the first 128 bits, in hex, of a hash over the length-
-// prefixed parts. The receiver computes it anew from the bytes it got, so that
-// the signed hash over names and versions covers the contents.
-func versionOf(k Kind, name string, body []byte) string {
+// digest is the binary form of a version.
+type digest [16]byte
+
+func (d digest) String() string { return hex.EncodeToString(d[:]) }
+
+// digestOf returns the first 128 bits of a hash over the length-prefixed parts.
+// The receiver computes it anew from the bytes it got, so that the signed hash
+// over names and versions covers the contents.
+func digestOf(k Kind, name string, body []byte) (d digest) {
 	h := sha256.New()
 	writePart(h, k.TypeURL())
 	writePart(h, name)
 	h.Write(body)
-	return hex.EncodeToString(h.Sum(nil)[:16])
+	var sum [sha256.Size]byte
+	copy(d[:], h.Sum(sum[:0]))
+	return d
 }
+
+func versionOf(k Kind, name string, body []byte) string { return digestOf(k, name, body).String() }
 
 func writePart(h hash.Hash, part string) {
 	var size [4]byte
 	binary.BigEndian.PutUint32(size[:], uint32(len(part)))
 	h.Write(size[:])
-	h.Write([]byte(part))
-}
-
-// Hash hashes the names and versions of a whole set, which must be sorted.
-func Hash(refs []Ref) []byte {
-	h := sha256.New()
-	for i := range refs {
-		writePart(h, refs[i].Kind.String())
-		writePart(h, refs[i].Name)
-		writePart(h, refs[i].Version)
-	}
-	return h.Sum(nil)
+	io.WriteString(h, part) // a hash's Write returns no error
 }
 
 // Commit is what closes a round. All of it is under the signature.
@@ -149,7 +146,7 @@ type Commit struct {
 // meaning anything elsewhere; the node's name keeps one node's set, or last
 // good file, from being given to another.
 func (c *Commit) message() []byte {
-	m := []byte("heddle configuration commit 1\n")
+	m := []byte("heddle configuration commit 2\n")
 	for _, part := range []string{c.Node, c.Revision, string(c.Hash)} {
 		m = binary.BigEndian.AppendUint32(m, uint32(len(part)))
 		m = append(m, part...)
@@ -170,46 +167,6 @@ func (c *Commit) verify(keys []ed25519.PublicKey) bool {
 // Version identifies the commit as a resource.
 func (c *Commit) Version() string { return versionOf(KindCommit, CommitName, c.message()) }
 
-// Changes is the difference between two sets.
-type Changes struct {
-	Upserts []*Resource
-	Removed []Ref
-}
-
-// Empty reports whether the two sets are equal.
-func (c Changes) Empty() bool { return len(c.Upserts) == 0 && len(c.Removed) == 0 }
-
-// Difference returns what turns the set that held describes into want; both
-// are sorted.
-func Difference(held []Ref, want []*Resource) Changes {
-	var c Changes
-	for len(held) > 0 || len(want) > 0 {
-		order := 0
-		switch {
-		case len(held) == 0:
-			order = 1
-		case len(want) == 0:
-			order = -1
-		default:
-			order = CompareRefs(held[0], want[0].Ref)
-		}
-		switch {
-		case order < 0:
-			c.Removed = append(c.Removed, held[0])
-			held = held[1:]
-		case order > 0:
-			c.Upserts = append(c.Upserts, want[0])
-			want = want[1:]
-		default:
-			if held[0].Version != want[0].Version {
-				c.Upserts = append(c.Upserts, want[0])
-			}
-			held, want = held[1:], want[1:]
-		}
-	}
-	return c
-}
-
 // RefsOf returns the references, in the same order.
 func RefsOf(resources []*Resource) []Ref {
 	refs := make([]Ref, len(resources))
@@ -222,14 +179,6 @@ func RefsOf(resources []*Resource) []Ref {
 // Sort puts resources into the order of CompareRefs.
 func Sort(resources []*Resource) {
 	slices.SortFunc(resources, func(a, b *Resource) int { return CompareRefs(a.Ref, b.Ref) })
-}
-
-// objects are the decoded parts of a View.
-type objects struct {
-	settings  *mesh.Settings
-	workloads []mesh.Workload
-	services  []mesh.Service
-	policies  []mesh.Policy
 }
 
 // checkSize refuses what no message, or no receiver, would take.

@@ -6,6 +6,7 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 
 	"github.com/heddle-mesh/heddle/internal/mesh"
@@ -13,60 +14,117 @@ import (
 
 // Set is a whole set that an agent has verified: immutable.
 type Set struct {
-	items []*decoded // sorted
+	rows   []row // sorted
+	leaves [leafCount]leafHash
+	texts  *texts
 	// Commit is the one that was verified.
 	Commit Commit
 }
 
-// sizeOf is how many bytes the names and contents of a set have.
-func sizeOf(items []*decoded) int {
+// size is how many bytes the names and contents of a set have.
+func (h *Set) size() int {
 	total := 0
-	for _, d := range items {
-		total += len(d.Name) + len(d.Body)
+	for i := range h.rows {
+		total += len(h.rows[i].name) + int(h.rows[i].size)
 	}
 	return total
 }
 
 // Refs returns what is held, in order.
 func (h *Set) Refs() []Ref {
-	refs := make([]Ref, len(h.items))
-	for i, d := range h.items {
-		refs[i] = d.Ref
+	refs := make([]Ref, len(h.rows))
+	for i := range h.rows {
+		refs[i] = h.rows[i].ref()
 	}
 	return refs
 }
 
 // Len returns the number of resources.
-func (h *Set) Len() int { return len(h.items) }
+func (h *Set) Len() int { return len(h.rows) }
 
-// Resources returns the items without what is in them.
-func (h *Set) Resources() []*Resource {
-	all := make([]*Resource, len(h.items))
-	for i, d := range h.items {
-		all[i] = d.Resource
+// Resources returns what is held as it came, in order. An error is its last.
+func (h *Set) Resources() iter.Seq2[*Resource, error] {
+	return func(yield func(*Resource, error) bool) {
+		for i := range h.rows {
+			r, err := h.rows[i].resource()
+			if !yield(r, err) || err != nil {
+				return
+			}
+		}
 	}
-	return all
 }
 
 // View builds the model from what is held.
 func (h *Set) View() (*mesh.View, error) {
-	var o objects
-	for _, d := range h.items {
-		switch {
-		case d.settings != nil:
-			o.settings = d.settings
-		case d.service != nil:
-			o.services = append(o.services, *d.service)
-		case d.workload != nil:
-			o.workloads = append(o.workloads, *d.workload)
-		case d.policy != nil:
-			o.policies = append(o.policies, *d.policy)
+	var settings *mesh.Settings
+	workloads := make([]*mesh.Workload, 0, len(h.rows))
+	var services []*mesh.Service
+	var policies []*mesh.Policy
+	for i := range h.rows {
+		switch object := h.rows[i].object.(type) {
+		case *mesh.Settings:
+			settings = object
+		case *mesh.Service:
+			services = append(services, object)
+		case *mesh.Workload:
+			workloads = append(workloads, object)
+		case *mesh.Policy:
+			policies = append(policies, object)
 		}
 	}
-	if o.settings == nil {
+	if settings == nil {
 		return nil, errors.New("build view: the set has no Settings")
 	}
-	return mesh.NewView(h.Commit.Revision, *o.settings, o.workloads, o.services, o.policies)
+	return mesh.ViewOf(h.Commit.Revision, *settings, workloads, services, policies)
+}
+
+// find returns the row of a name, or nil.
+func (h *Set) find(k Kind, name string) *row {
+	i, ok := slices.BinarySearchFunc(h.rows, row{kind: k, name: name}, compareRows)
+	if !ok {
+		return nil
+	}
+	return &h.rows[i]
+}
+
+func (h *Set) services() []*mesh.Service {
+	var all []*mesh.Service
+	for i := range h.rows {
+		if s, ok := h.rows[i].object.(*mesh.Service); ok {
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
+// shareNames makes the endpoints of services refer to the workloads' names. The
+// services must not be part of a View yet.
+func (h *Set) shareNames(services []*mesh.Service) {
+	for _, s := range services {
+		for i, key := range s.Endpoints {
+			if r := h.find(KindWorkload, key.String()); r != nil {
+				s.Endpoints[i] = r.object.(*mesh.Workload).Key
+			}
+		}
+	}
+}
+
+// hash fills in the leaves that were touched, nil for all, and returns the hash
+// of the set.
+func (h *Set) hash(touched *[leafCount]bool) []byte {
+	var sums [leafCount]leafSum
+	for i := range h.rows {
+		r := &h.rows[i]
+		if leaf := leafOf(r.kind, r.name); touched == nil || touched[leaf] {
+			sums[leaf].add(r.kind, r.name, r.version.String())
+		}
+	}
+	for leaf := range sums {
+		if touched == nil || touched[leaf] {
+			h.leaves[leaf] = sums[leaf].sum()
+		}
+	}
+	return hashRoot(&h.leaves)
 }
 
 // Refusal is why a commit was not applied.
@@ -92,13 +150,13 @@ func checkCommit(c *Commit, node string, keys []ed25519.PublicKey, applied *Comm
 	return nil
 }
 
-// checkSet verifies that the items are what the commit was made over.
-func checkSet(items []*decoded, c *Commit) error {
-	if len(items) > MaxSetSize || sizeOf(items) > MaxSetBytes {
-		return fmt.Errorf("the set has %d resources in %d bytes, more than %d or %d", len(items), sizeOf(items), MaxSetSize, MaxSetBytes)
+// check verifies that the rows are what the commit was made over. Touched are the
+// leaves that are not known yet; nil for all.
+func (h *Set) check(touched *[leafCount]bool) error {
+	if size := h.size(); len(h.rows) > MaxSetSize || size > MaxSetBytes {
+		return fmt.Errorf("the set has %d resources in %d bytes, more than %d or %d", len(h.rows), size, MaxSetSize, MaxSetBytes)
 	}
-	refs := (&Set{items: items}).Refs()
-	if !bytes.Equal(Hash(refs), c.Hash) {
+	if !bytes.Equal(h.hash(touched), h.Commit.Hash) {
 		return errors.New("hash of the set is not the committed one")
 	}
 	return nil
@@ -113,7 +171,8 @@ type slot struct {
 // Staging collects the changes of one round over a base, until its commit.
 type Staging struct {
 	base    *Set // nil: nothing is held
-	upserts map[slot]*decoded
+	texts   *texts
+	upserts map[slot]row
 	removed map[slot]bool
 	bytes   int
 	// broken is the first thing that was wrong; the round cannot be applied.
@@ -122,7 +181,12 @@ type Staging struct {
 
 // NewStaging begins a round over what is held; nil is nothing.
 func NewStaging(base *Set) *Staging {
-	return &Staging{base: base, upserts: map[slot]*decoded{}, removed: map[slot]bool{}}
+	s := &Staging{base: base, upserts: map[slot]row{}, removed: map[slot]bool{}}
+	if base != nil {
+		s.texts = base.texts
+	}
+	s.texts = cmp.Or(s.texts, newTexts())
+	return s
 }
 
 // Changes returns how many resources the round changes so far.
@@ -150,7 +214,7 @@ func (s *Staging) Add(k Kind, name, version string, body []byte) error {
 		return err
 	}
 	delete(s.removed, slot{k, name})
-	s.upserts[slot{k, name}] = d
+	s.upserts[slot{k, name}] = newRow(d, s.texts)
 	return nil
 }
 
@@ -179,10 +243,12 @@ func (s *Staging) Close(c *Commit, node string, keys []ed25519.PublicKey, applie
 		// was reached stays, so that nothing else may go back behind it.
 		c = &Commit{Node: c.Node, Revision: applied.Revision, Epoch: applied.Epoch, Hash: c.Hash, signature: applied.signature}
 	}
-	h := &Set{items: s.merge(), Commit: *c}
-	if err := checkSet(h.items, c); err != nil {
+	h := s.merge()
+	h.Commit = *c
+	if err := h.check(s.touched()); err != nil {
 		return nil, nil, &Refusal{Reason: err, Resync: true}
 	}
+	h.shareNames(s.services())
 	view, err := h.View()
 	if err != nil {
 		return nil, nil, &Refusal{Reason: err, Resync: false}
@@ -190,22 +256,58 @@ func (s *Staging) Close(c *Commit, node string, keys []ed25519.PublicKey, applie
 	return h, view, nil
 }
 
-func (s *Staging) merge() []*decoded {
-	var base []*decoded
-	if s.base != nil {
-		base = s.base.items
+// merge returns the base with the changes.
+func (s *Staging) merge() *Set {
+	changed := make([]row, 0, len(s.upserts))
+	for _, r := range s.upserts {
+		changed = append(changed, r)
 	}
-	items := make([]*decoded, 0, len(base)+len(s.upserts))
-	for _, d := range base {
-		at := slot{d.Kind, d.Name}
-		if s.removed[at] || s.upserts[at] != nil {
-			continue
+	slices.SortFunc(changed, compareRows)
+	h := &Set{texts: s.texts}
+	if s.base == nil {
+		h.rows = changed
+		return h
+	}
+	h.leaves = s.base.leaves
+	h.rows = make([]row, 0, len(s.base.rows)+len(changed))
+	for i := range s.base.rows {
+		was := &s.base.rows[i]
+		for len(changed) > 0 && compareRows(changed[0], *was) < 0 {
+			h.rows, changed = append(h.rows, changed[0]), changed[1:]
 		}
-		items = append(items, d)
+		switch {
+		case len(changed) > 0 && compareRows(changed[0], *was) == 0:
+			h.rows, changed = append(h.rows, changed[0]), changed[1:]
+		case !s.removed[slot{was.kind, was.name}]:
+			h.rows = append(h.rows, *was)
+		}
 	}
-	for _, d := range s.upserts {
-		items = append(items, d)
+	h.rows = slices.Clip(append(h.rows, changed...))
+	return h
+}
+
+// touched are the leaves that the changes are under; nil means all.
+func (s *Staging) touched() *[leafCount]bool {
+	if s.base == nil {
+		return nil
 	}
-	slices.SortFunc(items, func(a, b *decoded) int { return CompareRefs(a.Ref, b.Ref) })
-	return items
+	var touched [leafCount]bool
+	for at := range s.upserts {
+		touched[leafOf(at.kind, at.name)] = true
+	}
+	for at := range s.removed {
+		touched[leafOf(at.kind, at.name)] = true
+	}
+	return &touched
+}
+
+// services are those among the changes.
+func (s *Staging) services() []*mesh.Service {
+	var all []*mesh.Service
+	for _, r := range s.upserts {
+		if service, ok := r.object.(*mesh.Service); ok {
+			all = append(all, service)
+		}
+	}
+	return all
 }

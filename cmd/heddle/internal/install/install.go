@@ -88,6 +88,15 @@ func (c *Cluster) Prepare(ctx context.Context, r Request, upgrade bool) (*Render
 	if err != nil {
 		return nil, err
 	}
+	if !upgrade {
+		another, err := c.findAnother(ctx, r.Namespace)
+		if err != nil {
+			return nil, err
+		}
+		if another != nil {
+			return nil, another
+		}
+	}
 	own, err := chart.Version()
 	if err != nil {
 		return nil, err

@@ -336,6 +336,46 @@ func TestForeignInstallationIsRefused(t *testing.T) {
 	w.refused("`heddle upgrade` brings it to", "install")
 }
 
+// A second mesh is refused, whatever tells of the first one; nothing is made.
+func TestAnotherMeshIsRefused(t *testing.T) {
+	w := newWorld(t)
+	w.put(`{apiVersion: v1, kind: Node, metadata: {name: n1}, spec: {podCIDRs: [10.244.1.0/24]}}`)
+	w.must("install", "--system-namespace", "first", "--wait", "0")
+	before := w.everything()
+	w.refused("heddle uninstall --system-namespace first", "install", "--wait", "0")
+	w.refused("DaemonSet first/heddle-agent", "install", "--dry-run=server")
+	if after := w.everything(); !slices.Equal(before, after) || w.has(core("Namespace"), "", chart.Namespace) {
+		t.Errorf("a refused installation left %v", after)
+	}
+	if _, _, err := heddle(t.Context(), "install", "--kubeconfig", w.config); !errors.Is(err, ErrAnotherMesh) {
+		t.Errorf("got %v", err)
+	}
+	r := health.New()
+	if err := w.Check(t.Context(), "", r); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.ContainsFunc(r.Findings, func(f health.Finding) bool {
+		return !f.OK && f.Name == "another mesh" && strings.Contains(f.Remedy, "heddle upgrade --system-namespace first")
+	}) {
+		t.Errorf("check does not say so: %+v", r.Findings)
+	}
+	w.must("install", "--system-namespace", "first", "--wait", "0") // its own is no other
+	w.must("uninstall", "--system-namespace", "first", "--wait", "0")
+	// Helm's, and one of which only the cluster-wide role is left.
+	role := schema.GroupVersionKind{Group: "rbac.authorization.k8s.io", Version: "v1", Kind: "ClusterRoleBinding"}
+	w.put(`{apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRoleBinding, metadata: {name: heddle-operator}, roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: heddle-operator},
+  subjects: [{kind: ServiceAccount, name: heddle-operator, namespace: second}]}`)
+	w.refused("heddle uninstall --system-namespace second", "install", "--wait", "0")
+	roles, err := w.resource(role, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := roles.Delete(t.Context(), "heddle-operator", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	w.must("install", "--wait", "0")
+}
+
 // The page's commands that need a cluster run against one; the others without.
 func TestDocumentedCommands(t *testing.T) {
 	page, err := os.ReadFile("../../../../docs/install.md")
