@@ -32,7 +32,8 @@ func (p Permit) Port() uint16 { return p.port }
 // older View is judged by this one.
 //
 // In order: a revoked peer is refused; a probe to a declared probe port is let
-// in; plaintext to a STRICT port is refused; a matching DENY policy refuses; a
+// in; plaintext to a STRICT port is refused; a client that no NetworkPolicy of an
+// isolated destination admits is refused; a matching DENY policy refuses; a
 // matching ALLOW policy lets in; when ALLOW policies select the workload and
 // none matched, it is refused; else it is let in. Among policies that match,
 // the first by key decides, and its first matching rule.
@@ -53,6 +54,9 @@ func (v *View) Authorize(c Connection) (Permit, Decision) {
 		return permit(w, &c), Decision{Verdict: VerdictAllow, Reason: ReasonProbe, Rule: -1}
 	case plaintext && w.ModeOf(c.Port) == ModeStrict:
 		return Permit{}, refused(ReasonStrictPlaintext)
+	}
+	if by, ok := v.admits(w, lazy, &c); !ok {
+		return Permit{}, Decision{Verdict: VerdictDeny, Reason: ReasonNetworkPolicyIngress, Policy: Key(by), Rule: -1}
 	}
 	set := lazy.get(v, w)
 	if set.empty {

@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/heddle-mesh/heddle/internal/mesh/netpolicy"
 )
 
 // compiledPolicy is a policy taken apart into clauses.
@@ -184,7 +186,10 @@ func matchBlock(blocks []netip.Prefix, addr netip.Addr) bool {
 // lazyPolicySet is a workload's policySet, built when first asked for: an agent
 // asks for the workloads of its node only. Two goroutines may build it at once;
 // they build the same.
-type lazyPolicySet struct{ set atomic.Pointer[policySet] }
+type lazyPolicySet struct {
+	set     atomic.Pointer[policySet]
+	network atomic.Pointer[netpolicy.Rules]
+}
 
 func (l *lazyPolicySet) get(v *View, w *Workload) *policySet {
 	if set := l.set.Load(); set != nil {

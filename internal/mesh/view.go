@@ -8,6 +8,8 @@ import (
 	"slices"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/heddle-mesh/heddle/internal/mesh/netpolicy"
 )
 
 // View is an immutable snapshot of the mesh with the indexes that decisions
@@ -29,6 +31,7 @@ type View struct {
 	revoked       map[spiffeid.ID]struct{}
 	compiled      map[string][]*compiledPolicy // by namespace, sorted by key
 	policySets    map[*Workload]*lazyPolicySet
+	network       *netpolicy.Index
 }
 
 // addressOwner is who answers at an address: a workload or a service.
@@ -62,6 +65,17 @@ func emptyView() *View { return &View{} }
 // endpoint that is not among the workloads is no error: it gets no connections
 // until it is.
 func NewView(revision string, settings Settings, workloads []Workload, services []Service, policies []Policy) (*View, error) {
+	return NewNetworkView(revision, settings, workloads, services, policies, Network{})
+}
+
+// Network is what NetworkPolicies say, and the addresses that they refer to.
+type Network struct {
+	Policies []netpolicy.Policy
+	Sets     []netpolicy.Shard
+}
+
+// NewNetworkView is NewView with NetworkPolicies, which it takes over too.
+func NewNetworkView(revision string, settings Settings, workloads []Workload, services []Service, policies []Policy, network Network) (*View, error) {
 	b := viewBuilder{view: &View{
 		revision:      revision,
 		synced:        true,
@@ -84,6 +98,7 @@ func NewView(revision string, settings Settings, workloads []Workload, services 
 	for _, p := range sortedByKey(policies, func(p *Policy) Key { return p.Key }) {
 		b.addPolicy(p)
 	}
+	b.addNetwork(network)
 	if err := errors.Join(b.errs...); err != nil {
 		return nil, fmt.Errorf("build view: %w", err)
 	}
@@ -161,6 +176,10 @@ func (v *View) Services() []*Service { return v.services }
 
 // Policies returns all policies, sorted by key.
 func (v *View) Policies() []*Policy { return v.policies }
+
+// Network returns the NetworkPolicies with what they refer to; nil when there are
+// none.
+func (v *View) Network() *netpolicy.Index { return v.network }
 
 // OnNode returns a node's workloads, sorted by key.
 func (v *View) OnNode(node string) []*Workload { return v.nodes[node] }
