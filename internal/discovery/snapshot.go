@@ -24,6 +24,7 @@ type Snapshot struct {
 	// workloads, services and policies run parallel to the View's lists; what
 	// only its own node is told of is nil in workloads.
 	workloads, services, rules []*resources.Resource
+	network                    encodedNetwork
 	// shared is what every node is told; own and policies are the rest, by
 	// node. Each list is sorted.
 	shared   []*resources.Resource
@@ -32,8 +33,14 @@ type Snapshot struct {
 
 	sets struct {
 		sync.Mutex
-		byNode map[string]*nodeSet
+		byNode map[told]*nodeSet
 	}
+}
+
+// told is a node, and whether its agent knows the newer kinds of resources.
+type told struct {
+	node  string
+	newer bool
 }
 
 // nodeSet is all that one node is told: immutable.
@@ -62,7 +69,7 @@ func (s *Snapshot) Next(view *mesh.View, epoch uint64) (*Snapshot, error) {
 
 func newSnapshot(last *Snapshot, view *mesh.View, epoch uint64, key ed25519.PrivateKey) (*Snapshot, error) {
 	s := &Snapshot{view: view, epoch: epoch, key: key, own: map[string][]*resources.Resource{}, policies: map[string][]*resources.Resource{}}
-	s.sets.byNode = map[string]*nodeSet{}
+	s.sets.byNode = map[told]*nodeSet{}
 	if last == nil {
 		last = &Snapshot{view: mesh.NewStore().View()}
 	}
@@ -83,7 +90,7 @@ func (s *Snapshot) Epoch() uint64 { return s.epoch }
 
 // HashFor returns the hash of the set that a node is told, over names and
 // contents: equal configurations have equal ones, whatever they are read from.
-func (s *Snapshot) HashFor(node string) []byte { return s.forNode(node).commit.Hash }
+func (s *Snapshot) HashFor(node string) []byte { return s.forNode(told{node, true}).commit.Hash }
 
 // contentRevision hashes all that any node is told. 64 bits tell revisions
 // apart; nothing is trusted because of them.
@@ -91,6 +98,7 @@ func (s *Snapshot) contentRevision() string {
 	h := sha256.New()
 	h.Write(resources.Hash(resources.RefsOf(s.shared)))
 	h.Write(resources.Hash(resources.RefsOf(s.rules)))
+	s.network.hash(h)
 	for _, node := range slices.Sorted(maps.Keys(s.own)) {
 		h.Write(resources.Hash(resources.RefsOf(s.own[node])))
 	}
@@ -121,6 +129,9 @@ func (s *Snapshot) encode(last *Snapshot) error {
 	if err != nil {
 		return err
 	}
+	if err := s.encodeNetwork(last); err != nil {
+		return err
+	}
 	for _, r := range slices.Concat(s.services, s.workloads) {
 		if r != nil {
 			s.shared = append(s.shared, r)
@@ -131,6 +142,7 @@ func (s *Snapshot) encode(last *Snapshot) error {
 		return err
 	}
 	s.spreadPolicies()
+	s.spreadNetwork()
 	return nil
 }
 
@@ -258,16 +270,19 @@ func (s *Snapshot) ownOf(node string) map[string]*resources.Resource {
 }
 
 // forNode returns what a node is told, and its signed commit.
-func (s *Snapshot) forNode(node string) *nodeSet {
+func (s *Snapshot) forNode(to told) *nodeSet {
 	s.sets.Lock()
 	defer s.sets.Unlock()
-	if set, ok := s.sets.byNode[node]; ok {
+	if set, ok := s.sets.byNode[to]; ok {
 		return set
 	}
-	told := withOwn(s.shared, s.ownOf(node))
-	told = append(told, s.policies[node]...)
-	set := newNodeSet(told, resources.Commit{Node: node, Revision: s.view.Revision(), Epoch: s.epoch}, s.key)
-	s.sets.byNode[node] = set
+	all := withOwn(s.shared, s.ownOf(to.node))
+	all = append(all, s.policies[to.node]...)
+	if to.newer {
+		all = append(all, s.network.of(s.view, to.node)...)
+	}
+	set := newNodeSet(all, resources.Commit{Node: to.node, Revision: s.view.Revision(), Epoch: s.epoch}, s.key)
+	s.sets.byNode[to] = set
 	return set
 }
 
@@ -306,7 +321,8 @@ func (s *Snapshot) Save(path string) error {
 			own[r.Name] = r
 		}
 	}
-	all := append(withOwn(s.shared, own), s.rules...) // also policies that select nobody
+	// Also policies that select nobody.
+	all := slices.Concat(withOwn(s.shared, own), s.rules, s.network.policies, s.network.shards)
 	// No node has the empty name: no agent takes this file for its own.
 	set := newNodeSet(all, resources.Commit{Revision: s.view.Revision(), Epoch: s.epoch}, s.key)
 	return resources.SaveFile(path, set.resources, &set.commit)

@@ -36,6 +36,16 @@ func (h *Set) Refs() []Ref {
 	return refs
 }
 
+// Older returns the set without what an operator of the version before does not
+// know, to be the base of what that one says; nil of nil.
+func (h *Set) Older() *Set {
+	if h == nil {
+		return nil
+	}
+	items := slices.DeleteFunc(slices.Clone(h.items), func(d *decoded) bool { return d.Kind.Newer() })
+	return &Set{items: items, Commit: h.Commit}
+}
+
 // Len returns the number of resources.
 func (h *Set) Len() int { return len(h.items) }
 
@@ -61,12 +71,16 @@ func (h *Set) View() (*mesh.View, error) {
 			o.workloads = append(o.workloads, *d.workload)
 		case d.policy != nil:
 			o.policies = append(o.policies, *d.policy)
+		case d.network != nil:
+			o.network.Policies = append(o.network.Policies, *d.network)
+		case d.shard != nil:
+			o.network.Sets = append(o.network.Sets, *d.shard)
 		}
 	}
 	if o.settings == nil {
 		return nil, errors.New("build view: the set has no Settings")
 	}
-	return mesh.NewView(h.Commit.Revision, *o.settings, o.workloads, o.services, o.policies)
+	return mesh.NewNetworkView(h.Commit.Revision, *o.settings, o.workloads, o.services, o.policies, o.network)
 }
 
 // Refusal is why a commit was not applied.
