@@ -186,7 +186,7 @@ func (a *Agent) wire(cfg Config, p *parts, files uint64) (err error) {
 	store := p.uplink.Store()
 	p.proxy = proxy.New(proxy.Config{
 		Node: cfg.Node, Store: store, Engine: p.engine, Identities: p.uplink.Source(), Flows: recorder,
-		Log: cfg.Log, Budget: cfg.Budget, Timeouts: cfg.Timeouts,
+		Log: cfg.Log, Budget: cfg.Budget, Timeouts: cfg.Timeouts, OnNode: kernel.OnNode,
 	})
 	var datapath enroll.Datapath = p.kernel
 	var server enroll.Server = p.proxy

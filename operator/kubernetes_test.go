@@ -340,6 +340,8 @@ func TestStatusesAndEvents(t *testing.T) {
 		"spec": object{"selector": object{"matchLabels": object{"app": "web"}}, "rules": []any{object{"from": []any{object{"namespaces": []any{"shop"}}}}}}})
 	s.Put(t, policies, object{"apiVersion": "heddle.dev/v1alpha1", "kind": "AuthorizationPolicy", "metadata": meta("shop", "bad", nil),
 		"spec": object{"rules": []any{object{"from": []any{object{"ipBlocks": []any{"10.0.0.1/8"}}}}}}})
+	s.Put(t, "/apis/networking.k8s.io/v1/namespaces/shop/networkpolicies", object{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": meta("shop", "in", nil),
+		"spec": object{"ingress": []any{object{"from": []any{object{"ipBlock": object{"cidr": "010.0.0.0/8"}}}}}}})
 	host := podObject("shop", "exporter", "n1", "192.0.2.1")
 	host["spec"].(map[string]any)["hostNetwork"] = true
 	s.Put(t, core+"/namespaces/shop/pods", host)
@@ -355,6 +357,14 @@ func TestStatusesAndEvents(t *testing.T) {
 	a := r.agent(t, r.mustJoin(t, s, "n1"), "n1")
 	a.await(t, "n1 applies it", func(v *mesh.View) bool { return len(v.Policies()) > 0 })
 	says("good", v1alpha1.ConditionLive, "True Live: on all of 1 nodes")
+	testenv.Eventually(t, 10*time.Second, "an event on the network policy", func() bool {
+		for _, e := range s.List("events") {
+			if about := e["involvedObject"].(map[string]any); about["kind"] == "NetworkPolicy" && about["name"] == "in" {
+				return strings.Contains(e["message"].(string), `spec.ingress[0].from[0].ipBlock.cidr: "010.0.0.0/8" is not an address block`) && about["apiVersion"] == "networking.k8s.io/v1"
+			}
+		}
+		return false
+	})
 	testenv.Eventually(t, 10*time.Second, "an event on the pod in its node's network", func() bool {
 		for _, e := range s.List("events") {
 			if e["involvedObject"].(map[string]any)["name"] == "exporter" {
@@ -377,6 +387,9 @@ func TestStatusesAndEvents(t *testing.T) {
 	// A policy that cannot be read admits nobody.
 	if v := a.store.View(); len(v.Policies()) != 2 || len(v.Policies()[0].Rules) != 0 {
 		t.Errorf("policies %v", v.Policies())
+	}
+	if n := a.store.View().Network().Policies(); len(n) != 1 || n[0].Ingress == nil || len(n[0].Ingress.Rules) != 0 {
+		t.Errorf("network policies %v", n)
 	}
 }
 

@@ -124,7 +124,7 @@ func (c *connection) review() {
 		return
 	}
 	c.seen = view
-	why, ok := wire.Allowed(view, &c.record, c.probe)
+	why, ok := wire.Allowed(view, &c.record, c.probe, c.proxy.cfg.OnNode)
 	c.mu.Unlock()
 	if !ok {
 		c.end(why)

@@ -225,7 +225,7 @@ func (p *Proxy) plaintext(served *pod, remote *net.TCPConn) {
 	asked.Probe = served.Probe != nil && served.Probe(target, client)
 	c.probe = asked.Probe
 	c.edit(func(r *flow.Record) { r.Destination.Identity = w.Identity })
-	permit, decision := view.Authorize(asked)
+	permit, decision := wire.Authorize(view, asked, p.cfg.OnNode)
 	c.decide(decision)
 	if !permit.Valid() {
 		refuse(decision.Reason, nil)

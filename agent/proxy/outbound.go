@@ -115,7 +115,7 @@ func (p *Proxy) answeredLater(d *departure, w *mesh.Workload, answer *hbone.Outc
 		p.unsettled.Add(-1)
 		return
 	}
-	why, cause, again := refusalOf(answer)
+	why, cause, again := wire.Refusal(answer)
 	p.goOn(d, func() { p.another(d, w, why, cause, again) })
 }
 
@@ -261,6 +261,9 @@ func (p *Proxy) try(d *departure, w *mesh.Workload) (reason mesh.Reason, cause e
 		end.Identity = w.Identity
 	}
 	d.edit(func(r *flow.Record) { r.Destination, r.Direction = end, flow.DirectionOutbound })
+	if no := p.mayLeave(d, target); no != mesh.ReasonUnknown {
+		return no, nil, false
+	}
 	switch {
 	case !w.Enrolled:
 		if d.view.Settings().EgressOf(d.src.Namespace) == mesh.EgressDeny {
@@ -272,6 +275,15 @@ func (p *Proxy) try(d *departure, w *mesh.Workload) (reason mesh.Reason, cause e
 	default:
 		return p.tunnel(d, w, target)
 	}
+}
+
+// mayLeave asks the NetworkPolicies of the source; ReasonUnknown is yes.
+func (p *Proxy) mayLeave(d *departure, to netip.AddrPort) mesh.Reason {
+	decision, ok := wire.Leaves(d.view, d.src, to, p.cfg.OnNode)
+	if !ok {
+		d.decide(decision)
+	}
+	return decision.Reason
 }
 
 // plain tries a candidate that is not enrolled.
@@ -288,6 +300,10 @@ func (p *Proxy) plain(d *departure, w *mesh.Workload, target netip.AddrPort) (me
 
 // egress carries the connection to where it was going, in plaintext.
 func (p *Proxy) egress(d *departure) {
+	if no := p.mayLeave(d, d.dialled); no != mesh.ReasonUnknown {
+		d.refuseOutbound(no, nil)
+		return
+	}
 	conn, err := p.dialPlain(d, d.dialled)
 	if err != nil {
 		d.refuseOutbound(wire.DialReason(err, mesh.ReasonPeerUnreachable), err)
@@ -328,6 +344,9 @@ func (p *Proxy) splice(d *departure, w *mesh.Workload, target netip.AddrPort) (m
 		if _, why, err := wire.Certificate(p.cfg.Identities, d.view, end); err != nil {
 			return why, err, false
 		}
+	}
+	if !d.src.HasAddress(d.client.Addr()) { // another node's agent would say the same
+		return mesh.ReasonForwardedUntrusted, fmt.Errorf("%s is no address of %s", d.client.Addr(), d.src.Key), false
 	}
 	there, ok := p.awaitPod(d.ctx, w.Key)
 	if !ok {

@@ -16,15 +16,6 @@ import (
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
-// Listeners accept what the kernel redirected in one pod. They are in its
-// network namespace and transparent: an accepted connection's local address is
-// where its client wanted to go. Their connections are *net.TCPConn.
-type Listeners struct {
-	// Outbound is for the pod's own connections, Inbound for plaintext from
-	// elsewhere, Tunnel for HBONE; one of each address family that the pod has.
-	Outbound, Inbound, Tunnel []net.Listener
-}
-
 // Pod is one enrolled workload, as Serve needs it.
 type Pod struct {
 	Key mesh.Key
@@ -82,7 +73,7 @@ func (p *Proxy) Serve(ctx context.Context, what Pod) error {
 	}
 	served.busy.Add(1)
 	if err := p.add(served); err != nil {
-		closeAll(what.Listeners)
+		what.Listeners.Close()
 		return err
 	}
 	defer p.remove(served)
@@ -116,7 +107,7 @@ func (p *Proxy) Serve(ctx context.Context, what Pod) error {
 	served.over = true
 	served.mu.Unlock()
 	close(stop)
-	closeAll(what.Listeners)
+	what.Listeners.Close()
 	if !served.moving() {
 		p.drain(ctx, served)
 	}
@@ -124,14 +115,6 @@ func (p *Proxy) Serve(ctx context.Context, what Pod) error {
 	served.busy.Done()
 	served.busy.Wait()
 	return err
-}
-
-func closeAll(l Listeners) {
-	for _, group := range [][]net.Listener{l.Outbound, l.Inbound, l.Tunnel} {
-		for _, one := range group {
-			_ = one.Close() // a listener that cannot be closed is closed already
-		}
-	}
 }
 
 // drain waits for the pod's connections to end and ends those that do not.

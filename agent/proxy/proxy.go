@@ -37,8 +37,10 @@ import (
 // leaves the mesh; any other cause means that the agent is going.
 var ErrUnenrolled = errors.New("workload left the mesh")
 
-// What a Proxy is given: SVIDs and bundles, and ways to connect from a pod.
+// What a Proxy is given: SVIDs and bundles, what is redirected in a pod, and ways
+// to connect from it.
 type (
+	Listeners  = wire.Listeners
 	Identities = wire.Identities
 	Sockets    = wire.Sockets
 	Starter    = wire.Starter
@@ -55,6 +57,8 @@ type Config struct {
 	Log        *slog.Logger
 	Budget     Budget
 	Timeouts   Timeouts
+	// OnNode reports whether an address is the node's own.
+	OnNode wire.OnNode
 }
 
 // Timeouts bound the steps of a connection's life.

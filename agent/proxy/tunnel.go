@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -52,18 +51,7 @@ func (p *Proxy) tunnel(d *departure, w *mesh.Workload, target netip.AddrPort) (m
 		return mesh.ReasonUnknown, nil, false
 	}
 	p.cfg.Engine.Connect(d.local, req)
-	return refusalOf(<-answer)
-}
-
-// refusalOf is try's result for a tunnel's answer.
-func refusalOf(answer *hbone.Outcome) (mesh.Reason, error, bool) {
-	if answer == nil {
-		return mesh.ReasonUnknown, nil, false
-	}
-	if answer.Err == nil {
-		answer.Err = errors.New("the peer did not answer")
-	}
-	return wire.TunnelReason(answer.Err), answer.Err, wire.Elsewhere(answer.Err)
+	return wire.Refusal(<-answer)
 }
 
 // established is the peer's 200: the engine has the connection now.

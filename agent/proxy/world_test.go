@@ -34,6 +34,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/flow"
 	"github.com/heddle-mesh/heddle/internal/hbone"
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/mesh/netpolicy"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
 
@@ -228,6 +229,7 @@ type world struct {
 	workloads []mesh.Workload
 	services  []mesh.Service
 	policies  []mesh.Policy
+	network   []netpolicy.Policy
 	revision  int
 }
 
@@ -266,8 +268,8 @@ func (w *world) publish() {
 	w.t.Helper()
 	w.revision++
 	clone := func(in []mesh.Workload) []mesh.Workload { return append([]mesh.Workload(nil), in...) }
-	v, err := mesh.NewView(fmt.Sprint(w.revision), w.settings, clone(w.workloads),
-		append([]mesh.Service(nil), w.services...), append([]mesh.Policy(nil), w.policies...))
+	v, err := mesh.NewNetworkView(fmt.Sprint(w.revision), w.settings, clone(w.workloads), append([]mesh.Service(nil), w.services...),
+		append([]mesh.Policy(nil), w.policies...), mesh.Network{Policies: append([]netpolicy.Policy(nil), w.network...)})
 	if err != nil {
 		w.t.Fatal(err)
 	}

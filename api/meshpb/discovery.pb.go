@@ -3,7 +3,7 @@
 // field by field; internal/discovery converts between the two.
 //
 // Resource names: "Settings" and "Commit" are the one resource of their type;
-// workloads, services and policies are named "NAMESPACE/NAME". The version of a
+// workloads, services and policies of both kinds are named "NAMESPACE/NAME". The version of a
 // resource is the hash of its bytes in deterministic encoding, so it is equal on
 // every replica of the operator. Maps are written as sorted repeated fields for
 // the same reason: the encoding of an object is then one sequence of bytes.
@@ -185,6 +185,63 @@ func (Action) EnumDescriptor() ([]byte, []int) {
 	return file_discovery_proto_rawDescGZIP(), []int{2}
 }
 
+// LabelOperator relates a label to values.
+type LabelOperator int32
+
+const (
+	// Not a valid operator.
+	LabelOperator_LABEL_OPERATOR_UNSPECIFIED    LabelOperator = 0
+	LabelOperator_LABEL_OPERATOR_IN             LabelOperator = 1
+	LabelOperator_LABEL_OPERATOR_NOT_IN         LabelOperator = 2
+	LabelOperator_LABEL_OPERATOR_EXISTS         LabelOperator = 3
+	LabelOperator_LABEL_OPERATOR_DOES_NOT_EXIST LabelOperator = 4
+)
+
+// Enum value maps for LabelOperator.
+var (
+	LabelOperator_name = map[int32]string{
+		0: "LABEL_OPERATOR_UNSPECIFIED",
+		1: "LABEL_OPERATOR_IN",
+		2: "LABEL_OPERATOR_NOT_IN",
+		3: "LABEL_OPERATOR_EXISTS",
+		4: "LABEL_OPERATOR_DOES_NOT_EXIST",
+	}
+	LabelOperator_value = map[string]int32{
+		"LABEL_OPERATOR_UNSPECIFIED":    0,
+		"LABEL_OPERATOR_IN":             1,
+		"LABEL_OPERATOR_NOT_IN":         2,
+		"LABEL_OPERATOR_EXISTS":         3,
+		"LABEL_OPERATOR_DOES_NOT_EXIST": 4,
+	}
+)
+
+func (x LabelOperator) Enum() *LabelOperator {
+	p := new(LabelOperator)
+	*p = x
+	return p
+}
+
+func (x LabelOperator) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (LabelOperator) Descriptor() protoreflect.EnumDescriptor {
+	return file_discovery_proto_enumTypes[3].Descriptor()
+}
+
+func (LabelOperator) Type() protoreflect.EnumType {
+	return &file_discovery_proto_enumTypes[3]
+}
+
+func (x LabelOperator) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use LabelOperator.Descriptor instead.
+func (LabelOperator) EnumDescriptor() ([]byte, []int) {
+	return file_discovery_proto_rawDescGZIP(), []int{3}
+}
+
 // Egress says what happens to connections that leave the mesh.
 type Egress int32
 
@@ -220,11 +277,11 @@ func (x Egress) String() string {
 }
 
 func (Egress) Descriptor() protoreflect.EnumDescriptor {
-	return file_discovery_proto_enumTypes[3].Descriptor()
+	return file_discovery_proto_enumTypes[4].Descriptor()
 }
 
 func (Egress) Type() protoreflect.EnumType {
-	return &file_discovery_proto_enumTypes[3]
+	return &file_discovery_proto_enumTypes[4]
 }
 
 func (x Egress) Number() protoreflect.EnumNumber {
@@ -233,7 +290,7 @@ func (x Egress) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Egress.Descriptor instead.
 func (Egress) EnumDescriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{3}
+	return file_discovery_proto_rawDescGZIP(), []int{4}
 }
 
 // ObjectKey names an object: a namespace and a name in it.
@@ -1023,6 +1080,501 @@ func (x *Destination) GetNotPorts() []uint32 {
 	return nil
 }
 
+// NetworkPolicy is one of networking.k8s.io/v1 in compiled form.
+type NetworkPolicy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Key   *ObjectKey             `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// Sorted. Empty selects all workloads of the namespace.
+	Selector []*LabelRequirement `protobuf:"bytes,2,rep,name=selector,proto3" json:"selector,omitempty"`
+	// Absent: does not isolate in this direction.
+	Ingress       *NetworkDirection `protobuf:"bytes,3,opt,name=ingress,proto3" json:"ingress,omitempty"`
+	Egress        *NetworkDirection `protobuf:"bytes,4,opt,name=egress,proto3" json:"egress,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworkPolicy) Reset() {
+	*x = NetworkPolicy{}
+	mi := &file_discovery_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkPolicy) ProtoMessage() {}
+
+func (x *NetworkPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_discovery_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkPolicy.ProtoReflect.Descriptor instead.
+func (*NetworkPolicy) Descriptor() ([]byte, []int) {
+	return file_discovery_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *NetworkPolicy) GetKey() *ObjectKey {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *NetworkPolicy) GetSelector() []*LabelRequirement {
+	if x != nil {
+		return x.Selector
+	}
+	return nil
+}
+
+func (x *NetworkPolicy) GetIngress() *NetworkDirection {
+	if x != nil {
+		return x.Ingress
+	}
+	return nil
+}
+
+func (x *NetworkPolicy) GetEgress() *NetworkDirection {
+	if x != nil {
+		return x.Egress
+	}
+	return nil
+}
+
+// LabelRequirement is what one label must be.
+type LabelRequirement struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Key      string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Operator LabelOperator          `protobuf:"varint,2,opt,name=operator,proto3,enum=heddle.mesh.v1alpha1.LabelOperator" json:"operator,omitempty"`
+	// Sorted.
+	Values        []string `protobuf:"bytes,3,rep,name=values,proto3" json:"values,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LabelRequirement) Reset() {
+	*x = LabelRequirement{}
+	mi := &file_discovery_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LabelRequirement) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LabelRequirement) ProtoMessage() {}
+
+func (x *LabelRequirement) ProtoReflect() protoreflect.Message {
+	mi := &file_discovery_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LabelRequirement.ProtoReflect.Descriptor instead.
+func (*LabelRequirement) Descriptor() ([]byte, []int) {
+	return file_discovery_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *LabelRequirement) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *LabelRequirement) GetOperator() LabelOperator {
+	if x != nil {
+		return x.Operator
+	}
+	return LabelOperator_LABEL_OPERATOR_UNSPECIFIED
+}
+
+func (x *LabelRequirement) GetValues() []string {
+	if x != nil {
+		return x.Values
+	}
+	return nil
+}
+
+// NetworkDirection isolates: only what a rule admits is let through.
+type NetworkDirection struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rules         []*NetworkRule         `protobuf:"bytes,1,rep,name=rules,proto3" json:"rules,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworkDirection) Reset() {
+	*x = NetworkDirection{}
+	mi := &file_discovery_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkDirection) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkDirection) ProtoMessage() {}
+
+func (x *NetworkDirection) ProtoReflect() protoreflect.Message {
+	mi := &file_discovery_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkDirection.ProtoReflect.Descriptor instead.
+func (*NetworkDirection) Descriptor() ([]byte, []int) {
+	return file_discovery_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *NetworkDirection) GetRules() []*NetworkRule {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+// NetworkRule admits when one of peers and one of ports match; an empty list
+// matches everything.
+type NetworkRule struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Peers         []*NetworkPeer         `protobuf:"bytes,1,rep,name=peers,proto3" json:"peers,omitempty"`
+	Ports         []*NetworkPort         `protobuf:"bytes,2,rep,name=ports,proto3" json:"ports,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworkRule) Reset() {
+	*x = NetworkRule{}
+	mi := &file_discovery_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkRule) ProtoMessage() {}
+
+func (x *NetworkRule) ProtoReflect() protoreflect.Message {
+	mi := &file_discovery_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkRule.ProtoReflect.Descriptor instead.
+func (*NetworkRule) Descriptor() ([]byte, []int) {
+	return file_discovery_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *NetworkRule) GetPeers() []*NetworkPeer {
+	if x != nil {
+		return x.Peers
+	}
+	return nil
+}
+
+func (x *NetworkRule) GetPorts() []*NetworkPort {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+// NetworkPeer matches the other end of a connection.
+type NetworkPeer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names an AddressSet; when it is "", block without the blocks of except
+	// matches.
+	Set           string          `protobuf:"bytes,1,opt,name=set,proto3" json:"set,omitempty"`
+	Block         *AddressBlock   `protobuf:"bytes,2,opt,name=block,proto3" json:"block,omitempty"`
+	Except        []*AddressBlock `protobuf:"bytes,3,rep,name=except,proto3" json:"except,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworkPeer) Reset() {
+	*x = NetworkPeer{}
+	mi := &file_discovery_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkPeer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkPeer) ProtoMessage() {}
+
+func (x *NetworkPeer) ProtoReflect() protoreflect.Message {
+	mi := &file_discovery_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkPeer.ProtoReflect.Descriptor instead.
+func (*NetworkPeer) Descriptor() ([]byte, []int) {
+	return file_discovery_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *NetworkPeer) GetSet() string {
+	if x != nil {
+		return x.Set
+	}
+	return ""
+}
+
+func (x *NetworkPeer) GetBlock() *AddressBlock {
+	if x != nil {
+		return x.Block
+	}
+	return nil
+}
+
+func (x *NetworkPeer) GetExcept() []*AddressBlock {
+	if x != nil {
+		return x.Except
+	}
+	return nil
+}
+
+// NetworkPort matches the port that is connected to.
+type NetworkPort struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names an AddressSet with ports; when it is "", first to last match. 1 to
+	// 65535, both.
+	Set           string `protobuf:"bytes,1,opt,name=set,proto3" json:"set,omitempty"`
+	First         uint32 `protobuf:"varint,2,opt,name=first,proto3" json:"first,omitempty"`
+	Last          uint32 `protobuf:"varint,3,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworkPort) Reset() {
+	*x = NetworkPort{}
+	mi := &file_discovery_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkPort) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkPort) ProtoMessage() {}
+
+func (x *NetworkPort) ProtoReflect() protoreflect.Message {
+	mi := &file_discovery_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkPort.ProtoReflect.Descriptor instead.
+func (*NetworkPort) Descriptor() ([]byte, []int) {
+	return file_discovery_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *NetworkPort) GetSet() string {
+	if x != nil {
+		return x.Set
+	}
+	return ""
+}
+
+func (x *NetworkPort) GetFirst() uint32 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *NetworkPort) GetLast() uint32 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
+// AddressSet is one shard of a set of addresses, named "SET/INDEX": only nodes
+// with a policy that refers to the set are told. Shards without members are left
+// out.
+type AddressSet struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Set   string                 `protobuf:"bytes,1,opt,name=set,proto3" json:"set,omitempty"`
+	// 0 to count-1; count is a power of two.
+	Index uint32 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
+	Count uint32 `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"`
+	// Sorted by port.
+	Groups        []*AddressGroup `protobuf:"bytes,4,rep,name=groups,proto3" json:"groups,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddressSet) Reset() {
+	*x = AddressSet{}
+	mi := &file_discovery_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddressSet) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddressSet) ProtoMessage() {}
+
+func (x *AddressSet) ProtoReflect() protoreflect.Message {
+	mi := &file_discovery_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddressSet.ProtoReflect.Descriptor instead.
+func (*AddressSet) Descriptor() ([]byte, []int) {
+	return file_discovery_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *AddressSet) GetSet() string {
+	if x != nil {
+		return x.Set
+	}
+	return ""
+}
+
+func (x *AddressSet) GetIndex() uint32 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *AddressSet) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *AddressSet) GetGroups() []*AddressGroup {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+// AddressGroup is members of a set that have the same port.
+type AddressGroup struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 0 in a set of peers.
+	Port uint32 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	// Addresses one after the other, of 4 bytes and of 16, in network byte order.
+	// Sorted.
+	Ipv4          []byte `protobuf:"bytes,2,opt,name=ipv4,proto3" json:"ipv4,omitempty"`
+	Ipv6          []byte `protobuf:"bytes,3,opt,name=ipv6,proto3" json:"ipv6,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddressGroup) Reset() {
+	*x = AddressGroup{}
+	mi := &file_discovery_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddressGroup) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddressGroup) ProtoMessage() {}
+
+func (x *AddressGroup) ProtoReflect() protoreflect.Message {
+	mi := &file_discovery_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddressGroup.ProtoReflect.Descriptor instead.
+func (*AddressGroup) Descriptor() ([]byte, []int) {
+	return file_discovery_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *AddressGroup) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *AddressGroup) GetIpv4() []byte {
+	if x != nil {
+		return x.Ipv4
+	}
+	return nil
+}
+
+func (x *AddressGroup) GetIpv6() []byte {
+	if x != nil {
+		return x.Ipv6
+	}
+	return nil
+}
+
 // NamespaceEgress overrides the mesh's egress mode for one namespace.
 type NamespaceEgress struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1034,7 +1586,7 @@ type NamespaceEgress struct {
 
 func (x *NamespaceEgress) Reset() {
 	*x = NamespaceEgress{}
-	mi := &file_discovery_proto_msgTypes[11]
+	mi := &file_discovery_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1046,7 +1598,7 @@ func (x *NamespaceEgress) String() string {
 func (*NamespaceEgress) ProtoMessage() {}
 
 func (x *NamespaceEgress) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[11]
+	mi := &file_discovery_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1059,7 +1611,7 @@ func (x *NamespaceEgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamespaceEgress.ProtoReflect.Descriptor instead.
 func (*NamespaceEgress) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{11}
+	return file_discovery_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *NamespaceEgress) GetNamespace() string {
@@ -1093,7 +1645,7 @@ type Settings struct {
 
 func (x *Settings) Reset() {
 	*x = Settings{}
-	mi := &file_discovery_proto_msgTypes[12]
+	mi := &file_discovery_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1105,7 +1657,7 @@ func (x *Settings) String() string {
 func (*Settings) ProtoMessage() {}
 
 func (x *Settings) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[12]
+	mi := &file_discovery_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1118,7 +1670,7 @@ func (x *Settings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Settings.ProtoReflect.Descriptor instead.
 func (*Settings) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{12}
+	return file_discovery_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Settings) GetTrustDomain() string {
@@ -1178,7 +1730,7 @@ type Commit struct {
 
 func (x *Commit) Reset() {
 	*x = Commit{}
-	mi := &file_discovery_proto_msgTypes[13]
+	mi := &file_discovery_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1190,7 +1742,7 @@ func (x *Commit) String() string {
 func (*Commit) ProtoMessage() {}
 
 func (x *Commit) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[13]
+	mi := &file_discovery_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1203,7 +1755,7 @@ func (x *Commit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Commit.ProtoReflect.Descriptor instead.
 func (*Commit) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{13}
+	return file_discovery_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Commit) GetEpoch() uint64 {
@@ -1309,7 +1861,39 @@ const file_discovery_proto_rawDesc = "" +
 	"\x04bits\x18\x02 \x01(\rR\x04bits\"@\n" +
 	"\vDestination\x12\x14\n" +
 	"\x05ports\x18\x01 \x03(\rR\x05ports\x12\x1b\n" +
-	"\tnot_ports\x18\x02 \x03(\rR\bnotPorts\"e\n" +
+	"\tnot_ports\x18\x02 \x03(\rR\bnotPorts\"\x88\x02\n" +
+	"\rNetworkPolicy\x121\n" +
+	"\x03key\x18\x01 \x01(\v2\x1f.heddle.mesh.v1alpha1.ObjectKeyR\x03key\x12B\n" +
+	"\bselector\x18\x02 \x03(\v2&.heddle.mesh.v1alpha1.LabelRequirementR\bselector\x12@\n" +
+	"\aingress\x18\x03 \x01(\v2&.heddle.mesh.v1alpha1.NetworkDirectionR\aingress\x12>\n" +
+	"\x06egress\x18\x04 \x01(\v2&.heddle.mesh.v1alpha1.NetworkDirectionR\x06egress\"}\n" +
+	"\x10LabelRequirement\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12?\n" +
+	"\boperator\x18\x02 \x01(\x0e2#.heddle.mesh.v1alpha1.LabelOperatorR\boperator\x12\x16\n" +
+	"\x06values\x18\x03 \x03(\tR\x06values\"K\n" +
+	"\x10NetworkDirection\x127\n" +
+	"\x05rules\x18\x01 \x03(\v2!.heddle.mesh.v1alpha1.NetworkRuleR\x05rules\"\x7f\n" +
+	"\vNetworkRule\x127\n" +
+	"\x05peers\x18\x01 \x03(\v2!.heddle.mesh.v1alpha1.NetworkPeerR\x05peers\x127\n" +
+	"\x05ports\x18\x02 \x03(\v2!.heddle.mesh.v1alpha1.NetworkPortR\x05ports\"\x95\x01\n" +
+	"\vNetworkPeer\x12\x10\n" +
+	"\x03set\x18\x01 \x01(\tR\x03set\x128\n" +
+	"\x05block\x18\x02 \x01(\v2\".heddle.mesh.v1alpha1.AddressBlockR\x05block\x12:\n" +
+	"\x06except\x18\x03 \x03(\v2\".heddle.mesh.v1alpha1.AddressBlockR\x06except\"I\n" +
+	"\vNetworkPort\x12\x10\n" +
+	"\x03set\x18\x01 \x01(\tR\x03set\x12\x14\n" +
+	"\x05first\x18\x02 \x01(\rR\x05first\x12\x12\n" +
+	"\x04last\x18\x03 \x01(\rR\x04last\"\x86\x01\n" +
+	"\n" +
+	"AddressSet\x12\x10\n" +
+	"\x03set\x18\x01 \x01(\tR\x03set\x12\x14\n" +
+	"\x05index\x18\x02 \x01(\rR\x05index\x12\x14\n" +
+	"\x05count\x18\x03 \x01(\rR\x05count\x12:\n" +
+	"\x06groups\x18\x04 \x03(\v2\".heddle.mesh.v1alpha1.AddressGroupR\x06groups\"J\n" +
+	"\fAddressGroup\x12\x12\n" +
+	"\x04port\x18\x01 \x01(\rR\x04port\x12\x12\n" +
+	"\x04ipv4\x18\x02 \x01(\fR\x04ipv4\x12\x12\n" +
+	"\x04ipv6\x18\x03 \x01(\fR\x04ipv6\"e\n" +
 	"\x0fNamespaceEgress\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x124\n" +
 	"\x06egress\x18\x02 \x01(\x0e2\x1c.heddle.mesh.v1alpha1.EgressR\x06egress\"\xb1\x02\n" +
@@ -1336,7 +1920,13 @@ const file_discovery_proto_rawDesc = "" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fACTION_ALLOW\x10\x01\x12\x0f\n" +
 	"\vACTION_DENY\x10\x02\x12\x10\n" +
-	"\fACTION_AUDIT\x10\x03*C\n" +
+	"\fACTION_AUDIT\x10\x03*\x9f\x01\n" +
+	"\rLabelOperator\x12\x1e\n" +
+	"\x1aLABEL_OPERATOR_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11LABEL_OPERATOR_IN\x10\x01\x12\x19\n" +
+	"\x15LABEL_OPERATOR_NOT_IN\x10\x02\x12\x19\n" +
+	"\x15LABEL_OPERATOR_EXISTS\x10\x03\x12!\n" +
+	"\x1dLABEL_OPERATOR_DOES_NOT_EXIST\x10\x04*C\n" +
 	"\x06Egress\x12\x16\n" +
 	"\x12EGRESS_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fEGRESS_ALLOW\x10\x01\x12\x0f\n" +
@@ -1354,55 +1944,75 @@ func file_discovery_proto_rawDescGZIP() []byte {
 	return file_discovery_proto_rawDescData
 }
 
-var file_discovery_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_discovery_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_discovery_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
+var file_discovery_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_discovery_proto_goTypes = []any{
-	(Mode)(0),               // 0: heddle.mesh.v1alpha1.Mode
-	(Nearness)(0),           // 1: heddle.mesh.v1alpha1.Nearness
-	(Action)(0),             // 2: heddle.mesh.v1alpha1.Action
-	(Egress)(0),             // 3: heddle.mesh.v1alpha1.Egress
-	(*ObjectKey)(nil),       // 4: heddle.mesh.v1alpha1.ObjectKey
-	(*Label)(nil),           // 5: heddle.mesh.v1alpha1.Label
-	(*PortMode)(nil),        // 6: heddle.mesh.v1alpha1.PortMode
-	(*Workload)(nil),        // 7: heddle.mesh.v1alpha1.Workload
-	(*Service)(nil),         // 8: heddle.mesh.v1alpha1.Service
-	(*ServicePort)(nil),     // 9: heddle.mesh.v1alpha1.ServicePort
-	(*Policy)(nil),          // 10: heddle.mesh.v1alpha1.Policy
-	(*Rule)(nil),            // 11: heddle.mesh.v1alpha1.Rule
-	(*Source)(nil),          // 12: heddle.mesh.v1alpha1.Source
-	(*AddressBlock)(nil),    // 13: heddle.mesh.v1alpha1.AddressBlock
-	(*Destination)(nil),     // 14: heddle.mesh.v1alpha1.Destination
-	(*NamespaceEgress)(nil), // 15: heddle.mesh.v1alpha1.NamespaceEgress
-	(*Settings)(nil),        // 16: heddle.mesh.v1alpha1.Settings
-	(*Commit)(nil),          // 17: heddle.mesh.v1alpha1.Commit
+	(Mode)(0),                // 0: heddle.mesh.v1alpha1.Mode
+	(Nearness)(0),            // 1: heddle.mesh.v1alpha1.Nearness
+	(Action)(0),              // 2: heddle.mesh.v1alpha1.Action
+	(LabelOperator)(0),       // 3: heddle.mesh.v1alpha1.LabelOperator
+	(Egress)(0),              // 4: heddle.mesh.v1alpha1.Egress
+	(*ObjectKey)(nil),        // 5: heddle.mesh.v1alpha1.ObjectKey
+	(*Label)(nil),            // 6: heddle.mesh.v1alpha1.Label
+	(*PortMode)(nil),         // 7: heddle.mesh.v1alpha1.PortMode
+	(*Workload)(nil),         // 8: heddle.mesh.v1alpha1.Workload
+	(*Service)(nil),          // 9: heddle.mesh.v1alpha1.Service
+	(*ServicePort)(nil),      // 10: heddle.mesh.v1alpha1.ServicePort
+	(*Policy)(nil),           // 11: heddle.mesh.v1alpha1.Policy
+	(*Rule)(nil),             // 12: heddle.mesh.v1alpha1.Rule
+	(*Source)(nil),           // 13: heddle.mesh.v1alpha1.Source
+	(*AddressBlock)(nil),     // 14: heddle.mesh.v1alpha1.AddressBlock
+	(*Destination)(nil),      // 15: heddle.mesh.v1alpha1.Destination
+	(*NetworkPolicy)(nil),    // 16: heddle.mesh.v1alpha1.NetworkPolicy
+	(*LabelRequirement)(nil), // 17: heddle.mesh.v1alpha1.LabelRequirement
+	(*NetworkDirection)(nil), // 18: heddle.mesh.v1alpha1.NetworkDirection
+	(*NetworkRule)(nil),      // 19: heddle.mesh.v1alpha1.NetworkRule
+	(*NetworkPeer)(nil),      // 20: heddle.mesh.v1alpha1.NetworkPeer
+	(*NetworkPort)(nil),      // 21: heddle.mesh.v1alpha1.NetworkPort
+	(*AddressSet)(nil),       // 22: heddle.mesh.v1alpha1.AddressSet
+	(*AddressGroup)(nil),     // 23: heddle.mesh.v1alpha1.AddressGroup
+	(*NamespaceEgress)(nil),  // 24: heddle.mesh.v1alpha1.NamespaceEgress
+	(*Settings)(nil),         // 25: heddle.mesh.v1alpha1.Settings
+	(*Commit)(nil),           // 26: heddle.mesh.v1alpha1.Commit
 }
 var file_discovery_proto_depIdxs = []int32{
 	0,  // 0: heddle.mesh.v1alpha1.PortMode.mode:type_name -> heddle.mesh.v1alpha1.Mode
-	4,  // 1: heddle.mesh.v1alpha1.Workload.key:type_name -> heddle.mesh.v1alpha1.ObjectKey
-	5,  // 2: heddle.mesh.v1alpha1.Workload.labels:type_name -> heddle.mesh.v1alpha1.Label
+	5,  // 1: heddle.mesh.v1alpha1.Workload.key:type_name -> heddle.mesh.v1alpha1.ObjectKey
+	6,  // 2: heddle.mesh.v1alpha1.Workload.labels:type_name -> heddle.mesh.v1alpha1.Label
 	0,  // 3: heddle.mesh.v1alpha1.Workload.mode:type_name -> heddle.mesh.v1alpha1.Mode
-	6,  // 4: heddle.mesh.v1alpha1.Workload.port_modes:type_name -> heddle.mesh.v1alpha1.PortMode
-	4,  // 5: heddle.mesh.v1alpha1.Service.key:type_name -> heddle.mesh.v1alpha1.ObjectKey
-	9,  // 6: heddle.mesh.v1alpha1.Service.ports:type_name -> heddle.mesh.v1alpha1.ServicePort
-	4,  // 7: heddle.mesh.v1alpha1.Service.endpoints:type_name -> heddle.mesh.v1alpha1.ObjectKey
+	7,  // 4: heddle.mesh.v1alpha1.Workload.port_modes:type_name -> heddle.mesh.v1alpha1.PortMode
+	5,  // 5: heddle.mesh.v1alpha1.Service.key:type_name -> heddle.mesh.v1alpha1.ObjectKey
+	10, // 6: heddle.mesh.v1alpha1.Service.ports:type_name -> heddle.mesh.v1alpha1.ServicePort
+	5,  // 7: heddle.mesh.v1alpha1.Service.endpoints:type_name -> heddle.mesh.v1alpha1.ObjectKey
 	1,  // 8: heddle.mesh.v1alpha1.Service.prefer:type_name -> heddle.mesh.v1alpha1.Nearness
-	4,  // 9: heddle.mesh.v1alpha1.Policy.key:type_name -> heddle.mesh.v1alpha1.ObjectKey
+	5,  // 9: heddle.mesh.v1alpha1.Policy.key:type_name -> heddle.mesh.v1alpha1.ObjectKey
 	2,  // 10: heddle.mesh.v1alpha1.Policy.action:type_name -> heddle.mesh.v1alpha1.Action
-	5,  // 11: heddle.mesh.v1alpha1.Policy.selector:type_name -> heddle.mesh.v1alpha1.Label
-	11, // 12: heddle.mesh.v1alpha1.Policy.rules:type_name -> heddle.mesh.v1alpha1.Rule
-	12, // 13: heddle.mesh.v1alpha1.Rule.from:type_name -> heddle.mesh.v1alpha1.Source
-	14, // 14: heddle.mesh.v1alpha1.Rule.to:type_name -> heddle.mesh.v1alpha1.Destination
-	13, // 15: heddle.mesh.v1alpha1.Source.ip_blocks:type_name -> heddle.mesh.v1alpha1.AddressBlock
-	13, // 16: heddle.mesh.v1alpha1.Source.not_ip_blocks:type_name -> heddle.mesh.v1alpha1.AddressBlock
-	3,  // 17: heddle.mesh.v1alpha1.NamespaceEgress.egress:type_name -> heddle.mesh.v1alpha1.Egress
-	13, // 18: heddle.mesh.v1alpha1.Settings.cluster_ranges:type_name -> heddle.mesh.v1alpha1.AddressBlock
-	3,  // 19: heddle.mesh.v1alpha1.Settings.egress:type_name -> heddle.mesh.v1alpha1.Egress
-	15, // 20: heddle.mesh.v1alpha1.Settings.egress_namespaces:type_name -> heddle.mesh.v1alpha1.NamespaceEgress
-	21, // [21:21] is the sub-list for method output_type
-	21, // [21:21] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	6,  // 11: heddle.mesh.v1alpha1.Policy.selector:type_name -> heddle.mesh.v1alpha1.Label
+	12, // 12: heddle.mesh.v1alpha1.Policy.rules:type_name -> heddle.mesh.v1alpha1.Rule
+	13, // 13: heddle.mesh.v1alpha1.Rule.from:type_name -> heddle.mesh.v1alpha1.Source
+	15, // 14: heddle.mesh.v1alpha1.Rule.to:type_name -> heddle.mesh.v1alpha1.Destination
+	14, // 15: heddle.mesh.v1alpha1.Source.ip_blocks:type_name -> heddle.mesh.v1alpha1.AddressBlock
+	14, // 16: heddle.mesh.v1alpha1.Source.not_ip_blocks:type_name -> heddle.mesh.v1alpha1.AddressBlock
+	5,  // 17: heddle.mesh.v1alpha1.NetworkPolicy.key:type_name -> heddle.mesh.v1alpha1.ObjectKey
+	17, // 18: heddle.mesh.v1alpha1.NetworkPolicy.selector:type_name -> heddle.mesh.v1alpha1.LabelRequirement
+	18, // 19: heddle.mesh.v1alpha1.NetworkPolicy.ingress:type_name -> heddle.mesh.v1alpha1.NetworkDirection
+	18, // 20: heddle.mesh.v1alpha1.NetworkPolicy.egress:type_name -> heddle.mesh.v1alpha1.NetworkDirection
+	3,  // 21: heddle.mesh.v1alpha1.LabelRequirement.operator:type_name -> heddle.mesh.v1alpha1.LabelOperator
+	19, // 22: heddle.mesh.v1alpha1.NetworkDirection.rules:type_name -> heddle.mesh.v1alpha1.NetworkRule
+	20, // 23: heddle.mesh.v1alpha1.NetworkRule.peers:type_name -> heddle.mesh.v1alpha1.NetworkPeer
+	21, // 24: heddle.mesh.v1alpha1.NetworkRule.ports:type_name -> heddle.mesh.v1alpha1.NetworkPort
+	14, // 25: heddle.mesh.v1alpha1.NetworkPeer.block:type_name -> heddle.mesh.v1alpha1.AddressBlock
+	14, // 26: heddle.mesh.v1alpha1.NetworkPeer.except:type_name -> heddle.mesh.v1alpha1.AddressBlock
+	23, // 27: heddle.mesh.v1alpha1.AddressSet.groups:type_name -> heddle.mesh.v1alpha1.AddressGroup
+	4,  // 28: heddle.mesh.v1alpha1.NamespaceEgress.egress:type_name -> heddle.mesh.v1alpha1.Egress
+	14, // 29: heddle.mesh.v1alpha1.Settings.cluster_ranges:type_name -> heddle.mesh.v1alpha1.AddressBlock
+	4,  // 30: heddle.mesh.v1alpha1.Settings.egress:type_name -> heddle.mesh.v1alpha1.Egress
+	24, // 31: heddle.mesh.v1alpha1.Settings.egress_namespaces:type_name -> heddle.mesh.v1alpha1.NamespaceEgress
+	32, // [32:32] is the sub-list for method output_type
+	32, // [32:32] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_discovery_proto_init() }
@@ -1415,8 +2025,8 @@ func file_discovery_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_discovery_proto_rawDesc), len(file_discovery_proto_rawDesc)),
-			NumEnums:      4,
-			NumMessages:   14,
+			NumEnums:      5,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -36,7 +36,8 @@ func steps() [][]right {
 	const heddle = "heddle.dev"
 	var lists, watches []right
 	for group, resources := range map[string][]string{"": {"namespaces", "nodes", "pods", "services"}, "discovery.k8s.io": {"endpointslices"},
-		heddle: {"meshes", "workloads", "peerauthentications", "authorizationpolicies"}} {
+		"networking.k8s.io": {"networkpolicies"},
+		heddle:              {"meshes", "workloads", "peerauthentications", "authorizationpolicies"}} {
 		for _, resource := range resources {
 			lists = append(lists, right{verb: "list", group: group, resource: resource})
 			watches = append(watches, right{verb: "watch", group: group, resource: resource})

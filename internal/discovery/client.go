@@ -89,6 +89,9 @@ type Client struct {
 	// the goroutine that streams, once Run has booted.
 	held   *resources.Set
 	resync bool
+	// older is set for the one connection after an operator did not know the
+	// newer kinds: it is asked for the others.
+	older bool
 	// progress is set when a round succeeded: the next wait is short again.
 	progress bool
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -13,6 +14,7 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
 
 	"github.com/heddle-mesh/heddle/internal/discovery/resources"
 )
@@ -47,14 +49,20 @@ func (c *Client) stream(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("connect to operator %s: %w", c.cfg.Target, err)
 	}
-	base := c.held
+	base, older := c.held, c.older
+	c.older = false
 	if c.resync {
 		base = nil
 	}
-	if err := c.subscribe(stream, base); err != nil {
-		return fmt.Errorf("subscribe: %w", err)
+	if older {
+		base = base.Older()
 	}
-	if err := awaitAccepted(stream); err != nil {
+	err = c.subscribe(stream, base, older)
+	if err == nil || errors.Is(err, io.EOF) { // the status says more
+		err = awaitAccepted(stream)
+	}
+	if err != nil {
+		c.older = !older && status.Code(err) == codes.InvalidArgument
 		return fmt.Errorf("subscribe: %w", err)
 	}
 	c.cfg.Logger.Info("operator connected", "target", c.cfg.Target)
@@ -80,7 +88,7 @@ func awaitAccepted(stream discoveryStream) error {
 
 // subscribe asks for everything of each kind, Commit last, and says what is
 // held. What is held of one kind is split into messages below MaxMessage.
-func (c *Client) subscribe(stream discoveryStream, base *resources.Set) error {
+func (c *Client) subscribe(stream discoveryStream, base *resources.Set, older bool) error {
 	node := &corev3.Node{Id: c.cfg.Node, UserAgentName: "heddle-agent"}
 	var held []resources.Ref
 	commitVersions := map[string]string{}
@@ -95,6 +103,9 @@ func (c *Client) subscribe(stream discoveryStream, base *resources.Set) error {
 		return err
 	}
 	for k := range resources.KindCount {
+		if older && k.Newer() {
+			continue
+		}
 		versions, size := map[string]string{}, 0
 		for ; len(held) > 0 && held[0].Kind == k; held = held[1:] {
 			if size += len(held[0].Name) + len(held[0].Version) + 16; size > resources.MaxMessage-4<<10 {

@@ -19,7 +19,7 @@ func lastGoodBytes(t testing.TB, node string, key byte) []byte {
 		t.Fatal(err)
 	}
 	var b bytes.Buffer
-	set := s.forNode(node)
+	set := s.forNode(told{node, true})
 	if err := resources.WriteTo(&b, resources.Listed(set.All()), &set.commit); err != nil {
 		t.Fatal(err)
 	}
@@ -107,7 +107,7 @@ func lastRecord(t *testing.T, file []byte) int {
 	if err != nil {
 		t.Fatal(err)
 	}
-	set := s.forNode("n1")
+	set := s.forNode(told{"n1", true})
 	var short bytes.Buffer
 	if err := resources.WriteTo(&short, resources.Listed(set.All()[:len(set.All())-1]), &set.commit); err != nil {
 		t.Fatal(err)

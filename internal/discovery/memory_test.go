@@ -66,7 +66,7 @@ func TestAgentMemoryPerWorkload(t *testing.T) {
 		node := "apart"
 		o := startOperator(t, nil)
 		snapshot := snapshotOf(t, view, 1)
-		snapshot.forNode(node)
+		snapshot.forNode(told{node, true})
 		o.Publish(snapshot)
 		before := heapAfterCollection()
 		a := startAgent(t, o, node, nil)

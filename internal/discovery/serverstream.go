@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"slices"
 	"strconv"
 	"time"
 
@@ -48,6 +47,8 @@ type serverStream struct {
 	held       *resources.Held
 	heldCount  int // of what the agent said it holds
 	heldCommit string
+	// newer is set when the agent knows the newer kinds.
+	newer      bool
 	nonce      uint64
 	unanswered int
 	sizes      int // bytes of names and versions that the agent said it holds
@@ -161,8 +162,15 @@ func (x *serverStream) subscribe() error {
 			return err
 		}
 		if k == resources.KindCommit {
-			if missing := slices.Index(subscribed[:], false); missing >= 0 {
-				return status.Errorf(codes.InvalidArgument, "subscribe to %s before Commit", resources.Kind(missing))
+			x.newer = true
+			for k, asked := range subscribed {
+				switch kind := resources.Kind(k); {
+				case asked:
+				case kind.Newer():
+					x.newer = false
+				default:
+					return status.Errorf(codes.InvalidArgument, "subscribe to %s before Commit", kind)
+				}
 			}
 			x.held.Seal()
 			return nil
@@ -230,7 +238,7 @@ func (x *serverStream) idle(changed <-chan struct{}) error {
 // noted and does not end the stream: what the agent holds stays as it was, and
 // the next snapshot starts from there.
 func (x *serverStream) round(snapshot *Snapshot, first bool) error {
-	set := snapshot.forNode(x.caller.Node)
+	set := snapshot.forNode(told{x.caller.Node, x.newer})
 	diff := resources.Difference(x.held, set.Own)
 	if diff.Empty() && x.heldCommit == set.commit.Version() && !first {
 		return nil

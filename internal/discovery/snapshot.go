@@ -26,6 +26,7 @@ type Snapshot struct {
 	// nodes are told less of a workload than its own, or, where told is nil,
 	// nothing.
 	told, whole, services, rules []*resources.Resource
+	network                      encodedNetwork
 	// shared is what every node is told but for its own workloads; own are
 	// those, and policies what else its own node is told, sorted, by node.
 	shared   *resources.Shared
@@ -34,8 +35,14 @@ type Snapshot struct {
 
 	sets struct {
 		sync.Mutex
-		byNode map[string]*nodeSet
+		byNode map[told]*nodeSet
 	}
+}
+
+// told is a node, and whether its agent knows the newer kinds of resources.
+type told struct {
+	node  string
+	newer bool
 }
 
 // nodeSet is all that one node is told: immutable.
@@ -63,7 +70,7 @@ func (s *Snapshot) Next(view *mesh.View, epoch uint64) (*Snapshot, error) {
 
 func newSnapshot(last *Snapshot, view *mesh.View, epoch uint64, key ed25519.PrivateKey) (*Snapshot, error) {
 	s := &Snapshot{view: view, epoch: epoch, key: key, own: map[string][]*resources.Resource{}, policies: map[string][]*resources.Resource{}}
-	s.sets.byNode = map[string]*nodeSet{}
+	s.sets.byNode = map[told]*nodeSet{}
 	if last == nil {
 		last = &Snapshot{view: mesh.NewStore().View()}
 	}
@@ -84,14 +91,14 @@ func (s *Snapshot) Epoch() uint64 { return s.epoch }
 
 // HashFor returns the hash of the set that a node is told, over names and
 // contents: equal configurations have equal ones, whatever they are read from.
-func (s *Snapshot) HashFor(node string) []byte { return s.forNode(node).commit.Hash }
+func (s *Snapshot) HashFor(node string) []byte { return s.forNode(told{node, true}).commit.Hash }
 
 // contentRevision hashes all that any node is told. 64 bits tell revisions
 // apart; nothing is trusted because of them.
 func (s *Snapshot) contentRevision() string {
 	h := sha256.New()
 	h.Write(s.shared.Hash())
-	for _, list := range [][]*resources.Resource{s.rules, s.whole} {
+	for _, list := range [][]*resources.Resource{s.rules, s.whole, s.network.policies, s.network.shards} {
 		for _, r := range list {
 			io.WriteString(h, r.Version) // of one length each; a hash returns no error
 		}
@@ -125,6 +132,9 @@ func (s *Snapshot) encode(last *Snapshot) error {
 	if err != nil {
 		return err
 	}
+	if err := s.encodeNetwork(last); err != nil {
+		return err
+	}
 	all := append(make([]*resources.Resource, 0, 1+len(s.services)+len(s.told)), settings)
 	all = append(all, s.services...)
 	for i, r := range s.told {
@@ -140,6 +150,7 @@ func (s *Snapshot) encode(last *Snapshot) error {
 	resources.Sort(all)
 	s.shared = resources.NewShared(all, last.shared)
 	s.spreadPolicies()
+	s.spreadNetwork()
 	return nil
 }
 
@@ -236,16 +247,19 @@ func firstLabel(p *mesh.Policy) string {
 }
 
 // forNode returns what a node is told, and its signed commit.
-func (s *Snapshot) forNode(node string) *nodeSet {
+func (s *Snapshot) forNode(to told) *nodeSet {
 	s.sets.Lock()
 	defer s.sets.Unlock()
-	if set, ok := s.sets.byNode[node]; ok {
+	if set, ok := s.sets.byNode[to]; ok {
 		return set
 	}
-	own := slices.Concat(s.own[node], s.policies[node])
+	own := slices.Concat(s.own[to.node], s.policies[to.node])
+	if to.newer {
+		own = append(own, s.network.of(s.view, to.node)...)
+	}
 	resources.Sort(own)
-	set := s.newNodeSet(resources.NewOwn(s.shared, own), node)
-	s.sets.byNode[node] = set
+	set := s.newNodeSet(resources.NewOwn(s.shared, own), to.node)
+	s.sets.byNode[to] = set
 	return set
 }
 
@@ -259,7 +273,8 @@ func (s *Snapshot) newNodeSet(own *resources.Own, node string) *nodeSet {
 // Save writes the whole View, network namespaces of all nodes included, to a
 // file that LoadView reads: the operator's own last good configuration.
 func (s *Snapshot) Save(path string) error {
-	all := append(slices.Clone(s.whole), s.rules...) // also policies that select nobody
+	// Also policies that select nobody.
+	all := slices.Concat(s.whole, s.rules, s.network.policies, s.network.shards)
 	resources.Sort(all)
 	// No node has the empty name: no agent takes this file for its own.
 	set := s.newNodeSet(resources.NewOwn(s.shared, all), "")

@@ -312,7 +312,7 @@ func TestLargeSetsStayBelowTheMessageBound(t *testing.T) {
 	snapshot := snapshotOf(t, view, 1)
 	encoded := time.Since(began)
 	began = time.Now()
-	snapshot.forNode("n1")
+	snapshot.forNode(told{"n1", true})
 	derived := time.Since(began)
 	o.Publish(snapshot)
 	dir := t.TempDir()

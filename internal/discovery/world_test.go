@@ -63,7 +63,7 @@ type operatorEnd struct {
 	stop     func()
 }
 
-func startOperator(t testing.TB, change func(*ServerConfig)) *operatorEnd {
+func startOperator(t testing.TB, change func(*ServerConfig), options ...grpc.ServerOption) *operatorEnd {
 	t.Helper()
 	cfg := ServerConfig{Authenticate: testCaller, Coalesce: time.Millisecond, Logger: slog.New(slog.DiscardHandler)}
 	if change != nil {
@@ -73,7 +73,7 @@ func startOperator(t testing.TB, change func(*ServerConfig)) *operatorEnd {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := &operatorEnd{Server: s, listener: bufconn.Listen(64 << 10), grpc: grpc.NewServer(ServerOptions()...), served: make(chan error, 1)}
+	o := &operatorEnd{Server: s, listener: bufconn.Listen(64 << 10), grpc: grpc.NewServer(append(ServerOptions(), options...)...), served: make(chan error, 1)}
 	s.Register(o.grpc)
 	go func() { o.served <- o.grpc.Serve(o.listener) }()
 	o.stop = sync.OnceFunc(func() {

@@ -22,6 +22,7 @@ type Compiled struct {
 	Workloads []mesh.Workload
 	Services  []mesh.Service
 	Policies  []mesh.Policy
+	Network   mesh.Network
 	// Warnings are about objects that are valid and in force, but unlikely to
 	// do what their author wants.
 	Warnings []*Problem
@@ -33,7 +34,7 @@ type Compiled struct {
 // View makes a mesh.View of what was compiled; revision names it. The View
 // takes over the parts, so they must not be changed afterwards.
 func (c *Compiled) View(revision string) (*mesh.View, error) {
-	return mesh.NewView(revision, c.Settings, c.Workloads, c.Services, c.Policies)
+	return mesh.NewNetworkView(revision, c.Settings, c.Workloads, c.Services, c.Policies, c.Network)
 }
 
 // Compile turns objects into the parts of a mesh.View, resolving labels,
@@ -94,6 +95,7 @@ func (c *compiler) compileRest() {
 	authentications := c.compilePeerAuthentications()
 	c.compilePods(authentications)
 	c.compileWorkloads(authentications)
+	c.compileNetworkPolicies()
 	c.compileServices()
 	c.addExternal()
 	c.compilePolicies()

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/tools/txtar"
 
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/mesh/netpolicy"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
 
@@ -131,6 +132,40 @@ func dump(b *bytes.Buffer, c *Compiled) {
 		fmt.Fprintf(b, "policy %v %v selector=%v\n", p.Key, p.Action, p.Selector)
 		for i, r := range p.Rules {
 			fmt.Fprintf(b, "  rule %d from=%+v to=%+v\n", i, r.From, r.To)
+		}
+	}
+	dumpNetwork(b, c)
+}
+
+func dumpNetwork(b *bytes.Buffer, c *Compiled) {
+	names := map[string]string{"": ""} // of sets, which are hashes
+	for _, s := range c.Network.Sets {
+		if names[s.Set] == "" {
+			names[s.Set] = fmt.Sprintf("set%d", len(names))
+		}
+		fmt.Fprintf(b, "%s shard %d of %d: %v\n", names[s.Set], s.Index, s.Count, s.Members)
+	}
+	for _, p := range c.Network.Policies {
+		fmt.Fprintf(b, "network policy %v selector=%v\n", p.Name, p.Selector)
+		for i, d := range []*netpolicy.Direction{p.Ingress, p.Egress} {
+			if d == nil {
+				continue
+			}
+			fmt.Fprintf(b, "  isolates %s\n", []string{"ingress", "egress"}[i])
+			for _, r := range d.Rules {
+				for _, peer := range r.Peers {
+					if peer.Set == "" {
+						fmt.Fprintf(b, "    peer %v except=%v\n", peer.Block, peer.Except)
+						continue
+					}
+					name, some := names[peer.Set]
+					if !some {
+						name = "nobody"
+					}
+					fmt.Fprintf(b, "    peer %s\n", name)
+				}
+				fmt.Fprintf(b, "    ports %v\n", r.Ports)
+			}
 		}
 	}
 }

@@ -2,6 +2,7 @@ package kube
 
 import (
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/heddle-mesh/heddle/api/v1alpha1"
@@ -23,6 +24,7 @@ type Objects struct {
 	Workloads             []Sourced[v1alpha1.Workload]
 	PeerAuthentications   []Sourced[v1alpha1.PeerAuthentication]
 	AuthorizationPolicies []Sourced[v1alpha1.AuthorizationPolicy]
+	NetworkPolicies       []Sourced[networkingv1.NetworkPolicy]
 	// Pods, Slices and Zones (the zone of each node, by its name) come from a
 	// cluster only. Slices are those of services without a selector.
 	Pods   []*Pod
@@ -39,6 +41,7 @@ func kinds(objs *Objects) []folder.Kind {
 	return []folder.Kind{
 		{APIVersion: "v1", Name: "Namespace", Read: reader(&objs.Namespaces)},
 		{APIVersion: "v1", Name: "Service", Namespaced: true, Read: reader(&objs.Services)},
+		{APIVersion: networkingv1.SchemeGroupVersion.String(), Name: "NetworkPolicy", Namespaced: true, Read: reader(&objs.NetworkPolicies)},
 		{APIVersion: heddle, Name: "Mesh", Read: reader(&objs.Meshes)},
 		{APIVersion: heddle, Name: "Workload", Namespaced: true, Read: reader(&objs.Workloads)},
 		{APIVersion: heddle, Name: "PeerAuthentication", Namespaced: true, Read: reader(&objs.PeerAuthentications)},

@@ -32,7 +32,8 @@ func (p Permit) Port() uint16 { return p.port }
 // older View is judged by this one.
 //
 // In order: a revoked peer is refused; a probe to a declared probe port is let
-// in; plaintext to a STRICT port is refused; a matching DENY policy refuses; a
+// in; plaintext to a STRICT port is refused; a client that no NetworkPolicy of an
+// isolated destination admits is refused; a matching DENY policy refuses; a
 // matching ALLOW policy lets in; when ALLOW policies select the workload and
 // none matched, it is refused; else it is let in. Among policies that match,
 // the first by key decides, and its first matching rule.
@@ -55,6 +56,9 @@ func (v *View) Authorize(c Connection) (Permit, Decision) {
 		return Permit{}, refused(ReasonStrictPlaintext)
 	}
 	set := v.policySet(w)
+	if by, ok := v.admits(w, set, &c); !ok {
+		return Permit{}, Decision{Verdict: VerdictDeny, Reason: ReasonNetworkPolicyIngress, Policy: Key(by), Rule: -1}
+	}
 	if set.empty {
 		return permit(w, &c), Decision{Verdict: VerdictAllow, Reason: defaultReason(plaintext), Rule: -1}
 	}
@@ -79,14 +83,19 @@ func (v *View) destination(c *Connection) (*Workload, Reason) {
 	if c.Destination == nil {
 		return nil, ReasonUnknownDestination
 	}
-	if _, ok := v.policySets.Load(c.Destination); ok {
-		return c.Destination, ReasonUnknown // it was found before
-	}
-	w, ok := v.Workload(c.Destination.Key)
+	w, ok := v.current(c.Destination)
 	if !ok {
 		return nil, ReasonUnknownDestination
 	}
 	return w, ReasonUnknown
+}
+
+// current returns this View's workload for one that may be an older View's.
+func (v *View) current(w *Workload) (*Workload, bool) {
+	if _, ok := v.policySets.Load(w); ok {
+		return w, true // it was found before
+	}
+	return v.Workload(w.Key)
 }
 
 func permit(w *Workload, c *Connection) Permit {

@@ -254,6 +254,9 @@ type Connection struct {
 	Port        uint16
 	// Probe is set when the gate recognized a kubelet probe.
 	Probe bool
+	// Node is set when the client is a process of the destination's own node, in
+	// the node's network. NetworkPolicies do not apply to those.
+	Node bool
 }
 
 // Decision is the outcome of Authorize, for permitted and refused alike.

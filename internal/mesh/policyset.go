@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/heddle-mesh/heddle/internal/mesh/netpolicy"
 )
 
 // compiledPolicy is a policy taken apart into clauses.
@@ -188,6 +190,9 @@ func (v *View) policySet(w *Workload) *policySet {
 		return set.(*policySet)
 	}
 	set := newPolicySet(v.compiled[w.Namespace], w.Labels)
+	if !v.network.Empty() {
+		set.network = v.network.For(w.Namespace, w.Labels)
+	}
 	v.policySets.Store(w, set)
 	return set
 }
@@ -202,6 +207,7 @@ type policySet struct {
 	allows   bool // at least one ALLOW policy does
 	everyone bucket
 	index    [indexKinds]map[string]*bucket
+	network  *netpolicy.Rules // of NetworkPolicies; nil when the View has none
 }
 
 // bucket holds clauses by action, each list in their order.

@@ -54,6 +54,8 @@ const (
 	ReasonNoEndpoint           // the service has no ready workload
 	ReasonNotSynced            // no configuration yet, not even a last good one
 	ReasonReservedPort         // the port is the agent's own inside an enrolled workload
+	ReasonNetworkPolicyIngress // NetworkPolicies isolate the destination, and none admits this client
+	ReasonNetworkPolicyEgress  // NetworkPolicies isolate the source, and none admits this destination
 
 	// Refused because of identity.
 	ReasonNoCertificate        // this agent holds no valid SVID for the workload
@@ -117,6 +119,8 @@ var reasonNames = [reasonCount]string{
 	ReasonNoEndpoint:             "NoEndpoint",
 	ReasonNotSynced:              "NotSynced",
 	ReasonReservedPort:           "ReservedPort",
+	ReasonNetworkPolicyIngress:   "NetworkPolicyIngress",
+	ReasonNetworkPolicyEgress:    "NetworkPolicyEgress",
 	ReasonNoCertificate:          "NoCertificate",
 	ReasonCertificateExpired:     "CertificateExpired",
 	ReasonCertificateUntrusted:   "CertificateUntrusted",

@@ -9,6 +9,8 @@ import (
 	"sync"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/heddle-mesh/heddle/internal/mesh/netpolicy"
 )
 
 // View is an immutable snapshot of the mesh with the indexes that decisions
@@ -32,6 +34,7 @@ type View struct {
 	// policySets holds the *policySet of each *Workload that was asked for: an
 	// agent asks for those of its node, which are few of all that it knows.
 	policySets *sync.Map
+	network    *netpolicy.Index
 }
 
 // addressOwner is who answers at an address: the index of a workload, or the
@@ -64,13 +67,25 @@ func emptyView() *View { return &View{} }
 // endpoint that is not among the workloads is no error: it gets no connections
 // until it is.
 func NewView(revision string, settings Settings, workloads []Workload, services []Service, policies []Policy) (*View, error) {
-	return ViewOf(revision, settings, copies(workloads), copies(services), copies(policies))
+	return NewNetworkView(revision, settings, workloads, services, policies, Network{})
 }
 
-// ViewOf is NewView without a copy: the View refers to the objects, which may
+// Network is what NetworkPolicies say, and the addresses that they refer to.
+type Network struct {
+	Policies []netpolicy.Policy
+	Sets     []netpolicy.Shard
+}
+
+// NewNetworkView is NewView with NetworkPolicies, which it takes over too.
+func NewNetworkView(revision string, settings Settings, workloads []Workload, services []Service, policies []Policy, network Network) (*View, error) {
+	return ViewOf(revision, settings, copies(workloads), copies(services), copies(policies), network)
+}
+
+// ViewOf is NewNetworkView without a copy: the View refers to the objects, which may
 // be parts of other Views too. Nobody may change them once they are part of
-// one. The slices themselves stay the caller's.
-func ViewOf(revision string, settings Settings, workloads []*Workload, services []*Service, policies []*Policy) (*View, error) {
+// one. The slices themselves stay the caller's,
+// but for those of network.
+func ViewOf(revision string, settings Settings, workloads []*Workload, services []*Service, policies []*Policy, network Network) (*View, error) {
 	b := viewBuilder{byKey: make(map[Key]*Workload, len(workloads)), view: &View{
 		revision:     revision,
 		synced:       true,
@@ -95,6 +110,7 @@ func ViewOf(revision string, settings Settings, workloads []*Workload, services 
 	for _, p := range sortedByKey(policies, func(p *Policy) Key { return p.Key }) {
 		b.addPolicy(p)
 	}
+	b.addNetwork(network)
 	for node, list := range b.view.nodes {
 		b.view.nodes[node] = slices.Clip(list)
 	}
@@ -188,6 +204,10 @@ func (v *View) Services() []*Service { return v.services }
 
 // Policies returns all policies, sorted by key.
 func (v *View) Policies() []*Policy { return v.policies }
+
+// Network returns the NetworkPolicies with what they refer to; nil when there are
+// none.
+func (v *View) Network() *netpolicy.Index { return v.network }
 
 // OnNode returns a node's workloads, sorted by key.
 func (v *View) OnNode(node string) []*Workload { return v.nodes[node] }

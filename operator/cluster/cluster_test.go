@@ -124,6 +124,9 @@ func putAll(t *testing.T, s *clustertest.Server, objs *kube.Objects) {
 	for _, o := range objs.Services {
 		s.Put(t, core+"/namespaces/"+o.Value.Namespace+"/services", typed(t, o.Value, "v1", "Service"))
 	}
+	for _, o := range objs.NetworkPolicies {
+		s.Put(t, "/apis/networking.k8s.io/v1/namespaces/"+o.Value.Namespace+"/networkpolicies", typed(t, o.Value, "networking.k8s.io/v1", "NetworkPolicy"))
+	}
 	for _, o := range objs.Meshes {
 		s.Put(t, heddle+"/meshes", typed(t, o.Value, "heddle.dev/v1alpha1", "Mesh"))
 	}

@@ -16,9 +16,10 @@
 //
 // Verbs list and watch, in all namespaces, on:
 //
-//	""                namespaces, nodes, pods, services
-//	discovery.k8s.io  endpointslices
-//	heddle.dev        meshes, workloads, peerauthentications, authorizationpolicies
+//	""                 namespaces, nodes, pods, services
+//	discovery.k8s.io   endpointslices
+//	networking.k8s.io  networkpolicies
+//	heddle.dev         meshes, workloads, peerauthentications, authorizationpolicies
 //
 // A Source's methods may be called from any goroutine; Run is called once, and
 // ends everything that it starts.

@@ -5,6 +5,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -68,6 +69,14 @@ func kubernetesResources() []resource {
 			trim:   whole((*trim.Trimmer).EndpointSlice),
 			same:   equal(func(s *kube.EndpointSlice) any { return s }),
 			add:    func(o *kube.Objects, row any) { o.Slices = append(o.Slices, row.(*kube.EndpointSlice)) },
+		},
+		{
+			group: networkingv1.SchemeGroupVersion, name: "networkpolicies", example: &networkingv1.NetworkPolicy{},
+			trim: whole(func(_ *trim.Trimmer, p *networkingv1.NetworkPolicy) *networkingv1.NetworkPolicy {
+				return &networkingv1.NetworkPolicy{ObjectMeta: trimMeta(&p.ObjectMeta), Spec: p.Spec}
+			}),
+			same: equal(func(p *networkingv1.NetworkPolicy) any { return [2]any{p.Spec, p.UID} }),
+			add:  add(func(o *kube.Objects) *[]kube.Sourced[networkingv1.NetworkPolicy] { return &o.NetworkPolicies }),
 		},
 	}
 }

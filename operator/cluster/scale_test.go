@@ -31,7 +31,7 @@ const (
 // fill puts a large cluster into a source, as its reflectors would.
 func fill(t testing.TB, source *Source) {
 	t.Helper()
-	lists := map[string][]any{"nodes": nil, "endpointslices": nil, "workloads": nil, "peerauthentications": nil}
+	lists := map[string][]any{"nodes": nil, "endpointslices": nil, "networkpolicies": nil, "workloads": nil, "peerauthentications": nil}
 	for i := range manyPods {
 		lists["pods"] = append(lists["pods"], pod(i))
 	}

@@ -133,7 +133,7 @@ func (s *Server) list(w http.ResponseWriter, r *http.Request, t target) {
 // emptyKind is the kind of an empty list.
 func emptyKind(resource string) string {
 	return map[string]string{"namespaces": "NamespaceList", "nodes": "NodeList", "pods": "PodList", "services": "ServiceList",
-		"endpointslices": "EndpointSliceList", "meshes": "MeshList", "workloads": "WorkloadList",
+		"endpointslices": "EndpointSliceList", "networkpolicies": "NetworkPolicyList", "meshes": "MeshList", "workloads": "WorkloadList",
 		"peerauthentications": "PeerAuthenticationList", "authorizationpolicies": "AuthorizationPolicyList"}[resource]
 }
 

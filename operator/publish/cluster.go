@@ -314,7 +314,7 @@ func (c *Cluster) Collect(ch chan<- prometheus.Metric) {
 	for _, p := range now.Refused {
 		refused[p.Ref.Kind]++
 	}
-	for _, kind := range []string{"Namespace", "Pod", "Service", "Workload", "PeerAuthentication", "AuthorizationPolicy"} {
+	for _, kind := range []string{"Namespace", "Pod", "Service", "Workload", "PeerAuthentication", "AuthorizationPolicy", "NetworkPolicy"} {
 		send("heddle_operator_refused_objects", "Problems of objects that are left out, wholly or in part.", refused[kind], kind)
 	}
 	if now.Snapshot == nil {
@@ -324,7 +324,8 @@ func (c *Cluster) Collect(ch chan<- prometheus.Metric) {
 	send("heddle_operator_epoch", "Epoch of the configuration that is served.", float64(now.Snapshot.Epoch()))
 	send("heddle_operator_snapshot_age_seconds", "Since when the configuration that is served has been the newest.", time.Since(now.Published).Seconds())
 	send("heddle_operator_snapshot_checked_seconds", "Since the configuration that is served was last compared with the cluster.", time.Since(now.Checked).Seconds())
-	for kind, n := range map[string]int{"Workload": len(view.Workloads()), "Service": len(view.Services()), "Policy": len(view.Policies())} {
+	for kind, n := range map[string]int{"Workload": len(view.Workloads()), "Service": len(view.Services()), "Policy": len(view.Policies()),
+		"NetworkPolicy": len(view.Network().Policies())} {
 		send("heddle_operator_objects", "Objects of the model that is served.", float64(n), kind)
 	}
 }

@@ -79,6 +79,9 @@ func references(problems []*kube.Problem, objs *kube.Objects) map[kube.Ref]corev
 	for _, svc := range objs.Services {
 		found(refOf("Service", &svc.Value.ObjectMeta), svc.Value.UID, "v1")
 	}
+	for _, np := range objs.NetworkPolicies { // which have no status that could say it
+		found(refOf("NetworkPolicy", &np.Value.ObjectMeta), np.Value.UID, "networking.k8s.io/v1")
+	}
 	for _, s := range subjects(objs) {
 		found(s.ref, s.meta.UID, v1alpha1.GroupVersion().String())
 	}

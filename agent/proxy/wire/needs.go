@@ -22,6 +22,24 @@ type Identities interface {
 	Changed() <-chan struct{}
 }
 
+// Listeners accept what the kernel redirected in one pod. They are in its
+// network namespace and transparent: an accepted connection's local address is
+// where its client wanted to go. Their connections are *net.TCPConn.
+type Listeners struct {
+	// Outbound is for the pod's own connections, Inbound for plaintext from
+	// elsewhere, Tunnel for HBONE; one of each address family that the pod has.
+	Outbound, Inbound, Tunnel []net.Listener
+}
+
+// Close closes all of them.
+func (l Listeners) Close() {
+	for _, group := range [][]net.Listener{l.Outbound, l.Inbound, l.Tunnel} {
+		for _, one := range group {
+			_ = one.Close() // a listener that cannot be closed is closed already
+		}
+	}
+}
+
 // Sockets opens the outgoing connections of one pod, in the pod's network
 // namespace and let through by its gate. It is safe for concurrent use.
 type Sockets interface {

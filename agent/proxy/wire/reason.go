@@ -26,6 +26,18 @@ func TunnelReason(err error) mesh.Reason {
 	return byError(err)
 }
 
+// Refusal says why a tunnel did not take a connection, by what it answered, and
+// whether another may be asked; ReasonUnknown is for nil, which says that it did.
+func Refusal(answer *hbone.Outcome) (why mesh.Reason, cause error, again bool) {
+	if answer == nil {
+		return mesh.ReasonUnknown, nil, false
+	}
+	if answer.Err == nil {
+		answer.Err = errors.New("the peer did not answer")
+	}
+	return TunnelReason(answer.Err), answer.Err, Elsewhere(answer.Err)
+}
+
 // byError goes by the tunnel's errors alone.
 func byError(err error) mesh.Reason {
 	for _, known := range []struct {

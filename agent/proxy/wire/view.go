@@ -12,10 +12,44 @@ import (
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
+// OnNode reports whether an address is this node's own, in the node's network: a
+// NetworkPolicy keeps a pod and its node apart as little as a pod and itself. Nil
+// knows of none. It is asked about what would be refused.
+type OnNode func(netip.Addr) bool
+
+func (f OnNode) has(addr netip.Addr) bool { return f != nil && f(addr) }
+
+// Authorize is View.Authorize for a connection that may come from the node. Such
+// a one comes in plaintext: whoever proves an identity is a workload.
+func Authorize(view *mesh.View, c mesh.Connection, onNode OnNode) (mesh.Permit, mesh.Decision) {
+	permit, decision := view.Authorize(c)
+	if decision.Reason == mesh.ReasonNetworkPolicyIngress && c.Peer.IsZero() && onNode.has(c.Source) {
+		c.Node = true
+		return view.Authorize(c)
+	}
+	return permit, decision
+}
+
+// Leaves is View.Leaves for a connection that may go to the node.
+func Leaves(view *mesh.View, src *mesh.Workload, to netip.AddrPort, onNode OnNode) (mesh.Decision, bool) {
+	decision, ok := view.Leaves(src, to)
+	if !ok && onNode.has(to.Addr()) {
+		return mesh.Decision{}, true
+	}
+	return decision, ok
+}
+
 // Allowed judges a connection, as its record says it, by a newer View, and gives
 // the reason why it must end. A destination that has left the View is not
 // policy's to end: unenrolling drains it.
-func Allowed(view *mesh.View, r *flow.Record, probe bool) (mesh.Reason, bool) {
+func Allowed(view *mesh.View, r *flow.Record, probe bool, onNode OnNode) (mesh.Reason, bool) {
+	if r.Direction != flow.DirectionInbound {
+		if src, known := view.Workload(r.Source.Workload); known {
+			if _, ok := Leaves(view, src, r.Destination.Addr, onNode); !ok {
+				return mesh.ReasonPolicyChanged, false
+			}
+		}
+	}
 	switch {
 	case r.Direction == flow.DirectionOutbound && r.Transport == flow.TransportTunnel:
 		// The destination's agent watches over its policy.
@@ -31,9 +65,9 @@ func Allowed(view *mesh.View, r *flow.Record, probe bool) (mesh.Reason, bool) {
 	if !known {
 		return mesh.ReasonUnknown, true
 	}
-	permit, decision := view.Authorize(mesh.Connection{
+	permit, decision := Authorize(view, mesh.Connection{
 		Peer: r.Source.Identity, Source: r.Source.Addr.Addr(), Destination: w, Port: r.Destination.Addr.Port(), Probe: probe,
-	})
+	}, onNode)
 	switch {
 	case view.Revoked(w.Identity), decision.Reason == mesh.ReasonIdentityRevoked:
 		return mesh.ReasonIdentityRevoked, false

@@ -14,6 +14,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/mesh/netpolicy"
 )
 
 func equalModel() cmp.Options {
@@ -135,6 +136,51 @@ func TestRoundTrip(t *testing.T) {
 		roundTrip(t, &mesh.Policy{Key: genKey().Draw(t, "key"), Action: rapid.SampledFrom([]mesh.Action{mesh.ActionAllow, mesh.ActionDeny, mesh.ActionAudit}).Draw(t, "action"),
 			Selector: genLabels().Draw(t, "selector"), Rules: rapid.SliceOfN(genRule(), 0, 4).Draw(t, "rules")}, EncodePolicy, func(d *decoded) *mesh.Policy { return d.policy })
 	}))
+	t.Run("network policy", rapid.MakeCheck(func(t *rapid.T) {
+		p := &netpolicy.Policy{Name: netpolicy.Name(genKey().Draw(t, "key"))}
+		for range rapid.IntRange(0, 3).Draw(t, "requirements") {
+			p.Selector = append(p.Selector, netpolicy.Requirement{Key: genName().Draw(t, "label"), Operator: netpolicy.Operator(rapid.IntRange(0, 3).Draw(t, "operator")),
+				Values: rapid.SliceOfN(genName(), 0, 3).Draw(t, "values")})
+		}
+		p.Ingress, p.Egress = genDirection(t), genDirection(t)
+		roundTrip(t, p, EncodeNetworkPolicy, func(d *decoded) *netpolicy.Policy { return d.network })
+	}))
+	t.Run("address set", rapid.MakeCheck(func(t *rapid.T) {
+		var members []netpolicy.Member
+		for range rapid.IntRange(1, 200).Draw(t, "members") {
+			members = append(members, netpolicy.Member{Addr: genAddr().Draw(t, "address"), Port: rapid.SampledFrom([]uint16{0, 80, 443}).Draw(t, "port")})
+		}
+		for _, shard := range netpolicy.Split(genName().Draw(t, "set"), members) {
+			roundTrip(t, &shard, EncodeAddressSet, func(d *decoded) *netpolicy.Shard { return d.shard })
+		}
+	}))
+}
+
+func genDirection(t *rapid.T) *netpolicy.Direction {
+	if rapid.Bool().Draw(t, "isolates not") {
+		return nil
+	}
+	d := &netpolicy.Direction{}
+	for range rapid.IntRange(0, 3).Draw(t, "rules") {
+		var r netpolicy.Rule
+		for range rapid.IntRange(0, 2).Draw(t, "peers") {
+			p := netpolicy.Peer{Set: rapid.SampledFrom([]string{"", "set"}).Draw(t, "set")}
+			if p.Set == "" {
+				p.Block, p.Except = genBlock().Draw(t, "block"), rapid.SliceOfN(genBlock(), 0, 2).Draw(t, "except")
+			}
+			r.Peers = append(r.Peers, p)
+		}
+		for range rapid.IntRange(0, 2).Draw(t, "ports") {
+			p := netpolicy.Port{Set: rapid.SampledFrom([]string{"", "set"}).Draw(t, "set")}
+			if p.Set == "" {
+				p.First = genPort().Draw(t, "first")
+				p.Last = rapid.Uint16Min(p.First).Draw(t, "last")
+			}
+			r.Ports = append(r.Ports, p)
+		}
+		d.Rules = append(d.Rules, r)
+	}
+	return d
 }
 
 func TestWhatMustNotBeDecoded(t *testing.T) {
@@ -151,19 +197,25 @@ func TestWhatMustNotBeDecoded(t *testing.T) {
 		m    proto.Message
 		says string
 	}{
-		"condition that is not known": {KindPolicy, unknown, "upgrade the agent"},
-		"action that got lost":        {KindPolicy, &meshpb.Policy{Key: key}, "action"},
-		"mode of tomorrow":            {KindWorkload, workload(func(w *meshpb.Workload) { w.Mode = 9 }), "mode"},
-		"no identity":                 {KindWorkload, workload(func(w *meshpb.Workload) { w.Identity = "" }), "identity"},
-		"mapped address":              {KindWorkload, workload(func(w *meshpb.Workload) { w.Addresses = [][]byte{append(make([]byte, 10), 255, 255, 1, 2, 3, 4)} }), "not mapped"},
-		"short address":               {KindWorkload, workload(func(w *meshpb.Workload) { w.Addresses = [][]byte{{1, 2}} }), "4 or 16"},
-		"port 70000":                  {KindWorkload, workload(func(w *meshpb.Workload) { w.ProbePorts = []uint32{70000} }), "70000"},
-		"label twice":                 {KindWorkload, workload(func(w *meshpb.Workload) { w.Labels = []*meshpb.Label{{Key: "a"}, {Key: "a"}} }), "twice"},
-		"port mode twice":             {KindWorkload, workload(func(w *meshpb.Workload) { w.PortModes = []*meshpb.PortMode{{Port: 1}, {Port: 1}} }), "twice"},
-		"egress that got lost":        {KindSettings, &meshpb.Settings{TrustDomain: "t"}, "egress"},
-		"no trust domain":             {KindSettings, &meshpb.Settings{Egress: meshpb.Egress_EGRESS_DENY}, "trust domain"},
-		"other name":                  {KindService, &meshpb.Service{Key: &meshpb.ObjectKey{Namespace: "a", Name: "c"}}, "contents are those of a/c"},
-		"a commit":                    {KindCommit, &meshpb.Commit{}, "not a kind"},
+		"condition that is not known":    {KindPolicy, unknown, "upgrade the agent"},
+		"action that got lost":           {KindPolicy, &meshpb.Policy{Key: key}, "action"},
+		"mode of tomorrow":               {KindWorkload, workload(func(w *meshpb.Workload) { w.Mode = 9 }), "mode"},
+		"no identity":                    {KindWorkload, workload(func(w *meshpb.Workload) { w.Identity = "" }), "identity"},
+		"mapped address":                 {KindWorkload, workload(func(w *meshpb.Workload) { w.Addresses = [][]byte{append(make([]byte, 10), 255, 255, 1, 2, 3, 4)} }), "not mapped"},
+		"short address":                  {KindWorkload, workload(func(w *meshpb.Workload) { w.Addresses = [][]byte{{1, 2}} }), "4 or 16"},
+		"port 70000":                     {KindWorkload, workload(func(w *meshpb.Workload) { w.ProbePorts = []uint32{70000} }), "70000"},
+		"label twice":                    {KindWorkload, workload(func(w *meshpb.Workload) { w.Labels = []*meshpb.Label{{Key: "a"}, {Key: "a"}} }), "twice"},
+		"port mode twice":                {KindWorkload, workload(func(w *meshpb.Workload) { w.PortModes = []*meshpb.PortMode{{Port: 1}, {Port: 1}} }), "twice"},
+		"egress that got lost":           {KindSettings, &meshpb.Settings{TrustDomain: "t"}, "egress"},
+		"no trust domain":                {KindSettings, &meshpb.Settings{Egress: meshpb.Egress_EGRESS_DENY}, "trust domain"},
+		"other name":                     {KindService, &meshpb.Service{Key: &meshpb.ObjectKey{Namespace: "a", Name: "c"}}, "contents are those of a/c"},
+		"network operator that got lost": {KindNetworkPolicy, &meshpb.NetworkPolicy{Key: key, Selector: []*meshpb.LabelRequirement{{Key: "a"}}}, "operator"},
+		"network peer that got lost":     {KindNetworkPolicy, &meshpb.NetworkPolicy{Key: key, Ingress: &meshpb.NetworkDirection{Rules: []*meshpb.NetworkRule{{Peers: []*meshpb.NetworkPeer{{}}}}}}, "4 or 16"},
+		"network port that got lost":     {KindNetworkPolicy, &meshpb.NetworkPolicy{Key: key, Egress: &meshpb.NetworkDirection{Rules: []*meshpb.NetworkRule{{Ports: []*meshpb.NetworkPort{{}}}}}}, "port 0"},
+		"address cut off":                {KindAddressSet, &meshpb.AddressSet{Set: "a", Count: 1, Groups: []*meshpb.AddressGroup{{Ipv4: []byte{10, 0, 0}}}}, "cut off"},
+		"shard that is none":             {KindAddressSet, &meshpb.AddressSet{Set: "a", Count: 3, Groups: []*meshpb.AddressGroup{{Ipv4: []byte{10, 0, 0, 1}}}}, "shard 0 of 3"},
+		"address of another shard":       {KindAddressSet, &meshpb.AddressSet{Set: "a", Count: 1 << 12, Groups: []*meshpb.AddressGroup{{Ipv4: []byte{10, 0, 0, 1}}}}, "not one of this shard"},
+		"a commit":                       {KindCommit, &meshpb.Commit{}, "not a kind"},
 	} {
 		body, err := proto.Marshal(c.m)
 		if err != nil {

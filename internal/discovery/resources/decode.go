@@ -12,6 +12,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/mesh/netpolicy"
 )
 
 // decoded is a resource with what is in it: exactly one of the pointers is set.
@@ -22,6 +23,8 @@ type decoded struct {
 	service  *mesh.Service
 	workload *mesh.Workload
 	policy   *mesh.Policy
+	network  *netpolicy.Policy
+	shard    *netpolicy.Shard
 }
 
 // decodeResource checks one resource from outside, against its name and its
@@ -64,6 +67,14 @@ func (d *decoded) decode() (name string, err error) {
 	case KindPolicy:
 		if d.policy, err = decodePolicy(d.Body); err == nil {
 			name = d.policy.Key.String()
+		}
+	case KindNetworkPolicy:
+		if d.network, err = decodeNetworkPolicy(d.Body); err == nil {
+			name = d.network.Name.String()
+		}
+	case KindAddressSet:
+		if d.shard, err = decodeAddressSet(d.Body); err == nil {
+			name = shardName(d.shard)
 		}
 	default:
 		err = errors.New("not a kind of resource that is held")

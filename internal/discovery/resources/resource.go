@@ -33,12 +33,15 @@ const (
 // Kind is the type of a resource.
 type Kind uint8
 
-// The kinds, in the order in which a round carries them.
+// The kinds, in the order in which a round carries them. The numbers of those
+// that an agent holds are under a set's hash: they stay as they are.
 const (
 	KindSettings Kind = iota
 	KindService
 	KindWorkload
 	KindPolicy
+	KindNetworkPolicy
+	KindAddressSet
 	KindCount // number of kinds of which an agent holds resources
 	KindCommit
 )
@@ -51,6 +54,10 @@ const (
 	CommitName   = "Commit"
 )
 
+// Newer reports whether a kind is one that an agent or an operator of the version
+// before does not know. Such an agent is not told of it.
+func (k Kind) Newer() bool { return k == KindNetworkPolicy || k == KindAddressSet }
+
 // String returns the type's name, such as "Workload".
 func (k Kind) String() string {
 	switch k {
@@ -62,6 +69,10 @@ func (k Kind) String() string {
 		return "Workload"
 	case KindPolicy:
 		return "Policy"
+	case KindNetworkPolicy:
+		return "NetworkPolicy"
+	case KindAddressSet:
+		return "AddressSet"
 	case KindCommit:
 		return "Commit"
 	default:
@@ -74,7 +85,7 @@ func (k Kind) TypeURL() string { return typePrefix + k.String() }
 
 // KindOf is the inverse of Kind.TypeURL.
 func KindOf(typeURL string) (Kind, error) {
-	for _, k := range []Kind{KindSettings, KindService, KindWorkload, KindPolicy, KindCommit} {
+	for _, k := range []Kind{KindSettings, KindService, KindWorkload, KindPolicy, KindNetworkPolicy, KindAddressSet, KindCommit} {
 		if k.TypeURL() == typeURL {
 			return k, nil
 		}

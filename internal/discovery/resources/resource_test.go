@@ -10,6 +10,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/mesh/netpolicy"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
 
@@ -34,6 +35,14 @@ func FuzzDecodeResource(f *testing.F) {
 		},
 		func() (*Resource, error) {
 			return EncodePolicy(&mesh.Policy{Key: key, Action: mesh.ActionDeny, Rules: []mesh.Rule{{To: []mesh.Destination{{Ports: []uint16{1}}}}}})
+		},
+		func() (*Resource, error) {
+			return EncodeNetworkPolicy(&netpolicy.Policy{Name: netpolicy.Name(key), Selector: netpolicy.Selector{{Key: "app", Values: []string{"a"}}},
+				Ingress: &netpolicy.Direction{}, Egress: &netpolicy.Direction{Rules: []netpolicy.Rule{{Ports: []netpolicy.Port{{First: 1, Last: 2}},
+					Peers: []netpolicy.Peer{{Set: "s"}, {Block: netip.MustParsePrefix("10.0.0.0/8"), Except: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}}}}}}})
+		},
+		func() (*Resource, error) {
+			return EncodeAddressSet(&netpolicy.Shard{Set: "s", Count: 1, Members: []netpolicy.Member{{Addr: netip.MustParseAddr("10.0.0.1"), Port: 80}, {Addr: netip.MustParseAddr("fd00::1")}}})
 		},
 	} {
 		r, err := encode()
@@ -70,6 +79,10 @@ func encodeAgain(d *decoded) (*Resource, error) {
 		return EncodeWorkload(d.workload)
 	case d.policy != nil:
 		return EncodePolicy(d.policy)
+	case d.network != nil:
+		return EncodeNetworkPolicy(d.network)
+	case d.shard != nil:
+		return EncodeAddressSet(d.shard)
 	}
 	return nil, errors.New("nothing is decoded")
 }

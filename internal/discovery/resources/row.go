@@ -7,6 +7,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/mesh/netpolicy"
 )
 
 // row is one resource that is held, with what is in it. An agent has one for
@@ -14,8 +15,8 @@ import (
 // have in common is kept once.
 type row struct {
 	name string
-	// object is a *mesh.Settings, *mesh.Service, *mesh.Workload or *mesh.Policy,
-	// which Views share: read only.
+	// object is a *mesh.Settings, *mesh.Service, *mesh.Workload, *mesh.Policy,
+	// *netpolicy.Policy or *netpolicy.Shard, which Views share: read only.
 	object any
 	// odd is the body, where encoding the object would give another: it was
 	// made by an operator that knows more. Usually nil.
@@ -39,6 +40,11 @@ func newRow(d *decoded, t *texts) row {
 		r.object = d.workload
 	case d.policy != nil:
 		r.object = d.policy
+	case d.network != nil:
+		r.object = d.network
+	case d.shard != nil:
+		d.shard.Set = d.Name[:len(d.shard.Set)] // a part of the name
+		r.object = d.shard
 	}
 	if again, err := r.encode(); err != nil || again.Version != d.Version {
 		r.odd = &d.Body
@@ -56,6 +62,10 @@ func (r *row) encode() (*Resource, error) {
 		return EncodeWorkload(object)
 	case *mesh.Policy:
 		return EncodePolicy(object)
+	case *netpolicy.Policy:
+		return EncodeNetworkPolicy(object)
+	case *netpolicy.Shard:
+		return EncodeAddressSet(object)
 	}
 	return nil, fmt.Errorf("encode %s %s: nothing is in it", r.kind, r.name)
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/mesh/netpolicy"
 )
 
 // Set is a whole set that an agent has verified: immutable.
@@ -39,6 +40,18 @@ func (h *Set) Refs() []Ref {
 	return refs
 }
 
+// Older returns the set without what an operator of the version before does not
+// know, to be the base of what that one says; nil of nil.
+func (h *Set) Older() *Set {
+	if h == nil {
+		return nil
+	}
+	rows := slices.DeleteFunc(slices.Clone(h.rows), func(r row) bool { return r.kind.Newer() })
+	older := &Set{rows: rows, texts: h.texts, Commit: h.Commit}
+	older.hash(nil) // its leaves: a round touches only some
+	return older
+}
+
 // Len returns the number of resources.
 func (h *Set) Len() int { return len(h.rows) }
 
@@ -60,6 +73,7 @@ func (h *Set) View() (*mesh.View, error) {
 	workloads := make([]*mesh.Workload, 0, len(h.rows))
 	var services []*mesh.Service
 	var policies []*mesh.Policy
+	var network mesh.Network
 	for i := range h.rows {
 		switch object := h.rows[i].object.(type) {
 		case *mesh.Settings:
@@ -70,12 +84,16 @@ func (h *Set) View() (*mesh.View, error) {
 			workloads = append(workloads, object)
 		case *mesh.Policy:
 			policies = append(policies, object)
+		case *netpolicy.Policy:
+			network.Policies = append(network.Policies, *object)
+		case *netpolicy.Shard:
+			network.Sets = append(network.Sets, *object)
 		}
 	}
 	if settings == nil {
 		return nil, errors.New("build view: the set has no Settings")
 	}
-	return mesh.ViewOf(h.Commit.Revision, *settings, workloads, services, policies)
+	return mesh.ViewOf(h.Commit.Revision, *settings, workloads, services, policies, network)
 }
 
 // find returns the row of a name, or nil.
