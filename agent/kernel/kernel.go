@@ -40,6 +40,8 @@ type Config struct {
 	KubeletCgroup  string
 	Mark, MarkMask uint32
 	FlowsPerPod    uint32
+	// CaptureDNS takes what the pods send to port 53; see Names.
+	CaptureDNS bool
 	// Grandfather bounds connections that were open before enrolment.
 	Grandfather time.Duration
 	// Inherited are the listeners of the agent that this one succeeds, by pod,
@@ -98,7 +100,7 @@ func Open(cfg Config) (*Datapath, error) {
 	node, err := podnet.Open(podnet.Config{
 		PinDir: cfg.PinDir, StateDir: filepath.Join(cfg.StateDir, "pods"), Cgroup: own.Path, KubeletCgroup: kubelet,
 		Mark: cfg.Mark, MarkMask: cfg.MarkMask, FlowsPerPod: cfg.FlowsPerPod, Grandfather: cfg.Grandfather,
-		Inherited: cfg.Inherited, Log: cfg.Log,
+		CaptureDNS: cfg.CaptureDNS, Inherited: cfg.Inherited, Log: cfg.Log,
 	})
 	if err != nil {
 		return nil, err

@@ -4,8 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"syscall"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/heddle-mesh/heddle/agent/podnet/datagram"
 	"github.com/heddle-mesh/heddle/agent/podnet/listener"
 	"github.com/heddle-mesh/heddle/agent/steer"
 	"github.com/heddle-mesh/heddle/bpf"
@@ -13,71 +18,89 @@ import (
 )
 
 // The ports of the agent's listeners, inside each pod. The tunnel's is
-// mesh.TunnelPort.
+// mesh.TunnelPort, that of DNS mesh.DNSPort.
 const (
 	OutboundPort = listener.OutboundPort
 	InboundPort  = listener.InboundPort
 )
 
-// Listeners are the agent's listeners in one pod, one per address family that
-// the pod has. A connection's LocalAddr is its original destination.
+// Listeners are the agent's sockets in one pod, one of each kind per address
+// family that the pod has. A connection's LocalAddr is its original destination.
 type Listeners struct {
 	// Outbound takes what the pod's applications dial, Inbound the plaintext
 	// that arrives from the wire, Tunnel HBONE.
 	Outbound, Inbound, Tunnel []*net.TCPListener
+	// Names takes what applications dial at port 53, and Queries the datagrams
+	// that they send there. Both are empty unless Config.CaptureDNS.
+	Names   []*net.TCPListener
+	Queries []*datagram.Socket
 }
 
-// all calls fn on each listener with its port.
-func (l *Listeners) all(fn func(port uint16, ln *net.TCPListener) error) error {
+// socket is one of the agent's sockets in a pod.
+type socket struct {
+	syscall.Conn
+	io.Closer
+	port         uint16
+	v6, datagram bool
+}
+
+// all calls fn on each socket.
+func (l *Listeners) all(fn func(*socket) error) error {
 	var errs []error
-	for _, group := range []struct {
-		port      uint16
-		listeners []*net.TCPListener
-	}{{OutboundPort, l.Outbound}, {InboundPort, l.Inbound}, {mesh.TunnelPort, l.Tunnel}} {
-		for _, ln := range group.listeners {
-			errs = append(errs, fn(group.port, ln))
+	for port, group := range l.groups() {
+		for _, ln := range *group {
+			errs = append(errs, fn(&socket{Conn: ln, Closer: ln, port: port, v6: addrPort(ln.Addr()).Addr().Is6()}))
 		}
+	}
+	for _, q := range l.Queries {
+		errs = append(errs, fn(&socket{Conn: q, Closer: q, port: mesh.DNSPort, v6: q.IsIPv6(), datagram: true}))
 	}
 	return errors.Join(errs...)
 }
 
+func (l *Listeners) groups() map[uint16]*[]*net.TCPListener {
+	return map[uint16]*[]*net.TCPListener{
+		OutboundPort: &l.Outbound, InboundPort: &l.Inbound, mesh.TunnelPort: &l.Tunnel, mesh.DNSPort: &l.Names,
+	}
+}
+
 func (l *Listeners) close() error {
-	return l.all(func(_ uint16, ln *net.TCPListener) error {
-		if err := ln.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+	return l.all(func(s *socket) error {
+		if err := s.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 			return err
 		}
 		return nil
 	})
 }
 
-// listen opens the pod's listeners and hands them to the kernel.
+// listen opens the pod's sockets and hands them to the kernel.
 func (p *Pod) listen(ctx context.Context) (err error) {
 	if p.listeners, err = p.openListeners(ctx); err != nil {
 		return err
 	}
-	return p.listeners.all(func(port uint16, ln *net.TCPListener) error {
-		raw, err := ln.SyscallConn()
+	return p.listeners.all(func(s *socket) error {
+		raw, err := s.SyscallConn()
 		if err != nil {
 			return err
 		}
 		var inner error
-		err = raw.Control(func(fd uintptr) { inner = p.kernel.SetListener(slotOf(port, ln), fd) })
+		err = raw.Control(func(fd uintptr) { inner = p.kernel.SetListener(s.slot(), fd) })
 		if err = errors.Join(err, inner); err != nil {
-			return fmt.Errorf("redirect to listener %s: %w", ln.Addr(), err)
+			return fmt.Errorf("redirect to the socket of port %d: %w", s.port, err)
 		}
 		return nil
 	})
 }
 
-// listenAgain replaces the listeners when somebody has closed any of them.
+// listenAgain replaces the sockets when somebody has closed any of them.
 func (p *Pod) listenAgain(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.kernel == nil {
 		return p.errorf("listen: %w", ErrClosed)
 	}
-	closed := p.listeners.all(func(_ uint16, ln *net.TCPListener) error {
-		raw, err := ln.SyscallConn()
+	closed := p.listeners.all(func(s *socket) error {
+		raw, err := s.SyscallConn()
 		if err != nil {
 			return err
 		}
@@ -92,25 +115,30 @@ func (p *Pod) listenAgain(ctx context.Context) error {
 	return nil
 }
 
-// openListeners opens the listeners inside the pod, or adopts inherited ones;
+// openListeners opens the sockets inside the pod, or adopts inherited ones;
 // nothing leads to new ones yet.
 func (p *Pod) openListeners(ctx context.Context) (Listeners, error) {
 	var l Listeners
-	mark := p.node.config.Mark
 	err := p.ns.Do(func() error {
 		for _, family := range steer.Families(p.addrs) {
-			for port, group := range map[uint16]*[]*net.TCPListener{
-				OutboundPort: &l.Outbound, InboundPort: &l.Inbound, mesh.TunnelPort: &l.Tunnel,
-			} {
-				ln, err := p.node.takeInherited(p.name, family, port, mark)
-				if ln == nil && err == nil {
-					ln, err = listener.Open(ctx, family, port, mark)
+			for port, group := range l.groups() {
+				if port == mesh.DNSPort && !p.node.config.CaptureDNS {
+					continue
 				}
+				ln, err := p.openListener(ctx, family, port)
 				if err != nil {
 					return err
 				}
 				*group = append(*group, ln)
 			}
+			if !p.node.config.CaptureDNS {
+				continue
+			}
+			queries, err := p.openQueries(family)
+			if err != nil {
+				return err
+			}
+			l.Queries = append(l.Queries, queries)
 		}
 		return nil
 	})
@@ -120,19 +148,35 @@ func (p *Pod) openListeners(ctx context.Context) (Listeners, error) {
 	return l, nil
 }
 
-func slotOf(port uint16, ln *net.TCPListener) bpf.Slot {
-	v6 := addrPort(ln.Addr()).Addr().Is6()
-	switch {
-	case port == OutboundPort && v6:
-		return bpf.OutboundV6
-	case port == OutboundPort:
-		return bpf.OutboundV4
-	case port == InboundPort && v6:
-		return bpf.InboundV6
-	case port == InboundPort:
-		return bpf.InboundV4
-	case v6:
-		return bpf.TunnelV6
+func (p *Pod) openListener(ctx context.Context, family int, port uint16) (*net.TCPListener, error) {
+	mark := p.node.config.Mark
+	if fd, ok := p.node.takeInherited(p.name, Inherited{Port: port, IPv6: family == unix.AF_INET6}); ok {
+		return listener.Adopt(fd, family, mark)
 	}
-	return bpf.TunnelV4
+	return listener.Open(ctx, family, port, mark)
+}
+
+func (p *Pod) openQueries(family int) (*datagram.Socket, error) {
+	mark := p.node.config.Mark
+	if fd, ok := p.node.takeInherited(p.name, Inherited{Port: mesh.DNSPort, IPv6: family == unix.AF_INET6, Datagram: true}); ok {
+		return datagram.Adopt(fd, family, mark)
+	}
+	return datagram.Open(family, mesh.DNSPort, mark)
+}
+
+// slot is where the kernel has the socket.
+func (s *socket) slot() bpf.Slot {
+	slots := map[uint16][2]bpf.Slot{
+		OutboundPort:    {bpf.OutboundV4, bpf.OutboundV6},
+		InboundPort:     {bpf.InboundV4, bpf.InboundV6},
+		mesh.TunnelPort: {bpf.TunnelV4, bpf.TunnelV6},
+		mesh.DNSPort:    {bpf.DNSStreamV4, bpf.DNSStreamV6},
+	}[s.port]
+	if s.datagram {
+		slots = [2]bpf.Slot{bpf.DNSDatagramV4, bpf.DNSDatagramV6}
+	}
+	if s.v6 {
+		return slots[1]
+	}
+	return slots[0]
 }

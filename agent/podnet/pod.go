@@ -90,7 +90,7 @@ func (p *Pod) lost() error {
 }
 
 func (p *Pod) steering() steer.Steering {
-	return steer.Steering{Mark: p.node.config.Mark, Mask: p.node.config.MarkMask, Table: p.node.config.Table, Addrs: p.addrs}
+	return steer.Steering{Mark: p.node.config.Mark, Mask: p.node.config.MarkMask, Table: p.node.config.Table, Addrs: p.addrs, DNS: p.node.config.CaptureDNS}
 }
 
 // close lets go of everything that dies with the agent; pins, rules and routes
