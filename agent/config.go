@@ -42,6 +42,9 @@ type Config struct {
 	// Engine carries the tunnels: "loop", or "reference", which is slower; "" is
 	// loop, and reference in FIPS 140-3 mode, where nothing else is allowed.
 	Engine string
+	// DNS says what becomes of the pods' queries: "capture" has the agent answer
+	// them; "direct" lets them out of the pods unread. "" is direct.
+	DNS string
 	// TakeOver says what to do when another agent runs on the node: "auto" takes
 	// its work over, if there is one, and connections that cannot move are
 	// drained; "drain" is the same, and an error when there is none; "require"
@@ -119,6 +122,9 @@ func (c Config) complete() Config {
 	if c.TakeOver == "" {
 		c.TakeOver = TakeOverAuto
 	}
+	if c.DNS == "" {
+		c.DNS = DNSDirect
+	}
 	if c.KeyDir == "" {
 		c.KeyDir = filepath.Join(c.RunDir, "keys")
 	}
@@ -170,6 +176,9 @@ func (c Config) Validate() error {
 	}
 	if !slices.Contains([]string{TakeOverAuto, TakeOverRequire, TakeOverDrain, TakeOverNever}, c.TakeOver) {
 		bad("TakeOver", fmt.Sprintf("%q is none of the choices", c.TakeOver), "set --take-over to auto, require, drain or never")
+	}
+	if c.DNS != DNSCapture && c.DNS != DNSDirect {
+		bad("DNS", fmt.Sprintf("%q is none of the choices", c.DNS), "set --dns to capture or direct")
 	}
 	c.CNI.validate(bad)
 	c.validateNumbers(bad)

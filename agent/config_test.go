@@ -31,6 +31,7 @@ func TestConfigurationErrorsNameFieldAndRemedy(t *testing.T) {
 		{func(c *agent.Config) { c.Metrics = "15020" }, []string{"Metrics:", "--metrics"}},
 		{func(c *agent.Config) { c.Operator = "nowhere" }, []string{"Operator:", "--operator"}},
 		{func(c *agent.Config) { c.Engine = "steam" }, []string{"Engine:", `"steam"`, "--engine"}},
+		{func(c *agent.Config) { c.DNS = "on" }, []string{"DNS:", `"on"`, "--dns"}},
 		{func(c *agent.Config) { c.TakeOver = "maybe" }, []string{"TakeOver:", `"maybe"`, "--take-over"}},
 		{func(c *agent.Config) { c.Kernel.Mark = 1 }, []string{"Kernel.Mark:", "--mark"}},
 		{func(c *agent.Config) { c.Kernel.Mark, c.Kernel.MarkMask = 3, 1 }, []string{"Kernel.Mark:", "mask"}},

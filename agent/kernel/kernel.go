@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/heddle-mesh/heddle/agent/cgroup"
+	"github.com/heddle-mesh/heddle/agent/dns"
 	"github.com/heddle-mesh/heddle/agent/podnet"
 	"github.com/heddle-mesh/heddle/agent/podnet/listener"
 	"github.com/heddle-mesh/heddle/agent/proxy"
@@ -146,6 +147,21 @@ func (d *Datapath) Enroll(ctx context.Context, w *mesh.Workload) (proxy.Pod, err
 			return err == nil && ok && kind == bpf.FlowProbe
 		},
 	}, nil
+}
+
+// Names returns what serves the DNS queries of a workload that is enrolled; false
+// when it is not, or Config.CaptureDNS is not set.
+func (d *Datapath) Names(key mesh.Key) (dns.Pod, bool) {
+	pod, ok := d.node.Pods()[podnet.Name(key)]
+	if !ok {
+		return dns.Pod{}, false
+	}
+	listeners := pod.Listeners()
+	names := dns.Pod{Key: key, Listeners: widen(listeners.Names), Sockets: pod}
+	for _, q := range listeners.Queries {
+		names.Queries = append(names.Queries, q)
+	}
+	return names, len(names.Queries) > 0
 }
 
 func widen(listeners []*net.TCPListener) []net.Listener {

@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"os"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -88,6 +89,10 @@ func (s *Socket) SyscallConn() (syscall.RawConn, error) { return s.queries.Sysca
 
 // IsIPv6 reports the socket's family.
 func (s *Socket) IsIPv6() bool { return s.v6 }
+
+// Stop ends reading, here and now: who reads gets os.ErrDeadlineExceeded. Answers
+// can be sent until Close.
+func (s *Socket) Stop() error { return s.queries.SetReadDeadline(time.Unix(1, 0)) }
 
 // Close closes the socket. Who reads from it gets net.ErrClosed.
 func (s *Socket) Close() error {
