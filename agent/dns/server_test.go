@@ -8,12 +8,15 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/net/dns/dnsmessage"
 
@@ -576,5 +579,37 @@ func TestCacheBounds(t *testing.T) {
 	}
 	if k, ok := c.get(of(0), now.Add(time.Hour)); !ok || k.fresh {
 		t.Errorf("an hour later: %+v, %v", k, ok)
+	}
+}
+
+// TestDocumentedMetrics compares docs/metrics.md with what is registered.
+func TestDocumentedMetrics(t *testing.T) {
+	page, err := os.ReadFile("../../docs/metrics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	documented := map[string]string{}
+	for _, row := range regexp.MustCompile("(?m)^\\| `(heddle_dns_[a-z_]+)` \\| ([a-z]+) \\| ([a-z, ]*) *\\|").FindAllStringSubmatch(string(page), -1) {
+		documented[row[1]] = row[2] + " " + strings.ReplaceAll(strings.TrimSpace(row[3]), " ", "")
+	}
+	reg := prometheus.NewRegistry()
+	newMetrics(reg)
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	registered := map[string]string{}
+	for _, f := range families {
+		var labels []string
+		for _, l := range f.GetMetric()[0].GetLabel() {
+			labels = append(labels, l.GetName())
+			if v := l.GetValue(); !strings.Contains(string(page), "`"+v+"`") {
+				t.Errorf("docs/metrics.md lacks the value %s of %s", v, l.GetName())
+			}
+		}
+		registered[f.GetName()] = strings.ToLower(f.GetType().String()) + " " + strings.Join(labels, ",")
+	}
+	if d := cmp.Diff(documented, registered); d != "" {
+		t.Errorf("docs/metrics.md (-) and what is registered (+):\n%s", d)
 	}
 }
