@@ -172,11 +172,7 @@ func (a *Agent) wire(cfg Config, p *parts, files uint64) (err error) {
 		Log: cfg.Log, Budget: cfg.Budget, Timeouts: cfg.Timeouts,
 	})
 	var datapath enroll.Datapath = p.kernel
-	var server enroll.Server = p.proxy
-	if cfg.DNS == DNSCapture {
-		names := dns.New(dns.Config{Store: store, Registry: p.registry, Log: cfg.Log})
-		server = serverWithNames{Server: p.proxy, names: names, kernel: p.kernel}
-	}
+	var server enroll.Server = p.kernel.Answering(p.proxy, dns.Config{Store: store, Registry: p.registry, Log: cfg.Log})
 	if p.succession != nil {
 		careful := cautious{p.kernel, server, p.succession, store}
 		datapath, server = careful, careful

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -101,6 +102,12 @@ type KernelConfig struct {
 	Grandfather time.Duration
 }
 
+// The values of Config.DNS.
+const (
+	DNSCapture = "capture"
+	DNSDirect  = "direct"
+)
+
 // Defaults returns the configuration of a machine with one agent.
 func Defaults() Config {
 	return Config{
@@ -116,15 +123,7 @@ func (c Config) complete() Config {
 	if c.RunDir == "" {
 		c.RunDir = filepath.Dir(c.AdminSocket)
 	}
-	if c.Engine == "" {
-		c.Engine = engine.Default()
-	}
-	if c.TakeOver == "" {
-		c.TakeOver = TakeOverAuto
-	}
-	if c.DNS == "" {
-		c.DNS = DNSDirect
-	}
+	c.Engine, c.TakeOver, c.DNS = cmp.Or(c.Engine, engine.Default()), cmp.Or(c.TakeOver, TakeOverAuto), cmp.Or(c.DNS, DNSDirect)
 	if c.KeyDir == "" {
 		c.KeyDir = filepath.Join(c.RunDir, "keys")
 	}

@@ -54,7 +54,7 @@ func (p *served) atOnce(i *inquiry) ([]byte, outcome) {
 	view := p.cfg.Store.View()
 	if i.Plain && (i.Type == wire.TypeA || i.Type == wire.TypeAAAA) {
 		if service, ok := serviceOf(view, i.Host()); ok && len(service.Addresses) > 0 {
-			return i.Addresses(service.Addresses, meshTTL, zone, i.limit), byMesh
+			return i.Addresses(service.Addresses, meshTTL, mesh.ClusterDomain, i.limit), byMesh
 		}
 	}
 	if !mayAsk(view, p.Key, i.server) {
@@ -195,19 +195,6 @@ func (p *served) fly(f *flight, key flightKey, i *inquiry) {
 	p.mu.Unlock()
 	<-p.asking
 	close(f.done)
-}
-
-// zone is the cluster's domain in wire form.
-var zone = wireName(mesh.ClusterDomain) //nolint:gochecknoglobals // a constant
-
-func wireName(host string) string {
-	var b strings.Builder
-	for label := range strings.SplitSeq(host, ".") {
-		b.WriteByte(byte(len(label)))
-		b.WriteString(label)
-	}
-	b.WriteByte(0)
-	return b.String()
 }
 
 // serviceName splits NAME.NAMESPACE.svc.cluster.local.

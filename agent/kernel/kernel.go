@@ -20,7 +20,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/heddle-mesh/heddle/agent/cgroup"
-	"github.com/heddle-mesh/heddle/agent/dns"
 	"github.com/heddle-mesh/heddle/agent/podnet"
 	"github.com/heddle-mesh/heddle/agent/podnet/listener"
 	"github.com/heddle-mesh/heddle/agent/proxy"
@@ -41,7 +40,7 @@ type Config struct {
 	KubeletCgroup  string
 	Mark, MarkMask uint32
 	FlowsPerPod    uint32
-	// CaptureDNS takes what the pods send to port 53; see Names.
+	// CaptureDNS takes what the pods send to port 53; see Answering.
 	CaptureDNS bool
 	// Grandfather bounds connections that were open before enrolment.
 	Grandfather time.Duration
@@ -72,9 +71,10 @@ func Layout(cfg Config) string {
 
 // Datapath is the kernel's part of a node.
 type Datapath struct {
-	node *podnet.Node
-	log  *slog.Logger
-	keys struct {
+	node        *podnet.Node
+	log         *slog.Logger
+	capturesDNS bool
+	keys        struct {
 		sync.RWMutex
 		byName map[string]mesh.Key
 	}
@@ -106,7 +106,7 @@ func Open(cfg Config) (*Datapath, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Datapath{node: node, log: cfg.Log}
+	d := &Datapath{node: node, log: cfg.Log, capturesDNS: cfg.CaptureDNS}
 	d.keys.byName = map[string]mesh.Key{}
 	return d, nil
 }
@@ -147,21 +147,6 @@ func (d *Datapath) Enroll(ctx context.Context, w *mesh.Workload) (proxy.Pod, err
 			return err == nil && ok && kind == bpf.FlowProbe
 		},
 	}, nil
-}
-
-// Names returns what serves the DNS queries of a workload that is enrolled; false
-// when it is not, or Config.CaptureDNS is not set.
-func (d *Datapath) Names(key mesh.Key) (dns.Pod, bool) {
-	pod, ok := d.node.Pods()[podnet.Name(key)]
-	if !ok {
-		return dns.Pod{}, false
-	}
-	listeners := pod.Listeners()
-	names := dns.Pod{Key: key, Listeners: widen(listeners.Names), Sockets: pod}
-	for _, q := range listeners.Queries {
-		names.Queries = append(names.Queries, q)
-	}
-	return names, len(names.Queries) > 0
 }
 
 func widen(listeners []*net.TCPListener) []net.Listener {

@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -68,26 +67,10 @@ func (p *Pod) dialDNS(remote netip.AddrPort) (*net.UDPConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := os.NewFile(uintptr(fd), "dns")
-	defer f.Close()
 	if err := p.mark(fd, bpf.ClassPlaintext); err != nil {
-		return nil, err
+		return nil, errors.Join(err, netns.CloseFd(fd))
 	}
-	if err := unix.Bind(fd, netns.Sockaddr(netip.AddrPortFrom(local, 0))); err != nil {
-		return nil, os.NewSyscallError("bind", err)
-	}
-	if err := unix.Connect(fd, netns.Sockaddr(remote)); err != nil {
-		return nil, os.NewSyscallError("connect", err)
-	}
-	conn, err := net.FileConn(f)
-	if err != nil {
-		return nil, err
-	}
-	udp, ok := conn.(*net.UDPConn)
-	if !ok {
-		return nil, errors.Join(fmt.Errorf("not UDP but %T", conn), conn.Close())
-	}
-	return udp, nil
+	return netns.ConnectDatagram(fd, local, remote)
 }
 
 func (p *Pod) dialWire(ctx context.Context, remote netip.AddrPort, class bpf.Class) (*net.TCPConn, error) {

@@ -13,7 +13,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/heddle-mesh/heddle/agent/podnet/datagram"
 	"github.com/heddle-mesh/heddle/agent/podnet/listener"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
@@ -86,7 +85,7 @@ func answer(t testing.TB, p *Pod, name string) {
 	})
 }
 
-func serveQueries(p *Pod, q *datagram.Socket, name string) {
+func serveQueries(p *Pod, q *listener.Queries, name string) {
 	b := make([]byte, 4096)
 	for {
 		n, to, from, err := q.Read(b)

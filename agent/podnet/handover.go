@@ -30,12 +30,12 @@ func (n *Node) Share() (map[string][]Inherited, error) {
 
 func (p *Pod) share() (shared []Inherited, err error) {
 	listeners := p.Listeners()
-	err = listeners.all(func(s *socket) error {
+	err = listeners.All(func(s *listener.Socket) error {
 		dup, err := listener.Duplicate(s)
 		if err != nil {
 			return err
 		}
-		shared = append(shared, Inherited{Port: s.port, IPv6: s.v6, Datagram: s.datagram, File: dup})
+		shared = append(shared, Inherited{Port: s.Port, IPv6: s.IPv6, Datagram: s.Datagram, File: dup})
 		return nil
 	})
 	return shared, err
@@ -87,7 +87,7 @@ func (n *Node) Relisten(shared map[string][]Inherited) error {
 	var errs []error
 	for _, p := range n.Pods() {
 		listeners := p.Listeners()
-		errs = append(errs, listeners.close())
+		errs = append(errs, listeners.Close())
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()

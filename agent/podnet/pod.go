@@ -111,7 +111,7 @@ func (p *Pod) close(remove bool) error {
 		errs = append(errs, p.kernel.Close())
 	}
 	p.kernel = nil
-	return errors.Join(append(errs, p.listeners.close(), p.sockets[0].Close(), p.sockets[1].Close(), p.ns.Close())...)
+	return errors.Join(append(errs, p.listeners.Close(), p.sockets[0].Close(), p.sockets[1].Close(), p.ns.Close())...)
 }
 
 // errorf names the pod, and lets callers say what they did to it.

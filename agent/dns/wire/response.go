@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"strings"
 )
 
 // Response is an answer that can be given to everybody who asks the same. It is
@@ -200,8 +201,9 @@ func FormatFailure(b []byte) []byte {
 
 // Addresses answers a query of type A or AAAA with addresses of its family, or,
 // when there is none, with the word that the name has none (RFC 2308, section
-// 2.2), for ttl seconds. zone is the domain of the name, in wire form.
-func (q *Query) Addresses(addrs []netip.Addr, ttl uint32, zone string, limit int) []byte {
+// 2.2), for ttl seconds. domain is the one that the name
+// is in, as text.
+func (q *Query) Addresses(addrs []netip.Addr, ttl uint32, domain string, limit int) []byte {
 	b := q.header(q.ID, flagResponse|flagAuthority|flagAvailable|q.flags&(flagRecursion|flagUnchecked))
 	n := uint16(0)
 	for _, a := range addrs {
@@ -214,6 +216,7 @@ func (q *Query) Addresses(addrs []netip.Addr, ttl uint32, zone string, limit int
 	}
 	binary.BigEndian.PutUint16(b[6:], n)
 	if n == 0 {
+		zone := wireName(domain)
 		var soa bytes.Buffer
 		soa.WriteString("\x02ns\x03dns" + zone + "\x0ahostmaster" + zone)
 		for _, v := range []uint32{1, 7200, 1800, 86400, ttl} { // serial, refresh, retry, expire, minimum
@@ -233,4 +236,15 @@ func appendRecord(b []byte, kind uint16, ttl uint32, data []byte) []byte {
 	b = binary.BigEndian.AppendUint32(b, ttl)
 	b = binary.BigEndian.AppendUint16(b, uint16(len(data)))
 	return append(b, data...)
+}
+
+// wireName is a domain, as text without the last dot, in wire form.
+func wireName(host string) string {
+	var b strings.Builder
+	for label := range strings.SplitSeq(host, ".") {
+		b.WriteByte(byte(len(label)))
+		b.WriteString(label)
+	}
+	b.WriteByte(0)
+	return b.String()
 }

@@ -236,7 +236,7 @@ func TestAddresses(t *testing.T) {
 	for kind, want := range map[dnsmessage.Type]string{dnsmessage.TypeA: "10.96.0.1", dnsmessage.TypeAAAA: "fd96::1"} {
 		q, err := ParseQuery(query(t, "db.shop.svc.cluster.local.", kind, &edns{size: 1232}))
 		must(t, err)
-		m := parse(t, q.Addresses(addrs, 5, "\x07cluster\x05local\x00", 1232))
+		m := parse(t, q.Addresses(addrs, 5, "cluster.local", 1232))
 		if len(m.Answers) != 1 || m.Answers[0].Header.TTL != 5 || !m.Authoritative || m.RCode != 0 || len(m.Additionals) != 1 {
 			t.Fatalf("%s: %+v", kind, m)
 		}
@@ -250,7 +250,7 @@ func TestAddresses(t *testing.T) {
 		if got.String() != want {
 			t.Errorf("%s: %s, want %s", kind, got, want)
 		}
-		m = parse(t, q.Addresses(nil, 5, "\x07cluster\x05local\x00", 1232))
+		m = parse(t, q.Addresses(nil, 5, "cluster.local", 1232))
 		if len(m.Answers) != 0 || m.RCode != 0 || len(m.Authorities) != 1 || m.Authorities[0].Body.(*dnsmessage.SOAResource).MinTTL != 5 {
 			t.Errorf("%s, without any: %+v", kind, m)
 		}
@@ -281,7 +281,7 @@ func FuzzQuery(f *testing.F) {
 		}
 		answers := [][]byte{q.Failure(ServerFailure, Unreachable), q.truncated()}
 		if q.Plain {
-			answers = append(answers, q.Addresses([]netip.Addr{netip.MustParseAddr("10.0.0.1")}, 5, "\x00", Largest))
+			answers = append(answers, q.Addresses([]netip.Addr{netip.MustParseAddr("10.0.0.1")}, 5, "cluster.local", Largest))
 		}
 		for _, a := range answers {
 			if _, err := scan(a); err != nil {

@@ -1,11 +1,4 @@
-// Package datagram is the agent's UDP socket in a pod, to which the kernel steers
-// the pod's queries wherever they were sent, and the way back: an answer has to
-// come from where its query was sent to, port included, whatever else in the pod
-// is bound there. So it leaves by a raw socket, and never leaves the pod's
-// loopback.
-//
-// It knows nothing of DNS. A Socket is safe for concurrent use.
-package datagram
+package listener
 
 import (
 	"encoding/binary"
@@ -20,16 +13,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Socket takes a pod's datagrams of one address family.
-type Socket struct {
+// Queries is the agent's UDP socket in a pod, of one address family, to which the
+// kernel steers the pod's queries wherever they were sent, and the way back: an
+// answer has to come from where its query was sent to, port included, whatever
+// else in the pod is bound there. So it leaves by a raw socket, and never leaves
+// the pod's loopback. It is safe for concurrent use.
+type Queries struct {
 	queries *net.UDPConn
 	answers *os.File // raw, IPPROTO_RAW: the header is ours
 	v6      bool
 }
 
-// Open opens a socket on loopback at port, in the calling thread's network
+// OpenQueries opens a socket on loopback at port, in the calling thread's network
 // namespace. family is AF_INET or AF_INET6.
-func Open(family int, port uint16, mark uint32) (*Socket, error) {
+func OpenQueries(family int, port uint16, mark uint32) (*Queries, error) {
 	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_UDP)
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
@@ -44,14 +41,14 @@ func Open(family int, port uint16, mark uint32) (*Socket, error) {
 	} else if err != nil {
 		return nil, fmt.Errorf("bind to UDP port %d of the pod's loopback: %w", port, err)
 	}
-	return Adopt(fd, family, mark)
+	return AdoptQueries(fd, family, mark)
 }
 
-// Adopt makes a Socket of one that another agent has opened in the calling
+// AdoptQueries makes Queries of one that another agent has opened in the calling
 // thread's network namespace. It duplicates the descriptor, which stays the
 // caller's.
-func Adopt(fd, family int, mark uint32) (*Socket, error) {
-	s := &Socket{v6: family == unix.AF_INET6}
+func AdoptQueries(fd, family int, mark uint32) (*Queries, error) {
+	s := &Queries{v6: family == unix.AF_INET6}
 	level, option := unix.SOL_IP, unix.IP_RECVORIGDSTADDR
 	if s.v6 {
 		level, option = unix.SOL_IPV6, unix.IPV6_RECVORIGDSTADDR
@@ -85,17 +82,17 @@ func Adopt(fd, family int, mark uint32) (*Socket, error) {
 }
 
 // SyscallConn implements syscall.Conn, with the socket that takes queries.
-func (s *Socket) SyscallConn() (syscall.RawConn, error) { return s.queries.SyscallConn() }
+func (s *Queries) SyscallConn() (syscall.RawConn, error) { return s.queries.SyscallConn() }
 
 // IsIPv6 reports the socket's family.
-func (s *Socket) IsIPv6() bool { return s.v6 }
+func (s *Queries) IsIPv6() bool { return s.v6 }
 
 // Stop ends reading, here and now: who reads gets os.ErrDeadlineExceeded. Answers
 // can be sent until Close.
-func (s *Socket) Stop() error { return s.queries.SetReadDeadline(time.Unix(1, 0)) }
+func (s *Queries) Stop() error { return s.queries.SetReadDeadline(time.Unix(1, 0)) }
 
 // Close closes the socket. Who reads from it gets net.ErrClosed.
-func (s *Socket) Close() error {
+func (s *Queries) Close() error {
 	err := s.answers.Close()
 	if errors.Is(err, os.ErrClosed) {
 		err = nil
@@ -105,7 +102,7 @@ func (s *Socket) Close() error {
 
 // Read waits for a datagram, and returns its length, where it was sent to and by
 // whom. One that does not fit into b is cut off, and n is len(b).
-func (s *Socket) Read(b []byte) (n int, to, from netip.AddrPort, err error) {
+func (s *Queries) Read(b []byte) (n int, to, from netip.AddrPort, err error) {
 	var oob [128]byte
 	n, oobn, _, from, err := s.queries.ReadMsgUDPAddrPort(b, oob[:])
 	if err != nil {
@@ -142,7 +139,7 @@ const (
 // Reply sends an answer of at most MaxPayload bytes to an address of the pod, as
 // from where the query was sent to. It does not wait: what there is no room for
 // is lost, as on any network.
-func (s *Socket) Reply(payload []byte, from, to netip.AddrPort) error {
+func (s *Queries) Reply(payload []byte, from, to netip.AddrPort) error {
 	if len(payload) > MaxPayload || from.Addr().Is4() == s.v6 || to.Addr().Is4() == s.v6 {
 		return fmt.Errorf("answer of %d bytes from %v to %v does not fit the socket", len(payload), from, to)
 	}
