@@ -149,6 +149,11 @@ func TestDNS(t *testing.T) {
 			t.Error("the server of the node was not asked")
 		}
 	})
+	t.Run("no circles", func(t *testing.T) {
+		for _, how := range []string{"+notcp", "+tcp"} {
+			web.wantDig(t, "REFUSED", "@127.0.0.1", "-p", "15053", how, "www.example.test", "A")
+		}
+	})
 	t.Run("large", func(t *testing.T) {
 		for _, how := range []string{"+bufsize=4096", "+bufsize=1232", "+noedns", "+tcp"} {
 			if n := strings.Count(web.dig("+short", upstream4, how, "big.example.test", "A"), "192.0.2."); n != 200 {

@@ -52,6 +52,9 @@ func (p *served) answer(i *inquiry) {
 // atOnce answers what needs no server; "" when it does.
 func (p *served) atOnce(i *inquiry) ([]byte, outcome) {
 	view := p.cfg.Store.View()
+	if i.server.Port() != port {
+		return i.Failure(wire.Refused, wire.Prohibited), refused // sent to the agent itself: it would ask in circles
+	}
 	if i.Plain && (i.Type == wire.TypeA || i.Type == wire.TypeAAAA) {
 		if service, ok := serviceOf(view, i.Host()); ok && len(service.Addresses) > 0 {
 			return i.Addresses(service.Addresses, meshTTL, mesh.ClusterDomain, i.limit), byMesh
@@ -216,9 +219,16 @@ func serviceOf(view *mesh.View, host string) (*mesh.Service, bool) {
 	return view.Service(mesh.Key{Namespace: namespace, Name: name})
 }
 
-// mayAsk says whether policy lets a workload's query out to a server. Addresses of
-// the link, as NodeLocal DNSCache has, do not leave the node.
+// port is where all servers are whose queries are captured.
+const port = 53
+
+// mayAsk says whether a workload's query may go to a server: one that is captured,
+// and that policy lets out. Addresses of the link, as NodeLocal DNSCache has, do not
+// leave the node.
 func mayAsk(view *mesh.View, of mesh.Key, server netip.AddrPort) bool {
+	if server.Port() != port {
+		return false
+	}
 	if server.Addr().IsLinkLocalUnicast() {
 		return true
 	}

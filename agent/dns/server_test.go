@@ -196,6 +196,18 @@ func (c *client) Reply(b []byte, from, _ netip.AddrPort) error {
 func (c *client) Stop() error  { c.once.Do(func() { close(c.stop) }); return nil }
 func (c *client) Close() error { return nil }
 
+// redirected is a listener whose connections were dialled to the server.
+type redirected struct{ net.Listener }
+
+func (r redirected) Accept() (net.Conn, error) {
+	c, err := r.Listener.Accept()
+	return toServer{c}, err
+}
+
+type toServer struct{ net.Conn }
+
+func (toServer) LocalAddr() net.Addr { return net.TCPAddrFromAddrPort(asServer) }
+
 // pod serves one pod with an upstream until the test ends.
 func pod(t *testing.T, s *Server, up Sockets) *client {
 	t.Helper()
@@ -207,7 +219,7 @@ func pod(t *testing.T, s *Server, up Sockets) *client {
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		s.Serve(ctx, Pod{Key: mesh.Key{Namespace: "shop", Name: "web"}, Queries: []Queries{c}, Listeners: []net.Listener{tcp}, Sockets: up})
+		s.Serve(ctx, Pod{Key: mesh.Key{Namespace: "shop", Name: "web"}, Queries: []Queries{c}, Listeners: []net.Listener{redirected{tcp}}, Sockets: up})
 	})
 	t.Cleanup(func() { cancel(); wg.Wait() })
 	return c
@@ -524,7 +536,7 @@ func TestRate(t *testing.T) {
 func TestEgress(t *testing.T) {
 	view := store(t, mesh.Settings{Egress: mesh.EgressDeny, ClusterRanges: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}}).View()
 	for server, may := range map[string]bool{
-		"8.8.8.8:53": false, "10.96.0.10:53": true, "169.254.20.10:53": true, "[fe80::1]:53": true, "[2001:4860:4860::8888]:53": false,
+		"8.8.8.8:53": false, "10.96.0.10:15053": false, "127.0.0.1:15053": false, "10.96.0.10:53": true, "169.254.20.10:53": true, "[fe80::1]:53": true, "[2001:4860:4860::8888]:53": false,
 	} {
 		if got := mayAsk(view, mesh.Key{}, netip.MustParseAddrPort(server)); got != may {
 			t.Errorf("%s: %v", server, got)

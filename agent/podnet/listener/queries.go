@@ -19,7 +19,7 @@ import (
 // else in the pod is bound there. So it leaves by a raw socket, and never leaves
 // the pod's loopback. It is safe for concurrent use.
 type Queries struct {
-	queries *net.UDPConn
+	conn    *net.UDPConn
 	answers *os.File // raw, IPPROTO_RAW: the header is ours
 	v6      bool
 }
@@ -74,7 +74,7 @@ func AdoptQueries(fd, family int, mark uint32) (*Queries, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open a raw socket (the agent needs CAP_NET_RAW): %w", err), udp.Close())
 	}
-	s.queries, s.answers = udp, os.NewFile(uintptr(raw), "answers")
+	s.conn, s.answers = udp, os.NewFile(uintptr(raw), "answers")
 	if err := unix.SetsockoptInt(raw, unix.SOL_SOCKET, unix.SO_MARK, int(mark)); err != nil {
 		return nil, errors.Join(fmt.Errorf("set SO_MARK: %w", err), s.Close())
 	}
@@ -82,14 +82,14 @@ func AdoptQueries(fd, family int, mark uint32) (*Queries, error) {
 }
 
 // SyscallConn implements syscall.Conn, with the socket that takes queries.
-func (s *Queries) SyscallConn() (syscall.RawConn, error) { return s.queries.SyscallConn() }
+func (s *Queries) SyscallConn() (syscall.RawConn, error) { return s.conn.SyscallConn() }
 
 // IsIPv6 reports the socket's family.
 func (s *Queries) IsIPv6() bool { return s.v6 }
 
 // Stop ends reading, here and now: who reads gets os.ErrDeadlineExceeded. Answers
 // can be sent until Close.
-func (s *Queries) Stop() error { return s.queries.SetReadDeadline(time.Unix(1, 0)) }
+func (s *Queries) Stop() error { return s.conn.SetReadDeadline(time.Unix(1, 0)) }
 
 // Close closes the socket. Who reads from it gets net.ErrClosed.
 func (s *Queries) Close() error {
@@ -97,14 +97,14 @@ func (s *Queries) Close() error {
 	if errors.Is(err, os.ErrClosed) {
 		err = nil
 	}
-	return errors.Join(s.queries.Close(), err)
+	return errors.Join(s.conn.Close(), err)
 }
 
 // Read waits for a datagram, and returns its length, where it was sent to and by
 // whom. One that does not fit into b is cut off, and n is len(b).
 func (s *Queries) Read(b []byte) (n int, to, from netip.AddrPort, err error) {
 	var oob [128]byte
-	n, oobn, _, from, err := s.queries.ReadMsgUDPAddrPort(b, oob[:])
+	n, oobn, _, from, err := s.conn.ReadMsgUDPAddrPort(b, oob[:])
 	if err != nil {
 		return 0, netip.AddrPort{}, netip.AddrPort{}, err
 	}
