@@ -216,9 +216,6 @@ func (p *served) serveDatagrams(from Queries) {
 			}
 			continue
 		}
-		if q.Transfer {
-			q.Plain = false // its answer over UDP is one message: that there are more (RFC 1995)
-		}
 		p.answer(&inquiry{Query: q, server: server, transport: "udp", limit: min(int(q.Size), maxAnswer), reply: reply})
 	}
 }

@@ -30,14 +30,13 @@ const (
 
 // Record types, and the class IN.
 const (
-	TypeA     = 1
-	TypeCNAME = 5
-	TypeSOA   = 6
-	TypeAAAA  = 28
-	TypeOPT   = 41
-	typeIXFR  = 251
-	typeAXFR  = 252
-	TypeANY   = 255
+	TypeA    = 1
+	TypeSOA  = 6
+	TypeAAAA = 28
+	TypeOPT  = 41
+	typeIXFR = 251
+	typeAXFR = 252
+	TypeANY  = 255
 
 	classIN = 1
 )
@@ -59,12 +58,11 @@ const (
 
 // Response codes.
 const (
-	NoError        = 0
-	FormatError    = 1
-	ServerFailure  = 2
-	NameError      = 3
-	NotImplemented = 4
-	Refused        = 5
+	NoError       = 0
+	FormatError   = 1
+	ServerFailure = 2
+	NameError     = 3
+	Refused       = 5
 )
 
 // EDNS options (RFC 7871 and others) that are between two neighbours only, and
