@@ -61,9 +61,14 @@ func (w *world) answerer(t testing.TB, in func(func() error) error, network, at,
 	return c
 }
 
-// query sends a datagram from the pod and returns the answer.
-func (w *world) query(t testing.TB, to string, class Class) string {
+// query sends a datagram from the pod and returns the answer, for which it waits
+// longer when there should be one.
+func (w *world) query(t testing.TB, to string, class Class, due string) string {
 	t.Helper()
+	wait := 400 * time.Millisecond
+	if due != "nothing" {
+		wait = 10 * time.Second
+	}
 	var c net.Conn
 	err := w.pod.Do(func() (err error) {
 		d := net.Dialer{Control: w.agentSocket(class)}
@@ -77,7 +82,7 @@ func (w *world) query(t testing.TB, to string, class Class) string {
 		return "error: " + err.Error()
 	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(400 * time.Millisecond))
+	c.SetDeadline(time.Now().Add(wait))
 	c.Write([]byte("query"))
 	b := make([]byte, 2048)
 	n, err := c.Read(b)
@@ -112,7 +117,7 @@ func (w *world) agentDatagrams(t testing.TB, slot Slot, family int) (fd int, nex
 			at = &unix.SockaddrInet6{Port: 15053, Addr: netip.IPv6Loopback().As16()}
 		}
 		return errors.Join(unix.SetsockoptInt(fd, level, option, 1), unix.Bind(fd, at),
-			unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 2}))
+			unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 10}))
 	})
 	t.Cleanup(func() { unix.Close(fd) })
 	if err := w.p.SetListener(slot, uintptr(fd)); err != nil {
@@ -154,7 +159,7 @@ func TestCaptureDNS(t *testing.T) {
 	}
 	for _, f := range []struct{ pod, peer string }{{pod4, peer4}, {pod6, peer6}} {
 		w.answerer(t, w.peer.Do, "udp", hostPort(f.peer, 53), "upstream")
-		if got := w.query(t, hostPort(f.peer, 53), 0); got != "upstream" {
+		if got := w.query(t, hostPort(f.peer, 53), 0, "upstream"); got != "upstream" {
 			t.Errorf("%s, not captured: %s", f.peer, got)
 		}
 	}
@@ -172,32 +177,32 @@ func TestCaptureDNS(t *testing.T) {
 		{pod6, peer6, unix.AF_INET6, DNSDatagramV6, DNSStreamV6, "[::1]:15053"},
 	} {
 		upstream := hostPort(f.peer, 53)
-		if got := w.query(t, upstream, 0); got != unanswered(f.peer) {
+		if got := w.query(t, upstream, 0, unanswered(f.peer)); got != unanswered(f.peer) {
 			t.Errorf("%s, without the agent's socket: %s", f.peer, got)
 		}
 		fd, next := w.agentDatagrams(t, f.datagram, f.family)
 		if err := w.p.SetListener(f.datagram, uintptr(fd)); err != nil {
 			t.Errorf("the same socket again: %v", err)
 		}
-		w.query(t, upstream, 0)
+		w.query(t, upstream, 0, "nothing")
 		if got, want := next(), (received{netip.MustParseAddrPort(upstream), "query"}); got != want {
 			t.Errorf("captured %v, want %v", got, want)
 		}
-		if got := w.query(t, upstream, ClassPlaintext); got != "upstream" {
+		if got := w.query(t, upstream, ClassPlaintext, "upstream"); got != "upstream" {
 			t.Errorf("the agent's own query to %s: %s", upstream, got)
 		}
 		for _, class := range []Class{ClassLocal, ClassAgent, ClassTunnel} {
-			if got := w.query(t, upstream, class); got != "nothing" {
+			if got := w.query(t, upstream, class, "nothing"); got != "nothing" {
 				t.Errorf("a socket of class %d to %s: %s", class, upstream, got)
 			}
 		}
 		// The pod's own resolver, and what is not DNS, are left alone.
 		w.answerer(t, w.pod.Do, "udp", hostPort(f.pod, 53), "own")
-		if got := w.query(t, hostPort(f.pod, 53), 0); got != "own" {
+		if got := w.query(t, hostPort(f.pod, 53), 0, "own"); got != "own" {
 			t.Errorf("the pod's own resolver: %s", got)
 		}
 		w.agentListen(t, f.stream, f.listen, "names")
-		c, err := w.dial(t, w.pod, 0, upstream, 2*time.Second)
+		c, err := w.dial(t, w.pod, 0, upstream, 10*time.Second)
 		if got, want := w.reached(t, c, err), "names "+upstream+" "; !strings.HasPrefix(got, want) {
 			t.Errorf("TCP to port 53 reached %q, want %q", got, want)
 		}
@@ -207,13 +212,13 @@ func TestCaptureDNS(t *testing.T) {
 			t.Errorf("a forged query to %s was not dropped as unstamped", f.peer)
 		}
 		unix.Close(fd)
-		if got := w.query(t, upstream, 0); got != unanswered(f.peer) {
+		if got := w.query(t, upstream, 0, unanswered(f.peer)); got != unanswered(f.peer) {
 			t.Errorf("%s, after the agent's socket was closed: %s", f.peer, got)
 		}
 	}
 	// Taken back, queries pass as before.
 	w.update(t, func(c *PodConfig) { c.CaptureDNS = false })
-	if got := w.query(t, hostPort(peer4, 53), testPlain); got != "upstream" {
+	if got := w.query(t, hostPort(peer4, 53), testPlain, "upstream"); got != "upstream" {
 		t.Errorf("after capture: %s", got)
 	}
 }
