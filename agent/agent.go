@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/heddle-mesh/heddle/agent/dns"
 	"github.com/heddle-mesh/heddle/agent/engine"
 	"github.com/heddle-mesh/heddle/agent/enroll"
 	"github.com/heddle-mesh/heddle/agent/kernel"
@@ -155,7 +156,7 @@ func (a *Agent) build(ctx context.Context, l *life) (p *parts, err error) {
 	p.kernel, err = kernel.Open(kernel.Config{
 		Node: cfg.Node, PinDir: cfg.Kernel.PinDir, StateDir: cfg.RunDir, Cgroup: cfg.Kernel.Cgroup, Kubelet: cfg.Kernel.Kubelet,
 		Mark: cfg.Kernel.Mark, MarkMask: cfg.Kernel.MarkMask, FlowsPerPod: cfg.Kernel.FlowsPerPod, Grandfather: cfg.Kernel.Grandfather,
-		Inherited: p.succession.inherited(), Beside: p.succession.donor(), Log: cfg.Log,
+		CaptureDNS: cfg.DNS == DNSCapture, Inherited: p.succession.inherited(), Beside: p.succession.donor(), Log: cfg.Log,
 	})
 	if err != nil {
 		return p, err
@@ -189,9 +190,9 @@ func (a *Agent) wire(cfg Config, p *parts, files uint64) (err error) {
 		Log: cfg.Log, Budget: cfg.Budget, Timeouts: cfg.Timeouts, OnNode: kernel.OnNode,
 	})
 	var datapath enroll.Datapath = p.kernel
-	var server enroll.Server = p.proxy
+	var server enroll.Server = p.kernel.Answering(p.proxy, dns.Config{Store: store, Registry: p.registry, Log: cfg.Log})
 	if p.succession != nil {
-		careful := cautious{p.kernel, p.proxy, p.succession, store}
+		careful := cautious{p.kernel, server, p.succession, store}
 		datapath, server = careful, careful
 	}
 	p.pods = enroll.New(enroll.Config{

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -47,6 +48,9 @@ type Config struct {
 	// Engine carries the tunnels: "loop", or "reference", which is slower; "" is
 	// loop, and reference in FIPS 140-3 mode, where nothing else is allowed.
 	Engine string
+	// DNS says what becomes of the pods' queries: "capture" has the agent answer
+	// them; "direct" lets them out of the pods unread. "" is direct.
+	DNS string
 	// TakeOver says what to do when another agent runs on the node: "auto" takes
 	// its work over, if there is one, and connections that cannot move are
 	// drained; "drain" is the same, and an error when there is none; "require"
@@ -142,6 +146,12 @@ type EndConfig struct {
 	StayAfterHandOver bool
 }
 
+// The values of Config.DNS.
+const (
+	DNSCapture = "capture"
+	DNSDirect  = "direct"
+)
+
 // Defaults returns the configuration of a machine with one agent.
 func Defaults() Config {
 	return Config{
@@ -157,12 +167,7 @@ func (c Config) complete() Config {
 	if c.RunDir == "" {
 		c.RunDir = filepath.Dir(c.AdminSocket)
 	}
-	if c.Engine == "" {
-		c.Engine = engine.Default()
-	}
-	if c.TakeOver == "" {
-		c.TakeOver = TakeOverAuto
-	}
+	c.Engine, c.TakeOver, c.DNS = cmp.Or(c.Engine, engine.Default()), cmp.Or(c.TakeOver, TakeOverAuto), cmp.Or(c.DNS, DNSDirect)
 	if c.KeyDir == "" {
 		c.KeyDir = filepath.Join(c.RunDir, "keys")
 	}
@@ -222,6 +227,9 @@ func (c Config) Validate() error {
 		bad("Kernel.Kubelet", fmt.Sprintf("%q is not an absolute path", k), "set --kubelet-cgroup to auto, none, or a path that begins with /")
 	}
 	c.Account.validate(c.Operator, c.JoinToken, bad)
+	if c.DNS != DNSCapture && c.DNS != DNSDirect {
+		bad("DNS", fmt.Sprintf("%q is none of the choices", c.DNS), "set --dns to capture or direct")
+	}
 	c.CNI.validate(bad)
 	c.validateNumbers(bad)
 	if c.Log == nil {

@@ -114,7 +114,7 @@ func (g *giver) Hold(ctx context.Context) (*handover.Estate, error) {
 	for name, listeners := range g.shared {
 		pod := handover.Pod{Name: name}
 		for _, l := range listeners {
-			pod.Listeners = append(pod.Listeners, handover.Listener{Port: l.Port, IPv6: l.IPv6, File: l.File})
+			pod.Listeners = append(pod.Listeners, handover.Listener{Port: l.Port, IPv6: l.IPv6, Datagram: l.Datagram, File: l.File})
 		}
 		estate.Pods = append(estate.Pods, pod)
 	}

@@ -140,7 +140,7 @@ func (s *succession) inherited() map[string][]kernel.Inherited {
 	all := map[string][]kernel.Inherited{}
 	for _, p := range s.estate.Pods {
 		for _, l := range p.Listeners {
-			all[p.Name] = append(all[p.Name], kernel.Inherited{Port: l.Port, IPv6: l.IPv6, File: l.File})
+			all[p.Name] = append(all[p.Name], kernel.Inherited{Port: l.Port, IPv6: l.IPv6, Datagram: l.Datagram, File: l.File})
 		}
 	}
 	return all

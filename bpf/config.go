@@ -94,6 +94,9 @@ type PodConfig struct {
 	ProbePorts []uint16
 	// AllowUDP passes all UDP; DenyDNS drops even UDP to port 53.
 	AllowUDP, DenyDNS bool
+	// CaptureDNS steers what the pod sends to port 53 to the DNS slots, and lets
+	// only UDP sockets out to port 53 that are stamped ClassPlaintext.
+	CaptureDNS bool
 	// AllowEcho passes ICMP echo.
 	AllowEcho bool
 }
@@ -168,6 +171,7 @@ func (c PodConfig) kernel(node Config, enrolment uint32) gatePodConfig {
 		gatePodFlagsPOD_ALLOW_UDP:    c.AllowUDP,
 		gatePodFlagsPOD_ALLOW_ECHO:   c.AllowEcho,
 		gatePodFlagsPOD_DENY_DNS:     c.DenyDNS,
+		gatePodFlagsPOD_CAPTURE_DNS:  c.CaptureDNS,
 	} {
 		if set {
 			out.Flags |= uint32(bit)

@@ -42,6 +42,16 @@ const (
 	gateDirectionDIRECTIONS gateDirection = 2
 )
 
+type gateDnsSlot uint32
+
+const (
+	gateDnsSlotDNS_DATAGRAM4 gateDnsSlot = 0
+	gateDnsSlotDNS_DATAGRAM6 gateDnsSlot = 1
+	gateDnsSlotDNS_STREAM4   gateDnsSlot = 2
+	gateDnsSlotDNS_STREAM6   gateDnsSlot = 3
+	gateDnsSlotDNS_SLOTS     gateDnsSlot = 4
+)
+
 type gateDropPeer struct {
 	_         structs.HostLayout
 	Remote    gateAddress
@@ -172,6 +182,7 @@ const (
 	gatePodFlagsPOD_ALLOW_UDP    gatePodFlags = 4
 	gatePodFlagsPOD_ALLOW_ECHO   gatePodFlags = 8
 	gatePodFlagsPOD_DENY_DNS     gatePodFlags = 16
+	gatePodFlagsPOD_CAPTURE_DNS  gatePodFlags = 32
 )
 
 type gatePortFlags uint32
@@ -249,6 +260,7 @@ const (
 	gateProgPodInbound       = "pod_inbound"
 	gateProgPodOutbound      = "pod_outbound"
 	gateVarDirectionType     = "direction_type"
+	gateVarDnsSlotType       = "dns_slot_type"
 	gateVarDropReasonType    = "drop_reason_type"
 	gateVarDropRecordType    = "drop_record_type"
 	gateVarEnrolledType      = "enrolled_type"
@@ -332,6 +344,7 @@ type gateMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type gateVariableSpecs struct {
 	DirectionType     *ebpf.VariableSpec `ebpf:"direction_type"`
+	DnsSlotType       *ebpf.VariableSpec `ebpf:"dns_slot_type"`
 	DropReasonType    *ebpf.VariableSpec `ebpf:"drop_reason_type"`
 	DropRecordType    *ebpf.VariableSpec `ebpf:"drop_record_type"`
 	EnrolledType      *ebpf.VariableSpec `ebpf:"enrolled_type"`
@@ -400,6 +413,7 @@ func (m *gateMaps) Close() error {
 // It can be passed to loadGateObjects or ebpf.CollectionSpec.LoadAndAssign.
 type gateVariables struct {
 	DirectionType     *ebpf.Variable `ebpf:"direction_type"`
+	DnsSlotType       *ebpf.Variable `ebpf:"dns_slot_type"`
 	DropReasonType    *ebpf.Variable `ebpf:"drop_reason_type"`
 	DropRecordType    *ebpf.Variable `ebpf:"drop_record_type"`
 	EnrolledType      *ebpf.Variable `ebpf:"enrolled_type"`

@@ -310,13 +310,15 @@ func prunePorts(ports *ebpf.Map, desired map[uint16]uint32) error {
 	return nil
 }
 
-// SetListener makes a listening socket of the agent the target of a slot, and
-// stamps it by what the slot's connections are for. The socket must have been
-// made in the pod's network namespace, transparent, and not be MPTCP. The
+// SetListener makes a listening socket of the agent, or a bound UDP one, the
+// target of a slot, and stamps it by what the slot's connections are for. The
+// socket must have been made in the pod's network namespace, transparent, and
+// not be MPTCP. The
 // kernel forgets a listener when it is closed; then connections are refused
 // until the next SetListener.
 func (p *Pod) SetListener(slot Slot, fd uintptr) error {
-	if slot >= Slot(gateSlotSLOTS) {
+	table, index := slot.place()
+	if table == "" {
 		return fmt.Errorf("no such slot: %d", slot)
 	}
 	if err := p.Stamp(fd, slot.class()); err != nil {
@@ -330,10 +332,10 @@ func (p *Pod) SetListener(slot Slot, fd uintptr) error {
 		return fmt.Errorf("read the cookie of a listener: %w", err)
 	}
 	var have uint64
-	if err := p.maps[redirectMapListeners].Lookup(uint32(slot), &have); err == nil && have == cookie {
+	if err := p.maps[table].Lookup(index, &have); err == nil && have == cookie {
 		return nil
 	}
-	if err := p.maps[redirectMapListeners].Put(uint32(slot), uint64(fd)); err != nil {
+	if err := p.maps[table].Put(index, uint64(fd)); err != nil {
 		return fmt.Errorf("put the listener in slot %d: %w", slot, err)
 	}
 	return nil

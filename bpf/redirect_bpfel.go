@@ -21,6 +21,7 @@ const (
 	redirectMapCounted   = "counted"
 	redirectMapFlows     = "flows"
 	redirectMapListeners = "listeners"
+	redirectMapNames     = "names"
 	redirectMapPassthru  = "passthru"
 	redirectMapTransient = "transient"
 	redirectProgRedirect = "redirect"
@@ -80,6 +81,7 @@ type redirectMapSpecs struct {
 	Counted   *ebpf.MapSpec `ebpf:"counted"`
 	Flows     *ebpf.MapSpec `ebpf:"flows"`
 	Listeners *ebpf.MapSpec `ebpf:"listeners"`
+	Names     *ebpf.MapSpec `ebpf:"names"`
 	Passthru  *ebpf.MapSpec `ebpf:"passthru"`
 	Transient *ebpf.MapSpec `ebpf:"transient"`
 }
@@ -115,6 +117,7 @@ type redirectMaps struct {
 	Counted   *ebpf.Map `ebpf:"counted"`
 	Flows     *ebpf.Map `ebpf:"flows"`
 	Listeners *ebpf.Map `ebpf:"listeners"`
+	Names     *ebpf.Map `ebpf:"names"`
 	Passthru  *ebpf.Map `ebpf:"passthru"`
 	Transient *ebpf.Map `ebpf:"transient"`
 }
@@ -126,6 +129,7 @@ func (m *redirectMaps) Close() error {
 		m.Counted,
 		m.Flows,
 		m.Listeners,
+		m.Names,
 		m.Passthru,
 		m.Transient,
 	)

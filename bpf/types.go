@@ -28,7 +28,27 @@ const (
 	InboundV6  = Slot(gateSlotSLOT_INBOUND6)
 	TunnelV4   = Slot(gateSlotSLOT_TUNNEL4)
 	TunnelV6   = Slot(gateSlotSLOT_TUNNEL6)
+
+	// DNSDatagramV4 and DNSDatagramV6 are UDP sockets, the others listeners:
+	// they get what the pod sends to port 53 while PodConfig.CaptureDNS is set.
+	DNSDatagramV4 = firstDNSSlot + Slot(gateDnsSlotDNS_DATAGRAM4)
+	DNSDatagramV6 = firstDNSSlot + Slot(gateDnsSlotDNS_DATAGRAM6)
+	DNSStreamV4   = firstDNSSlot + Slot(gateDnsSlotDNS_STREAM4)
+	DNSStreamV6   = firstDNSSlot + Slot(gateDnsSlotDNS_STREAM6)
+
+	firstDNSSlot = Slot(gateSlotSLOTS)
 )
+
+// place is the map that has the slot's socket, and where in it; "" for no slot.
+func (s Slot) place() (table string, index uint32) {
+	switch {
+	case s < firstDNSSlot:
+		return redirectMapListeners, uint32(s)
+	case s < firstDNSSlot+Slot(gateDnsSlotDNS_SLOTS):
+		return redirectMapNames, uint32(s - firstDNSSlot)
+	}
+	return "", 0
+}
 
 // class is what the slot's accepted sockets are for.
 func (s Slot) class() Class {

@@ -30,6 +30,7 @@ type recorded struct {
 var (
 	goldenSelf = Self{Node: "n1", Program: "v1.2.3", Layout: "v1, mark 0x0 of 0x0", Engine: "loop", Moves: true, PID: 4711}
 	goldenPod  = Pod{Name: "shop_web", Listeners: []Listener{{Port: 15001}, {Port: 15008, IPv6: true}}}
+	goldenDNS  = Pod{Name: "shop_web", Listeners: []Listener{{Port: 15053}, {Port: 15053, IPv6: true, Datagram: true}}}
 	goldenRest = int64(1234567890123)
 )
 
@@ -64,7 +65,7 @@ func goldenMessages(version int) []recorded {
 		{"taken", kindTaken, 0, &struct{}{}, 0},
 	}
 	if version >= recordsSince {
-		all = append(all, recorded{"records", kindRecords, 0, records, 0})
+		all = append(all, recorded{"records", kindRecords, 0, records, 0}, recorded{"listeners-dns", kindListeners, 0, &estatePart{Pod: &goldenDNS}, 2})
 	}
 	return all
 }

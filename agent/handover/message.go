@@ -95,6 +95,9 @@ type Listener struct {
 	// Port is the port it stands for; IPv6 its family.
 	Port uint16 `json:"port"`
 	IPv6 bool   `json:"ipv6"`
+	// Datagram tells a UDP socket from a listener of the same port. An agent that
+	// has not heard of it has no use for the port either, and closes both.
+	Datagram bool `json:"datagram,omitempty"`
 	// File is its descriptor, which is whoever's the Listener is.
 	File int `json:"-"`
 }

@@ -42,6 +42,8 @@ type Config struct {
 	Kubelet        string
 	Mark, MarkMask uint32
 	FlowsPerPod    uint32
+	// CaptureDNS takes what the pods send to port 53; see Answering.
+	CaptureDNS bool
 	// Grandfather bounds connections that were open before enrolment.
 	Grandfather time.Duration
 	// Inherited are the listeners of the agent that this one succeeds, by pod,
@@ -71,10 +73,11 @@ func Layout(cfg Config) string {
 
 // Datapath is the kernel's part of a node.
 type Datapath struct {
-	node    *podnet.Node
-	kubelet *kubelet.Watch // nil for none
-	log     *slog.Logger
-	keys    struct {
+	node        *podnet.Node
+	kubelet     *kubelet.Watch // nil for none
+	log         *slog.Logger
+	capturesDNS bool
+	keys        struct {
 		sync.RWMutex
 		byName map[string]mesh.Key
 	}
@@ -99,12 +102,12 @@ func Open(cfg Config) (*Datapath, error) {
 	node, err := podnet.Open(podnet.Config{
 		PinDir: cfg.PinDir, StateDir: filepath.Join(cfg.StateDir, "pods"), Cgroup: own.Path, KubeletCgroup: probes.ID(),
 		Mark: cfg.Mark, MarkMask: cfg.MarkMask, FlowsPerPod: cfg.FlowsPerPod, Grandfather: cfg.Grandfather,
-		Inherited: cfg.Inherited, Log: cfg.Log,
+		CaptureDNS: cfg.CaptureDNS, Inherited: cfg.Inherited, Log: cfg.Log,
 	})
 	if err != nil {
 		return nil, err
 	}
-	d := &Datapath{node: node, kubelet: probes, log: cfg.Log}
+	d := &Datapath{node: node, kubelet: probes, log: cfg.Log, capturesDNS: cfg.CaptureDNS}
 	d.keys.byName = map[string]mesh.Key{}
 	return d, nil
 }

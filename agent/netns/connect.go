@@ -28,6 +28,28 @@ func Connect(ctx context.Context, fd int, remote netip.AddrPort) (*net.TCPConn, 
 	return Conn(fd)
 }
 
+// ConnectDatagram binds a non-blocking UDP socket to an address and a port that the
+// kernel draws, and connects it. It owns fd from here on.
+func ConnectDatagram(fd int, local netip.Addr, remote netip.AddrPort) (*net.UDPConn, error) {
+	f := os.NewFile(uintptr(fd), "udp")
+	defer f.Close()
+	if err := unix.Bind(fd, Sockaddr(netip.AddrPortFrom(local, 0))); err != nil {
+		return nil, os.NewSyscallError("bind", err)
+	}
+	if errno := connect(fd, remote); errno != 0 {
+		return nil, os.NewSyscallError("connect", errno)
+	}
+	conn, err := net.FileConn(f)
+	if err != nil {
+		return nil, err
+	}
+	udp, ok := conn.(*net.UDPConn)
+	if !ok {
+		return nil, errors.Join(fmt.Errorf("not UDP but %T", conn), conn.Close())
+	}
+	return udp, nil
+}
+
 // Start begins to connect a non-blocking socket, which stays the caller's, and
 // says whether it is connected already, as it is within a namespace. If not,
 // Await waits for it.

@@ -28,6 +28,7 @@ type Maker struct {
 type socketRequest struct {
 	ns       *Namespace
 	family   int
+	kind     int   // SOCK_STREAM or SOCK_DGRAM
 	sockets  []int // to be filled
 	finished chan error
 }
@@ -54,8 +55,22 @@ func (m *Maker) Socket(ns *Namespace, family int) (int, error) {
 // Sockets fills into with sockets as Socket makes them, all or, after an error,
 // none: a trip to the namespace costs more than a socket.
 func (m *Maker) Sockets(ns *Namespace, family int, into []int) error {
+	return m.sockets(ns, family, unix.SOCK_STREAM, into)
+}
+
+// Datagram makes a non-blocking UDP socket inside ns. The caller owns the
+// descriptor.
+func (m *Maker) Datagram(ns *Namespace, family int) (int, error) {
+	var one [1]int
+	if err := m.sockets(ns, family, unix.SOCK_DGRAM, one[:]); err != nil {
+		return -1, err
+	}
+	return one[0], nil
+}
+
+func (m *Maker) sockets(ns *Namespace, family, kind int, into []int) error {
 	m.start.Do(func() { go m.run() })
-	r := socketRequest{ns: ns, family: family, sockets: into, finished: make(chan error, 1)}
+	r := socketRequest{ns: ns, family: family, kind: kind, sockets: into, finished: make(chan error, 1)}
 	select {
 	case m.requests <- r:
 	case <-m.done:
@@ -117,7 +132,7 @@ func (m *Maker) serveBusy(r socketRequest, home *Namespace) error {
 			err, in = r.ns.enter(), r.ns
 		}
 		if err == nil {
-			err = fill(r.sockets, r.family)
+			err = fill(r.sockets, r.family, r.kind)
 		} else {
 			in = nil
 		}
@@ -131,9 +146,13 @@ func (m *Maker) serveBusy(r socketRequest, home *Namespace) error {
 }
 
 // fill makes sockets where the thread is.
-func fill(sockets []int, family int) error {
+func fill(sockets []int, family, kind int) error {
+	protocol := unix.IPPROTO_TCP
+	if kind == unix.SOCK_DGRAM {
+		protocol = unix.IPPROTO_UDP
+	}
 	for i := range sockets {
-		fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+		fd, err := unix.Socket(family, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, protocol)
 		if err != nil {
 			for _, made := range sockets[:i] {
 				err = errors.Join(err, CloseFd(made))

@@ -46,6 +46,33 @@ func (p *Pod) DialEgress(ctx context.Context, remote netip.AddrPort) (*net.TCPCo
 	return p.dialWire(ctx, remote, bpf.ClassPlaintext)
 }
 
+// DialDNS makes a UDP socket that asks one DNS server, from the pod's address and
+// a port that the kernel draws (RFC 5452, section 9.2). Nothing is sent.
+func (p *Pod) DialDNS(remote netip.AddrPort) (*net.UDPConn, error) {
+	remote = unmap(remote)
+	conn, err := p.dialDNS(remote)
+	if err != nil {
+		return nil, p.errorf("ask %s: %w", remote, err)
+	}
+	return conn, nil
+}
+
+func (p *Pod) dialDNS(remote netip.AddrPort) (*net.UDPConn, error) {
+	family := netns.Family(remote.Addr())
+	local := steer.AddressOf(p.addrs, family)
+	if !local.IsValid() {
+		return nil, errors.New("the pod has no address of that family")
+	}
+	fd, err := p.node.maker.Datagram(p.ns, family)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.mark(fd, bpf.ClassPlaintext); err != nil {
+		return nil, errors.Join(err, netns.CloseFd(fd))
+	}
+	return netns.ConnectDatagram(fd, local, remote)
+}
+
 func (p *Pod) dialWire(ctx context.Context, remote netip.AddrPort, class bpf.Class) (*net.TCPConn, error) {
 	remote = unmap(remote)
 	family := netns.Family(remote.Addr())
@@ -223,13 +250,21 @@ func (p *Pod) socket(family int, class bpf.Class) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, int(p.node.config.Mark)); err != nil {
-		return -1, errors.Join(fmt.Errorf("set SO_MARK: %w", err), netns.CloseFd(fd))
-	}
-	if err := p.Kernel(func(k *bpf.Pod) error { return k.Stamp(uintptr(fd), class) }); err != nil {
-		return -1, errors.Join(fmt.Errorf("stamp socket: %w", err), netns.CloseFd(fd))
+	if err := p.mark(fd, class); err != nil {
+		return -1, errors.Join(err, netns.CloseFd(fd))
 	}
 	return fd, nil
+}
+
+// mark marks and stamps a socket in the pod, which stays the caller's.
+func (p *Pod) mark(fd int, class bpf.Class) error {
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, int(p.node.config.Mark)); err != nil {
+		return fmt.Errorf("set SO_MARK: %w", err)
+	}
+	if err := p.Kernel(func(k *bpf.Pod) error { return k.Stamp(uintptr(fd), class) }); err != nil {
+		return fmt.Errorf("stamp socket: %w", err)
+	}
+	return nil
 }
 
 // forgetTuple takes a tuple out of the kernel's table.

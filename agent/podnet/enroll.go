@@ -164,8 +164,12 @@ func (e *enrolment) record(context.Context) error {
 // known to it.
 func (e *enrolment) gate(context.Context) (err error) {
 	n, p := e.node, e.pod
+	config := kernelConfig(e.spec, p.id, p)
+	// Not before the rules lead to the agent: a query that is lost costs the
+	// pod's resolver seconds.
+	config.CaptureDNS = config.CaptureDNS && e.adopted
 	err = n.home.Do(func() (err error) {
-		p.kernel, err = n.kernel.Pod(kernelConfig(e.spec, p.id, p))
+		p.kernel, err = n.kernel.Pod(config)
 		return err
 	})
 	if err != nil {
@@ -198,12 +202,10 @@ func (e *enrolment) capture(context.Context) error {
 		return fmt.Errorf("attach redirection to %s: %w", p.ns.Path(), err)
 	}
 	e.undo = append(e.undo, func() error { return steer.Uninstall(p.links) })
-	route := p.steering()
-	var err error
-	if route.Loopback, err = steer.Loopback(p.links, p.ns); err != nil {
+	if err := p.reroute(); err != nil {
 		return err
 	}
-	if err := route.Install(p.links); err != nil {
+	if err := p.kernel.Update(kernelConfig(e.spec, p.id, p)); err != nil {
 		return err
 	}
 	return e.grandfather()

@@ -2,10 +2,7 @@ package podnet
 
 import (
 	"errors"
-	"net"
 	"slices"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/heddle-mesh/heddle/agent/podnet/listener"
 	"github.com/heddle-mesh/heddle/agent/podnet/tuples"
@@ -33,32 +30,32 @@ func (n *Node) Share() (map[string][]Inherited, error) {
 
 func (p *Pod) share() (shared []Inherited, err error) {
 	listeners := p.Listeners()
-	err = listeners.all(func(port uint16, ln *net.TCPListener) error {
-		dup, err := listener.Duplicate(ln)
+	err = listeners.All(func(s *listener.Socket) error {
+		dup, err := listener.Duplicate(s)
 		if err != nil {
 			return err
 		}
-		shared = append(shared, Inherited{Port: port, IPv6: addrPort(ln.Addr()).Addr().Is6(), File: dup})
+		shared = append(shared, Inherited{Port: s.Port, IPv6: s.IPv6, Datagram: s.Datagram, File: dup})
 		return nil
 	})
 	return shared, err
 }
 
-// takeInherited returns the pod's listener of a port if there is one that was
-// inherited, once.
-func (n *Node) takeInherited(name string, family int, port uint16, mark uint32) (*net.TCPListener, error) {
+// takeInherited returns the descriptor of the pod's socket of a port if there is
+// one that was inherited, once; it stays who gave it's.
+func (n *Node) takeInherited(name string, want Inherited) (fd int, ok bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	inherited := n.config.Inherited[name]
 	for i, l := range inherited {
-		if l.Port != port || l.IPv6 != (family == unix.AF_INET6) {
+		if l.Port != want.Port || l.IPv6 != want.IPv6 || l.Datagram != want.Datagram {
 			continue
 		}
 		inherited[i] = inherited[len(inherited)-1]
 		n.config.Inherited[name] = inherited[:len(inherited)-1]
-		return listener.Adopt(l.File, family, mark)
+		return l.File, true
 	}
-	return nil, nil
+	return -1, false
 }
 
 // Reclaim is for an agent that was to be succeeded and goes on: its programs, and
@@ -66,7 +63,7 @@ func (n *Node) takeInherited(name string, family int, port uint16, mark uint32) 
 func (n *Node) Reclaim() error {
 	errs := []error{n.kernel.Reclaim()}
 	for _, p := range n.Pods() {
-		err := p.Kernel(func(k *bpf.Pod) error { return n.home.Do(k.Reclaim) })
+		err := p.Kernel(func(k *bpf.Pod) error { return errors.Join(n.home.Do(k.Reclaim), p.reroute()) })
 		if err != nil && !errors.Is(err, ErrClosed) {
 			errs = append(errs, p.errorf("%w", err))
 		}
@@ -86,6 +83,15 @@ func (n *Node) SetKubelet(cgroup uint64) error {
 	return errors.Join(errs...)
 }
 
+// reroute puts the pod's rules and routes back.
+func (p *Pod) reroute() (err error) {
+	route := p.steering()
+	if route.Loopback, err = steer.Loopback(p.links, p.ns); err != nil {
+		return err
+	}
+	return route.Install(p.links)
+}
+
 // Relisten makes the next Enroll of each pod put shared listeners in the place of
 // those that whoever took connections from them has closed, or is about to:
 // without a moment at which nobody listens, as fresh ones would have.
@@ -93,7 +99,7 @@ func (n *Node) Relisten(shared map[string][]Inherited) error {
 	var errs []error
 	for _, p := range n.Pods() {
 		listeners := p.Listeners()
-		errs = append(errs, listeners.close())
+		errs = append(errs, listeners.Close())
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()

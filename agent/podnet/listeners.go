@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 
 	"github.com/heddle-mesh/heddle/agent/podnet/listener"
 	"github.com/heddle-mesh/heddle/agent/steer"
@@ -13,71 +12,43 @@ import (
 )
 
 // The ports of the agent's listeners, inside each pod. The tunnel's is
-// mesh.TunnelPort.
+// mesh.TunnelPort, that of DNS mesh.DNSPort.
 const (
 	OutboundPort = listener.OutboundPort
 	InboundPort  = listener.InboundPort
 )
 
-// Listeners are the agent's listeners in one pod, one per address family that
-// the pod has. A connection's LocalAddr is its original destination.
-type Listeners struct {
-	// Outbound takes what the pod's applications dial, Inbound the plaintext
-	// that arrives from the wire, Tunnel HBONE.
-	Outbound, Inbound, Tunnel []*net.TCPListener
-}
+// Listeners are the agent's sockets in one pod.
+type Listeners = listener.Set
 
-// all calls fn on each listener with its port.
-func (l *Listeners) all(fn func(port uint16, ln *net.TCPListener) error) error {
-	var errs []error
-	for _, group := range []struct {
-		port      uint16
-		listeners []*net.TCPListener
-	}{{OutboundPort, l.Outbound}, {InboundPort, l.Inbound}, {mesh.TunnelPort, l.Tunnel}} {
-		for _, ln := range group.listeners {
-			errs = append(errs, fn(group.port, ln))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-func (l *Listeners) close() error {
-	return l.all(func(_ uint16, ln *net.TCPListener) error {
-		if err := ln.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
-			return err
-		}
-		return nil
-	})
-}
-
-// listen opens the pod's listeners and hands them to the kernel.
+// listen opens the pod's sockets and hands them to the kernel.
 func (p *Pod) listen(ctx context.Context) (err error) {
 	if p.listeners, err = p.openListeners(ctx); err != nil {
 		return err
 	}
-	return p.listeners.all(func(port uint16, ln *net.TCPListener) error {
-		raw, err := ln.SyscallConn()
+	return p.listeners.All(func(s *listener.Socket) error {
+		raw, err := s.SyscallConn()
 		if err != nil {
 			return err
 		}
 		var inner error
-		err = raw.Control(func(fd uintptr) { inner = p.kernel.SetListener(slotOf(port, ln), fd) })
+		err = raw.Control(func(fd uintptr) { inner = p.kernel.SetListener(slotOf(s), fd) })
 		if err = errors.Join(err, inner); err != nil {
-			return fmt.Errorf("redirect to listener %s: %w", ln.Addr(), err)
+			return fmt.Errorf("redirect to the socket of port %d: %w", s.Port, err)
 		}
 		return nil
 	})
 }
 
-// listenAgain replaces the listeners when somebody has closed any of them.
+// listenAgain replaces the sockets when somebody has closed any of them.
 func (p *Pod) listenAgain(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.kernel == nil {
 		return p.errorf("listen: %w", ErrClosed)
 	}
-	closed := p.listeners.all(func(_ uint16, ln *net.TCPListener) error {
-		raw, err := ln.SyscallConn()
+	closed := p.listeners.All(func(s *listener.Socket) error {
+		raw, err := s.SyscallConn()
 		if err != nil {
 			return err
 		}
@@ -86,53 +57,38 @@ func (p *Pod) listenAgain(ctx context.Context) error {
 	if closed == nil {
 		return nil
 	}
-	if err := errors.Join(p.listeners.close(), p.listen(ctx)); err != nil {
+	if err := errors.Join(p.listeners.Close(), p.listen(ctx)); err != nil {
 		return p.errorf("listen again: %w", err)
 	}
 	return nil
 }
 
-// openListeners opens the listeners inside the pod, or adopts inherited ones;
+// openListeners opens the sockets inside the pod, or adopts inherited ones;
 // nothing leads to new ones yet.
-func (p *Pod) openListeners(ctx context.Context) (Listeners, error) {
-	var l Listeners
-	mark := p.node.config.Mark
-	err := p.ns.Do(func() error {
-		for _, family := range steer.Families(p.addrs) {
-			for port, group := range map[uint16]*[]*net.TCPListener{
-				OutboundPort: &l.Outbound, InboundPort: &l.Inbound, mesh.TunnelPort: &l.Tunnel,
-			} {
-				ln, err := p.node.takeInherited(p.name, family, port, mark)
-				if ln == nil && err == nil {
-					ln, err = listener.Open(ctx, family, port, mark)
-				}
-				if err != nil {
-					return err
-				}
-				*group = append(*group, ln)
-			}
-		}
-		return nil
+func (p *Pod) openListeners(ctx context.Context) (l Listeners, err error) {
+	config := &p.node.config
+	err = p.ns.Do(func() (err error) {
+		l, err = listener.OpenSet(ctx, steer.Families(p.addrs), config.Mark, config.CaptureDNS, func(want Inherited) (int, bool) {
+			return p.node.takeInherited(p.name, want)
+		})
+		return err
 	})
-	if err != nil {
-		return Listeners{}, errors.Join(err, l.close())
-	}
-	return l, nil
+	return l, err
 }
 
-func slotOf(port uint16, ln *net.TCPListener) bpf.Slot {
-	v6 := addrPort(ln.Addr()).Addr().Is6()
-	switch {
-	case port == OutboundPort && v6:
-		return bpf.OutboundV6
-	case port == OutboundPort:
-		return bpf.OutboundV4
-	case port == InboundPort && v6:
-		return bpf.InboundV6
-	case port == InboundPort:
-		return bpf.InboundV4
-	case v6:
-		return bpf.TunnelV6
+// slotOf is where the kernel has the socket.
+func slotOf(s *listener.Socket) bpf.Slot {
+	slots := map[uint16][2]bpf.Slot{
+		OutboundPort:    {bpf.OutboundV4, bpf.OutboundV6},
+		InboundPort:     {bpf.InboundV4, bpf.InboundV6},
+		mesh.TunnelPort: {bpf.TunnelV4, bpf.TunnelV6},
+		mesh.DNSPort:    {bpf.DNSStreamV4, bpf.DNSStreamV6},
+	}[s.Port]
+	if s.Datagram {
+		slots = [2]bpf.Slot{bpf.DNSDatagramV4, bpf.DNSDatagramV6}
 	}
-	return bpf.TunnelV4
+	if s.IPv6 {
+		return slots[1]
+	}
+	return slots[0]
 }

@@ -90,7 +90,7 @@ func (p *Pod) lost() error {
 }
 
 func (p *Pod) steering() steer.Steering {
-	return steer.Steering{Mark: p.node.config.Mark, Mask: p.node.config.MarkMask, Table: p.node.config.Table, Addrs: p.addrs}
+	return steer.Steering{Mark: p.node.config.Mark, Mask: p.node.config.MarkMask, Table: p.node.config.Table, Addrs: p.addrs, DNS: p.node.config.CaptureDNS}
 }
 
 // close lets go of everything that dies with the agent; pins, rules and routes
@@ -111,7 +111,7 @@ func (p *Pod) close(remove bool) error {
 		errs = append(errs, p.kernel.Close())
 	}
 	p.kernel = nil
-	return errors.Join(append(errs, p.listeners.close(), p.sockets[0].Close(), p.sockets[1].Close(), p.ns.Close())...)
+	return errors.Join(append(errs, p.listeners.Close(), p.sockets[0].Close(), p.sockets[1].Close(), p.ns.Close())...)
 }
 
 // errorf names the pod, and lets callers say what they did to it.

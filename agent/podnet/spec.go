@@ -42,6 +42,9 @@ type Config struct {
 	Table int
 	// FlowsPerPod bounds each pod's flow table; zero takes bpf's default.
 	FlowsPerPod uint32
+	// CaptureDNS takes what the pods send to port 53: see Listeners. Without it
+	// datagrams to there leave the pods unread.
+	CaptureDNS bool
 	// Grandfather is how long connections that were open before enrolment may
 	// go on; zero takes bpf's default.
 	Grandfather time.Duration

@@ -32,7 +32,12 @@ type Steering struct {
 	Loopback int
 	// Addrs are the pod's addresses.
 	Addrs []netip.Addr
+	// DNS leads UDP to port 53 there, too.
+	DNS bool
 }
+
+// dnsPort is where DNS servers listen (RFC 1035, section 4.2).
+const dnsPort = 53
 
 // Install makes the pod's rules and routes those of s: what is there stays,
 // what an agent with other settings left goes, in an order that never lets a
@@ -60,17 +65,28 @@ func (s Steering) installFamily(h *netlink.Handle, family int, src netip.Addr) e
 	}
 	// Marked packets find main before anything is steered; the route is there
 	// before the rule that leads to it.
-	marked, redirect := s.markedRule(family), s.redirectRule(family)
-	if err := addRule(h, marked); err != nil {
+	rules := s.rules(family)
+	if err := addRule(h, rules[0]); err != nil {
 		return err
 	}
 	if err := h.RouteReplace(route); err != nil {
 		return fmt.Errorf("add local default route to table %d: %w", s.Table, err)
 	}
-	if err := addRule(h, redirect); err != nil {
-		return err
+	for _, redirect := range rules[1:] {
+		if err := addRule(h, redirect); err != nil {
+			return err
+		}
 	}
-	return removeFamily(h, family, []*netlink.Rule{marked, redirect}, route)
+	return removeFamily(h, family, rules, route)
+}
+
+// rules are a family's, the marked packets' first.
+func (s Steering) rules(family int) []*netlink.Rule {
+	rules := []*netlink.Rule{s.markedRule(family), s.redirectRule(family)}
+	if s.DNS {
+		rules = append(rules, s.dnsRule(family))
+	}
+	return rules
 }
 
 func (s Steering) markedRule(family int) *netlink.Rule {
@@ -87,6 +103,12 @@ func (s Steering) redirectRule(family int) *netlink.Rule {
 	r := netlink.NewRule()
 	r.Family, r.Priority, r.Protocol = family, priorityRedirect, RouteProtocol
 	r.IifName, r.IPProto, r.Table = "lo", unix.IPPROTO_TCP, s.Table
+	return r
+}
+
+func (s Steering) dnsRule(family int) *netlink.Rule {
+	r := s.redirectRule(family)
+	r.IPProto, r.Dport = unix.IPPROTO_UDP, netlink.NewRulePortRange(dnsPort, dnsPort)
 	return r
 }
 
@@ -113,7 +135,7 @@ func (s Steering) Check(h *netlink.Handle) error {
 		if err != nil {
 			return fmt.Errorf("list rules: %w", err)
 		}
-		for _, want := range []*netlink.Rule{s.markedRule(family), s.redirectRule(family)} {
+		for _, want := range s.rules(family) {
 			if !slices.ContainsFunc(rules, func(r netlink.Rule) bool { return sameRule(want, &r) }) {
 				return fmt.Errorf("%s is missing: find out what removed it, then enroll the pod again", want)
 			}
@@ -215,7 +237,15 @@ func ownRoutes(h *netlink.Handle, family int) ([]netlink.Route, error) {
 
 func sameRule(a, b *netlink.Rule) bool {
 	return a.Priority == b.Priority && a.Table == b.Table && a.Protocol == b.Protocol &&
-		a.Mark == b.Mark && maskOf(a) == maskOf(b) && a.IifName == b.IifName && a.IPProto == b.IPProto
+		a.Mark == b.Mark && maskOf(a) == maskOf(b) && a.IifName == b.IifName && a.IPProto == b.IPProto && portsOf(a) == portsOf(b)
+}
+
+// portsOf is the range of destination ports that the rule is for; zero: all.
+func portsOf(r *netlink.Rule) netlink.RulePortRange {
+	if r.Dport == nil {
+		return netlink.RulePortRange{}
+	}
+	return *r.Dport
 }
 
 // maskOf is the effective mask: the kernel reports none as all ones when there

@@ -13,15 +13,16 @@
  *   MLD query                  -                               router alert, hop limit 1
  *   ICMP errors                no: they carry the pod's bytes  quote a flow or a DNS query of the pod
  *   ICMP echo                  if configured                   if configured
- *   UDP to port 53             unless denied                   replies within 30 s
+ *   UDP to port 53             unless denied; when captured,   replies within 30 s
+ *                              from the agent's sockets only
  *   other UDP                  if configured                   if configured
  */
 
 #include "account.h"
+#include "stamps.h"
 
 #define NANOSECONDS_PER_SECOND 1000000000ULL
 #define DATAGRAM_REPLY_WINDOW (30 * NANOSECONDS_PER_SECOND)
-#define DNS_PORT 53
 #define LARGEST_NEIGHBOUR_MESSAGE 64
 
 #define ICMP_ECHO_REPLY 0
@@ -236,8 +237,23 @@ check_icmp(struct __sk_buff *skb, struct packet *p, struct pod_config *pod, enum
 				     : check_neighbour_inbound(p, type);
 }
 
+/* From a UDP socket that the agent made to ask for the pod? A raw one that carries UDP is none. */
+static __always_inline bool is_agents_datagram(struct __sk_buff *skb)
+{
+	struct bpf_sock *sk = skb->sk, *full;
+	struct stamp *stamp;
+
+	if (!sk)
+		return false;
+	full = bpf_sk_fullsock(sk);
+	if (!full || full->type != SOCK_DGRAM || full->protocol != PROTO_UDP)
+		return false;
+	stamp = bpf_sk_storage_get(&stamps, full, NULL, 0);
+	return stamp && stamp->class == CLASS_PLAINTEXT;
+}
+
 static __always_inline enum drop_reason
-check_udp(struct packet *p, struct pod_config *pod, enum direction direction, __u64 now)
+check_udp(struct __sk_buff *skb, struct packet *p, struct pod_config *pod, enum direction direction, __u64 now)
 {
 	__u64 *opened;
 
@@ -246,6 +262,8 @@ check_udp(struct packet *p, struct pod_config *pod, enum direction direction, __
 			return DROP_FORGED_SOURCE;
 		if (!(pod->flags & POD_ALLOW_UDP) && (p->tuple.remote_port != DNS_PORT || (pod->flags & POD_DENY_DNS)))
 			return DROP_UDP;
+		if (p->tuple.remote_port == DNS_PORT && (pod->flags & POD_CAPTURE_DNS) && !is_agents_datagram(skb))
+			return DROP_UNSTAMPED;
 		bpf_map_update_elem(&datagrams, &p->tuple, &now, BPF_ANY);
 		return DROP_NONE;
 	}
@@ -271,7 +289,7 @@ check_other(struct __sk_buff *skb, struct packet *p, struct pod_config *pod, enu
 		return check_icmp(skb, p, pod, direction);
 	if (p->proto == PROTO_UDP) {
 		*kind = FLOW_DATAGRAM;
-		return check_udp(p, pod, direction, now);
+		return check_udp(skb, p, pod, direction, now);
 	}
 	return DROP_PROTOCOL;
 }

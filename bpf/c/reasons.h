@@ -8,7 +8,7 @@
  */
 enum drop_reason {
 	DROP_NONE,
-	DROP_UNSTAMPED,         /* TCP from a socket that is not the agent's */
+	DROP_UNSTAMPED,         /* TCP, or captured DNS, from a socket that is not the agent's */
 	DROP_FORGED_SOURCE,     /* source is not one of the pod's addresses, or pretends to be from outside */
 	DROP_NO_FLOW,           /* kernel packet without a flow, or a segment of no known flow */
 	DROP_PLAINTEXT_INBOUND, /* plaintext from the wire to a STRICT port */

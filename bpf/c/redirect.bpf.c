@@ -3,8 +3,9 @@
 
 /*
  * Steers the connections of an enrolled pod to the agent's listeners in the
- * pod's network namespace. No packet is rewritten: getsockname of an accepted
- * connection is its original destination.
+ * pod's network namespace, and its DNS queries to the agent's resolver there. No
+ * packet is rewritten: getsockname of an accepted connection is its original
+ * destination, and a datagram's is in its header (IP_RECVORIGDSTADDR).
  */
 
 #include "maps.h"
@@ -12,6 +13,7 @@
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 #define IPPROTO_TCP 6
+#define IPPROTO_UDP 17
 #define LOOPBACK_IFINDEX 1
 
 struct {
@@ -21,19 +23,50 @@ struct {
 	__type(value, __u64);
 } listeners SEC(".maps");
 
-static __always_inline int assign(struct bpf_sk_lookup *ctx, __u32 slot)
+/* The agent's sockets for DNS: a map of its own, since the other's size is pinned. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SOCKMAP);
+	__uint(max_entries, DNS_SLOTS);
+	__type(key, __u32);
+	__type(value, __u64);
+} names SEC(".maps");
+
+static __always_inline int assign_found(struct bpf_sk_lookup *ctx, struct bpf_sock *socket)
 {
-	struct bpf_sock *listener;
 	long err;
 
+	if (!socket)
+		return SK_DROP; /* the agent is not there: fail closed */
+	err = bpf_sk_assign(ctx, socket, 0);
+	bpf_sk_release(socket);
+	return err ? SK_DROP : SK_PASS;
+}
+
+static __always_inline int assign(struct bpf_sk_lookup *ctx, __u32 slot)
+{
 	if (ctx->family == AF_INET6)
 		slot++;
-	listener = bpf_map_lookup_elem(&listeners, &slot);
-	if (!listener)
-		return SK_DROP; /* the agent is not there: fail closed */
-	err = bpf_sk_assign(ctx, listener, 0);
-	bpf_sk_release(listener);
-	return err ? SK_DROP : SK_PASS;
+	return assign_found(ctx, bpf_map_lookup_elem(&listeners, &slot));
+}
+
+static __always_inline int assign_dns(struct bpf_sk_lookup *ctx, __u32 slot)
+{
+	if (ctx->family == AF_INET6)
+		slot++;
+	return assign_found(ctx, bpf_map_lookup_elem(&names, &slot));
+}
+
+/* UDP to port 53 that the pod's rules led back to lo. */
+static __always_inline int redirect_datagram(struct bpf_sk_lookup *ctx, struct address *local)
+{
+	struct pod_config *pod = pod_configuration();
+
+	if (!pod)
+		return SK_DROP;
+	/* What comes from the wire is for one of the pod's addresses, or the gate has dropped it. */
+	if (!(pod->flags & POD_CAPTURE_DNS) || is_pod_address(pod, local))
+		return SK_PASS;
+	return assign_dns(ctx, DNS_DATAGRAM4);
 }
 
 SEC("sk_lookup")
@@ -43,7 +76,7 @@ int redirect(struct bpf_sk_lookup *ctx)
 	struct pod_config *pod;
 	__u32 *state;
 
-	if (ctx->protocol != IPPROTO_TCP)
+	if (ctx->protocol != IPPROTO_TCP && (ctx->protocol != IPPROTO_UDP || ctx->local_port != DNS_PORT))
 		return SK_PASS;
 	if (ctx->family == AF_INET) {
 		map_ipv4(&t.local, ctx->local_ip4);
@@ -66,6 +99,8 @@ int redirect(struct bpf_sk_lookup *ctx)
 	/* The pod talks to itself. The gate drops packets from the wire that claim to. */
 	if (same_address(&t.local, &t.remote) || is_loopback(&t.local))
 		return SK_PASS;
+	if (ctx->protocol == IPPROTO_UDP)
+		return redirect_datagram(ctx, &t.local);
 	state = bpf_map_lookup_elem(&passthru, &t);
 	if (state && *state == PASSTHRU_CONNECTING)
 		return SK_PASS;
@@ -80,5 +115,7 @@ int redirect(struct bpf_sk_lookup *ctx)
 	}
 	if (is_pod_address(pod, &t.local))
 		return SK_PASS;
+	if (ctx->local_port == DNS_PORT && (pod->flags & POD_CAPTURE_DNS))
+		return assign_dns(ctx, DNS_STREAM4);
 	return assign(ctx, SLOT_OUTBOUND4);
 }

@@ -13,6 +13,7 @@
  */
 
 #define MAX_ADDRESSES 8
+#define DNS_PORT 53
 
 enum direction {
 	OUTBOUND,
@@ -94,6 +95,7 @@ enum pod_flags {
 	POD_ALLOW_UDP = 4,    /* all UDP, not only DNS */
 	POD_ALLOW_ECHO = 8,   /* ICMP echo */
 	POD_DENY_DNS = 16,    /* not even DNS */
+	POD_CAPTURE_DNS = 32, /* DNS goes to the agent, and leaves from the agent only */
 };
 
 struct pod_config {
@@ -195,6 +197,15 @@ enum slot {
 	SLOT_TUNNEL4,
 	SLOT_TUNNEL6,
 	SLOTS, /* keep last */
+};
+
+/* Slots of the names map. */
+enum dns_slot {
+	DNS_DATAGRAM4,
+	DNS_DATAGRAM6,
+	DNS_STREAM4,
+	DNS_STREAM6,
+	DNS_SLOTS, /* keep last */
 };
 
 #endif

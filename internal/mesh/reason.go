@@ -84,7 +84,7 @@ const (
 	ReasonAgentRestarted  // the agent that carried it is gone
 
 	// Dropped by the gate.
-	ReasonKernelUnstamped        // TCP from a socket that is not the agent's
+	ReasonKernelUnstamped        // TCP, or captured DNS, from a socket that is not the agent's
 	ReasonKernelForgedSource     // source is not one of the pod's addresses
 	ReasonKernelNoFlow           // kernel packet without a flow, or a segment of no known flow
 	ReasonKernelPlaintextInbound // plaintext from the wire to a STRICT port

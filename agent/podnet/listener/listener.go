@@ -50,8 +50,8 @@ func Open(ctx context.Context, family int, port uint16, mark uint32) (*net.TCPLi
 	config.SetMultipathTCP(false) // a sockmap refuses MPTCP listeners with EOPNOTSUPP
 	ln, err := config.Listen(ctx, network, addr.String())
 	if errors.Is(err, unix.EADDRINUSE) {
-		return nil, fmt.Errorf("port %d is in use in the pod: move the program that has it, the agent needs %d, %d and %d: %w",
-			port, OutboundPort, InboundPort, mesh.TunnelPort, err)
+		return nil, fmt.Errorf("port %d is in use in the pod: move the program that has it, the agent needs %d, %d and %d, and %d for DNS: %w",
+			port, OutboundPort, InboundPort, mesh.TunnelPort, mesh.DNSPort, err)
 	}
 	if errors.Is(err, unix.EADDRNOTAVAIL) {
 		return nil, fmt.Errorf("the pod has no loopback address %s: bring lo up in the pod: %w", host, err)
@@ -124,10 +124,12 @@ func Adopt(fd, family int, mark uint32) (*net.TCPListener, error) {
 	return tcp, nil
 }
 
-// Inherited is a listener of another process.
+// Inherited is a listener, or a bound UDP socket, of another process.
 type Inherited struct {
 	Port uint16
 	IPv6 bool
+	// Datagram tells a UDP socket from a listener of the same port.
+	Datagram bool
 	// File is a descriptor, which is duplicated and stays the caller's. The
 	// socket must listen in the pod's network namespace.
 	File int
@@ -144,7 +146,7 @@ func CloseAll(all map[string][]Inherited) {
 
 // Duplicate returns a descriptor of l, for another process. File would make the
 // socket blocking, here and there.
-func Duplicate(l *net.TCPListener) (int, error) {
+func Duplicate(l syscall.Conn) (int, error) {
 	raw, err := l.SyscallConn()
 	if err != nil {
 		return -1, err
