@@ -1,39 +1,43 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
 
+	"github.com/heddle-mesh/heddle/api/meshpb"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/cluster"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/health"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/install"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/show"
 	"github.com/heddle-mesh/heddle/internal/admin"
 	"github.com/heddle-mesh/heddle/internal/local"
 )
 
 func (a *app) check() *cobra.Command {
-	var on install.Connection
-	cluster := false
+	onCluster := false
 	cmd := &cobra.Command{
 		Use: "check", Args: cobra.NoArgs, Short: "Say whether all is well, and what to do about what is not",
 		Long: `Check this machine, the operator and every node's agent: kernel, file systems,
 configuration, certificates, each pod's enrolment and gate. Exit status 1 when
 anything is not well, 3 when no agent answers.
 
-With --cluster, check a Kubernetes cluster instead, as far as its API server
-knows: version, rights, nodes' kernels, the pods' network, and what is installed.`,
+On a Kubernetes cluster, or with --cluster, ask its API server first: version,
+rights, nodes' kernels, the pods' network, what is installed, and what enrolled
+namespaces would refuse that the control plane calls; then every agent.`,
 		Example: `  heddle check
   heddle check --cluster --context staging`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			r := health.New()
-			if cluster {
-				return a.checkCluster(cmd.Context(), on, r)
+			check := a.checkMachine
+			if onCluster || a.mesh.OnCluster() {
+				check = a.checkCluster
 			}
-			r.Machine()
-			unreachable, err := a.checkMesh(cmd.Context(), r)
+			unreachable, err := check(cmd.Context(), r)
 			if err != nil {
 				return err
 			}
@@ -43,9 +47,13 @@ knows: version, rights, nodes' kernels, the pods' network, and what is installed
 			return fmt.Errorf("%w: %w", errNotWell, admin.ErrUnreachable)
 		},
 	}
-	on.Register(cmd.Flags())
-	cmd.Flags().BoolVar(&cluster, "cluster", false, "check a Kubernetes cluster, by its kubeconfig")
+	cmd.Flags().BoolVar(&onCluster, "cluster", false, "check a Kubernetes cluster, also when a mesh runs on this machine")
 	return cmd
+}
+
+func (a *app) checkMachine(ctx context.Context, r *health.Report) (unreachable bool, err error) {
+	r.Machine()
+	return a.checkMesh(ctx, r)
 }
 
 // printReport prints a report, and fails when it says that something is not well.
@@ -60,34 +68,58 @@ func (a *app) printReport(r *health.Report) error {
 	return errNotWell
 }
 
-func (a *app) checkCluster(ctx context.Context, on install.Connection, r *health.Report) error {
+// checkCluster asks the API server, and, where Heddle is installed, every agent.
+func (a *app) checkCluster(ctx context.Context, r *health.Report) (unreachable bool, err error) {
+	on := a.mesh.Cluster
 	c, err := install.Connect(on.Kubeconfig, on.Context)
 	if err == nil {
 		err = c.Check(ctx, on.Namespace, r)
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
-	return a.printReport(r)
+	mesh := reach.Mesh{Cluster: on, Node: a.mesh.Node, Timeout: a.mesh.Timeout, OnlyCluster: true}
+	programs, err := cluster.Connect(on)
+	if err != nil {
+		return false, err
+	}
+	installed, err := programs.Agents(ctx, "")
+	if err != nil || len(installed) == 0 {
+		return false, err
+	}
+	return (&app{mesh: mesh}).checkMesh(ctx, r)
 }
 
-// checkMesh looks at the operator and the agents.
+// statusOf asks an agent how it is.
+func statusOf(ctx context.Context, c *admin.Client) (*meshpb.AgentStatus, error) {
+	return c.Admin.Status(ctx, &meshpb.StatusRequest{})
+}
+
+// stateOf asks an operator how it is.
+func stateOf(ctx context.Context, c *admin.Client) (*meshpb.OperatorState, error) {
+	return meshpb.NewOperatorAdminClient(c.Conn()).Status(ctx, &meshpb.OperatorStateRequest{})
+}
+
+// checkMesh looks at the operators and the agents.
 func (a *app) checkMesh(ctx context.Context, r *health.Report) (unreachable bool, err error) {
-	targets, err := a.targets()
-	if errors.Is(err, local.ErrNoMesh) && a.name == "" {
-		r.Bad("machine", "agent", "none runs on this machine", "start a mesh with `heddle local up --file FOLDER --create-pods`, or an agent")
+	targets, err := a.mesh.Agents(ctx)
+	if errors.Is(err, local.ErrNoMesh) && a.mesh.Name == "" {
+		r.Bad("machine", "agent", "none runs on this machine", "start a mesh with `heddle local up --file FOLDER --create-pods`, or an agent; or name a cluster with --kubeconfig")
 		return true, nil
 	}
 	if err != nil {
 		return false, err
 	}
-	if socket, ok := a.operatorSocketPath(); ok {
-		r.Operator(ctx, socket)
+	operators, err := a.mesh.Operators(ctx)
+	if err != nil {
+		return false, err
 	}
-	for _, t := range targets {
-		if !r.Agent(ctx, t.node, t.socket) {
-			unreachable = true
-		}
+	for _, o := range reach.Ask(ctx, a.mesh.Timeout, operators, stateOf) {
+		r.Operator(cmp.Or(o.Target.Node, "operator"), o.Value, o.Err)
+	}
+	for _, agent := range reach.Ask(ctx, a.mesh.Timeout, targets, statusOf) {
+		r.Agent(agent.Target.Node, agent.Value, agent.Err)
+		unreachable = unreachable || agent.Err != nil
 	}
 	return unreachable, nil
 }

@@ -22,7 +22,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/chart"
-	"github.com/heddle-mesh/heddle/cmd/heddle/internal/install"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/cluster"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
 	"github.com/heddle-mesh/heddle/internal/admin"
 	"github.com/heddle-mesh/heddle/internal/local"
 )
@@ -42,7 +43,7 @@ const (
 var errNotWell = errors.New("not everything is well")
 
 // errUsage is matched by errors in what the person asked for.
-var errUsage = errors.New("usage")
+var errUsage = reach.ErrUsage
 
 func main() {
 	// The main thread must not be one that goes to a pod's namespace: others
@@ -82,7 +83,7 @@ func exitCode(err error, started bool) int {
 		return exitOK
 	case !started || errors.Is(err, errUsage) || errors.Is(err, chart.ErrValues):
 		return exitUsage
-	case errors.Is(err, admin.ErrUnreachable) || errors.Is(err, local.ErrNoMesh) || errors.Is(err, install.ErrUnreachable):
+	case errors.Is(err, admin.ErrUnreachable) || errors.Is(err, local.ErrNoMesh) || errors.Is(err, cluster.ErrUnreachable):
 		return exitUnreachable
 	default:
 		return exitFailed
