@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/show"
 	"github.com/heddle-mesh/heddle/internal/admin"
 	"github.com/heddle-mesh/heddle/internal/attack"
@@ -121,7 +122,7 @@ func droppedAt(ctx context.Context, client *admin.Client, pod string) (map[strin
 func (a *app) enrolled(ctx context.Context) map[string]bool {
 	pods := map[string]bool{}
 	// An error is told by the agent of the attacked pod, which is asked next.
-	answers, _ := agents(ctx, a, statusOf)
+	answers, _ := agents(ctx, a, reach.Status)
 	for _, answer := range answers {
 		for _, p := range answer.Value.GetPods() {
 			pods[p.GetWorkload()] = p.GetState() == "enrolled"

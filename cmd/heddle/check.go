@@ -8,12 +8,13 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/heddle-mesh/heddle/api/meshpb"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/analyze"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/cluster"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/health"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/install"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/show"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/status"
 	"github.com/heddle-mesh/heddle/internal/admin"
 	"github.com/heddle-mesh/heddle/internal/local"
 )
@@ -78,7 +79,6 @@ func (a *app) checkCluster(ctx context.Context, r *health.Report) (unreachable b
 	if err != nil {
 		return false, err
 	}
-	mesh := reach.Mesh{Cluster: on, Node: a.mesh.Node, Timeout: a.mesh.Timeout, OnlyCluster: true}
 	programs, err := cluster.Connect(on)
 	if err != nil {
 		return false, err
@@ -87,17 +87,19 @@ func (a *app) checkCluster(ctx context.Context, r *health.Report) (unreachable b
 	if err != nil || len(installed) == 0 {
 		return false, err
 	}
+	objects, err := analyze.FromCluster(ctx, programs)
+	if err != nil {
+		return false, err
+	}
+	found, err := objects.Analyze("")
+	if err != nil {
+		return false, err
+	}
+	for _, f := range found {
+		r.Bad("cluster", f.Object, f.Detail, fmt.Sprintf("%s; `heddle analyze -n %s` prints it", f.Remedy, f.Namespace))
+	}
+	mesh := reach.Mesh{Cluster: on, Node: a.mesh.Node, Timeout: a.mesh.Timeout, OnlyCluster: true}
 	return (&app{mesh: mesh}).checkMesh(ctx, r)
-}
-
-// statusOf asks an agent how it is.
-func statusOf(ctx context.Context, c *admin.Client) (*meshpb.AgentStatus, error) {
-	return c.Admin.Status(ctx, &meshpb.StatusRequest{})
-}
-
-// stateOf asks an operator how it is.
-func stateOf(ctx context.Context, c *admin.Client) (*meshpb.OperatorState, error) {
-	return meshpb.NewOperatorAdminClient(c.Conn()).Status(ctx, &meshpb.OperatorStateRequest{})
 }
 
 // checkMesh looks at the operators and the agents.
@@ -114,12 +116,41 @@ func (a *app) checkMesh(ctx context.Context, r *health.Report) (unreachable bool
 	if err != nil {
 		return false, err
 	}
-	for _, o := range reach.Ask(ctx, a.mesh.Timeout, operators, stateOf) {
+	for _, o := range reach.Ask(ctx, a.mesh.Timeout, operators, reach.State) {
 		r.Operator(cmp.Or(o.Target.Node, "operator"), o.Value, o.Err)
 	}
-	for _, agent := range reach.Ask(ctx, a.mesh.Timeout, targets, statusOf) {
+	for _, agent := range reach.Ask(ctx, a.mesh.Timeout, targets, reach.Status) {
 		r.Agent(agent.Target.Node, agent.Value, agent.Err)
 		unreachable = unreachable || agent.Err != nil
 	}
 	return unreachable, nil
+}
+
+func (a *app) status() *cobra.Command {
+	return &cobra.Command{
+		Use: "status", Args: cobra.NoArgs, Short: "Show the control plane, the nodes and the namespaces of the mesh",
+		Long: `Show each operator, each node's agent, and each namespace in the mesh: versions,
+how far an agent is behind, pods, connections, and when the first certificate
+expires. Exit status 1 when anything is not well, 3 when no agent answers.`,
+		Example: `  heddle status
+  heddle status --context staging -o json`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			summary, err := status.Of(cmd.Context(), &a.mesh)
+			if err != nil {
+				return err
+			}
+			if a.output == "json" {
+				err = a.document(summary)
+			} else {
+				err = summary.Print(a.out, a.color)
+			}
+			switch {
+			case err != nil || summary.OK:
+				return err
+			case summary.Answered():
+				return errNotWell
+			}
+			return fmt.Errorf("%w: %w", errNotWell, admin.ErrUnreachable)
+		},
+	}
 }

@@ -86,6 +86,7 @@ A filter's values are alternatives; filters add up.`,
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with each new one, until interrupted")
 	cmd.Flags().BoolVar(&wide, "wide", false, "more columns: identities, latencies, retransmits")
 	filterFlags(cmd)
+	a.completeNamespaces(cmd, "namespace")
 	return cmd
 }
 
@@ -256,5 +257,6 @@ func (a *app) connections() *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&wide, "wide", false, "more columns: identities, latencies, retransmits")
 	filterFlags(cmd)
+	a.completeNamespaces(cmd, "namespace")
 	return cmd
 }

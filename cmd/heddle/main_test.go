@@ -232,6 +232,21 @@ func TestExitCodes(t *testing.T) {
 		{well, "join-token create", 2, "accepts 1 arg"},
 		{none, "join-token list --name m", 3, "no such mesh"},
 		{none, "join-token list --operator-socket " + none + "/o", 3, "no such socket"},
+		{well, "status", 0, "in sync"},
+		{sick, "status", 1, "not well: pod shop/n1 on node n1 is failed: XDP on the veth"},
+		{none, "status --name m", 3, "no such mesh"},
+		{none, "status --socket " + none + "/s", 3, "no such socket"},
+		{none, "explain shop/customer shop/web --folder ../../e2e/demo/mesh", 0, "tunnel"},
+		{none, "explain shop/customer shop/web:81 --folder ../../e2e/demo/mesh", 1, "no such port"},
+		{none, "explain shop/customer shop/nobody --folder ../../e2e/demo/mesh", 2, "there are shop/api"},
+		{none, "explain shop/customer shop/web --folder " + none + "/x", 1, "no such file"},
+		{none, "explain shop/customer shop/web --name m", 3, "no such mesh"},
+		{none, "analyze -f testdata/analyze", 1, "name: db-only-api-heddle-tunnel"},
+		{none, "analyze -f testdata/analyze -n bank", 0, "Nothing is cut off."},
+		{none, "analyze -f " + none + "/x", 1, "no such file"},
+		{none, "analyze --name m", 2, "for Kubernetes clusters"},
+		{none, "enroll shop --kubeconfig " + none + "/k", 3, "name one with --kubeconfig"},
+		{none, "unenroll", 2, "accepts 1 arg"},
 		{well, "local status", 1, "ended"},
 		{none, "local status --name m", 3, "no such mesh"},
 		{none, "local down --name m", 0, "nothing to take down"},
@@ -335,7 +350,7 @@ func TestJSONEverywhere(t *testing.T) {
 	state, rings := world(t, &fakeAgent{node: "n1"})
 	rings[0].Add(sampleFlow("n1", mesh.VerdictAllow, mesh.ReasonNoPolicy))
 	for _, args := range []string{"check", "flows", "connections", "prove", "join-token create n3", "join-token list", "join-token revoke 0123456789ab",
-		"local status", "version", "validate ../../e2e/demo/mesh", "validate ../../internal", "local up --dry-run --file ../../e2e/demo/mesh --name x", "local down --name nosuch"} {
+		"local status", "version", "status", "explain shop/customer shop/web --folder ../../e2e/demo/mesh", "analyze -f testdata/analyze", "validate ../../e2e/demo/mesh", "validate ../../internal", "local up --dry-run --file ../../e2e/demo/mesh --name x", "local down --name nosuch"} {
 		_, out, log := heddle(t, append(strings.Fields(args), "-o", "json", "--state-dir", state)...)
 		if !json.Valid([]byte(out)) {
 			t.Errorf("heddle %s: no JSON:\n%s%s", args, out, log)

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"runtime"
@@ -10,8 +9,10 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/enroll"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/install"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/show"
 	"github.com/heddle-mesh/heddle/internal/admin"
 )
 
@@ -49,7 +50,8 @@ line is wrong; 3 nobody answers.`,
 	a.mesh.Register(flags)
 	flags.StringVarP(&a.output, "output", "o", "table", "table or json")
 	root.AddCommand(a.flows(), a.connections(), a.check(), a.prove(), a.local(), a.exec(), a.logs(),
-		a.joinToken(), a.validate(), a.version())
+		a.joinToken(), a.validate(), a.version(), a.status(), a.explain(), a.analyze())
+	root.AddCommand(enroll.Commands(enroll.Program{Out: a.out, Log: a.log, Color: a.color, Mesh: &a.mesh, Output: &a.output})...)
 	root.AddCommand(install.Commands(a.out, a.log, version)...)
 	return root
 }
@@ -65,11 +67,15 @@ func agents[T any](ctx context.Context, a *app, ask func(context.Context, *admin
 }
 
 // document prints v as indented JSON.
-func (a *app) document(v any) error {
-	enc := json.NewEncoder(a.out)
-	enc.SetIndent("", "  ")
-	enc.SetEscapeHTML(false)
-	return enc.Encode(v)
+func (a *app) document(v any) error { return show.Document(a.out, v) }
+
+// completeNamespaces completes a flag.
+func (a *app) completeNamespaces(cmd *cobra.Command, flag string) {
+	if err := cmd.RegisterFlagCompletionFunc(flag, func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+		return a.mesh.Cluster.CompleteNamespaces(cmd, nil, "")
+	}); err != nil {
+		panic(err) // there is no such flag
+	}
 }
 
 func (a *app) version() *cobra.Command {

@@ -43,8 +43,9 @@ type Server struct {
 	// Kubeconfig has the contexts admin, who may do everything, and guest, who
 	// may do nothing.
 	Kubeconfig string
+	// API may do everything.
+	API dynamic.Interface
 
-	api    dynamic.Interface
 	mapper *restmapper.DeferredDiscoveryRESTMapper
 }
 
@@ -89,7 +90,7 @@ func (s *Server) await(t testing.TB) {
 		t.Fatal(err)
 	}
 	cfg.QPS = -1 // on loopback
-	if s.api, err = dynamic.NewForConfig(cfg); err != nil {
+	if s.API, err = dynamic.NewForConfig(cfg); err != nil {
 		t.Fatal(err)
 	}
 	found, err := discovery.NewDiscoveryClientForConfig(cfg)
@@ -170,9 +171,9 @@ func (s *Server) client(t testing.TB, o *unstructured.Unstructured) dynamic.Reso
 		t.Fatal(err)
 	}
 	if mapping.Scope.Name() == "namespace" {
-		return s.api.Resource(mapping.Resource).Namespace(o.GetNamespace())
+		return s.API.Resource(mapping.Resource).Namespace(o.GetNamespace())
 	}
-	return s.api.Resource(mapping.Resource)
+	return s.API.Resource(mapping.Resource)
 }
 
 // run runs a program until the test ends.

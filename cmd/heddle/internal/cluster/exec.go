@@ -10,11 +10,14 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"time"
 
+	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/httpstream"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/tools/remotecommand"
+	"k8s.io/klog/v2"
 
 	"github.com/heddle-mesh/heddle/internal/admin"
 )
@@ -54,6 +57,9 @@ func (c *Cluster) Dial(ctx context.Context, p Program) (*admin.Client, error) {
 	return nil, err
 }
 
+// closeGrace is how long a command has to end by itself.
+const closeGrace = 300 * time.Millisecond
+
 // maxComplaint bounds what is kept of a program's standard error, in bytes.
 const maxComplaint = 4 << 10
 
@@ -65,7 +71,8 @@ func (c *Cluster) pipe(ctx context.Context, p Program) (net.Conn, error) {
 		return nil, err
 	}
 	near, far := net.Pipe()
-	running, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	// What client-go logs about the streams' ends, errors say.
+	running, cancel := context.WithCancel(klog.NewContext(context.WithoutCancel(ctx), logr.Discard()))
 	conn := &execConn{Conn: near, reader: bufio.NewReader(near), cancel: cancel, ended: make(chan struct{})}
 	go func() {
 		defer close(conn.ended)
@@ -145,9 +152,16 @@ func (e *execConn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Close ends the command, and waits until its streams are done.
+// Close ends the command, by the end of its input first, and waits until its
+// streams are done.
 func (e *execConn) Close() error {
 	err := e.Conn.Close()
+	grace := time.NewTimer(closeGrace)
+	defer grace.Stop()
+	select {
+	case <-e.ended:
+	case <-grace.C:
+	}
 	e.cancel()
 	<-e.ended
 	return err

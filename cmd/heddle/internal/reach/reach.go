@@ -17,6 +17,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/cluster"
 	"github.com/heddle-mesh/heddle/internal/admin"
 	"github.com/heddle-mesh/heddle/internal/local"
@@ -294,4 +295,14 @@ func Errors[T any](answers []Answer[T]) error {
 		errs = append(errs, a.Err)
 	}
 	return errors.Join(errs...)
+}
+
+// Status asks an agent how it is.
+func Status(ctx context.Context, c *admin.Client) (*meshpb.AgentStatus, error) {
+	return c.Admin.Status(ctx, &meshpb.StatusRequest{})
+}
+
+// State asks an operator how it is.
+func State(ctx context.Context, c *admin.Client) (*meshpb.OperatorState, error) {
+	return meshpb.NewOperatorAdminClient(c.Conn()).Status(ctx, &meshpb.OperatorStateRequest{})
 }
