@@ -186,7 +186,7 @@ func (w *onCluster) follow() {
 	seen := &lines{added: make(chan struct{}, 64)}
 	done := make(chan int, 1)
 	go func() {
-		done <- run(ctx, append([]string{"flows", "-f", "--last", "1"}, w.config...), seen, seen, false)
+		done <- run(ctx, append([]string{"heddle", "flows", "-f", "--last", "1"}, w.config...), seen, seen, false)
 	}()
 	for range 3 { // the header, and what each node had
 		select {

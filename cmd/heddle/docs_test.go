@@ -89,7 +89,7 @@ func TestDocumentedCommands(t *testing.T) {
 			args = append(args, "--state-dir", state)
 		}
 		var out, log bytes.Buffer
-		if code := run(ctx, args, &out, &log, false); code != exitOK || out.Len() == 0 {
+		if code := run(ctx, append([]string{"heddle"}, args...), &out, &log, false); code != exitOK || out.Len() == 0 {
 			t.Errorf("heddle %s: exit %d:\n%s%s", command, code, out.String(), log.String())
 		}
 		cancel()

@@ -195,7 +195,7 @@ func heddle(t *testing.T, args ...string) (int, string, string) {
 	var out, log bytes.Buffer
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	code := run(ctx, args, &out, &log, false)
+	code := run(ctx, append([]string{"heddle"}, args...), &out, &log, false)
 	return code, out.String(), log.String()
 }
 
@@ -313,7 +313,7 @@ func TestFollowColours(t *testing.T) {
 	defer cancel()
 	seen := &lines{added: make(chan struct{}, 64)}
 	done := make(chan int, 1)
-	go func() { done <- run(ctx, []string{"flows", "-f", "--wide", "--state-dir", state}, seen, seen, true) }()
+	go func() { done <- run(ctx, []string{"heddle", "flows", "-f", "--wide", "--state-dir", state}, seen, seen, true) }()
 	for _, r := range rings {
 		r.Add(sampleFlow("x", mesh.VerdictDeny, mesh.ReasonPolicyDeny))
 	}
