@@ -29,6 +29,8 @@ type onCluster struct {
 	sockets string
 	rings   map[string]*flow.Ring
 	config  []string // flags
+	// following are the agents, where they are such.
+	following []*followingAgent
 }
 
 // newCluster makes nodes with an agent each, and one replica of the operator.

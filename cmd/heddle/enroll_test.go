@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
@@ -61,12 +62,40 @@ status: {phase: Running, podIP: %[4]s, podIPs: [{ip: %[4]s}], conditions: [{type
 `, name, app, node, address)
 }
 
-// TestNamespaceOfACluster takes a namespace into the mesh and out of it, and asks
-// about it on the way.
-func TestNamespaceOfACluster(t *testing.T) {
+// newShop is a cluster with pods of a namespace shop on two nodes, whose agents
+// follow its label.
+func newShop(t *testing.T) *onCluster {
+	t.Helper()
 	agents := []*followingAgent{{fakeAgent: fakeAgent{node: "n1"}}, {fakeAgent: fakeAgent{node: "n2"}}}
 	w := newCluster(t, agents[0], agents[1])
 	w.Put(t, "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n---\n"+shopPod("web-1", "web", "n1", "10.244.1.5")+"---\n"+shopPod("db-1", "db", "n2", "10.244.1.6"))
+	for _, a := range agents {
+		a.api.Store(&w.API)
+	}
+	w.following = agents
+	return w
+}
+
+// healthy says what controllers would: that everything is ready.
+func (w *onCluster) healthy() {
+	w.t.Helper()
+	for name, status := range map[string]string{
+		"deployments heddle-operator": `{"observedGeneration":100,"replicas":2,"updatedReplicas":2,"availableReplicas":2,"readyReplicas":2}`,
+		"daemonsets heddle-agent":     `{"observedGeneration":100,"desiredNumberScheduled":2,"currentNumberScheduled":2,"numberMisscheduled":0,"numberReady":2,"numberAvailable":2,"updatedNumberScheduled":2}`,
+	} {
+		resource, name, _ := strings.Cut(name, " ")
+		_, err := w.API.Resource(schema.GroupVersionResource{Group: "apps", Version: "v1", Resource: resource}).Namespace("heddle-system").
+			Patch(w.t.Context(), name, types.MergePatchType, []byte(`{"status":`+status+`}`), metav1.PatchOptions{}, "status")
+		if err != nil {
+			w.t.Fatal(err)
+		}
+	}
+}
+
+// TestNamespaceOfACluster takes a namespace into the mesh and out of it, and asks
+// about it on the way.
+func TestNamespaceOfACluster(t *testing.T) {
+	w := newShop(t)
 	w.Put(t, `apiVersion: v1
 kind: Service
 metadata: {namespace: shop, name: web}
@@ -76,9 +105,6 @@ apiVersion: admissionregistration.k8s.io/v1
 kind: ValidatingWebhookConfiguration
 metadata: {name: guard}
 webhooks: [{name: guard.shop.example, sideEffects: None, admissionReviewVersions: [v1], clientConfig: {service: {namespace: shop, name: web}}}]`)
-	for _, a := range agents {
-		a.api.Store(&w.API)
-	}
 	w.enrolled()
 	w.expect(0, "shop       enabled  2/2 ", "status")
 	if out := w.expect(0, `"lagSeconds": 0`, "status", "-o", "json"); !json.Valid([]byte(out)) {
@@ -90,7 +116,7 @@ webhooks: [{name: guard.shop.example, sideEffects: None, admissionReviewVersions
 		t.Errorf("completion of a namespace: %s", out)
 	}
 	w.unenrolled()
-	for _, a := range agents {
+	for _, a := range w.following {
 		a.stuck.Store(true)
 	}
 	w.expect(1, "web-1 on node n1 is failed: XDP on the veth", "enroll", "shop", "--wait=1s", "--force")

@@ -313,7 +313,9 @@ func TestFollowColours(t *testing.T) {
 	defer cancel()
 	seen := &lines{added: make(chan struct{}, 64)}
 	done := make(chan int, 1)
-	go func() { done <- run(ctx, []string{"heddle", "flows", "-f", "--wide", "--state-dir", state}, seen, seen, true) }()
+	go func() {
+		done <- run(ctx, []string{"heddle", "flows", "-f", "--wide", "--state-dir", state}, seen, seen, true)
+	}()
 	for _, r := range rings {
 		r.Add(sampleFlow("x", mesh.VerdictDeny, mesh.ReasonPolicyDeny))
 	}

@@ -154,7 +154,7 @@ func (c *command) apply(cmd *cobra.Command, upgrade bool) error {
 	if c.output != "" {
 		return c.print(rendered.All(), c.output)
 	}
-	_, err = fmt.Fprintf(c.out, "Heddle %s is in namespace %s. Enroll pods with `kubectl label namespace NAME heddle.dev/mesh=enabled`.\n", rendered.version, c.Namespace)
+	_, err = fmt.Fprintf(c.out, "Heddle %s is in namespace %s. Enroll pods with `heddle enroll NAMESPACE`.\n", rendered.version, c.Namespace)
 	return err
 }
 
