@@ -2,12 +2,21 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,6 +28,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/admin"
 	"github.com/heddle-mesh/heddle/internal/flow"
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/testenv"
 )
 
 // onCluster is a cluster of a real API server, with Heddle installed; its nodes'
@@ -40,6 +50,7 @@ func newCluster(t *testing.T, agents ...admin.Agent) *onCluster {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { awaitHeartbeats(t) })
 	w := &onCluster{t: t, Server: apiserver.Start(t), sockets: sockets, rings: map[string]*flow.Ring{}}
 	w.config = []string{"--kubeconfig", w.Kubeconfig, "--state-dir", sockets + "/none"}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -84,6 +95,16 @@ func newCluster(t *testing.T, agents ...admin.Agent) *onCluster {
 	return w
 }
 
+// awaitHeartbeats waits for goroutines of client-go that see only at their next
+// turn, within 5 s, that their websocket is closed.
+func awaitHeartbeats(t *testing.T) {
+	t.Helper()
+	testenv.Eventually(t, 15*time.Second, "the heartbeats of closed websockets end", func() bool {
+		stacks := make([]byte, 4<<20)
+		return !strings.Contains(string(stacks[:runtime.Stack(stacks, true)]), "remotecommand.(*heartbeat).start")
+	})
+}
+
 // pod puts a running pod of Heddle on a node.
 func (w *onCluster) pod(component, name, node string) {
 	w.t.Helper()
@@ -99,8 +120,8 @@ status: {phase: Running, conditions: [{type: Ready, status: "True"}]}
 func (w *onCluster) exec(ctx context.Context, pod string, command []string, in io.Reader, out, errOut io.Writer) error {
 	name := strings.TrimPrefix(pod, "heddle-system/")
 	if name == "heddle-agent-hangs" {
-		<-ctx.Done()
-		return ctx.Err()
+		_, err := io.Copy(io.Discard, in) // until whoever asks gives up
+		return err
 	}
 	if program := "/heddle-" + strings.Split(name, "-")[1]; len(command) != 2 || command[0] != program {
 		return fmt.Errorf("%v: executable file not found", command)
@@ -121,7 +142,7 @@ func (w *onCluster) exec(ctx context.Context, pod string, command []string, in i
 // heddle runs a command line against the cluster.
 func (w *onCluster) heddle(args ...string) (code int, out, log string) {
 	w.t.Helper()
-	return heddle(w.t, append(args, w.config...)...)
+	return heddle(w.t, append(slices.Clone(w.config), args...)...) // those of args win
 }
 
 // expect runs a command line and compares exit status and what it says.
@@ -160,6 +181,7 @@ func TestAgentsOfACluster(t *testing.T) {
 	w.expect(3, "--system-namespace", "flows", "--system-namespace", "default")
 	w.expect(1, "ask an administrator", "flows", "--context", "guest")
 	w.follow()
+	w.expect(0, "shop/n2", "prove", "shop/n2", "--kubeconfig", w.withoutWebsockets())
 
 	w.Kubelet(t, "n3", w.exec)
 	w.pod("agent", "heddle-agent-hangs", "n3")
@@ -177,6 +199,45 @@ metadata: {namespace: heddle-system, name: heddle-agent-none, labels: {app.kuber
 spec: {nodeName: n1, containers: [{name: agent, image: x}]}
 status: {phase: Pending, containerStatuses: [{name: agent, image: x, imageID: "", ready: false, restartCount: 0, state: {waiting: {reason: ErrImagePull, message: not found}}}]}`)
 	w.expect(3, "ErrImagePull: not found; remedy: kubectl -n heddle-system describe pod heddle-agent-none", "prove", "--node", "n1")
+}
+
+// withoutWebsockets is a kubeconfig by which the API server is reached through a
+// proxy that knows no websockets: SPDY is left.
+func (w *onCluster) withoutWebsockets() string {
+	t := w.t
+	t.Helper()
+	text, err := os.ReadFile(w.Kubeconfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := regexp.MustCompile(`https://127\.0\.0\.1:\d+`).FindString(string(text))
+	behind, err := url.Parse(server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var refused atomic.Int32
+	proxy := httputil.NewSingleHostReverseProxy(behind)
+	proxy.Transport = &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true} // on loopback
+	front := httptest.NewTLSServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if strings.EqualFold(r.Header.Get("Upgrade"), "websocket") {
+			refused.Add(1)
+			http.Error(rw, "no websockets here", http.StatusBadRequest)
+			return
+		}
+		proxy.ServeHTTP(rw, r)
+	}))
+	t.Cleanup(func() {
+		front.CloseClientConnections()
+		front.Close()
+		if refused.Load() == 0 {
+			t.Error("no websocket was tried")
+		}
+	})
+	config := filepath.Join(t.TempDir(), "kubeconfig")
+	if err := os.WriteFile(config, []byte(strings.ReplaceAll(string(text), server, front.URL)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return config
 }
 
 // follow follows flows until one of each node has come.
