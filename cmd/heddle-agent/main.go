@@ -101,7 +101,7 @@ Every flag can be given in the environment as well, as HEDDLE_ and its name:
 	cmd.SetOut(stdout)
 	cmd.SetErr(stderr)
 	o.register(cmd.Flags())
-	cmd.AddCommand(newReady(env))
+	cmd.AddCommand(newReady(env), startup.AdminPipe(o.cfg.AdminSocket, env, os.Stdin, stdout))
 	cmd.SetArgs(args)
 	return cmd.ExecuteContext(ctx)
 }

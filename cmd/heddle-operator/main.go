@@ -24,6 +24,8 @@ import (
 
 var version = "dev" // set by the linker
 
+const defaultAdminSocket = "/run/heddle/operator.sock"
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:], os.LookupEnv, os.Stdout, os.Stderr)
@@ -94,6 +96,7 @@ Every flag can be given in the environment as well, as HEDDLE_ and its name:
 	cmd.SetOut(stdout)
 	cmd.SetErr(stderr)
 	o.register(cmd.Flags())
+	cmd.AddCommand(startup.AdminPipe(defaultAdminSocket, env, os.Stdin, stdout))
 	return cmd
 }
 
@@ -108,7 +111,7 @@ func (o *options) register(flags *pflag.FlagSet) {
 	flags.StringVar(&o.cfg.StateDir, "state-dir", "/var/lib/heddle/operator", "directory for CA, keys, join tokens and the last good configuration (0700)")
 	flags.StringVar(&o.cfg.Listen, "listen", ":15012", "host:port that agents connect to")
 	flags.StringVar(&o.cfg.Advertise, "advertise", "", "host:port that join tokens name; empty leaves it to the node that joins")
-	flags.StringVar(&o.cfg.AdminSocket, "admin-socket", "/run/heddle/operator.sock", "unix socket for status and join tokens, for root only; empty for none")
+	flags.StringVar(&o.cfg.AdminSocket, "admin-socket", defaultAdminSocket, "unix socket for status and join tokens, for root only; empty for none")
 	flags.StringVar(&o.cfg.Metrics, "metrics", "", "host:port of the Prometheus endpoint; empty for none")
 	flags.StringVar(&o.cfg.Health, "health", "", "host:port of GET /livez and /readyz; empty for none")
 	flags.DurationVar(&o.cfg.TTL, "certificate-ttl", 24*time.Hour, "validity of workloads' certificates")

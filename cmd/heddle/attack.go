@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/show"
 	"github.com/heddle-mesh/heddle/internal/admin"
 	"github.com/heddle-mesh/heddle/internal/attack"
@@ -21,7 +22,7 @@ func isNotFound(err error) bool { return status.Code(err) == codes.NotFound }
 
 // attack runs the adversarial suite against one pod's gate.
 func (a *app) attack(ctx context.Context, pod string, port uint16) error {
-	m, err := a.mesh()
+	m, err := a.mesh.Local()
 	if err != nil {
 		return err
 	}
@@ -121,13 +122,12 @@ func droppedAt(ctx context.Context, client *admin.Client, pod string) (map[strin
 func (a *app) enrolled(ctx context.Context) map[string]bool {
 	pods := map[string]bool{}
 	// An error is told by the agent of the attacked pod, which is asked next.
-	_ = a.eachAgent(ctx, func(_ target, c *admin.Client) error {
-		s, err := c.Admin.Status(ctx, &meshpb.StatusRequest{})
-		for _, p := range s.GetPods() {
+	answers, _ := agents(ctx, a, reach.Status)
+	for _, answer := range answers {
+		for _, p := range answer.Value.GetPods() {
 			pods[p.GetWorkload()] = p.GetState() == "enrolled"
 		}
-		return err
-	})
+	}
 	return pods
 }
 

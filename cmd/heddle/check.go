@@ -1,39 +1,44 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
 
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/analyze"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/cluster"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/health"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/install"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/show"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/status"
 	"github.com/heddle-mesh/heddle/internal/admin"
 	"github.com/heddle-mesh/heddle/internal/local"
 )
 
 func (a *app) check() *cobra.Command {
-	var on install.Connection
-	cluster := false
+	onCluster := false
 	cmd := &cobra.Command{
 		Use: "check", Args: cobra.NoArgs, Short: "Say whether all is well, and what to do about what is not",
 		Long: `Check this machine, the operator and every node's agent: kernel, file systems,
 configuration, certificates, each pod's enrolment and gate. Exit status 1 when
 anything is not well, 3 when no agent answers.
 
-With --cluster, check a Kubernetes cluster instead, as far as its API server
-knows: version, rights, nodes' kernels, the pods' network, and what is installed.`,
+On a Kubernetes cluster, or with --cluster, ask its API server first: version,
+rights, nodes' kernels, the pods' network, what is installed, and what enrolled
+namespaces would refuse that the control plane calls; then every agent.`,
 		Example: `  heddle check
   heddle check --cluster --context staging`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			r := health.New()
-			if cluster {
-				return a.checkCluster(cmd.Context(), on, r)
+			check := a.checkMachine
+			if onCluster || a.mesh.OnCluster() {
+				check = a.checkCluster
 			}
-			r.Machine()
-			unreachable, err := a.checkMesh(cmd.Context(), r)
+			unreachable, err := check(cmd.Context(), r)
 			if err != nil {
 				return err
 			}
@@ -43,9 +48,13 @@ knows: version, rights, nodes' kernels, the pods' network, and what is installed
 			return fmt.Errorf("%w: %w", errNotWell, admin.ErrUnreachable)
 		},
 	}
-	on.Register(cmd.Flags())
-	cmd.Flags().BoolVar(&cluster, "cluster", false, "check a Kubernetes cluster, by its kubeconfig")
+	cmd.Flags().BoolVar(&onCluster, "cluster", false, "check a Kubernetes cluster, also when a mesh runs on this machine")
 	return cmd
+}
+
+func (a *app) checkMachine(ctx context.Context, r *health.Report) (unreachable bool, err error) {
+	r.Machine()
+	return a.checkMesh(ctx, r)
 }
 
 // printReport prints a report, and fails when it says that something is not well.
@@ -60,34 +69,88 @@ func (a *app) printReport(r *health.Report) error {
 	return errNotWell
 }
 
-func (a *app) checkCluster(ctx context.Context, on install.Connection, r *health.Report) error {
+// checkCluster asks the API server, and, where Heddle is installed, every agent.
+func (a *app) checkCluster(ctx context.Context, r *health.Report) (unreachable bool, err error) {
+	on := a.mesh.Cluster
 	c, err := install.Connect(on.Kubeconfig, on.Context)
 	if err == nil {
 		err = c.Check(ctx, on.Namespace, r)
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
-	return a.printReport(r)
+	programs, err := cluster.Connect(on)
+	if err != nil {
+		return false, err
+	}
+	installed, err := programs.Agents(ctx, "")
+	if err != nil || len(installed) == 0 {
+		return false, err
+	}
+	objects, err := analyze.FromCluster(ctx, programs)
+	if err != nil {
+		return false, err
+	}
+	found, err := objects.Analyze("")
+	if err != nil {
+		return false, err
+	}
+	for _, f := range found {
+		r.Bad("cluster", f.Object, f.Detail, fmt.Sprintf("%s; `heddle analyze -n %s` prints it", f.Remedy, f.Namespace))
+	}
+	mesh := reach.Mesh{Cluster: on, Node: a.mesh.Node, Timeout: a.mesh.Timeout, OnlyCluster: true}
+	return (&app{mesh: mesh}).checkMesh(ctx, r)
 }
 
-// checkMesh looks at the operator and the agents.
+// checkMesh looks at the operators and the agents.
 func (a *app) checkMesh(ctx context.Context, r *health.Report) (unreachable bool, err error) {
-	targets, err := a.targets()
-	if errors.Is(err, local.ErrNoMesh) && a.name == "" {
-		r.Bad("machine", "agent", "none runs on this machine", "start a mesh with `heddle local up --file FOLDER --create-pods`, or an agent")
+	targets, err := a.mesh.Agents(ctx)
+	if errors.Is(err, local.ErrNoMesh) && a.mesh.Name == "" {
+		r.Bad("machine", "agent", "none runs on this machine", "start a mesh with `heddle local up --file FOLDER --create-pods`, or an agent; or name a cluster with --kubeconfig")
 		return true, nil
 	}
 	if err != nil {
 		return false, err
 	}
-	if socket, ok := a.operatorSocketPath(); ok {
-		r.Operator(ctx, socket)
+	operators, err := a.mesh.Operators(ctx)
+	if err != nil {
+		return false, err
 	}
-	for _, t := range targets {
-		if !r.Agent(ctx, t.node, t.socket) {
-			unreachable = true
-		}
+	for _, o := range reach.Ask(ctx, a.mesh.Timeout, operators, reach.State) {
+		r.Operator(cmp.Or(o.Target.Node, "operator"), o.Value, o.Err)
+	}
+	for _, agent := range reach.Ask(ctx, a.mesh.Timeout, targets, reach.Status) {
+		r.Agent(agent.Target.Node, agent.Value, agent.Err)
+		unreachable = unreachable || agent.Err != nil
 	}
 	return unreachable, nil
+}
+
+func (a *app) status() *cobra.Command {
+	return &cobra.Command{
+		Use: "status", Args: cobra.NoArgs, Short: "Show the control plane, the nodes and the namespaces of the mesh",
+		Long: `Show each operator, each node's agent, and each namespace in the mesh: versions,
+how far an agent is behind, pods, connections, and when the first certificate
+expires. Exit status 1 when anything is not well, 3 when no agent answers.`,
+		Example: `  heddle status
+  heddle status --context staging -o json`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			summary, err := status.Of(cmd.Context(), &a.mesh)
+			if err != nil {
+				return err
+			}
+			if a.output == "json" {
+				err = a.document(summary)
+			} else {
+				err = summary.Print(a.out, a.color)
+			}
+			switch {
+			case err != nil || summary.OK:
+				return err
+			case summary.Answered():
+				return errNotWell
+			}
+			return fmt.Errorf("%w: %w", errNotWell, admin.ErrUnreachable)
+		},
+	}
 }

@@ -18,19 +18,30 @@ import (
 
 	"github.com/vishvananda/netns"
 
+	"github.com/heddle-mesh/heddle/e2e/cluster/build"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
 
-// documented returns the command lines of docs/cli.md, without "heddle".
-func documented(t *testing.T) []string {
+// documented returns the command lines of docs/cli.md, without "heddle": those of
+// the section on Kubernetes, or the others.
+func documented(t *testing.T, onKubernetes bool) []string {
 	t.Helper()
 	data, err := os.ReadFile("../../docs/cli.md")
 	if err != nil {
 		t.Fatal(err)
 	}
+	before, rest, ok := strings.Cut(string(data), "\n## On Kubernetes\n")
+	section, after, more := strings.Cut(rest, "\n## ")
+	if !ok || !more {
+		t.Fatal("docs/cli.md has no section on Kubernetes")
+	}
+	text, atLeast := before+after, 25
+	if onKubernetes {
+		text, atLeast = section, 10
+	}
 	var commands []string
-	for _, block := range regexp.MustCompile("(?s)```sh\n(.*?)```").FindAllStringSubmatch(string(data), -1) {
+	for _, block := range regexp.MustCompile("(?s)```sh\n(.*?)```").FindAllStringSubmatch(text, -1) {
 		for line := range strings.Lines(block[1]) {
 			command, ok := strings.CutPrefix(strings.TrimSpace(line), "heddle ")
 			if !ok {
@@ -39,7 +50,7 @@ func documented(t *testing.T) []string {
 			commands = append(commands, command)
 		}
 	}
-	if len(commands) < 25 {
+	if len(commands) < atLeast {
 		t.Fatalf("only %d commands are documented", len(commands))
 	}
 	return commands
@@ -71,7 +82,7 @@ func TestDocumentedCommands(t *testing.T) {
 	for _, r := range rings {
 		r.Add(sampleFlow("n1", mesh.VerdictDeny, mesh.ReasonPolicyDeny))
 	}
-	for _, command := range documented(t) {
+	for _, command := range documented(t, false) {
 		if needsMesh(command) {
 			continue
 		}
@@ -89,10 +100,59 @@ func TestDocumentedCommands(t *testing.T) {
 			args = append(args, "--state-dir", state)
 		}
 		var out, log bytes.Buffer
-		if code := run(ctx, args, &out, &log, false); code != exitOK || out.Len() == 0 {
+		if code := run(ctx, append([]string{"heddle"}, args...), &out, &log, false); code != exitOK || out.Len() == 0 {
 			t.Errorf("heddle %s: exit %d:\n%s%s", command, code, out.String(), log.String())
 		}
 		cancel()
+	}
+}
+
+// TestDocumentedCommandsOnACluster runs what the page shows of Kubernetes, in its
+// order.
+func TestDocumentedCommandsOnACluster(t *testing.T) {
+	w := newShop(t)
+	w.healthy()
+	for _, command := range documented(t, true) {
+		args := split(strings.Replace(command, " manifests/", " ../../e2e/demo/mesh", 1))
+		fixes := strings.Contains(command, "--fixes") // there are none
+		code, out, log := w.heddle(args...)
+		if code != exitOK || out == "" && !fixes {
+			t.Errorf("heddle %s: exit %d:\n%s%s", command, code, out, log)
+		}
+	}
+}
+
+// TestKubectlPlugin links the program as the page says, and has kubectl run it.
+func TestKubectlPlugin(t *testing.T) {
+	root, err := build.FindRoot(".")
+	if err != nil {
+		t.Fatal(err)
+	}
+	programs, err := build.Ensure(t.Context(), root, func(text string) { t.Log(text) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	bin := t.TempDir()
+	if out, err := exec.Command("go", "build", "-o", bin, ".").CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	for _, name := range []string{"kubectl-heddle", "kubectl_complete-heddle"} {
+		if err := os.Symlink(filepath.Join(bin, "heddle"), filepath.Join(bin, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for want, args := range map[string][]string{
+		"heddle dev":                            {"heddle", "version"},
+		"kubectl heddle enroll NAMESPACE":       {"heddle", "enroll", "--help"},
+		"  kubectl heddle flows --follow":       {"heddle", "flows", "--help"},
+		"enroll\tBring the pods of a namespace": {"__complete", "heddle", "enr"},
+	} {
+		cmd := exec.CommandContext(t.Context(), programs.Kubectl(), args...)
+		cmd.Env = append(os.Environ(), "PATH="+bin+":"+os.Getenv("PATH"), "HOME="+bin)
+		out, err := cmd.CombinedOutput()
+		if err != nil || !strings.Contains(string(out), want) {
+			t.Errorf("kubectl %s: %v, want %q:\n%s", strings.Join(args, " "), err, want, out)
+		}
 	}
 }
 
@@ -179,7 +239,7 @@ func TestDocumentedCommandsOnAMesh(t *testing.T) {
 			t.Errorf("left behind: %v, %v", left, err)
 		}
 	})
-	for _, line := range documented(t) {
+	for _, line := range documented(t, false) {
 		if !needsMesh(line) || strings.Contains(line, "--attack") {
 			continue // the attack runs once the mesh is up
 		}

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/show"
 	"github.com/heddle-mesh/heddle/internal/admin"
 	"github.com/heddle-mesh/heddle/internal/flow"
@@ -22,7 +23,11 @@ import (
 // filterFlags adds a flag for each key of a flow filter.
 func filterFlags(cmd *cobra.Command) {
 	for _, k := range flow.FilterKeys() {
-		cmd.Flags().StringSlice(k[0], nil, "only flows with this: "+k[1])
+		short := ""
+		if k[0] == "namespace" {
+			short = "n" // as kubectl has it
+		}
+		cmd.Flags().StringSliceP(k[0], short, nil, "only flows with this: "+k[1])
 	}
 }
 
@@ -60,7 +65,7 @@ each new one as it comes.
 
 A filter's values are alternatives; filters add up.`,
 		Example: `  heddle flows --follow
-  heddle flows --last 50 --verdict deny
+  heddle flows -n shop --last 50 --verdict deny
   heddle flows --workload shop/web --reason PolicyDeny,PolicyNoMatch -o json`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			filter, err := readFilter(cmd)
@@ -77,26 +82,31 @@ A filter's values are alternatives; filters add up.`,
 			return a.lastFlows(cmd.Context(), request, a.flowPrinter(wide))
 		},
 	}
-	cmd.Flags().IntVarP(&last, "last", "n", 20, "how many of the newest to show; of each node with --follow")
+	cmd.Flags().IntVarP(&last, "last", "l", 20, "how many of the newest to show; of each node with --follow")
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with each new one, until interrupted")
 	cmd.Flags().BoolVar(&wide, "wide", false, "more columns: identities, latencies, retransmits")
 	filterFlags(cmd)
+	a.completeNamespaces(cmd, "namespace")
 	return cmd
 }
 
 // lastFlows merges the newest flows of all agents, by when they ended.
 func (a *app) lastFlows(ctx context.Context, request *meshpb.WatchFlowsRequest, p *show.FlowPrinter) error {
-	var all []*meshpb.Flow
-	err := a.eachAgent(ctx, func(_ target, c *admin.Client) error {
+	answers, err := agents(ctx, a, func(ctx context.Context, c *admin.Client) (flows []*meshpb.Flow, err error) {
 		stream, err := c.Flows.Watch(ctx, request)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		return receive(stream, func(m *meshpb.WatchFlowsResponse) error {
-			all = append(all, m.GetFlow())
+		err = receive(stream, func(m *meshpb.WatchFlowsResponse) error {
+			flows = append(flows, m.GetFlow())
 			return nil
 		})
+		return flows, err
 	})
+	var all []*meshpb.Flow
+	for _, answer := range answers {
+		all = append(all, answer.Value...)
+	}
 	if err != nil && len(all) == 0 {
 		return err
 	}
@@ -132,29 +142,27 @@ func receive(stream interface {
 // follow prints the flows of all agents as they come, until ctx is done. An
 // agent that goes away is said so, and waited for.
 func (a *app) follow(ctx context.Context, request *meshpb.WatchFlowsRequest, p *show.FlowPrinter) error {
-	targets, err := a.targets()
+	targets, err := a.mesh.Agents(ctx)
 	if err != nil {
 		return err
 	}
 	// The first connection tells what is wrong at once; later ones wait.
-	for _, t := range targets {
-		client, err := admin.Dial(ctx, t.socket)
-		if err != nil {
-			return fmt.Errorf("agent%s: %w", ofNode(t.node), err)
-		}
-		if err := client.Close(); err != nil {
+	answers := reach.Ask(ctx, a.mesh.Timeout, targets, func(context.Context, *admin.Client) (bool, error) { return true, nil })
+	if err := reach.Errors(answers); err != nil {
+		if !slices.ContainsFunc(answers, func(answer reach.Answer[bool]) bool { return answer.Err == nil }) {
 			return err
 		}
+		fmt.Fprintf(a.log, "heddle: %v\n", err)
 	}
 	var mu sync.Mutex
 	if err := p.Flush(); err != nil { // the header, before the first flow
 		return err
 	}
-	show := func(t target, m *meshpb.WatchFlowsResponse) error {
+	show := func(t reach.Target, m *meshpb.WatchFlowsResponse) error {
 		mu.Lock()
 		defer mu.Unlock()
 		if m.GetLost() > 0 {
-			fmt.Fprintf(a.log, "heddle: %d flows of node %s came faster than they could be shown\n", m.GetLost(), t.node)
+			fmt.Fprintf(a.log, "heddle: %d flows of node %s came faster than they could be shown\n", m.GetLost(), t.Node)
 		}
 		if m.GetFlow() == nil {
 			return nil
@@ -183,10 +191,10 @@ func (a *app) follow(ctx context.Context, request *meshpb.WatchFlowsRequest, p *
 }
 
 // watch follows one agent, again and again while it restarts.
-func (a *app) watch(ctx context.Context, t target, request *meshpb.WatchFlowsRequest, show func(target, *meshpb.WatchFlowsResponse) error) error {
+func (a *app) watch(ctx context.Context, t reach.Target, request *meshpb.WatchFlowsRequest, show func(reach.Target, *meshpb.WatchFlowsResponse) error) error {
 	gone := false
 	for {
-		client, err := admin.Dial(ctx, t.socket)
+		client, err := t.Dial(ctx)
 		if err == nil {
 			gone = false
 			err = watchOnce(ctx, client, t, request, show)
@@ -200,7 +208,7 @@ func (a *app) watch(ctx context.Context, t target, request *meshpb.WatchFlowsReq
 		}
 		if !gone {
 			gone = true
-			fmt.Fprintf(a.log, "heddle: the agent%s is gone; waiting for it\n", ofNode(t.node))
+			fmt.Fprintf(a.log, "heddle: the %s is gone; waiting for it\n", t)
 		}
 		select {
 		case <-ctx.Done():
@@ -210,7 +218,7 @@ func (a *app) watch(ctx context.Context, t target, request *meshpb.WatchFlowsReq
 	}
 }
 
-func watchOnce(ctx context.Context, client *admin.Client, t target, request *meshpb.WatchFlowsRequest, show func(target, *meshpb.WatchFlowsResponse) error) error {
+func watchOnce(ctx context.Context, client *admin.Client, t reach.Target, request *meshpb.WatchFlowsRequest, show func(reach.Target, *meshpb.WatchFlowsResponse) error) error {
 	stream, err := client.Flows.Watch(ctx, request)
 	if err == nil {
 		err = receive(stream, func(m *meshpb.WatchFlowsResponse) error { return show(t, m) })
@@ -228,20 +236,19 @@ func (a *app) connections() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			answers, err := agents(cmd.Context(), a, func(ctx context.Context, c *admin.Client) ([]*meshpb.Flow, error) {
+				response, err := c.Admin.Connections(ctx, &meshpb.ConnectionsRequest{Filter: filter})
+				return response.GetConnections(), err
+			})
 			p, shown := a.flowPrinter(wide), 0
-			err = a.eachAgent(cmd.Context(), func(_ target, c *admin.Client) error {
-				response, err := c.Admin.Connections(cmd.Context(), &meshpb.ConnectionsRequest{Filter: filter})
-				if err != nil {
-					return err
-				}
-				for _, f := range response.GetConnections() {
+			for _, answer := range answers {
+				for _, f := range answer.Value {
 					shown++
 					if err := p.Print(f); err != nil {
 						return err
 					}
 				}
-				return nil
-			})
+			}
 			if err != nil && shown == 0 {
 				return err
 			}
@@ -250,5 +257,6 @@ func (a *app) connections() *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&wide, "wide", false, "more columns: identities, latencies, retransmits")
 	filterFlags(cmd)
+	a.completeNamespaces(cmd, "namespace")
 	return cmd
 }

@@ -64,10 +64,10 @@ others by a bridge. docs/cli.md has the names of namespaces and links.`,
 
 // meshName is the name for `local up`, which does not have to exist yet.
 func (a *app) meshName() string {
-	if a.name == "" {
+	if a.mesh.Name == "" {
 		return defaultMesh
 	}
-	return a.name
+	return a.mesh.Name
 }
 
 func (a *app) up(ctx context.Context, f upFlags) error {
@@ -91,13 +91,13 @@ func (a *app) up(ctx context.Context, f upFlags) error {
 	}
 	begun := time.Now()
 	m, err := local.Up(ctx, local.Config{
-		Name: plan.Name, Folder: f.folder, CreatePods: f.createPods, StateDir: a.stateDir,
+		Name: plan.Name, Folder: f.folder, CreatePods: f.createPods, StateDir: a.mesh.StateDir,
 		OperatorBinary: operator, AgentBinary: agent, Progress: a.progress,
 	})
 	if err != nil {
 		return fmt.Errorf("%w\nTake away what was made with: heddle local down --name %s", err, plan.Name)
 	}
-	a.name = plan.Name
+	a.mesh.Name = plan.Name
 	if f.patience > 0 {
 		a.progress("waiting until all is healthy")
 		if err := a.awaitHealth(ctx, f.folder, f.patience); err != nil {
@@ -218,7 +218,7 @@ func (a *app) printPlan(p *local.Plan, createPods bool) error {
 }
 
 func (a *app) down(ctx context.Context) error {
-	m, err := a.mesh()
+	m, err := a.mesh.Local()
 	if errors.Is(err, local.ErrNoMesh) {
 		if a.output == "json" {
 			return a.document(map[string]any{"removed": nil})
@@ -241,7 +241,7 @@ func (a *app) down(ctx context.Context) error {
 }
 
 func (a *app) localStatus() error {
-	m, err := a.mesh()
+	m, err := a.mesh.Local()
 	if err != nil {
 		return err
 	}
@@ -296,7 +296,7 @@ command is outside every agent's cgroup: its sockets are the pod's, as an
 application's are. The exit status is the command's.`,
 		Example: `  heddle exec shop/customer -- curl -sS http://10.96.0.10/`,
 		RunE: func(_ *cobra.Command, args []string) error {
-			m, err := a.mesh()
+			m, err := a.mesh.Local()
 			if err != nil {
 				return err
 			}
@@ -312,7 +312,7 @@ func (a *app) logs() *cobra.Command {
 		Example: `  heddle logs operator
   heddle logs n1 --follow`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			m, err := a.mesh()
+			m, err := a.mesh.Local()
 			if err != nil {
 				return err
 			}

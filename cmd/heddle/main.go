@@ -22,7 +22,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/chart"
-	"github.com/heddle-mesh/heddle/cmd/heddle/internal/install"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/cluster"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/plugin"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
 	"github.com/heddle-mesh/heddle/internal/admin"
 	"github.com/heddle-mesh/heddle/internal/local"
 )
@@ -42,7 +44,7 @@ const (
 var errNotWell = errors.New("not everything is well")
 
 // errUsage is matched by errors in what the person asked for.
-var errUsage = errors.New("usage")
+var errUsage = reach.ErrUsage
 
 func main() {
 	// The main thread must not be one that goes to a pod's namespace: others
@@ -51,14 +53,16 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	color := isTerminal(os.Stdout) && os.Getenv("NO_COLOR") == ""
-	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr, color))
+	os.Exit(run(ctx, os.Args, os.Stdout, os.Stderr, color))
 }
 
-// run executes one command line and returns its exit code.
+// run executes one command line, the program's name first, and returns its exit
+// code.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer, color bool) int {
 	stderr = &oneByOne{w: stderr}
 	a := &app{out: stdout, log: stderr, color: color}
 	root := a.root()
+	name, args := plugin.Called(root, args)
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
@@ -67,7 +71,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, color boo
 	switch {
 	case code == exitOK || errors.Is(err, errNotWell):
 	case code == exitUsage:
-		fmt.Fprintf(stderr, "heddle: %s\nSee `heddle --help`, or `--help` after a command.\n", strings.TrimPrefix(err.Error(), errUsage.Error()+": "))
+		fmt.Fprintf(stderr, "heddle: %s\nSee `%s --help`, or `--help` after a command.\n", strings.TrimPrefix(err.Error(), errUsage.Error()+": "), name)
 	default:
 		fmt.Fprintf(stderr, "heddle: %v\n", err)
 	}
@@ -82,7 +86,7 @@ func exitCode(err error, started bool) int {
 		return exitOK
 	case !started || errors.Is(err, errUsage) || errors.Is(err, chart.ErrValues):
 		return exitUsage
-	case errors.Is(err, admin.ErrUnreachable) || errors.Is(err, local.ErrNoMesh) || errors.Is(err, install.ErrUnreachable):
+	case errors.Is(err, admin.ErrUnreachable) || errors.Is(err, local.ErrNoMesh) || errors.Is(err, cluster.ErrUnreachable):
 		return exitUnreachable
 	default:
 		return exitFailed

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io/fs"
 	"log/slog"
 	"net/netip"
@@ -196,7 +195,7 @@ func heddle(t *testing.T, args ...string) (int, string, string) {
 	var out, log bytes.Buffer
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	code := run(ctx, args, &out, &log, false)
+	code := run(ctx, append([]string{"heddle"}, args...), &out, &log, false)
 	return code, out.String(), log.String()
 }
 
@@ -233,6 +232,21 @@ func TestExitCodes(t *testing.T) {
 		{well, "join-token create", 2, "accepts 1 arg"},
 		{none, "join-token list --name m", 3, "no such mesh"},
 		{none, "join-token list --operator-socket " + none + "/o", 3, "no such socket"},
+		{well, "status", 0, "in sync"},
+		{sick, "status", 1, "not well: pod shop/n1 on node n1 is failed: XDP on the veth"},
+		{none, "status --name m", 3, "no such mesh"},
+		{none, "status --socket " + none + "/s", 3, "no such socket"},
+		{none, "explain shop/customer shop/web --folder ../../e2e/demo/mesh", 0, "tunnel"},
+		{none, "explain shop/customer shop/web:81 --folder ../../e2e/demo/mesh", 1, "no such port"},
+		{none, "explain shop/customer shop/nobody --folder ../../e2e/demo/mesh", 2, "there are shop/api"},
+		{none, "explain shop/customer shop/web --folder " + none + "/x", 1, "no such file"},
+		{none, "explain shop/customer shop/web --name m", 3, "no such mesh"},
+		{none, "analyze -f testdata/analyze", 1, "name: db-only-api-heddle-tunnel"},
+		{none, "analyze -f testdata/analyze -n bank", 0, "Nothing is cut off."},
+		{none, "analyze -f " + none + "/x", 1, "no such file"},
+		{none, "analyze --name m", 2, "for Kubernetes clusters"},
+		{none, "enroll shop --kubeconfig " + none + "/k", 3, "name one with --kubeconfig"},
+		{none, "unenroll", 2, "accepts 1 arg"},
 		{well, "local status", 1, "ended"},
 		{none, "local status --name m", 3, "no such mesh"},
 		{none, "local down --name m", 0, "nothing to take down"},
@@ -256,40 +270,6 @@ func TestExitCodes(t *testing.T) {
 		}
 		if code != tc.code || !strings.Contains(out+log, tc.want) {
 			t.Errorf("heddle %s: exit %d, want %d with %q:\n%s%s", tc.args, code, tc.code, tc.want, out, log)
-		}
-	}
-}
-
-// TestWho: a port is said to be of the end that it is of, and the agent's own
-// tests are named once.
-func TestWho(t *testing.T) {
-	peer := func(class, direction, address string, port uint32) peerJSON {
-		return peerJSON{counterJSON: counterJSON{Class: class, Direction: direction}, Address: address, Port: port}
-	}
-	p := proofJSON{Peers: []peerJSON{
-		peer("dropped", "inbound", "192.0.2.254", 40000), peer("dropped", "inbound", "10.244.1.90", 8099),
-		peer("dropped", "inbound", "192.0.2.254", 40001), peer("dropped", "inbound", "10.244.1.91", 0),
-		peer("dropped", "outbound", "10.244.1.90", 443), peer("dropped", "outbound", "100::fe", 40002), peer("dropped", "outbound", "100::fe", 40003),
-		peer("permissive", "inbound", "10.244.1.90", 80), peer("permissive", "outbound", "fd00::9", 80),
-		peer("egress", "outbound", "fd00::9", 443), peer("egress", "inbound", "fd00::9", 443),
-		peer("grandfathered", "inbound", "10.244.1.90", 5432),
-	}}
-	for i := range 2 * maxPeersShown {
-		p.Peers = append(p.Peers, peer("datagram", "outbound", fmt.Sprintf("10.0.0.%d", i), 53), peer("datagram", "outbound", "192.0.2.254", uint32(i)))
-	}
-	for _, tc := range []struct{ class, direction, want string }{
-		{"dropped", "inbound", ": from the agent's own test at enrolment, 10.244.1.90 to port 8099, 10.244.1.91"},
-		{"dropped", "outbound", ": to 10.244.1.90:443, the agent's own test at enrolment"},
-		{"permissive", "inbound", ": from 10.244.1.90 to port 80"},
-		{"permissive", "outbound", ": to fd00::9 from port 80"},
-		{"egress", "outbound", ": to [fd00::9]:443"},
-		{"egress", "inbound", ": from [fd00::9]:443"},
-		{"grandfathered", "inbound", ": from 10.244.1.90 (port 5432)"},
-		{"datagram", "outbound", ": to 10.0.0.0:53, the agent's own test at enrolment, 10.0.0.1:53, 10.0.0.2:53, 10.0.0.3:53, 10.0.0.4:53, ..."},
-		{"probe", "inbound", ""},
-	} {
-		if got := p.who(counterJSON{Class: tc.class, Direction: tc.direction}); got != tc.want {
-			t.Errorf("%s %s%q, want %q", tc.class, tc.direction, got, tc.want)
 		}
 	}
 }
@@ -333,7 +313,9 @@ func TestFollowColours(t *testing.T) {
 	defer cancel()
 	seen := &lines{added: make(chan struct{}, 64)}
 	done := make(chan int, 1)
-	go func() { done <- run(ctx, []string{"flows", "-f", "--wide", "--state-dir", state}, seen, seen, true) }()
+	go func() {
+		done <- run(ctx, []string{"heddle", "flows", "-f", "--wide", "--state-dir", state}, seen, seen, true)
+	}()
 	for _, r := range rings {
 		r.Add(sampleFlow("x", mesh.VerdictDeny, mesh.ReasonPolicyDeny))
 	}
@@ -370,7 +352,7 @@ func TestJSONEverywhere(t *testing.T) {
 	state, rings := world(t, &fakeAgent{node: "n1"})
 	rings[0].Add(sampleFlow("n1", mesh.VerdictAllow, mesh.ReasonNoPolicy))
 	for _, args := range []string{"check", "flows", "connections", "prove", "join-token create n3", "join-token list", "join-token revoke 0123456789ab",
-		"local status", "version", "validate ../../e2e/demo/mesh", "validate ../../internal", "local up --dry-run --file ../../e2e/demo/mesh --name x", "local down --name nosuch"} {
+		"local status", "version", "status", "explain shop/customer shop/web --folder ../../e2e/demo/mesh", "analyze -f testdata/analyze", "validate ../../e2e/demo/mesh", "validate ../../internal", "local up --dry-run --file ../../e2e/demo/mesh --name x", "local down --name nosuch"} {
 		_, out, log := heddle(t, append(strings.Fields(args), "-o", "json", "--state-dir", state)...)
 		if !json.Valid([]byte(out)) {
 			t.Errorf("heddle %s: no JSON:\n%s%s", args, out, log)

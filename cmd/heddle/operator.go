@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -14,37 +13,22 @@ import (
 	"github.com/heddle-mesh/heddle/internal/admin"
 )
 
-// defaultOperatorSocket is where an operator outside local meshes listens.
-const defaultOperatorSocket = "/run/heddle/operator.sock"
-
-// operatorSocketPath finds the operator's socket; false when this machine seems
-// to have none.
-func (a *app) operatorSocketPath() (string, bool) {
-	if a.operatorSocket != "" {
-		return a.operatorSocket, true
-	}
-	if a.name == "" {
-		if _, err := os.Stat(defaultOperatorSocket); err == nil || a.socket != "" {
-			return defaultOperatorSocket, err == nil
-		}
-	}
-	m, err := a.mesh()
-	if err != nil {
-		return "", false
-	}
-	return m.OperatorSocket(), true
-}
-
 // withOperator calls fn with a client of the operator.
 func (a *app) withOperator(ctx context.Context, fn func(meshpb.OperatorAdminClient) error) error {
-	socket, ok := a.operatorSocketPath()
-	if !ok {
-		if _, err := a.mesh(); err != nil && a.socket == "" {
+	if a.mesh.OnCluster() {
+		return fmt.Errorf("%w: there are no join tokens on Kubernetes: agents join by their pods' service account tokens", errUsage)
+	}
+	operators, err := a.mesh.Operators(ctx)
+	if err != nil {
+		return err
+	}
+	if len(operators) == 0 {
+		if _, err := a.mesh.Local(); err != nil && a.mesh.Socket == "" {
 			return err
 		}
 		return fmt.Errorf("%w: no operator on this machine: run this where it runs, or name its socket with --operator-socket", admin.ErrUnreachable)
 	}
-	client, err := admin.Dial(ctx, socket)
+	client, err := operators[0].Dial(ctx)
 	if err != nil {
 		return fmt.Errorf("operator: %w", err)
 	}

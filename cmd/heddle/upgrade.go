@@ -50,7 +50,7 @@ type upgradeReport struct {
 }
 
 func (a *app) upgrade(ctx context.Context, f upgradeFlags) error {
-	m, err := a.mesh()
+	m, err := a.mesh.Local()
 	if err != nil {
 		return err
 	}
@@ -58,7 +58,7 @@ func (a *app) upgrade(ctx context.Context, f upgradeFlags) error {
 	if err != nil {
 		return err
 	}
-	nodes, err := m.Nodes(a.node)
+	nodes, err := m.Nodes(a.mesh.Node)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errUsage, err)
 	}

@@ -11,6 +11,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
@@ -41,15 +42,23 @@ func Dial(ctx context.Context, path string) (*Client, error) {
 		return nil, fmt.Errorf("%w: %s: %s", ErrUnreachable, path, whyNot(err))
 	}
 	_ = probe.Close() // it only asked whether somebody listens
-	// "passthrough" leaves the path alone, which may hold what a URL may not.
-	conn, err := grpc.NewClient("passthrough:///"+path,
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return dialer.DialContext(ctx, "unix", path) }),
-		grpc.WithTransportCredentials(insecure.NewCredentials()), // the kernel names both ends
+	return Over(path, func(ctx context.Context) (net.Conn, error) { return dialer.DialContext(ctx, "unix", path) })
+}
+
+// Over returns a Client that connects by dial: to a socket of another machine,
+// through something that proves who is at both ends. Name is for errors. Nothing
+// is dialled before the first call, and dial is called again after a connection
+// was lost.
+func Over(name string, dial func(context.Context) (net.Conn, error)) (*Client, error) {
+	// "passthrough" leaves the name alone, which may hold what a URL may not.
+	conn, err := grpc.NewClient("passthrough:///"+name,
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return dial(ctx) }),
+		grpc.WithTransportCredentials(insecure.NewCredentials()), // the kernel, or whoever dials, names both ends
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxResponse)),
 		grpc.WithAuthority("localhost"),
 	)
 	if err != nil {
-		return nil, fmt.Errorf("connect to %s: %w", path, err)
+		return nil, fmt.Errorf("connect to %s: %w", name, err)
 	}
 	return &Client{conn: conn, Flows: meshpb.NewFlowsClient(conn), Admin: meshpb.NewAdminClient(conn)}, nil
 }
@@ -89,5 +98,23 @@ func Explain(err error) error {
 		return fmt.Errorf("%w: no answer in time", ErrUnreachable)
 	default:
 		return errors.New(s.Message())
+	}
+}
+
+// Connect connects, in place of the first call, and returns when it has, or why it
+// could not.
+func (c *Client) Connect(ctx context.Context) error {
+	c.conn.Connect()
+	for {
+		switch state := c.conn.GetState(); state {
+		case connectivity.Ready:
+			return nil
+		case connectivity.TransientFailure, connectivity.Shutdown:
+			return fmt.Errorf("%w: it is no admin socket that answers", ErrUnreachable)
+		default:
+			if !c.conn.WaitForStateChange(ctx, state) {
+				return fmt.Errorf("%w: no answer in time: %w", ErrUnreachable, ctx.Err())
+			}
+		}
 	}
 }

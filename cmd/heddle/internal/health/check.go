@@ -1,8 +1,7 @@
 package health
 
 import (
-	"context"
-	"errors"
+	"cmp"
 	"fmt"
 	"os"
 	"strings"
@@ -11,7 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
-	"github.com/heddle-mesh/heddle/internal/admin"
 )
 
 // Finding is one line of a check.
@@ -95,17 +93,13 @@ func mountOf(mountinfo, fstype string) string {
 	return ""
 }
 
-// Agent looks at one agent. node may be "". It reports false when the agent does not answer.
-func (r *Report) Agent(ctx context.Context, node, socket string) bool {
-	part := node
-	if part == "" {
-		part = "agent"
-	}
-	status, err := agentStatus(ctx, socket)
+// Agent looks at what an agent answered, or why it did not. node may be "".
+func (r *Report) Agent(node string, status *meshpb.AgentStatus, err error) {
+	part := cmp.Or(node, "agent")
 	if err != nil {
 		remedy := "start the agent; in a local mesh `heddle local up` starts what died. Its pods are cut off meanwhile: nothing leaves in plaintext"
 		r.Bad(part, "agent", err.Error(), remedy)
-		return false
+		return
 	}
 	part = status.GetNode()
 	r.Good(part, "agent", "version %s, up %s", status.GetVersion(), time.Since(time.Unix(0, status.GetStartedNs())).Round(time.Second))
@@ -126,18 +120,6 @@ func (r *Report) Agent(ctx context.Context, node, socket string) bool {
 			r.Bad(part, c.GetName(), c.GetDetail(), c.GetRemedy())
 		}
 	}
-	return true
-}
-
-func agentStatus(ctx context.Context, socket string) (*meshpb.AgentStatus, error) {
-	client, err := admin.Dial(ctx, socket)
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	status, err := client.Admin.Status(ctx, &meshpb.StatusRequest{})
-	return status, errors.Join(admin.Explain(err), client.Close())
 }
 
 func (r *Report) configuration(part string, status *meshpb.AgentStatus) {
@@ -178,31 +160,32 @@ func (r *Report) certificates(part string, all []*meshpb.CertificateStatus) {
 // short cuts what is only compared by eye.
 func short(revision string) string { return revision[:min(len(revision), 12)] }
 
-// Operator looks at the operator and what it serves.
-func (r *Report) Operator(ctx context.Context, socket string) {
-	const part = "operator"
-	var state *meshpb.OperatorState
-	client, err := admin.Dial(ctx, socket)
-	if err == nil {
-		state, err = meshpb.NewOperatorAdminClient(client.Conn()).Status(ctx, &meshpb.OperatorStateRequest{})
-		err = errors.Join(admin.Explain(err), client.Close())
-	}
+// Operator looks at what an operator answered, or why it did not. part is
+// "operator", or the name of a replica.
+func (r *Report) Operator(part string, state *meshpb.OperatorState, err error) {
 	if err != nil {
 		r.Bad(part, "operator", err.Error(), "start it; traffic goes on with the last configuration and the certificates there are")
 		return
 	}
 	r.Good(part, "operator", "version %s at %s", state.GetVersion(), state.GetAddress())
 	c := state.GetConfiguration()
+	source := "folder"
+	if c.GetFolder() == "" {
+		source = "objects"
+	}
 	if problems := c.GetProblems(); len(problems) > 0 {
-		r.Bad(part, "folder", strings.Join(problems, "; "), "mend "+c.GetFolder()+"; until then the configuration before stays in force")
+		r.Bad(part, source, strings.Join(problems, "; "), "mend "+cmp.Or(c.GetFolder(), "the objects named")+"; until then the configuration before stays in force")
 	} else {
-		r.Good(part, "folder", "%s: %d workloads, %d services, %d policies", c.GetFolder(), c.GetWorkloads(), c.GetServices(), c.GetPolicies())
+		r.Good(part, source, "%s: %d workloads, %d services, %d policies", cmp.Or(c.GetFolder(), "of the cluster"), c.GetWorkloads(), c.GetServices(), c.GetPolicies())
 	}
 	for _, w := range c.GetWarnings() {
 		r.Good(part, "warning", "%s", w)
 	}
-	r.authority(state.GetAuthority())
+	r.authority(part, state.GetAuthority())
 	for _, n := range state.GetNodes() {
+		if !n.GetConnected() && c.GetSource() == "kubernetes" {
+			continue // to another replica, or its agent says why not
+		}
 		if n.GetConnected() {
 			r.Good(part, "node "+n.GetName(), "connected, applied epoch %d of %d", n.GetEpoch(), c.GetEpoch())
 		} else {
@@ -212,12 +195,12 @@ func (r *Report) Operator(ctx context.Context, socket string) {
 }
 
 // authority looks at the operator's root.
-func (r *Report) authority(a *meshpb.OperatorAuthority) {
+func (r *Report) authority(part string, a *meshpb.OperatorAuthority) {
 	until := time.Unix(0, a.GetRootNotAfterNs())
 	if until.Before(time.Now().Add(30 * 24 * time.Hour)) {
-		r.Bad("operator", "authority", "the root certificate expires at "+until.Format(time.RFC3339),
+		r.Bad(part, "authority", "the root certificate expires at "+until.Format(time.RFC3339),
 			"there is no command to rotate the root yet: add a new one to the operator's bundle, see docs/operations.md, Certificates")
 		return
 	}
-	r.Good("operator", "authority", "trust domain %s, root valid until %s", a.GetTrustDomain(), until.Format(time.DateOnly))
+	r.Good(part, "authority", "trust domain %s, root valid until %s", a.GetTrustDomain(), until.Format(time.DateOnly))
 }

@@ -26,7 +26,7 @@ func TestRootExpires(t *testing.T) {
 		ok   bool
 	}{{-time.Hour, false}, {29 * 24 * time.Hour, false}, {31 * 24 * time.Hour, true}} {
 		r := New()
-		r.authority(&meshpb.OperatorAuthority{TrustDomain: "m", RootNotAfterNs: time.Now().Add(tc.left).UnixNano()})
+		r.authority("operator", &meshpb.OperatorAuthority{TrustDomain: "m", RootNotAfterNs: time.Now().Add(tc.left).UnixNano()})
 		f := r.Findings[0]
 		if r.OK != tc.ok || f.OK != tc.ok || !tc.ok && !strings.Contains(f.Remedy, "no command to rotate the root yet") {
 			t.Errorf("%v left: %+v", tc.left, f)

@@ -25,20 +25,15 @@ import (
 	"k8s.io/client-go/discovery/cached/memory"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/restmapper"
-	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/cluster"
 )
 
 // FieldManager is the name by which this program owns fields of objects.
-const FieldManager = "heddle"
-
-// The bounds of what is asked of the API server.
-const (
-	requestsPerSecond = 50
-	requestTimeout    = 30 * time.Second
-)
+const FieldManager = cluster.FieldManager
 
 // ErrUnreachable is matched when no API server answers, or none is known.
-var ErrUnreachable = errors.New("no cluster answers")
+var ErrUnreachable = cluster.ErrUnreachable
 
 // Cluster is an API server.
 type Cluster struct {
@@ -52,13 +47,10 @@ type Cluster struct {
 // Connect finds the cluster as kubectl does: by the file named, $KUBECONFIG, or
 // the file in the home folder; kubeContext "" is the current one there.
 func Connect(kubeconfig, kubeContext string) (*Cluster, error) {
-	rules := clientcmd.NewDefaultClientConfigLoadingRules()
-	rules.ExplicitPath = kubeconfig
-	cfg, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: kubeContext}).ClientConfig()
+	cfg, err := (&cluster.Options{Kubeconfig: kubeconfig, Context: kubeContext}).Config()
 	if err != nil {
-		return nil, fmt.Errorf("%w: read the kubeconfig: %w; remedy: name one with --kubeconfig, or set KUBECONFIG", ErrUnreachable, err)
+		return nil, err
 	}
-	cfg.QPS, cfg.Burst, cfg.Timeout, cfg.UserAgent = requestsPerSecond, 2*requestsPerSecond, requestTimeout, FieldManager
 	api, err := dynamic.NewForConfig(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", cfg.Host, err)

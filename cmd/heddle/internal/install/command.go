@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/chart"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/cluster"
 )
 
 // command is one run of install, upgrade or uninstall.
@@ -20,22 +21,12 @@ type command struct {
 	out, log io.Writer
 	version  string
 
-	Connection
+	cluster.Options
 	values, settings []string
 	dryRun, output   string
 	wait             time.Duration
 	forceConflicts   bool
 	removal          Removal
-}
-
-// Connection says which cluster is meant, and where Heddle is on it.
-type Connection struct{ Kubeconfig, Context, Namespace string }
-
-// Register adds the connection's flags.
-func (c *Connection) Register(flags *pflag.FlagSet) {
-	flags.StringVar(&c.Kubeconfig, "kubeconfig", "", "kubeconfig file; empty is $KUBECONFIG, or ~/.kube/config")
-	flags.StringVar(&c.Context, "context", "", "context of the kubeconfig; empty is its current one")
-	flags.StringVar(&c.Namespace, "system-namespace", chart.Namespace, "namespace that Heddle itself is in")
 }
 
 // Commands returns install, upgrade and uninstall. What was asked for goes to
@@ -163,7 +154,7 @@ func (c *command) apply(cmd *cobra.Command, upgrade bool) error {
 	if c.output != "" {
 		return c.print(rendered.All(), c.output)
 	}
-	_, err = fmt.Fprintf(c.out, "Heddle %s is in namespace %s. Enroll pods with `kubectl label namespace NAME heddle.dev/mesh=enabled`.\n", rendered.version, c.Namespace)
+	_, err = fmt.Fprintf(c.out, "Heddle %s is in namespace %s. Enroll pods with `heddle enroll NAMESPACE`.\n", rendered.version, c.Namespace)
 	return err
 }
 

@@ -2,6 +2,7 @@ package show
 
 import (
 	"bytes"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -85,6 +86,40 @@ func TestUpgraded(t *testing.T) {
 	for _, want := range []string{"LONGEST PAUSE", "7 → 8", "2000", "1.235s", "22ms"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("%q lacks %q", out.String(), want)
+		}
+	}
+}
+
+// TestWho: a port is said to be of the end that it is of, and the agent's own
+// tests are named once.
+func TestWho(t *testing.T) {
+	peer := func(class, direction, address string, port uint32) Peer {
+		return Peer{Counter: Counter{Class: class, Direction: direction}, Address: address, Port: port}
+	}
+	p := Proof{Peers: []Peer{
+		peer("dropped", "inbound", "192.0.2.254", 40000), peer("dropped", "inbound", "10.244.1.90", 8099),
+		peer("dropped", "inbound", "192.0.2.254", 40001), peer("dropped", "inbound", "10.244.1.91", 0),
+		peer("dropped", "outbound", "10.244.1.90", 443), peer("dropped", "outbound", "100::fe", 40002), peer("dropped", "outbound", "100::fe", 40003),
+		peer("permissive", "inbound", "10.244.1.90", 80), peer("permissive", "outbound", "fd00::9", 80),
+		peer("egress", "outbound", "fd00::9", 443), peer("egress", "inbound", "fd00::9", 443),
+		peer("grandfathered", "inbound", "10.244.1.90", 5432),
+	}}
+	for i := range 2 * maxPeersShown {
+		p.Peers = append(p.Peers, peer("datagram", "outbound", fmt.Sprintf("10.0.0.%d", i), 53), peer("datagram", "outbound", "192.0.2.254", uint32(i)))
+	}
+	for _, tc := range []struct{ class, direction, want string }{
+		{"dropped", "inbound", ": from the agent's own test at enrolment, 10.244.1.90 to port 8099, 10.244.1.91"},
+		{"dropped", "outbound", ": to 10.244.1.90:443, the agent's own test at enrolment"},
+		{"permissive", "inbound", ": from 10.244.1.90 to port 80"},
+		{"permissive", "outbound", ": to fd00::9 from port 80"},
+		{"egress", "outbound", ": to [fd00::9]:443"},
+		{"egress", "inbound", ": from [fd00::9]:443"},
+		{"grandfathered", "inbound", ": from 10.244.1.90 (port 5432)"},
+		{"datagram", "outbound", ": to 10.0.0.0:53, the agent's own test at enrolment, 10.0.0.1:53, 10.0.0.2:53, 10.0.0.3:53, 10.0.0.4:53, ..."},
+		{"probe", "inbound", ""},
+	} {
+		if got := p.who(Counter{Class: tc.class, Direction: tc.direction}); got != tc.want {
+			t.Errorf("%s %s%q, want %q", tc.class, tc.direction, got, tc.want)
 		}
 	}
 }

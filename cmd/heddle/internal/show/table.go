@@ -1,6 +1,7 @@
 package show
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
@@ -156,4 +157,12 @@ func Duration(d time.Duration) string {
 	default:
 		return d.Round(time.Second).String()
 	}
+}
+
+// Document prints v as indented JSON.
+func Document(out io.Writer, v any) error {
+	enc := json.NewEncoder(out)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
 }

@@ -1,0 +1,161 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/analyze"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/cluster"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+)
+
+// readBound bounds how long a cluster's objects are read.
+const readBound = time.Minute
+
+func (a *app) explain() *cobra.Command {
+	folder := ""
+	cmd := &cobra.Command{
+		Use: "explain SRC DST[:PORT]", Args: cobra.ExactArgs(2), Short: "Say what happens to a connection, and why",
+		Long: `Say where a connection goes, how it travels, and which policy and rule admit or
+refuse it, by the model that agents decide by: from the objects of a cluster, or
+of a folder. No connection is opened.
+
+SRC is NAMESPACE/NAME of a pod, of a Service (one of its pods) or of a Deployment,
+or an IP address, which may be outside the mesh. DST is one of these, or a
+service's host name. Exit status 1 when the connection is refused, or would be by
+one of the endpoints.`,
+		Example: `  heddle explain shop/web shop/db:3306
+  heddle explain 192.0.2.7 web.shop.svc --folder mesh`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			view, err := a.view(cmd.Context(), folder)
+			if err != nil {
+				return err
+			}
+			answer, err := explain.Explain(view, args[0], args[1])
+			if err != nil {
+				return fmt.Errorf("%w: %w", errUsage, err)
+			}
+			if a.output == "json" {
+				err = a.document(answer)
+			} else {
+				err = explain.Print(a.out, a.color, answer)
+			}
+			if err == nil && answer.Denied() {
+				err = errNotWell
+			}
+			return err
+		},
+	}
+	cmd.Flags().StringVarP(&folder, "folder", "f", "", "folder of objects, in place of a cluster's")
+	return cmd
+}
+
+// view compiles the objects of a folder, of a local mesh, or of a cluster.
+func (a *app) view(ctx context.Context, folder string) (*mesh.View, error) {
+	if folder == "" && !a.mesh.OnCluster() {
+		m, err := a.mesh.Local()
+		if err != nil {
+			return nil, fmt.Errorf("%w; or name a folder with --folder", err)
+		}
+		folder = m.Status().Folder
+	}
+	if folder != "" {
+		return explain.FromFolder(folder)
+	}
+	c, err := cluster.Connect(a.mesh.Cluster)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := c.Core.Discovery().ServerVersion(); err != nil { // said at once, in place of after the bound
+		return nil, c.Explain("ask the cluster for its version", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, readBound)
+	defer cancel()
+	return explain.FromCluster(ctx, c.Config())
+}
+
+func (a *app) analyze() *cobra.Command {
+	var files []string
+	var namespace string
+	var fixes bool
+	cmd := &cobra.Command{
+		Use: "analyze", Args: cobra.NoArgs, Short: "Find what the mesh cuts off, and print what mends it",
+		Long: `Find NetworkPolicies that the cluster's network enforces and that would block port
+15008, in which connections between enrolled pods travel; and what calls enrolled
+pods without an identity, and is refused by STRICT ports: admission and conversion
+webhooks, aggregated APIs, scrapes, clients from outside, and pods in their nodes'
+networks. Each with the exact object that keeps it working. Exit status 1 when
+there is anything.
+
+Objects are those of a cluster, or with -f those of files and folders.`,
+		Example: `  heddle analyze
+  heddle analyze -n shop -f manifests/
+  heddle analyze --fixes | kubectl apply --server-side -f -`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			objects, err := a.objects(cmd.Context(), files, namespace)
+			if err != nil {
+				return err
+			}
+			if namespace != "" {
+				objects.Enroll(namespace, false)
+			}
+			found, err := objects.Analyze(namespace)
+			if err != nil {
+				return err
+			}
+			return a.printFindings(found, fixes)
+		},
+	}
+	cmd.Flags().StringSliceVarP(&files, "file", "f", nil, "file or folder of YAML, in place of a cluster; may be repeated")
+	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "only this namespace, as if it were enrolled")
+	cmd.Flags().BoolVar(&fixes, "fixes", false, "print only the objects that mend what is found")
+	a.completeNamespaces(cmd, "namespace")
+	return cmd
+}
+
+func (a *app) objects(ctx context.Context, files []string, namespace string) (*analyze.Objects, error) {
+	if len(files) > 0 {
+		if namespace == "" {
+			namespace = "default"
+		}
+		return analyze.FromFiles(files, namespace)
+	}
+	c, err := a.connect()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, readBound)
+	defer cancel()
+	return analyze.FromCluster(ctx, c)
+}
+
+// connect returns the cluster, for what a local mesh has not.
+func (a *app) connect() (*cluster.Cluster, error) {
+	if a.mesh.Name != "" {
+		return nil, fmt.Errorf("%w: --name is a local mesh's: this is for Kubernetes clusters", errUsage)
+	}
+	return cluster.Connect(a.mesh.Cluster)
+}
+
+func (a *app) printFindings(found []analyze.Finding, fixes bool) error {
+	var err error
+	switch {
+	case a.output == "json":
+		err = a.document(map[string]any{"findings": append([]analyze.Finding{}, found...)})
+	case fixes:
+		return analyze.PrintFixes(a.out, found)
+	case len(found) == 0:
+		_, err = fmt.Fprintln(a.out, "Nothing is cut off.")
+	default:
+		err = analyze.Print(a.out, a.color, found)
+	}
+	if err == nil && len(found) > 0 {
+		return errNotWell
+	}
+	return errors.Join(err)
+}

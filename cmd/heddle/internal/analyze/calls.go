@@ -1,0 +1,249 @@
+package analyze
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strconv"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/heddle-mesh/heddle/internal/mesh"
+)
+
+// The kinds of findings.
+const (
+	KindWebhook       = "webhook"
+	KindAPIService    = "api-service"
+	KindScrape        = "scrape"
+	KindOutside       = "outside-client"
+	KindHostNetwork   = "host-network"
+	KindNetworkPolicy = "network-policy"
+)
+
+// call is somebody without an identity of the mesh who connects to a service.
+type call struct {
+	kind   string
+	object string // who is configured to call, as "ValidatingWebhookConfiguration x"
+	what   string // "the API server calls it for webhook y"
+	lost   string // what does not work when it is refused
+	// service is what is called, at a port of its, or directly at a port of the
+	// pods behind it.
+	service  mesh.Key
+	port     int32
+	podPort  bool
+	selector map[string]string // of the pods, when there is no service
+}
+
+// callsOf finds services that the API server calls.
+func callsOf(kind string, u *unstructured.Unstructured) []call {
+	object := kind + " " + u.GetName()
+	switch kind {
+	case "ValidatingWebhookConfiguration", "MutatingWebhookConfiguration":
+		var all []call
+		webhooks, _, _ := unstructured.NestedSlice(u.Object, "webhooks") // the API server's schema knows better
+		for _, w := range webhooks {
+			webhook, ok := w.(map[string]any)
+			if !ok {
+				continue
+			}
+			policy, _, _ := unstructured.NestedString(webhook, "failurePolicy")
+			lost := "what the webhook looks at is then refused (failurePolicy Fail)"
+			if policy == "Ignore" {
+				lost = "the webhook is then passed over (failurePolicy Ignore)"
+			}
+			all = append(all, reference(call{kind: KindWebhook, object: object, what: fmt.Sprintf("the API server calls it for webhook %v", webhook["name"]), lost: lost}, webhook, "clientConfig", "service")...)
+		}
+		return all
+	case "CustomResourceDefinition":
+		c := call{kind: KindWebhook, object: object, what: "the API server calls it to convert objects", lost: "objects of the kind can then be neither read nor written"}
+		return reference(c, u.Object, "spec", "conversion", "webhook", "clientConfig", "service")
+	case "APIService":
+		c := call{kind: KindAPIService, object: object, what: "the API server passes requests on to it", lost: "the API is then unavailable"}
+		if u.GetName() == "v1beta1.metrics.k8s.io" {
+			c.lost = "`kubectl top` and autoscalers then have no metrics"
+		}
+		return reference(c, u.Object, "spec", "service")
+	}
+	return nil
+}
+
+// reference completes a call by a reference to a service; none when there is no
+// such reference.
+func reference(c call, object map[string]any, path ...string) []call {
+	service, found, err := unstructured.NestedMap(object, path...)
+	if err != nil || !found {
+		return nil
+	}
+	c.service = mesh.Key{Namespace: fmt.Sprint(service["namespace"]), Name: fmt.Sprint(service["name"])}
+	c.port = 443
+	if port, err := strconv.Atoi(fmt.Sprint(service["port"])); err == nil { // an integer or a float, as it was read
+		c.port = int32(port)
+	}
+	return []call{c}
+}
+
+// The annotations by which Prometheus is told what to scrape.
+const (
+	scrapeAnnotation = "prometheus.io/scrape"
+	portAnnotation   = "prometheus.io/port"
+)
+
+// scrapes are the calls of a Prometheus that is outside the mesh; none when every
+// one that can be seen is in it.
+func (o *Objects) scrapes(enrolled []member) []call {
+	inside, outside := 0, 0
+	for i := range o.pods {
+		if p := &o.pods[i]; p.Labels["app.kubernetes.io/name"] == "prometheus" || p.Labels["app"] == "prometheus" {
+			if slices.ContainsFunc(enrolled, func(m member) bool { return m.pod == p }) {
+				inside++
+			} else {
+				outside++
+			}
+		}
+	}
+	if inside > 0 && outside == 0 {
+		return nil
+	}
+	made := call{kind: KindScrape, what: "Prometheus scrapes it, by its annotation " + scrapeAnnotation, lost: "its metrics are then missing, unless Prometheus is in the mesh, too"}
+	var all []call
+	for i := range o.services {
+		if s := &o.services[i]; s.Annotations[scrapeAnnotation] == "true" {
+			c := made
+			c.object, c.service = "Service "+nameOf(s.Namespace, s.Name), mesh.Key{Namespace: s.Namespace, Name: s.Name}
+			if c.port, c.podPort = annotated(s.Annotations), true; c.port == 0 && len(s.Spec.Ports) > 0 {
+				c.port, c.podPort = s.Spec.Ports[0].Port, false
+			}
+			all = append(all, c)
+		}
+	}
+	for _, m := range enrolled {
+		if p := m.pod; p.Annotations[scrapeAnnotation] == "true" {
+			c := made
+			c.object, c.selector, c.podPort = "Pod "+nameOf(p.Namespace, p.Name), stable(p.Labels), true
+			c.service = mesh.Key{Namespace: p.Namespace, Name: familyOf(p)}
+			if c.port = annotated(p.Annotations); c.port == 0 {
+				c.port = firstPort(p)
+			}
+			all = append(all, c)
+		}
+	}
+	return all
+}
+
+func annotated(annotations map[string]string) int32 {
+	port, err := strconv.ParseUint(annotations[portAnnotation], 10, 16)
+	if err != nil {
+		return 0
+	}
+	return int32(port)
+}
+
+func firstPort(p *corev1.Pod) int32 {
+	for i := range p.Spec.Containers {
+		for _, port := range p.Spec.Containers[i].Ports {
+			return port.ContainerPort
+		}
+	}
+	return 0
+}
+
+// stable are the labels that all pods of a workload share, in every version.
+func stable(labels map[string]string) map[string]string {
+	out := map[string]string{}
+	for key, value := range labels {
+		switch key {
+		case "pod-template-hash", "controller-revision-hash", "pod-template-generation", "statefulset.kubernetes.io/pod-name", "apps.kubernetes.io/pod-index",
+			"controller-uid", "batch.kubernetes.io/controller-uid", "batch.kubernetes.io/job-name", "job-name", "app.kubernetes.io/version", "helm.sh/chart":
+		default:
+			out[key] = value
+		}
+	}
+	return out
+}
+
+// familyOf names the workload that a pod is of.
+func familyOf(p *corev1.Pod) string {
+	return cmp.Or(p.Labels["app.kubernetes.io/name"], p.Labels["app"], p.Labels["k8s-app"], p.Name)
+}
+
+// outside are the calls of clients that are not in the cluster.
+func (o *Objects) outside() []call {
+	var all []call
+	for i := range o.services {
+		s := &o.services[i]
+		if s.Spec.Type != corev1.ServiceTypeNodePort && s.Spec.Type != corev1.ServiceTypeLoadBalancer && len(s.Spec.ExternalIPs) == 0 {
+			continue
+		}
+		for _, port := range s.Spec.Ports {
+			if port.Protocol == "" || port.Protocol == corev1.ProtocolTCP {
+				all = append(all, call{
+					kind: KindOutside, object: "Service " + nameOf(s.Namespace, s.Name), what: fmt.Sprintf("clients outside the cluster call it (%s)", cmp.Or(s.Spec.Type, "externalIPs")),
+					lost: "they are then refused", service: mesh.Key{Namespace: s.Namespace, Name: s.Name}, port: port.Port,
+				})
+			}
+		}
+	}
+	return all
+}
+
+// reached returns the selector of the pods that a call reaches, and the ports at
+// which it reaches those that are enrolled and refuse it.
+func (o *Objects) reached(c *call, enrolled []member) (selector map[string]string, ports []uint16) {
+	selector = c.selector
+	target := intstr.FromInt32(c.port)
+	if selector == nil {
+		i := slices.IndexFunc(o.services, func(s corev1.Service) bool {
+			return s.Namespace == c.service.Namespace && s.Name == c.service.Name
+		})
+		if i < 0 {
+			return nil, nil // nobody answers anyway
+		}
+		selector = o.services[i].Spec.Selector
+		for _, port := range o.services[i].Spec.Ports {
+			if !c.podPort && port.Port == c.port && port.TargetPort != (intstr.IntOrString{}) {
+				target = port.TargetPort
+			}
+		}
+	}
+	if len(selector) == 0 {
+		return nil, nil
+	}
+	for _, m := range enrolled {
+		if m.pod.Namespace != c.service.Namespace || !contains(m.pod.Labels, selector) {
+			continue
+		}
+		if port := podPort(m.pod, target); port != 0 && m.workload.ModeOf(port) == mesh.ModeStrict && !slices.Contains(ports, port) {
+			ports = append(ports, port)
+		}
+	}
+	slices.Sort(ports)
+	return selector, ports
+}
+
+func contains(labels, wanted map[string]string) bool {
+	for key, value := range wanted {
+		if got, ok := labels[key]; !ok || got != value {
+			return false
+		}
+	}
+	return true
+}
+
+// podPort is the number of a port by number or by the name that a container gives
+// it; 0 when it has none.
+func podPort(p *corev1.Pod, target intstr.IntOrString) uint16 {
+	if target.Type == intstr.Int {
+		return uint16(max(0, min(target.IntVal, 65535)))
+	}
+	for i := range p.Spec.Containers {
+		for _, port := range p.Spec.Containers[i].Ports {
+			if port.Name == target.StrVal {
+				return uint16(port.ContainerPort)
+			}
+		}
+	}
+	return 0
+}

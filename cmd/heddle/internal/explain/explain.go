@@ -1,0 +1,264 @@
+// Package explain says what happens to a connection, and why, by asking the model
+// that agents decide by: where it is routed, how it travels, which policy and
+// rule decide. It opens no connection, and knows nothing of what is broken:
+// whether agents run, or networks pass packets, is for others to say.
+//
+// Its functions may be called from any goroutine.
+package explain
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/heddle-mesh/heddle/internal/mesh"
+)
+
+// The paths of a connection.
+const (
+	PathTunnel    = "tunnel"    // mutual TLS between nodes
+	PathSplice    = "splice"    // on one node, between two identities
+	PathPlaintext = "plaintext" // as the application sent it
+	PathRefused   = "refused"
+)
+
+// Answer is what happens to a connection.
+type Answer struct {
+	Source      End `json:"source"`
+	Destination End `json:"destination"`
+	// Route is "workload", "egress", "reject" or "hold".
+	Route string `json:"route"`
+	// Verdict is "allow", "deny", or "mixed" when endpoints differ; Reason is one
+	// of mesh.Reasons, of the first endpoint that is refused, if one is.
+	Verdict string `json:"verdict"`
+	Reason  string `json:"reason"`
+	// Endpoints are those that may take the connection.
+	Endpoints []Endpoint `json:"endpoints"`
+	// Notes say what to do, or what is easily overlooked.
+	Notes []string `json:"notes"`
+}
+
+// End is one end of a connection, as it was asked for.
+type End struct {
+	// Service and Workload are NAMESPACE/NAME; Service is what was dialled.
+	Service  string `json:"service,omitempty"`
+	Workload string `json:"workload,omitempty"`
+	Identity string `json:"identity,omitempty"`
+	Node     string `json:"node,omitempty"`
+	Address  string `json:"address,omitempty"`
+	Port     uint16 `json:"port,omitempty"`
+	Enrolled bool   `json:"enrolled"`
+}
+
+// Endpoint is a workload that may take the connection.
+type Endpoint struct {
+	End
+	// Mode is that of the port, "" for a workload outside the mesh.
+	Mode string `json:"mode,omitempty"`
+	// Path is one of the constants Path....
+	Path    string `json:"path"`
+	Verdict string `json:"verdict"`
+	Reason  string `json:"reason"`
+	// Policy is NAMESPACE/NAME of the policy that decided, Rule its rule from 0.
+	Policy string `json:"policy,omitempty"`
+	Rule   *int   `json:"rule,omitempty"`
+	// Audited are AUDIT policies that matched, Selecting all policies that the
+	// workload is selected by, as "ALLOW shop/web".
+	Audited   []string `json:"audited,omitempty"`
+	Selecting []string `json:"selecting,omitempty"`
+}
+
+// Denied reports whether the connection, or one of those that it may become, is
+// refused.
+func (a *Answer) Denied() bool { return a.Verdict != "allow" }
+
+// Explain says what happens to a connection of source to destination. A source is
+// NAMESPACE/NAME of a pod or Workload, of a Service (one of its pods), or the
+// beginning of a pod's name; or an address, which may be outside the mesh. A
+// destination is one of these, or a service's host name; with :PORT, which may be
+// left out where a service has one port only. Its errors are about these two.
+func Explain(view *mesh.View, source, destination string) (*Answer, error) {
+	src, client, note, err := findSource(view, source)
+	if err != nil {
+		return nil, err
+	}
+	target, err := findDestination(view, destination)
+	if err != nil {
+		return nil, err
+	}
+	a := &Answer{Source: endOf(src, client, 0), Endpoints: []Endpoint{}, Notes: []string{}}
+	if note != "" {
+		a.Notes = append(a.Notes, note)
+	}
+	a.Destination = target.end()
+	a.decide(view, src, client, target)
+	return a, nil
+}
+
+func endOf(w *mesh.Workload, addr netip.Addr, port uint16) End {
+	end := End{Port: port}
+	if addr.IsValid() {
+		end.Address = addr.String()
+	}
+	if w != nil {
+		end.Workload, end.Node, end.Enrolled = w.Key.String(), w.Node, w.Enrolled
+		if w.Enrolled { // nothing proves the identity of one that is not
+			end.Identity = w.Identity.String()
+		}
+	}
+	return end
+}
+
+// decide routes the connection, and authorizes it at each of its candidates.
+func (a *Answer) decide(view *mesh.View, src *mesh.Workload, client netip.Addr, target target) {
+	route := view.Route(src, target.address)
+	if target.service != nil && !target.address.Addr().IsValid() {
+		route = headless(view, target)
+	}
+	if route.Service != nil {
+		a.Destination.Service = route.Service.Key.String()
+	}
+	inMesh := src != nil && src.Enrolled
+	a.Reason = route.Reason.String()
+	switch route.Kind {
+	case mesh.RouteWorkload:
+		a.Route = "workload"
+		for _, w := range route.Candidates {
+			a.Endpoints = append(a.Endpoints, endpoint(view, src, client, w, target.address.Addr(), route.Port))
+		}
+		a.conclude()
+	case mesh.RouteEgress:
+		a.Route, a.Verdict = "egress", "allow"
+		a.Notes = append(a.Notes, "the destination is outside the mesh: it is reached in plaintext")
+	case mesh.RouteHold:
+		a.Route, a.Verdict = "hold", "deny"
+		a.Notes = append(a.Notes, "the address is in the mesh's cluster ranges, and nobody's: an agent waits up to a second for somebody to have it, and refuses")
+	default:
+		a.Route, a.Verdict = "reject", "deny"
+	}
+	if !inMesh && a.Route != "workload" {
+		// No agent is on the way.
+		a.Verdict = "allow"
+		a.Notes = []string{"neither end is in the mesh: Heddle has no say in this connection"}
+	}
+	a.Notes = append(a.Notes, hint(a)...)
+}
+
+// headless routes to the endpoints of a service without an address, as its name
+// is resolved to them.
+func headless(view *mesh.View, t target) mesh.Route {
+	route := mesh.Route{Service: t.service, Port: t.address.Port(), Reason: mesh.ReasonNoEndpoint}
+	for _, key := range t.service.Endpoints {
+		if w, ok := view.Workload(key); ok && w.Ready && len(w.Addresses) > 0 {
+			route.Kind = mesh.RouteWorkload
+			route.Candidates = append(route.Candidates, w)
+		}
+	}
+	return route
+}
+
+// endpoint is what becomes of the connection at one workload.
+func endpoint(view *mesh.View, src *mesh.Workload, client netip.Addr, w *mesh.Workload, dialled netip.Addr, port uint16) Endpoint {
+	addr, ok := w.AddressFor(dialled, src)
+	e := Endpoint{End: endOf(w, addr, port), Path: PathRefused, Verdict: "deny"}
+	if !ok {
+		e.Reason = mesh.ReasonPeerUnreachable.String()
+		return e
+	}
+	inMesh := src != nil && src.Enrolled
+	switch {
+	case !w.Enrolled && inMesh && view.Settings().EgressOf(src.Namespace) == mesh.EgressDeny:
+		e.Reason = mesh.ReasonEgressDenied.String()
+		return e
+	case !w.Enrolled:
+		e.Path, e.Verdict, e.Reason = PathPlaintext, "allow", mesh.ReasonEgressAllowed.String()
+		if !inMesh {
+			e.Reason = "" // nobody decides
+		}
+		return e
+	}
+	e.Mode = w.ModeOf(port).String()
+	connection := mesh.Connection{Source: client, Destination: w, Port: port}
+	path := PathPlaintext
+	if inMesh {
+		connection.Peer = src.Identity
+		if connection.Source, ok = src.AddressFor(addr, w); !ok {
+			connection.Source = client
+		}
+		path = PathTunnel
+		if src.Node == w.Node {
+			path = PathSplice
+		}
+	}
+	permit, decision := view.Authorize(connection)
+	if permit.Valid() {
+		e.Path, e.Verdict = path, "allow"
+	}
+	e.Reason = decision.Reason.String()
+	if decision.Policy != (mesh.Key{}) {
+		e.Policy = decision.Policy.String()
+	}
+	if decision.Rule >= 0 {
+		e.Rule = &decision.Rule
+	}
+	for _, key := range decision.Audited {
+		e.Audited = append(e.Audited, key.String())
+	}
+	for _, p := range view.Policies() {
+		if p.Selects(w) {
+			e.Selecting = append(e.Selecting, p.Action.String()+" "+p.Key.String())
+		}
+	}
+	return e
+}
+
+// conclude sums the endpoints up.
+func (a *Answer) conclude() {
+	first := a.Endpoints[0]
+	a.Verdict, a.Reason = first.Verdict, first.Reason
+	for _, e := range a.Endpoints {
+		if e.Verdict != a.Verdict && a.Verdict != "mixed" {
+			a.Verdict = "mixed"
+		}
+		if e.Verdict == "deny" && first.Verdict == "allow" {
+			a.Reason, first = e.Reason, e
+		}
+	}
+}
+
+// hint says what to do about a refusal.
+func hint(a *Answer) []string {
+	if !a.Denied() {
+		return nil
+	}
+	var e Endpoint
+	if i := slices.IndexFunc(a.Endpoints, func(e Endpoint) bool { return e.Verdict == "deny" }); i >= 0 {
+		e = a.Endpoints[i]
+	}
+	switch a.Reason {
+	case mesh.ReasonStrictPlaintext.String():
+		return []string{"the source has no identity of the mesh, and the port takes no plaintext: enroll the source, or let the port be PERMISSIVE by a PeerAuthentication"}
+	case mesh.ReasonPolicyNoMatch.String():
+		var allowing []string
+		for _, p := range e.Selecting {
+			if name, ok := strings.CutPrefix(p, "ALLOW "); ok {
+				allowing = append(allowing, name)
+			}
+		}
+		return []string{fmt.Sprintf("no rule of %s admits it: add one that names the source and the port", strings.Join(allowing, ", "))}
+	case mesh.ReasonPolicyDeny.String():
+		return []string{"AuthorizationPolicy " + e.Policy + " is to DENY it"}
+	case mesh.ReasonServicePortUndefined.String():
+		return []string{"the service has no such port"}
+	case mesh.ReasonNoEndpoint.String():
+		return []string{"no pod of the service is ready: `kubectl get pods` with its selector says why"}
+	case mesh.ReasonEgressDenied.String():
+		return []string{"spec.egress of the Mesh refuses plaintext for the source's namespace"}
+	case mesh.ReasonIdentityRevoked.String():
+		return []string{"spec.revokedIdentities of the Mesh names the source"}
+	case mesh.ReasonReservedPort.String():
+		return []string{"the port is the agent's own inside enrolled pods: let the application listen elsewhere"}
+	}
+	return nil
+}

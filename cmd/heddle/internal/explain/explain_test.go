@@ -1,0 +1,182 @@
+package explain
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"k8s.io/client-go/rest"
+
+	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/testenv"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+const folder = `
+apiVersion: heddle.dev/v1alpha1
+kind: Mesh
+metadata: {name: default}
+spec:
+  trustDomain: m
+  clusterRanges: ["10.0.0.0/8", "fd00::/16"]
+  egress: {namespaces: [{namespace: bank, mode: DENY}]}
+  revokedIdentities: ["spiffe://m/ns/shop/sa/stolen"]
+---
+{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {heddle.dev/mesh: enabled}}}
+---
+{apiVersion: v1, kind: Namespace, metadata: {name: bank, labels: {heddle.dev/mesh: enabled}}}
+---
+{apiVersion: v1, kind: Namespace, metadata: {name: plain}}
+---
+%s
+---
+{apiVersion: v1, kind: Service, metadata: {namespace: shop, name: db}, spec: {selector: {app: db}, clusterIPs: ["10.96.0.1"], ports: [{port: 3306}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {namespace: shop, name: two}, spec: {selector: {app: web}, clusterIPs: ["10.96.0.2"], ports: [{name: a, port: 80, targetPort: 8080}, {name: b, port: 81}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {namespace: shop, name: nobody}, spec: {selector: {app: nobody}, clusterIPs: ["10.96.0.3"], ports: [{port: 80}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {namespace: shop, name: headless}, spec: {selector: {app: db}, clusterIP: None, ports: [{port: 3306}]}}
+---
+{apiVersion: heddle.dev/v1alpha1, kind: PeerAuthentication, metadata: {namespace: shop, name: web}, spec: {selector: {matchLabels: {app: web}}, portModes: [{port: 8080, mode: PERMISSIVE}]}}
+---
+{apiVersion: heddle.dev/v1alpha1, kind: AuthorizationPolicy, metadata: {namespace: shop, name: db-only-web}, spec: {selector: {matchLabels: {app: db}}, rules: [{from: [{identities: ["spiffe://m/ns/none/sa/x"]}]}, {from: [{identities: ["spiffe://m/ns/shop/sa/web"]}], to: [{ports: [3306]}]}]}}
+---
+{apiVersion: heddle.dev/v1alpha1, kind: AuthorizationPolicy, metadata: {namespace: shop, name: not-two}, spec: {selector: {matchLabels: {name: db-2}}, action: DENY, rules: [{from: [{namespaces: [shop]}], to: [{ports: [3306]}]}]}}
+---
+{apiVersion: heddle.dev/v1alpha1, kind: AuthorizationPolicy, metadata: {namespace: shop, name: seen}, spec: {selector: {matchLabels: {app: web}}, action: AUDIT, rules: [{}]}}
+`
+
+// view has web and a db on node n1, another db on n2, and others.
+func view(t *testing.T) (string, *mesh.View) {
+	t.Helper()
+	var workloads []string
+	for i, w := range []struct{ namespace, name, app, node string }{
+		{"shop", "web-1", "web", "n1"}, {"shop", "db-1", "db", "n1"}, {"shop", "db-2", "db", "n2"}, {"shop", "stolen", "stolen", "n1"},
+		{"bank", "ledger", "ledger", "n2"}, {"plain", "old", "old", "n2"},
+	} {
+		workloads = append(workloads, fmt.Sprintf("{apiVersion: heddle.dev/v1alpha1, kind: Workload, metadata: {namespace: %s, name: %s, labels: {app: %s, name: %s}}, spec: {node: %s, serviceAccount: %s, addresses: [\"10.1.0.%d\"], networkNamespace: /run/netns/%s}}",
+			w.namespace, w.name, w.app, w.name, w.node, w.app, i+1, w.name))
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "mesh.yaml"), fmt.Appendf(nil, folder, strings.Join(workloads, "\n---\n")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	v, err := FromFolder(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir, v
+}
+
+func TestExplain(t *testing.T) {
+	_, v := view(t)
+	for _, tc := range []struct {
+		source, destination string
+		verdict             string
+		endpoints           string // workload path mode verdict reason policy
+		note                string
+	}{
+		{"shop/web-1", "shop/db-1:3306", "allow", "shop/db-1 splice STRICT allow PolicyAllow shop/db-only-web[1]", ""},
+		{"shop/web-1", "shop/db", "mixed", "shop/db-1 splice STRICT allow PolicyAllow shop/db-only-web[1]; shop/db-2 refused STRICT deny PolicyDeny shop/not-two[0]", "AuthorizationPolicy shop/not-two is to DENY it"},
+		{"shop/web", "db.shop.svc.cluster.local:3306", "mixed", "shop/db-1 splice STRICT allow PolicyAllow shop/db-only-web[1]; shop/db-2 refused STRICT deny PolicyDeny shop/not-two[0]", ""},
+		{"shop/web-1", "shop/headless", "mixed", "shop/db-1 splice STRICT allow PolicyAllow shop/db-only-web[1]; shop/db-2 refused STRICT deny PolicyDeny shop/not-two[0]", ""},
+		{"shop/web-1", "shop/db-1:3307", "deny", "shop/db-1 refused STRICT deny PolicyNoMatch", "no rule of shop/db-only-web admits it"},
+		{"shop/two", "bank/ledger:80", "allow", "bank/ledger tunnel STRICT allow NoPolicy", ""},
+		{"bank/ledger", "10.96.0.2:80", "allow", "shop/web-1 tunnel PERMISSIVE allow NoPolicy audited shop/seen", ""},
+		{"shop/stolen", "bank/ledger:80", "deny", "bank/ledger refused STRICT deny IdentityRevoked", "spec.revokedIdentities"},
+		{"plain/old", "shop/db-1:3306", "deny", "shop/db-1 refused STRICT deny StrictPlaintext", "enroll the source"},
+		{"plain/old", "shop/two:80", "allow", "shop/web-1 plaintext PERMISSIVE allow Permissive audited shop/seen", ""},
+		{"192.0.2.7", "shop/two:80", "allow", "shop/web-1 plaintext PERMISSIVE allow Permissive audited shop/seen", "a client outside the mesh"},
+		{"shop/web-1", "plain/old:80", "allow", "plain/old plaintext  allow EgressAllowed", ""},
+		{"bank/ledger", "plain/old:80", "deny", "plain/old refused  deny EgressDenied", "spec.egress"},
+		{"plain/old", "plain/old:80", "allow", "plain/old plaintext  allow ", ""},
+		{"shop/web-1", "192.0.2.7:443", "allow", "", "outside the mesh"},
+		{"bank/ledger", "192.0.2.7:443", "deny", "", "spec.egress"},
+		{"plain/old", "[2001:db8::1]:443", "allow", "", "Heddle has no say"},
+		{"shop/web-1", "10.9.9.9:80", "deny", "", "cluster ranges, and nobody's"},
+		{"shop/web-1", "shop/nobody", "deny", "", "no pod of the service is ready"},
+		{"shop/web-1", "shop/two:99", "deny", "", "no such port"},
+		{"shop/web-1", "shop/db-1:15008", "deny", "", "agent's own"},
+	} {
+		a, err := Explain(v, tc.source, tc.destination)
+		if err != nil {
+			t.Errorf("%s to %s: %v", tc.source, tc.destination, err)
+			continue
+		}
+		var got []string
+		for _, e := range a.Endpoints {
+			text := strings.Join([]string{e.Workload, e.Path, e.Mode, e.Verdict, e.Reason}, " ")
+			if e.Policy != "" {
+				text += fmt.Sprintf(" %s[%d]", e.Policy, *e.Rule)
+			}
+			if len(e.Audited) > 0 {
+				text += " audited " + strings.Join(e.Audited, ",")
+			}
+			got = append(got, text)
+		}
+		notes := strings.Join(a.Notes, "\n")
+		if a.Verdict != tc.verdict || strings.Join(got, "; ") != tc.endpoints || !strings.Contains(notes, tc.note) || a.Denied() != (tc.verdict != "allow") {
+			t.Errorf("%s to %s: %s, %q, %q\nwant %s, %q, %q", tc.source, tc.destination, a.Verdict, strings.Join(got, "; "), notes, tc.verdict, tc.endpoints, tc.note)
+		}
+		var out bytes.Buffer
+		if err := Print(&out, false, a); err != nil || !strings.Contains(out.String(), tc.note) || strings.Contains(out.String(), "Unknown\n") {
+			t.Errorf("%v\n%s", err, out.String())
+		}
+	}
+}
+
+func TestQuestions(t *testing.T) {
+	dir, v := view(t)
+	for _, tc := range []struct{ source, destination, says string }{
+		{"web", "shop/db", "write NAMESPACE/NAME"},
+		{"shop/none", "shop/db", "there are shop/db, shop/headless, shop/nobody, shop/two"},
+		{"none/x", "shop/db", `nothing in namespace "none"`},
+		{"shop/web-1", "shop/none:1", "no Service, pod or Workload"},
+		{"shop/web-1", "shop/db-1", "has no port: write shop/db-1:PORT"},
+		{"shop/web-1", "shop/two", "(a=80, b=81)"},
+		{"shop/web-1", "shop/db:x", "no port from 1 to 65535"},
+		{"shop/web-1", "shop/db:0", "no port from 1 to 65535"},
+		{"shop/web-1", "a:b:c", "[IPV6]:PORT"},
+		{"shop/web-1", "a.b.c.d", "NAME.NAMESPACE.svc"},
+		{"shop/web-1", "10.1.0.1", "has no port"},
+	} {
+		if _, err := Explain(v, tc.source, tc.destination); err == nil || !strings.Contains(err.Error(), tc.says) {
+			t.Errorf("%s to %s: %v, want %q", tc.source, tc.destination, err, tc.says)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "bad.yaml"), []byte("kind: x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := FromFolder(dir); err == nil {
+		t.Error("a folder with a mistake was compiled")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := FromCluster(ctx, &rest.Config{Host: "http://127.0.0.1:1"}); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "not read yet") {
+		t.Errorf("a cluster that does not answer: %v", err)
+	}
+}
+
+// FuzzExplain: whatever is asked, there is an answer or an error.
+func FuzzExplain(f *testing.F) {
+	f.Add("shop/web-1", "shop/db:3306")
+	f.Add("10.0.0.1", "[fd00::1]:80")
+	v, err := mesh.NewView("x", mesh.Settings{}, nil, nil, nil)
+	if err == nil {
+		f.Fatal("a mesh without a trust domain")
+	}
+	v = mesh.NewStore().View()
+	f.Fuzz(func(t *testing.T, source, destination string) {
+		if a, err := Explain(v, source, destination); (a == nil) == (err == nil) {
+			t.Errorf("neither or both: %v, %v", a, err)
+		}
+	})
+}

@@ -1,0 +1,94 @@
+package explain
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/show"
+)
+
+// Print writes an answer for people.
+func Print(out io.Writer, color bool, a *Answer) error {
+	if _, err := fmt.Fprintf(out, "%s\n→ %s\n\n", a.Source.describe(), a.Destination.describe()); err != nil {
+		return err
+	}
+	word := map[string]string{"allow": "allowed", "deny": "refused", "mixed": "allowed by some endpoints, refused by others"}[a.Verdict]
+	paint := show.Green
+	if a.Denied() {
+		paint = show.Red
+	}
+	verdict := show.Painted(word, paint, color)
+	if known(a.Reason) {
+		verdict += ": " + a.Reason
+	}
+	if _, err := fmt.Fprintln(out, verdict); err != nil {
+		return err
+	}
+	if len(a.Endpoints) > 0 {
+		if err := table(out, color, a.Endpoints); err != nil {
+			return err
+		}
+	}
+	for _, note := range a.Notes {
+		if _, err := fmt.Fprintln(out, show.Painted("→ "+note, show.Yellow, color)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// known reports whether a reason says anything.
+func known(reason string) bool { return reason != "" && reason != "Unknown" }
+
+func table(out io.Writer, color bool, endpoints []Endpoint) error {
+	t := show.NewTable(out, color, "ENDPOINT", "NODE", "ADDRESS", "PATH", "MODE", "VERDICT", "REASON", "POLICIES")
+	for i := range endpoints {
+		e := &endpoints[i]
+		paint := show.Green
+		if e.Verdict == "deny" {
+			paint = show.Red
+		}
+		reason := e.Reason
+		if e.Policy != "" {
+			reason += " " + e.Policy
+		}
+		if e.Rule != nil {
+			reason += fmt.Sprintf("[%d]", *e.Rule)
+		}
+		t.Add(show.Text(e.Workload), show.Text(e.Node), show.Text(fmt.Sprintf("%s port %d", e.Address, e.Port)), show.Text(e.Path), show.Text(e.Mode),
+			show.In(e.Verdict, paint), show.Text(reason), show.Text(strings.Join(e.Selecting, ", ")))
+	}
+	return t.Flush()
+}
+
+// describe is one line about an end.
+func (e *End) describe() string {
+	var parts []string
+	name := e.Address
+	switch {
+	case e.Service != "":
+		name = "Service " + e.Service
+		parts = append(parts, e.Address)
+	case e.Workload != "":
+		name = e.Workload
+		parts = append(parts, e.Address)
+	}
+	if e.Port != 0 {
+		name += fmt.Sprintf(" port %d", e.Port)
+	}
+	if e.Node != "" {
+		parts = append(parts, "node "+e.Node)
+	}
+	switch {
+	case e.Identity != "":
+		parts = append(parts, e.Identity)
+	case e.Workload != "":
+		parts = append(parts, "not in the mesh")
+	}
+	text := strings.Trim(strings.Join(parts, ", "), ", ")
+	if text == "" {
+		return name
+	}
+	return name + " (" + text + ")"
+}

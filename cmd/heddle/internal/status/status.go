@@ -1,0 +1,278 @@
+// Package status sums up how a mesh is: its control plane, its nodes, its
+// namespaces, the first certificates to expire, and how far agents are behind. It
+// asks operators, agents and, on Kubernetes, the API server; it changes nothing.
+//
+// A Summary belongs to one goroutine.
+package status
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/heddle-mesh/heddle/api/meshpb"
+	"github.com/heddle-mesh/heddle/api/v1alpha1"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/cluster"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
+)
+
+// Summary is how a mesh is.
+type Summary struct {
+	OK bool `json:"ok"`
+	// Leader is the replica of the operator that writes statuses; "" outside
+	// Kubernetes.
+	Leader     string      `json:"leader,omitempty"`
+	Operators  []Operator  `json:"operators"`
+	Nodes      []Node      `json:"nodes"`
+	Namespaces []Namespace `json:"namespaces"`
+	// Problems are what is not well, each a line.
+	Problems []string `json:"problems"`
+}
+
+// Operator is one operator, or one replica of it.
+type Operator struct {
+	Name    string `json:"name"`
+	Version string `json:"version,omitempty"`
+	Epoch   uint64 `json:"epoch,omitempty"`
+	// Nodes is how many agents are connected to it.
+	Nodes       int       `json:"nodes"`
+	RootExpires time.Time `json:"rootExpires,omitzero"`
+	Error       string    `json:"error,omitempty"`
+}
+
+// Node is one node's agent.
+type Node struct {
+	Name      string `json:"name"`
+	Version   string `json:"version,omitempty"`
+	Connected bool   `json:"connected"`
+	Epoch     uint64 `json:"epoch,omitempty"`
+	// LagSeconds is how long ago what the agent has not applied yet was
+	// published; 0 when it has applied the newest that an operator published.
+	LagSeconds  float64 `json:"lagSeconds"`
+	Pods        int     `json:"pods"`
+	Enrolled    int     `json:"enrolled"`
+	Connections uint32  `json:"connections"`
+	// Certificates are how many are valid, Expires when the first of them ends.
+	Certificates int       `json:"certificates"`
+	Expires      time.Time `json:"expires,omitzero"`
+	Error        string    `json:"error,omitempty"`
+}
+
+// Namespace is one that is enrolled, or has a pod that is.
+type Namespace struct {
+	Name string `json:"name"`
+	// Label is that of the namespace; "" outside Kubernetes, or when there is none.
+	Label string `json:"label,omitempty"`
+	// Pods are those that belong in the mesh, Enrolled those that are in it.
+	Pods     int `json:"pods"`
+	Enrolled int `json:"enrolled"`
+	// Strict is how many of them refuse plaintext at ports without a mode of
+	// their own.
+	Strict int `json:"strict"`
+}
+
+// Of asks everybody. An error means that it is not known whom to ask.
+func Of(ctx context.Context, m *reach.Mesh) (*Summary, error) {
+	agents, err := m.Agents(ctx)
+	if err != nil {
+		return nil, err
+	}
+	operators, err := m.Operators(ctx)
+	if err != nil {
+		return nil, err
+	}
+	s := &Summary{OK: true, Operators: []Operator{}, Nodes: []Node{}, Namespaces: []Namespace{}, Problems: []string{}}
+	newest := s.operators(reach.Ask(ctx, m.Timeout, operators, reach.State))
+	counts := namespaces{}
+	s.nodes(reach.Ask(ctx, m.Timeout, agents, reach.Status), newest, counts)
+	if m.OnCluster() {
+		if err := s.cluster(ctx, m, counts); err != nil {
+			return nil, err
+		}
+	}
+	for _, n := range counts {
+		s.Namespaces = append(s.Namespaces, *n)
+		if n.Enrolled < n.Pods {
+			s.problem("namespace %s: %d of %d pods are not in the mesh", n.Name, n.Pods-n.Enrolled, n.Pods)
+		}
+	}
+	slices.SortFunc(s.Namespaces, func(a, b Namespace) int { return cmp.Compare(a.Name, b.Name) })
+	slices.Sort(s.Problems)
+	return s, nil
+}
+
+// Answered reports whether any agent answered.
+func (s *Summary) Answered() bool {
+	return slices.ContainsFunc(s.Nodes, func(n Node) bool { return n.Version != "" })
+}
+
+func (s *Summary) problem(format string, args ...any) {
+	s.OK = false
+	s.Problems = append(s.Problems, fmt.Sprintf(format, args...))
+}
+
+// published is the newest that an operator has published.
+type published struct {
+	epoch uint64
+	at    time.Time
+}
+
+func (s *Summary) operators(answers []reach.Answer[*meshpb.OperatorState]) (newest published) {
+	for _, answer := range answers {
+		o := Operator{Name: cmp.Or(answer.Target.Node, "operator")}
+		if answer.Err != nil {
+			o.Error = answer.Err.Error()
+			s.problem("%s", o.Error)
+			s.Operators = append(s.Operators, o)
+			continue
+		}
+		c := answer.Value.GetConfiguration()
+		o.Version, o.Epoch, o.RootExpires = answer.Value.GetVersion(), c.GetEpoch(), moment(answer.Value.GetAuthority().GetRootNotAfterNs())
+		for _, n := range answer.Value.GetNodes() {
+			if n.GetConnected() {
+				o.Nodes++
+			}
+		}
+		if o.Epoch > newest.epoch {
+			newest = published{o.Epoch, moment(c.GetAppliedNs())}
+		}
+		if problems := c.GetProblems(); len(problems) > 0 {
+			s.problem("%s: the configuration is refused: %s", o.Name, strings.Join(problems, "; "))
+		}
+		s.Operators = append(s.Operators, o)
+	}
+	return newest
+}
+
+func moment(ns int64) time.Time {
+	if ns == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, ns).UTC()
+}
+
+// namespaces are counted by name.
+type namespaces map[string]*Namespace
+
+func (n namespaces) of(name string) *Namespace {
+	if n[name] == nil {
+		n[name] = &Namespace{Name: name}
+	}
+	return n[name]
+}
+
+func (s *Summary) nodes(answers []reach.Answer[*meshpb.AgentStatus], newest published, counts namespaces) {
+	for _, answer := range answers {
+		n := Node{Name: cmp.Or(answer.Target.Node, answer.Value.GetNode(), "this")}
+		if answer.Err != nil {
+			n.Error = answer.Err.Error()
+			s.problem("%s", n.Error)
+			s.Nodes = append(s.Nodes, n)
+			continue
+		}
+		s.node(&n, answer.Value, newest)
+		for _, p := range answer.Value.GetPods() {
+			namespace, _, _ := strings.Cut(p.GetWorkload(), "/")
+			count := counts.of(namespace)
+			count.Pods++
+			if p.GetState() == "enrolled" && p.GetError() == "" {
+				n.Enrolled++
+				count.Enrolled++
+			} else {
+				s.problem("pod %s on node %s is %s", p.GetWorkload(), n.Name, strings.TrimSuffix(p.GetState()+": "+p.GetError(), ": "))
+			}
+			if p.GetMode() == "STRICT" {
+				count.Strict++
+			}
+			n.Connections += p.GetConnections()
+		}
+		s.Nodes = append(s.Nodes, n)
+	}
+}
+
+func (s *Summary) node(n *Node, status *meshpb.AgentStatus, newest published) {
+	c := status.GetConfiguration()
+	n.Version, n.Connected, n.Epoch, n.Pods = status.GetVersion(), status.GetOperator().GetConnected(), c.GetEpoch(), len(status.GetPods())
+	switch {
+	case !c.GetSynced():
+		s.problem("node %s has no configuration yet", n.Name)
+	case c.GetError() != "":
+		s.problem("node %s refused the newest configuration: %s", n.Name, c.GetError())
+	}
+	if !n.Connected {
+		s.problem("node %s is not connected to an operator: %s", n.Name, status.GetOperator().GetError())
+	}
+	if n.Epoch < newest.epoch && !newest.at.IsZero() {
+		n.LagSeconds = max(time.Since(newest.at).Seconds(), 0)
+	}
+	for _, cert := range status.GetCertificates() {
+		until := moment(cert.GetNotAfterNs())
+		if until.IsZero() || until.Before(time.Now()) {
+			s.problem("node %s has no valid certificate for %s: %s", n.Name, cert.GetIdentity(), cert.GetError())
+			continue
+		}
+		n.Certificates++
+		if n.Expires.IsZero() || until.Before(n.Expires) {
+			n.Expires = until
+		}
+	}
+	for _, check := range status.GetChecks() {
+		if !check.GetOk() {
+			s.problem("node %s: %s: %s", n.Name, check.GetName(), check.GetDetail())
+		}
+	}
+}
+
+// cluster adds what only the API server knows: who leads, which namespaces are
+// labelled, and pods that no agent has heard of.
+func (s *Summary) cluster(ctx context.Context, m *reach.Mesh, counts namespaces) error {
+	c, err := cluster.Connect(m.Cluster)
+	if err != nil {
+		return err
+	}
+	if lease, err := c.Core.CoordinationV1().Leases(c.Namespace()).Get(ctx, "heddle-operator", metav1.GetOptions{}); err == nil && lease.Spec.HolderIdentity != nil {
+		s.Leader = *lease.Spec.HolderIdentity
+	}
+	if len(s.Operators) == 0 {
+		s.problem("no operator runs: traffic goes on with the last configuration, and new pods wait")
+	}
+	list, err := c.Core.CoreV1().Namespaces().List(ctx, metav1.ListOptions{LabelSelector: v1alpha1.LabelMesh})
+	if err != nil {
+		return c.Explain("list namespaces", err)
+	}
+	for i := range list.Items {
+		ns := &list.Items[i]
+		if ns.Labels[v1alpha1.LabelMesh] != v1alpha1.MeshEnabled && counts[ns.Name] == nil {
+			continue // it is to have nothing to do with the mesh
+		}
+		count := counts.of(ns.Name)
+		count.Label = ns.Labels[v1alpha1.LabelMesh]
+		if m.Node != "" || count.Label != v1alpha1.MeshEnabled {
+			continue
+		}
+		pods, err := c.Core.CoreV1().Pods(ns.Name).List(ctx, metav1.ListOptions{})
+		if err != nil {
+			return c.Explain("list the pods of namespace "+ns.Name, err)
+		}
+		count.Pods = max(count.Pods, belonging(pods.Items))
+	}
+	return nil
+}
+
+// belonging counts the pods of an enrolled namespace that belong in the mesh.
+func belonging(pods []corev1.Pod) (n int) {
+	for i := range pods {
+		p := &pods[i]
+		ended := p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
+		if !ended && !p.Spec.HostNetwork && p.Spec.NodeName != "" && p.Labels[v1alpha1.LabelMesh] != v1alpha1.MeshDisabled {
+			n++
+		}
+	}
+	return n
+}
