@@ -27,6 +27,7 @@ import (
 	"github.com/heddle-mesh/heddle/agent/kernel"
 	"github.com/heddle-mesh/heddle/agent/proxy"
 	"github.com/heddle-mesh/heddle/agent/report"
+	"github.com/heddle-mesh/heddle/agent/tidy"
 	"github.com/heddle-mesh/heddle/agent/uplink"
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/internal/admin"
@@ -248,7 +249,7 @@ func (a *Agent) run(ctx context.Context, p *parts) error {
 	group.Go(func() error { return named("run the proxy", p.proxy.Run(support)) })
 	group.Go(func() error { p.drops.Run(support); return nil })
 	group.Go(func() error { p.newPods.follow(support); return nil })
-	group.Go(func() error { tidyMemory(support, a.cfg.Log); return nil })
+	group.Go(func() error { tidy.Run(support, a.cfg.Log); return nil })
 	p.life.carries(p)
 	group.Go(func() error {
 		if p.succession != nil {

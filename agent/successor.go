@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/heddle-mesh/heddle/agent/deed"
 	"github.com/heddle-mesh/heddle/agent/enroll"
 	"github.com/heddle-mesh/heddle/agent/handover"
 	"github.com/heddle-mesh/heddle/agent/kernel"
@@ -116,7 +117,7 @@ func (a *Agent) succeed(ctx context.Context, p *parts) (*succession, error) {
 // alone makes the node this agent's, or returns an error when it is another one's:
 // two that know nothing of each other would undo each other's work.
 func (a *Agent) alone(ctx context.Context, p *parts) (err error) {
-	if p.deed, err = a.claimSoon(ctx); err != nil {
+	if p.deed, err = deed.Claim(ctx, a.deedPath()); err != nil {
 		return err
 	}
 	// One of a version that locks nothing may be there all the same.
@@ -362,12 +363,12 @@ func (a *Agent) takeOver(ctx context.Context, p *parts) error {
 // own makes the node this agent's by the donor's deed, or, when that had none or
 // is dead, by one of its own. Whoever has it then must not be undone: after an
 // error this agent ends.
-func (a *Agent) own(ctx context.Context, p *parts, deed *os.File) (err error) {
-	if deed != nil {
-		p.deed = deed
-		return sign(deed)
+func (a *Agent) own(ctx context.Context, p *parts, given *os.File) (err error) {
+	if given != nil {
+		p.deed = given
+		return deed.Sign(given)
 	}
-	p.deed, err = a.claimSoon(ctx)
+	p.deed, err = deed.Claim(ctx, a.deedPath())
 	return err
 }
 
