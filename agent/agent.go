@@ -25,6 +25,7 @@ import (
 	"github.com/heddle-mesh/heddle/agent/engine"
 	"github.com/heddle-mesh/heddle/agent/enroll"
 	"github.com/heddle-mesh/heddle/agent/kernel"
+	"github.com/heddle-mesh/heddle/agent/pace"
 	"github.com/heddle-mesh/heddle/agent/proxy"
 	"github.com/heddle-mesh/heddle/agent/report"
 	"github.com/heddle-mesh/heddle/agent/tidy"
@@ -149,7 +150,7 @@ func (a *Agent) build(ctx context.Context, l *life) (p *parts, err error) {
 		return p, err
 	}
 	if p.succession != nil {
-		p.restorePriority = yield()
+		p.restorePriority = pace.Yield()
 	}
 	// First of all: sockets count as the agent's only when they are made in its
 	// cgroup with the kernel's part loaded, and the gates need no operator.

@@ -15,6 +15,7 @@ import (
 	"github.com/heddle-mesh/heddle/agent/enroll"
 	"github.com/heddle-mesh/heddle/agent/handover"
 	"github.com/heddle-mesh/heddle/agent/kernel"
+	"github.com/heddle-mesh/heddle/agent/pace"
 	"github.com/heddle-mesh/heddle/agent/proxy"
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/internal/mesh"
@@ -320,7 +321,7 @@ func (a *Agent) takeOver(ctx context.Context, p *parts) error {
 	restore(p.ring, s.records)
 	s.records = nil
 	p.restorePriority()
-	defer hurry()()
+	defer pace.Hurry()()
 	dead, err := s.Ready()
 	if err != nil {
 		return err
