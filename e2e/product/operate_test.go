@@ -122,8 +122,8 @@ func (w *world) testFaults(t *testing.T, server string) {
 	t.Run("the agent is killed during CNI ADD", func(t *testing.T) {
 		c := w.capture(t)
 		w.apply(t, podYAML("midway", "n1", "", "dial", server+":7000"))
-		for range 3 {
-			time.Sleep(300 * time.Millisecond)
+		for range 2 {
+			time.Sleep(400 * time.Millisecond)
 			w.killAgent(t, "n1")
 		}
 		w.waitReady(t, "midway")
