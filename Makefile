@@ -106,7 +106,7 @@ cluster-down: ## Take that cluster down; nothing is left
 e2e-cluster: ## Test whole clusters, the operator and `heddle install` on a real API server (root; first time 12 min)
 	@scripts/deps cluster
 	@go build -trimpath -o bin/cluster ./e2e/cluster/cmd/cluster && bin/cluster build >/dev/null
-	$(GOTESTSUM) -count=1 -timeout 10m -p 1 $(CLUSTER_PACKAGES)
+	$(GOTESTSUM) -count=1 -timeout 15m -p 1 $(CLUSTER_PACKAGES)
 
 .PHONY: kernel-matrix
 kernel-matrix: ## Load all BPF and run the redirect and gate tests on Debian's 6.1 and 6.12 kernels, in qemu

@@ -26,8 +26,10 @@ import (
 	"github.com/heddle-mesh/heddle/agent/engine"
 	"github.com/heddle-mesh/heddle/agent/enroll"
 	"github.com/heddle-mesh/heddle/agent/kernel"
+	"github.com/heddle-mesh/heddle/agent/pace"
 	"github.com/heddle-mesh/heddle/agent/proxy"
 	"github.com/heddle-mesh/heddle/agent/report"
+	"github.com/heddle-mesh/heddle/agent/tidy"
 	"github.com/heddle-mesh/heddle/agent/uplink"
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/internal/admin"
@@ -149,7 +151,7 @@ func (a *Agent) build(ctx context.Context, l *life) (p *parts, err error) {
 		return p, err
 	}
 	if p.succession != nil {
-		p.restorePriority = yield()
+		p.restorePriority = pace.Yield()
 	}
 	// First of all: sockets count as the agent's only when they are made in its
 	// cgroup with the kernel's part loaded, and the gates need no operator.
@@ -249,7 +251,7 @@ func (a *Agent) run(ctx context.Context, p *parts) error {
 	group.Go(func() error { return named("run the proxy", p.proxy.Run(support)) })
 	group.Go(func() error { p.drops.Run(support); return nil })
 	group.Go(func() error { p.newPods.follow(support); return nil })
-	group.Go(func() error { tidyMemory(support, a.cfg.Log); return nil })
+	group.Go(func() error { tidy.Run(support, a.cfg.Log); return nil })
 	p.life.carries(p)
 	group.Go(func() error {
 		if p.succession != nil {

@@ -14,6 +14,7 @@ import (
 	"github.com/heddle-mesh/heddle/agent/enroll"
 	"github.com/heddle-mesh/heddle/agent/handover"
 	"github.com/heddle-mesh/heddle/agent/kernel"
+	"github.com/heddle-mesh/heddle/agent/pace"
 	"github.com/heddle-mesh/heddle/agent/proxy"
 	"github.com/heddle-mesh/heddle/internal/admin/rootsocket"
 	"github.com/heddle-mesh/heddle/internal/flow"
@@ -130,7 +131,7 @@ func (g *giver) Hold(ctx context.Context) (*handover.Estate, error) {
 // Move implements handover.Giver.
 func (g *giver) Move(ctx context.Context, move func([]*handover.Connection) error) (int, error) {
 	g.moved = true
-	defer hurry()()
+	defer pace.Hurry()()
 	if err := g.p.watch.Pause(ctx); err != nil {
 		return 0, err
 	}

@@ -3,18 +3,16 @@ package agent
 import (
 	"context"
 	"errors"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"runtime/debug"
 	"sync/atomic"
-	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/heddle-mesh/heddle/agent/deed"
+	"github.com/heddle-mesh/heddle/agent/leftovers"
 	"github.com/heddle-mesh/heddle/agent/ready"
-	"github.com/heddle-mesh/heddle/internal/identity/keystore"
 )
+
+func (a *Agent) deedPath() string { return filepath.Join(a.cfg.RunDir, "agent.lock") }
 
 // life is what a probe may ask about at any time of an agent's life.
 type life struct {
@@ -64,48 +62,16 @@ func (a *Agent) answerProbes(ctx context.Context, run func(*life) error) error {
 	return errors.Join(err, <-answered)
 }
 
-// The pauses of an agent that stays after a hand-over: how often it looks whether
-// the node has an agent, and for how many looks there must have been none.
-const (
-	parkedLook  = time.Second
-	parkedLooks = 5
-)
-
 // park waits until ctx is done, or until the node has no agent any more: then this
 // process ends, to be started anew as one.
 func (a *Agent) park(ctx context.Context) error {
 	a.cfg.Log.Info("another agent has this node now: waiting to be stopped")
 	debug.FreeOSMemory()
-	tick := time.NewTicker(parkedLook)
-	defer tick.Stop()
-	for free := 0; free < parkedLooks; {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-		if a.nobodys() {
-			free++
-		} else {
-			free = 0
-		}
+	if !deed.AwaitNobody(ctx, a.deedPath(), a.cfg.Log) {
+		return nil
 	}
 	a.cfg.Log.Warn("the agent that took over is gone, and no other one is there: this one ends, to be started anew")
 	return nil
-}
-
-// nobodys reports whether no process has the node's deed.
-func (a *Agent) nobodys() bool {
-	f, err := os.Open(a.deedPath())
-	if errors.Is(err, fs.ErrNotExist) {
-		return true
-	}
-	if err != nil {
-		a.cfg.Log.Warn("it is not known whether this node has an agent", "error", err)
-		return false
-	}
-	defer f.Close() // and with it the lock
-	return unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) == nil
 }
 
 // leaves reports whether pods leave the mesh with the agent.
@@ -124,45 +90,16 @@ func (a *Agent) leaveNode(ctx context.Context, p *parts) error {
 	return err
 }
 
-// removeFiles removes what agents keep in files, and the folders when they are
-// empty then. What others have put there stays.
+// removeFiles removes what agents keep in files.
 func (c Config) removeFiles() error {
-	errs := []error{keystore.Remove(c.KeyDir)}
-	paths := []string{
-		filepath.Join(c.StateDir, "node"), filepath.Join(c.StateDir, "last-good"), c.CNI.List,
-		filepath.Join(c.RunDir, "pods"), filepath.Join(c.RunDir, "agent.lock"),
-	}
-	for _, socket := range []string{filepath.Join(c.RunDir, "handover.sock"), c.AdminSocket, c.CNI.Socket} {
-		if socket == "" {
-			continue
-		}
-		// With those that an agent left that was killed while it put one in place.
-		left, err := filepath.Glob(socket + ".*")
-		errs = append(errs, err)
-		paths = append(append(paths, socket), left...)
-	}
-	for _, path := range paths {
-		errs = append(errs, os.RemoveAll(path))
-	}
-	folders := []string{filepath.Join(c.StateDir, "cni"), c.StateDir, c.RunDir, filepath.Dir(c.AdminSocket)}
-	if shared := filepath.Dir(c.Kernel.PinDir); filepath.Base(shared) == "heddle" {
-		folders = append(folders, shared) // that of the nodes' folders, where nobody has given another
-	}
-	for _, dir := range folders {
-		errs = append(errs, removeFolder(dir))
-	}
-	return named("remove the agent's files", errors.Join(errs...))
-}
-
-// removeFolder removes a folder when it is empty. In a container it may be a mount,
-// which only its owner's view of the files can remove.
-func removeFolder(dir string) error {
-	err := os.Remove(dir)
-	if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EROFS) {
-		err = os.Remove(filepath.Join("/proc/1/root", dir))
-	}
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EBUSY) {
-		return nil
-	}
-	return err
+	return named("remove the agent's files", leftovers.Remove(leftovers.Files{
+		KeyDir: c.KeyDir,
+		Paths: []string{
+			filepath.Join(c.StateDir, "node"), filepath.Join(c.StateDir, "last-good"), c.CNI.List,
+			filepath.Join(c.RunDir, "pods"), filepath.Join(c.RunDir, "agent.lock"),
+		},
+		Sockets: []string{filepath.Join(c.RunDir, "handover.sock"), c.AdminSocket, c.CNI.Socket},
+		Folders: []string{filepath.Join(c.StateDir, "cni"), c.StateDir, c.RunDir, filepath.Dir(c.AdminSocket)},
+		PinDir:  c.Kernel.PinDir,
+	}))
 }

@@ -11,9 +11,11 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/heddle-mesh/heddle/agent/deed"
 	"github.com/heddle-mesh/heddle/agent/enroll"
 	"github.com/heddle-mesh/heddle/agent/handover"
 	"github.com/heddle-mesh/heddle/agent/kernel"
+	"github.com/heddle-mesh/heddle/agent/pace"
 	"github.com/heddle-mesh/heddle/agent/proxy"
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/internal/mesh"
@@ -116,7 +118,7 @@ func (a *Agent) succeed(ctx context.Context, p *parts) (*succession, error) {
 // alone makes the node this agent's, or returns an error when it is another one's:
 // two that know nothing of each other would undo each other's work.
 func (a *Agent) alone(ctx context.Context, p *parts) (err error) {
-	if p.deed, err = a.claimSoon(ctx); err != nil {
+	if p.deed, err = deed.Claim(ctx, a.deedPath()); err != nil {
 		return err
 	}
 	// One of a version that locks nothing may be there all the same.
@@ -319,7 +321,7 @@ func (a *Agent) takeOver(ctx context.Context, p *parts) error {
 	restore(p.ring, s.records)
 	s.records = nil
 	p.restorePriority()
-	defer hurry()()
+	defer pace.Hurry()()
 	dead, err := s.Ready()
 	if err != nil {
 		return err
@@ -362,12 +364,12 @@ func (a *Agent) takeOver(ctx context.Context, p *parts) error {
 // own makes the node this agent's by the donor's deed, or, when that had none or
 // is dead, by one of its own. Whoever has it then must not be undone: after an
 // error this agent ends.
-func (a *Agent) own(ctx context.Context, p *parts, deed *os.File) (err error) {
-	if deed != nil {
-		p.deed = deed
-		return sign(deed)
+func (a *Agent) own(ctx context.Context, p *parts, given *os.File) (err error) {
+	if given != nil {
+		p.deed = given
+		return deed.Sign(given)
 	}
-	p.deed, err = a.claimSoon(ctx)
+	p.deed, err = deed.Claim(ctx, a.deedPath())
 	return err
 }
 

@@ -103,6 +103,22 @@ func TestPermissiveAndProbe(t *testing.T) {
 	if err != nil || len(peers) == 0 {
 		t.Errorf("plaintext peers: %+v %v", peers, err)
 	}
+	// Kubelet comes back in another cgroup.
+	again := newCgroup(t, "kubelet-again")
+	if id, err = CgroupID(again); err != nil {
+		t.Fatal(err)
+	}
+	w.bpf.SetKubeletCgroup(id)
+	if err := w.p.Refresh(); err != nil {
+		t.Fatal(err)
+	}
+	for dir, passes := range map[string]bool{again: true, kubelet: false} {
+		insideCgroup(t, dir, func() {
+			if _, err := w.dial(t, w.node, 0, hostPort(pod4, 8082), 400*time.Millisecond); (err == nil) != passes {
+				t.Errorf("a probe from %s: %v, want it to pass: %v", dir, err, passes)
+			}
+		})
+	}
 	// STRICT ends what PERMISSIVE admitted.
 	c, err := w.dial(t, w.peer, 0, hostPort(pod4, 8081), time.Second)
 	if err != nil {

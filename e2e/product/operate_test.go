@@ -92,7 +92,12 @@ func (w *world) works(t *testing.T, pod, address string) {
 // testFaults: what fails is said, and recovers by itself.
 func (w *world) testFaults(t *testing.T, server string) {
 	t.Run("the operator is gone", func(t *testing.T) {
-		w.kubectl(t, "-n", "heddle-system", "scale", "deployment/heddle-operator", "--replicas=0")
+		scale := func(n int) {
+			t.Helper()
+			w.kubectl(t, "-n", "heddle-system", "scale", "deployment/heddle-operator", fmt.Sprintf("--replicas=%d", n))
+		}
+		defer scale(2)
+		scale(0)
 		testenv.Eventually(t, patience, "no operator runs", func() bool {
 			return w.kubectl(t, "-n", "heddle-system", "get", "pods", "-l", "app.kubernetes.io/component=operator", "-o", "name") == ""
 		})
@@ -102,7 +107,7 @@ func (w *world) testFaults(t *testing.T, server string) {
 		testenv.Eventually(t, 60*time.Second, "an event says that the pod waits for the operator", func() bool {
 			return strings.Contains(w.events(t, "unknown"), "operator")
 		})
-		w.kubectl(t, "-n", "heddle-system", "scale", "deployment/heddle-operator", "--replicas=2")
+		scale(2)
 		w.waitReady(t, "unknown")
 	})
 	t.Run("containerd is restarted", func(t *testing.T) {
@@ -117,8 +122,8 @@ func (w *world) testFaults(t *testing.T, server string) {
 	t.Run("the agent is killed during CNI ADD", func(t *testing.T) {
 		c := w.capture(t)
 		w.apply(t, podYAML("midway", "n1", "", "dial", server+":7000"))
-		for range 3 {
-			time.Sleep(300 * time.Millisecond)
+		for range 2 {
+			time.Sleep(400 * time.Millisecond)
 			w.killAgent(t, "n1")
 		}
 		w.waitReady(t, "midway")

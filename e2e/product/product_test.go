@@ -10,39 +10,70 @@ import (
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
 
-// TestProduct is one life of Heddle on a cluster, from `heddle install` to
-// `heddle uninstall`. Its parts go on from where the ones before them ended.
+// TestProduct is two lives of Heddle on a cluster, from `heddle install` to `heddle
+// uninstall`. Its parts go on from where the ones before them ended.
 func TestProduct(t *testing.T) {
 	w := newWorld(t)
-	// Two pods that run before Heddle does, and a connection between them.
+	// Pods that run before Heddle does, and a connection between them.
 	w.apply(t, "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n"+
 		podYAML("server", "n2", "", "serve")+podYAML("client", "n1", "", "wait"))
 	w.waitReady(t, "server", "client")
 	server, client := w.pod(t, "server").Status.PodIP, w.pod(t, "client").Status.PodIP
 	w.apply(t, podYAML("holder", "n1", "", "hold", server+":7000", "held"))
 	w.waitReady(t, "holder")
-	states := func() string {
-		return nodeState(t, w.node(t, "n1")) + nodeState(t, w.node(t, "n2")) + podState(t, w.node(t, "n1"), client) + podState(t, w.node(t, "n2"), server)
-	}
-	before := states()
 	w.plaintextIsSeen(t, server)
+	n1, n2 := w.node(t, "n1"), w.node(t, "n2")
+	clean := nodeState(t, n1) + nodeState(t, n2) + podState(t, n1, client) + podState(t, n2, server)
+	files := fileState(t, n1) + fileState(t, n2)
 
-	w.cli(t, "install", "--set", "image.registry="+registry, "--set", "image.tag="+version, "--wait", "3m")
-	w.cli(t, "check", "--cluster")
+	w.install(t)
 	t.Run("enroll", func(t *testing.T) { w.testEnroll(t, server) })
-	t.Run("new pods", func(t *testing.T) { w.testNewPods(t, server) })
-	t.Run("upgrade", func(t *testing.T) { w.testUpgrade(t, server) })
-	t.Run("faults", func(t *testing.T) { w.testFaults(t, server) })
-	t.Run("reboot", func(t *testing.T) { w.testReboot(t) })
-	w.kubectl(t, "label", "namespace", "shop", "heddle.dev/mesh-")
-	w.cli(t, "uninstall", "--crds")
+	w.uninstall(t)
 	w.notBroken(t, "holder")
-	if left := difference(before, states()); left != "" {
-		t.Errorf("after the uninstall the nodes differ:\n%s", left)
+	if left := difference(clean, nodeState(t, n1)+nodeState(t, n2)+podState(t, n1, client)+podState(t, n2, server)); left != "" {
+		t.Errorf("after the uninstall the nodes and their pods differ:\n%s", left)
 	}
 	if _, err := w.inPod(t, "client", "once", server+":7000", marker); err != nil {
 		t.Errorf("after the uninstall: %v", err)
 	}
+
+	w.install(t)
+	w.enroll(t)
+	t.Run("new pods", func(t *testing.T) { w.testNewPods(t, server) })
+	t.Run("upgrade", func(t *testing.T) { w.testUpgrade(t, server) })
+	t.Run("faults", func(t *testing.T) { w.testFaults(t, server) })
+	w.kubectl(t, "-n", "shop", "delete", "pod", "holder", "--now")
+	t.Run("reboot", func(t *testing.T) { w.testReboot(t) })
+	inMesh := podState(t, n1, client)
+	w.uninstall(t)
+	if left := difference(files, fileState(t, n1)+fileState(t, n2)); left != "" {
+		t.Errorf("after upgrades, faults and a reboot, the uninstall leaves:\n%s", left)
+	}
+	if now := podState(t, n1, client); now == inMesh || difference(linesOf(clean, client), now) != "" {
+		t.Errorf("after all of it, the pod that was there from the beginning differs:\n%s", difference(linesOf(clean, client), now))
+	}
+}
+
+func (w *world) install(t *testing.T) {
+	t.Helper()
+	w.cli(t, "install", "--set", "image.registry="+registry, "--set", "image.tag="+version, "--wait", "3m")
+	w.cli(t, "check", "--cluster")
+}
+
+func (w *world) uninstall(t *testing.T) {
+	t.Helper()
+	w.kubectl(t, "label", "namespace", "shop", "heddle.dev/mesh-")
+	w.cli(t, "uninstall", "--crds")
+}
+
+// enroll labels the namespace whose pods run.
+func (w *world) enroll(t *testing.T) {
+	t.Helper()
+	started := time.Now()
+	w.kubectl(t, "label", "namespace", "shop", "heddle.dev/mesh=enabled")
+	w.enrolled(t, "n1", "shop/client", "shop/holder")
+	w.enrolled(t, "n2", "shop/server")
+	t.Logf("from the label to all three enrolled: %v", time.Since(started).Round(10*time.Millisecond))
 }
 
 // capture starts to look at what crosses between nodes.
@@ -82,11 +113,7 @@ func (w *world) notBroken(t *testing.T, pod string) {
 
 // testEnroll labels a namespace whose pods run, with a connection open.
 func (w *world) testEnroll(t *testing.T, server string) {
-	started := time.Now()
-	w.kubectl(t, "label", "namespace", "shop", "heddle.dev/mesh=enabled")
-	w.enrolled(t, "n1", "shop/client", "shop/holder")
-	w.enrolled(t, "n2", "shop/server")
-	t.Logf("from the label to all three enrolled: %v", time.Since(started).Round(10*time.Millisecond))
+	w.enroll(t)
 	w.notBroken(t, "holder")
 	c := w.capture(t)
 	for range 3 {

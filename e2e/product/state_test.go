@@ -23,7 +23,7 @@ const (
 	netState = `ip rule; ip -6 rule; ip route show table all; ip -6 route show table all | grep -v ' expires '; ip -o link | sed 's/^[0-9]*: //; s/qlen.*//'
 for link in $(ls /sys/class/net); do tc qdisc show dev $link; tc filter show dev $link ingress; tc filter show dev $link egress; done 2>/dev/null
 for f in /proc/sys/net/ipv4/conf/*/* /proc/sys/net/ipv6/conf/*/* /proc/sys/net/ipv4/*; do case $f in *stable_secret|*/tcp_fastopen_key|*flush|*/ip_local_reserved_ports) ;; *) [ -f $f ] && echo "$f $(cat $f 2>/dev/null)";; esac; done`
-	fileState = `find /sys/fs/bpf /run/heddle /var/lib/heddle /run/netns -mindepth 0 2>/dev/null | sort
+	files = `find /sys/fs/bpf /run/heddle /var/lib/heddle -mindepth 0 2>/dev/null | sort
 for f in /etc/cni/net.d/* /opt/cni/bin/*; do sha256sum $f; done
 mount | grep -i heddle
 find /sys/fs/cgroup -type d -name 'heddle-agent-*'`
@@ -33,20 +33,37 @@ find /sys/fs/cgroup -type d -name 'heddle-agent-*'`
 // namespaces are there.
 func nodeState(t *testing.T, n *cluster.Node) string {
 	t.Helper()
-	files, err := n.Exec(t.Context(), "sh", "-c", "("+fileState+") || true")
-	if err != nil {
-		t.Fatal(err)
-	}
 	net, err := n.Exec(t.Context(), "bash", "-c", netState)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var out strings.Builder
-	fmt.Fprintf(&out, "%s\n%s\n", files, net)
+	out.WriteString(net)
 	if err := n.InNetns(func() error { return attached(&out, "node") }); err != nil {
 		t.Fatal(err)
 	}
-	return prefixed(n.Name(), out.String())
+	return fileState(t, n) + prefixed(n.Name(), out.String())
+}
+
+// fileState is the part of it that does not depend on which pods there are.
+func fileState(t *testing.T, n *cluster.Node) string {
+	t.Helper()
+	out, err := n.Exec(t.Context(), "sh", "-c", "("+files+") || true")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return prefixed(n.Name(), out)
+}
+
+// linesOf are the lines of a text that are about one node or pod.
+func linesOf(text, who string) string {
+	var out strings.Builder
+	for line := range strings.Lines(text) {
+		if strings.HasPrefix(line, who+": ") {
+			out.WriteString(line)
+		}
+	}
+	return out.String()
 }
 
 // podState is the state inside a pod's network namespace.

@@ -38,7 +38,6 @@ const (
 type world struct {
 	*cluster.Cluster
 	root, heddle string
-	labelled     []string
 }
 
 func newWorld(t *testing.T) *world {

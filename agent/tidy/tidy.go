@@ -1,4 +1,6 @@
-package agent
+// Package tidy gives memory of the process back to the system that starting, and
+// later bursts, have left. It knows nothing of what the memory was for.
+package tidy
 
 import (
 	"context"
@@ -28,10 +30,10 @@ const (
 	gcPercent, gcDefault = 50, 100
 )
 
-// tidyMemory gives memory back that starting, and later bursts, have left: the
+// Run gives memory back that starting, and later bursts, have left: the
 // runtime keeps it for the next burst, and a node has other uses for it. It
 // returns when ctx is done.
-func tidyMemory(ctx context.Context, log *slog.Logger) {
+func Run(ctx context.Context, log *slog.Logger) {
 	if set := debug.SetGCPercent(gcPercent); set != gcDefault {
 		debug.SetGCPercent(set)
 	}

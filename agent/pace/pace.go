@@ -1,4 +1,6 @@
-package agent
+// Package pace changes how much of a busy machine the process gets while one agent
+// takes over from another. It is per process: one change at a time.
+package pace
 
 import (
 	"os"
@@ -13,13 +15,13 @@ import (
 // be the slower for it.
 const hurried, patient = -15, 5
 
-// yield puts the process behind others until the returned function is called.
-func yield() (restore func()) { return prefer(patient) }
+// Yield puts the process behind others until the returned function is called.
+func Yield() (restore func()) { return prefer(patient) }
 
-// hurry puts the process before others until the returned function is called:
+// Hurry puts the process before others until the returned function is called:
 // connections stand still meanwhile, and a busy machine must not make that long.
 // Where it is not allowed nothing changes.
-func hurry() (restore func()) { return prefer(hurried) }
+func Hurry() (restore func()) { return prefer(hurried) }
 
 func prefer(value int) (restore func()) {
 	// getpriority(2): the system call returns 20 - nice.

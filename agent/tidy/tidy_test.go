@@ -1,11 +1,15 @@
-package agent
+package tidy
 
 import (
 	"log/slog"
 	"runtime"
 	"testing"
 	"time"
+
+	"github.com/heddle-mesh/heddle/internal/testenv"
 )
+
+func TestMain(m *testing.M) { testenv.Main(m) }
 
 // TestTidyGivesBack: what a burst left is given back at the next look, and what
 // cannot be given back is not tried for again and again.
