@@ -27,7 +27,13 @@
 // ready. What is enforced where a workload runs (labels, modes, probe ports, UID,
 // network namespace, the policies that select it) only its own node is told: the
 // agent of the destination enforces policy, also for connections that stay on
-// the node.
+// the node. Of NetworkPolicies it is told those that select enrolled workloads of
+// its own, in either direction, and the sets of addresses that these refer to, in
+// shards.
+//
+// An agent subscribes to every kind of resource that it knows, and is told of no
+// other; the hash that is committed is over what it is told. An operator that
+// refuses a kind is of the version before: it is asked again for the older ones.
 //
 // # What it costs
 //

@@ -16,6 +16,8 @@ type encodedNetwork struct {
 	// byNode has the policies, by their place in the list, that select enrolled
 	// workloads of a node.
 	byNode map[string][]int
+	// shardsOf has the shards by their set.
+	shardsOf map[string][]*resources.Resource
 }
 
 func (s *Snapshot) encodeNetwork(last *Snapshot) (err error) {
@@ -39,38 +41,69 @@ func (s *Snapshot) spreadNetwork() {
 		return
 	}
 	s.network.byNode = map[string][]int{}
-	members := map[string][]*mesh.Workload{}
+	spread := spreading{members: map[string][]*mesh.Workload{}, groups: map[[2]string]map[string][]*mesh.Workload{}}
 	for _, w := range s.view.Workloads() {
 		if w.Enrolled {
-			members[w.Namespace] = append(members[w.Namespace], w)
+			spread.members[w.Namespace] = append(spread.members[w.Namespace], w)
 		}
 	}
 	for i, p := range policies {
 		told := map[string]bool{}
-		for _, w := range members[p.Namespace] {
+		for _, w := range spread.candidates(p) {
 			if !told[w.Node] && p.Selector.Matches(w.Labels) {
 				told[w.Node] = true
 				s.network.byNode[w.Node] = append(s.network.byNode[w.Node], i)
 			}
 		}
 	}
+	s.network.shardsOf = map[string][]*resources.Resource{}
+	for i, shard := range s.view.Network().Shards() {
+		s.network.shardsOf[shard.Set] = append(s.network.shardsOf[shard.Set], s.network.shards[i])
+	}
+}
+
+// spreading has the enrolled workloads by namespace, and by namespace and label,
+// then the label's value.
+type spreading struct {
+	members map[string][]*mesh.Workload
+	groups  map[[2]string]map[string][]*mesh.Workload
+}
+
+// candidates returns those that a policy may select: where it wants a label to
+// have one of some values, few have to be looked at.
+func (s *spreading) candidates(p *netpolicy.Policy) []*mesh.Workload {
+	for _, r := range p.Selector {
+		if r.Operator != netpolicy.In {
+			continue
+		}
+		at := [2]string{p.Namespace, r.Key}
+		if s.groups[at] == nil {
+			s.groups[at] = map[string][]*mesh.Workload{}
+			for _, w := range s.members[p.Namespace] {
+				s.groups[at][w.Labels[r.Key]] = append(s.groups[at][w.Labels[r.Key]], w)
+			}
+		}
+		var found []*mesh.Workload
+		for _, value := range r.Values {
+			found = append(found, s.groups[at][value]...)
+		}
+		return found
+	}
+	return s.members[p.Namespace]
 }
 
 // of returns what a node is told: its policies, and the sets that they refer to.
 func (n *encodedNetwork) of(view *mesh.View, node string) []*resources.Resource {
 	var all []*resources.Resource
-	wanted := map[string]bool{}
+	told := map[string]bool{}
 	for _, i := range n.byNode[node] {
 		all = append(all, n.policies[i])
-		view.Network().Policies()[i].Sets(func(set string) { wanted[set] = true })
-	}
-	if len(wanted) == 0 {
-		return all
-	}
-	for i, shard := range view.Network().Shards() {
-		if wanted[shard.Set] {
-			all = append(all, n.shards[i])
-		}
+		view.Network().Policies()[i].Sets(func(set string) {
+			if !told[set] {
+				told[set] = true
+				all = append(all, n.shardsOf[set]...)
+			}
+		})
 	}
 	return all
 }

@@ -36,7 +36,9 @@ type port struct {
 }
 
 // New takes over policies and shards, in any order. It returns every error it
-// finds, joined. A set of which there are no shards is empty.
+// finds, joined. A set of which there are no shards is empty. Members are not
+// looked at: who has them from elsewhere validates them, once, and an address out
+// of its place would not be found.
 func New(policies []Policy, shards []Shard) (*Index, error) {
 	x := &Index{byNamespace: map[string][]*compiled{}}
 	var errs []error
@@ -46,7 +48,7 @@ func New(policies []Policy, shards []Shard) (*Index, error) {
 	slices.SortFunc(x.shards, (*Shard).Compare)
 	sets := map[string]*set{}
 	for i, s := range x.shards {
-		err := s.Validate()
+		err := s.place()
 		switch {
 		case err != nil:
 		case sets[s.Set] == nil:
@@ -176,7 +178,7 @@ func (d *direction) admits(other netip.Addr, pod bool, server netip.AddrPort) (N
 		return Name{}, true
 	}
 	for i := range d.rules {
-		if d.rules[i].peersHave(other, pod) && d.rules[i].portsHave(server) {
+		if d.rules[i].portsHave(server) && d.rules[i].peersHave(other, pod) { // ports are quicker looked at
 			return Name{}, true
 		}
 	}

@@ -64,12 +64,22 @@ func TestNewRefuses(t *testing.T) {
 		"operator is unknown":    {[]Policy{{Name: Name{"shop", "np"}, Selector: Selector{{Key: "app", Operator: 9}}}}, nil},
 		"the set has no name":    {nil, []Shard{{Count: 1, Members: []Member{{Addr: addr}}}}},
 		"shard 0 of 3":           {nil, []Shard{{Set: "s", Count: 3, Members: []Member{{Addr: addr}}}}},
-		"not one of this shard":  {nil, []Shard{{Set: "s", Count: 1, Members: []Member{{}}}}},
-		"out of order":           {nil, []Shard{{Set: "s", Count: 1, Members: []Member{{Addr: addr}, {Addr: addr}}}}},
 		"go with another shard":  {nil, []Shard{{Set: "s", Count: 1}, {Set: "s", Count: 2, Index: 1}}},
 		"not go with another":    {nil, []Shard{{Set: "s", Count: 2, Index: 1}, {Set: "s", Count: 2, Index: 1}}},
 	} {
 		if _, err := New(in.policies, in.shards); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("got %v, want %q", err, says)
+		}
+	}
+}
+
+func TestValidateMembers(t *testing.T) {
+	addr := netip.MustParseAddr("10.0.0.1")
+	for says, s := range map[string]Shard{
+		"not one of this shard": {Set: "s", Count: 1, Members: []Member{{}}},
+		"out of order":          {Set: "s", Count: 1, Members: []Member{{Addr: addr}, {Addr: addr}}},
+	} {
+		if err := s.Validate(); err == nil || !strings.Contains(err.Error(), says) {
 			t.Errorf("got %v, want %q", err, says)
 		}
 	}

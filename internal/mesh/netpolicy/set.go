@@ -2,6 +2,7 @@ package netpolicy
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -79,13 +80,22 @@ func (s *Shard) Compare(other *Shard) int {
 	return cmp.Or(cmp.Compare(s.Set, other.Set), cmp.Compare(s.Index, other.Index))
 }
 
-// Validate reports what Split would not have made.
-func (s *Shard) Validate() error {
+// place reports what is wrong with the name of a shard, which is all that a
+// lookup could fall over.
+func (s *Shard) place() error {
 	switch {
 	case s.Set == "":
-		return fmt.Errorf("the set has no name")
+		return errors.New("the set has no name")
 	case s.Count == 0 || s.Count > MaxShards || s.Count&(s.Count-1) != 0 || s.Index >= s.Count:
 		return fmt.Errorf("shard %d of %d is none", s.Index, s.Count)
+	}
+	return nil
+}
+
+// Validate reports what Split would not have made.
+func (s *Shard) Validate() error {
+	if err := s.place(); err != nil {
+		return err
 	}
 	for i, m := range s.Members {
 		if !m.Addr.IsValid() || m.Addr.Is4In6() || shardOf(m.Addr, s.Count) != s.Index {
