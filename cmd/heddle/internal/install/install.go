@@ -90,12 +90,8 @@ func (c *Cluster) Prepare(ctx context.Context, r Request, upgrade bool) (*Render
 		return nil, err
 	}
 	if !upgrade {
-		another, err := c.oneMesh().Find(ctx, r.Namespace)
-		if err != nil {
+		if err := c.oneMesh().Refuse(ctx, r.Namespace); err != nil {
 			return nil, err
-		}
-		if another != nil {
-			return nil, another
 		}
 	}
 	own, err := chart.Version()

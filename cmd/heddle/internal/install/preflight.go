@@ -165,9 +165,7 @@ func (c *Cluster) checkInstalled(ctx context.Context, namespace string, r *healt
 	if err != nil {
 		return err
 	}
-	if another != nil {
-		r.Bad(clusterPart, "another mesh", fmt.Sprintf("namespace %s has one (%s), and a cluster can have one", another.Namespace, strings.Join(another.By, ", ")), another.Remedy())
-	}
+	another.Report(func(detail, remedy string) { r.Bad(clusterPart, "another mesh", detail, remedy) })
 	last, err := c.readRecord(ctx, namespace)
 	if err != nil {
 		return err

@@ -25,6 +25,13 @@ type Another struct {
 	By        []string
 }
 
+// Report tells of it what there is to know, and how to mend it; of nil, nothing.
+func (a *Another) Report(bad func(detail, remedy string)) {
+	if a != nil {
+		bad(fmt.Sprintf("namespace %s has one (%s), and a cluster can have one", a.Namespace, strings.Join(a.By, ", ")), a.Remedy())
+	}
+}
+
 // Cluster is how to read one: objects of a kind in a namespace, or, for "", in
 // all; and one object, nil when it is not there.
 type Cluster struct {
@@ -47,6 +54,15 @@ func (a *Another) Is(target error) bool { return target == ErrAnother }
 // Remedy names the two ways out.
 func (a *Another) Remedy() string {
 	return fmt.Sprintf("work on it with `heddle upgrade --system-namespace %[1]s`, or take it away first with `heddle uninstall --system-namespace %[1]s`", a.Namespace)
+}
+
+// Refuse is an *Another when there is one, nil when there is none.
+func (c Cluster) Refuse(ctx context.Context, namespace string) error {
+	another, err := c.Find(ctx, namespace)
+	if err != nil || another == nil {
+		return err
+	}
+	return another
 }
 
 // Find looks for the mesh of another namespace; nil when there is none. What is
