@@ -108,6 +108,17 @@ e2e-cluster: ## Test whole clusters, the operator and `heddle install` on a real
 	@go build -trimpath -o bin/cluster ./e2e/cluster/cmd/cluster && bin/cluster build >/dev/null
 	$(GOTESTSUM) -count=1 -timeout 15m -p 1 $(CLUSTER_PACKAGES)
 
+.PHONY: e2e
+e2e: build ## Everything end to end: meshes in network namespaces, then whole clusters (root; first time 12 min more)
+	$(GOTESTSUM) -count=1 -timeout 15m -p 1 $$(go list ./e2e/... | grep -vE '/e2e/(idle|cluster|controlplane)$$')
+	@$(MAKE) --no-print-directory e2e-cluster
+
+# NODES:PODS,... of `make scale`; the last takes an hour of two cores and 4 GB.
+SCALE ?= 100:1000,500:5000,1000:10000,2000:20000,500:50000
+.PHONY: scale
+scale: ## Measure a control plane at the sizes of SCALE, and print the table of docs/scale.md
+	HEDDLE_SCALE=$(SCALE) go test -count=1 -v -timeout 4h -run TestScale ./e2e/scale
+
 .PHONY: kernel-matrix
 kernel-matrix: ## Load all BPF and run the redirect and gate tests on Debian's 6.1 and 6.12 kernels, in qemu
 	@scripts/deps

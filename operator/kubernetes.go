@@ -68,11 +68,12 @@ func (k *Kubernetes) withDefaults() (*Kubernetes, error) {
 // those of every operator.
 type clusterParts struct {
 	*parts
-	rest   *rest.Config
-	source *cluster.Source
-	core   *typedcorev1.CoreV1Client
-	leases *typedcoordinationv1.CoordinationV1Client
-	review *typedauthenticationv1.AuthenticationV1Client
+	rest      *rest.Config
+	source    *cluster.Source
+	epochBase uint64
+	core      *typedcorev1.CoreV1Client
+	leases    *typedcoordinationv1.CoordinationV1Client
+	review    *typedauthenticationv1.AuthenticationV1Client
 
 	ready struct {
 		sync.Mutex
@@ -195,9 +196,9 @@ func (p *clusterParts) begin(ctx context.Context, listener net.Listener) error {
 func (p *clusterParts) openKeys(ctx context.Context, td spiffeid.TrustDomain) error {
 	cfg := identity.AuthorityConfig{TrustDomain: td, TTL: p.cfg.TTL, NodeTTL: cmp.Or(p.cfg.TTL, identity.DefaultTTL)}
 	for delay := time.Second; ; delay = min(2*delay, 30*time.Second) {
-		var err error
-		p.authority, p.key, err = keys.Open(ctx, p.core, p.cfg.Kubernetes.Namespace, cfg)
+		kept, err := keys.Open(ctx, p.core, p.cfg.Kubernetes.Namespace, cfg)
 		if err == nil {
+			p.authority, p.key, p.epochBase = kept.Authority, kept.Configuration, kept.EpochBase
 			return nil
 		}
 		p.notReady(err)
@@ -226,7 +227,7 @@ func (p *clusterParts) openParts(td spiffeid.TrustDomain) (err error) {
 	if err != nil {
 		return err
 	}
-	p.publisher = publish.NewCluster(publish.ClusterConfig{Source: p.source, TrustDomain: td, Key: p.key, Store: store, Server: p.discovery, Logger: p.cfg.Logger})
+	p.publisher = publish.NewCluster(publish.ClusterConfig{Source: p.source, TrustDomain: td, Key: p.key, EpochBase: p.epochBase, Store: store, Server: p.discovery, Logger: p.cfg.Logger})
 	p.configuration = func() *meshpb.OperatorConfiguration { return clusterConfiguration(p.publisher) }
 	p.answersPeers, p.peers = true, newPeers(p)
 	if err := p.registry.Register(p.publisher); err != nil {

@@ -333,6 +333,31 @@ func FuzzPlugin(f *testing.F) {
 	})
 }
 
+// TestAddIsFast asks a hundred times, as a runtime does: it starts the plugin, has
+// the agent's server answer, and takes the result. What the agent does in the
+// pod's namespace meanwhile is not in it. The ceiling is loose, since other tests
+// run beside it; BenchmarkAdd holds an idle machine to 50 ms.
+func TestAddIsFast(t *testing.T) {
+	const asked, ceiling = 100, time.Second
+	dir, ns := t.TempDir(), testenv.NewNetNS(t, "plugin")
+	agent(t, dir, workload("shop", "web", true))
+	q := question{program: build(t), version: "1.0.0", command: "ADD", netNS: ns.Path, args: args("shop", "web"), conf: conf(dir)}
+	var all []time.Duration
+	for range asked {
+		out, failure, took := q.ask(t)
+		if failure != nil || strings.TrimSpace(out) != prevResult {
+			t.Fatalf("%q, %v", out, failure)
+		}
+		all = append(all, took)
+	}
+	slices.Sort(all)
+	p95 := all[asked*95/100]
+	t.Logf("ADD: p50 %v, p95 %v, longest %v, of %d", all[asked/2], p95, all[asked-1], asked)
+	if p95 > ceiling {
+		t.Errorf("p95 is %v, more than %v", p95, ceiling)
+	}
+}
+
 // BenchmarkAdd measures a whole ADD: starting the plugin, asking a real server,
 // answering. The ceiling is that of an idle machine.
 func BenchmarkAdd(b *testing.B) {

@@ -141,7 +141,11 @@ func TestScale(t *testing.T) {
 		if _, err := fmt.Sscanf(size, "%d:%d", &nodes, &pods); err != nil || nodes < 1 || pods < 10 {
 			t.Fatalf("HEDDLE_SCALE: size %q: want NODES:PODS, such as 100:1000", size)
 		}
-		t.Run(size, func(t *testing.T) { rows = append(rows, run(t, nodes, pods)) })
+		t.Run(size, func(t *testing.T) {
+			row := run(t, nodes, pods)
+			t.Log(row) // at once: larger ones take long
+			rows = append(rows, row)
+		})
 	}
 	t.Logf("\n%s", strings.Join(rows, "\n"))
 }

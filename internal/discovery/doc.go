@@ -44,7 +44,9 @@
 //
 // # Concurrency
 //
-// Server and Client are safe for concurrent use. A Snapshot is immutable.
+// Server and Client are safe for concurrent use. Of many agents that come at
+// once, a bounded number is sent whole sets at a time; the others are connected
+// and wait. A Snapshot is immutable.
 // Client.Run and the server's streams end every goroutine they start before
 // they return; Server.Drain ends the streams.
 package discovery

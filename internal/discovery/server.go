@@ -72,12 +72,55 @@ type Server struct {
 		sync.Mutex
 		byName map[string]*NodeStatus
 	}
+	// syncing has the streams that are being sent much, by node; freed is closed
+	// when one of them is done.
+	syncing struct {
+		sync.Mutex
+		byNode map[string]int
+		total  int
+		freed  chan struct{}
+	}
 	streams struct {
 		sync.Mutex
 		draining bool
 		drain    chan struct{} // closed when draining
 		live     sync.WaitGroup
 	}
+}
+
+// What is on its way to agents is in the server's memory: that of all nodes that
+// come at once, after a restart, would be more than it has. So no more than
+// maxSyncing streams are sent much at a time, and no more than maxSyncingOfNode
+// of one node, so that a node that is slow on purpose does not keep the others
+// waiting. Much is more than muchChanges resources.
+const (
+	maxSyncing       = 48
+	maxSyncingOfNode = 2
+	muchChanges      = 256
+)
+
+// beginSync takes a place for a node's stream, if one is free; else it returns a
+// channel that is closed when that may have changed.
+func (s *Server) beginSync(node string) (busy <-chan struct{}) {
+	s.syncing.Lock()
+	defer s.syncing.Unlock()
+	if s.syncing.total >= maxSyncing || s.syncing.byNode[node] >= maxSyncingOfNode {
+		return s.syncing.freed
+	}
+	s.syncing.total++
+	s.syncing.byNode[node]++
+	return nil
+}
+
+func (s *Server) endSync(node string) {
+	s.syncing.Lock()
+	defer s.syncing.Unlock()
+	s.syncing.total--
+	if s.syncing.byNode[node]--; s.syncing.byNode[node] == 0 {
+		delete(s.syncing.byNode, node)
+	}
+	close(s.syncing.freed)
+	s.syncing.freed = make(chan struct{})
 }
 
 // maxNodes bounds the memory for nodes that are gone.
@@ -93,6 +136,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	s := &Server{cfg: cfg}
 	s.current.changed = make(chan struct{})
 	s.nodes.byName = map[string]*NodeStatus{}
+	s.syncing.byNode, s.syncing.freed = map[string]int{}, make(chan struct{})
 	s.streams.drain = make(chan struct{})
 	return s, nil
 }

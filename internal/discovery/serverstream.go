@@ -88,7 +88,7 @@ func (x *serverStream) serve() error {
 			}
 			done = snapshot
 		}
-		if err := x.idle(changed); err != nil {
+		if err := x.idle(changed, x.server.cfg.Coalesce); err != nil {
 			return err
 		}
 	}
@@ -207,14 +207,27 @@ func (x *serverStream) hold(k resources.Kind, versions map[string]string) error 
 	return nil
 }
 
-// idle waits for a change, and then a moment for more of them.
-func (x *serverStream) idle(changed <-chan struct{}) error {
+// awaitPlace waits until this stream may be sent much.
+func (x *serverStream) awaitPlace() error {
+	for {
+		busy := x.server.beginSync(x.caller.Node)
+		if busy == nil {
+			return nil
+		}
+		if err := x.idle(busy, 0); err != nil {
+			return err
+		}
+	}
+}
+
+// idle waits for a change, and then for coalesce for more of them.
+func (x *serverStream) idle(changed <-chan struct{}, coalesce time.Duration) error {
 	var settled <-chan time.Time
 	for {
 		select {
 		case <-changed:
 			changed = nil
-			timer := time.NewTimer(x.server.cfg.Coalesce)
+			timer := time.NewTimer(coalesce)
 			defer timer.Stop()
 			settled = timer.C
 		case <-settled:
@@ -242,6 +255,12 @@ func (x *serverStream) round(snapshot *Snapshot, first bool) error {
 	diff := resources.Difference(x.held, set.Own)
 	if diff.Empty() && x.heldCommit == set.commit.Version() && !first {
 		return nil
+	}
+	if len(diff.Upserts) > muchChanges {
+		if err := x.awaitPlace(); err != nil {
+			return err
+		}
+		defer x.server.endSync(x.caller.Node)
 	}
 	began := time.Now()
 	if err := x.sendChanges(diff, snapshot.view.Revision()); err != nil {

@@ -4,7 +4,8 @@
 // replica began with are the ones it goes on with.
 //
 // The Secret has the names of an authority's directory: tls.key and tls.crt, the
-// root that signs; ca.crt, further roots to trust; configuration.key. Of replicas
+// root that signs; ca.crt, further roots to trust; configuration.key. Besides,
+// whoever restores a cluster may add epoch.base. Of replicas
 // that begin together one creates it, and all use that one. To rotate, write the
 // new root beside the old one, as operations.md says, and restart the replicas;
 // to begin anew, delete it and restart replicas and agents.
@@ -22,6 +23,8 @@ import (
 	"crypto/ed25519"
 	"encoding/json"
 	"fmt"
+	"strconv"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -40,25 +43,59 @@ const (
 	// the roots in PEM.
 	RootsName = "heddle-roots"
 	RootsKey  = "roots.pem"
+	// EpochKey is an entry of the Secret that may be there: a decimal number that
+	// every replica adds to resource versions to make its epochs. A cluster that
+	// is restored counts versions from the beginning; agents refuse what is older
+	// than what they have.
+	EpochKey = "epoch.base"
 )
 
-// Open returns the authority and the configuration key of the Secret in a
-// namespace, and makes them when there is none. The Secret that is there is
-// never changed: one that cannot be read is an error.
-func Open(ctx context.Context, client typedcorev1.SecretsGetter, namespace string, cfg identity.AuthorityConfig) (*identity.Authority, ed25519.PrivateKey, error) {
+// maxEpochBase leaves room for resource versions above it.
+const maxEpochBase = 1 << 62
+
+// Kept is what a Secret has in it.
+type Kept struct {
+	Authority     *identity.Authority
+	Configuration ed25519.PrivateKey
+	EpochBase     uint64
+}
+
+// Open returns what the Secret in a namespace has in it, and makes it when there
+// is none. The Secret that is there is never changed: one that cannot be read is
+// an error.
+func Open(ctx context.Context, client typedcorev1.SecretsGetter, namespace string, cfg identity.AuthorityConfig) (*Kept, error) {
 	secrets := client.Secrets(namespace)
 	secret, err := secrets.Get(ctx, SecretName, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		secret, err = create(ctx, secrets, cfg)
 	}
 	if err != nil {
-		return nil, nil, fmt.Errorf("open Secret %s/%s: %w", namespace, SecretName, err)
+		return nil, fmt.Errorf("open Secret %s/%s: %w", namespace, SecretName, err)
 	}
 	authority, key, err := identity.AuthorityFromTexts(secret.Data, cfg)
 	if err != nil {
-		return nil, nil, fmt.Errorf("read Secret %s/%s: %w; remedy: restore it from a backup, or delete it and restart operators and agents", namespace, SecretName, err)
+		return nil, fmt.Errorf("read Secret %s/%s: %w; remedy: restore it from a backup, or delete it and restart operators and agents", namespace, SecretName, err)
 	}
-	return authority, key, nil
+	base, err := epochBase(secret.Data[EpochKey])
+	if err != nil {
+		return nil, fmt.Errorf("read Secret %s/%s: %s: %w; remedy: write a decimal number, or leave the entry out", namespace, SecretName, EpochKey, err)
+	}
+	return &Kept{Authority: authority, Configuration: key, EpochBase: base}, nil
+}
+
+// epochBase reads the entry; none is zero.
+func epochBase(text []byte) (uint64, error) {
+	if len(text) == 0 {
+		return 0, nil
+	}
+	base, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
+	if err != nil {
+		return 0, err
+	}
+	if base > maxEpochBase {
+		return 0, fmt.Errorf("%d is larger than %d", base, uint64(maxEpochBase))
+	}
+	return base, nil
 }
 
 // create makes new keys. Another replica may be first: then its keys are taken.

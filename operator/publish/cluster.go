@@ -45,6 +45,9 @@ type ClusterConfig struct {
 	Quiet, Limit time.Duration
 	// Key signs what is published.
 	Key ed25519.PrivateKey
+	// EpochBase is added to the source's epochs: larger after a restored cluster
+	// has begun to count anew.
+	EpochBase uint64
 	// Store and Server receive each View; the Cluster is their only writer.
 	Store  *mesh.Store
 	Server *discovery.Server
@@ -183,6 +186,7 @@ func (c *Cluster) settle(ctx context.Context, changed <-chan struct{}) {
 func (c *Cluster) compile() {
 	began := time.Now()
 	objs, epoch := c.cfg.Source.Objects()
+	epoch += c.cfg.EpochBase
 	now, _ := c.Outcome()
 	next := Outcome{Snapshot: now.Snapshot, Published: now.Published, Checked: now.Checked, Objects: objs}
 	compiled, err := kube.CompileEach(objs)

@@ -2,7 +2,7 @@ package resources
 
 import (
 	"crypto/sha256"
-	"hash"
+	"encoding/binary"
 	"slices"
 	"sync"
 )
@@ -25,26 +25,23 @@ type leafHash = [sha256.Size]byte
 
 // leafSum hashes the sorted names and versions under one leaf; that of none is
 // zero.
-type leafSum struct{ h hash.Hash }
+type leafSum struct{ text []byte }
 
 func (l *leafSum) add(k Kind, name, version string) {
-	if l.h == nil {
-		l.h = sha256.New()
+	for _, part := range [...]string{k.String(), name, version} {
+		l.text = append(binary.BigEndian.AppendUint32(l.text, uint32(len(part))), part...)
 	}
-	writePart(l.h, k.String())
-	writePart(l.h, name)
-	writePart(l.h, version)
 }
 
-func (l *leafSum) sum() (sum leafHash) {
-	if l.h != nil {
-		l.h.Sum(sum[:0])
+func (l *leafSum) sum() leafHash {
+	if len(l.text) == 0 {
+		return leafHash{}
 	}
-	return sum
+	return sha256.Sum256(l.text)
 }
 
 func hashLeaf(list []*Resource) leafHash {
-	var l leafSum
+	l := leafSum{make([]byte, 0, 128*len(list))}
 	for _, r := range list {
 		l.add(r.Kind, r.Name, r.Version)
 	}

@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/chart"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/onemesh"
 )
 
 // Request says what to install or upgrade.
@@ -89,12 +90,8 @@ func (c *Cluster) Prepare(ctx context.Context, r Request, upgrade bool) (*Render
 		return nil, err
 	}
 	if !upgrade {
-		another, err := c.findAnother(ctx, r.Namespace)
-		if err != nil {
+		if err := c.oneMesh().Refuse(ctx, r.Namespace); err != nil {
 			return nil, err
-		}
-		if another != nil {
-			return nil, another
 		}
 	}
 	own, err := chart.Version()
@@ -125,6 +122,10 @@ func (c *Cluster) Prepare(ctx context.Context, r Request, upgrade bool) (*Render
 		chart.Set(r.Values, ranges, "mesh", "clusterRanges")
 	}
 	return Render(r, c.version)
+}
+
+func (c *Cluster) oneMesh() onemesh.Cluster {
+	return onemesh.Cluster{List: c.list, Get: c.get, Record: recordName, Label: managedBy + "=" + chart.Service}
 }
 
 // refuseForeign refuses to take over what someone else installed.

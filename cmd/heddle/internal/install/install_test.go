@@ -22,6 +22,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/chart"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/health"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/onemesh"
 )
 
 // heddle runs a command line as the program does.
@@ -347,7 +348,7 @@ func TestAnotherMeshIsRefused(t *testing.T) {
 	if after := w.everything(); !slices.Equal(before, after) || w.has(core("Namespace"), "", chart.Namespace) {
 		t.Errorf("a refused installation left %v", after)
 	}
-	if _, _, err := heddle(t.Context(), "install", "--kubeconfig", w.config); !errors.Is(err, ErrAnotherMesh) {
+	if _, _, err := heddle(t.Context(), "install", "--kubeconfig", w.config); !errors.Is(err, onemesh.ErrAnother) {
 		t.Errorf("got %v", err)
 	}
 	r := health.New()

@@ -161,13 +161,11 @@ func checkNode(name string, info map[string]string, r *health.Report) {
 
 // checkInstalled looks at what is installed, if anything is.
 func (c *Cluster) checkInstalled(ctx context.Context, namespace string, r *health.Report) error {
-	another, err := c.findAnother(ctx, namespace)
+	another, err := c.oneMesh().Find(ctx, namespace)
 	if err != nil {
 		return err
 	}
-	if another != nil {
-		r.Bad(clusterPart, "another mesh", fmt.Sprintf("namespace %s has one (%s), and a cluster can have one", another.Namespace, strings.Join(another.By, ", ")), another.remedy())
-	}
+	another.Report(func(detail, remedy string) { r.Bad(clusterPart, "another mesh", detail, remedy) })
 	last, err := c.readRecord(ctx, namespace)
 	if err != nil {
 		return err
