@@ -196,7 +196,7 @@ func (w *world) upgrade() {
 	w.refused("not healthy after 100ms", "upgrade", "--wait", "100ms")
 	w.status(apps("Deployment"), chart.Namespace, "heddle-operator", `{"observedGeneration":100,"replicas":3,"updatedReplicas":3,"availableReplicas":3,"readyReplicas":3}`)
 	w.status(apps("DaemonSet"), chart.Namespace, "heddle-agent", `{"observedGeneration":100,"desiredNumberScheduled":1,"currentNumberScheduled":1,"numberMisscheduled":0,"numberReady":0,"updatedNumberScheduled":0}`)
-	w.refused("0 of 1 nodes have the new agent", "upgrade", "--wait", "100ms")
+	w.refused("0 of 1 nodes have the new agent", "upgrade", "--wait", "3s") // time to look once on a busy machine
 	w.agentsReady()
 	w.must("upgrade", "--wait", "10s")
 }
