@@ -231,6 +231,7 @@ func sizeExceptions() map[string]string {
 		"bpf":                       "one typed handle over every map and link, so that nothing else imports cilium/ebpf",
 		"operator imports":          "its parts meet in its wiring, and nowhere else",
 		"agent imports":             "its parts meet in its wiring, and nowhere else",
+		"agent/kernel imports":      "it fits the kernel's part to what enrolment, connections and names each ask for",
 		"cmd/heddle imports":        "its commands meet in its root, and nowhere else",
 		"internal/hbone/enginetest": "a conformance suite: tests, in a package that each engine's tests can import",
 	}

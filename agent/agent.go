@@ -158,7 +158,7 @@ func (a *Agent) build(ctx context.Context, l *life) (p *parts, err error) {
 	p.kernel, err = kernel.Open(kernel.Config{
 		Node: cfg.Node, PinDir: cfg.Kernel.PinDir, StateDir: cfg.RunDir, Cgroup: cfg.Kernel.Cgroup, Kubelet: cfg.Kernel.Kubelet,
 		Mark: cfg.Kernel.Mark, MarkMask: cfg.Kernel.MarkMask, FlowsPerPod: cfg.Kernel.FlowsPerPod, Grandfather: cfg.Kernel.Grandfather,
-		CaptureDNS: cfg.DNS == DNSCapture, Inherited: p.succession.inherited(), Beside: p.succession.donor(), Log: cfg.Log,
+		CaptureDNS: cfg.Kernel.DNS == DNSCapture, Inherited: p.succession.inherited(), Beside: p.succession.donor(), Log: cfg.Log,
 	})
 	if err != nil {
 		return p, err

@@ -48,9 +48,6 @@ type Config struct {
 	// Engine carries the tunnels: "loop", or "reference", which is slower; "" is
 	// loop, and reference in FIPS 140-3 mode, where nothing else is allowed.
 	Engine string
-	// DNS says what becomes of the pods' queries: "capture" has the agent answer
-	// them; "direct" lets them out of the pods unread. "" is direct.
-	DNS string
 	// TakeOver says what to do when another agent runs on the node: "auto" takes
 	// its work over, if there is one, and connections that cannot move are
 	// drained; "drain" is the same, and an error when there is none; "require"
@@ -100,6 +97,9 @@ type KernelConfig struct {
 	Cgroup, Kubelet string
 	// Mark, under MarkMask, routes the agent's packets past redirection.
 	Mark, MarkMask uint32
+	// DNS says what becomes of the pods' queries: "capture" has the agent answer
+	// them; "direct" lets them out of the pods unread. "" is direct.
+	DNS string
 	// FlowsPerPod bounds each pod's flow table.
 	FlowsPerPod uint32
 	// Grandfather is how long connections that were open before their pod was
@@ -146,7 +146,7 @@ type EndConfig struct {
 	StayAfterHandOver bool
 }
 
-// The values of Config.DNS.
+// The values of KernelConfig.DNS.
 const (
 	DNSCapture = "capture"
 	DNSDirect  = "direct"
@@ -167,7 +167,7 @@ func (c Config) complete() Config {
 	if c.RunDir == "" {
 		c.RunDir = filepath.Dir(c.AdminSocket)
 	}
-	c.Engine, c.TakeOver, c.DNS = cmp.Or(c.Engine, engine.Default()), cmp.Or(c.TakeOver, TakeOverAuto), cmp.Or(c.DNS, DNSDirect)
+	c.Engine, c.TakeOver, c.Kernel.DNS = cmp.Or(c.Engine, engine.Default()), cmp.Or(c.TakeOver, TakeOverAuto), cmp.Or(c.Kernel.DNS, DNSDirect)
 	if c.KeyDir == "" {
 		c.KeyDir = filepath.Join(c.RunDir, "keys")
 	}
@@ -227,8 +227,8 @@ func (c Config) Validate() error {
 		bad("Kernel.Kubelet", fmt.Sprintf("%q is not an absolute path", k), "set --kubelet-cgroup to auto, none, or a path that begins with /")
 	}
 	c.Account.validate(c.Operator, c.JoinToken, bad)
-	if c.DNS != DNSCapture && c.DNS != DNSDirect {
-		bad("DNS", fmt.Sprintf("%q is none of the choices", c.DNS), "set --dns to capture or direct")
+	if dns := c.Kernel.DNS; dns != DNSCapture && dns != DNSDirect {
+		bad("Kernel.DNS", fmt.Sprintf("%q is none of the choices", dns), "set --dns to capture or direct")
 	}
 	c.CNI.validate(bad)
 	c.validateNumbers(bad)

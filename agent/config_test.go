@@ -36,7 +36,7 @@ func TestConfigurationErrorsNameFieldAndRemedy(t *testing.T) {
 			c.Account, c.JoinToken = agent.AccountConfig{TokenFile: "/t", RootsFile: "/r"}, "x"
 		}, []string{"JoinToken:", "--join-token-file"}},
 		{func(c *agent.Config) { c.Engine = "steam" }, []string{"Engine:", `"steam"`, "--engine"}},
-		{func(c *agent.Config) { c.DNS = "on" }, []string{"DNS:", `"on"`, "--dns"}},
+		{func(c *agent.Config) { c.Kernel.DNS = "on" }, []string{"Kernel.DNS:", `"on"`, "--dns"}},
 		{func(c *agent.Config) { c.TakeOver = "maybe" }, []string{"TakeOver:", `"maybe"`, "--take-over"}},
 		{func(c *agent.Config) { c.Kernel.Mark = 1 }, []string{"Kernel.Mark:", "--mark"}},
 		{func(c *agent.Config) { c.Kernel.Mark, c.Kernel.MarkMask = 3, 1 }, []string{"Kernel.Mark:", "mask"}},

@@ -91,7 +91,7 @@ const (
 	nodeLocal            = "169.254.20.10"
 )
 
-func captured(c *agent.Config) { c.DNS = agent.DNSCapture }
+func captured(c *agent.Config) { c.Kernel.DNS = agent.DNSCapture }
 
 // TestDNS: the programs that pods have ask a real server through a real agent.
 func TestDNS(t *testing.T) {

@@ -119,7 +119,7 @@ func (o *options) register(flags *pflag.FlagSet) {
 	flags.StringVar(&c.AdminSocket, "admin-socket", c.AdminSocket, "unix socket for status, flows and proof, for root only")
 	flags.StringVar(&c.Metrics, "metrics", c.Metrics, "host:port of /metrics, /readyz and /healthz; empty for none")
 	flags.StringVar(&c.Engine, "engine", "", "what carries tunnels: loop, or reference (slower; the only one in FIPS 140-3 mode); empty is loop where that is allowed")
-	flags.StringVar(&c.DNS, "dns", agent.DNSDirect, "what becomes of the pods' queries to port 53: capture has the agent answer them, from the mesh's services, its cache, or the server that was asked; direct lets them out unread")
+	flags.StringVar(&c.Kernel.DNS, "dns", agent.DNSDirect, "what becomes of the pods' queries to port 53: capture has the agent answer them, from the mesh's services, its cache, or the server that was asked; direct lets them out unread")
 	flags.StringVar(&c.TakeOver, "take-over", agent.TakeOverAuto, "when another agent runs on this node: auto takes its work over, drain and require do and want one, require refuses if connections cannot move, never refuses")
 	flags.StringVar(&c.Kernel.PinDir, "pin-dir", "", "folder on bpffs for pinned programs and maps; empty is /sys/fs/bpf/heddle/NODE")
 	flags.StringVar(&c.Kernel.Cgroup, "cgroup", "", "the agent's own cgroup2 folder; empty finds or makes one")

@@ -1,16 +1,13 @@
 package resources
 
 import (
-	"cmp"
 	"fmt"
-	"maps"
-	"net/netip"
-	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
+	"github.com/heddle-mesh/heddle/internal/discovery/resources/field"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
@@ -36,11 +33,11 @@ func encodeKeyed(k Kind, key mesh.Key, m proto.Message) (*Resource, error) {
 func EncodeSettings(s *mesh.Settings) (*Resource, error) {
 	m := &meshpb.Settings{
 		TrustDomain:   s.TrustDomain.Name(),
-		ClusterRanges: blocksToProto(s.ClusterRanges),
-		Egress:        egressToProto(s.Egress),
+		ClusterRanges: field.FromBlocks(s.ClusterRanges),
+		Egress:        field.FromEgress(s.Egress),
 	}
-	for _, ns := range sortedKeys(s.EgressNamespaces) {
-		m.EgressNamespaces = append(m.EgressNamespaces, &meshpb.NamespaceEgress{Namespace: ns, Egress: egressToProto(s.EgressNamespaces[ns])})
+	for _, ns := range field.SortedKeys(s.EgressNamespaces) {
+		m.EgressNamespaces = append(m.EgressNamespaces, &meshpb.NamespaceEgress{Namespace: ns, Egress: field.FromEgress(s.EgressNamespaces[ns])})
 	}
 	for _, id := range s.RevokedIdentities {
 		m.RevokedIdentities = append(m.RevokedIdentities, id.String())
@@ -51,34 +48,34 @@ func EncodeSettings(s *mesh.Settings) (*Resource, error) {
 // EncodeWorkload encodes a workload as it is, its network namespace included.
 func EncodeWorkload(w *mesh.Workload) (*Resource, error) {
 	m := &meshpb.Workload{
-		Key:              keyToProto(w.Key),
+		Key:              field.FromKey(w.Key),
 		ServiceAccount:   w.ServiceAccount,
 		Node:             w.Node,
 		Identity:         w.Identity.String(),
-		Addresses:        addressesToProto(w.Addresses),
-		Labels:           labelsToProto(w.Labels),
+		Addresses:        field.FromAddresses(w.Addresses),
+		Labels:           field.FromLabels(w.Labels),
 		Enrolled:         w.Enrolled,
 		Ready:            w.Ready,
 		NetworkNamespace: w.NetNS,
-		Mode:             modeToProto(w.Mode),
-		ProbePorts:       portsToProto(w.ProbePorts),
+		Mode:             field.FromMode(w.Mode),
+		ProbePorts:       field.FromPorts(w.ProbePorts),
 		Uid:              w.UID,
 		Zone:             w.Zone,
 	}
-	for _, port := range sortedKeys(w.PortModes) {
-		m.PortModes = append(m.PortModes, &meshpb.PortMode{Port: uint32(port), Mode: modeToProto(w.PortModes[port])})
+	for _, port := range field.SortedKeys(w.PortModes) {
+		m.PortModes = append(m.PortModes, &meshpb.PortMode{Port: uint32(port), Mode: field.FromMode(w.PortModes[port])})
 	}
 	return encodeKeyed(KindWorkload, w.Key, m)
 }
 
 // EncodeService encodes a service.
 func EncodeService(s *mesh.Service) (*Resource, error) {
-	m := &meshpb.Service{Key: keyToProto(s.Key), Addresses: addressesToProto(s.Addresses), Prefer: meshpb.Nearness(s.Prefer), Sticky: s.Sticky}
+	m := &meshpb.Service{Key: field.FromKey(s.Key), Addresses: field.FromAddresses(s.Addresses), Prefer: meshpb.Nearness(s.Prefer), Sticky: s.Sticky}
 	for _, p := range s.Ports {
 		m.Ports = append(m.Ports, &meshpb.ServicePort{Name: p.Name, Port: uint32(p.Port), TargetPort: uint32(p.TargetPort)})
 	}
 	for _, e := range s.Endpoints {
-		m.Endpoints = append(m.Endpoints, keyToProto(e))
+		m.Endpoints = append(m.Endpoints, field.FromKey(e))
 	}
 	return encodeKeyed(KindService, s.Key, m)
 }
@@ -90,21 +87,21 @@ func EncodePolicy(p *mesh.Policy) (*Resource, error) {
 		mesh.ActionDeny:  meshpb.Action_ACTION_DENY,
 		mesh.ActionAudit: meshpb.Action_ACTION_AUDIT,
 	}[p.Action]
-	m := &meshpb.Policy{Key: keyToProto(p.Key), Action: action, Selector: labelsToProto(p.Selector)}
+	m := &meshpb.Policy{Key: field.FromKey(p.Key), Action: action, Selector: field.FromLabels(p.Selector)}
 	for _, rule := range p.Rules {
 		r := &meshpb.Rule{}
 		for _, from := range rule.From {
 			r.From = append(r.From, &meshpb.Source{
-				Identities:    patternsToProto(from.Identities),
-				NotIdentities: patternsToProto(from.NotIdentities),
+				Identities:    field.FromPatterns(from.Identities),
+				NotIdentities: field.FromPatterns(from.NotIdentities),
 				Namespaces:    from.Namespaces,
 				NotNamespaces: from.NotNamespaces,
-				IpBlocks:      blocksToProto(from.IPBlocks),
-				NotIpBlocks:   blocksToProto(from.NotIPBlocks),
+				IpBlocks:      field.FromBlocks(from.IPBlocks),
+				NotIpBlocks:   field.FromBlocks(from.NotIPBlocks),
 			})
 		}
 		for _, to := range rule.To {
-			r.To = append(r.To, &meshpb.Destination{Ports: portsToProto(to.Ports), NotPorts: portsToProto(to.NotPorts)})
+			r.To = append(r.To, &meshpb.Destination{Ports: field.FromPorts(to.Ports), NotPorts: field.FromPorts(to.NotPorts)})
 		}
 		m.Rules = append(m.Rules, r)
 	}
@@ -123,63 +120,3 @@ func EncodeCommit(c *Commit) ([]byte, error) {
 	}
 	return body, nil
 }
-
-func keyToProto(k mesh.Key) *meshpb.ObjectKey {
-	return &meshpb.ObjectKey{Namespace: k.Namespace, Name: k.Name}
-}
-
-func modeToProto(m mesh.Mode) meshpb.Mode {
-	if m == mesh.ModePermissive {
-		return meshpb.Mode_MODE_PERMISSIVE
-	}
-	return meshpb.Mode_MODE_STRICT
-}
-
-func egressToProto(e mesh.EgressMode) meshpb.Egress {
-	if e == mesh.EgressAllow {
-		return meshpb.Egress_EGRESS_ALLOW
-	}
-	return meshpb.Egress_EGRESS_DENY
-}
-
-func addressesToProto(addrs []netip.Addr) [][]byte {
-	var all [][]byte
-	for _, a := range addrs {
-		all = append(all, a.AsSlice())
-	}
-	return all
-}
-
-func blocksToProto(blocks []netip.Prefix) []*meshpb.AddressBlock {
-	var all []*meshpb.AddressBlock
-	for _, b := range blocks {
-		all = append(all, &meshpb.AddressBlock{Address: b.Addr().AsSlice(), Bits: uint32(b.Bits())})
-	}
-	return all
-}
-
-func labelsToProto(labels map[string]string) []*meshpb.Label {
-	var all []*meshpb.Label
-	for _, k := range sortedKeys(labels) {
-		all = append(all, &meshpb.Label{Key: k, Value: labels[k]})
-	}
-	return all
-}
-
-func patternsToProto(patterns []mesh.IdentityPattern) []string {
-	var all []string
-	for _, p := range patterns {
-		all = append(all, string(p))
-	}
-	return all
-}
-
-func portsToProto(ports []uint16) []uint32 {
-	var all []uint32
-	for _, p := range ports {
-		all = append(all, uint32(p))
-	}
-	return all
-}
-
-func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K { return slices.Sorted(maps.Keys(m)) }

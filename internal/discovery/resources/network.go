@@ -7,13 +7,14 @@ import (
 	"slices"
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
+	"github.com/heddle-mesh/heddle/internal/discovery/resources/field"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/internal/mesh/netpolicy"
 )
 
 // EncodeNetworkPolicy encodes a NetworkPolicy.
 func EncodeNetworkPolicy(p *netpolicy.Policy) (*Resource, error) {
-	m := &meshpb.NetworkPolicy{Key: keyToProto(mesh.Key(p.Name)), Ingress: directionToProto(p.Ingress), Egress: directionToProto(p.Egress)}
+	m := &meshpb.NetworkPolicy{Key: field.FromKey(mesh.Key(p.Name)), Ingress: directionToProto(p.Ingress), Egress: directionToProto(p.Egress)}
 	for _, r := range p.Selector {
 		m.Selector = append(m.Selector, &meshpb.LabelRequirement{Key: r.Key, Operator: meshpb.LabelOperator(r.Operator) + meshpb.LabelOperator_LABEL_OPERATOR_IN, Values: r.Values})
 	}
@@ -30,7 +31,7 @@ func directionToProto(d *netpolicy.Direction) *meshpb.NetworkDirection {
 		for _, p := range rule.Peers {
 			peer := &meshpb.NetworkPeer{Set: p.Set}
 			if p.Set == "" {
-				peer.Block, peer.Except = blocksToProto([]netip.Prefix{p.Block})[0], blocksToProto(p.Except)
+				peer.Block, peer.Except = field.FromBlocks([]netip.Prefix{p.Block})[0], field.FromBlocks(p.Except)
 			}
 			r.Peers = append(r.Peers, peer)
 		}
@@ -44,10 +45,10 @@ func directionToProto(d *netpolicy.Direction) *meshpb.NetworkDirection {
 
 func decodeNetworkPolicy(body []byte) (*netpolicy.Policy, error) {
 	m := &meshpb.NetworkPolicy{}
-	if err := unmarshalKnown(body, m); err != nil {
+	if err := field.UnmarshalKnown(body, m); err != nil {
 		return nil, err
 	}
-	p := &netpolicy.Policy{Name: netpolicy.Name(keyOf(m.GetKey()))}
+	p := &netpolicy.Policy{Name: netpolicy.Name(field.Key(m.GetKey()))}
 	for _, r := range m.GetSelector() {
 		op := r.GetOperator() - meshpb.LabelOperator_LABEL_OPERATOR_IN
 		if op < 0 || op > meshpb.LabelOperator(netpolicy.DoesNotExist) {
@@ -85,12 +86,12 @@ func networkRuleOf(m *meshpb.NetworkRule) (netpolicy.Rule, error) {
 	for _, p := range m.GetPeers() {
 		peer := netpolicy.Peer{Set: p.GetSet()}
 		if peer.Set == "" {
-			block, err := blocksOf([]*meshpb.AddressBlock{p.GetBlock()})
+			block, err := field.Blocks([]*meshpb.AddressBlock{p.GetBlock()})
 			if err != nil {
 				return rule, err
 			}
 			peer.Block = block[0]
-			if peer.Except, err = blocksOf(p.GetExcept()); err != nil {
+			if peer.Except, err = field.Blocks(p.GetExcept()); err != nil {
 				return rule, err
 			}
 		}
@@ -100,10 +101,10 @@ func networkRuleOf(m *meshpb.NetworkRule) (netpolicy.Rule, error) {
 		port := netpolicy.Port{Set: p.GetSet()}
 		if port.Set == "" {
 			var err error
-			if port.First, err = portOf(p.GetFirst()); err != nil {
+			if port.First, err = field.Port(p.GetFirst()); err != nil {
 				return rule, err
 			}
-			if port.Last, err = portOf(p.GetLast()); err != nil {
+			if port.Last, err = field.Port(p.GetLast()); err != nil {
 				return rule, err
 			}
 		}
@@ -135,7 +136,7 @@ func EncodeAddressSet(s *netpolicy.Shard) (*Resource, error) {
 			g.Ipv6 = append(g.Ipv6, member.Addr.AsSlice()...)
 		}
 	}
-	for _, port := range sortedKeys(groups) {
+	for _, port := range field.SortedKeys(groups) {
 		m.Groups = append(m.Groups, groups[port])
 	}
 	return encodeKeyed(KindAddressSet, ShardKey(s), m)
@@ -143,7 +144,7 @@ func EncodeAddressSet(s *netpolicy.Shard) (*Resource, error) {
 
 func decodeAddressSet(body []byte) (*netpolicy.Shard, error) {
 	m := &meshpb.AddressSet{}
-	if err := unmarshalKnown(body, m); err != nil {
+	if err := field.UnmarshalKnown(body, m); err != nil {
 		return nil, err
 	}
 	s := &netpolicy.Shard{Set: m.GetSet(), Index: m.GetIndex(), Count: m.GetCount()}
