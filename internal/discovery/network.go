@@ -24,12 +24,12 @@ func (s *Snapshot) encodeNetwork(last *Snapshot) (err error) {
 	now, before := s.view.Network(), last.view.Network()
 	s.network.policies, err = encodeAll(now.Policies(), before.Policies(), last.network.policies,
 		func(p *netpolicy.Policy) mesh.Key { return mesh.Key(p.Name) },
-		func(a, b *netpolicy.Policy) bool { return reflect.DeepEqual(a, b) }, resources.EncodeNetworkPolicy)
+		func(a, b *netpolicy.Policy) bool { return reflect.DeepEqual(a, b) }, alone(resources.EncodeNetworkPolicy))
 	if err != nil {
 		return err
 	}
 	s.network.shards, err = encodeAll(now.Shards(), before.Shards(), last.network.shards, resources.ShardKey,
-		func(a, b *netpolicy.Shard) bool { return a.Count == b.Count && slices.Equal(a.Members, b.Members) }, resources.EncodeAddressSet)
+		func(a, b *netpolicy.Shard) bool { return a.Count == b.Count && slices.Equal(a.Members, b.Members) }, alone(resources.EncodeAddressSet))
 	return err
 }
 

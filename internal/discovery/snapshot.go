@@ -113,22 +113,28 @@ func (s *Snapshot) encode(last *Snapshot) error {
 		return err
 	}
 	s.services, err = encodeAll(s.view.Services(), last.view.Services(), last.services,
-		func(v *mesh.Service) mesh.Key { return v.Key }, equalServices, resources.EncodeService)
+		func(v *mesh.Service) mesh.Key { return v.Key }, equalServices, alone(resources.EncodeService))
 	if err != nil {
 		return err
 	}
 	s.told, err = encodeAll(s.view.Workloads(), last.view.Workloads(), last.told,
-		func(v *mesh.Workload) mesh.Key { return v.Key }, equalTold, encodeTold)
+		func(v *mesh.Workload) mesh.Key { return v.Key }, equalTold, alone(encodeTold))
 	if err != nil {
 		return err
 	}
 	s.whole, err = encodeAll(s.view.Workloads(), last.view.Workloads(), last.whole,
-		func(v *mesh.Workload) mesh.Key { return v.Key }, equalWhole, resources.EncodeWorkload)
+		func(v *mesh.Workload) mesh.Key { return v.Key }, equalWhole, func(i int, w *mesh.Workload) (*resources.Resource, error) {
+			r, err := resources.EncodeWorkload(w)
+			if err == nil && s.told[i] != nil {
+				r.Name = s.told[i].Name // kept once
+			}
+			return r, err
+		})
 	if err != nil {
 		return err
 	}
 	s.rules, err = encodeAll(s.view.Policies(), last.view.Policies(), last.rules,
-		func(v *mesh.Policy) mesh.Key { return v.Key }, func(a, b *mesh.Policy) bool { return reflect.DeepEqual(a, b) }, resources.EncodePolicy)
+		func(v *mesh.Policy) mesh.Key { return v.Key }, func(a, b *mesh.Policy) bool { return reflect.DeepEqual(a, b) }, alone(resources.EncodePolicy))
 	if err != nil {
 		return err
 	}
@@ -139,7 +145,6 @@ func (s *Snapshot) encode(last *Snapshot) error {
 	all = append(all, s.services...)
 	for i, r := range s.told {
 		if r != nil {
-			s.whole[i].Name = r.Name // kept once
 			all = append(all, r)
 		}
 		if r == nil || r.Version != s.whole[i].Version {
@@ -155,9 +160,11 @@ func (s *Snapshot) encode(last *Snapshot) error {
 }
 
 // encodeAll encodes objects, or takes over what is known of equal ones: last
-// and known run parallel, and like objects are sorted by key.
+// and known run parallel, and like objects are sorted by key. What is taken over is
+// part of a snapshot that others read, so it stays as it is. Encode is told the
+// object's index.
 func encodeAll[T any](objects, last []*T, known []*resources.Resource, key func(*T) mesh.Key, equal func(a, b *T) bool,
-	encode func(*T) (*resources.Resource, error)) ([]*resources.Resource, error) {
+	encode func(int, *T) (*resources.Resource, error)) ([]*resources.Resource, error) {
 	encoded := make([]*resources.Resource, len(objects))
 	at := 0
 	for i, object := range objects {
@@ -168,13 +175,18 @@ func encodeAll[T any](objects, last []*T, known []*resources.Resource, key func(
 			encoded[i] = known[at]
 			continue
 		}
-		r, err := encode(object)
+		r, err := encode(i, object)
 		if err != nil {
 			return nil, err
 		}
 		encoded[i] = r
 	}
 	return encoded, nil
+}
+
+// alone is an encoding that does not depend on the index.
+func alone[T any](encode func(*T) (*resources.Resource, error)) func(int, *T) (*resources.Resource, error) {
+	return func(_ int, object *T) (*resources.Resource, error) { return encode(object) }
 }
 
 // encodeTold encodes what other nodes are told of a workload: how it is reached
