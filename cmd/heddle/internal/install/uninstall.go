@@ -224,6 +224,8 @@ func (c *Cluster) waitGone(ctx context.Context, r Request, deleted []ref) error 
 	if r.Wait <= 0 {
 		return nil
 	}
+	asking, stop := context.WithTimeout(ctx, r.Wait+lastQuestion)
+	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, r.Wait)
 	defer cancel()
 	tick := time.NewTicker(c.patient)
@@ -232,7 +234,7 @@ func (c *Cluster) waitGone(ctx context.Context, r Request, deleted []ref) error 
 	for {
 		var left []string
 		for _, o := range deleted {
-			object, err := c.get(ctx, o.kind(), o.Namespace, o.Name)
+			object, err := c.get(asking, o.kind(), o.Namespace, o.Name)
 			if err != nil && ctx.Err() == nil {
 				return err
 			}

@@ -23,9 +23,16 @@ func (c *Cluster) waitHealthy(ctx context.Context, r Request, objects []*unstruc
 	return c.waitFor(ctx, r, r.Wait, running)
 }
 
+// lastQuestion is how much longer than the wait a question may take. With less, the client's
+// limit of requests refuses a question that could not be asked in time, and its error
+// says nothing of what is waited for.
+const lastQuestion = 5 * time.Second
+
 // waitFor waits until every object is as its kind should be, and says what it
 // waits for whenever that changes.
 func (c *Cluster) waitFor(ctx context.Context, r Request, bound time.Duration, objects []*unstructured.Unstructured) error {
+	asking, stop := context.WithTimeout(ctx, bound+lastQuestion)
+	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, bound)
 	defer cancel()
 	tick := time.NewTicker(c.patient)
@@ -35,7 +42,7 @@ func (c *Cluster) waitFor(ctx context.Context, r Request, bound time.Duration, o
 	for {
 		var now []string
 		for _, o := range objects {
-			lack, err := c.lack(ctx, o)
+			lack, err := c.lack(asking, o)
 			if err != nil && ctx.Err() == nil {
 				return err
 			}
