@@ -145,7 +145,7 @@ func (d *Datapath) Enroll(ctx context.Context, w *mesh.Workload) (proxy.Pod, err
 	d.keys.Unlock()
 	listeners := pod.Listeners()
 	return proxy.Pod{
-		Key: w.Key,
+		Key: w.Key, Addresses: w.Addresses,
 		Listeners: proxy.Listeners{
 			Outbound: widen(listeners.Outbound), Inbound: widen(listeners.Inbound), Tunnel: widen(listeners.Tunnel),
 		},

@@ -196,3 +196,28 @@ func TestSpliceNeedsTheClientsOwnAddress(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 }
+
+// TestNewPod: a pod connects before the configuration has its address, which the node
+// has from the CNI, to a service on its node and on another.
+func TestNewPod(t *testing.T) {
+	for _, serverNode := range []string{"a", "b"} {
+		t.Run(serverNode, func(t *testing.T) {
+			w := newWorld(t)
+			w.workload("web", "a", "198.18.1.1").Addresses = nil
+			w.workload("db", serverNode, "198.18.2.1")
+			w.service("db", "198.18.9.1", 7000, 7001, "db")
+			w.publish()
+			application(t, "198.18.2.1:7001", echo)
+			a := w.node("a")
+			server := a
+			if serverNode != "a" {
+				server = w.node(serverNode)
+			}
+			server.serve("db", "198.18.2.1", podOptions{})
+			client := a.serve("web", "198.18.1.1", podOptions{outbound: []string{vip}})
+			if got := greeting(t, client.client(vip)); got != "hello 198.18.1.1" {
+				t.Errorf("application greeted %q", got)
+			}
+		})
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/heddle-mesh/heddle/agent/proxy/wire"
@@ -251,7 +252,7 @@ func (p *Proxy) giveUp(d *departure, w *mesh.Workload, tried []mesh.Key) []mesh.
 // carried, and may have ended; another reason that the application's
 // connection is untouched, and again that another candidate may have it.
 func (p *Proxy) try(d *departure, w *mesh.Workload) (reason mesh.Reason, cause error, again bool) {
-	addr, ok := w.AddressFor(d.dialled.Addr(), d.src)
+	addr, ok := w.AddressFor(d.dialled.Addr(), wire.Placed(d.src, d.pod.Addresses))
 	if !ok {
 		return mesh.ReasonPeerUnreachable, fmt.Errorf("%s and %s have no address family in common", d.src.Key, w.Key), true
 	}
@@ -345,7 +346,7 @@ func (p *Proxy) splice(d *departure, w *mesh.Workload, target netip.AddrPort) (m
 			return why, err, false
 		}
 	}
-	if !d.src.HasAddress(d.client.Addr()) { // another node's agent would say the same
+	if !slices.Contains(d.pod.Addresses, d.client.Addr().Unmap()) { // another node's agent would say the same
 		return mesh.ReasonForwardedUntrusted, fmt.Errorf("%s is no address of %s", d.client.Addr(), d.src.Key), false
 	}
 	there, ok := p.awaitPod(d.ctx, w.Key)
@@ -363,7 +364,7 @@ func (p *Proxy) splice(d *departure, w *mesh.Workload, target netip.AddrPort) (m
 	if !p.charge(there) {
 		return mesh.ReasonBudgetExceeded, fmt.Errorf("too many connections of %s", w.Key), true
 	}
-	app, err := p.deliver(d.ctx, permit, there, wire.InFamily(d.src, d.client, target.Addr()), target.Addr())
+	app, err := p.deliver(d.ctx, permit, there, wire.InFamily(wire.Placed(d.src, d.pod.Addresses), d.client, target.Addr()), target.Addr())
 	if err != nil {
 		there.Connections.Add(-1)
 		p.dischargeSocket()

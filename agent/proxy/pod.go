@@ -19,6 +19,9 @@ import (
 // Pod is one enrolled workload, as Serve needs it.
 type Pod struct {
 	Key mesh.Key
+	// Addresses are the pod's own, as its gate has them: of a new pod the node knows
+	// them before the configuration does.
+	Addresses []netip.Addr
 	// Listeners become Serve's, which closes them.
 	Listeners Listeners
 	Sockets   Sockets

@@ -398,7 +398,7 @@ func (n *node) serve(name, addr string, o podOptions) *pod {
 	served := make(chan error, 1)
 	go func() {
 		served <- n.proxy.Serve(ctx, proxy.Pod{
-			Key: mesh.Key{Namespace: "shop", Name: name}, Listeners: l, Sockets: sockets{p.addr, o.apps}, Probe: o.probe,
+			Key: mesh.Key{Namespace: "shop", Name: name}, Addresses: []netip.Addr{p.addr}, Listeners: l, Sockets: sockets{p.addr, o.apps}, Probe: o.probe,
 		})
 	}()
 	testenv.Eventually(t, 5*time.Second, name+" is served", func() bool { return n.proxy.Serves(mesh.Key{Namespace: "shop", Name: name}) })

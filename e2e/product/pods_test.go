@@ -90,7 +90,8 @@ spec:
       - {name: main, image: %[1]s, imagePullPolicy: Never, args: [once, "%[2]s:7000", from-main]}
 `, workloadImage, server))
 	if _, err := w.Kubectl(t.Context(), "", "-n", "shop", "wait", "--for=condition=Complete", "job/once", "--timeout="+patience.String()); err != nil {
-		t.Fatalf("%v\n%s", err, w.kubectl(t, "-n", "shop", "describe", "pods", "-l", "job-name=once"))
+		logs, _ := w.Kubectl(t.Context(), "", "-n", "shop", "logs", "job/once", "--all-containers") // of a container that did not start there are none
+		t.Fatalf("%v\n%s\n%s", err, logs, w.kubectl(t, "-n", "shop", "describe", "pods", "-l", "job-name=once"))
 	}
 	if said := w.kubectl(t, "-n", "shop", "logs", "job/once", "--all-containers"); !strings.Contains(said, "from-init") || !strings.Contains(said, "from-main") {
 		t.Errorf("a job in the mesh says %q", said)

@@ -101,6 +101,18 @@ func TrustedClient(view *mesh.View, req *hbone.StreamRequest) (netip.AddrPort, e
 	return InFamily(w, client, req.Authority.Addr()), nil
 }
 
+// Placed returns a workload with the addresses that its node has of it, while the
+// configuration has none: a new pod connects before they have made the round of the
+// control plane. nil stays nil.
+func Placed(w *mesh.Workload, addresses []netip.Addr) *mesh.Workload {
+	if w == nil || len(w.Addresses) > 0 {
+		return w
+	}
+	placed := *w
+	placed.Addresses = addresses
+	return &placed
+}
+
 // InFamily returns client, or when its family is not that of target, the
 // workload's first address of target's family with client's port. Under it the
 // destination's application sees the client.
