@@ -109,7 +109,7 @@ e2e-cluster: ## Test whole clusters, the operator and `heddle install` on a real
 	$(GOTESTSUM) -count=1 -timeout 15m -p 1 $(CLUSTER_PACKAGES)
 
 .PHONY: e2e
-e2e: build ## Everything end to end: meshes in network namespaces, then whole clusters (root; first time 12 min more)
+e2e: deps build ## Everything end to end: meshes in network namespaces, then whole clusters (root; first time 12 min more)
 	$(GOTESTSUM) -count=1 -timeout 15m -p 1 $$(go list ./e2e/... | grep -vE '/e2e/(idle|cluster|controlplane|product)$$')
 	@$(MAKE) --no-print-directory e2e-cluster
 
