@@ -69,7 +69,9 @@ spec: {node: n2, serviceAccount: odd, addresses: ["` + address + `"], networkNam
 func (w *world) namespace(t *testing.T) {
 	const failed = `heddle_pods{state="failed"}`
 	t.Run("before enrolment", func(t *testing.T) {
-		w.counts(t, "n2", failed, func() { w.Write(t, "ghost.yaml", workload("ghost", "10.244.2.77")) })
+		w.counts(t, "n2", "heddle_enrolment_failures_total", func() {
+			w.counts(t, "n2", failed, func() { w.Write(t, "ghost.yaml", workload("ghost", "10.244.2.77")) })
+		})
 		w.checkSays(t, "fail  n2", "pod shop/ghost", "/run/netns/heddle-badinput-ghost", "no such file")
 		w.logSays(t, "n2", "shop/ghost", "/run/netns/heddle-badinput-ghost")
 		w.served(t)

@@ -223,6 +223,7 @@ func (w *world) flood(t *testing.T) {
 		if open == 0 || open > budget {
 			t.Errorf("%d connections of a pod are carried, its budget is %d", open, budget)
 		}
+		w.flowHas(t, "BudgetExceeded", `"shop/flooder"`)
 	})
 	t.Run("of tunnel connections", func(t *testing.T) {
 		w.counts(t, "n2", denials("inbound", "BudgetExceeded"), func() {
@@ -236,6 +237,7 @@ func (w *world) flood(t *testing.T) {
 			}
 			w.served(t)
 		})
+		w.flowHas(t, "BudgetExceeded", "10.244.1.90", `"shop/busy"`)
 	})
 	testenv.Eventually(t, 20*time.Second, "the pod is served after the flood", func() bool {
 		return w.exchange("shop/flooder", busy+":7000") == nil

@@ -154,6 +154,12 @@ func (w *world) plaintext(t *testing.T) {
 // server, and has the words.
 func (w *world) flowSays(t *testing.T, reason string, words []string) {
 	t.Helper()
+	w.flowHas(t, reason, append(words, `"shop/server"`, "10.244.1.90")...)
+}
+
+// flowHas wants a refusal in the flows that has the words.
+func (w *world) flowHas(t *testing.T, reason string, words ...string) {
+	t.Helper()
 	var out string
 	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		var err error
@@ -162,7 +168,7 @@ func (w *world) flowSays(t *testing.T, reason string, words []string) {
 			t.Fatal(err)
 		}
 		for line := range strings.Lines(out) {
-			if hasAll(line, append(words, `"shop/server"`, "10.244.1.90")) {
+			if hasAll(line, words) {
 				return
 			}
 		}
