@@ -4,6 +4,6 @@
 //
 // A thread that changed its namespace never runs anything else. Programs that
 // use the package, or package bpf, should lock their main goroutine to the main
-// thread (runtime.LockOSThread at the top of main): its namespaces are what
+// thread (runtime.LockOSThread in an init of main): its namespaces are what
 // /proc/PID/ns shows, and it cannot end. All types are safe for concurrent use.
 package netns

@@ -27,10 +27,12 @@ import (
 
 var version = "dev" // set by the linker
 
+// The main thread's namespaces are what others see as the process's, and it
+// cannot be thrown away: nothing that changes them may run on it. In main it would be
+// too late, as the goroutine may have moved to another thread by then.
+func init() { runtime.LockOSThread() }
+
 func main() {
-	// The main thread's namespaces are what others see as the process's, and it
-	// cannot be thrown away: nothing that changes them may run on it.
-	runtime.LockOSThread()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	// A second signal ends the process at once, for whoever does not want to
 	// wait for connections to drain.

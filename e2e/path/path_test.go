@@ -33,7 +33,7 @@ const (
 	warm, counted = 1500 * time.Millisecond, 1500 * time.Millisecond
 	// rounds are taken at first, and up to mostRounds while the median is too low:
 	// a busy machine's runs differ by a factor of three.
-	rounds, mostRounds = 3, 7
+	rounds, mostRounds = 3, 11
 	// What the median may have of plain TCP's throughput at least, in one stream
 	// and in a hundred. The aim is 0.9; a busy machine has to encrypt, and emulates
 	// the way with what is left.

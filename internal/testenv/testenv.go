@@ -18,12 +18,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// The main thread stays with the main goroutine, out of reach of code that changes a
+// thread's namespace: /proc/PID/ns would show the wrong one. Any later than in an init
+// the goroutine may have moved to another thread.
+func init() { runtime.LockOSThread() }
+
 // Main runs a package's tests and fails the run when goroutines or file
 // descriptors are left behind. Every package calls it from TestMain.
 func Main(m *testing.M) {
-	// The main thread stays with this goroutine, out of reach of code that
-	// changes a thread's namespace: /proc/PID/ns would show the wrong one.
-	runtime.LockOSThread()
 	// The pollers and the runtime open descriptors of their own on first use;
 	// they are not leaks, so they are opened before counting.
 	warmRuntimeDescriptors()
