@@ -8,12 +8,12 @@
 # unpacked under .cache/kernels once. Exit status 0 only if every test binary
 # of every kernel passed.
 #
-# From the environment: KERNELS ("6.1 6.12"), LIMIT (seconds per kernel, 900),
+# From the environment: KERNELS ("6.1 6.12"), LIMIT (seconds per kernel, 1200),
 # RUN (a -test.run pattern).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 KERNELS=${KERNELS:-6.1 6.12}
-LIMIT=${LIMIT:-900}
+LIMIT=${LIMIT:-1200}
 RUN=${RUN:-.}
 CACHE=$PWD/.cache/kernels
 PARALLEL=
