@@ -55,20 +55,6 @@ func NeedRoot(t testing.TB) {
 	}
 }
 
-// NeedKernel ends the test when err is not nil: as a skip when the running
-// kernel is older than minimum ("6.6"), where the feature is known to be
-// absent, and as a failure everywhere else.
-func NeedKernel(t testing.TB, minimum string, err error) {
-	t.Helper()
-	if err == nil {
-		return
-	}
-	if KernelOlderThan(t, minimum) {
-		t.Skipf("kernel older than %s: %v", minimum, err)
-	}
-	t.Fatalf("kernel is %s or newer, so this must work: %v", minimum, err)
-}
-
 // KernelOlderThan says whether the running kernel is older than minimum ("6.6").
 func KernelOlderThan(t testing.TB, minimum string) bool {
 	t.Helper()

@@ -224,9 +224,7 @@ func (c *Cluster) waitGone(ctx context.Context, r Request, deleted []ref) error 
 	if r.Wait <= 0 {
 		return nil
 	}
-	asking, stop := context.WithTimeout(ctx, r.Wait+lastQuestion)
-	defer stop()
-	ctx, cancel := context.WithTimeout(ctx, r.Wait)
+	ctx, asking, cancel := bounded(ctx, r.Wait)
 	defer cancel()
 	tick := time.NewTicker(c.patient)
 	defer tick.Stop()

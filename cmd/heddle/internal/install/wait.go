@@ -28,12 +28,17 @@ func (c *Cluster) waitHealthy(ctx context.Context, r Request, objects []*unstruc
 // says nothing of what is waited for.
 const lastQuestion = 5 * time.Second
 
+// bounded returns the context of a wait, and that of its questions, which lasts longer.
+func bounded(ctx context.Context, bound time.Duration) (wait, asking context.Context, cancel func()) {
+	asking, stop := context.WithTimeout(ctx, bound+lastQuestion)
+	wait, end := context.WithTimeout(asking, bound)
+	return wait, asking, func() { end(); stop() }
+}
+
 // waitFor waits until every object is as its kind should be, and says what it
 // waits for whenever that changes.
 func (c *Cluster) waitFor(ctx context.Context, r Request, bound time.Duration, objects []*unstructured.Unstructured) error {
-	asking, stop := context.WithTimeout(ctx, bound+lastQuestion)
-	defer stop()
-	ctx, cancel := context.WithTimeout(ctx, bound)
+	ctx, asking, cancel := bounded(ctx, bound)
 	defer cancel()
 	tick := time.NewTicker(c.patient)
 	defer tick.Stop()
