@@ -398,7 +398,7 @@ func TestNoSkips(t *testing.T) {
 	skip := regexp.MustCompile(`\b[tb]\.Skip(f|Now)?\(`)
 	walk(t, func(path string, data []byte) {
 		if strings.HasSuffix(path, ".go") && path != "internal/testenv/testenv.go" && path != "repo_test.go" && skip.Match(data) {
-			t.Errorf("%s skips a test: a skipped test looks like one that passed; ask testenv.KernelOlderThan what an old kernel lacks", path)
+			t.Errorf("%s skips a test: a skipped test looks like one that passed; ask testenv.KernelOlderThan what an old kernel lacks, testenv.NeedProcessor for a processor", path)
 		}
 	})
 }

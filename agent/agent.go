@@ -14,6 +14,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -34,7 +35,9 @@ import (
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/internal/admin"
 	"github.com/heddle-mesh/heddle/internal/flow"
+	"github.com/heddle-mesh/heddle/internal/flow/history"
 	"github.com/heddle-mesh/heddle/internal/hbone"
+	"github.com/heddle-mesh/heddle/internal/overdue"
 )
 
 // Agent is one node's agent.
@@ -63,6 +66,7 @@ type parts struct {
 	engine          engine.Engine
 	moves           bool // the engine can give its connections away
 	ring            *flow.Ring
+	history         *history.History // nil for none
 	drops           *flow.Drops
 	proxy           *proxy.Proxy
 	pods            *enroll.Reconciler
@@ -135,6 +139,7 @@ func (a *Agent) live(ctx context.Context, l *life) (err error) {
 func (a *Agent) build(ctx context.Context, l *life) (p *parts, err error) {
 	p = &parts{restorePriority: func() {}, life: l}
 	cfg := a.cfg
+	cfg.Log.Info("agent starts", "node", cfg.Node, "version", cfg.Version, "pid", os.Getpid())
 	for _, dir := range []string{cfg.RunDir, filepath.Dir(cfg.AdminSocket)} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return p, fmt.Errorf("make directory: %w", err)
@@ -145,7 +150,7 @@ func (a *Agent) build(ctx context.Context, l *life) (p *parts, err error) {
 		return p, err
 	}
 	cfg.Budget.Sockets = socketBudget(files)
-	p.engine = engine.New(cfg.Engine, cfg.Log)
+	p.engine = engine.New(cfg.Engine, cfg.Crypto, cfg.Log)
 	_, p.moves = p.engine.(hbone.Mover)
 	if p.succession, err = a.succeed(ctx, p); err != nil {
 		return p, err
@@ -155,7 +160,7 @@ func (a *Agent) build(ctx context.Context, l *life) (p *parts, err error) {
 	}
 	// First of all: sockets count as the agent's only when they are made in its
 	// cgroup with the kernel's part loaded, and the gates need no operator.
-	p.kernel, err = kernel.Open(kernel.Config{
+	p.kernel, err = kernel.Open(ctx, kernel.Config{
 		Node: cfg.Node, PinDir: cfg.Kernel.PinDir, StateDir: cfg.RunDir, Cgroup: cfg.Kernel.Cgroup, Kubelet: cfg.Kernel.Kubelet,
 		Mark: cfg.Kernel.Mark, MarkMask: cfg.Kernel.MarkMask, FlowsPerPod: cfg.Kernel.FlowsPerPod, Grandfather: cfg.Kernel.Grandfather,
 		CaptureDNS: cfg.Kernel.DNS == DNSCapture, Inherited: p.succession.inherited(), Beside: p.succession.donor(), Log: cfg.Log,
@@ -163,12 +168,7 @@ func (a *Agent) build(ctx context.Context, l *life) (p *parts, err error) {
 	if err != nil {
 		return p, err
 	}
-	p.uplink, err = uplink.Join(ctx, uplink.Config{
-		Node: cfg.Node, Token: cfg.JoinToken, TokenFile: cfg.Account.TokenFile, RootsFile: cfg.Account.RootsFile,
-		Operator: cfg.Operator, StateDir: cfg.StateDir,
-		KeyDir: cfg.KeyDir, MountKeys: true, Log: cfg.Log,
-	})
-	if err != nil {
+	if p.uplink, err = join(ctx, cfg); err != nil {
 		return p, err
 	}
 	if p.newPods, err = meetRuntime(cfg); err != nil {
@@ -180,11 +180,26 @@ func (a *Agent) build(ctx context.Context, l *life) (p *parts, err error) {
 	return p, a.wire(cfg, p, files)
 }
 
+// join has no bound but ctx: an agent that has never joined can do nothing but wait
+// for the operator. What it reads and mounts may wait for a disk, or for whoever has
+// the machine's mounts locked.
+func join(ctx context.Context, cfg Config) (*uplink.Uplink, error) {
+	joining := overdue.Step{What: "for the node's credential and keys, or for the operator to give them"}
+	return overdue.Do(ctx, cfg.Log, joining, func() (*uplink.Uplink, error) {
+		return uplink.Join(ctx, uplink.Config{
+			Node: cfg.Node, Token: cfg.JoinToken, TokenFile: cfg.Account.TokenFile, RootsFile: cfg.Account.RootsFile,
+			Operator: cfg.Operator, StateDir: cfg.StateDir,
+			KeyDir: cfg.KeyDir, MountKeys: true, Log: cfg.Log,
+		})
+	}, func(late *uplink.Uplink) { _ = late.Close() }) // nobody is there to hear of it
+}
+
 // wire makes what needs no system: from here on everything has what it needs.
 func (a *Agent) wire(cfg Config, p *parts, files uint64) (err error) {
 	p.registry = prometheus.NewRegistry()
-	p.ring = flow.NewRing(cfg.FlowRecords)
-	recorder := &flow.Recorder{Node: cfg.Node, Ring: p.ring, Metrics: flow.NewMetrics(p.registry)}
+	p.ring = flow.NewRing(cfg.Flows.Records)
+	p.history = history.New(history.Config{Dir: filepath.Join(cfg.StateDir, "flows"), Bounds: cfg.Flows.History, Log: cfg.Log})
+	recorder := &flow.Recorder{Node: cfg.Node, Ring: p.ring, Metrics: flow.NewMetrics(p.registry), History: p.history}
 	p.drops = flow.NewDrops(recorder)
 	store := p.uplink.Store()
 	p.proxy = proxy.New(proxy.Config{
@@ -192,7 +207,8 @@ func (a *Agent) wire(cfg Config, p *parts, files uint64) (err error) {
 		Log: cfg.Log, Budget: cfg.Budget, Timeouts: cfg.Timeouts, OnNode: kernel.OnNode,
 	})
 	var datapath enroll.Datapath = p.kernel
-	var server enroll.Server = p.kernel.Answering(p.proxy, dns.Config{Store: store, Registry: p.registry, Log: cfg.Log})
+	names := dns.New(dns.Config{Store: store, Flows: p.drops, Registry: p.registry, Log: cfg.Log})
+	var server enroll.Server = p.kernel.Answering(p.proxy, names)
 	if p.succession != nil {
 		careful := cautious{p.kernel, server, p.succession, store}
 		datapath, server = careful, careful
@@ -209,9 +225,9 @@ func (a *Agent) wire(cfg Config, p *parts, files uint64) (err error) {
 	p.watch = newPausable(func(ctx context.Context) error { return p.kernel.Run(ctx, store, p.drops, p.pods.Gone) })
 	p.report = &report.Report{
 		Node: cfg.Node, Version: cfg.Version, Started: time.Now(), Uplink: p.uplink, Datapath: p.kernel.Pods(),
-		Enrolments: p.pods, Carrier: p.proxy, MaxFiles: files, Engine: cfg.Engine, HandOver: p.handOver.Load, Kubelet: p.kernel.Kubelet(),
+		Enrolments: p.pods, Carrier: p.proxy, MaxFiles: files, Engine: cfg.Engine, Crypto: engine.Describe(cfg.Engine, cfg.Crypto), HandOver: p.handOver.Load, History: p.history.Problem, Kubelet: p.kernel.Kubelet(), Drift: p.kernel.Drift(), NameServers: names.Checks,
 	}
-	p.admin, err = admin.NewServer(admin.Config{Socket: cfg.AdminSocket, Ring: p.ring, Agent: p.report, Log: cfg.Log})
+	p.admin, err = admin.NewServer(admin.Config{Node: cfg.Node, Socket: cfg.AdminSocket, Ring: p.ring, History: p.history, Agent: p.report, Log: cfg.Log})
 	if err != nil {
 		return err
 	}
@@ -221,6 +237,7 @@ func (a *Agent) wire(cfg Config, p *parts, files uint64) (err error) {
 
 func (a *Agent) register(p *parts) {
 	flow.RegisterRing(p.registry, p.ring)
+	p.history.Register(p.registry)
 	flow.RegisterGauges(p.registry, flow.Gauges{
 		Certificates:      p.report.CertificateLives,
 		Pods:              p.report.PodStates,
@@ -229,13 +246,14 @@ func (a *Agent) register(p *parts) {
 		UnreportedDrops:   p.kernel.LostDrops,
 		EnrolmentFailures: p.pods.Failures,
 	})
-	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	p.registry.MustRegister(p.kernel.Drift().Collector(), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	p.registry.MustRegister(p.uplink.Collectors()...)
 }
 
 // run runs the parts. The pods' connections are carried until they have
 // drained; everything that they need goes on until then.
 func (a *Agent) run(ctx context.Context, p *parts) error {
+	defer p.record(ctx)()
 	support, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	group, support := errgroup.WithContext(support)
@@ -281,6 +299,19 @@ func (a *Agent) run(ctx context.Context, p *parts) error {
 		return nil
 	}
 	return err
+}
+
+// record runs the history until end is called: when nothing is left that has something
+// to record, so that the last of it is on disk.
+func (p *parts) record(ctx context.Context) (end func()) {
+	recording, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var running sync.WaitGroup
+	running.Go(func() { p.history.Run(recording) })
+	return func() {
+		p.drops.Flush() // those of the kernel's last words
+		stop()
+		running.Wait()
+	}
 }
 
 func named(what string, err error) error {

@@ -84,6 +84,7 @@ func twoNodes(t *testing.T, kind string) {
 	t.Run("bulk", func(t *testing.T) { w.bulk(t, web, "10.96.0.1:70"); w.bulk(t, web, "10.96.0.2:70") })
 	t.Run("plaintext is refused", func(t *testing.T) { w.plaintextRefused(t) })
 	t.Run("reset", func(t *testing.T) { w.reset(t) })
+	t.Run("no endpoint", func(t *testing.T) { w.noEndpoint(t) })
 	t.Run("policy", func(t *testing.T) { w.policy(t) })
 	t.Run("metrics", func(t *testing.T) { w.metrics(t) })
 	t.Run("proof", func(t *testing.T) { w.proof(t) })
@@ -334,10 +335,15 @@ func (w *world) proof(t *testing.T) {
 		if err != nil {
 			return err
 		}
+		details := map[string]string{}
 		for _, check := range s.GetChecks() {
+			details[check.GetName()] = check.GetDetail()
 			if !check.GetOk() {
 				t.Errorf("%s: %s", check.GetName(), check.GetDetail())
 			}
+		}
+		if !strings.HasPrefix(details["engine"], s.GetEngine()+"; AES-GCM is ") {
+			t.Errorf("engine: %q", details["engine"])
 		}
 		if s.GetConfiguration().GetSource() != "operator" || !s.GetOperator().GetConnected() || len(s.GetCertificates()) != 3 {
 			t.Errorf("status: %v", s)
@@ -430,7 +436,7 @@ func TestFiveThousandConnections(t *testing.T) {
 		pod.serve(7001, echo)
 	}
 	for _, n := range []*node{w.n1, w.n2} {
-		n.start(func(c *agent.Config) { c.FlowRecords = 4 * tunnelled })
+		n.start(func(c *agent.Config) { c.Flows.Records = 4 * tunnelled })
 		t.Cleanup(n.leave)
 	}
 	w.n1.await("enrolled")

@@ -17,6 +17,7 @@ import (
 	"github.com/heddle-mesh/heddle/agent/kubelet"
 	"github.com/heddle-mesh/heddle/agent/proxy"
 	"github.com/heddle-mesh/heddle/internal/admin"
+	"github.com/heddle-mesh/heddle/internal/flow/history"
 )
 
 // Config is everything that an agent can be told. Defaults fills what has a
@@ -33,8 +34,8 @@ type Config struct {
 	// Operator overrides the operator's address, host:port, of the join token; with
 	// Account it is needed.
 	Operator string
-	// StateDir is on disk and outlives a reboot: the node's credential and the
-	// last good configuration. RunDir outlives the agent, but no reboot: what
+	// StateDir is on disk and outlives a reboot: the node's credential, the last good
+	// configuration and, in flows, the history. RunDir outlives the agent, but no reboot: what
 	// was changed in which pod, and workloads' keys; "" is the admin socket's
 	// folder.
 	StateDir, RunDir string
@@ -45,9 +46,8 @@ type Config struct {
 	AdminSocket string
 	// Metrics is the host:port of metrics and readiness; "" for none.
 	Metrics string
-	// Engine carries the tunnels: "loop", or "reference", which is slower; "" is
-	// loop, and reference in FIPS 140-3 mode, where nothing else is allowed.
-	Engine string
+	// TunnelConfig says what carries the tunnels.
+	TunnelConfig
 	// TakeOver says what to do when another agent runs on the node: "auto" takes
 	// its work over, if there is one, and connections that cannot move are
 	// drained; "drain" is the same, and an error when there is none; "require"
@@ -61,8 +61,8 @@ type Config struct {
 	Budget proxy.Budget
 	// Timeouts bound the steps of a connection's life.
 	Timeouts proxy.Timeouts
-	// FlowRecords is how many flow records are kept.
-	FlowRecords int
+	// Flows says what is kept of them.
+	Flows FlowsConfig
 	// End says what is left, and what goes on, when the agent has no more to do.
 	End EndConfig
 	// Version is shown in the status.
@@ -86,6 +86,17 @@ func (s *seam) reached(point string) {
 	}
 }
 
+// TunnelConfig is what carries an agent's tunnels.
+type TunnelConfig struct {
+	// Engine carries the tunnels: "loop", or "reference", which is slower; "" is
+	// loop, and reference in FIPS 140-3 mode, where nothing else is allowed.
+	Engine string
+	// Crypto says where the AES-GCM of the loop engine comes from: "auto" is
+	// Heddle's own where the processor has VAES for it, "standard" the standard
+	// library's everywhere; "" is auto.
+	Crypto string
+}
+
 // KernelConfig says how the agent uses the kernel. Zero numbers take the
 // kernel part's defaults.
 type KernelConfig struct {
@@ -97,8 +108,9 @@ type KernelConfig struct {
 	Cgroup, Kubelet string
 	// Mark, under MarkMask, routes the agent's packets past redirection.
 	Mark, MarkMask uint32
-	// DNS says what becomes of the pods' queries: "capture" has the agent answer
-	// them; "direct" lets them out of the pods unread. "" is direct.
+	// DNS says what becomes of the queries of pods whose configuration (Mesh,
+	// spec.dns) does not say: "capture" has the agent answer them; "direct" lets
+	// them out of the pods unread. "" is direct.
 	DNS string
 	// FlowsPerPod bounds each pod's flow table.
 	FlowsPerPod uint32
@@ -132,6 +144,14 @@ func (c AccountConfig) validate(operator, joinToken string, bad func(field, wron
 	}
 }
 
+// FlowsConfig says what is kept of flows.
+type FlowsConfig struct {
+	// Records is how many are kept in memory.
+	Records int
+	// History bounds the summaries of each hour that are kept in StateDir.
+	History history.Bounds
+}
+
 // EndConfig says how an agent ends. The zero value leaves pods behind their gates,
 // closed until the next agent, and ends when another one has taken over.
 type EndConfig struct {
@@ -156,7 +176,8 @@ const (
 func Defaults() Config {
 	return Config{
 		StateDir: "/var/lib/heddle", AdminSocket: admin.DefaultSocket, Metrics: ":15020",
-		Budget: proxy.DefaultBudget(), Timeouts: proxy.DefaultTimeouts(), FlowRecords: 65536, Version: "unknown",
+		Budget: proxy.DefaultBudget(), Timeouts: proxy.DefaultTimeouts(), Version: "unknown",
+		Flows: FlowsConfig{Records: 65536, History: history.DefaultBounds()},
 	}
 }
 
@@ -167,6 +188,7 @@ func (c Config) complete() Config {
 	if c.RunDir == "" {
 		c.RunDir = filepath.Dir(c.AdminSocket)
 	}
+	c.Crypto = cmp.Or(c.Crypto, engine.CryptoAuto)
 	c.Engine, c.TakeOver, c.Kernel.DNS = cmp.Or(c.Engine, engine.Default()), cmp.Or(c.TakeOver, TakeOverAuto), cmp.Or(c.Kernel.DNS, DNSDirect)
 	if c.KeyDir == "" {
 		c.KeyDir = filepath.Join(c.RunDir, "keys")
@@ -220,6 +242,9 @@ func (c Config) Validate() error {
 	if wrong, remedy := engine.Check(c.Engine); wrong != "" {
 		bad("Engine", wrong, remedy)
 	}
+	if wrong, remedy := engine.CheckCrypto(c.Crypto); wrong != "" {
+		bad("Crypto", wrong, remedy)
+	}
 	if !slices.Contains([]string{TakeOverAuto, TakeOverRequire, TakeOverDrain, TakeOverNever}, c.TakeOver) {
 		bad("TakeOver", fmt.Sprintf("%q is none of the choices", c.TakeOver), "set --take-over to auto, require, drain or never")
 	}
@@ -231,6 +256,7 @@ func (c Config) Validate() error {
 		bad("Kernel.DNS", fmt.Sprintf("%q is none of the choices", dns), "set --dns to capture or direct")
 	}
 	c.CNI.validate(bad)
+	c.Flows.History.Validate(func(field, wrong, remedy string) { bad("Flows.History."+field, wrong, remedy) })
 	c.validateNumbers(bad)
 	if c.Log == nil {
 		bad("Log", "is nil", "set a logger")
@@ -252,7 +278,7 @@ func (c Config) validateNumbers(bad func(field, wrong, remedy string)) {
 		field, flag string
 		value, max  int
 	}{
-		{"FlowRecords", "--flow-records", c.FlowRecords, 1 << 22},
+		{"Flows.Records", "--flow-records", c.Flows.Records, 1 << 22},
 		{"Budget.Connections", "--max-connections", c.Budget.Connections, 1 << 20},
 		{"Budget.Handshakes", "--max-handshakes", c.Budget.Handshakes, 1 << 20},
 	} {

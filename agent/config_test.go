@@ -36,6 +36,7 @@ func TestConfigurationErrorsNameFieldAndRemedy(t *testing.T) {
 			c.Account, c.JoinToken = agent.AccountConfig{TokenFile: "/t", RootsFile: "/r"}, "x"
 		}, []string{"JoinToken:", "--join-token-file"}},
 		{func(c *agent.Config) { c.Engine = "steam" }, []string{"Engine:", `"steam"`, "--engine"}},
+		{func(c *agent.Config) { c.Crypto = "homemade" }, []string{"Crypto:", `"homemade"`, "--crypto"}},
 		{func(c *agent.Config) { c.Kernel.DNS = "on" }, []string{"Kernel.DNS:", `"on"`, "--dns"}},
 		{func(c *agent.Config) { c.TakeOver = "maybe" }, []string{"TakeOver:", `"maybe"`, "--take-over"}},
 		{func(c *agent.Config) { c.Kernel.Mark = 1 }, []string{"Kernel.Mark:", "--mark"}},
@@ -43,7 +44,9 @@ func TestConfigurationErrorsNameFieldAndRemedy(t *testing.T) {
 		{func(c *agent.Config) { c.Kernel.Kubelet = "kubelet.service" }, []string{"Kernel.Kubelet:", "--kubelet-cgroup"}},
 		{func(c *agent.Config) { c.Budget.Connections = 0 }, []string{"Budget.Connections:", "--max-connections"}},
 		{func(c *agent.Config) { c.Budget.BufferedBytes = 4096 }, []string{"Budget.BufferedBytes:", "--max-buffered-bytes"}},
-		{func(c *agent.Config) { c.FlowRecords = -1 }, []string{"FlowRecords:", "--flow-records"}},
+		{func(c *agent.Config) { c.Flows.Records = -1 }, []string{"Flows.Records:", "--flow-records"}},
+		{func(c *agent.Config) { c.Flows.History.MaxBytes = 5 }, []string{"Flows.History.MaxBytes:", "--history-bytes"}},
+		{func(c *agent.Config) { c.Flows.History.Keep = time.Second }, []string{"Flows.History.Keep:", "--history-keep"}},
 		{func(c *agent.Config) { c.Timeouts.Drain = 48 * time.Hour }, []string{"Timeouts.Drain:", "--drain"}},
 		{func(c *agent.Config) { c.CNI.Socket = "cni.sock" }, []string{"CNI.Socket:", "--cni-socket", "--cri-socket"}},
 		{func(c *agent.Config) { c.CNI.Runtime = "/run/x.sock" }, []string{"CNI.Runtime:", "--cni-socket"}},

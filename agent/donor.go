@@ -152,6 +152,9 @@ func (g *giver) Move(ctx context.Context, move func([]*handover.Connection) erro
 		if err = g.p.proxy.Freeze(ctx, give); !errors.Is(err, handover.ErrLate) {
 			break
 		}
+		if late, ok := errors.AsType[*handover.Late](err); ok {
+			_ = wait(ctx, late.Again) // the connections go on meanwhile; Freeze looks at ctx
+		}
 	}
 	if errors.Is(err, hbone.ErrStays) {
 		g.a.cfg.Log.Warn("connections stay, to be drained", "connections", g.p.proxy.Open(), "error", err)
@@ -167,7 +170,7 @@ func (g *giver) Move(ctx context.Context, move func([]*handover.Connection) erro
 // Records implements handover.Giver.
 func (g *giver) Records(after uint64) (records [][]byte, last uint64) {
 	last = after
-	for _, r := range g.p.ring.Last(g.a.cfg.FlowRecords, flow.Filter{}) {
+	for _, r := range g.p.ring.Last(g.a.cfg.Flows.Records, flow.Filter{}) {
 		if r.ID <= after {
 			continue
 		}

@@ -21,6 +21,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/heddle-mesh/heddle/agent"
+	"github.com/heddle-mesh/heddle/internal/flow"
+	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
 
@@ -199,6 +201,16 @@ func TestDNS(t *testing.T) {
 			}
 		}
 	})
+	t.Run("flows", func(t *testing.T) {
+		for what, reason := range map[string]mesh.Reason{"n7.example.test A: ": mesh.ReasonDNSStale, "www.example.test A: sent to the agent itself": mesh.ReasonReservedPort} {
+			r := w.n1.expectFlow(what, func(r *flow.Record) bool {
+				return r.Direction == flow.DirectionDNS && strings.HasPrefix(r.Detail, what)
+			})
+			if r.Reason != reason || r.Packets == 0 || r.Source.Workload.Name != "web" {
+				t.Errorf("%s: %+v", what, r)
+			}
+		}
+	})
 	t.Run("metrics", func(t *testing.T) {
 		for outcome, least := range map[string]float64{"mesh": 12, "cache": 1, "stale": 1, "upstream": 8} {
 			if n := w.n1.metric(t, `heddle_dns_queries_total{outcome="`+outcome+`",transport="udp"}`); n < least {
@@ -234,6 +246,53 @@ func TestDNS(t *testing.T) {
 			testenv.Eventually(t, 5*time.Second, "what forged queries could do before: "+how, func() bool { return up.said(how+"-2.example.test") > 0 })
 		}
 	})
+	t.Run("the Mesh decides", func(t *testing.T) { w.switchByMesh(t, web) })
+}
+
+// switchByMesh switches capture on and off while the pod asks: no query is lost, or
+// one is asked again at once, and the mesh's services are known when it is on.
+func (w *world) switchByMesh(t *testing.T, p *podNS) {
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer close(stop)
+	wg.Go(func() {
+		for slow := 0; ; {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			begun := time.Now()
+			got := p.dig("+short", "+tries=3", "+time=2", upstream4, "www.example.test", "A")
+			answer := got[strings.LastIndex(got, "\n")+1:] // dig says before it that it asked again
+			if answer != "192.0.2.1" {
+				t.Errorf("while capture is switched: %q after %v", got, time.Since(begun))
+			}
+			if slow++; time.Since(begun) < time.Second {
+				slow--
+			}
+			if slow > 2 {
+				t.Errorf("%d queries took more than a second", slow)
+			}
+		}
+	})
+	answers := func(name, want string) {
+		t.Helper()
+		last := ""
+		defer func() { t.Logf("%s: %q", name, last) }()
+		testenv.Eventually(t, 10*time.Second, name+" is answered "+want, func() bool {
+			last = p.dig(upstream4, name, "A")
+			return strings.Contains(last, want)
+		})
+	}
+	const service = "db.shop.svc.cluster.local"
+	for range 2 {
+		w.settings("  dns: {mode: CAPTURE}\n")
+		answers(service, "10.96.0.1")
+		w.settings("  dns: {mode: CAPTURE, namespaces: [{namespace: shop, mode: DIRECT}]}\n")
+		answers(service, "NXDOMAIN")
+	}
 }
 
 // searchList resolves as programs do, by the C library and a resolv.conf as pods have.

@@ -19,6 +19,7 @@ import (
 	"github.com/heddle-mesh/heddle/agent/proxy"
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/overdue"
 )
 
 // What an agent does when another one runs on its node already; see
@@ -103,7 +104,9 @@ func (a *Agent) succeed(ctx context.Context, p *parts) (*succession, error) {
 	if !s.Moves {
 		a.cfg.Log.Warn("tunnels cannot move to this agent: the one that runs drains them", "from", s.Donor.Engine, "to", a.cfg.Engine)
 	}
+	said := overdue.Say(a.cfg.Log, "for the listeners of the agent that runs", func() []any { return []any{"process", overdue.Process(s.Donor.PID)} })
 	su.estate, err = s.Estate(func(records [][]byte) { su.records = append(su.records, records...) })
+	said()
 	for _, p := range su.estate.Pods {
 		su.pods[p.Name] = true
 	}
@@ -311,7 +314,9 @@ func (l *announced) Accept() (net.Conn, error) {
 // the donor goes on.
 func (a *Agent) takeOver(ctx context.Context, p *parts) error {
 	s := p.succession
+	said := overdue.Say(a.cfg.Log, "for the self-test before taking over", nil)
 	err := a.fit(ctx, p)
+	said()
 	s.unwatch()
 	if err != nil {
 		return fmt.Errorf("this agent is not fit, the other one goes on: %w", err)

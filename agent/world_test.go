@@ -28,6 +28,7 @@ import (
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/internal/admin"
 	"github.com/heddle-mesh/heddle/internal/flow"
+	"github.com/heddle-mesh/heddle/internal/flow/history"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 	"github.com/heddle-mesh/heddle/operator"
 )
@@ -159,14 +160,8 @@ func (w *world) write(name, text string) {
 }
 
 func (w *world) configure() {
-	w.write("mesh.yaml", `apiVersion: heddle.dev/v1alpha1
-kind: Mesh
-metadata: {name: default}
-spec:
-  trustDomain: test.heddle.dev
-  clusterRanges: ["10.1.0.0/16", "10.2.0.0/16", "10.96.0.0/16", "fd01::/32", "fd02::/32", "fd96::/32"]
----
-apiVersion: v1
+	w.settings("")
+	w.write("services.yaml", `apiVersion: v1
 kind: Namespace
 metadata: {name: shop, labels: {heddle.dev/mesh: enabled}}
 ---
@@ -197,6 +192,17 @@ spec:
 	for name, node := range map[string]string{"web": "n1", "api": "n1", "db": "n2", "six": "n2"} {
 		w.workload(name, node, "enabled")
 	}
+}
+
+// settings writes the Mesh, with more fields of its spec.
+func (w *world) settings(more string) {
+	w.write("mesh.yaml", `apiVersion: heddle.dev/v1alpha1
+kind: Mesh
+metadata: {name: default}
+spec:
+  trustDomain: test.heddle.dev
+  clusterRanges: ["10.1.0.0/16", "10.2.0.0/16", "10.96.0.0/16", "fd01::/32", "fd02::/32", "fd96::/32"]
+`+more)
 }
 
 // workload writes a pod's Workload, in the mesh ("enabled") or out of it.
@@ -266,7 +272,7 @@ func (n *node) start(change ...func(*agent.Config)) {
 	t.Helper()
 	cfg := agent.Config{
 		Node: n.name, JoinToken: n.token, StateDir: filepath.Join(n.w.dir, n.name, "state"), AdminSocket: n.socket(),
-		Metrics: ":15020", FlowRecords: 4096, Engine: n.w.engine,
+		Metrics: ":15020", Flows: agent.FlowsConfig{Records: 4096, History: history.DefaultBounds()}, TunnelConfig: agent.TunnelConfig{Engine: n.w.engine},
 	}
 	d := agent.Defaults()
 	cfg.Budget, cfg.Timeouts = d.Budget, d.Timeouts

@@ -18,13 +18,15 @@ const (
 	filterHandle   = 0x4ed1
 )
 
-// place says where one of the gate's programs hangs.
+// place says where a tc program hangs.
 type place struct {
-	name    string // of program and pin
-	ingress bool   // tc's direction
-	inPod   bool
+	name     string // of program and pin
+	ingress  bool   // tc's direction
+	inPod    bool
+	loopback bool // in the pod
 }
 
+// places are the gate's.
 func places() []place {
 	return []place{
 		{name: gateProgHostOutbound, ingress: true},
@@ -33,6 +35,16 @@ func places() []place {
 		{name: gateProgPodInbound, ingress: true, inPod: true},
 	}
 }
+
+// refusal is the place of what refuses connections to services that nobody serves. It
+// is no part of the gate: without it they are accepted and reset.
+func refusal() place {
+	return place{name: redirectProgRefuse, ingress: true, inPod: true, loopback: true}
+}
+
+// loopbackIfindex is that of lo in every network namespace (LOOPBACK_IFINDEX,
+// include/net/flow.h).
+const loopbackIfindex = 1
 
 func (pl place) attachType() ebpf.AttachType {
 	if pl.ingress {
@@ -52,6 +64,8 @@ func (pl place) parent() uint32 {
 // does nothing when the pod has no interface there.
 func (p *Pod) at(pl place, fn func(ifindex int) error) error {
 	switch {
+	case pl.loopback:
+		return inNetNS(p.cfg.NetNS, func() error { return fn(loopbackIfindex) })
 	case !pl.inPod && p.cfg.HostIfindex != 0:
 		return fn(p.cfg.HostIfindex)
 	case pl.inPod && p.cfg.PodIfindex != 0:
@@ -62,6 +76,9 @@ func (p *Pod) at(pl place, fn func(ifindex int) error) error {
 
 // ifindex is where the named program must hang; 0 for the redirect.
 func (p *Pod) ifindex(name string) int {
+	if name == refusal().name {
+		return loopbackIfindex
+	}
 	for _, pl := range places() {
 		if pl.name == name && pl.inPod {
 			return p.cfg.PodIfindex
@@ -177,7 +194,11 @@ func ourFilter(pl place, ifindex int) (ours *netlink.BpfFilter, first bool, err 
 
 // adoptFilters gives filters of an earlier agent this one's programs.
 func (p *Pod) adoptFilters() error {
-	for _, pl := range places() {
+	all := places()
+	if p.links[redirectProgRedirect] != nil {
+		all = append(all, refusal())
+	}
+	for _, pl := range all {
 		if p.links[pl.name] != nil {
 			continue
 		}
@@ -188,7 +209,7 @@ func (p *Pod) adoptFilters() error {
 			}
 			return attachFilter(pl, ifindex, p.program(pl.name))
 		})
-		if err != nil {
+		if err != nil && !pl.loopback { // AttachRefusal says what is wrong with that
 			return fmt.Errorf("adopt %s: %w", pl.name, err)
 		}
 	}
@@ -261,15 +282,21 @@ func (p *Pod) DetachGate() error {
 	defer p.mu.Unlock()
 	var errs []error
 	for _, pl := range places() {
-		if p.links[pl.name] != nil {
-			errs = append(errs, p.drop(pl.name))
-			continue
-		}
-		if err := p.at(pl, func(ifindex int) error { return removeFilter(pl, ifindex) }); err != nil && !errors.Is(err, unix.ENODEV) {
-			errs = append(errs, fmt.Errorf("detach %s: %w", pl.name, err))
-		}
+		errs = append(errs, p.detach(pl))
 	}
 	return errors.Join(errs...)
+}
+
+// detach takes a program off its hook; mu is held.
+func (p *Pod) detach(pl place) error {
+	if p.links[pl.name] != nil {
+		return p.drop(pl.name)
+	}
+	err := p.at(pl, func(ifindex int) error { return removeFilter(pl, ifindex) })
+	if err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("detach %s: %w", pl.name, err)
+	}
+	return nil
 }
 
 // AttachRedirect steers the pod's connections to the listeners from now on.
@@ -291,15 +318,31 @@ func (p *Pod) AttachRedirect() error {
 	return nil
 }
 
-// DetachRedirect ends the steering; connections that exist stay where they
-// are.
+// AttachRefusal refuses the pod's connections to what Node.SetVacant names from now
+// on, until DetachRedirect; it comes after AttachRedirect. A pod without it is as
+// safe: such connections reach the listeners, as all others do.
+func (p *Pod) AttachRefusal() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	pl := refusal()
+	if p.links[pl.name] != nil {
+		return nil
+	}
+	if err := p.at(pl, func(ifindex int) error { return p.attach(pl, ifindex) }); err != nil {
+		return fmt.Errorf("attach %s to the loopback interface: %w", pl.name, err)
+	}
+	return nil
+}
+
+// DetachRedirect ends the steering and the refusal; connections that exist stay where
+// they are.
 func (p *Pod) DetachRedirect() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.links[redirectProgRedirect] == nil {
-		return nil
+		return nil // the other is there with it only
 	}
-	return p.drop(redirectProgRedirect)
+	return errors.Join(p.detach(refusal()), p.drop(redirectProgRedirect))
 }
 
 // drop detaches and unpins a link; mu is held.

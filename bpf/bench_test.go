@@ -25,6 +25,9 @@ func BenchmarkGate(b *testing.B) {
 		{"in/syn/v4", gateProgHostInbound, ip(peer4, pod4, protoTCP, tcp(1001, 15008, syn))},
 		{"in/drop/v4", gateProgHostInbound, ip(peer4, pod4, protoTCP, tcp(1002, 80, syn))},
 		{"out/drop/v4", gateProgHostOutbound, ip(pod4, peer4, protoTCP, tcp(1, 80, ack))},
+		{"lo/data/v4", redirectProgRefuse, ip(pod4, peer4, protoTCP, tcp(1, 80, ack, segment...))},
+		{"lo/ack/v4", redirectProgRefuse, ip(pod4, peer4, protoTCP, tcp(1, 80, ack))},
+		{"lo/syn/v4", redirectProgRefuse, ip(pod4, peer4, protoTCP, tcp(1, 80, syn))},
 		{"out/arp", gateProgHostOutbound, arp(1, pod4, node4)},
 	} {
 		b.Run(c.name, func(b *testing.B) {

@@ -144,11 +144,12 @@ func (c PodConfig) portFlags() map[uint16]uint32 {
 // under the configuration.
 func (c PodConfig) admits(kind FlowKind, port uint16) bool {
 	flags := gatePortFlags(c.portFlags()[port])
+	permissive := flags&gatePortFlagsPORT_STRICT == 0 && (c.Mode == ModePermissive || flags&gatePortFlagsPORT_PERMISSIVE != 0)
 	switch kind {
-	case FlowProbe:
-		return flags&gatePortFlagsPORT_PROBE != 0
+	case FlowProbe: // what is no probe any more is plaintext like any other
+		return permissive || flags&gatePortFlagsPORT_PROBE != 0
 	case FlowPermissive:
-		return flags&gatePortFlagsPORT_STRICT == 0 && (c.Mode == ModePermissive || flags&gatePortFlagsPORT_PERMISSIVE != 0)
+		return permissive
 	default:
 		return true
 	}

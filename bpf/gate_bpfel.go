@@ -81,6 +81,7 @@ const (
 	gateDropReasonDROP_BUDGET            gateDropReason = 13
 	gateDropReasonDROP_SYN_PAYLOAD       gateDropReason = 14
 	gateDropReasonDROP_REASONS           gateDropReason = 15
+	gateDropReasonREFUSED_NO_ENDPOINT    gateDropReason = 128
 )
 
 type gateDropRecord struct {
@@ -193,6 +194,13 @@ const (
 	gatePortFlagsPORT_PROBE      gatePortFlags = 4
 )
 
+type gateService struct {
+	_       structs.HostLayout
+	Address gateAddress
+	Port    uint16
+	Pad     uint16
+}
+
 type gateSlot uint32
 
 const (
@@ -269,6 +277,7 @@ const (
 	gateVarPassthruStateType = "passthru_state_type"
 	gateVarPodFlagsType      = "pod_flags_type"
 	gateVarPortFlagsType     = "port_flags_type"
+	gateVarServiceType       = "service_type"
 	gateVarSlotType          = "slot_type"
 	gateVarStampClassType    = "stamp_class_type"
 )
@@ -353,6 +362,7 @@ type gateVariableSpecs struct {
 	PassthruStateType *ebpf.VariableSpec `ebpf:"passthru_state_type"`
 	PodFlagsType      *ebpf.VariableSpec `ebpf:"pod_flags_type"`
 	PortFlagsType     *ebpf.VariableSpec `ebpf:"port_flags_type"`
+	ServiceType       *ebpf.VariableSpec `ebpf:"service_type"`
 	SlotType          *ebpf.VariableSpec `ebpf:"slot_type"`
 	StampClassType    *ebpf.VariableSpec `ebpf:"stamp_class_type"`
 }
@@ -422,6 +432,7 @@ type gateVariables struct {
 	PassthruStateType *ebpf.Variable `ebpf:"passthru_state_type"`
 	PodFlagsType      *ebpf.Variable `ebpf:"pod_flags_type"`
 	PortFlagsType     *ebpf.Variable `ebpf:"port_flags_type"`
+	ServiceType       *ebpf.Variable `ebpf:"service_type"`
 	SlotType          *ebpf.Variable `ebpf:"slot_type"`
 	StampClassType    *ebpf.Variable `ebpf:"stamp_class_type"`
 }

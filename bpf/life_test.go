@@ -135,7 +135,7 @@ func TestAdopt(t *testing.T) {
 	w := newWorld(t)
 	echo(t, w.listen(t, w.peer, 0, hostPort(peer4, 7000)), "peer")
 	w.attachGate(t)
-	if err := w.p.AttachRedirect(); err != nil {
+	if err := errors.Join(w.p.AttachRedirect(), w.p.AttachRefusal()); err != nil {
 		t.Fatal(err)
 	}
 	w.capturing(t)
@@ -155,7 +155,7 @@ func TestAdopt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.bpf.stamps, w.bpf.drops, w.bpf.stamp = next.stamps, next.drops, next.stamp
+	w.bpf.stamps, w.bpf.drops, w.bpf.stamp, w.bpf.vacant, w.bpf.vacantUntil = next.stamps, next.drops, next.stamp, next.vacant, next.vacantUntil
 	names, err := next.Pods()
 	if err != nil || len(names) != 1 || names[0] != "pod" {
 		t.Errorf("pods to adopt: %v, %v", names, err)
@@ -204,7 +204,7 @@ func TestRemoveLeavesNothing(t *testing.T) {
 		for _, at := range []struct {
 			ns    *testenv.NetNS
 			index int
-		}{{w.node, w.config.HostIfindex}, {w.pod, w.config.PodIfindex}} {
+		}{{w.node, w.config.HostIfindex}, {w.pod, w.config.PodIfindex}, {w.pod, loopbackIfindex}} {
 			at.ns.Must(t, func() error {
 				qdiscs, err := netlink.QdiscList(&netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: at.index}})
 				for _, q := range qdiscs {
@@ -237,7 +237,7 @@ func TestRemoveLeavesNothing(t *testing.T) {
 		return err
 	})
 	w.attachGate(t)
-	if err := w.p.AttachRedirect(); err != nil {
+	if err := errors.Join(w.p.AttachRedirect(), w.p.AttachRefusal()); err != nil {
 		t.Fatal(err)
 	}
 	if list() == before {

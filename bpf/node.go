@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 	"unsafe"
@@ -28,9 +29,13 @@ type Node struct {
 	dir    string // PinDir/Layout
 	stamps *ebpf.Map
 	drops  *ebpf.Map
-	stamp  link.Link // on the agent's cgroup
+	vacant *ebpf.Map
+	// vacantUntil is until when vacant holds.
+	vacantUntil *ebpf.Map
+	stamp       link.Link // on the agent's cgroup
 	// kubelet is Config.KubeletCgroup as of now.
-	kubelet atomic.Uint64
+	kubelet  atomic.Uint64
+	vacantMu sync.Mutex // held while vacant is read and written
 }
 
 // Load creates the node's maps or adopts the pinned ones, and stamps from now
@@ -63,9 +68,16 @@ func (n *Node) load() error {
 	if err != nil {
 		return fmt.Errorf("read the gate's object: %w", err)
 	}
+	redirect, err := loadRedirect()
+	if err != nil {
+		return fmt.Errorf("read the redirect's object: %w", err)
+	}
 	pinned := ebpf.MapOptions{PinPath: n.dir}
-	for name, m := range map[string]**ebpf.Map{gateMapStamps: &n.stamps, gateMapDrops: &n.drops} {
+	for name, m := range map[string]**ebpf.Map{gateMapStamps: &n.stamps, gateMapDrops: &n.drops, redirectMapVacant: &n.vacant, redirectMapVacantUntil: &n.vacantUntil} {
 		spec := gate.Maps[name]
+		if spec == nil {
+			spec = redirect.Maps[name]
+		}
 		spec.Pinning = ebpf.PinByName
 		if *m, err = ebpf.NewMapWithOptions(spec, pinned); err != nil {
 			return fmt.Errorf("create or adopt map %s: %w", name, err)
@@ -174,7 +186,7 @@ func (n *Node) Close() error {
 	if n.stamp != nil {
 		errs = append(errs, n.stamp.Close())
 	}
-	errs = append(errs, n.stamps.Close(), n.drops.Close())
+	errs = append(errs, n.stamps.Close(), n.drops.Close(), n.vacant.Close(), n.vacantUntil.Close())
 	return errors.Join(errs...)
 }
 

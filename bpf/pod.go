@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -29,13 +30,14 @@ type Pod struct {
 
 	mu    sync.Mutex
 	cfg   PodConfig            // guarded by mu
+	wrote gatePodConfig        // guarded by mu; what cfg and the node's configuration came to
 	links map[string]link.Link // guarded by mu; by program name
 }
 
 // linkNames are the pins of a pod that are links; each is named like its
 // program.
 func linkNames() []string {
-	return []string{gateProgHostOutbound, gateProgHostInbound, gateProgPodOutbound, gateProgPodInbound, redirectProgRedirect}
+	return []string{gateProgHostOutbound, gateProgHostInbound, gateProgPodOutbound, gateProgPodInbound, redirectProgRedirect, redirectProgRefuse}
 }
 
 // Pod creates a pod's maps and programs, or adopts those of an earlier agent:
@@ -82,7 +84,9 @@ func (p *Pod) load() error {
 	if err != nil {
 		return fmt.Errorf("read the redirect's object: %w", err)
 	}
-	if p.redirect, err = p.collection(redirect, p.maps); err != nil {
+	shared = map[string]*ebpf.Map{redirectMapDrops: p.node.drops, redirectMapVacant: p.node.vacant, redirectMapVacantUntil: p.node.vacantUntil}
+	maps.Copy(shared, p.maps)
+	if p.redirect, err = p.collection(redirect, shared); err != nil {
 		return fmt.Errorf("load the redirect: %w", err)
 	}
 	return nil
@@ -146,7 +150,7 @@ func (p *Pod) adopt() error {
 	defer p.mu.Unlock()
 	for _, name := range linkNames() {
 		l, err := p.adoptOne(name)
-		if err != nil {
+		if err != nil && name != refusal().name { // AttachRefusal says what is wrong with that
 			return err
 		}
 		if l != nil {
@@ -174,8 +178,8 @@ func (p *Pod) adoptOne(name string) (link.Link, error) {
 }
 
 func (p *Pod) program(name string) *ebpf.Program {
-	if name == redirectProgRedirect {
-		return p.redirect.Programs[name]
+	if prog, ok := p.redirect.Programs[name]; ok {
+		return prog
 	}
 	return p.gate.Programs[name]
 }
@@ -279,13 +283,14 @@ func (p *Pod) writeConfig(cfg PodConfig) error {
 		rand.Read(b[:]) // never fails: crypto/rand
 		p.enrolment = binary.NativeEndian.Uint32(b[:])
 	}
-	next := (active + 1) & 1
-	if err := p.maps[gateMapConfig].Put(next, cfg.kernel(p.node.config(), p.enrolment)); err != nil {
+	next, wanted := (active+1)&1, cfg.kernel(p.node.config(), p.enrolment)
+	if err := p.maps[gateMapConfig].Put(next, wanted); err != nil {
 		return fmt.Errorf("write the configuration: %w", err)
 	}
 	if err := p.maps[gateMapActive].Put(uint32(0), next); err != nil {
 		return fmt.Errorf("switch the configuration: %w", err)
 	}
+	p.wrote = wanted
 	return nil
 }
 
@@ -347,8 +352,9 @@ func (p *Pod) Stamp(fd uintptr, class Class) error {
 	if class == 0 || class >= Class(gateStampClassCLASSES) {
 		return fmt.Errorf("no such class: %d", class)
 	}
-	if err := p.node.stamps.Put(int32(fd), asBytes(&gateStamp{Class: uint32(class)})); err != nil {
-		return fmt.Errorf("stamp a socket: %w", err)
+	socket, stamp := int32(fd), gateStamp{Class: uint32(class)}
+	if errno := elementCall(unix.BPF_MAP_UPDATE_ELEM, p.node.stamps, &socket, &stamp, ebpf.UpdateAny); errno != 0 {
+		return fmt.Errorf("stamp a socket: %w", errno)
 	}
 	return nil
 }
@@ -363,20 +369,22 @@ var ErrPassthruBusy = errors.New("the client has a live flow on this tuple")
 // when the tuple is live on the wire.
 func (p *Pod) AddPassthru(client, app netip.AddrPort) error {
 	key := toTuple(app, client)
-	if err := p.maps[gateMapPassthru].Update(asBytes(&key), uint32(gatePassthruStatePASSTHRU_CONNECTING), ebpf.UpdateNoExist); err != nil {
-		if errors.Is(err, ebpf.ErrKeyExist) {
-			return fmt.Errorf("add passthru %v to %v: %w", client, app, ErrPassthruBusy)
-		}
-		return fmt.Errorf("add passthru %v to %v: %w", client, app, err)
+	errno := p.putPassthru(&key, gatePassthruStatePASSTHRU_CONNECTING, ebpf.UpdateNoExist)
+	if errno == unix.EEXIST {
+		return fmt.Errorf("add passthru %v to %v: %w", client, app, ErrPassthruBusy)
+	}
+	if errno != 0 {
+		return fmt.Errorf("add passthru %v to %v: %w", client, app, errno)
 	}
 	// In this order, so that a SYN that the gate admits meanwhile is seen.
 	var flow gateFlow
 	for _, name := range []string{gateMapFlows, gateMapTransient} {
-		err := p.maps[name].Lookup(asBytes(&key), asBytes(&flow))
-		if errors.Is(err, ebpf.ErrKeyNotExist) {
+		errno := elementCall(unix.BPF_MAP_LOOKUP_ELEM, p.maps[name], &key, &flow, 0)
+		if errno == unix.ENOENT {
 			continue
 		}
-		if err == nil {
+		var err error = errno
+		if errno == 0 {
 			err = ErrPassthruBusy
 		}
 		return errors.Join(fmt.Errorf("add passthru %v to %v: %w", client, app, err), p.RemovePassthru(client, app))
@@ -384,14 +392,19 @@ func (p *Pod) AddPassthru(client, app netip.AddrPort) error {
 	return nil
 }
 
-// HoldPassthru keeps only the gate's half of a passthru entry, after connect:
-// no packet from the wire can pose as the agent's connection to the app for as
-// long as that lives. RemovePassthru ends it.
+func (p *Pod) putPassthru(key *gateTuple, state gatePassthruState, flags ebpf.MapUpdateFlags) syscall.Errno {
+	value := uint32(state)
+	return elementCall(unix.BPF_MAP_UPDATE_ELEM, p.maps[gateMapPassthru], key, &value, flags)
+}
+
+// HoldPassthru ends what a passthru entry allowed, after connect: no packet from
+// the wire can pose as the agent's connection to the app for as long as that
+// lives, and when the app's end is gone without a word, the agent's next segment
+// is answered by a reset. RemovePassthru ends it.
 func (p *Pod) HoldPassthru(client, app netip.AddrPort) error {
 	key := toTuple(app, client)
-	err := p.maps[gateMapPassthru].Update(asBytes(&key), uint32(gatePassthruStatePASSTHRU_HELD), ebpf.UpdateExist)
-	if err != nil {
-		return fmt.Errorf("hold passthru %v to %v: %w", client, app, err)
+	if errno := p.putPassthru(&key, gatePassthruStatePASSTHRU_HELD, ebpf.UpdateExist); errno != 0 {
+		return fmt.Errorf("hold passthru %v to %v: %w", client, app, errno)
 	}
 	return nil
 }

@@ -16,15 +16,19 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	redirectMapActive    = "active"
-	redirectMapConfig    = "config"
-	redirectMapCounted   = "counted"
-	redirectMapFlows     = "flows"
-	redirectMapListeners = "listeners"
-	redirectMapNames     = "names"
-	redirectMapPassthru  = "passthru"
-	redirectMapTransient = "transient"
-	redirectProgRedirect = "redirect"
+	redirectMapActive      = "active"
+	redirectMapConfig      = "config"
+	redirectMapCounted     = "counted"
+	redirectMapDrops       = "drops"
+	redirectMapFlows       = "flows"
+	redirectMapListeners   = "listeners"
+	redirectMapNames       = "names"
+	redirectMapPassthru    = "passthru"
+	redirectMapTransient   = "transient"
+	redirectMapVacant      = "vacant"
+	redirectMapVacantUntil = "vacant_until"
+	redirectProgRedirect   = "redirect"
+	redirectProgRefuse     = "refuse"
 )
 
 // loadRedirect returns the embedded CollectionSpec for redirect.
@@ -70,20 +74,24 @@ type redirectSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type redirectProgramSpecs struct {
 	Redirect *ebpf.ProgramSpec `ebpf:"redirect"`
+	Refuse   *ebpf.ProgramSpec `ebpf:"refuse"`
 }
 
 // redirectMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type redirectMapSpecs struct {
-	Active    *ebpf.MapSpec `ebpf:"active"`
-	Config    *ebpf.MapSpec `ebpf:"config"`
-	Counted   *ebpf.MapSpec `ebpf:"counted"`
-	Flows     *ebpf.MapSpec `ebpf:"flows"`
-	Listeners *ebpf.MapSpec `ebpf:"listeners"`
-	Names     *ebpf.MapSpec `ebpf:"names"`
-	Passthru  *ebpf.MapSpec `ebpf:"passthru"`
-	Transient *ebpf.MapSpec `ebpf:"transient"`
+	Active      *ebpf.MapSpec `ebpf:"active"`
+	Config      *ebpf.MapSpec `ebpf:"config"`
+	Counted     *ebpf.MapSpec `ebpf:"counted"`
+	Drops       *ebpf.MapSpec `ebpf:"drops"`
+	Flows       *ebpf.MapSpec `ebpf:"flows"`
+	Listeners   *ebpf.MapSpec `ebpf:"listeners"`
+	Names       *ebpf.MapSpec `ebpf:"names"`
+	Passthru    *ebpf.MapSpec `ebpf:"passthru"`
+	Transient   *ebpf.MapSpec `ebpf:"transient"`
+	Vacant      *ebpf.MapSpec `ebpf:"vacant"`
+	VacantUntil *ebpf.MapSpec `ebpf:"vacant_until"`
 }
 
 // redirectVariableSpecs contains global variables before they are loaded into the kernel.
@@ -112,14 +120,17 @@ func (o *redirectObjects) Close() error {
 //
 // It can be passed to loadRedirectObjects or ebpf.CollectionSpec.LoadAndAssign.
 type redirectMaps struct {
-	Active    *ebpf.Map `ebpf:"active"`
-	Config    *ebpf.Map `ebpf:"config"`
-	Counted   *ebpf.Map `ebpf:"counted"`
-	Flows     *ebpf.Map `ebpf:"flows"`
-	Listeners *ebpf.Map `ebpf:"listeners"`
-	Names     *ebpf.Map `ebpf:"names"`
-	Passthru  *ebpf.Map `ebpf:"passthru"`
-	Transient *ebpf.Map `ebpf:"transient"`
+	Active      *ebpf.Map `ebpf:"active"`
+	Config      *ebpf.Map `ebpf:"config"`
+	Counted     *ebpf.Map `ebpf:"counted"`
+	Drops       *ebpf.Map `ebpf:"drops"`
+	Flows       *ebpf.Map `ebpf:"flows"`
+	Listeners   *ebpf.Map `ebpf:"listeners"`
+	Names       *ebpf.Map `ebpf:"names"`
+	Passthru    *ebpf.Map `ebpf:"passthru"`
+	Transient   *ebpf.Map `ebpf:"transient"`
+	Vacant      *ebpf.Map `ebpf:"vacant"`
+	VacantUntil *ebpf.Map `ebpf:"vacant_until"`
 }
 
 func (m *redirectMaps) Close() error {
@@ -127,11 +138,14 @@ func (m *redirectMaps) Close() error {
 		m.Active,
 		m.Config,
 		m.Counted,
+		m.Drops,
 		m.Flows,
 		m.Listeners,
 		m.Names,
 		m.Passthru,
 		m.Transient,
+		m.Vacant,
+		m.VacantUntil,
 	)
 }
 
@@ -146,11 +160,13 @@ type redirectVariables struct {
 // It can be passed to loadRedirectObjects or ebpf.CollectionSpec.LoadAndAssign.
 type redirectPrograms struct {
 	Redirect *ebpf.Program `ebpf:"redirect"`
+	Refuse   *ebpf.Program `ebpf:"refuse"`
 }
 
 func (p *redirectPrograms) Close() error {
 	return _RedirectClose(
 		p.Redirect,
+		p.Refuse,
 	)
 }
 

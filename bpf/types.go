@@ -154,6 +154,10 @@ const (
 	DropSynPayload       = DropReason(gateDropReasonDROP_SYN_PAYLOAD)
 
 	dropReasons = int(gateDropReasonDROP_REASONS)
+
+	// RefusedNoEndpoint is not of the gate, and no Counters have it: the redirect
+	// refused a connection to a service in Node.SetVacant's list.
+	RefusedNoEndpoint = DropReason(gateDropReasonREFUSED_NO_ENDPOINT)
 )
 
 // String returns the word of the mesh.Reason that the drop reason is a twin of.
@@ -174,13 +178,16 @@ func (r DropReason) String() string {
 		DropBudget:           "KernelBudget",
 		DropSynPayload:       "KernelSynPayload",
 	}
+	if r == RefusedNoEndpoint {
+		return "NoEndpoint"
+	}
 	if int(r) >= dropReasons || names[r] == "" {
 		return fmt.Sprintf("DropReason(%d)", uint8(r))
 	}
 	return names[r]
 }
 
-// DropReasons returns every reason, in order of declaration.
+// DropReasons returns every reason of the gate's, in order of declaration.
 func DropReasons() []DropReason {
 	all := make([]DropReason, 0, dropReasons-1)
 	for r := 1; r < dropReasons; r++ {
@@ -189,7 +196,7 @@ func DropReasons() []DropReason {
 	return all
 }
 
-// Drop is one packet that the gate dropped.
+// Drop is one packet that the gate dropped, or one connection that the redirect refused.
 type Drop struct {
 	Time        time.Time // to the kernel's tick, some 4 ms
 	Pod         uint32    // PodConfig.ID
@@ -281,6 +288,6 @@ func toTuple(local, remote netip.AddrPort) gateTuple {
 
 // asBytes is a key or value of a map as the kernel sees it: what is given to a
 // map otherwise is encoded field by field. T has neither pointers nor padding.
-func asBytes[T gateTuple | gateFlow | gateStamp](v *T) []byte {
+func asBytes[T gateTuple | gateService](v *T) []byte {
 	return unsafe.Slice((*byte)(unsafe.Pointer(v)), unsafe.Sizeof(*v))
 }

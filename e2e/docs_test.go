@@ -93,6 +93,7 @@ func runElsewhere() map[string]string {
 	return map[string]string{
 		"docs/cli.md":        "cmd/heddle",
 		"docs/install.md":    "cmd/heddle/internal/install",
+		"docs/simulate.md":   "cmd/heddle, on a mesh",
 		"docs/operations.md": "e2e/controlplane, as a drill of backup and restore",
 	}
 }

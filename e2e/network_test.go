@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"encoding/json"
+	"fmt"
 	"io"
 	"strings"
 	"testing"
@@ -52,6 +54,47 @@ func deniedBy(t *testing.T, b *testbed.Bed, reason, policy, from, address string
 	})
 }
 
+// explained asks what would happen to a connection, and compares it with a flow's
+// reason and policy; "" is one that is allowed.
+func explained(t *testing.T, b *testbed.Bed, from, address, reason, policy, says string) {
+	t.Helper()
+	out, err := b.Heddle("explain", from, address, "--name", b.Mesh.Plan.Name, "-o", "json")
+	var answer struct{ Verdict, Reason string }
+	if failed := json.Unmarshal([]byte(out), &answer); failed != nil {
+		t.Fatalf("explain %s %s: %v, %v in %s", from, address, err, failed, out)
+	}
+	verdict := "deny"
+	if reason == "" {
+		verdict, reason = "allow", answer.Reason
+	}
+	if (err == nil) != (verdict == "allow") || answer.Verdict != verdict || answer.Reason != reason || policy != "" && !strings.Contains(out, `"`+policy+`"`) {
+		t.Errorf("explain %s %s says %s %s, %v; want %s %s by %s:\n%s", from, address, answer.Verdict, answer.Reason, err, verdict, reason, policy, out)
+	}
+	if !strings.Contains(out, says) {
+		t.Errorf("explain %s %s does not say %q:\n%s", from, address, says, out)
+	}
+}
+
+// liveOn waits until the status of the mesh says that a NetworkPolicy is in force on
+// all of so many nodes.
+func liveOn(t *testing.T, b *testbed.Bed, policy string, nodes int) {
+	t.Helper()
+	want := fmt.Sprintf("NetworkPolicy %s accepted %d/%d -", policy, nodes, nodes)
+	testenv.Eventually(t, 10*time.Second, "status says "+want, func() bool {
+		out, err := b.Heddle("status", "--name", b.Mesh.Plan.Name)
+		if err != nil {
+			t.Logf("heddle status: %v", err)
+			return false
+		}
+		for line := range strings.Lines(out) {
+			if strings.Join(strings.Fields(line), " ") == want {
+				return true
+			}
+		}
+		return false
+	})
+}
+
 func networkPolicyYAML(name, spec string) string {
 	return "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {namespace: shop, name: " + name + "}\nspec: " + spec + "\n"
 }
@@ -70,7 +113,10 @@ func TestNetworkPolicy(t *testing.T) {
 		becomes(t, b, true, "shop/near", server)
 		b.Write(t, "np.yaml", networkPolicyYAML("server-in", `{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: client}}}], ports: [{port: 7300}]}]}`))
 		deniedBy(t, b, "NetworkPolicyIngress", "shop/server-in", "shop/near", server)
+		liveOn(t, b, "shop/server-in", 1)
+		explained(t, b, "shop/near", server, "NetworkPolicyIngress", "shop/server-in", "ingress[0]: 10.244.1.11 is not among its peers")
 		becomes(t, b, true, "shop/client", server)
+		explained(t, b, "shop/client", server, "", "shop/server-in", `"rule": 0`)
 		becomes(t, b, true, "shop/client", "[fd00:244:2::10]:7300")
 		becomes(t, b, false, "shop/near", "[fd00:244:2::10]:7300")
 		becomes(t, b, true, "shop/server", server) // itself
@@ -101,12 +147,16 @@ func TestNetworkPolicy(t *testing.T) {
 	t.Run("Egress", func(t *testing.T) {
 		b.Write(t, "np.yaml", networkPolicyYAML("client-out", `{podSelector: {matchLabels: {app: client}}, policyTypes: [Egress], egress: [{to: [{podSelector: {matchLabels: {app: server}}}], ports: [{port: 7290, endPort: 7310}]}]}`))
 		deniedBy(t, b, "NetworkPolicyEgress", "shop/client-out", "shop/client", near)
+		explained(t, b, "shop/client", near, "NetworkPolicyEgress", "shop/client-out", "egress[0]: 10.244.1.11 is not among its peers")
 		becomes(t, b, true, "shop/client", server)
 		deniedBy(t, b, "NetworkPolicyEgress", "shop/client-out", "shop/client", listener)
+		explained(t, b, "shop/client", listener, "NetworkPolicyEgress", "shop/client-out", "egress[0]: 10.244.2.90 is not among its peers")
 		becomes(t, b, true, "shop/near", listener)
 		b.Write(t, "np.yaml", networkPolicyYAML("client-out", `{podSelector: {matchLabels: {app: client}}, policyTypes: [Egress], egress: [{to: [{ipBlock: {cidr: 10.244.0.0/16, except: [10.244.1.0/24]}}]}]}`))
 		becomes(t, b, true, "shop/client", listener)
 		becomes(t, b, false, "shop/client", near)
+		explained(t, b, "shop/client", listener, "", "shop/client-out", `"rule": 0`)
+		explained(t, b, "shop/client", near, "NetworkPolicyEgress", "shop/client-out", "10.244.1.11 is in the exception 10.244.1.0/24 of its ipBlock")
 	})
 	t.Run("BothMustAdmit", func(t *testing.T) {
 		b.Write(t, "np.yaml", networkPolicyYAML("server-in", `{podSelector: {matchLabels: {app: server}}, ingress: [{}]}`)+"---\n"+

@@ -20,6 +20,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/discovery"
 	"github.com/heddle-mesh/heddle/internal/identity/jointoken"
 	"github.com/heddle-mesh/heddle/operator/publish"
+	"github.com/heddle-mesh/heddle/operator/report"
 )
 
 // Lifetimes of join tokens.
@@ -45,9 +46,18 @@ type adminService struct {
 }
 
 // Status implements meshpb.OperatorAdminServer.
-func (a *adminService) Status(context.Context, *meshpb.OperatorStateRequest) (*meshpb.OperatorState, error) {
+func (a *adminService) Status(_ context.Context, req *meshpb.OperatorStateRequest) (*meshpb.OperatorState, error) {
 	p := a.parts
-	root := p.authority.Root()
+	var policies []*meshpb.OperatorPolicy
+	leftOut := 0
+	if req.GetPolicies() {
+		policies, leftOut = report.Bounded(p.policies())
+	}
+	var apiServer *meshpb.OperatorAPIServer
+	if p.apiServer != nil {
+		apiServer = p.apiServer()
+	}
+	root := p.authority.Keyring().Signing.Root()
 	sum := sha256.Sum256(root.Raw)
 	return &meshpb.OperatorState{
 		Version:       p.cfg.Version,
@@ -58,7 +68,9 @@ func (a *adminService) Status(context.Context, *meshpb.OperatorStateRequest) (*m
 			TrustDomain: p.authority.TrustDomain().Name(), RootSha256: sum[:],
 			RootNotAfterNs: root.NotAfter.UnixNano(), Roots: uint32(len(p.authority.Roots())),
 		},
-		Nodes: nodesOf(p.discovery),
+		Nodes:    nodesOf(p.discovery),
+		Policies: policies, PoliciesLeftOut: uint32(leftOut),
+		ApiServer: apiServer,
 	}, nil
 }
 
@@ -87,14 +99,17 @@ func folderConfiguration(folder string, s publish.Status) *meshpb.OperatorConfig
 }
 
 // clusterConfiguration says what is served of a cluster. What is refused of
-// single objects are warnings here: the others are in force.
-func clusterConfiguration(c *publish.Cluster) *meshpb.OperatorConfiguration {
-	now, _ := c.Outcome()
+// single objects are no problems here: the others are in force.
+func clusterConfiguration(now publish.Outcome) *meshpb.OperatorConfiguration {
 	out := &meshpb.OperatorConfiguration{Source: "kubernetes"}
 	if now.Err != nil {
 		out.Problems = []string{now.Err.Error()}
 	}
-	for _, p := range append(slices.Clone(now.Refused), now.Warnings...) {
+	for _, p := range now.Refused {
+		out.Refusals = append(out.Refusals, p.Error())
+	}
+	out.Warnings = slices.Clone(out.Refusals)
+	for _, p := range now.Warnings {
 		out.Warnings = append(out.Warnings, p.Error())
 	}
 	if now.Snapshot != nil {
@@ -126,7 +141,8 @@ func (a *adminService) CreateJoinToken(_ context.Context, req *meshpb.CreateJoin
 	if seconds := req.GetLifetimeSeconds(); seconds < 0 || seconds > int64(maxTokenLifetime/time.Second) {
 		return nil, status.Errorf(codes.InvalidArgument, "lifetime of %d s: between 1 s and %v is possible", seconds, maxTokenLifetime)
 	}
-	root := sha256.Sum256(p.authority.Root().Raw)
+	// The operator proves itself by this root, during a rotation too.
+	root := p.authority.Keyring().Own.Pin()
 	token, err := jointoken.New(p.authority.TrustDomain(), req.GetNode(), p.cfg.Advertise, root, time.Now().Add(lifetime))
 	if err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "create join token: %v", err)

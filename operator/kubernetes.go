@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -28,6 +29,7 @@ import (
 	"github.com/heddle-mesh/heddle/operator/leader"
 	"github.com/heddle-mesh/heddle/operator/publish"
 	"github.com/heddle-mesh/heddle/operator/report"
+	"github.com/heddle-mesh/heddle/operator/rotation"
 	"github.com/heddle-mesh/heddle/operator/tokenreview"
 )
 
@@ -69,6 +71,7 @@ func (k *Kubernetes) withDefaults() (*Kubernetes, error) {
 type clusterParts struct {
 	*parts
 	rest      *rest.Config
+	answers   *cluster.Answers // of the API server
 	source    *cluster.Source
 	epochBase uint64
 	core      *typedcorev1.CoreV1Client
@@ -83,6 +86,8 @@ type clusterParts struct {
 	publisher *publish.Cluster
 	election  *leader.Election
 	peers     *peers
+	// reporter is nil unless this replica leads.
+	reporter atomic.Pointer[report.Reporter]
 }
 
 // runCluster serves what a cluster says until ctx ends.
@@ -96,7 +101,12 @@ func (o *Operator) runCluster(ctx context.Context) error {
 			return err
 		}
 	}
+	p.rest, p.answers = cluster.Watch(p.rest, o.cfg.Logger)
+	p.apiServer = p.apiServerHealth
 	if err := p.connect(); err != nil {
+		return err
+	}
+	if err := p.registerAnswers(); err != nil {
 		return err
 	}
 	p.source = cluster.NewSource(p.rest, o.cfg.Logger)
@@ -109,6 +119,7 @@ func (o *Operator) runCluster(ctx context.Context) error {
 	p.address = cmp.Or(o.cfg.Advertise, listener.Addr().String())
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return p.source.Run(ctx) })
+	g.Go(func() error { p.answers.Run(ctx); return nil })
 	if o.cfg.Metrics != "" {
 		g.Go(func() error { return p.serveMetrics(ctx) })
 	}
@@ -123,7 +134,10 @@ func (p *clusterParts) connect() (err error) {
 	if p.core, err = typedcorev1.NewForConfig(p.rest); err != nil {
 		return fmt.Errorf("connect to the API server: %w", err)
 	}
-	if p.leases, err = typedcoordinationv1.NewForConfig(p.rest); err != nil {
+	// A replica that waits for an answer for longer leads no more before it knows.
+	timed := rest.CopyConfig(p.rest)
+	timed.Timeout = leader.Patience
+	if p.leases, err = typedcoordinationv1.NewForConfig(timed); err != nil {
 		return fmt.Errorf("connect to the API server: %w", err)
 	}
 	if p.review, err = typedauthenticationv1.NewForConfig(p.rest); err != nil {
@@ -144,10 +158,46 @@ func (p *clusterParts) Ready() error {
 	p.ready.Lock()
 	why, ask := p.ready.why, p.ready.ask
 	p.ready.Unlock()
-	if why != nil {
-		return why
+	if why == nil {
+		why = ask()
 	}
-	return ask()
+	if silent := p.answers.Health().Err; why != nil && silent != nil {
+		return fmt.Errorf("%w; the API server does not answer: %w", why, silent)
+	}
+	return why // without an API server, what is known is served on
+}
+
+// apiServerHealth is how the API server does, for the status.
+func (p *clusterParts) apiServerHealth() *meshpb.OperatorAPIServer {
+	health := p.answers.Health()
+	out := &meshpb.OperatorAPIServer{SilentSinceNs: nanos(health.Silent), TookNs: int64(health.Took)}
+	if health.Err != nil {
+		out.Error = health.Err.Error()
+	}
+	return out
+}
+
+// registerAnswers has metrics say how the API server does.
+func (p *clusterParts) registerAnswers() error {
+	for name, gauge := range map[string]struct {
+		help  string
+		value func(cluster.Health) time.Duration
+	}{
+		"heddle_operator_api_server_silent_seconds": {"Since the API server has answered; 0 while it does.", func(h cluster.Health) time.Duration {
+			if h.Err == nil {
+				return 0
+			}
+			return time.Since(h.Silent)
+		}},
+		"heddle_operator_api_server_answer_seconds": {"How long the API server usually takes to answer.", func(h cluster.Health) time.Duration { return h.Took }},
+	} {
+		err := p.registry.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: gauge.help},
+			func() float64 { return gauge.value(p.answers.Health()).Seconds() }))
+		if err != nil {
+			return fmt.Errorf("register metrics: %w", err)
+		}
+	}
+	return nil
 }
 
 // begin waits for what everything else depends on, the trust domain and the keys,
@@ -185,10 +235,12 @@ func (p *clusterParts) begin(ctx context.Context, listener net.Listener) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return p.serveAgents(ctx, listener) })
 	g.Go(func() error { return p.publisher.Follow(ctx) })
+	g.Go(func() error { return p.authority.Run(ctx) })
 	g.Go(func() error { return p.election.Run(ctx) })
 	if p.cfg.AdminSocket != "" {
 		g.Go(func() error { return p.serveAdmin(ctx) })
 	}
+	defer p.peers.closeOthers(nil) // of those that do not lead, too
 	return g.Wait()
 }
 
@@ -198,7 +250,10 @@ func (p *clusterParts) openKeys(ctx context.Context, td spiffeid.TrustDomain) er
 	for delay := time.Second; ; delay = min(2*delay, 30*time.Second) {
 		kept, err := keys.Open(ctx, p.core, p.cfg.Kubernetes.Namespace, cfg)
 		if err == nil {
-			p.authority, p.key, p.epochBase = kept.Authority, kept.Configuration, kept.EpochBase
+			p.authority, err = rotation.Open(ctx, rotation.LiveConfig{Store: keys.NewStore(p.core, p.cfg.Kubernetes.Namespace), Authority: cfg, Logger: p.cfg.Logger})
+		}
+		if err == nil {
+			p.key, p.epochBase = kept.Configuration, kept.EpochBase
 			return nil
 		}
 		p.notReady(err)
@@ -228,8 +283,21 @@ func (p *clusterParts) openParts(td spiffeid.TrustDomain) (err error) {
 		return err
 	}
 	p.publisher = publish.NewCluster(publish.ClusterConfig{Source: p.source, TrustDomain: td, Key: p.key, EpochBase: p.epochBase, Store: store, Server: p.discovery, Logger: p.cfg.Logger})
-	p.configuration = func() *meshpb.OperatorConfiguration { return clusterConfiguration(p.publisher) }
+	p.configuration = func() *meshpb.OperatorConfiguration {
+		now, _ := p.publisher.Outcome()
+		return clusterConfiguration(now)
+	}
+	p.policies = func() []*meshpb.OperatorPolicy {
+		if reporter := p.reporter.Load(); reporter != nil {
+			return reporter.Policies()
+		}
+		return nil
+	}
 	p.answersPeers, p.peers = true, newPeers(p)
+	p.fleet = p.peers.fleet
+	if err := p.openTrust(); err != nil {
+		return err
+	}
 	if err := p.registry.Register(p.publisher); err != nil {
 		return fmt.Errorf("register metrics: %w", err)
 	}
@@ -248,25 +316,30 @@ func (p *clusterParts) lead(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	p.reporter.Store(reporter)
+	defer p.reporter.Store(nil)
 	defer p.peers.closeOthers(nil)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return p.publishRoots(ctx) })
 	g.Go(func() error { return reporter.Run(ctx) })
+	g.Go(func() error { return p.rotator.Run(ctx) })
 	return g.Wait()
 }
 
-// publishRoots keeps the roots where agents look for them, also when somebody
-// deletes them.
+// publishRoots keeps the roots where agents look for them, also when they change
+// or somebody deletes them.
 func (p *clusterParts) publishRoots(ctx context.Context) error {
 	for {
 		delay := time.Minute
-		if err := keys.PublishRoots(ctx, p.core, p.cfg.Kubernetes.Namespace, p.authority); err != nil && ctx.Err() == nil {
+		changed := p.authority.Changed()
+		if err := keys.PublishRoots(ctx, p.core, p.cfg.Kubernetes.Namespace, p.authority.Roots()); err != nil && ctx.Err() == nil {
 			delay = 5 * time.Second
 			p.cfg.Logger.Error("roots are not published: agents cannot join; trying again", "error", err, "retry", delay)
 		}
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-changed:
 		case <-time.After(delay):
 		}
 	}

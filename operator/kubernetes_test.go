@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -22,7 +23,10 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	"k8s.io/client-go/rest"
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/api/v1alpha1"
@@ -90,46 +94,36 @@ func newCluster(t testing.TB) *clustertest.Server {
 type replica struct {
 	*running
 	health string
-	log    *lockedBuffer
-}
-
-type lockedBuffer struct {
-	sync.Mutex
-	bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.Lock()
-	defer b.Unlock()
-	return b.Buffer.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.Lock()
-	defer b.Unlock()
-	return b.Buffer.String()
+	log    *testenv.Log
 }
 
 func freeAddress(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
+	return net.JoinHostPort("127.0.0.1", strconv.Itoa(testenv.FreePort(t)))
 }
 
 func startReplica(t testing.TB, s *clustertest.Server, name string) *replica {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	return startReplicaBy(t, s.Config(), name)
+}
+
+// startReplicaBy starts one whose way to the API server is the caller's.
+func startReplicaBy(t testing.TB, way *rest.Config, name string) *replica {
+	t.Helper()
+	return startReplicaOn(t, way, name, "127.0.0.1:0")
+}
+
+// startReplicaOn has it listen there.
+func startReplicaOn(t testing.TB, way *rest.Config, name, address string) *replica {
+	t.Helper()
+	listener, err := net.Listen("tcp", address)
 	if err != nil {
 		t.Fatal(err)
 	}
 	socket := filepath.Join(t.TempDir(), "admin.sock")
-	r := &replica{running: &running{address: listener.Addr().String()}, health: freeAddress(t), log: &lockedBuffer{}}
-	op, err := New(Config{Kubernetes: &Kubernetes{Rest: s.Config(), Replica: name}, Listener: listener, AdminSocket: socket, Health: r.health,
-		Metrics: "127.0.0.1:0", Version: "test", Logger: slog.New(slog.NewTextHandler(r.log, nil))})
+	r := &replica{running: &running{address: listener.Addr().String()}, health: freeAddress(t), log: &testenv.Log{}}
+	op, err := New(Config{Kubernetes: &Kubernetes{Rest: way, Replica: name}, Listener: listener, AdminSocket: socket, Health: r.health,
+		Metrics: "127.0.0.1:0", Settle: 10 * time.Millisecond, Version: "test", Logger: slog.New(slog.NewTextHandler(r.log, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -291,6 +285,12 @@ func TestWhoMayJoinAndAsk(t *testing.T) {
 	// Other replicas' questions are not for nodes.
 	if _, err := meshpb.NewOperatorAdminClient(n1.Conn()).Status(t.Context(), &meshpb.OperatorStateRequest{}); err == nil || !strings.Contains(err.Error(), "only spiffe://test.example/operator may ask") {
 		t.Errorf("a node asks for everybody's status: %v", err)
+	}
+	if _, err := meshpb.NewOperatorAdminClient(n1.Conn()).Certificates(t.Context(), &meshpb.CertificatesRequest{}); err == nil || !strings.Contains(err.Error(), "only spiffe://test.example/operator may ask") {
+		t.Errorf("a node asks for everybody's certificates: %v", err)
+	}
+	if _, err := meshpb.NewOperatorAdminClient(n1.Conn()).RotateCertificates(t.Context(), &meshpb.RotateCertificatesRequest{Action: meshpb.RotateCertificatesRequest_ACTION_BEGIN, Kind: "root"}); status.Code(err) != codes.Unimplemented {
+		t.Errorf("a node rotates the root: %v", err)
 	}
 }
 

@@ -13,7 +13,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
@@ -24,9 +23,12 @@ import (
 	"github.com/heddle-mesh/heddle/internal/identity"
 	"github.com/heddle-mesh/heddle/internal/identity/jointoken"
 	"github.com/heddle-mesh/heddle/internal/identity/nodeauth"
+	"github.com/heddle-mesh/heddle/internal/identity/trustfeed"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/operator/issuing"
 	"github.com/heddle-mesh/heddle/operator/publish"
+	"github.com/heddle-mesh/heddle/operator/report"
+	"github.com/heddle-mesh/heddle/operator/rotation"
 )
 
 // Config says what an Operator serves, and from where.
@@ -51,6 +53,9 @@ type Config struct {
 	Metrics, Health string
 	// TTL is the validity of workloads' SVIDs; 24 h when zero.
 	TTL time.Duration
+	// Settle is how long a rotation waits after the last report before the old root
+	// goes; see rotation.RotatorConfig.
+	Settle time.Duration
 	// Debounce is how long the folder must be quiet before it is read; 100 ms
 	// when zero. Relist is how often it is read without a sign of a change;
 	// 30 s when zero.
@@ -79,7 +84,7 @@ func (c Config) withDefaults() (Config, error) {
 		return c, errors.New("new operator: the address to listen on is not given")
 	case c.Logger == nil:
 		return c, errors.New("new operator: Logger is needed")
-	case c.TTL < 0 || c.Debounce < 0 || c.Relist < 0:
+	case c.TTL < 0 || c.Settle < 0 || c.Debounce < 0 || c.Relist < 0:
 		return c, errors.New("new operator: a duration is negative")
 	}
 	c.Debounce = cmp.Or(c.Debounce, 100*time.Millisecond)
@@ -104,7 +109,9 @@ type parts struct {
 	cfg       Config
 	started   time.Time
 	state     *publish.State
-	authority *identity.Authority
+	authority *rotation.Live
+	rotator   *rotation.Rotator
+	trust     *trustfeed.Server
 	key       ed25519.PrivateKey
 	tokens    *jointoken.Store
 	registry  *prometheus.Registry
@@ -113,7 +120,13 @@ type parts struct {
 	address   string // what agents connect to
 	// configuration says what is served.
 	configuration func() *meshpb.OperatorConfiguration
-	publisher     *publish.Publisher // nil on Kubernetes
+	// policies says what became of each, as far as this replica knows.
+	policies func() []*meshpb.OperatorPolicy
+	// apiServer says how the API server does; nil of a folder.
+	apiServer func() *meshpb.OperatorAPIServer
+	publisher *publish.Publisher // nil on Kubernetes
+	// fleet returns everybody whom a rotation waits for.
+	fleet func(context.Context) rotation.Fleet
 	// answersPeers lets other replicas ask for the status on the agents' port.
 	answersPeers bool
 }
@@ -153,6 +166,8 @@ func (o *Operator) runFolder(ctx context.Context) (err error) {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return p.serveAgents(ctx, listener) })
 	g.Go(func() error { return p.publisher.Follow(ctx) })
+	g.Go(func() error { return p.authority.Run(ctx) })
+	g.Go(func() error { return p.rotator.Run(ctx) })
 	if o.cfg.AdminSocket != "" {
 		g.Go(func() error { return p.serveAdmin(ctx) })
 	}
@@ -173,7 +188,10 @@ func (p *parts) open(first publish.Loaded) error {
 	if err != nil {
 		return err
 	}
-	if p.authority, err = identity.OpenAuthority(p.state.CA(), identity.AuthorityConfig{TrustDomain: td, TTL: p.cfg.TTL}); err != nil {
+	p.authority, err = rotation.OpenDir(context.Background(), p.state.CA(), rotation.LiveConfig{
+		Authority: identity.AuthorityConfig{TrustDomain: td, TTL: p.cfg.TTL}, Logger: p.cfg.Logger,
+	})
+	if err != nil {
 		return err
 	}
 	if p.key, err = identity.OpenConfigurationKey(p.state.CA()); err != nil {
@@ -191,9 +209,17 @@ func (p *parts) open(first publish.Loaded) error {
 	if err != nil {
 		return err
 	}
+	p.fleet = func(context.Context) rotation.Fleet { return p.folderFleet(store.View()) }
+	if err := p.openTrust(); err != nil {
+		return err
+	}
 	p.publisher = publish.New(publish.Config{Folder: p.cfg.Folder, Debounce: p.cfg.Debounce, Relist: p.cfg.Relist, State: p.state,
 		Key: p.key, Store: store, Server: p.discovery, Logger: p.cfg.Logger})
 	p.configuration = func() *meshpb.OperatorConfiguration { return folderConfiguration(p.cfg.Folder, p.publisher.Status()) }
+	p.policies = func() []*meshpb.OperatorPolicy {
+		outcome := p.publisher.Outcome()
+		return report.OfFolder(&outcome, acknowledged(nodesOf(p.discovery)))
+	}
 	if err := p.registry.Register(p.publisher); err != nil {
 		return fmt.Errorf("register metrics: %w", err)
 	}
@@ -210,10 +236,10 @@ func authenticate(ctx context.Context) (discovery.Caller, error) {
 // serveAgents serves discovery, issuing and health until ctx ends.
 func (p *parts) serveAgents(ctx context.Context, listener net.Listener) error {
 	td := p.authority.TrustDomain()
-	creds := nodeauth.NewServerCredentials(p.authority.Own(identity.OperatorID(td)), x509bundle.NewSet(p.authority.Bundle()))
+	creds := nodeauth.NewServerCredentials(p.authority.Own, p.authority)
 	open := []string{meshpb.Issuing_Join_FullMethodName, grpc_health_v1.Health_Check_FullMethodName}
 	if p.answersPeers {
-		open = append(open, meshpb.OperatorAdmin_Status_FullMethodName) // peerService asks who it is
+		open = append(open, meshpb.OperatorAdmin_Status_FullMethodName, meshpb.OperatorAdmin_Certificates_FullMethodName) // peerService asks who it is
 	}
 	server := grpc.NewServer(append(discovery.ServerOptions(), nodeauth.ServerOptions(creds, td, open...)...)...)
 	if p.answersPeers {
@@ -221,6 +247,7 @@ func (p *parts) serveAgents(ctx context.Context, listener net.Listener) error {
 	}
 	p.discovery.Register(server)
 	meshpb.RegisterIssuingServer(server, p.issuing)
+	meshpb.RegisterTrustServer(server, p.trust)
 	healthy := health.NewServer()
 	grpc_health_v1.RegisterHealthServer(server, healthy)
 	var g errgroup.Group
@@ -237,7 +264,7 @@ func (p *parts) serveAgents(ctx context.Context, listener net.Listener) error {
 	case <-served:
 	}
 	healthy.Shutdown()
-	stopGently(server, 5*time.Second, p.discovery.Drain)
+	stopGently(server, 5*time.Second, func() { p.trust.Drain(); p.discovery.Drain() })
 	return g.Wait()
 }
 

@@ -205,7 +205,7 @@ func TestNodesJoinAndFollowTheFolder(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.await(t, "a removal arrives", func(v *mesh.View) bool { return !has("db")(v) })
-	testenv.Eventually(t, 5*time.Second, "the status shows the node", func() bool {
+	testenv.Eventually(t, time.Minute, "the status shows the node", func() bool {
 		s := r.status(t)
 		return len(s.Nodes) == 1 && s.Nodes[0].Name == "n1" && s.Nodes[0].Connected && s.Nodes[0].Epoch == s.Configuration.Epoch &&
 			s.Nodes[0].Revision == s.Configuration.Revision && s.Configuration.Workloads == 3
@@ -255,7 +255,7 @@ func TestBadEditsKeepTheLastGoodConfiguration(t *testing.T) {
 			c.content = strings.Replace(meshYAML, "test.example", "other.example", 1)
 		}
 		write(t, file, c.content)
-		testenv.Eventually(t, 5*time.Second, name+" is refused", func() bool {
+		testenv.Eventually(t, time.Minute, name+" is refused", func() bool {
 			return strings.Contains(strings.Join(r.status(t).Configuration.Problems, "\n"), c.says)
 		})
 		now := r.status(t).Configuration
@@ -267,7 +267,7 @@ func TestBadEditsKeepTheLastGoodConfiguration(t *testing.T) {
 		} else if err := os.Remove(file); err != nil {
 			t.Fatal(err)
 		}
-		testenv.Eventually(t, 5*time.Second, "in order again", func() bool { return len(r.status(t).Configuration.Problems) == 0 })
+		testenv.Eventually(t, time.Minute, "in order again", func() bool { return len(r.status(t).Configuration.Problems) == 0 })
 	}
 	// Also across a restart, until the folder is in order.
 	write(t, filepath.Join(folder, "bad.yaml"), "{")
@@ -282,7 +282,7 @@ func TestBadEditsKeepTheLastGoodConfiguration(t *testing.T) {
 	if err := os.Remove(filepath.Join(folder, "bad.yaml")); err != nil {
 		t.Fatal(err)
 	}
-	testenv.Eventually(t, 5*time.Second, "served from the folder", func() bool { return r.status(t).Configuration.Source == "folder" })
+	testenv.Eventually(t, time.Minute, "served from the folder", func() bool { return r.status(t).Configuration.Source == "folder" })
 }
 
 func TestRestartKeepsEpochAndIdentity(t *testing.T) {
@@ -299,7 +299,7 @@ func TestRestartKeepsEpochAndIdentity(t *testing.T) {
 		t.Error("the CA is another one")
 	}
 	write(t, filepath.Join(folder, "cache.yaml"), workloadYAML("cache", "n1", 3))
-	testenv.Eventually(t, 5*time.Second, "the epoch grows", func() bool { return r.status(t).Configuration.Epoch > before.Configuration.Epoch })
+	testenv.Eventually(t, time.Minute, "the epoch grows", func() bool { return r.status(t).Configuration.Epoch > before.Configuration.Epoch })
 }
 
 func TestFolderThatIsASwappedLink(t *testing.T) {
@@ -320,7 +320,7 @@ func TestFolderThatIsASwappedLink(t *testing.T) {
 	}
 	await := func(n uint32) {
 		t.Helper()
-		testenv.Eventually(t, 5*time.Second, "read", func() bool { return r.status(t).Configuration.Workloads == n })
+		testenv.Eventually(t, time.Minute, "read", func() bool { return r.status(t).Configuration.Workloads == n })
 	}
 	await(2)
 	swap(two)
@@ -356,7 +356,7 @@ func TestFolderLikeAConfigMap(t *testing.T) {
 		t.Fatalf("%d workloads", before.Workloads)
 	}
 	volume("2", 12)
-	testenv.Eventually(t, 5*time.Second, "the swap is seen", func() bool { return r.status(t).Configuration.Epoch > before.Epoch })
+	testenv.Eventually(t, time.Minute, "the swap is seen", func() bool { return r.status(t).Configuration.Epoch > before.Epoch })
 }
 
 func TestStateDirectoryThatLetsOthersIn(t *testing.T) {

@@ -2,11 +2,12 @@ package operator
 
 import (
 	"context"
+	"maps"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/peer"
@@ -23,7 +24,7 @@ import (
 const askPeer = 2 * time.Second
 
 // peerService answers other replicas on the agents' port: which nodes are
-// connected, and what they have applied. Only the operator's own identity may
+// connected, what they have applied, and which certificates they report. Only the operator's own identity may
 // ask; the rest of OperatorAdmin is for the admin socket.
 type peerService struct {
 	meshpb.UnimplementedOperatorAdminServer
@@ -32,15 +33,31 @@ type peerService struct {
 
 // Status implements meshpb.OperatorAdminServer.
 func (s *peerService) Status(ctx context.Context, req *meshpb.OperatorStateRequest) (*meshpb.OperatorState, error) {
+	if err := s.admit(ctx); err != nil {
+		return nil, err
+	}
+	return s.admin.Status(ctx, req)
+}
+
+// Certificates implements meshpb.OperatorAdminServer.
+func (s *peerService) Certificates(ctx context.Context, _ *meshpb.CertificatesRequest) (*meshpb.CertificatesResponse, error) {
+	if err := s.admit(ctx); err != nil {
+		return nil, err
+	}
+	return s.admin.Certificates(ctx, &meshpb.CertificatesRequest{Own: true})
+}
+
+// admit refuses whoever is not an operator.
+func (s *peerService) admit(ctx context.Context) error {
 	want := identity.OperatorID(s.admin.parts.authority.TrustDomain())
 	p, ok := peer.FromContext(ctx)
 	if !ok {
-		return nil, status.Error(codes.Unauthenticated, "no connection to take an identity from")
+		return status.Error(codes.Unauthenticated, "no connection to take an identity from")
 	}
 	if info, ok := p.AuthInfo.(nodeauth.PeerInfo); !ok || info.Peer() != want {
-		return nil, status.Errorf(codes.PermissionDenied, "only %s may ask", want)
+		return status.Errorf(codes.PermissionDenied, "only %s may ask", want)
 	}
-	return s.admin.Status(ctx, req)
+	return nil
 }
 
 // peers asks the other replicas.
@@ -83,8 +100,13 @@ func (a *peers) nodes(ctx context.Context) []report.Node {
 		take(nodes)
 	}
 	a.closeOthers(addresses)
-	all := make([]report.Node, 0, len(newest))
-	for _, n := range newest {
+	return acknowledged(slices.Collect(maps.Values(newest)))
+}
+
+// acknowledged is what nodes have applied.
+func acknowledged(nodes []*meshpb.OperatorNode) []report.Node {
+	all := make([]report.Node, 0, len(nodes))
+	for _, n := range nodes {
 		all = append(all, report.Node{Name: n.GetName(), Revision: n.GetRevision(), Epoch: n.GetEpoch()})
 	}
 	return all
@@ -137,7 +159,7 @@ func (a *peers) conn(address string) (*grpc.ClientConn, error) {
 	authority := a.parts.authority
 	id := identity.OperatorID(authority.TrustDomain())
 	conn, err := grpc.NewClient(address, grpc.WithNoProxy(), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20)),
-		grpc.WithTransportCredentials(nodeauth.NewClientCredentials(authority.Own(id), x509bundle.NewSet(authority.Bundle()), id)))
+		grpc.WithTransportCredentials(nodeauth.NewClientCredentials(authority.Own, authority, id)))
 	if err != nil {
 		return nil, err
 	}

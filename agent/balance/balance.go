@@ -21,8 +21,9 @@ const (
 // the one with fewer connections from this node, leaving out those that could
 // not be reached lately unless all are such. It is safe for concurrent use.
 type Balancer struct {
-	mu    sync.Mutex
-	loads map[mesh.Key]*load
+	mu      sync.Mutex
+	loads   map[mesh.Key]*load
+	clients clients
 }
 
 // load is what the node knows about one workload. It is forgotten when there
@@ -34,13 +35,17 @@ type load struct {
 }
 
 // New returns a Balancer that knows of no connections.
-func New() *Balancer { return &Balancer{loads: map[mesh.Key]*load{}} }
+func New() *Balancer { return &Balancer{loads: map[mesh.Key]*load{}, clients: newClients()} }
 
 // Pick chooses one of the candidates that was not tried yet; nil when there is
 // none.
 func (b *Balancer) Pick(candidates []*mesh.Workload, tried []mesh.Key) *mesh.Workload {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	return b.pick(candidates, tried)
+}
+
+func (b *Balancer) pick(candidates []*mesh.Workload, tried []mesh.Key) *mesh.Workload {
 	now := time.Now()
 	fresh := func(w *mesh.Workload) bool { return !contains(tried, w.Key) }
 	reachable := func(w *mesh.Workload) bool { return fresh(w) && !b.avoided(w.Key, now) }
@@ -158,7 +163,7 @@ func (b *Balancer) forget(key mesh.Key, l *load) {
 	}
 }
 
-// Prune forgets workloads that are gone.
+// Prune forgets workloads and services that are gone.
 func (b *Balancer) Prune(view *mesh.View) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -167,6 +172,7 @@ func (b *Balancer) Prune(view *mesh.View) {
 			delete(b.loads, key)
 		}
 	}
+	b.clients.prune(view)
 }
 
 func contains(keys []mesh.Key, key mesh.Key) bool {

@@ -69,7 +69,7 @@ func newJoining(t *testing.T) *joining {
 	places := cni.NewPlaces()
 	var server *cni.Server
 	node.Must(t, func() (err error) {
-		j.kernel, err = kernel.Open(kernel.Config{Node: "n1", PinDir: "/sys/fs/bpf/" + node.Name, StateDir: t.TempDir(), Cgroup: own.Path, Log: log})
+		j.kernel, err = kernel.Open(t.Context(), kernel.Config{Node: "n1", PinDir: "/sys/fs/bpf/" + node.Name, StateDir: t.TempDir(), Cgroup: own.Path, Log: log})
 		if err != nil {
 			return err
 		}

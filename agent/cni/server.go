@@ -65,7 +65,8 @@ type Config struct {
 	// others wait for their turn, in the order of their coming.
 	AtOnce int
 	// OutsideWait is how long a pod that the configuration does not have is
-	// waited for in a namespace that is not enrolled; 1 s when zero.
+	// waited for in a namespace that is not enrolled; 5 s when zero: an operator that
+	// is there tells of every pod, and one that lags tells of it late.
 	OutsideWait time.Duration
 	// ScanEvery is the pause between two looks at the runtime; 30 s when zero.
 	ScanEvery time.Duration
@@ -86,7 +87,7 @@ type Server struct {
 func New(cfg Config) (*Server, error) {
 	cfg.Socket, cfg.List = cmp.Or(cfg.Socket, cniwire.DefaultSocket), cmp.Or(cfg.List, cniwire.DefaultList)
 	cfg.AtOnce = cmp.Or(cfg.AtOnce, 256)
-	cfg.OutsideWait = cmp.Or(cfg.OutsideWait, time.Second)
+	cfg.OutsideWait = cmp.Or(cfg.OutsideWait, 5*time.Second)
 	cfg.ScanEvery = cmp.Or(cfg.ScanEvery, 30*time.Second)
 	if cfg.Current == nil {
 		cfg.Current = func() error { return nil }

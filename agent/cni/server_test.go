@@ -225,6 +225,11 @@ func TestWaitsForDiscovery(t *testing.T) {
 func TestPodOutsideTheMesh(t *testing.T) {
 	w, ns := newWorld(t, nil), testenv.NewNetNS(t, "cni")
 	w.want(t, request(cniwire.OpAdd, "kube-system/coredns", ns), cniwire.Outside)
+	// The first pod of a namespace that nobody knew: nothing but the pod itself says so.
+	w.configure(t, pod("shop/web", true, "10.9.9.9"))
+	w.want(t, request(cniwire.OpAdd, "fresh/first", testenv.NewNetNS(t, "cni")), cniwire.Wait, "fresh/first")
+	w.configure(t, pod("shop/web", true, "10.9.9.9"), pod("fresh/first", false))
+	w.want(t, request(cniwire.OpAdd, "fresh/first", testenv.NewNetNS(t, "cni")), cniwire.Outside)
 	w.configure(t, pod("default/a", false, "10.0.0.1"), pod("default/b", false, "10.0.0.7"))
 	w.want(t, request(cniwire.OpAdd, "default/a", testenv.NewNetNS(t, "cni")), cniwire.Outside)
 	if _, ok := w.places.Get(mesh.Key{Namespace: "default", Name: "a"}); !ok {
@@ -239,6 +244,23 @@ func TestPodOutsideTheMesh(t *testing.T) {
 	// One that has a place of another pod is not kept from running.
 	w.configure(t, pod("default/a", false), pod("default/b", false))
 	w.want(t, request(cniwire.OpAdd, "default/b", ns), cniwire.Outside)
+}
+
+// TestPodOfAnOperatorThatLags: a pod that is in the mesh by its own label, in a namespace
+// without another, does not start outside because the operator takes two seconds.
+func TestPodOfAnOperatorThatLags(t *testing.T) {
+	w := newWorld(t, func(c *Config) { c.OutsideWait = 0 })
+	w.configure(t, pod("default/a", false, "10.0.0.1"))
+	testenv.Eventually(t, 5*time.Second, "the namespace is known", func() bool { return w.list.standing("default") == cniwire.NotEnrolled })
+	view, err := mesh.NewView("2", mesh.Settings{TrustDomain: spiffeid.RequireTrustDomainFromString("example.test")},
+		[]mesh.Workload{pod("default/a", false, "10.0.0.1"), pod("default/own-label", true)}, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer time.AfterFunc(2*time.Second, func() { w.store.Replace(view) }).Stop()
+	r := request(cniwire.OpAdd, "default/own-label", testenv.NewNetNS(t, "cni"))
+	r.Timeout = 20 * time.Second
+	w.want(t, r, cniwire.Protected)
 }
 
 func TestRefusesWhatIsNoPodsNamespace(t *testing.T) {

@@ -3,6 +3,7 @@ package dns
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 // inquiry is a query on its way.
 type inquiry struct {
 	*wire.Query
+	client    netip.Addr
 	server    netip.AddrPort // that it was sent to
 	transport string         // "udp" or "tcp"
 	limit     int            // of the answer, in bytes
@@ -26,64 +28,84 @@ func (i *inquiry) question() question {
 	return question{name: i.Name, kind: i.Type, class: i.Class, bits: i.Bits(), server: i.server}
 }
 
+// told is what a client is told, and by what.
+type told struct {
+	message []byte // nothing for a query that is dropped
+	by      outcome
+	// reason is why the answer is not what was asked for, and why says more; zero
+	// when there is nothing to say.
+	reason mesh.Reason
+	why    string
+}
+
 // answer answers at once what can be, and everything else when there is an answer.
 // It does not wait.
 func (p *served) answer(i *inquiry) {
-	if b, by := p.atOnce(i); by != "" {
-		p.metrics.count(i.transport, by)
-		i.reply(b)
+	if t := p.atOnce(i); t.by != "" {
+		p.tell(i, t)
 		return
 	}
 	select {
 	case p.waiting <- struct{}{}:
 	default:
-		p.metrics.count(i.transport, overBudget)
-		i.reply(nil)
+		p.tell(i, told{by: overBudget, reason: mesh.ReasonBudgetExceeded, why: "too many queries wait"})
 		return
 	}
 	p.busy.Go(func() {
 		defer func() { <-p.waiting }()
-		b, by := p.inTime(i)
-		p.metrics.count(i.transport, by)
-		i.reply(b)
+		p.tell(i, p.inTime(i))
 	})
 }
 
-// atOnce answers what needs no server; "" when it does.
-func (p *served) atOnce(i *inquiry) ([]byte, outcome) {
+// tell answers, and says where it has to be said why.
+func (p *served) tell(i *inquiry, t told) {
+	p.metrics.count(i.transport, t.by)
+	if t.reason != mesh.ReasonUnknown && p.cfg.Flows != nil {
+		p.cfg.Flows.AddQuery(p.Key, p.record(i, t))
+	}
+	i.reply(t.message)
+}
+
+// atOnce answers what needs no server; by is "" when it does.
+func (p *served) atOnce(i *inquiry) told {
 	view := p.cfg.Store.View()
-	if i.server.Port() != port {
-		return i.Failure(wire.Refused, wire.Prohibited), refused // sent to the agent itself: it would ask in circles
+	if i.server.Port() != port { // sent to the agent itself: it would ask in circles
+		return told{i.Failure(wire.Refused, wire.Prohibited), refused, mesh.ReasonReservedPort, "sent to the agent itself"}
 	}
 	if i.Plain && (i.Type == wire.TypeA || i.Type == wire.TypeAAAA) {
 		if service, ok := serviceOf(view, i.Host()); ok && len(service.Addresses) > 0 {
-			return i.Addresses(service.Addresses, meshTTL, mesh.ClusterDomain, i.limit), byMesh
+			return told{message: i.Addresses(service.Addresses, meshTTL, mesh.ClusterDomain, i.limit), by: byMesh}
 		}
 	}
 	if !mayAsk(view, p.Key, i.server) {
-		return i.Failure(wire.Refused, wire.Prohibited), refused
+		return told{i.Failure(wire.Refused, wire.Prohibited), refused, mesh.ReasonEgressDenied, "the server is outside the mesh"}
 	}
 	if !i.Plain {
-		return nil, ""
+		return told{}
 	}
 	k, ok := p.cache.get(i.question(), time.Now())
 	switch {
 	case ok && k.fresh:
-		return k.answer.For(i.Query, i.limit, k.age, false), byCache
-	case ok && k.atOnce && i.mayBeStale(k):
-		return k.answer.For(i.Query, i.limit, k.age, true), byStale
+		return told{message: k.answer.For(i.Query, i.limit, k.age, false), by: byCache}
+	case ok && k.atOnce && p.mayBeStale(i, k):
+		return i.stale(k, "no answer of late")
 	}
-	return nil, ""
+	return told{}
+}
+
+// stale is an answer that is given since the server does not.
+func (i *inquiry) stale(k kept, why string) told {
+	return told{k.answer.For(i.Query, i.limit, k.age, true), byStale, mesh.ReasonDNSStale, why}
 }
 
 // inTime asks the server, and answers what it says, or a stale answer if there is
 // one and the server takes too long.
-func (p *served) inTime(i *inquiry) ([]byte, outcome) {
+func (p *served) inTime(i *inquiry) told {
 	var patient <-chan time.Time
 	k, stale := kept{}, false
 	if i.Plain {
 		k, stale = p.cache.get(i.question(), time.Now())
-		stale = stale && i.mayBeStale(k)
+		stale = stale && p.mayBeStale(i, k)
 	}
 	if stale {
 		timer := time.NewTimer(patience)
@@ -100,25 +122,54 @@ func (p *served) inTime(i *inquiry) ([]byte, outcome) {
 	}
 	r, err := f.result()
 	switch {
-	case r != nil && (r.Final() || !stale):
-		return r.For(i.Query, i.limit, 0, false), byUpstream
+	case r != nil && r.Final():
+		return told{message: r.For(i.Query, i.limit, 0, false), by: byUpstream}
 	case stale:
-		return k.answer.For(i.Query, i.limit, k.age, true), byStale
+		return i.stale(k, whyOf(r, err))
+	case r != nil:
+		return told{r.For(i.Query, i.limit, 0, false), byUpstream, mesh.ReasonDNSFailed, whyOf(r, err)}
 	case f == nil:
-		return nil, overBudget
+		return told{by: overBudget, reason: mesh.ReasonBudgetExceeded, why: "too many questions are open"}
 	case err == nil: // the agent ends: another one answers when the client asks again
-		return nil, failed
+		return told{by: failed}
 	}
-	return i.Failure(wire.ServerFailure, wire.Unreachable), failed
+	return told{i.Failure(wire.ServerFailure, wire.Unreachable), failed, mesh.ReasonDNSFailed, whyOf(r, err)}
 }
 
-// mayBeStale: that a service is not there must not be said when it may be by now.
-func (i *inquiry) mayBeStale(k kept) bool {
+// mayBeStale: that a service is not there must not be said when it may be by now,
+// unless nothing of its namespace is known: a search list makes
+// example.com.svc.cluster.local of example.com. That it has no address of one family
+// goes with its addresses of the other.
+func (p *served) mayBeStale(i *inquiry, k kept) bool {
 	if !k.answer.Negative {
 		return true
 	}
-	_, _, ok := serviceName(i.Host())
-	return !ok
+	_, namespace, ok := serviceName(i.Host())
+	switch {
+	case !ok:
+		return true
+	case k.answer.Rcode == wire.NameError:
+		return !hasServices(p.cfg.Store.View(), namespace)
+	}
+	other := i.question()
+	switch i.Type {
+	case wire.TypeA:
+		other.kind = wire.TypeAAAA
+	case wire.TypeAAAA:
+		other.kind = wire.TypeA
+	default:
+		return false
+	}
+	with, ok := p.cache.get(other, time.Now())
+	return ok && !with.answer.Negative
+}
+
+// hasServices reports whether any service of a namespace is known; any may be while
+// there is no model.
+func hasServices(view *mesh.View, namespace string) bool {
+	all := view.Services() // sorted
+	at, _ := slices.BinarySearchFunc(all, mesh.Key{Namespace: namespace}, func(s *mesh.Service, key mesh.Key) int { return s.Key.Compare(key) })
+	return !view.Synced() || at < len(all) && all[at].Namespace == namespace
 }
 
 // flight is a question that is open at a server, and all who wait for its answer.
@@ -181,6 +232,9 @@ func (p *served) fly(f *flight, key flightKey, i *inquiry) {
 	begun := time.Now()
 	f.answer, f.err = ask(ctx, p.Sockets, i.server, i.Query, i.whole(), i.transport == "tcp")
 	p.metrics.asked.Observe(time.Since(begun).Seconds())
+	if p.ended.Err() == nil {
+		p.servers.heard(i.server.Addr(), begun, f.err)
+	}
 	switch now := time.Now(); {
 	case f.err != nil && p.ended.Err() == nil:
 		p.metrics.failures.WithLabelValues(causeOf(f.err)).Inc()

@@ -69,8 +69,11 @@ func DefaultLimits() Limits {
 // Config is what a Server works with. Zero limits take the defaults, a nil
 // Registerer none.
 type Config struct {
-	Store    *mesh.Store
-	Limits   Limits
+	Store  *mesh.Store
+	Limits Limits
+	// Flows is told of queries that are refused, fail, or get an old answer; nil for
+	// nobody.
+	Flows    Journal
 	Registry prometheus.Registerer
 	Log      *slog.Logger
 }
@@ -79,6 +82,7 @@ type Config struct {
 type Server struct {
 	cfg     Config
 	metrics *metrics
+	servers servers
 }
 
 // New returns a Server that serves nobody yet.
@@ -91,7 +95,7 @@ func New(cfg Config) *Server {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Server{cfg: cfg, metrics: newMetrics(cfg.Registry)}
+	return &Server{cfg: cfg, metrics: newMetrics(cfg.Registry), servers: servers{all: map[netip.Addr]*ServerState{}}}
 }
 
 // Sockets makes sockets in a pod that leave it from its own address.
@@ -216,6 +220,6 @@ func (p *served) serveDatagrams(from Queries) {
 			}
 			continue
 		}
-		p.answer(&inquiry{Query: q, server: server, transport: "udp", limit: min(int(q.Size), maxAnswer), reply: reply})
+		p.answer(&inquiry{Query: q, client: client.Addr(), server: server, transport: "udp", limit: min(int(q.Size), maxAnswer), reply: reply})
 	}
 }

@@ -38,20 +38,32 @@ type script = func(h dnsmessage.Header, q dnsmessage.Question, tcp bool) []byte
 
 func newServer(t *testing.T, says script) *server {
 	t.Helper()
-	udp, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	tcp, err := net.Listen("tcp4", udp.LocalAddr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	udp, tcp := samePort(t)
 	s := &server{t: t, udp: udp, tcp: tcp}
 	s.script.Store(&says)
 	s.wg.Go(s.datagrams)
 	s.wg.Go(s.streams)
 	t.Cleanup(func() { udp.Close(); tcp.Close(); s.wg.Wait() })
 	return s
+}
+
+// samePort listens on a port that is free for UDP and TCP.
+func samePort(t *testing.T) (*net.UDPConn, net.Listener) {
+	t.Helper()
+	for tries := 0; ; tries++ {
+		udp, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tcp, err := net.Listen("tcp4", udp.LocalAddr().String())
+		if err == nil {
+			return udp, tcp
+		}
+		udp.Close()
+		if tries == 20 {
+			t.Fatal(err)
+		}
+	}
 }
 
 func (s *server) say(b []byte, tcp bool) []byte {
@@ -400,6 +412,47 @@ func TestStale(t *testing.T) {
 	up.script.Store(&back)
 	time.Sleep(askAgain)
 	want(t, "the server is back", c.ask("a.example.", 1232, dnsmessage.TypeA, time.Second), "Success 2 20s")
+}
+
+// TestStaleSearch: while the server is silent, what a resolver asks on the way to a
+// name is answered as before, and not what may have been made since.
+func TestStaleSearch(t *testing.T) {
+	up := newServer(t, func(h dnsmessage.Header, q dnsmessage.Question, _ bool) []byte {
+		switch {
+		case strings.HasSuffix(q.Name.String(), "com.svc.cluster.local."), strings.HasPrefix(q.Name.String(), "new."):
+			h.RCode = dnsmessage.RCodeNameError
+			return says(h, q, withDenial(1))
+		case q.Type == dnsmessage.TypeAAAA || strings.HasPrefix(q.Name.String(), "none."):
+			return says(h, q, withDenial(1))
+		}
+		return says(h, q, withAddresses(1, 1))
+	})
+	c := pod(t, New(Config{Store: store(t, mesh.Settings{})}), up)
+	asked := []struct {
+		name          string
+		kind          dnsmessage.Type
+		before, after string
+	}{
+		{"example.com.svc.cluster.local.", dnsmessage.TypeA, "NameError 0", "NameError 0 EDE 19"},
+		{"headless.shop.svc.cluster.local.", dnsmessage.TypeA, "Success 1 1s", "Success 1 30s EDE 3"},
+		{"headless.shop.svc.cluster.local.", dnsmessage.TypeAAAA, "Success 0", "Success 0 EDE 3"},
+		{"new.shop.svc.cluster.local.", dnsmessage.TypeA, "NameError 0", "ServerFailure 0 EDE 22"},
+		{"none.shop.svc.cluster.local.", dnsmessage.TypeA, "Success 0", "ServerFailure 0 EDE 22"},
+		{"none.shop.svc.cluster.local.", dnsmessage.TypeAAAA, "Success 0", "ServerFailure 0 EDE 22"},
+	}
+	for _, q := range asked {
+		want(t, q.name, c.ask(q.name, 1232, q.kind, time.Second), q.before)
+	}
+	none := script(silent)
+	up.script.Store(&none)
+	time.Sleep(1100 * time.Millisecond)
+	for _, q := range asked {
+		within := patience + 500*time.Millisecond
+		if strings.HasPrefix(q.after, "ServerFailure") {
+			within = 6 * time.Second
+		}
+		want(t, q.name+q.kind.String(), c.ask(q.name, 1232, q.kind, within), q.after)
+	}
 }
 
 func TestLargeAnswers(t *testing.T) {

@@ -52,6 +52,10 @@ func (p *served) serveStream(conn net.Conn) {
 		return
 	}
 	server := netip.AddrPortFrom(local.AddrPort().Addr().Unmap(), local.AddrPort().Port())
+	var client netip.Addr
+	if remote, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
+		client = remote.AddrPort().Addr().Unmap()
+	}
 	defer context.AfterFunc(p.stopped, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })()
 	defer context.AfterFunc(p.ended, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
 	s := &stream{Conn: conn, open: make(chan struct{}, pipelined)}
@@ -83,7 +87,7 @@ func (p *served) serveStream(conn net.Conn) {
 		}
 		s.open <- struct{}{}
 		s.pending.Add(1)
-		p.answer(&inquiry{Query: q, server: server, transport: "tcp", limit: wire.Largest, reply: func(b []byte) {
+		p.answer(&inquiry{Query: q, client: client, server: server, transport: "tcp", limit: wire.Largest, reply: func(b []byte) {
 			defer s.pending.Done()
 			if len(b) == 0 {
 				b = q.Failure(wire.ServerFailure, 0) // it was not lost on the way

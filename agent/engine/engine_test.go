@@ -2,6 +2,7 @@ package engine
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/fips140"
 	"log/slog"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/heddle-mesh/heddle/internal/hbone/aesgcm"
 	"github.com/heddle-mesh/heddle/internal/hbone/fast"
 	"github.com/heddle-mesh/heddle/internal/hbone/reference"
 	"github.com/heddle-mesh/heddle/internal/testenv"
@@ -34,11 +36,45 @@ func TestNames(t *testing.T) {
 
 func TestNewMakesWhatTheNameSays(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
-	if _, ok := New(Loop, log).(*fast.Engine); !ok {
+	if _, ok := New(Loop, CryptoAuto, log).(*fast.Engine); !ok {
 		t.Error("loop is not the event loops")
 	}
-	if _, ok := New(Reference, log).(*reference.Engine); !ok {
+	if _, ok := New(Reference, CryptoAuto, log).(*reference.Engine); !ok {
 		t.Error("reference is not the reference engine")
+	}
+}
+
+// TestCrypto: standard is the standard library's on every machine, auto whatever
+// this one has; the log says which, and why, and so does Describe.
+func TestCrypto(t *testing.T) {
+	if wrong, remedy := CheckCrypto("homemade"); wrong == "" || !strings.Contains(remedy, "auto or standard") {
+		t.Errorf("%q, remedy %q", wrong, remedy)
+	}
+	_, why := aesgcm.Fastest()
+	for _, c := range []struct {
+		name, said string
+		own        bool
+	}{
+		{CryptoStandard, "--crypto standard", false},
+		{CryptoAuto, cmp.Or(why, "self-test has passed"), why == ""},
+	} {
+		if wrong, _ := CheckCrypto(c.name); wrong != "" {
+			t.Errorf("%s: %s", c.name, wrong)
+		}
+		var said bytes.Buffer
+		aead, err := gcm(c.name, slog.New(slog.NewTextHandler(&said, nil)))(make([]byte, 16))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, own := aead.(aesgcm.Wiper); own != c.own || !strings.Contains(said.String(), c.said) {
+			t.Errorf("%s: own %v, said %s", c.name, own, said.String())
+		}
+		if said := Describe(Loop, c.name); !strings.Contains(said, c.said) || strings.Contains(said, "Heddle's own") != c.own {
+			t.Errorf("%s: own %v, described as %s", c.name, c.own, said)
+		}
+	}
+	if said := Describe(Reference, CryptoAuto); !strings.Contains(said, "crypto/tls's") {
+		t.Errorf("the reference engine: %s", said)
 	}
 }
 

@@ -92,7 +92,8 @@ type Config struct {
 	// MinRetry and MaxRetry bound the pause after a failure; 500 ms and 30 s.
 	MinRetry, MaxRetry time.Duration
 	// Settle bounds how long a pod stays in the mesh that is taken out of it
-	// again and again, in case it is put back; 30 s when zero.
+	// again and again, in case it is put back; 30 s when zero. One that refuses
+	// plaintext stays for a second at most.
 	Settle time.Duration
 }
 
@@ -119,6 +120,9 @@ type Status struct {
 	Workload *mesh.Workload
 	// NetNS is the network namespace that an Enrolled or Failed State is about.
 	NetNS string
+	// Stays is until when a pod stays that is to leave, and has left again and again
+	// before, in case it is put back; zero for all others.
+	Stays time.Time
 }
 
 // Reconciler enrolls the workloads of one node.
@@ -181,6 +185,10 @@ func (r *Reconciler) Run(ctx context.Context) error {
 			}
 			if hold := r.assign(ctx, view, desired, &workers); hold > 0 {
 				settled = time.After(hold)
+			}
+			for _, s := range r.settling.news() {
+				r.cfg.Log.Warn("pod leaves the mesh again and again, as when two programs fight over its label: it stays in for a moment, in case it is put back",
+					"workload", s.key, "times", s.times, "stays", s.lasts)
 			}
 		}
 		select {
@@ -270,12 +278,18 @@ func (r *Reconciler) assign(ctx context.Context, view *mesh.View, desired map[me
 		if desired[key] != nil {
 			continue
 		}
-		runs := r.runs(w.target())
-		if runs && !r.saysOut(view, w.target().workload) {
+		if !r.runs(w.target()) {
+			r.settling.gone(key)
+			w.aim(nil)
+			continue
+		}
+		out := r.saysOut(view, w.target().workload)
+		if out == nil {
 			continue // deleted, but for its processes: they do not get an open door
 		}
-		if left := r.settling.leave(key, time.Now(), runs); left > 0 {
+		if left := r.settling.leave(key, time.Now(), refusesPlaintext(out)); left > 0 {
 			hold = cmp.Or(min(hold, left), left)
+			w.keep(time.Now().Add(left))
 			continue
 		}
 		w.aim(nil)
@@ -304,10 +318,13 @@ func (r *Reconciler) runs(t *target) bool {
 	return ok
 }
 
-// saysOut reports whether the configuration has this very pod, outside the mesh.
-func (r *Reconciler) saysOut(view *mesh.View, was *mesh.Workload) bool {
-	w, ok := view.Workload(was.Key)
-	return ok && w.Node == r.cfg.Node && w.UID == was.UID && !w.Enrolled
+// saysOut returns this very pod as the configuration has it outside the mesh; nil when
+// it has not.
+func (r *Reconciler) saysOut(view *mesh.View, was *mesh.Workload) *mesh.Workload {
+	if w, ok := view.Workload(was.Key); ok && w.Node == r.cfg.Node && w.UID == was.UID && !w.Enrolled {
+		return w
+	}
+	return nil
 }
 
 // retireWorker forgets a worker that has nothing left to do; false means that

@@ -201,6 +201,9 @@ func TestPodsComeAndGo(t *testing.T) {
 		web.Mode = mesh.ModePermissive
 		store.Replace(view(t, web))
 		expect(t, f.took(), "enroll web permissive")
+		web.DNS = mesh.DNSCapture
+		store.Replace(view(t, web))
+		expect(t, f.took(), "enroll web permissive")
 		web.NetNS = "/ns/other"
 		store.Replace(view(t, web))
 		expect(t, f.took(), "drain web; enroll web permissive; serve web")
@@ -335,6 +338,83 @@ func TestEnrollingWaitsForTheFirstCertificate(t *testing.T) {
 		expect(t, f.took(), "prune but [web]")
 		time.Sleep(5 * time.Second)
 		expect(t, f.took(), "enroll web; serve web")
+	})
+}
+
+// A label that is taken away again while the certificate is waited for: none comes.
+func TestEnrollingEndsWithItsReason(t *testing.T) {
+	reconciled(t, nil, func(f *fake, r *Reconciler, store *mesh.Store, _ func()) {
+		f.noSVID = true
+		store.Replace(view(t, workload("web", "/ns/web", 1)))
+		time.Sleep(time.Second)
+		store.Replace(view(t))
+		time.Sleep(10 * time.Millisecond)
+		expect(t, f.took(), "prune but [web]")
+		if s := r.Status(); len(s) != 0 {
+			t.Errorf("after a second: %+v", s)
+		}
+		store.Replace(view(t, workload("web", "/ns/web", 1)))
+		time.Sleep(time.Second)
+		f.mu.Lock()
+		f.noSVID = false
+		f.mu.Unlock()
+		f.changed <- struct{}{}
+		time.Sleep(10 * time.Millisecond)
+		expect(t, f.took(), "enroll web; serve web")
+	})
+}
+
+// backIn is a context of which a worker asks Err as soon as a step is done.
+type backIn struct {
+	context.Context
+	stepped func()
+}
+
+func (c backIn) Err() error {
+	c.stepped()
+	return c.Context.Err()
+}
+
+// TestNotEnrolledIsNotShownAsEnrolled: a pod that is to leave before it has joined, and
+// to join again as soon as that step is over, which did nothing, has no gate yet. The
+// pause keeps the next step from giving it one.
+func TestNotEnrolledIsNotShownAsEnrolled(t *testing.T) {
+	reconciled(t, nil, func(f *fake, r *Reconciler, _ *mesh.Store, _ func()) {
+		f.noSVID = true
+		web := workload("web", "/ns/web", 1)
+		to := &target{workload: &web}
+		w := newWorker(r, web.Key, to)
+		ctx, cancel := context.WithCancel(context.Background()) // made in the bubble
+		defer cancel()
+		var leaves atomic.Bool
+		r.pods.Lock()
+		r.pods.workers[web.Key] = w
+		r.pods.Unlock()
+		go w.run(backIn{ctx, func() {
+			if !leaves.CompareAndSwap(true, false) {
+				return
+			}
+			if err := r.Pause(context.Background()); err != nil {
+				t.Error(err)
+			}
+			w.aim(to)
+		}})
+		synctest.Wait() // for a certificate
+		leaves.Store(true)
+		w.aim(nil)
+		synctest.Wait()
+		brief, end := context.WithTimeout(ctx, time.Second)
+		defer end()
+		if err := r.Await(brief, web.Key, "/ns/web"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("a pod without a gate is said to be enrolled: %v, %+v", err, r.Status())
+		}
+		expect(t, f.took(), "")
+		r.Resume()
+		time.Sleep(5 * time.Second)
+		expect(t, f.took(), "enroll web; serve web")
+		if err := r.Await(ctx, web.Key, "/ns/web"); err != nil {
+			t.Error(err)
+		}
 	})
 }
 

@@ -1,8 +1,10 @@
 package enroll
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"net/netip"
 	"strings"
 	"sync"
@@ -194,7 +196,7 @@ func TestAwait(t *testing.T) {
 func TestFlappingLabel(t *testing.T) {
 	inPlaces(t, func(f *fake, r *Reconciler, store *mesh.Store, s *somewhere) {
 		in, out := workload("web", "", 1), workload("web", "", 1)
-		out.Enrolled = false
+		in.Mode, out.Mode, out.Enrolled = mesh.ModePermissive, mesh.ModePermissive, false
 		s.change(func() { s.netNS["web"], s.synced = "/run/netns/a", true })
 		store.Replace(view(t, in))
 		time.Sleep(time.Second)
@@ -233,6 +235,81 @@ func TestFlappingLabel(t *testing.T) {
 		s.change(func() { delete(s.netNS, "web") })
 		if did := f.took(); did != "drain web; unenroll web" {
 			t.Errorf("deleted: %q", did)
+		}
+	})
+}
+
+// TestFlappingLabelOfAStrictPod: once its label is settled it is soon as the label says,
+// however often that has changed: until then nobody reaches it.
+func TestFlappingLabelOfAStrictPod(t *testing.T) {
+	for name, refuse := range map[string]func(w *mesh.Workload){
+		"pod":  func(w *mesh.Workload) { w.Mode = mesh.ModeStrict },
+		"port": func(w *mesh.Workload) { w.PortModes = map[uint16]mesh.Mode{80: mesh.ModeStrict} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inPlaces(t, func(f *fake, r *Reconciler, store *mesh.Store, s *somewhere) {
+				in, out := workload("web", "", 1), workload("web", "", 1)
+				in.Mode, out.Mode, out.Enrolled = mesh.ModePermissive, mesh.ModePermissive, false
+				refuse(&in)
+				refuse(&out)
+				s.change(func() { s.netNS["web"], s.synced = "/run/netns/a", true })
+				for range 50 { // 25 s
+					store.Replace(view(t, in))
+					time.Sleep(250 * time.Millisecond)
+					store.Replace(view(t, out))
+					time.Sleep(250 * time.Millisecond)
+				}
+				if state, did := r.Status()[0].State, f.took(); state != Enrolled || strings.Count(did, "unenroll") > 1 {
+					t.Fatalf("while the label flapped: %s, did %q", state, did)
+				}
+				time.Sleep(time.Second)
+				if did := f.took(); did != "drain web; unenroll web" {
+					t.Errorf("a second after the label was settled: %q", did)
+				}
+			})
+		})
+	}
+}
+
+// TestStayIsSaid: that a pod is kept in is in its status, and in the log once a minute
+// at most.
+func TestStayIsSaid(t *testing.T) {
+	var log bytes.Buffer
+	s := &somewhere{netNS: map[string]string{"web": "/run/netns/a"}, synced: true}
+	reconciled(t, func(c *Config) {
+		s.changed = make(chan struct{}) // of the test's own time
+		c.Places, c.Log = s, slog.New(slog.NewTextHandler(&log, nil))
+	}, func(f *fake, r *Reconciler, store *mesh.Store, _ func()) {
+		in, out := workload("web", "", 1), workload("web", "", 1)
+		in.Mode, out.Mode, out.Enrolled = mesh.ModePermissive, mesh.ModePermissive, false
+		put := func(w mesh.Workload) {
+			store.Replace(view(t, w))
+			time.Sleep(250 * time.Millisecond)
+			f.took()
+		}
+		said := func() int { return strings.Count(log.String(), "pod leaves the mesh again and again") }
+		put(in)
+		put(out)
+		put(in)
+		if s := r.Status()[0]; said() != 0 || !s.Stays.IsZero() {
+			t.Errorf("left once, and is kept: %+v\n%s", s, &log)
+		}
+		for n := range 100 { // 50 s
+			put(out)
+			if s := r.Status()[0]; s.State != Enrolled || !s.Stays.After(time.Now()) || said() != 1 {
+				t.Fatalf("round %d: %+v, want to see until when it stays\n%s", n, s, &log)
+			}
+			put(in)
+			if s := r.Status()[0]; !s.Stays.IsZero() {
+				t.Fatalf("put back: %+v", s)
+			}
+		}
+		for range 40 { // 20 s
+			put(out)
+			put(in)
+		}
+		if n := said(); n != 2 || !strings.Contains(log.String(), "workload=shop/web times=2 stays=1s") {
+			t.Errorf("said %d times in 70 s:\n%s", n, &log)
 		}
 	})
 }

@@ -11,12 +11,24 @@ import (
 // count no more.
 const forgive = time.Minute
 
+// quickly bounds the stay of a pod that refuses plaintext: those who know already
+// that it is to leave send it nothing else, and do not reach it meanwhile.
+const quickly = time.Second
+
 // settling slows down pods that leave the mesh again and again, as when two
 // programs fight over a label: joining is never slowed, since that would leave
 // the pod open.
 type settling struct {
 	longest time.Duration
 	pods    map[mesh.Key]*leaving
+	begun   []stay
+}
+
+// stay is the time that a pod is kept for which is to leave.
+type stay struct {
+	key   mesh.Key
+	times int // that it was to leave, this one too
+	lasts time.Duration
 }
 
 // leaving is one pod's record.
@@ -24,16 +36,13 @@ type leaving struct {
 	times int
 	last  time.Time
 	now   bool // it is to leave, and last is since when
+	told  time.Time
 }
 
 // leave returns how long a pod stays that is not desired any more: not at all the
-// first time within a minute, a second the next time, then twice as long each
-// time. One that does not run leaves at once.
-func (s *settling) leave(key mesh.Key, now time.Time, runs bool) time.Duration {
-	if !runs {
-		delete(s.pods, key)
-		return 0
-	}
+// first time within a minute, a second the next time, then, unless it refuses
+// plaintext, twice as long each time.
+func (s *settling) leave(key mesh.Key, now time.Time, refuses bool) time.Duration {
 	l := s.pods[key]
 	if l == nil {
 		maps.DeleteFunc(s.pods, func(_ mesh.Key, l *leaving) bool { return now.Sub(l.last) > forgive+s.longest })
@@ -50,7 +59,36 @@ func (s *settling) leave(key mesh.Key, now time.Time, runs bool) time.Duration {
 	if l.times < 2 {
 		return 0
 	}
-	return l.last.Add(min(time.Second<<min(l.times-2, 10), s.longest)).Sub(now)
+	lasts := min(time.Second<<min(l.times-2, 10), s.longest)
+	if refuses {
+		lasts = min(lasts, quickly)
+	}
+	if now.Sub(l.told) > forgive {
+		l.told = now
+		s.begun = append(s.begun, stay{key, l.times, lasts})
+	}
+	return l.last.Add(lasts).Sub(now)
+}
+
+// gone forgets a pod that does not run.
+func (s *settling) gone(key mesh.Key) { delete(s.pods, key) }
+
+// refusesPlaintext reports whether any port of a workload does.
+func refusesPlaintext(w *mesh.Workload) bool {
+	for _, mode := range w.PortModes {
+		if mode == mesh.ModeStrict {
+			return true
+		}
+	}
+	return w.Mode == mesh.ModeStrict
+}
+
+// news returns the stays that have begun since it was asked before, of each pod one in a
+// minute at most.
+func (s *settling) news() []stay {
+	begun := s.begun
+	s.begun = nil
+	return begun
 }
 
 // back says that a pod is desired.

@@ -68,11 +68,19 @@ func newWorker(r *Reconciler, key mesh.Key, t *target) *worker {
 func (w *worker) aim(t *target) {
 	w.state.Lock()
 	w.state.target = t
+	w.state.status.Stays = time.Time{}
 	if t != nil {
 		w.state.status.Workload = t.workload
 	}
 	w.state.Unlock()
 	w.poke()
+}
+
+// keep notes until when the pod keeps its target, though it is to leave.
+func (w *worker) keep(until time.Time) {
+	w.state.Lock()
+	defer w.state.Unlock()
+	w.state.status.Stays = until
 }
 
 func (w *worker) lose(why error) {
@@ -170,7 +178,8 @@ func (w *worker) run(ctx context.Context) {
 			w.show(Failed, err)
 			w.r.cfg.Log.Error("pod is not as configured: trying again", "workload", w.key, "error", err, "retry", pause)
 			retry = time.After(pause)
-		case w.realized == nil && w.target() == nil:
+		case w.realized == nil:
+			// Not enrolled, whatever is to be by now: nobody may be told otherwise.
 			if w.r.retireWorker(w) {
 				return
 			}
@@ -245,13 +254,16 @@ func samePlace(a, b *mesh.Workload) bool {
 }
 
 func sameModes(a, b *mesh.Workload) bool {
-	return a.Mode == b.Mode && maps.Equal(a.PortModes, b.PortModes) && slices.Equal(a.ProbePorts, b.ProbePorts)
+	return a.Mode == b.Mode && a.DNS == b.DNS && maps.Equal(a.PortModes, b.PortModes) && slices.Equal(a.ProbePorts, b.ProbePorts)
 }
 
 // enter enrolls the pod and has it served.
 func (w *worker) enter(ctx context.Context, workload *mesh.Workload) error {
 	w.show(Enrolling, w.status().Err)
 	w.awaitCertificate(ctx, workload)
+	if w.realized == nil && w.target() == nil {
+		return nil // it has changed its mind
+	}
 	pod, err := w.enroll(ctx, workload)
 	if err != nil {
 		return err
@@ -279,17 +291,29 @@ func (w *worker) enroll(ctx context.Context, workload *mesh.Workload) (proxy.Pod
 	return pod, err
 }
 
-// awaitCertificate gives the pod's first SVID some time to arrive.
+// awaitCertificate gives the pod's first SVID some time to arrive, unless it is no
+// longer to be enrolled: then none does.
 func (w *worker) awaitCertificate(ctx context.Context, workload *mesh.Workload) {
 	deadline := time.NewTimer(w.r.cfg.AwaitCertificate)
 	defer deadline.Stop()
+	told := false // what it is told while it waits, the next step is about
+	defer func() {
+		if told {
+			w.poke()
+		}
+	}()
 	for {
 		changed := w.r.cfg.Identities.Changed()
 		if _, err := w.r.cfg.Identities.Certificate(workload.Identity); err == nil {
 			return
 		}
+		if w.target() == nil {
+			return
+		}
 		select {
 		case <-changed:
+		case <-w.wake:
+			told = true
 		case <-deadline.C:
 			w.r.cfg.Log.Warn("no certificate yet: enrolling all the same", "workload", w.key, "identity", workload.Identity)
 			return
@@ -317,7 +341,7 @@ func (w *worker) leave(ctx context.Context) error {
 		return nil
 	}
 	w.show(Unenrolling, nil)
-	w.stopServing(proxy.ErrUnenrolled)
+	w.stopServing(proxy.ErrLeaving)
 	if err := w.r.cfg.Datapath.Unenroll(ctx, w.key); err != nil {
 		return err
 	}

@@ -26,7 +26,7 @@ type Giver interface {
 	// with the connections, a few at a time and at rest, until none is left that
 	// can move. After nil from move they are the successor's; after an error
 	// they go on here. An error that matches ErrLate means that the same may be
-	// tried again. After one that matches ErrStays these stay, and others may
+	// tried again, a *Late when. After one that matches ErrStays these stay, and others may
 	// move; after any other there is no successor any more. left is how many
 	// connections stay because they cannot move.
 	Move(ctx context.Context, move func([]*Connection) error) (left int, err error)
@@ -154,6 +154,7 @@ func (d *Donor) session(ctx context.Context, conn *net.UnixConn) bool {
 		return false
 	}
 	s.watchPeer()
+	defer s.endBacklog()
 	defer func() {
 		if s.process >= 0 {
 			closeAll([]int{s.process})
@@ -184,6 +185,7 @@ type session struct {
 	// says that nobody accepts here, resigned that it has said it will do nothing.
 	process          int
 	moving, resigned bool
+	backlog          *backlog // nil for none
 }
 
 // greet reads the hello and answers it, unless the successor may take over.
@@ -261,6 +263,9 @@ func (s *session) give(ctx context.Context, version int) error {
 	left, err := s.cfg.Giver.Move(moving, s.move)
 	if err != nil {
 		return fmt.Errorf("move connections, after %d: %w", s.moved, err)
+	}
+	if err := s.settle(s.cfg.Timeouts.Stuck); err != nil {
+		return err
 	}
 	if err := s.records(version); err != nil {
 		return err
@@ -394,22 +399,23 @@ func (s *session) awaitTaken() error {
 
 // move gives one batch away, or says why it stays.
 func (s *session) move(batch []*Connection) error {
+	if err := s.settle(s.rest); err != nil {
+		return err
+	}
 	s.batch++
 	body, files := encodeBatch(batch, monotonic())
-	defer clear(body) // keys
 	if len(batch) > maxConnections || len(body) > maxBody || len(files) > maxFiles {
+		clear(body) // keys
 		return fmt.Errorf("%w: %d with %d bytes and %d descriptors are too many for a message", ErrStays, len(batch), len(body), len(files))
 	}
-	if err := s.send(kindBatch, s.batch, body, files, maxRest); err != nil {
-		// Cut off in the middle, it is no batch; nothing else can be said.
-		return errors.Join(errLost, err, s.conn.Close())
+	if err := s.tell(kindBatch, body, files); err != nil {
+		return err
 	}
 	if err := s.awaitPrepared(); err != nil {
 		return err
 	}
-	// All of it is sent, or none (unix_stream_sendmsg allocates it whole).
-	if err := s.send(kindCommit, s.batch, nil, nil, maxRest); errors.Is(err, errUnsent) {
-		return errors.Join(errLost, err, s.conn.Close())
+	if err := s.tell(kindCommit, nil, nil); err != nil {
+		return err
 	}
 	s.moved += len(batch)
 	return nil
@@ -421,19 +427,10 @@ func (s *session) awaitPrepared() error {
 	for deadline := time.Now().Add(s.rest); ; {
 		m, err := s.receive(max(time.Until(deadline), time.Millisecond))
 		if errors.Is(err, errIdle) {
-			if s.late++; s.late >= patiently {
-				s.rest = min(2*s.rest, maxRest)
+			if err := s.tell(kindAbort, nil, nil); err != nil {
+				return err
 			}
-			if err := s.send(kindAbort, s.batch, nil, nil, maxRest); err != nil {
-				return errors.Join(errLost, err, s.conn.Close())
-			}
-			if s.since.IsZero() {
-				s.since = time.Now()
-			}
-			if silent := time.Since(s.since); silent > s.cfg.Timeouts.Stuck {
-				return errors.Join(fmt.Errorf("%w: it has answered nothing in time for %v", errLost, silent.Round(time.Second)), s.conn.Close())
-			}
-			return ErrLate
+			return s.lateFor(nil)
 		}
 		if err != nil {
 			return errors.Join(errLost, err, s.conn.Close())

@@ -1,19 +1,23 @@
 package handover
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/heddle-mesh/heddle/internal/admin/rootsocket"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
 
@@ -25,7 +29,59 @@ func TestMain(m *testing.M) {
 	if socket := os.Getenv(mortalAt); socket != "" {
 		os.Exit(beMortal(socket))
 	}
+	if socket := os.Getenv(silentAt); socket != "" {
+		os.Exit(beSilent(socket))
+	}
 	testenv.Main(m)
+}
+
+// silentAt, in the environment, makes the test binary an agent that listens there and
+// never answers, as one does whose last thread cannot leave the kernel.
+const silentAt = "HEDDLE_TEST_SILENT"
+
+func beSilent(socket string) int {
+	l, err := rootsocket.Listen(socket, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return 1
+	}
+	defer l.Close()
+	time.Sleep(time.Minute) // it is killed before
+	return 0
+}
+
+// TestSilentDonor: a successor says for whom it waits, stops when it is told to, and
+// finds nobody when that one has ended.
+func TestSilentDonor(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	child := exec.Command("/proc/self/exe")
+	child.Env = append(os.Environ(), silentAt+"="+socket)
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	reap := sync.OnceFunc(func() { _ = child.Process.Kill(); _ = child.Wait() }) // with the signal's status
+	t.Cleanup(reap)
+	testenv.Eventually(t, 10*time.Second, "it listens", func() bool { _, err := os.Stat(socket); return err == nil })
+	dial := func(ctx context.Context) (string, error) {
+		var log bytes.Buffer // read when nobody writes any more
+		s, err := Dial(ctx, SuccessorConfig{Socket: socket, Self: Self{Node: "n1"}, Log: slog.New(slog.NewTextHandler(&log, nil))})
+		if err == nil {
+			s.Close()
+		}
+		return log.String(), err
+	}
+	who := fmt.Sprintf(`process="%d (`, child.Process.Pid)
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+	defer cancel()
+	if said, err := dial(ctx); err == nil || errors.Is(err, ErrNobody) || !strings.Contains(said, "waiting for the agent that runs to answer") || !strings.Contains(said, who) {
+		t.Errorf("told to stop: %v, said %q", err, said)
+	}
+	time.AfterFunc(200*time.Millisecond, reap)
+	if _, err := dial(t.Context()); !errors.Is(err, ErrNobody) {
+		t.Errorf("it was killed: %v", err)
+	}
+	if _, err := dial(t.Context()); !errors.Is(err, ErrNobody) {
+		t.Errorf("it is gone: %v", err)
+	}
 }
 
 func beMortal(socket string) int {

@@ -1,6 +1,7 @@
 package handover
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -103,6 +104,9 @@ func (g *giver) Move(_ context.Context, move func([]*Connection) error) (int, er
 			if err = move(batch); !errors.Is(err, ErrLate) {
 				break
 			}
+			if late, ok := errors.AsType[*Late](err); ok {
+				<-late.Again
+			}
 		}
 		if errors.Is(err, ErrStays) {
 			g.left += len(chunk)
@@ -128,6 +132,7 @@ type taker struct {
 	misread string // this one cannot be read
 	lose    string // this one cannot be thawed
 	slow    time.Duration
+	thawing time.Duration // is how long the third connection takes
 }
 
 func (t *taker) Check(all []*Connection) error {
@@ -142,7 +147,10 @@ func (t *taker) Check(all []*Connection) error {
 }
 
 func (t *taker) Thaw(c *Connection) error {
-	name := string(c.State)
+	name := string(bytes.TrimRight(c.State, "\x00"))
+	if len(t.mine) == 2 {
+		time.Sleep(t.thawing)
+	}
 	if name == t.lose {
 		return errors.New("it does not thaw")
 	}
@@ -584,6 +592,32 @@ func TestLate(t *testing.T) {
 	}
 	s.Taken()
 	if w.giver.tries < 3 {
+		t.Errorf("%d tries: nothing was late", w.giver.tries)
+	}
+	for name, c := range k.mine {
+		w.alive(t, name, c.Files[0])
+	}
+}
+
+// TestSlowThaw: a successor that has some connections, and is slow to go on with
+// others, loses none: what it does not read in time goes on at the donor, and
+// comes again.
+func TestSlowThaw(t *testing.T) {
+	w := newWorld(t, 8, nil)
+	w.giver.bytes = 512 << 10 // a batch is far more than a socket holds
+	w.giver.patience = 1000
+	k := newTaker(t)
+	k.thawing = 1500 * time.Millisecond
+	s := w.successor(t, k, nil)
+	if _, err := s.Ready(); err != nil {
+		t.Fatal(err)
+	}
+	sum, err := s.Receive(k)
+	if err != nil || sum.Connections != 8 || sum.Failed != 0 {
+		t.Fatalf("%+v, %v", sum, err)
+	}
+	s.Taken()
+	if w.giver.tries < 5 {
 		t.Errorf("%d tries: nothing was late", w.giver.tries)
 	}
 	for name, c := range k.mine {

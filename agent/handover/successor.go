@@ -16,6 +16,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/internal/admin/rootsocket"
 	"github.com/heddle-mesh/heddle/internal/eventloop"
+	"github.com/heddle-mesh/heddle/internal/overdue"
 )
 
 // ErrNobody is matched when no agent answers at the socket.
@@ -81,7 +82,9 @@ type Summary struct {
 }
 
 // Dial asks the agent at the socket for its work, and reads its answer, which
-// may be a *Refused. The error matches ErrNobody when there is none.
+// may be a *Refused. The error matches ErrNobody when there is none, or when it has
+// ended before it answered: a process that was killed keeps its socket until the last
+// of its threads has left the kernel. Dial says in the log for whom it waits.
 func Dial(ctx context.Context, cfg SuccessorConfig) (*Successor, error) {
 	cfg.Timeouts = cfg.Timeouts.orDefaults()
 	conn, err := rootsocket.Dial(ctx, cfg.Socket)
@@ -107,17 +110,27 @@ func (s *Successor) open(conn *net.UnixConn) error {
 		return err
 	}
 	if pid > 0 {
-		if s.process, err = unix.PidfdOpen(pid, 0); err != nil {
+		s.process, err = unix.PidfdOpen(pid, 0)
+		if errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("%w at %s: process %d has ended", ErrNobody, s.cfg.Socket, pid)
+		}
+		if err != nil {
 			return fmt.Errorf("watch the running agent: %w", err)
 		}
 	}
+	defer overdue.Say(s.cfg.Log, "for the agent that runs to answer", func() []any {
+		return []any{"socket", s.cfg.Socket, "process", overdue.Process(pid)}
+	})()
 	err = s.say(kindHello, hello{Versions: s.cfg.Versions.orDefault(), Self: s.cfg.Self, Drain: s.cfg.Drain, Mortal: s.cfg.Mortal})
-	if err != nil {
-		return fmt.Errorf("greet the running agent: %w", err)
+	var m *message
+	if err == nil {
+		m, err = s.channel.receive(s.cfg.Timeouts.Test)
 	}
-	m, err := s.channel.receive(s.cfg.Timeouts.Test)
+	if err != nil && !errors.Is(err, net.ErrClosed) && s.donorDied() {
+		return fmt.Errorf("%w at %s: process %d has ended", ErrNobody, s.cfg.Socket, pid)
+	}
 	if err != nil {
-		return fmt.Errorf("the running agent does not answer: %w", err)
+		return fmt.Errorf("the running agent does not answer (process %s): %w", overdue.Process(pid), err)
 	}
 	defer m.closeFiles()
 	if m.kind == kindRefused {
@@ -315,7 +328,9 @@ func (s *Successor) prepare(t Taker, m *message) (*prepared, error) {
 // thaw goes on with a batch that is this process's now.
 func (s *Successor) thaw(t Taker, p *prepared, sum *Summary) {
 	for _, c := range p.all {
-		if err := t.Thaw(c); err != nil {
+		err := t.Thaw(c)
+		clear(c.State) // keys
+		if err != nil {
 			sum.Failed++
 			s.cfg.Log.Error("a connection that was handed over is lost", "workload", c.Pod, "error", err)
 			// Its peers must not take the end for an orderly one.
@@ -326,7 +341,7 @@ func (s *Successor) thaw(t Taker, p *prepared, sum *Summary) {
 		}
 		sum.Connections++
 	}
-	p.all, p.body = nil, nil // whoever thawed them has them
+	p.all, p.body = nil, nil // whoever thawed them has the data
 	sum.Pause = max(sum.Pause, time.Duration(monotonic()-p.rest))
 }
 

@@ -84,39 +84,85 @@ var (
 
 // send writes one message within a bound. The descriptors stay the caller's.
 func (c channel) send(k kind, batch uint32, body []byte, files []int, within time.Duration) error {
-	if len(body) > limitOf(k) || len(files) > maxFiles {
-		return fmt.Errorf("%w: message %d of %d bytes with %d files is too large", errUnsent, k, len(body), len(files))
-	}
-	if err := c.conn.SetWriteDeadline(time.Now().Add(within)); err != nil {
+	o := &outgoing{channel: c, kind: k, batch: batch, body: body, files: files}
+	err := o.push(within)
+	if err != nil && !o.begun {
 		return fmt.Errorf("%w: %w", errUnsent, err)
 	}
-	for len(files) > filesAtOnce {
-		if err := c.write(kindFiles, batch, nil, files[:filesAtOnce]); err != nil {
-			return err
-		}
-		files = files[filesAtOnce:]
-	}
-	return c.write(k, batch, body, files)
+	return err
 }
 
-func (c channel) write(k kind, batch uint32, body []byte, files []int) error {
+// outgoing is a message on its way: what is left of it after a push that ended
+// early is for the next one.
+type outgoing struct {
+	channel
+	kind   kind
+	batch  uint32
+	body   []byte
+	files  []int
+	begun  bool // some of it is sent
+	headed bool // its header is, with the descriptors
+}
+
+// push writes what is left, within a bound.
+func (o *outgoing) push(within time.Duration) error {
+	if len(o.body) > limitOf(o.kind) || len(o.files) > maxFiles {
+		return fmt.Errorf("message %d of %d bytes with %d files is too large", o.kind, len(o.body), len(o.files))
+	}
+	if err := o.conn.SetWriteDeadline(time.Now().Add(within)); err != nil {
+		return err
+	}
+	for len(o.files) > filesAtOnce {
+		if err := o.head(kindFiles, 0, o.files[:filesAtOnce]); err != nil {
+			return err
+		}
+		o.files = o.files[filesAtOnce:]
+	}
+	if !o.headed {
+		if err := o.head(o.kind, len(o.body), o.files); err != nil {
+			return err
+		}
+		o.headed, o.files = true, nil
+	}
+	if len(o.body) == 0 {
+		return nil
+	}
+	n, err := o.conn.Write(o.body)
+	o.body = o.body[n:]
+	return err
+}
+
+// head writes a header, which the kernel takes whole or not at all
+// (net/unix/af_unix.c, unix_stream_sendmsg).
+func (o *outgoing) head(k kind, bytes int, files []int) error {
 	header := make([]byte, headerBytes)
 	header[0] = byte(k)
-	binary.BigEndian.PutUint32(header[4:], uint32(len(body)))
+	binary.BigEndian.PutUint32(header[4:], uint32(bytes))
 	binary.BigEndian.PutUint32(header[8:], uint32(len(files)))
-	binary.BigEndian.PutUint32(header[12:], batch)
+	binary.BigEndian.PutUint32(header[12:], o.batch)
 	var rights []byte
 	if len(files) > 0 {
 		rights = unix.UnixRights(files...)
 	}
-	n, _, err := c.conn.WriteMsgUnix(header, rights, nil)
-	if err != nil && n == 0 {
-		return fmt.Errorf("%w: %w", errUnsent, err)
-	}
-	if err == nil && len(body) > 0 {
-		_, err = c.conn.Write(body)
-	}
+	n, _, err := o.conn.WriteMsgUnix(header, rights, nil)
+	o.begun = o.begun || n > 0
 	return err
+}
+
+// keep makes what is left independent of the caller's descriptors. They are to be
+// closed.
+func (o *outgoing) keep() error {
+	var kept []int
+	for _, fd := range o.files {
+		dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			closeAll(kept)
+			return err
+		}
+		kept = append(kept, dup)
+	}
+	o.files = kept
+	return nil
 }
 
 // limitOf bounds the body of a message.

@@ -20,13 +20,16 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/heddle-mesh/heddle/agent/cgroup"
+	"github.com/heddle-mesh/heddle/agent/drift"
 	"github.com/heddle-mesh/heddle/agent/kubelet"
+	"github.com/heddle-mesh/heddle/agent/netns"
 	"github.com/heddle-mesh/heddle/agent/podnet"
 	"github.com/heddle-mesh/heddle/agent/podnet/listener"
 	"github.com/heddle-mesh/heddle/agent/proxy"
 	"github.com/heddle-mesh/heddle/bpf"
 	"github.com/heddle-mesh/heddle/internal/flow"
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/overdue"
 )
 
 // Config says where the kernel's part of a node is. Zero numbers take podnet's
@@ -42,7 +45,8 @@ type Config struct {
 	Kubelet        string
 	Mark, MarkMask uint32
 	FlowsPerPod    uint32
-	// CaptureDNS takes what the pods send to port 53; see Answering.
+	// CaptureDNS takes what those pods send to port 53 whose configuration does not
+	// say; see Answering.
 	CaptureDNS bool
 	// Grandfather bounds connections that were open before enrolment.
 	Grandfather time.Duration
@@ -73,25 +77,35 @@ func Layout(cfg Config) string {
 
 // Datapath is the kernel's part of a node.
 type Datapath struct {
-	node        *podnet.Node
-	kubelet     *kubelet.Watch // nil for none
-	log         *slog.Logger
-	capturesDNS bool
-	keys        struct {
+	node       *podnet.Node
+	name       string         // the node's
+	kubelet    *kubelet.Watch // nil for none
+	drift      *drift.Watch
+	log        *slog.Logger
+	captureDNS bool // unless a workload's configuration says
+	keys       struct {
 		sync.RWMutex
 		byName map[string]mesh.Key
 	}
 }
 
+// openWithin bounds each step of Open: many times what it takes on a busy machine.
+const openWithin = 2 * time.Minute
+
 // Open moves the process into its cgroup and loads the kernel's part, or adopts
 // what an earlier agent left. It must come before the first socket that is to
 // reach a pod's wire.
-func Open(cfg Config) (*Datapath, error) {
+//
+// Its steps wait for locks in the kernel that everybody on the machine shares. They
+// cannot be interrupted; when ctx is done, or after two minutes each, Open returns an
+// error without them, after which the process should end.
+func Open(ctx context.Context, cfg Config) (*Datapath, error) {
 	var beside []int
 	if cfg.Beside > 0 {
 		beside = append(beside, cfg.Beside)
 	}
-	own, err := cgroup.Enter(cfg.Node, cfg.Cgroup, beside...)
+	entering := overdue.Step{What: "for the kernel to move the agent into its cgroup", Within: openWithin, Remedy: "see what has the machine's cgroups locked (dmesg, processes in state D), or set --cgroup and start the agent in it"}
+	own, err := overdue.Do(ctx, cfg.Log, entering, func() (*cgroup.Cgroup, error) { return cgroup.Enter(cfg.Node, cfg.Cgroup, beside...) }, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -99,15 +113,24 @@ func Open(cfg Config) (*Datapath, error) {
 	if err != nil {
 		return nil, err
 	}
-	node, err := podnet.Open(podnet.Config{
-		PinDir: cfg.PinDir, StateDir: filepath.Join(cfg.StateDir, "pods"), Cgroup: own.Path, KubeletCgroup: probes.ID(),
-		Mark: cfg.Mark, MarkMask: cfg.MarkMask, FlowsPerPod: cfg.FlowsPerPod, Grandfather: cfg.Grandfather,
-		CaptureDNS: cfg.CaptureDNS, Inherited: cfg.Inherited, Log: cfg.Log,
-	})
+	// The steps have threads of their own: the node is where the caller's is.
+	home, err := netns.Open("/proc/thread-self/ns/net")
 	if err != nil {
 		return nil, err
 	}
-	d := &Datapath{node: node, kubelet: probes, log: cfg.Log, capturesDNS: cfg.CaptureDNS}
+	defer home.Close()
+	loading := overdue.Step{What: "for the kernel to load or adopt the programs of the node", Within: openWithin, Remedy: "see what the threads of this process wait for in the kernel (the log, dmesg, /proc/PID/task/*/stack)"}
+	node, err := overdue.Do(ctx, cfg.Log, loading, func() (*podnet.Node, error) {
+		return podnet.Open(podnet.Config{
+			NetNS: fmt.Sprintf("/proc/self/fd/%d", home.Fd()), PinDir: cfg.PinDir, StateDir: filepath.Join(cfg.StateDir, "pods"),
+			Cgroup: own.Path, KubeletCgroup: probes.ID(), Mark: cfg.Mark, MarkMask: cfg.MarkMask, FlowsPerPod: cfg.FlowsPerPod,
+			Grandfather: cfg.Grandfather, Inherited: cfg.Inherited, Log: cfg.Log,
+		})
+	}, func(late *podnet.Node) { _ = late.Close() }) // nobody is there to hear of it
+	if err != nil {
+		return nil, err
+	}
+	d := &Datapath{node: node, name: cfg.Node, kubelet: probes, drift: drift.New(node, cfg.Log), log: cfg.Log, captureDNS: cfg.CaptureDNS}
 	d.keys.byName = map[string]mesh.Key{}
 	return d, nil
 }
@@ -125,6 +148,9 @@ func (d *Datapath) Pods() *podnet.Node { return d.node }
 // Kubelet is what knows where probes come from; nil for none.
 func (d *Datapath) Kubelet() *kubelet.Watch { return d.kubelet }
 
+// Drift is what keeps the kernel's maps as they were written, while Run runs.
+func (d *Datapath) Drift() *drift.Watch { return d.drift }
+
 // LostDrops counts the drops without a record.
 func (d *Datapath) LostDrops() uint64 {
 	n, err := d.node.LostDrops()
@@ -136,7 +162,7 @@ func (d *Datapath) LostDrops() uint64 {
 
 // Enroll implements enroll.Datapath.
 func (d *Datapath) Enroll(ctx context.Context, w *mesh.Workload) (proxy.Pod, error) {
-	pod, err := d.node.Enroll(ctx, podnet.SpecOf(w))
+	pod, err := d.node.Enroll(ctx, podnet.SpecOf(w, d.captureDNS))
 	if err != nil {
 		return proxy.Pod{}, err
 	}
@@ -208,11 +234,13 @@ func (d *Datapath) Prune(ctx context.Context, keep []mesh.Key) error {
 	return err
 }
 
-// Run records what the gates drop and reports pods that went away, until ctx is
-// done.
+// Run records what the gates drop, reports pods that went away, and keeps the kernel
+// told of services that nobody serves, until ctx is done.
 func (d *Datapath) Run(ctx context.Context, store *mesh.Store, drops *flow.Drops, gone func(mesh.Key, error)) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { d.kubelet.Run(ctx, d.node.SetKubelet); return nil })
+	group.Go(func() error { d.refuseVacant(ctx, store); return nil })
+	group.Go(func() error { d.drift.Run(ctx); return nil })
 	group.Go(func() error {
 		err := d.node.Drops(ctx, func(drop podnet.Drop) { d.record(store.View(), drops, &drop) })
 		return unlessDone(ctx, err)
@@ -261,6 +289,13 @@ func (d *Datapath) record(view *mesh.View, drops *flow.Drops, drop *podnet.Drop)
 	}
 	if w, ok := view.Workload(key); ok {
 		own.Identity = w.Identity
+	}
+	if drop.Reason == mesh.ReasonNoEndpoint {
+		if s, ok := view.ServiceAt(drop.Destination.Addr()); ok {
+			r.Service = s.Key
+		}
+		drops.AddRefusal(key, r)
+		return
 	}
 	drops.Add(key, r)
 }

@@ -16,13 +16,10 @@ type Server interface {
 }
 
 // Answering returns a Server that does what s does, and has the pod's DNS queries
-// answered while its connections are carried, and while they drain: what is still
-// open may look up names. Without Config.CaptureDNS it is s itself.
-func (d *Datapath) Answering(s Server, names dns.Config) Server {
-	if !d.capturesDNS {
-		return s
-	}
-	return answering{Server: s, names: dns.New(names), datapath: d}
+// answered, whenever they are captured, while its connections are carried, and while
+// they drain: what is still open may look up names.
+func (d *Datapath) Answering(s Server, names *dns.Server) Server {
+	return answering{Server: s, names: names, datapath: d}
 }
 
 type answering struct {
@@ -33,10 +30,6 @@ type answering struct {
 
 // Serve implements Server.
 func (s answering) Serve(ctx context.Context, pod proxy.Pod) error {
-	names, ok := s.datapath.dnsOf(pod.Key)
-	if !ok {
-		return s.Server.Serve(ctx, pod)
-	}
 	until, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer context.AfterFunc(ctx, func() {
 		if errors.Is(context.Cause(ctx), proxy.ErrMoving) {
@@ -46,7 +39,7 @@ func (s answering) Serve(ctx context.Context, pod proxy.Pod) error {
 	answered := make(chan struct{})
 	go func() {
 		defer close(answered)
-		s.names.Serve(until, names)
+		s.answer(until, pod.Key)
 	}()
 	err := s.Server.Serve(ctx, pod)
 	stop()
@@ -54,16 +47,38 @@ func (s answering) Serve(ctx context.Context, pod proxy.Pod) error {
 	return err
 }
 
-// dnsOf returns what serves the DNS queries of a workload that is enrolled.
-func (d *Datapath) dnsOf(key mesh.Key) (dns.Pod, bool) {
-	pod, ok := d.node.Pods()[podnet.Name(key)]
+// answer has the queries of an enrolled workload answered whenever they are
+// captured, until ctx is done.
+func (s answering) answer(ctx context.Context, key mesh.Key) {
+	pod, ok := s.datapath.node.Pods()[podnet.Name(key)]
 	if !ok {
-		return dns.Pod{}, false
+		return
 	}
-	listeners := pod.Listeners()
-	names := dns.Pod{Key: key, Listeners: widen(listeners.Names), Sockets: pod}
-	for _, q := range listeners.Queries {
-		names.Queries = append(names.Queries, q)
+	for ctx.Err() == nil {
+		streams, datagrams, changed := pod.Names()
+		if len(datagrams) == 0 {
+			select {
+			case <-changed:
+			case <-ctx.Done():
+			}
+			continue
+		}
+		names := dns.Pod{Key: key, Listeners: widen(streams), Sockets: pod}
+		for _, q := range datagrams {
+			names.Queries = append(names.Queries, q)
+		}
+		captured, end := context.WithCancel(ctx)
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			select {
+			case <-changed:
+				end()
+			case <-captured.Done():
+			}
+		}()
+		s.names.Serve(captured, names)
+		end()
+		<-ended
 	}
-	return names, len(names.Queries) > 0
 }

@@ -13,15 +13,18 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/heddle-mesh/heddle/agent/cgroup"
 	"github.com/heddle-mesh/heddle/bpf"
+	"github.com/heddle-mesh/heddle/internal/overdue"
 )
 
 // Auto has the process looked for; None is for nodes without kubelet. Anything else
@@ -50,16 +53,24 @@ type Place struct {
 	Others int
 }
 
-// Find looks for kubelet.
-func Find() (Place, error) {
-	entries, err := os.ReadDir("/proc")
+// search is one look through the processes. One of them may not let its command line
+// be read for as long as something has its memory locked, and so hold the search.
+type search struct {
+	proc string       // where proc(5) is mounted
+	skip map[int]bool // processes that hold others
+	at   atomic.Int64 // the process that is being looked at
+}
+
+// find looks for kubelet.
+func (s *search) find() (Place, error) {
+	entries, err := os.ReadDir(s.proc)
 	if err != nil {
 		return Place{}, fmt.Errorf("list processes: %w", err)
 	}
 	var errs []error
 	for _, entry := range entries {
 		pid, err := strconv.Atoi(entry.Name())
-		if err != nil || !named(pid) {
+		if err != nil || !s.named(pid) {
 			continue
 		}
 		place, err := inspect(pid)
@@ -76,8 +87,12 @@ const maxCommand = 4096
 
 // named reports whether a process calls itself kubelet, or is one of the programs
 // that have it inside. One that is gone does not.
-func named(pid int) bool {
-	f, err := os.Open(procFile(pid, "cmdline"))
+func (s *search) named(pid int) bool {
+	if s.skip[pid] {
+		return false
+	}
+	s.at.Store(int64(pid))
+	f, err := os.Open(filepath.Join(s.proc, strconv.Itoa(pid), "cmdline"))
 	if err != nil {
 		return false
 	}
@@ -154,21 +169,35 @@ func at(folder string) (Place, error) {
 type Watch struct {
 	setting string
 	log     *slog.Logger
+	proc    string // where proc(5) is mounted
 	mu      sync.Mutex
 	place   Place
 	err     error
+	// stuck are processes that a search waits for; it is over when they are read.
+	stuck map[int]bool
 }
 
-// every is how often it is looked whether kubelet is where it was.
-const every = time.Second
+const (
+	// every is how often it is looked whether kubelet is where it was.
+	every = time.Second
+	// lookWithin is how long one search may take, many times what it needs.
+	lookWithin = 2 * time.Second
+	// maxStuck bounds the processes that are passed over, with a goroutine each.
+	maxStuck = 16
+)
 
 // NewWatch looks for kubelet, as the setting says: Auto, None or a folder. That no
-// process is kubelet is no error: Run goes on looking. nil is for None, and "".
+// process is kubelet is no error: Run goes on looking. nil is for None, and "". A
+// process that cannot be looked at is passed over after two seconds, until it can be.
 func NewWatch(setting string, log *slog.Logger) (*Watch, error) {
+	return newWatch(setting, "/proc", log)
+}
+
+func newWatch(setting, proc string, log *slog.Logger) (*Watch, error) {
 	if setting == None || setting == "" {
 		return nil, nil
 	}
-	w := &Watch{setting: setting, log: log}
+	w := &Watch{setting: setting, log: log, proc: proc, stuck: map[int]bool{}}
 	w.look()
 	if _, err := w.State(); err != nil && setting != Auto {
 		return nil, fmt.Errorf("find kubelet's cgroup: %w; remedy: give --kubelet-cgroup its cgroup v2 folder, or %s", err, Auto)
@@ -201,15 +230,59 @@ func (w *Watch) find() (Place, error) {
 	if w.setting != Auto {
 		return at(w.setting)
 	}
-	w.mu.Lock()
-	last := w.place
-	w.mu.Unlock()
-	if last.PID != 0 && named(last.PID) {
-		if place, err := inspect(last.PID); err == nil {
-			return place, nil
+	for {
+		w.mu.Lock()
+		s, last := &search{proc: w.proc, skip: maps.Clone(w.stuck)}, w.place.PID
+		w.mu.Unlock()
+		if len(s.skip) >= maxStuck {
+			return Place{}, fmt.Errorf("%w: %d processes cannot be looked at, as their memory is locked", ErrNotFound, len(s.skip))
+		}
+		if f := w.run(s, last); f != nil {
+			return f.place, f.err
 		}
 	}
-	return Find()
+}
+
+// found is what a search comes to.
+type found struct {
+	place Place
+	err   error
+}
+
+// run searches, first where kubelet was last. It returns nil when a process holds
+// the search, which is passed over from then on, until that lets go.
+func (w *Watch) run(s *search, last int) *found {
+	over := make(chan *found, 1)
+	go func() {
+		if last != 0 && s.named(last) {
+			if place, err := inspect(last); err == nil {
+				over <- &found{place: place}
+				return
+			}
+		}
+		place, err := s.find()
+		over <- &found{place, err}
+	}()
+	select {
+	case f := <-over:
+		return f
+	case <-time.After(lookWithin):
+	}
+	pid := int(s.at.Load())
+	w.log.Warn("a process cannot be looked at, and is not taken for kubelet: its memory is locked", "process", overdue.Process(pid))
+	w.setStuck(pid, true)
+	go func() { <-over; w.setStuck(pid, false) }()
+	return nil
+}
+
+func (w *Watch) setStuck(pid int, stuck bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if stuck {
+		w.stuck[pid] = true
+	} else {
+		delete(w.stuck, pid)
+	}
 }
 
 // ID is the id of kubelet's cgroup; 0 when it was never found.

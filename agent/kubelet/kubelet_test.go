@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -96,7 +97,7 @@ func TestFind(t *testing.T) {
 
 	own := folder(t, "heddle-test-kubelet")
 	cmd, stop := fake(t, own)
-	place, err := Find()
+	place, err := (&search{proc: "/proc"}).find()
 	if err != nil || place.PID != cmd.Process.Pid || place.Folder != own || place.Others != 0 {
 		t.Fatalf("%+v, %v; want process %d in %s", place, err, cmd.Process.Pid, own)
 	}
@@ -121,6 +122,51 @@ func TestFind(t *testing.T) {
 	}
 	cancel()
 	<-done
+}
+
+// TestStuck: a process whose command line cannot be read, here one of a FIFO that
+// nobody writes, keeps nobody from finding kubelet, and is said to be passed over.
+func TestStuck(t *testing.T) {
+	testenv.NeedRoot(t)
+	own := folder(t, "heddle-test-kubelet-beside")
+	cmd, _ := fake(t, own)
+	proc := t.TempDir()
+	const held = 1 // of any processes' names, sorted as text, it is the first
+	fifo := filepath.Join(proc, strconv.Itoa(held), "cmdline")
+	real := strconv.Itoa(cmd.Process.Pid)
+	if err := errors.Join(os.Mkdir(filepath.Dir(fifo), 0o755), syscall.Mkfifo(fifo, 0o600), os.Symlink("/proc/"+real, filepath.Join(proc, real))); err != nil {
+		t.Fatal(err)
+	}
+	var log bytes.Buffer // nobody else writes when it is read
+	begun := time.Now()
+	w, err := newWatch(Auto, proc, slog.New(slog.NewTextHandler(&log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(begun); took > 3*lookWithin {
+		t.Errorf("it took %v", took)
+	}
+	if place, err := w.State(); err != nil || place.PID != cmd.Process.Pid {
+		t.Errorf("%+v, %v; want process %s", place, err, real)
+	}
+	if !strings.Contains(log.String(), "a process cannot be looked at") || !strings.Contains(log.String(), `process="1 (`) {
+		t.Fatalf("said %q", log.String())
+	}
+	begun = time.Now()
+	w.look() // passes it over at once
+	if took := time.Since(begun); took > lookWithin {
+		t.Errorf("the second time it took %v", took)
+	}
+	release, err := os.OpenFile(fifo, os.O_WRONLY|syscall.O_NONBLOCK, 0) // fails when nobody reads
+	if err != nil {
+		t.Fatal(err)
+	}
+	release.Close()
+	testenv.Eventually(t, 5*time.Second, "the process is looked at again", func() bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return len(w.stuck) == 0
+	})
 }
 
 func TestGivenCgroup(t *testing.T) {

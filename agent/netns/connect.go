@@ -63,15 +63,35 @@ func Start(fd int, remote netip.AddrPort) (connected bool, err error) {
 	return isConnected(fd)
 }
 
-func connect(fd int, remote netip.AddrPort) syscall.Errno {
-	port := remote.Port()<<8 | remote.Port()>>8 // in network order; both architectures are little-endian
-	var errno syscall.Errno
-	if remote.Addr().Is4() {
-		to := unix.RawSockaddrInet4{Family: unix.AF_INET, Port: port, Addr: remote.Addr().As4()}
-		_, _, errno = syscall.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&to)), unix.SizeofSockaddrInet4)
+func connect(fd int, remote netip.AddrPort) syscall.Errno { return named(unix.SYS_CONNECT, fd, remote) }
+
+// Bind is bind(2).
+func Bind(fd int, local netip.AddrPort) error {
+	if errno := named(unix.SYS_BIND, fd, local); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// SetOption is setsockopt(2) with an int.
+func SetOption(fd, level, option, value int) error {
+	v := int32(value)
+	if _, _, errno := syscall.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(option), uintptr(unsafe.Pointer(&v)), unsafe.Sizeof(v), 0); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// named is a call with a socket and an address. None of them waits on a socket that
+// does not block.
+func named(call uintptr, fd int, addr netip.AddrPort) (errno syscall.Errno) {
+	port := addr.Port()<<8 | addr.Port()>>8 // in network order; both architectures are little-endian
+	if addr.Addr().Is4() {
+		raw := unix.RawSockaddrInet4{Family: unix.AF_INET, Port: port, Addr: addr.Addr().As4()}
+		_, _, errno = syscall.RawSyscall(call, uintptr(fd), uintptr(unsafe.Pointer(&raw)), unix.SizeofSockaddrInet4)
 	} else {
-		to := unix.RawSockaddrInet6{Family: unix.AF_INET6, Port: port, Addr: remote.Addr().As16()}
-		_, _, errno = syscall.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&to)), unix.SizeofSockaddrInet6)
+		raw := unix.RawSockaddrInet6{Family: unix.AF_INET6, Port: port, Addr: addr.Addr().As16()}
+		_, _, errno = syscall.RawSyscall(call, uintptr(fd), uintptr(unsafe.Pointer(&raw)), unix.SizeofSockaddrInet6)
 	}
 	return errno
 }
@@ -146,7 +166,10 @@ func awaitConnect(ctx context.Context, f *os.File) error {
 // isConnected says whether a connect has ended, and how: connected means having
 // a peer.
 func isConnected(fd int) (bool, error) {
-	if _, err := unix.Getpeername(fd); err == nil {
+	var peer unix.RawSockaddrInet6 // the larger one
+	size := uint32(unix.SizeofSockaddrInet6)
+	// Not by x/sys, which also asks for the protocol, to tell the address's kind.
+	if _, _, errno := syscall.RawSyscall(unix.SYS_GETPEERNAME, uintptr(fd), uintptr(unsafe.Pointer(&peer)), uintptr(unsafe.Pointer(&size))); errno == 0 {
 		return true, nil
 	}
 	code, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)

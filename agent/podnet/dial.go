@@ -228,13 +228,13 @@ func bindClient(fd, family int, client netip.AddrPort) error {
 		return err
 	}
 	// One client port may lead to several ports of the pod.
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+	if err := netns.SetOption(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
 		return fmt.Errorf("set SO_REUSEADDR: %w", err)
 	}
-	if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil {
+	if err := netns.SetOption(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil {
 		return fmt.Errorf("set TCP_NODELAY: %w", err)
 	}
-	err := unix.Bind(fd, netns.Sockaddr(client))
+	err := netns.Bind(fd, client)
 	if errors.Is(err, unix.EADDRINUSE) {
 		return errPortTaken
 	}
@@ -258,7 +258,7 @@ func (p *Pod) socket(family int, class bpf.Class) (int, error) {
 
 // mark marks and stamps a socket in the pod, which stays the caller's.
 func (p *Pod) mark(fd int, class bpf.Class) error {
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, int(p.node.config.Mark)); err != nil {
+	if err := netns.SetOption(fd, unix.SOL_SOCKET, unix.SO_MARK, int(p.node.config.Mark)); err != nil {
 		return fmt.Errorf("set SO_MARK: %w", err)
 	}
 	if err := p.Kernel(func(k *bpf.Pod) error { return k.Stamp(uintptr(fd), class) }); err != nil {

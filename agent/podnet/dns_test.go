@@ -143,7 +143,7 @@ func TestDNS(t *testing.T) {
 	for name, has := range map[string][2]bool{"dual": {true, true}, "v4 only": {true, false}, "v6 only": {false, true}} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, has[0], has[1])
-			w.config.CaptureDNS = true
+			w.captureDNS = true
 			n := w.start(t)
 			before := w.snapshot(t)
 			p := w.enroll(t, n)
@@ -236,7 +236,7 @@ func setMark(t *testing.T, c *net.UDPConn, mark int) {
 // that goes on after all puts it in place again.
 func TestDNSHandOver(t *testing.T) {
 	w := newWorld(t, true, true)
-	w.config.CaptureDNS = true
+	w.captureDNS = true
 	old := w.start(t)
 	w.enroll(t, old)
 	shared, err := old.Share()
@@ -274,7 +274,7 @@ func TestDNSHandOver(t *testing.T) {
 	}
 	defer listener.CloseAll(shared)
 	older := w.config
-	older.CaptureDNS, older.Inherited = false, shared
+	older.Inherited, w.captureDNS = shared, false
 	second, err := Open(older)
 	if err != nil {
 		t.Fatal(err)
@@ -293,5 +293,110 @@ func TestDNSHandOver(t *testing.T) {
 	}
 	if err := n.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
 		t.Error(err)
+	}
+}
+
+// TestDNSSwitch: capture starts and ends in a pod that stays enrolled; whoever
+// answers is told, and nothing is left of it.
+func TestDNSSwitch(t *testing.T) {
+	w := newWorld(t, true, true)
+	n := w.open(t)
+	p := w.enroll(t, n)
+	upstream(t, w.ext, ext4)
+	upstream(t, w.ext, ext6)
+	ask := func(what, want string) {
+		t.Helper()
+		for ext, pod := range map[netip.Addr]netip.Addr{ext4: pod4, ext6: pod6} {
+			c := udp(t, w.pod, netip.AddrPort{}, netip.AddrPortFrom(ext, 53))
+			want := want
+			if want == "upstream" {
+				want = fmt.Sprintf("upstream to %s: q", pod)
+			} else {
+				want = fmt.Sprintf("%s at %s: q", want, netip.AddrPortFrom(ext, 53))
+			}
+			if got, err := exchange(c, netip.AddrPort{}, "q"); string(got) != want {
+				t.Errorf("%s: %q, want %q: %v", what, got, want, err)
+			}
+		}
+	}
+	ask("at first", "upstream")
+	direct := w.snapshot(t)
+	for round := range 2 {
+		streams, datagrams, changed := p.Names()
+		if len(streams)+len(datagrams) != 0 || p.CapturesDNS() {
+			t.Fatalf("%d sockets for names while nothing is captured", len(streams)+len(datagrams))
+		}
+		w.captureDNS = true
+		if again := w.enroll(t, n); again != p {
+			t.Fatal("it is another Pod")
+		}
+		wantClosed(t, changed)
+		streams, datagrams, changed = p.Names()
+		if len(streams) != 2 || len(datagrams) != 2 || !p.CapturesDNS() {
+			t.Fatalf("%d listeners and %d UDP sockets for names, want 2 and 2", len(streams), len(datagrams))
+		}
+		name := fmt.Sprintf("agent-%d", round)
+		answer(t, p, name)
+		ask("captured", name)
+		if err := p.Check(); err != nil {
+			t.Error(err)
+		}
+		w.enroll(t, n) // nothing changes
+		select {
+		case <-changed:
+			t.Error("told of a change that there is not")
+		default:
+		}
+		w.captureDNS = false
+		w.enroll(t, n)
+		wantClosed(t, changed)
+		ask("direct again", "upstream")
+		// Whoever answers may close them, or not.
+		if round == 0 {
+			for i := range streams {
+				if err := errors.Join(streams[i].Close(), datagrams[i].Close()); err != nil {
+					t.Error(err)
+				}
+			}
+			wantSame(t, "capture", direct, w.snapshot(t))
+		}
+		if err := p.Check(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestDNSPortTaken: capture that cannot start is an error that says why, and leaves
+// things as they were.
+func TestDNSPortTaken(t *testing.T) {
+	w := newWorld(t, true, false)
+	n := w.open(t)
+	p := w.enroll(t, n)
+	taken := udp(t, w.pod, netip.MustParseAddrPort("127.0.0.1:15053"), netip.AddrPort{})
+	upstream(t, w.ext, ext4)
+	w.captureDNS = true
+	ctx, cancel := contextFor(t, 10*time.Second)
+	defer cancel()
+	if _, err := n.Enroll(ctx, w.spec()); err == nil || !strings.Contains(err.Error(), "UDP port 15053 is in use") {
+		t.Errorf("with the port taken: %v", err)
+	}
+	c := udp(t, w.pod, netip.AddrPort{}, netip.AddrPortFrom(ext4, 53))
+	if got, err := exchange(c, netip.AddrPort{}, "q"); string(got) != "upstream to 10.66.1.2: q" {
+		t.Errorf("as before: %q, %v", got, err)
+	}
+	taken.Close()
+	w.enroll(t, n)
+	answer(t, p, "agent")
+	if got, err := exchange(c, netip.AddrPort{}, "q"); string(got) != "agent at 10.66.2.2:53: q" {
+		t.Errorf("when it is free: %q, %v", got, err)
+	}
+}
+
+func wantClosed(t *testing.T, c <-chan struct{}) {
+	t.Helper()
+	select {
+	case <-c:
+	default:
+		t.Error("whoever answers is not told")
 	}
 }

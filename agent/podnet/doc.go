@@ -11,10 +11,10 @@
 //
 //	ip rule  pref 90  fwmark MARK/MASK lookup main
 //	ip rule  pref 100 iif lo ipproto tcp lookup TABLE
-//	ip rule  pref 100 iif lo ipproto udp dport 53 lookup TABLE   (Config.CaptureDNS)
+//	ip rule  pref 100 iif lo ipproto udp dport 53 lookup TABLE   (Spec.CaptureDNS)
 //	ip route local default dev lo table TABLE src ADDRESS
 //	listeners on 127.0.0.1 or [::1], ports 15001, 15006 and 15008
-//	a listener and a UDP socket there, port 15053                (Config.CaptureDNS)
+//	a listener and a UDP socket there, port 15053                (Spec.CaptureDNS)
 //
 // and the BPF links of package bpf on the namespace and on both ends of its
 // veth. No sysctl is written: the recipe needs none (rule 100 must keep "iif

@@ -9,13 +9,14 @@ import (
 
 	"github.com/heddle-mesh/heddle/agent/netns"
 	"github.com/heddle-mesh/heddle/agent/podnet/ledger"
+	"github.com/heddle-mesh/heddle/agent/podnet/proof"
 	"github.com/heddle-mesh/heddle/agent/steer"
 )
 
 // Enroll puts the mesh around a pod, or adopts what an earlier agent left
 // around it, and returns it with its listeners open. For a pod that this Node
-// has enrolled it brings the modes up to date, opens listeners again that were
-// closed, and returns the same Pod; one that has another namespace or other
+// has enrolled it brings the modes and the capture of DNS up to date, opens
+// listeners again that were closed, and returns the same Pod; one that has another namespace or other
 // addresses now it enrolls anew, as another Pod. Its gate is not detached for
 // that: with other addresses it goes on with these, and around a namespace that
 // the pod has left it stays, see retire.
@@ -35,7 +36,9 @@ func (n *Node) Enroll(ctx context.Context, spec Spec) (*Pod, error) {
 	}
 	if p := s.pod.Load(); p != nil {
 		if p.ns.ID() == ns.ID() && p.lost() == nil && slices.Equal(p.addrs, spec.Addresses) {
-			return p, errors.Join(p.update(spec), p.listenAgain(ctx), ns.Close())
+			err := errors.Join(p.listenAgain(ctx), p.captureNames(ctx, spec.CaptureDNS), p.update(spec), ns.Close())
+			p.announceNames()
+			return p, err
 		}
 		// The pod, or its veth, was made anew, or has other addresses now. What it
 		// was stays behind its gate until it is known that what it is now can be
@@ -53,6 +56,8 @@ func (n *Node) Enroll(ctx context.Context, spec Spec) (*Pod, error) {
 		}
 	}
 	e := enrolment{node: n, spec: spec, pod: &Pod{name: spec.Name, node: n, ns: ns, addrs: spec.Addresses}}
+	e.pod.names.captured.Store(spec.CaptureDNS)
+	e.pod.names.shown = spec.CaptureDNS
 	for i := range e.pod.sockets {
 		e.pod.sockets[i].On(&n.shelf)
 	}
@@ -191,6 +196,13 @@ func (e *enrolment) gate(context.Context) (err error) {
 	return n.home.Do(p.kernel.CheckGate)
 }
 
+// prove finds out whether the gate sees the pod's traffic.
+func (e *enrolment) prove(ctx context.Context) error {
+	p := e.pod
+	gate := proof.Gate{Pod: p.ns, Host: e.node.home, Link: p.link, Addrs: p.addrs, Dropped: p.kernel.DropPeers}
+	return gate.Prove(ctx)
+}
+
 // listen opens the listeners and hands them to the kernel.
 func (e *enrolment) listen(ctx context.Context) error { return e.pod.listen(ctx) }
 
@@ -200,6 +212,9 @@ func (e *enrolment) capture(context.Context) error {
 	p := e.pod
 	if err := p.kernel.AttachRedirect(); err != nil {
 		return fmt.Errorf("attach redirection to %s: %w", p.ns.Path(), err)
+	}
+	if p.unrefused = p.kernel.AttachRefusal(); p.unrefused != nil {
+		e.node.config.Log.Warn("pod accepts and resets connections to services that nobody serves, and does not refuse them", "pod", p.name, "error", p.unrefused)
 	}
 	e.undo = append(e.undo, func() error { return steer.Uninstall(p.links) })
 	if err := p.reroute(); err != nil {

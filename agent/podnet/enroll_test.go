@@ -1,10 +1,17 @@
 package podnet
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
@@ -110,5 +117,59 @@ func tryEveryPath(t *testing.T, w *world, p *Pod, pod, ext netip.Addr) {
 			t.Fatal(err)
 		}
 		mustPing(t, c)
+	})
+}
+
+// TestEnrollWithoutRefusal: where no program more fits on the pod's loopback interface,
+// connections to services that nobody serves are not refused, and all else is as ever.
+func TestEnrollWithoutRefusal(t *testing.T) {
+	w := newWorld(t, true, false)
+	n := w.open(t)
+	w.pod.Must(t, crowdLoopback)
+	p := w.enroll(t, n)
+	if err := p.Unrefused(); err == nil {
+		t.Error("nothing says that the refusal is missing")
+	}
+	if err := p.Check(); err != nil {
+		t.Errorf("check: %v", err)
+	}
+	w.each(t, func(t *testing.T, pod, ext netip.Addr) { tryEveryPath(t, w, p, pod, ext) })
+	if err := p.Unenroll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// crowdLoopback fills lo's hook (BPF_MPROG_MAX, include/linux/bpf_mprog.h), or, before
+// Linux 6.6, takes the refusal's priority for another protocol.
+func crowdLoopback() error {
+	const loopback = 1
+	for {
+		prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, License: "GPL", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, -1), asm.Return()}})
+		if err != nil {
+			return err
+		}
+		defer prog.Close()
+		// Without a link, whose descriptor would have to stay open.
+		err = link.RawAttachProgram(link.RawAttachProgramOptions{Target: loopback, Program: prog, Attach: ebpf.AttachTCXIngress})
+		if errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, unix.EINVAL) {
+			return takePriority(loopback, prog.FD())
+		}
+		if errors.Is(err, unix.ERANGE) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func takePriority(ifindex, prog int) error {
+	qdisc := &netlink.GenericQdisc{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: ifindex, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}, QdiscType: "clsact"}
+	if err := netlink.QdiscAdd(qdisc); err != nil {
+		return err
+	}
+	return netlink.FilterAdd(&netlink.BpfFilter{
+		FilterAttrs: netlink.FilterAttrs{LinkIndex: ifindex, Parent: netlink.HANDLE_MIN_INGRESS, Handle: 1, Protocol: unix.ETH_P_IP, Priority: 1},
+		Fd:          prog, Name: "first", DirectAction: true,
 	})
 }

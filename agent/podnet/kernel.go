@@ -24,7 +24,7 @@ func kernelConfig(spec Spec, id uint32, p *Pod) bpf.PodConfig {
 		HostIfindex: p.link.Host, PodIfindex: p.link.Index,
 		Addresses: slices.Clone(p.addrs),
 		Mode:      kernelMode(spec.Mode), PortModes: modes, ProbePorts: slices.Clone(spec.ProbePorts),
-		CaptureDNS: p.node.config.CaptureDNS,
+		CaptureDNS: p.names.captured.Load(),
 	}
 }
 
@@ -97,6 +97,15 @@ func (n *Node) Drops(ctx context.Context, fn func(Drop)) error {
 		fn(Drop{Drop: d, Pod: cmp.Or(n.nameOf(d.Pod), earlier[d.Pod]), Reason: ReasonOf(d.Reason)})
 	})
 }
+
+// SetVacant replaces the list of services' addresses and ports that nobody serves: the
+// kernel refuses the pods' connections there. See bpf.Node.SetVacant.
+func (n *Node) SetVacant(services []netip.AddrPort) (left int, err error) {
+	return n.kernel.SetVacant(services)
+}
+
+// HoldVacant lets the list of SetVacant hold for another bpf.VacantFor.
+func (n *Node) HoldVacant() error { return n.kernel.HoldVacant() }
 
 // LostDrops counts the drops of the enrolled pods that got no record, since
 // each was enrolled: records are bounded per pod, and the ring may be full.

@@ -3,12 +3,9 @@ package podnet
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"github.com/heddle-mesh/heddle/agent/podnet/listener"
 	"github.com/heddle-mesh/heddle/agent/steer"
-	"github.com/heddle-mesh/heddle/bpf"
-	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
 // The ports of the agent's listeners, inside each pod. The tunnel's is
@@ -26,18 +23,7 @@ func (p *Pod) listen(ctx context.Context) (err error) {
 	if p.listeners, err = p.openListeners(ctx); err != nil {
 		return err
 	}
-	return p.listeners.All(func(s *listener.Socket) error {
-		raw, err := s.SyscallConn()
-		if err != nil {
-			return err
-		}
-		var inner error
-		err = raw.Control(func(fd uintptr) { inner = p.kernel.SetListener(slotOf(s), fd) })
-		if err = errors.Join(err, inner); err != nil {
-			return fmt.Errorf("redirect to the socket of port %d: %w", s.Port, err)
-		}
-		return nil
-	})
+	return p.listeners.Lead(p.kernel.SetListener)
 }
 
 // listenAgain replaces the sockets when somebody has closed any of them.
@@ -66,29 +52,11 @@ func (p *Pod) listenAgain(ctx context.Context) error {
 // openListeners opens the sockets inside the pod, or adopts inherited ones;
 // nothing leads to new ones yet.
 func (p *Pod) openListeners(ctx context.Context) (l Listeners, err error) {
-	config := &p.node.config
 	err = p.ns.Do(func() (err error) {
-		l, err = listener.OpenSet(ctx, steer.Families(p.addrs), config.Mark, config.CaptureDNS, func(want Inherited) (int, bool) {
-			return p.node.takeInherited(p.name, want)
-		})
+		l, err = listener.OpenSet(ctx, steer.Families(p.addrs), p.node.config.Mark, p.names.captured.Load(), p.inherited)
 		return err
 	})
 	return l, err
 }
 
-// slotOf is where the kernel has the socket.
-func slotOf(s *listener.Socket) bpf.Slot {
-	slots := map[uint16][2]bpf.Slot{
-		OutboundPort:    {bpf.OutboundV4, bpf.OutboundV6},
-		InboundPort:     {bpf.InboundV4, bpf.InboundV6},
-		mesh.TunnelPort: {bpf.TunnelV4, bpf.TunnelV6},
-		mesh.DNSPort:    {bpf.DNSStreamV4, bpf.DNSStreamV6},
-	}[s.Port]
-	if s.Datagram {
-		slots = [2]bpf.Slot{bpf.DNSDatagramV4, bpf.DNSDatagramV6}
-	}
-	if s.IPv6 {
-		return slots[1]
-	}
-	return slots[0]
-}
+func (p *Pod) inherited(want Inherited) (int, bool) { return p.node.takeInherited(p.name, want) }

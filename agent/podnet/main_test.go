@@ -1,24 +1,16 @@
 package podnet
 
 import (
-	"encoding/json"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"runtime"
-	"strconv"
-	"sync"
-	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/heddle-mesh/heddle/agent/cgroup"
+	"github.com/heddle-mesh/heddle/agent/cgroup/cgrouptest"
 	"github.com/heddle-mesh/heddle/agent/netns"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
@@ -30,7 +22,6 @@ import (
 const (
 	roleAgent = "podnet-test-agent"
 	roleApp   = "podnet-test-app"
-	appFd     = 3
 )
 
 func TestMain(m *testing.M) {
@@ -41,166 +32,44 @@ func TestMain(m *testing.M) {
 	case roleAgent:
 		testenv.Main(m)
 	case roleApp:
-		exit(serveApp())
+		cgrouptest.Exit(cgrouptest.MakeSockets(cgrouptest.FirstFd))
 	default:
-		exit(startRoles())
+		cgrouptest.Exit(startRoles())
 	}
-}
-
-func exit(err error) {
-	var status *exec.ExitError
-	if errors.As(err, &status) {
-		os.Exit(status.ExitCode())
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	os.Exit(0)
 }
 
 func startRoles() error {
-	mount, _, err := cgroup.Mount()
+	pair, err := cgrouptest.Pair()
 	if err != nil {
 		return err
 	}
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	app, err := cgrouptest.Start(roleApp, pair[0])
 	if err != nil {
 		return err
 	}
-	app, err := startIn(mount, roleApp, pair[0])
+	agent, err := cgrouptest.Start(roleAgent, pair[1])
 	if err != nil {
 		return err
 	}
-	agent, err := startIn(mount, roleAgent, pair[1])
-	if err != nil {
-		return err
-	}
-	err = agent.wait()
+	err = agent.Wait()
 	// The application ends when the agent's end of the pair is closed.
-	return errors.Join(err, netns.CloseFd(pair[0]), netns.CloseFd(pair[1]), app.wait())
+	return errors.Join(err, netns.CloseFd(pair[0]), netns.CloseFd(pair[1]), app.Wait())
 }
 
-// role is a process in a cgroup of its own.
-type role struct {
-	*exec.Cmd
-	cgroup string
-}
+// application is what applications do, with sockets of their process.
+type application struct{ sockets *cgrouptest.Sockets }
 
-func startIn(mount, name string, fd int) (*role, error) {
-	dir := filepath.Join(mount, name+"-"+strconv.Itoa(os.Getpid()))
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		return nil, err
-	}
-	folder, err := os.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	defer folder.Close()
-	cmd := exec.Command("/proc/self/exe", append(os.Args[1:], name)...)
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	// Not os.NewFile(fd) itself: its finalizer would close the descriptor.
-	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
-	}
-	end := os.NewFile(uintptr(dup), "pair")
-	defer end.Close()
-	cmd.ExtraFiles = []*os.File{end}
-	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(folder.Fd()), Pdeathsig: syscall.SIGKILL}
-	return &role{Cmd: cmd, cgroup: dir}, cmd.Start()
-}
-
-func (r *role) wait() error {
-	err := r.Wait()
-	// The kernel lets go of the folder a moment after the last thread left.
-	for deadline := time.Now().Add(5 * time.Second); os.Remove(r.cgroup) != nil && time.Now().Before(deadline); {
-		time.Sleep(10 * time.Millisecond)
-	}
-	if _, gone := os.Stat(r.cgroup); !errors.Is(gone, os.ErrNotExist) {
-		err = errors.Join(err, fmt.Errorf("cgroup %s is left behind", r.cgroup))
-	}
-	return err
-}
-
-// appRequest asks for a TCP socket in a network namespace.
-type appRequest struct {
-	NetNS  string
-	Family int
-}
-
-// serveApp makes sockets until the tests are over.
-func serveApp() error {
-	buf := make([]byte, 4096)
-	for {
-		n, err := unix.Read(appFd, buf)
-		if err != nil || n == 0 {
-			return err
-		}
-		var r appRequest
-		if err := json.Unmarshal(buf[:n], &r); err != nil {
-			return err
-		}
-		fd, err := appSocket(r)
-		if err != nil {
-			if err := unix.Sendmsg(appFd, []byte(err.Error()), nil, nil, 0); err != nil {
-				return err
-			}
-			continue
-		}
-		if err := unix.Sendmsg(appFd, []byte("ok"), unix.UnixRights(fd), nil, 0); err != nil {
-			return err
-		}
-		if err := unix.Close(fd); err != nil {
-			return err
-		}
-	}
-}
-
-func appSocket(r appRequest) (fd int, err error) {
-	ns, err := netns.Open(r.NetNS)
-	if err != nil {
-		return -1, err
-	}
-	defer ns.Close()
-	err = ns.Do(func() error {
-		fd, err = unix.Socket(r.Family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_TCP)
-		return err
-	})
-	return fd, err
-}
-
-// application is the agent's side of serveApp.
-type application struct{ mu sync.Mutex }
-
-var app application //nolint:gochecknoglobals // one process, one pair
+// One at once: none is over, nothing is to be closed.
+var app = application{cgrouptest.NewSockets(cgrouptest.FirstFd, 1)} //nolint:gochecknoglobals // one process, one pair
 
 // socket returns an application's socket, for an address of its family.
 func (a *application) socket(t testing.TB, ns *testenv.NetNS, like netip.Addr) int {
 	t.Helper()
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	request, err := json.Marshal(appRequest{NetNS: ns.Path, Family: netns.Family(like)})
+	fd, err := a.sockets.Take(ns.Path, like)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := unix.Write(appFd, request); err != nil {
-		t.Fatalf("ask for an application's socket: %v", err)
-	}
-	buf, oob := make([]byte, 4096), make([]byte, 64)
-	n, oobn, _, _, err := unix.Recvmsg(appFd, buf, oob, unix.MSG_CMSG_CLOEXEC)
-	if err != nil || string(buf[:n]) != "ok" {
-		t.Fatalf("ask for an application's socket: %v %s", err, buf[:n])
-	}
-	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
-	if err != nil || len(messages) != 1 {
-		t.Fatalf("ask for an application's socket: %v", err)
-	}
-	fds, err := unix.ParseUnixRights(&messages[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	return fds[0]
+	return fd
 }
 
 // dial connects an application; the connection is closed with the test.

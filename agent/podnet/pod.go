@@ -28,10 +28,13 @@ type Pod struct {
 	links    *netlink.Handle // in ns
 	passthru tuples.Set
 	sockets  [2]netns.Stock // made ahead: IPv4's and IPv6's
+	names    names
 
 	mu        sync.RWMutex // held for reading while kernel is used
 	kernel    *bpf.Pod     // nil once the Pod is closed
 	listeners Listeners
+
+	unrefused error // set before the Pod is anybody's; see Unrefused
 }
 
 // ErrClosed says that the pod was unenrolled, or its Node closed.
@@ -44,7 +47,7 @@ func (p *Pod) Name() string { return p.name }
 func (p *Pod) Addresses() []netip.Addr { return slices.Clone(p.addrs) }
 
 // Listeners returns the agent's listeners in the pod. Who takes connections
-// from them may close them.
+// from them may close them. For those of DNS see Names.
 func (p *Pod) Listeners() Listeners {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
@@ -89,8 +92,12 @@ func (p *Pod) lost() error {
 	return nil
 }
 
+// Unrefused says why connections to services that nobody serves are accepted and reset
+// in this pod instead of refused; nil when they are refused. Nothing else is amiss.
+func (p *Pod) Unrefused() error { return p.unrefused }
+
 func (p *Pod) steering() steer.Steering {
-	return steer.Steering{Mark: p.node.config.Mark, Mask: p.node.config.MarkMask, Table: p.node.config.Table, Addrs: p.addrs, DNS: p.node.config.CaptureDNS}
+	return steer.Steering{Mark: p.node.config.Mark, Mask: p.node.config.MarkMask, Table: p.node.config.Table, Addrs: p.addrs, DNS: p.names.captured.Load()}
 }
 
 // close lets go of everything that dies with the agent; pins, rules and routes
@@ -111,7 +118,7 @@ func (p *Pod) close(remove bool) error {
 		errs = append(errs, p.kernel.Close())
 	}
 	p.kernel = nil
-	return errors.Join(append(errs, p.listeners.Close(), p.sockets[0].Close(), p.sockets[1].Close(), p.ns.Close())...)
+	return errors.Join(append(errs, p.listeners.Close(), p.names.former.Close(), p.sockets[0].Close(), p.sockets[1].Close(), p.ns.Close())...)
 }
 
 // errorf names the pod, and lets callers say what they did to it.

@@ -42,9 +42,6 @@ type Config struct {
 	Table int
 	// FlowsPerPod bounds each pod's flow table; zero takes bpf's default.
 	FlowsPerPod uint32
-	// CaptureDNS takes what the pods send to port 53: see Listeners. Without it
-	// datagrams to there leave the pods unread.
-	CaptureDNS bool
 	// Grandfather is how long connections that were open before enrolment may
 	// go on; zero takes bpf's default.
 	Grandfather time.Duration
@@ -100,6 +97,10 @@ type Spec struct {
 	Mode       mesh.Mode
 	PortModes  map[uint16]mesh.Mode
 	ProbePorts []uint16
+	// CaptureDNS takes what the pod sends to port 53: see Pod.Names. Without it
+	// datagrams to there leave the pod unread. It may change while the pod is
+	// enrolled.
+	CaptureDNS bool
 }
 
 // maxName is the longest name of a pin folder.
@@ -128,11 +129,16 @@ func KeyOf(name string) (mesh.Key, bool) {
 	return mesh.Key{Namespace: namespace, Name: strings.ReplaceAll(rest, "_", ".")}, true
 }
 
-// SpecOf returns the Spec of a workload that is enrolled by path.
-func SpecOf(w *mesh.Workload) Spec {
+// SpecOf returns the Spec of a workload that is enrolled by path; captureDNS holds
+// when its configuration does not say.
+func SpecOf(w *mesh.Workload, captureDNS bool) Spec {
+	if w.DNS != mesh.DNSDefault {
+		captureDNS = w.DNS == mesh.DNSCapture
+	}
 	return Spec{
 		Name: Name(w.Key), NetNSPath: w.NetNS, Addresses: slices.Clone(w.Addresses),
 		Mode: w.Mode, PortModes: maps.Clone(w.PortModes), ProbePorts: slices.Clone(w.ProbePorts),
+		CaptureDNS: captureDNS,
 	}
 }
 

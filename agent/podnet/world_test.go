@@ -43,6 +43,7 @@ type world struct {
 	node, pod, ext *testenv.NetNS
 	config         Config
 	addrs          []netip.Addr
+	captureDNS     bool // of the pod
 }
 
 // newWorld makes the namespaces; the pod and the client have the given families.
@@ -108,7 +109,7 @@ func settle(t testing.TB, ns *testenv.NetNS, links ...string) {
 }
 
 func (w *world) spec() Spec {
-	return Spec{Name: "shop_web", NetNSPath: w.pod.Path, Addresses: w.addrs}
+	return Spec{Name: "shop_web", NetNSPath: w.pod.Path, Addresses: w.addrs, CaptureDNS: w.captureDNS}
 }
 
 // start opens the node; who started it closes it. What it enrolled is taken

@@ -340,7 +340,7 @@ func connectAs(t *testing.T, w *world, a *node, target, forwarded string) error 
 	if err != nil {
 		t.Fatal(err)
 	}
-	endpoint := netip.AddrPortFrom(db.Addresses[0], 15008)
+	endpoint := netip.MustParseAddrPort("198.18.2.1:15008")
 	done := make(chan hbone.Outcome, 1)
 	req := &hbone.ConnectRequest{
 		Key:         hbone.Key{Source: "test", Leaf: hbone.Fingerprint(cert), Peer: db.Identity, Endpoint: endpoint},
@@ -472,6 +472,58 @@ func TestDrainEndsWithTheCause(t *testing.T) {
 				t.Errorf("afterwards: %v", r.Reason)
 			}
 			testenv.Eventually(t, time.Second, "nothing is live", func() bool { return len(a.proxy.Live())+len(b.proxy.Live()) == 0 })
+		})
+	}
+}
+
+// TestLeavingTakesConnections: a pod that is told to leave the mesh carries new
+// connections for as long as it has old ones, which end by themselves or at the
+// deadline.
+func TestLeavingTakesConnections(t *testing.T) {
+	for name, ends := range map[string]bool{"old ones end": true, "old ones stay": false} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.workload("web", "a", "198.18.1.1")
+			w.workload("db", "b", "198.18.2.1")
+			w.service("db", "198.18.9.1", 7000, 7001, "db")
+			w.publish()
+			application(t, "198.18.2.1:7001", echo)
+			deadline := func(c *proxy.Config) { c.Timeouts.Unenroll = time.Minute }
+			if !ends {
+				deadline = func(c *proxy.Config) { c.Timeouts.Unenroll = 10 * time.Second }
+			}
+			a, b := w.node("a"), w.node("b", deadline)
+			client := a.serve("web", "198.18.1.1", podOptions{outbound: []string{vip}})
+			server := b.serve("db", "198.18.2.1", podOptions{})
+			old := client.client(vip)
+			greeting(t, old)
+			stopped := make(chan error, 1)
+			go func() { stopped <- server.stop(proxy.ErrLeaving) }()
+			for range 10 {
+				c := client.client(vip)
+				greeting(t, c)
+				c.Close()
+				time.Sleep(20 * time.Millisecond)
+			}
+			select {
+			case err := <-stopped:
+				t.Fatalf("it has left, with a connection that goes on: %v", err)
+			default:
+			}
+			began := time.Now()
+			if ends {
+				old.Close()
+			}
+			if err := <-stopped; err != nil {
+				t.Error(err)
+			}
+			if took := time.Since(began); took > 20*time.Second {
+				t.Errorf("it left after %v", took)
+			}
+			if !ends {
+				refused(t, old)
+			}
+			testenv.Eventually(t, 5*time.Second, "nothing is live", func() bool { return len(b.proxy.Live()) == 0 })
 		})
 	}
 }

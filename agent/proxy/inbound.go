@@ -170,18 +170,20 @@ func (p *Proxy) judge(a *arrival) (mesh.Permit, netip.AddrPort, *refusal) {
 	return permit, client, nil
 }
 
-// address finds the workload that the stream is for: this pod's, at one of its
-// own addresses.
+// address finds the workload that the stream is for: this pod's, at one of the
+// addresses that the node knows it by, as of a new pod the View may have none yet.
 func (p *Proxy) address(a *arrival) *refusal {
 	w, ok := a.view.Workload(a.pod.key)
+	// The peer may know a new pod's address sooner than this node is told.
+	w = wire.Placed(w, a.pod.Addresses)
 	switch {
 	case !a.view.Synced():
 		return &refusal{http.StatusServiceUnavailable, mesh.ReasonNotSynced, nil}
 	case !ok:
 		return &refusal{http.StatusServiceUnavailable, mesh.ReasonUnenrolled, nil}
-	case !w.HasAddress(a.req.Authority.Addr()):
-		return &refusal{http.StatusBadRequest, mesh.ReasonAuthorityMismatch,
-			fmt.Errorf("CONNECT to %s, which is not an address of %s", a.req.Authority, w.Key)}
+	}
+	if status, reason, err := wire.AddressedTo(w, a.pod.Addresses, a.req.Authority); err != nil {
+		return &refusal{status, reason, err}
 	}
 	if _, reason, err := wire.Certificate(p.cfg.Identities, a.view, w); err != nil {
 		return &refusal{http.StatusServiceUnavailable, reason, err}

@@ -3,12 +3,14 @@ package proxy_test
 import (
 	"io"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/heddle-mesh/heddle/agent/proxy"
 	"github.com/heddle-mesh/heddle/internal/flow"
+	"github.com/heddle-mesh/heddle/internal/hbone"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/internal/mesh/netpolicy"
 	"github.com/heddle-mesh/heddle/internal/testenv"
@@ -217,6 +219,57 @@ func TestNewPod(t *testing.T) {
 			client := a.serve("web", "198.18.1.1", podOptions{outbound: []string{vip}})
 			if got := greeting(t, client.client(vip)); got != "hello 198.18.1.1" {
 				t.Errorf("application greeted %q", got)
+			}
+		})
+	}
+}
+
+// TestNewServer: a pod is connected to before its own node's configuration has its
+// address.
+func TestNewServer(t *testing.T) {
+	w := newWorld(t)
+	w.workload("web", "a", "198.18.1.1")
+	w.workload("db", "b", "198.18.2.1")
+	w.service("db", "198.18.9.1", 7000, 7001, "db")
+	w.publish()
+	late := *w
+	late.store, late.workloads = mesh.NewStore(), slices.Clone(w.workloads)
+	late.workloads[1].Addresses = nil
+	late.publish()
+	application(t, "198.18.2.1:7001", echo)
+	a, b := w.node("a"), late.node("b")
+	b.serve("db", "198.18.2.1", podOptions{})
+	client := a.serve("web", "198.18.1.1", podOptions{outbound: []string{vip}})
+	if got := greeting(t, client.client(vip)); got != "hello 198.18.1.1" {
+		t.Errorf("application greeted %q", got)
+	}
+}
+
+// TestNewPodIsReached: a peer may be told a new pod's address before its own node is,
+// also while that still has the one of the pod that had the name before.
+func TestNewPodIsReached(t *testing.T) {
+	w, a, b, _, _ := twoNodes(t, echo)
+	for _, c := range []struct {
+		name, target string
+		known        []netip.Addr
+		code         int
+		reason       mesh.Reason
+	}{
+		{"no address yet", "198.18.2.1:7001", nil, 0, mesh.ReasonNoPolicy},
+		{"another pod's, and none yet", "198.18.2.9:7001", nil, 400, mesh.ReasonAuthorityMismatch},
+		{"that of the one before", "198.18.2.1:7001", []netip.Addr{netip.MustParseAddr("198.18.2.8")}, 503, mesh.ReasonNotSynced},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w.workloads[1].Addresses = c.known
+			w.publish()
+			seen := len(b.flows.all())
+			err := connectAs(t, w, a, c.target, "")
+			status, _ := err.(*hbone.StatusError)
+			if c.code == 0 && err != nil || c.code != 0 && (status == nil || status.Code != c.code) {
+				t.Errorf("answered %v, want %d", err, c.code)
+			}
+			if r := b.flows.wait(t, seen+1)[seen]; r.Reason != c.reason {
+				t.Errorf("record: %v (%s)", r.Reason, r.Detail)
 			}
 		})
 	}

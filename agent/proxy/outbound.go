@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
 	"time"
 
 	"github.com/heddle-mesh/heddle/agent/proxy/wire"
@@ -92,7 +91,7 @@ func (p *Proxy) outboundNow(served *pod, in hbone.Incoming) {
 		p.answeredNow(d, why, nil)
 		return
 	default:
-		w := p.balancer.Pick(d.route.Candidates, nil)
+		w := p.balancer.PickFor(d.client.Addr(), d.dialled.Port(), d.route.Service, d.route.Candidates, nil)
 		if w == nil || !w.Enrolled || w.Node == p.cfg.Node {
 			break
 		}
@@ -181,7 +180,7 @@ func (p *Proxy) look(d *departure) (why mesh.Reason, hold bool, replaced <-chan 
 	view, replaced := p.cfg.Store.Snapshot()
 	src, enrolled := view.Workload(d.pod.key)
 	d.view, d.src = view, src
-	d.route = view.Route(src, d.dialled)
+	d.route = view.Route(wire.Placed(src, d.pod.Addresses), d.dialled)
 	switch {
 	case d.route.Kind == mesh.RouteHold:
 		return d.route.Reason, true, replaced
@@ -211,7 +210,7 @@ func (d *departure) describe() {
 // The reason and the cause are those of the last that did not.
 func (p *Proxy) offer(d *departure, tried []mesh.Key, reason mesh.Reason, cause error) {
 	for len(tried) < maxTries {
-		w := p.balancer.Pick(d.route.Candidates, tried)
+		w := p.balancer.PickFor(d.client.Addr(), d.dialled.Port(), d.route.Service, d.route.Candidates, tried)
 		if w == nil {
 			break
 		}
@@ -256,7 +255,7 @@ func (p *Proxy) try(d *departure, w *mesh.Workload) (reason mesh.Reason, cause e
 	if !ok {
 		return mesh.ReasonPeerUnreachable, fmt.Errorf("%s and %s have no address family in common", d.src.Key, w.Key), true
 	}
-	target := netip.AddrPortFrom(addr, d.route.Port)
+	target := netip.AddrPortFrom(addr, d.route.PortOf(w))
 	end := flow.Endpoint{Workload: w.Key, Addr: target}
 	if w.Enrolled { // nothing proves the identity of one that is not
 		end.Identity = w.Identity
@@ -343,10 +342,10 @@ func (p *Proxy) splice(d *departure, w *mesh.Workload, target netip.AddrPort) (m
 	d.edit(func(r *flow.Record) { r.Direction = flow.DirectionLocal })
 	for _, end := range []*mesh.Workload{d.src, w} {
 		if _, why, err := wire.Certificate(p.cfg.Identities, d.view, end); err != nil {
-			return why, err, false
+			return why, err, end == w // another may have its own
 		}
 	}
-	if !slices.Contains(d.pod.Addresses, d.client.Addr().Unmap()) { // another node's agent would say the same
+	if !wire.Among(d.pod.Addresses, d.client.Addr()) { // another node's agent would say the same
 		return mesh.ReasonForwardedUntrusted, fmt.Errorf("%s is no address of %s", d.client.Addr(), d.src.Key), false
 	}
 	there, ok := p.awaitPod(d.ctx, w.Key)

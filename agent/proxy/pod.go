@@ -37,7 +37,7 @@ type pod struct {
 	// name is the key as the engine's Source and Local.
 	name string
 	*budget.Allowance
-	// serving is Serve's context: when it is done, no new connections are taken.
+	// serving is done, for the cause of Serve's context, when no new connections are taken.
 	serving context.Context
 	// busy counts connections, the goroutines that decide about them, and Serve
 	// itself until over is set: nothing is added afterwards.
@@ -58,22 +58,22 @@ func (p *pod) draining() bool { return p.serving.Err() != nil && !p.moving() }
 func (p *pod) enter() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.over {
-		return false
+	if !p.over {
+		p.busy.Add(1)
 	}
-	p.busy.Add(1)
-	return true
+	return !p.over
 }
 
 // Serve carries the connections of one pod until ctx is done. It then closes
 // the listeners, lets what is carried go on to a deadline, ends the rest,
 // and returns when nothing of the pod is left. The cause of ctx's end is the
 // reason given to what it ends: ErrUnenrolled or the agent's own; after ErrMoving
-// nothing is ended.
+// nothing is ended. After ErrLeaving it goes on for as long as what is carried does, up
+// to a deadline.
 func (p *Proxy) Serve(ctx context.Context, what Pod) error {
-	served := &pod{
-		Pod: what, key: what.Key, name: what.Key.String(), serving: ctx, Allowance: p.allowanceOf(what.Key),
-	}
+	serving, end := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer end(nil)
+	served := &pod{Pod: what, key: what.Key, name: what.Key.String(), serving: serving, Allowance: p.allowanceOf(what.Key)}
 	served.busy.Add(1)
 	if err := p.add(served); err != nil {
 		what.Listeners.Close()
@@ -96,7 +96,7 @@ func (p *Proxy) Serve(ctx context.Context, what Pod) error {
 		accepting.Go(func() {
 			err := p.cfg.Engine.Serve(from, p.server(served))
 			from.End() // when the engine gave up before
-			if err != nil && ctx.Err() == nil && !errors.Is(err, net.ErrClosed) {
+			if err != nil && serving.Err() == nil && !errors.Is(err, net.ErrClosed) {
 				failed <- fmt.Errorf("serve tunnel of %s: %w", served.key, err)
 			}
 		})
@@ -104,6 +104,10 @@ func (p *Proxy) Serve(ctx context.Context, what Pod) error {
 	var err error
 	select {
 	case <-ctx.Done():
+		if errors.Is(context.Cause(ctx), ErrLeaving) {
+			p.outlast(served)
+		}
+		end(context.Cause(ctx))
 	case err = <-failed:
 	}
 	served.mu.Lock()
@@ -112,7 +116,7 @@ func (p *Proxy) Serve(ctx context.Context, what Pod) error {
 	close(stop)
 	what.Listeners.Close()
 	if !served.moving() {
-		p.drain(ctx, served)
+		p.drain(context.Cause(ctx), served)
 	}
 	accepting.Wait()
 	served.busy.Done()
@@ -120,32 +124,32 @@ func (p *Proxy) Serve(ctx context.Context, what Pod) error {
 	return err
 }
 
+// outlast returns when what a pod has now is over, or has had its time.
+func (p *Proxy) outlast(served *pod) {
+	before := p.live.of(served.key)
+	wire.Until(p.cfg.Timeouts.Unenroll, func() bool { return wire.Disjoint(before, p.live.of(served.key)) })
+}
+
 // drain waits for the pod's connections to end and ends those that do not.
-func (p *Proxy) drain(ctx context.Context, served *pod) {
+func (p *Proxy) drain(cause error, served *pod) {
 	// Pooled tunnel connections end when their last stream does.
 	p.cfg.Engine.Drain(hbone.Match{Source: served.name}, false)
 	why, limit := mesh.ReasonDraining, p.cfg.Timeouts.Drain
-	if errors.Is(context.Cause(ctx), ErrUnenrolled) {
+	switch {
+	case errors.Is(cause, ErrLeaving):
+		// For what it has begun meanwhile. A connection that is opened now is not
+		// answered, asks again a second later (RFC 6298, 2.1), and is redirected no more.
+		why, limit = mesh.ReasonUnenrolled, min(p.cfg.Timeouts.Unenroll, 500*time.Millisecond)
+	case errors.Is(cause, ErrUnenrolled):
 		why, limit = mesh.ReasonUnenrolled, p.cfg.Timeouts.Unenroll
 	}
-	deadline := time.NewTimer(limit)
-	defer deadline.Stop()
-	poll := time.NewTicker(20 * time.Millisecond)
-	defer poll.Stop()
-	for waiting := true; waiting && len(p.live.of(served.key)) > 0; {
-		select {
-		case <-poll.C:
-		case <-deadline.C:
-			waiting = false
-		}
-	}
+	idle := func() bool { return len(p.live.of(served.key)) == 0 }
+	wire.Until(limit, idle)
 	for _, c := range p.live.of(served.key) {
 		c.end(why)
 	}
 	// What was ended reports through the engine and the carrying goroutines.
-	for limit := time.Now().Add(2 * time.Second); len(p.live.of(served.key)) > 0 && time.Now().Before(limit); {
-		<-poll.C
-	}
+	wire.Until(2*time.Second, idle)
 	p.cfg.Engine.Drain(hbone.Match{Source: served.name}, true)
 }
 

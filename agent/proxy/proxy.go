@@ -37,6 +37,11 @@ import (
 // leaves the mesh; any other cause means that the agent is going.
 var ErrUnenrolled = errors.New("workload left the mesh")
 
+// ErrLeaving is ErrUnenrolled of a workload that is well: until what is carried has
+// ended, or for as long as that may take, new connections are carried, too. Redirected
+// as they still are, they would wait for an answer of nobody.
+var ErrLeaving = fmt.Errorf("%w, as it was told", ErrUnenrolled)
+
 // What a Proxy is given: SVIDs and bundles, what is redirected in a pod, and ways
 // to connect from it.
 type (

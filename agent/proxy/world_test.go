@@ -309,7 +309,7 @@ func (w *world) node(name string, change ...func(*proxy.Config)) *node {
 	if other, ok := w.engines[name]; ok {
 		kind = other
 	}
-	n := &node{w: w, engine: engine.New(kind, slog.New(slog.DiscardHandler)), flows: &sink{}}
+	n := &node{w: w, engine: engine.New(kind, engine.CryptoAuto, slog.New(slog.DiscardHandler)), flows: &sink{}}
 	cfg := proxy.Config{
 		Node: name, Store: w.store, Engine: n.engine, Identities: w.ca, Flows: n.flows,
 		Log:      slog.New(slog.DiscardHandler),

@@ -29,6 +29,10 @@ type Enrolments interface{ Status() []enroll.Status }
 // Carrier lists the live connections.
 type Carrier interface{ Live() []flow.Record }
 
+// Drift says what somebody else had changed in the kernel's maps of a pod, by its name
+// there; nil is nothing.
+type Drift interface{ Problem(pod string) error }
+
 // Report answers for one agent. Its fields must be set before it is used.
 type Report struct {
 	Node, Version string
@@ -39,13 +43,19 @@ type Report struct {
 	Carrier       Carrier
 	// MaxFiles is the limit of open descriptors that the agent runs with.
 	MaxFiles uint64
-	// Engine carries the tunnels.
-	Engine string
+	// Engine carries the tunnels; Crypto says whose AES-GCM it seals with, and why.
+	Engine, Crypto string
 	// HandOver returns how this agent took over from another; it may be nil, and
 	// return nil, when it did not.
 	HandOver func() *meshpb.HandOver
 	// Kubelet knows where probes come from; nil where nothing probes.
 	Kubelet *kubelet.Watch
+	// Drift knows which pods' maps were changed by somebody else.
+	Drift Drift
+	// History says why the history of flows is not on disk, if it is not.
+	History func() string
+	// NameServers says how the DNS servers fare that captured pods ask.
+	NameServers func() []*meshpb.Check
 }
 
 // Connections implements admin.Agent.
@@ -118,6 +128,7 @@ func (r *Report) pods() []*meshpb.PodStatus {
 		if s.State == enroll.Enrolled {
 			p.EnrolledNs = nanos(s.Since)
 		}
+		p.StaysNs = nanos(s.Stays)
 		if w := s.Workload; w != nil {
 			p.Identity, p.NetworkNamespace, p.Mode = w.Identity.String(), w.NetNS, w.Mode.String()
 			for _, a := range w.Addresses {
@@ -149,13 +160,22 @@ func (r *Report) checks() []*meshpb.Check {
 	if !files.Ok {
 		files.Remedy = "raise it with LimitNOFILE= in the unit, or `ulimit -n`; each connection takes two"
 	}
-	checks := []*meshpb.Check{files}
+	checks := []*meshpb.Check{files, {Name: "engine", Ok: true, Detail: r.Engine + "; " + r.Crypto}}
+	if why := r.Uplink.Discovery().Status().UnsavedError; why != "" {
+		checks = append(checks, &meshpb.Check{Name: "last good configuration", Detail: "what is applied is not on disk: " + why,
+			Remedy: "make room in the agent's state directory, or mend its disk: the agent goes on, and tries again every second"})
+	}
+	if why := r.History(); why != "" {
+		checks = append(checks, &meshpb.Check{Name: "history of flows", Detail: "what came last is not on disk: " + why,
+			Remedy: "make room in the agent's state directory, or mend its disk: the agent goes on, and tries again every minute"})
+	}
 	if r.Kubelet != nil {
 		probes := &meshpb.Check{Name: "kubelet"}
 		probes.Ok, probes.Detail, probes.Remedy = r.Kubelet.Check()
 		checks = append(checks, probes)
 	}
 	pods := r.Datapath.Pods()
+	checks = append(checks, r.names(pods)...)
 	for _, s := range r.Enrolments.Status() {
 		check := &meshpb.Check{Name: "gate of " + s.Key.String(), Ok: true, Detail: "in place"}
 		pod, ok := pods[podnet.Name(s.Key)]
@@ -167,10 +187,15 @@ func (r *Report) checks() []*meshpb.Check {
 			check.Ok, check.Detail = false, "the pod is "+string(s.State)
 			check.Remedy = "wait some seconds and check again"
 		default:
-			if err := pod.Check(); err != nil {
+			if err := errors.Join(pod.Check(), r.Drift.Problem(pod.Name())); err != nil {
 				check.Ok, check.Detail = false, err.Error()
 				check.Remedy = "mend what the error names; traffic is refused rather than let out meanwhile"
+			} else if err := pod.Unrefused(); err != nil {
+				check.Detail += ", but connections to services that nobody serves are accepted and reset, not refused: " + err.Error()
 			}
+		}
+		if check.Ok && !s.Stays.IsZero() {
+			check.Detail += "; the pod has left the mesh again and again, and stays until " + s.Stays.UTC().Format(time.TimeOnly) + " UTC in case it is put back"
 		}
 		checks = append(checks, check)
 	}
@@ -183,6 +208,22 @@ func (r *Report) checks() []*meshpb.Check {
 			Detail: left.Path + " as it was is closed until it is gone or the pod leaves the mesh"})
 	}
 	return checks
+}
+
+// names says in how many pods the agent answers DNS, and which servers do not answer
+// it.
+func (r *Report) names(pods map[string]*podnet.Pod) []*meshpb.Check {
+	captured := 0
+	for _, pod := range pods {
+		if pod.CapturesDNS() {
+			captured++
+		}
+	}
+	if captured == 0 {
+		return []*meshpb.Check{{Name: "DNS", Ok: true, Detail: "queries leave the pods unread"}}
+	}
+	own := &meshpb.Check{Name: "DNS", Ok: true, Detail: fmt.Sprintf("answered by the agent in %d of %d pods", captured, len(pods))}
+	return append([]*meshpb.Check{own}, r.NameServers()...)
 }
 
 // Prove implements admin.Agent.

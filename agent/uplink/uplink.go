@@ -24,6 +24,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/identity"
 	"github.com/heddle-mesh/heddle/internal/identity/keystore"
 	"github.com/heddle-mesh/heddle/internal/identity/nodeauth"
+	"github.com/heddle-mesh/heddle/internal/identity/trustfeed"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
@@ -51,6 +52,7 @@ type Uplink struct {
 	node   *nodeauth.Node
 	source *identity.Source
 	client *discovery.Client
+	trust  *trustfeed.Follower
 	store  *mesh.Store
 }
 
@@ -68,7 +70,7 @@ func Join(ctx context.Context, cfg Config) (*Uplink, error) {
 		return nil, err
 	}
 	u := &Uplink{node: node, store: mesh.NewStore()}
-	if err := u.prepare(cfg); err != nil {
+	if err := u.prepare(ctx, cfg); err != nil {
 		return nil, errors.Join(err, node.Close())
 	}
 	return u, nil
@@ -82,8 +84,8 @@ func join(ctx context.Context, cfg Config) (*nodeauth.Node, error) {
 	return nodeauth.JoinByAccount(ctx, nodeauth.AccountConfig{NodeConfig: place, Node: cfg.Node, TokenFile: cfg.TokenFile, RootsFile: cfg.RootsFile})
 }
 
-func (u *Uplink) prepare(cfg Config) error {
-	keys, err := keystore.Open(keystore.Config{Dir: cfg.KeyDir, Mount: cfg.MountKeys})
+func (u *Uplink) prepare(ctx context.Context, cfg Config) error {
+	keys, err := keystore.Open(ctx, keystore.Config{Dir: cfg.KeyDir, Mount: cfg.MountKeys, Logger: cfg.Log})
 	if err != nil {
 		return err
 	}
@@ -93,6 +95,12 @@ func (u *Uplink) prepare(cfg Config) error {
 	}
 	u.source, err = identity.NewSource(identity.SourceConfig{
 		TrustDomain: u.node.TrustDomain(), Signer: u.node, Keys: keys, Bundle: bundle, Logger: cfg.Log,
+	})
+	if err != nil {
+		return err
+	}
+	u.trust, err = trustfeed.NewFollower(trustfeed.FollowerConfig{
+		TrustDomain: u.node.TrustDomain(), Conn: u.node.Conn(), Node: u.node.Source(), Workloads: u.source, Logger: cfg.Log,
 	})
 	if err != nil {
 		return err
@@ -107,10 +115,11 @@ func (u *Uplink) prepare(cfg Config) error {
 	return err
 }
 
-// Run streams the configuration and renews certificates until ctx is done.
+// Run streams the configuration, follows the authority, and renews certificates
+// until ctx is done.
 func (u *Uplink) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
-	for _, run := range []func(context.Context) error{u.node.Run, u.source.Run, u.client.Run} {
+	for _, run := range []func(context.Context) error{u.node.Run, u.source.Run, u.trust.Run, u.client.Run} {
 		group.Go(func() error {
 			if err := run(ctx); err != nil && ctx.Err() == nil {
 				return err

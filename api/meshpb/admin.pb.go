@@ -570,9 +570,12 @@ type PodStatus struct {
 	Addresses        []string `protobuf:"bytes,5,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	NetworkNamespace string   `protobuf:"bytes,6,opt,name=network_namespace,json=networkNamespace,proto3" json:"network_namespace,omitempty"`
 	// "STRICT" or "PERMISSIVE".
-	Mode          string `protobuf:"bytes,7,opt,name=mode,proto3" json:"mode,omitempty"`
-	Connections   uint32 `protobuf:"varint,8,opt,name=connections,proto3" json:"connections,omitempty"`
-	EnrolledNs    int64  `protobuf:"varint,9,opt,name=enrolled_ns,json=enrolledNs,proto3" json:"enrolled_ns,omitempty"`
+	Mode        string `protobuf:"bytes,7,opt,name=mode,proto3" json:"mode,omitempty"`
+	Connections uint32 `protobuf:"varint,8,opt,name=connections,proto3" json:"connections,omitempty"`
+	EnrolledNs  int64  `protobuf:"varint,9,opt,name=enrolled_ns,json=enrolledNs,proto3" json:"enrolled_ns,omitempty"`
+	// Until when a pod stays that is to leave the mesh, and has left it again and again
+	// before; 0 for all others.
+	StaysNs       int64 `protobuf:"varint,10,opt,name=stays_ns,json=staysNs,proto3" json:"stays_ns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -666,6 +669,13 @@ func (x *PodStatus) GetConnections() uint32 {
 func (x *PodStatus) GetEnrolledNs() int64 {
 	if x != nil {
 		return x.EnrolledNs
+	}
+	return 0
+}
+
+func (x *PodStatus) GetStaysNs() int64 {
+	if x != nil {
+		return x.StaysNs
 	}
 	return 0
 }
@@ -1382,7 +1392,7 @@ const file_admin_proto_rawDesc = "" +
 	"\x06target\x18\x01 \x01(\tR\x06target\x12\x1c\n" +
 	"\tconnected\x18\x02 \x01(\bR\tconnected\x12\x19\n" +
 	"\bsince_ns\x18\x03 \x01(\x03R\asinceNs\x12\x14\n" +
-	"\x05error\x18\x04 \x01(\tR\x05error\"\x91\x02\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error\"\xac\x02\n" +
 	"\tPodStatus\x12\x1a\n" +
 	"\bworkload\x18\x01 \x01(\tR\bworkload\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x14\n" +
@@ -1393,7 +1403,9 @@ const file_admin_proto_rawDesc = "" +
 	"\x04mode\x18\a \x01(\tR\x04mode\x12 \n" +
 	"\vconnections\x18\b \x01(\rR\vconnections\x12\x1f\n" +
 	"\venrolled_ns\x18\t \x01(\x03R\n" +
-	"enrolledNs\"\xaa\x01\n" +
+	"enrolledNs\x12\x19\n" +
+	"\bstays_ns\x18\n" +
+	" \x01(\x03R\astaysNs\"\xaa\x01\n" +
 	"\x11CertificateStatus\x12\x1a\n" +
 	"\bidentity\x18\x01 \x01(\tR\bidentity\x12\"\n" +
 	"\rnot_before_ns\x18\x02 \x01(\x03R\vnotBeforeNs\x12 \n" +

@@ -79,6 +79,59 @@ func (Mode) EnumDescriptor() ([]byte, []int) {
 	return file_discovery_proto_rawDescGZIP(), []int{0}
 }
 
+// DNSMode says who answers a workload's name queries.
+type DNSMode int32
+
+const (
+	// As the agent was started.
+	DNSMode_DNS_MODE_DEFAULT DNSMode = 0
+	// The agent.
+	DNSMode_DNS_MODE_CAPTURE DNSMode = 1
+	// Whoever was asked.
+	DNSMode_DNS_MODE_DIRECT DNSMode = 2
+)
+
+// Enum value maps for DNSMode.
+var (
+	DNSMode_name = map[int32]string{
+		0: "DNS_MODE_DEFAULT",
+		1: "DNS_MODE_CAPTURE",
+		2: "DNS_MODE_DIRECT",
+	}
+	DNSMode_value = map[string]int32{
+		"DNS_MODE_DEFAULT": 0,
+		"DNS_MODE_CAPTURE": 1,
+		"DNS_MODE_DIRECT":  2,
+	}
+)
+
+func (x DNSMode) Enum() *DNSMode {
+	p := new(DNSMode)
+	*p = x
+	return p
+}
+
+func (x DNSMode) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DNSMode) Descriptor() protoreflect.EnumDescriptor {
+	return file_discovery_proto_enumTypes[1].Descriptor()
+}
+
+func (DNSMode) Type() protoreflect.EnumType {
+	return &file_discovery_proto_enumTypes[1]
+}
+
+func (x DNSMode) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DNSMode.Descriptor instead.
+func (DNSMode) EnumDescriptor() ([]byte, []int) {
+	return file_discovery_proto_rawDescGZIP(), []int{1}
+}
+
 // Nearness says which workloads of a service a client prefers.
 type Nearness int32
 
@@ -88,6 +141,8 @@ const (
 	Nearness_NEARNESS_SAME_ZONE Nearness = 1
 	// Those on the client's node, then those in its zone.
 	Nearness_NEARNESS_SAME_NODE Nearness = 2
+	// None but those on the client's node.
+	Nearness_NEARNESS_ONLY_NODE Nearness = 3
 )
 
 // Enum value maps for Nearness.
@@ -96,11 +151,13 @@ var (
 		0: "NEARNESS_ANY",
 		1: "NEARNESS_SAME_ZONE",
 		2: "NEARNESS_SAME_NODE",
+		3: "NEARNESS_ONLY_NODE",
 	}
 	Nearness_value = map[string]int32{
 		"NEARNESS_ANY":       0,
 		"NEARNESS_SAME_ZONE": 1,
 		"NEARNESS_SAME_NODE": 2,
+		"NEARNESS_ONLY_NODE": 3,
 	}
 )
 
@@ -115,11 +172,11 @@ func (x Nearness) String() string {
 }
 
 func (Nearness) Descriptor() protoreflect.EnumDescriptor {
-	return file_discovery_proto_enumTypes[1].Descriptor()
+	return file_discovery_proto_enumTypes[2].Descriptor()
 }
 
 func (Nearness) Type() protoreflect.EnumType {
-	return &file_discovery_proto_enumTypes[1]
+	return &file_discovery_proto_enumTypes[2]
 }
 
 func (x Nearness) Number() protoreflect.EnumNumber {
@@ -128,7 +185,7 @@ func (x Nearness) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Nearness.Descriptor instead.
 func (Nearness) EnumDescriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{1}
+	return file_discovery_proto_rawDescGZIP(), []int{2}
 }
 
 // Action is what a matching policy does.
@@ -169,11 +226,11 @@ func (x Action) String() string {
 }
 
 func (Action) Descriptor() protoreflect.EnumDescriptor {
-	return file_discovery_proto_enumTypes[2].Descriptor()
+	return file_discovery_proto_enumTypes[3].Descriptor()
 }
 
 func (Action) Type() protoreflect.EnumType {
-	return &file_discovery_proto_enumTypes[2]
+	return &file_discovery_proto_enumTypes[3]
 }
 
 func (x Action) Number() protoreflect.EnumNumber {
@@ -182,7 +239,7 @@ func (x Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Action.Descriptor instead.
 func (Action) EnumDescriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{2}
+	return file_discovery_proto_rawDescGZIP(), []int{3}
 }
 
 // LabelOperator relates a label to values.
@@ -226,11 +283,11 @@ func (x LabelOperator) String() string {
 }
 
 func (LabelOperator) Descriptor() protoreflect.EnumDescriptor {
-	return file_discovery_proto_enumTypes[3].Descriptor()
+	return file_discovery_proto_enumTypes[4].Descriptor()
 }
 
 func (LabelOperator) Type() protoreflect.EnumType {
-	return &file_discovery_proto_enumTypes[3]
+	return &file_discovery_proto_enumTypes[4]
 }
 
 func (x LabelOperator) Number() protoreflect.EnumNumber {
@@ -239,7 +296,7 @@ func (x LabelOperator) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use LabelOperator.Descriptor instead.
 func (LabelOperator) EnumDescriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{3}
+	return file_discovery_proto_rawDescGZIP(), []int{4}
 }
 
 // Egress says what happens to connections that leave the mesh.
@@ -277,11 +334,11 @@ func (x Egress) String() string {
 }
 
 func (Egress) Descriptor() protoreflect.EnumDescriptor {
-	return file_discovery_proto_enumTypes[4].Descriptor()
+	return file_discovery_proto_enumTypes[5].Descriptor()
 }
 
 func (Egress) Type() protoreflect.EnumType {
-	return &file_discovery_proto_enumTypes[4]
+	return &file_discovery_proto_enumTypes[5]
 }
 
 func (x Egress) Number() protoreflect.EnumNumber {
@@ -290,7 +347,7 @@ func (x Egress) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Egress.Descriptor instead.
 func (Egress) EnumDescriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{4}
+	return file_discovery_proto_rawDescGZIP(), []int{5}
 }
 
 // ObjectKey names an object: a namespace and a name in it.
@@ -477,7 +534,11 @@ type Workload struct {
 	// The pod's UID; only the workload's own node is told.
 	Uid string `protobuf:"bytes,13,opt,name=uid,proto3" json:"uid,omitempty"`
 	// Topology zone of the node.
-	Zone          string `protobuf:"bytes,14,opt,name=zone,proto3" json:"zone,omitempty"`
+	Zone string `protobuf:"bytes,14,opt,name=zone,proto3" json:"zone,omitempty"`
+	// Who answers its name queries; only the workload's own node is told.
+	Dns DNSMode `protobuf:"varint,15,opt,name=dns,proto3,enum=heddle.mesh.v1alpha1.DNSMode" json:"dns,omitempty"`
+	// It is being deleted, and still serves.
+	Leaving       bool `protobuf:"varint,16,opt,name=leaving,proto3" json:"leaving,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -610,6 +671,20 @@ func (x *Workload) GetZone() string {
 	return ""
 }
 
+func (x *Workload) GetDns() DNSMode {
+	if x != nil {
+		return x.Dns
+	}
+	return DNSMode_DNS_MODE_DEFAULT
+}
+
+func (x *Workload) GetLeaving() bool {
+	if x != nil {
+		return x.Leaving
+	}
+	return false
+}
+
 // Service is a name and an address set for a changing set of workloads.
 type Service struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -621,7 +696,12 @@ type Service struct {
 	Endpoints []*ObjectKey `protobuf:"bytes,4,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
 	Prefer    Nearness     `protobuf:"varint,5,opt,name=prefer,proto3,enum=heddle.mesh.v1alpha1.Nearness" json:"prefer,omitempty"`
 	// All connections of one client go to the same workload.
-	Sticky        bool `protobuf:"varint,6,opt,name=sticky,proto3" json:"sticky,omitempty"`
+	Sticky bool `protobuf:"varint,6,opt,name=sticky,proto3" json:"sticky,omitempty"`
+	// The workloads count as ready, whatever they are.
+	Unready bool `protobuf:"varint,7,opt,name=unready,proto3" json:"unready,omitempty"`
+	// For so long after its last connection a client of a sticky service stays with
+	// its workload, in seconds; 0 where an operator does not know of it: three hours.
+	StickySeconds uint32 `protobuf:"varint,8,opt,name=sticky_seconds,json=stickySeconds,proto3" json:"sticky_seconds,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -698,13 +778,32 @@ func (x *Service) GetSticky() bool {
 	return false
 }
 
+func (x *Service) GetUnready() bool {
+	if x != nil {
+		return x.Unready
+	}
+	return false
+}
+
+func (x *Service) GetStickySeconds() uint32 {
+	if x != nil {
+		return x.StickySeconds
+	}
+	return 0
+}
+
 // ServicePort maps a service's port to the workloads' port.
 type ServicePort struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// 1 to 65535, both.
-	Port          uint32 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
-	TargetPort    uint32 `protobuf:"varint,3,opt,name=target_port,json=targetPort,proto3" json:"target_port,omitempty"`
+	Port       uint32 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
+	TargetPort uint32 `protobuf:"varint,3,opt,name=target_port,json=targetPort,proto3" json:"target_port,omitempty"`
+	// The endpoints that have this port, where not all have it. As Service.endpoints.
+	Only []*ObjectKey `protobuf:"bytes,4,rep,name=only,proto3" json:"only,omitempty"`
+	// The endpoints that have it under another number. Agents that do not know of them
+	// send them nothing.
+	Elsewhere     []*PortElsewhere `protobuf:"bytes,5,rep,name=elsewhere,proto3" json:"elsewhere,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -760,6 +859,75 @@ func (x *ServicePort) GetTargetPort() uint32 {
 	return 0
 }
 
+func (x *ServicePort) GetOnly() []*ObjectKey {
+	if x != nil {
+		return x.Only
+	}
+	return nil
+}
+
+func (x *ServicePort) GetElsewhere() []*PortElsewhere {
+	if x != nil {
+		return x.Elsewhere
+	}
+	return nil
+}
+
+// PortElsewhere is the number that a service's port has at some endpoints.
+type PortElsewhere struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 1 to 65535.
+	TargetPort uint32 `protobuf:"varint,1,opt,name=target_port,json=targetPort,proto3" json:"target_port,omitempty"`
+	// As Service.endpoints.
+	Endpoints     []*ObjectKey `protobuf:"bytes,2,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PortElsewhere) Reset() {
+	*x = PortElsewhere{}
+	mi := &file_discovery_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PortElsewhere) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PortElsewhere) ProtoMessage() {}
+
+func (x *PortElsewhere) ProtoReflect() protoreflect.Message {
+	mi := &file_discovery_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PortElsewhere.ProtoReflect.Descriptor instead.
+func (*PortElsewhere) Descriptor() ([]byte, []int) {
+	return file_discovery_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *PortElsewhere) GetTargetPort() uint32 {
+	if x != nil {
+		return x.TargetPort
+	}
+	return 0
+}
+
+func (x *PortElsewhere) GetEndpoints() []*ObjectKey {
+	if x != nil {
+		return x.Endpoints
+	}
+	return nil
+}
+
 // Policy is an L4 authorization policy in compiled form.
 type Policy struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -775,7 +943,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_discovery_proto_msgTypes[6]
+	mi := &file_discovery_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -787,7 +955,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[6]
+	mi := &file_discovery_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -800,7 +968,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{6}
+	return file_discovery_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Policy) GetKey() *ObjectKey {
@@ -843,7 +1011,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_discovery_proto_msgTypes[7]
+	mi := &file_discovery_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -855,7 +1023,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[7]
+	mi := &file_discovery_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -868,7 +1036,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{7}
+	return file_discovery_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Rule) GetFrom() []*Source {
@@ -902,7 +1070,7 @@ type Source struct {
 
 func (x *Source) Reset() {
 	*x = Source{}
-	mi := &file_discovery_proto_msgTypes[8]
+	mi := &file_discovery_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -914,7 +1082,7 @@ func (x *Source) String() string {
 func (*Source) ProtoMessage() {}
 
 func (x *Source) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[8]
+	mi := &file_discovery_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -927,7 +1095,7 @@ func (x *Source) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Source.ProtoReflect.Descriptor instead.
 func (*Source) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{8}
+	return file_discovery_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Source) GetIdentities() []string {
@@ -985,7 +1153,7 @@ type AddressBlock struct {
 
 func (x *AddressBlock) Reset() {
 	*x = AddressBlock{}
-	mi := &file_discovery_proto_msgTypes[9]
+	mi := &file_discovery_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -997,7 +1165,7 @@ func (x *AddressBlock) String() string {
 func (*AddressBlock) ProtoMessage() {}
 
 func (x *AddressBlock) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[9]
+	mi := &file_discovery_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1010,7 +1178,7 @@ func (x *AddressBlock) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressBlock.ProtoReflect.Descriptor instead.
 func (*AddressBlock) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{9}
+	return file_discovery_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *AddressBlock) GetAddress() []byte {
@@ -1038,7 +1206,7 @@ type Destination struct {
 
 func (x *Destination) Reset() {
 	*x = Destination{}
-	mi := &file_discovery_proto_msgTypes[10]
+	mi := &file_discovery_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1050,7 +1218,7 @@ func (x *Destination) String() string {
 func (*Destination) ProtoMessage() {}
 
 func (x *Destination) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[10]
+	mi := &file_discovery_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1063,7 +1231,7 @@ func (x *Destination) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Destination.ProtoReflect.Descriptor instead.
 func (*Destination) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{10}
+	return file_discovery_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Destination) GetPorts() []uint32 {
@@ -1095,7 +1263,7 @@ type NetworkPolicy struct {
 
 func (x *NetworkPolicy) Reset() {
 	*x = NetworkPolicy{}
-	mi := &file_discovery_proto_msgTypes[11]
+	mi := &file_discovery_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1107,7 +1275,7 @@ func (x *NetworkPolicy) String() string {
 func (*NetworkPolicy) ProtoMessage() {}
 
 func (x *NetworkPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[11]
+	mi := &file_discovery_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1120,7 +1288,7 @@ func (x *NetworkPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkPolicy.ProtoReflect.Descriptor instead.
 func (*NetworkPolicy) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{11}
+	return file_discovery_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *NetworkPolicy) GetKey() *ObjectKey {
@@ -1164,7 +1332,7 @@ type LabelRequirement struct {
 
 func (x *LabelRequirement) Reset() {
 	*x = LabelRequirement{}
-	mi := &file_discovery_proto_msgTypes[12]
+	mi := &file_discovery_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1176,7 +1344,7 @@ func (x *LabelRequirement) String() string {
 func (*LabelRequirement) ProtoMessage() {}
 
 func (x *LabelRequirement) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[12]
+	mi := &file_discovery_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1189,7 +1357,7 @@ func (x *LabelRequirement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelRequirement.ProtoReflect.Descriptor instead.
 func (*LabelRequirement) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{12}
+	return file_discovery_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *LabelRequirement) GetKey() string {
@@ -1223,7 +1391,7 @@ type NetworkDirection struct {
 
 func (x *NetworkDirection) Reset() {
 	*x = NetworkDirection{}
-	mi := &file_discovery_proto_msgTypes[13]
+	mi := &file_discovery_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1235,7 +1403,7 @@ func (x *NetworkDirection) String() string {
 func (*NetworkDirection) ProtoMessage() {}
 
 func (x *NetworkDirection) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[13]
+	mi := &file_discovery_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1248,7 +1416,7 @@ func (x *NetworkDirection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkDirection.ProtoReflect.Descriptor instead.
 func (*NetworkDirection) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{13}
+	return file_discovery_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *NetworkDirection) GetRules() []*NetworkRule {
@@ -1270,7 +1438,7 @@ type NetworkRule struct {
 
 func (x *NetworkRule) Reset() {
 	*x = NetworkRule{}
-	mi := &file_discovery_proto_msgTypes[14]
+	mi := &file_discovery_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1282,7 +1450,7 @@ func (x *NetworkRule) String() string {
 func (*NetworkRule) ProtoMessage() {}
 
 func (x *NetworkRule) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[14]
+	mi := &file_discovery_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1295,7 +1463,7 @@ func (x *NetworkRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkRule.ProtoReflect.Descriptor instead.
 func (*NetworkRule) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{14}
+	return file_discovery_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *NetworkRule) GetPeers() []*NetworkPeer {
@@ -1326,7 +1494,7 @@ type NetworkPeer struct {
 
 func (x *NetworkPeer) Reset() {
 	*x = NetworkPeer{}
-	mi := &file_discovery_proto_msgTypes[15]
+	mi := &file_discovery_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1338,7 +1506,7 @@ func (x *NetworkPeer) String() string {
 func (*NetworkPeer) ProtoMessage() {}
 
 func (x *NetworkPeer) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[15]
+	mi := &file_discovery_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1351,7 +1519,7 @@ func (x *NetworkPeer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkPeer.ProtoReflect.Descriptor instead.
 func (*NetworkPeer) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{15}
+	return file_discovery_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *NetworkPeer) GetSet() string {
@@ -1389,7 +1557,7 @@ type NetworkPort struct {
 
 func (x *NetworkPort) Reset() {
 	*x = NetworkPort{}
-	mi := &file_discovery_proto_msgTypes[16]
+	mi := &file_discovery_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1401,7 +1569,7 @@ func (x *NetworkPort) String() string {
 func (*NetworkPort) ProtoMessage() {}
 
 func (x *NetworkPort) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[16]
+	mi := &file_discovery_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1414,7 +1582,7 @@ func (x *NetworkPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkPort.ProtoReflect.Descriptor instead.
 func (*NetworkPort) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{16}
+	return file_discovery_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *NetworkPort) GetSet() string {
@@ -1455,7 +1623,7 @@ type AddressSet struct {
 
 func (x *AddressSet) Reset() {
 	*x = AddressSet{}
-	mi := &file_discovery_proto_msgTypes[17]
+	mi := &file_discovery_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1467,7 +1635,7 @@ func (x *AddressSet) String() string {
 func (*AddressSet) ProtoMessage() {}
 
 func (x *AddressSet) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[17]
+	mi := &file_discovery_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1480,7 +1648,7 @@ func (x *AddressSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressSet.ProtoReflect.Descriptor instead.
 func (*AddressSet) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{17}
+	return file_discovery_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *AddressSet) GetSet() string {
@@ -1526,7 +1694,7 @@ type AddressGroup struct {
 
 func (x *AddressGroup) Reset() {
 	*x = AddressGroup{}
-	mi := &file_discovery_proto_msgTypes[18]
+	mi := &file_discovery_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1538,7 +1706,7 @@ func (x *AddressGroup) String() string {
 func (*AddressGroup) ProtoMessage() {}
 
 func (x *AddressGroup) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[18]
+	mi := &file_discovery_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1551,7 +1719,7 @@ func (x *AddressGroup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressGroup.ProtoReflect.Descriptor instead.
 func (*AddressGroup) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{18}
+	return file_discovery_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *AddressGroup) GetPort() uint32 {
@@ -1586,7 +1754,7 @@ type NamespaceEgress struct {
 
 func (x *NamespaceEgress) Reset() {
 	*x = NamespaceEgress{}
-	mi := &file_discovery_proto_msgTypes[19]
+	mi := &file_discovery_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1598,7 +1766,7 @@ func (x *NamespaceEgress) String() string {
 func (*NamespaceEgress) ProtoMessage() {}
 
 func (x *NamespaceEgress) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[19]
+	mi := &file_discovery_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1611,7 +1779,7 @@ func (x *NamespaceEgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamespaceEgress.ProtoReflect.Descriptor instead.
 func (*NamespaceEgress) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{19}
+	return file_discovery_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *NamespaceEgress) GetNamespace() string {
@@ -1645,7 +1813,7 @@ type Settings struct {
 
 func (x *Settings) Reset() {
 	*x = Settings{}
-	mi := &file_discovery_proto_msgTypes[20]
+	mi := &file_discovery_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1657,7 +1825,7 @@ func (x *Settings) String() string {
 func (*Settings) ProtoMessage() {}
 
 func (x *Settings) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[20]
+	mi := &file_discovery_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1670,7 +1838,7 @@ func (x *Settings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Settings.ProtoReflect.Descriptor instead.
 func (*Settings) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{20}
+	return file_discovery_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Settings) GetTrustDomain() string {
@@ -1730,7 +1898,7 @@ type Commit struct {
 
 func (x *Commit) Reset() {
 	*x = Commit{}
-	mi := &file_discovery_proto_msgTypes[21]
+	mi := &file_discovery_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1742,7 +1910,7 @@ func (x *Commit) String() string {
 func (*Commit) ProtoMessage() {}
 
 func (x *Commit) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[21]
+	mi := &file_discovery_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1755,7 +1923,7 @@ func (x *Commit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Commit.ProtoReflect.Descriptor instead.
 func (*Commit) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{21}
+	return file_discovery_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Commit) GetEpoch() uint64 {
@@ -1806,7 +1974,7 @@ const file_discovery_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value\"N\n" +
 	"\bPortMode\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\rR\x04port\x12.\n" +
-	"\x04mode\x18\x02 \x01(\x0e2\x1a.heddle.mesh.v1alpha1.ModeR\x04mode\"\xfe\x03\n" +
+	"\x04mode\x18\x02 \x01(\x0e2\x1a.heddle.mesh.v1alpha1.ModeR\x04mode\"\xc9\x04\n" +
 	"\bWorkload\x121\n" +
 	"\x03key\x18\x01 \x01(\v2\x1f.heddle.mesh.v1alpha1.ObjectKeyR\x03key\x12'\n" +
 	"\x0fservice_account\x18\x02 \x01(\tR\x0eserviceAccount\x12\x12\n" +
@@ -1824,19 +1992,29 @@ const file_discovery_proto_rawDesc = "" +
 	"\vprobe_ports\x18\f \x03(\rR\n" +
 	"probePorts\x12\x10\n" +
 	"\x03uid\x18\r \x01(\tR\x03uid\x12\x12\n" +
-	"\x04zone\x18\x0e \x01(\tR\x04zone\"\xa2\x02\n" +
+	"\x04zone\x18\x0e \x01(\tR\x04zone\x12/\n" +
+	"\x03dns\x18\x0f \x01(\x0e2\x1d.heddle.mesh.v1alpha1.DNSModeR\x03dns\x12\x18\n" +
+	"\aleaving\x18\x10 \x01(\bR\aleaving\"\xe3\x02\n" +
 	"\aService\x121\n" +
 	"\x03key\x18\x01 \x01(\v2\x1f.heddle.mesh.v1alpha1.ObjectKeyR\x03key\x12\x1c\n" +
 	"\taddresses\x18\x02 \x03(\fR\taddresses\x127\n" +
 	"\x05ports\x18\x03 \x03(\v2!.heddle.mesh.v1alpha1.ServicePortR\x05ports\x12=\n" +
 	"\tendpoints\x18\x04 \x03(\v2\x1f.heddle.mesh.v1alpha1.ObjectKeyR\tendpoints\x126\n" +
 	"\x06prefer\x18\x05 \x01(\x0e2\x1e.heddle.mesh.v1alpha1.NearnessR\x06prefer\x12\x16\n" +
-	"\x06sticky\x18\x06 \x01(\bR\x06sticky\"V\n" +
+	"\x06sticky\x18\x06 \x01(\bR\x06sticky\x12\x18\n" +
+	"\aunready\x18\a \x01(\bR\aunready\x12%\n" +
+	"\x0esticky_seconds\x18\b \x01(\rR\rstickySeconds\"\xce\x01\n" +
 	"\vServicePort\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x1f\n" +
 	"\vtarget_port\x18\x03 \x01(\rR\n" +
-	"targetPort\"\xdc\x01\n" +
+	"targetPort\x123\n" +
+	"\x04only\x18\x04 \x03(\v2\x1f.heddle.mesh.v1alpha1.ObjectKeyR\x04only\x12A\n" +
+	"\telsewhere\x18\x05 \x03(\v2#.heddle.mesh.v1alpha1.PortElsewhereR\telsewhere\"o\n" +
+	"\rPortElsewhere\x12\x1f\n" +
+	"\vtarget_port\x18\x01 \x01(\rR\n" +
+	"targetPort\x12=\n" +
+	"\tendpoints\x18\x02 \x03(\v2\x1f.heddle.mesh.v1alpha1.ObjectKeyR\tendpoints\"\xdc\x01\n" +
 	"\x06Policy\x121\n" +
 	"\x03key\x18\x01 \x01(\v2\x1f.heddle.mesh.v1alpha1.ObjectKeyR\x03key\x124\n" +
 	"\x06action\x18\x02 \x01(\x0e2\x1c.heddle.mesh.v1alpha1.ActionR\x06action\x127\n" +
@@ -1911,11 +2089,16 @@ const file_discovery_proto_rawDesc = "" +
 	"\brevision\x18\x05 \x01(\tR\brevision*,\n" +
 	"\x04Mode\x12\x0f\n" +
 	"\vMODE_STRICT\x10\x00\x12\x13\n" +
-	"\x0fMODE_PERMISSIVE\x10\x01*L\n" +
+	"\x0fMODE_PERMISSIVE\x10\x01*J\n" +
+	"\aDNSMode\x12\x14\n" +
+	"\x10DNS_MODE_DEFAULT\x10\x00\x12\x14\n" +
+	"\x10DNS_MODE_CAPTURE\x10\x01\x12\x13\n" +
+	"\x0fDNS_MODE_DIRECT\x10\x02*d\n" +
 	"\bNearness\x12\x10\n" +
 	"\fNEARNESS_ANY\x10\x00\x12\x16\n" +
 	"\x12NEARNESS_SAME_ZONE\x10\x01\x12\x16\n" +
-	"\x12NEARNESS_SAME_NODE\x10\x02*U\n" +
+	"\x12NEARNESS_SAME_NODE\x10\x02\x12\x16\n" +
+	"\x12NEARNESS_ONLY_NODE\x10\x03*U\n" +
 	"\x06Action\x12\x16\n" +
 	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fACTION_ALLOW\x10\x01\x12\x0f\n" +
@@ -1944,75 +2127,81 @@ func file_discovery_proto_rawDescGZIP() []byte {
 	return file_discovery_proto_rawDescData
 }
 
-var file_discovery_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_discovery_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_discovery_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+var file_discovery_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_discovery_proto_goTypes = []any{
 	(Mode)(0),                // 0: heddle.mesh.v1alpha1.Mode
-	(Nearness)(0),            // 1: heddle.mesh.v1alpha1.Nearness
-	(Action)(0),              // 2: heddle.mesh.v1alpha1.Action
-	(LabelOperator)(0),       // 3: heddle.mesh.v1alpha1.LabelOperator
-	(Egress)(0),              // 4: heddle.mesh.v1alpha1.Egress
-	(*ObjectKey)(nil),        // 5: heddle.mesh.v1alpha1.ObjectKey
-	(*Label)(nil),            // 6: heddle.mesh.v1alpha1.Label
-	(*PortMode)(nil),         // 7: heddle.mesh.v1alpha1.PortMode
-	(*Workload)(nil),         // 8: heddle.mesh.v1alpha1.Workload
-	(*Service)(nil),          // 9: heddle.mesh.v1alpha1.Service
-	(*ServicePort)(nil),      // 10: heddle.mesh.v1alpha1.ServicePort
-	(*Policy)(nil),           // 11: heddle.mesh.v1alpha1.Policy
-	(*Rule)(nil),             // 12: heddle.mesh.v1alpha1.Rule
-	(*Source)(nil),           // 13: heddle.mesh.v1alpha1.Source
-	(*AddressBlock)(nil),     // 14: heddle.mesh.v1alpha1.AddressBlock
-	(*Destination)(nil),      // 15: heddle.mesh.v1alpha1.Destination
-	(*NetworkPolicy)(nil),    // 16: heddle.mesh.v1alpha1.NetworkPolicy
-	(*LabelRequirement)(nil), // 17: heddle.mesh.v1alpha1.LabelRequirement
-	(*NetworkDirection)(nil), // 18: heddle.mesh.v1alpha1.NetworkDirection
-	(*NetworkRule)(nil),      // 19: heddle.mesh.v1alpha1.NetworkRule
-	(*NetworkPeer)(nil),      // 20: heddle.mesh.v1alpha1.NetworkPeer
-	(*NetworkPort)(nil),      // 21: heddle.mesh.v1alpha1.NetworkPort
-	(*AddressSet)(nil),       // 22: heddle.mesh.v1alpha1.AddressSet
-	(*AddressGroup)(nil),     // 23: heddle.mesh.v1alpha1.AddressGroup
-	(*NamespaceEgress)(nil),  // 24: heddle.mesh.v1alpha1.NamespaceEgress
-	(*Settings)(nil),         // 25: heddle.mesh.v1alpha1.Settings
-	(*Commit)(nil),           // 26: heddle.mesh.v1alpha1.Commit
+	(DNSMode)(0),             // 1: heddle.mesh.v1alpha1.DNSMode
+	(Nearness)(0),            // 2: heddle.mesh.v1alpha1.Nearness
+	(Action)(0),              // 3: heddle.mesh.v1alpha1.Action
+	(LabelOperator)(0),       // 4: heddle.mesh.v1alpha1.LabelOperator
+	(Egress)(0),              // 5: heddle.mesh.v1alpha1.Egress
+	(*ObjectKey)(nil),        // 6: heddle.mesh.v1alpha1.ObjectKey
+	(*Label)(nil),            // 7: heddle.mesh.v1alpha1.Label
+	(*PortMode)(nil),         // 8: heddle.mesh.v1alpha1.PortMode
+	(*Workload)(nil),         // 9: heddle.mesh.v1alpha1.Workload
+	(*Service)(nil),          // 10: heddle.mesh.v1alpha1.Service
+	(*ServicePort)(nil),      // 11: heddle.mesh.v1alpha1.ServicePort
+	(*PortElsewhere)(nil),    // 12: heddle.mesh.v1alpha1.PortElsewhere
+	(*Policy)(nil),           // 13: heddle.mesh.v1alpha1.Policy
+	(*Rule)(nil),             // 14: heddle.mesh.v1alpha1.Rule
+	(*Source)(nil),           // 15: heddle.mesh.v1alpha1.Source
+	(*AddressBlock)(nil),     // 16: heddle.mesh.v1alpha1.AddressBlock
+	(*Destination)(nil),      // 17: heddle.mesh.v1alpha1.Destination
+	(*NetworkPolicy)(nil),    // 18: heddle.mesh.v1alpha1.NetworkPolicy
+	(*LabelRequirement)(nil), // 19: heddle.mesh.v1alpha1.LabelRequirement
+	(*NetworkDirection)(nil), // 20: heddle.mesh.v1alpha1.NetworkDirection
+	(*NetworkRule)(nil),      // 21: heddle.mesh.v1alpha1.NetworkRule
+	(*NetworkPeer)(nil),      // 22: heddle.mesh.v1alpha1.NetworkPeer
+	(*NetworkPort)(nil),      // 23: heddle.mesh.v1alpha1.NetworkPort
+	(*AddressSet)(nil),       // 24: heddle.mesh.v1alpha1.AddressSet
+	(*AddressGroup)(nil),     // 25: heddle.mesh.v1alpha1.AddressGroup
+	(*NamespaceEgress)(nil),  // 26: heddle.mesh.v1alpha1.NamespaceEgress
+	(*Settings)(nil),         // 27: heddle.mesh.v1alpha1.Settings
+	(*Commit)(nil),           // 28: heddle.mesh.v1alpha1.Commit
 }
 var file_discovery_proto_depIdxs = []int32{
 	0,  // 0: heddle.mesh.v1alpha1.PortMode.mode:type_name -> heddle.mesh.v1alpha1.Mode
-	5,  // 1: heddle.mesh.v1alpha1.Workload.key:type_name -> heddle.mesh.v1alpha1.ObjectKey
-	6,  // 2: heddle.mesh.v1alpha1.Workload.labels:type_name -> heddle.mesh.v1alpha1.Label
+	6,  // 1: heddle.mesh.v1alpha1.Workload.key:type_name -> heddle.mesh.v1alpha1.ObjectKey
+	7,  // 2: heddle.mesh.v1alpha1.Workload.labels:type_name -> heddle.mesh.v1alpha1.Label
 	0,  // 3: heddle.mesh.v1alpha1.Workload.mode:type_name -> heddle.mesh.v1alpha1.Mode
-	7,  // 4: heddle.mesh.v1alpha1.Workload.port_modes:type_name -> heddle.mesh.v1alpha1.PortMode
-	5,  // 5: heddle.mesh.v1alpha1.Service.key:type_name -> heddle.mesh.v1alpha1.ObjectKey
-	10, // 6: heddle.mesh.v1alpha1.Service.ports:type_name -> heddle.mesh.v1alpha1.ServicePort
-	5,  // 7: heddle.mesh.v1alpha1.Service.endpoints:type_name -> heddle.mesh.v1alpha1.ObjectKey
-	1,  // 8: heddle.mesh.v1alpha1.Service.prefer:type_name -> heddle.mesh.v1alpha1.Nearness
-	5,  // 9: heddle.mesh.v1alpha1.Policy.key:type_name -> heddle.mesh.v1alpha1.ObjectKey
-	2,  // 10: heddle.mesh.v1alpha1.Policy.action:type_name -> heddle.mesh.v1alpha1.Action
-	6,  // 11: heddle.mesh.v1alpha1.Policy.selector:type_name -> heddle.mesh.v1alpha1.Label
-	12, // 12: heddle.mesh.v1alpha1.Policy.rules:type_name -> heddle.mesh.v1alpha1.Rule
-	13, // 13: heddle.mesh.v1alpha1.Rule.from:type_name -> heddle.mesh.v1alpha1.Source
-	15, // 14: heddle.mesh.v1alpha1.Rule.to:type_name -> heddle.mesh.v1alpha1.Destination
-	14, // 15: heddle.mesh.v1alpha1.Source.ip_blocks:type_name -> heddle.mesh.v1alpha1.AddressBlock
-	14, // 16: heddle.mesh.v1alpha1.Source.not_ip_blocks:type_name -> heddle.mesh.v1alpha1.AddressBlock
-	5,  // 17: heddle.mesh.v1alpha1.NetworkPolicy.key:type_name -> heddle.mesh.v1alpha1.ObjectKey
-	17, // 18: heddle.mesh.v1alpha1.NetworkPolicy.selector:type_name -> heddle.mesh.v1alpha1.LabelRequirement
-	18, // 19: heddle.mesh.v1alpha1.NetworkPolicy.ingress:type_name -> heddle.mesh.v1alpha1.NetworkDirection
-	18, // 20: heddle.mesh.v1alpha1.NetworkPolicy.egress:type_name -> heddle.mesh.v1alpha1.NetworkDirection
-	3,  // 21: heddle.mesh.v1alpha1.LabelRequirement.operator:type_name -> heddle.mesh.v1alpha1.LabelOperator
-	19, // 22: heddle.mesh.v1alpha1.NetworkDirection.rules:type_name -> heddle.mesh.v1alpha1.NetworkRule
-	20, // 23: heddle.mesh.v1alpha1.NetworkRule.peers:type_name -> heddle.mesh.v1alpha1.NetworkPeer
-	21, // 24: heddle.mesh.v1alpha1.NetworkRule.ports:type_name -> heddle.mesh.v1alpha1.NetworkPort
-	14, // 25: heddle.mesh.v1alpha1.NetworkPeer.block:type_name -> heddle.mesh.v1alpha1.AddressBlock
-	14, // 26: heddle.mesh.v1alpha1.NetworkPeer.except:type_name -> heddle.mesh.v1alpha1.AddressBlock
-	23, // 27: heddle.mesh.v1alpha1.AddressSet.groups:type_name -> heddle.mesh.v1alpha1.AddressGroup
-	4,  // 28: heddle.mesh.v1alpha1.NamespaceEgress.egress:type_name -> heddle.mesh.v1alpha1.Egress
-	14, // 29: heddle.mesh.v1alpha1.Settings.cluster_ranges:type_name -> heddle.mesh.v1alpha1.AddressBlock
-	4,  // 30: heddle.mesh.v1alpha1.Settings.egress:type_name -> heddle.mesh.v1alpha1.Egress
-	24, // 31: heddle.mesh.v1alpha1.Settings.egress_namespaces:type_name -> heddle.mesh.v1alpha1.NamespaceEgress
-	32, // [32:32] is the sub-list for method output_type
-	32, // [32:32] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	8,  // 4: heddle.mesh.v1alpha1.Workload.port_modes:type_name -> heddle.mesh.v1alpha1.PortMode
+	1,  // 5: heddle.mesh.v1alpha1.Workload.dns:type_name -> heddle.mesh.v1alpha1.DNSMode
+	6,  // 6: heddle.mesh.v1alpha1.Service.key:type_name -> heddle.mesh.v1alpha1.ObjectKey
+	11, // 7: heddle.mesh.v1alpha1.Service.ports:type_name -> heddle.mesh.v1alpha1.ServicePort
+	6,  // 8: heddle.mesh.v1alpha1.Service.endpoints:type_name -> heddle.mesh.v1alpha1.ObjectKey
+	2,  // 9: heddle.mesh.v1alpha1.Service.prefer:type_name -> heddle.mesh.v1alpha1.Nearness
+	6,  // 10: heddle.mesh.v1alpha1.ServicePort.only:type_name -> heddle.mesh.v1alpha1.ObjectKey
+	12, // 11: heddle.mesh.v1alpha1.ServicePort.elsewhere:type_name -> heddle.mesh.v1alpha1.PortElsewhere
+	6,  // 12: heddle.mesh.v1alpha1.PortElsewhere.endpoints:type_name -> heddle.mesh.v1alpha1.ObjectKey
+	6,  // 13: heddle.mesh.v1alpha1.Policy.key:type_name -> heddle.mesh.v1alpha1.ObjectKey
+	3,  // 14: heddle.mesh.v1alpha1.Policy.action:type_name -> heddle.mesh.v1alpha1.Action
+	7,  // 15: heddle.mesh.v1alpha1.Policy.selector:type_name -> heddle.mesh.v1alpha1.Label
+	14, // 16: heddle.mesh.v1alpha1.Policy.rules:type_name -> heddle.mesh.v1alpha1.Rule
+	15, // 17: heddle.mesh.v1alpha1.Rule.from:type_name -> heddle.mesh.v1alpha1.Source
+	17, // 18: heddle.mesh.v1alpha1.Rule.to:type_name -> heddle.mesh.v1alpha1.Destination
+	16, // 19: heddle.mesh.v1alpha1.Source.ip_blocks:type_name -> heddle.mesh.v1alpha1.AddressBlock
+	16, // 20: heddle.mesh.v1alpha1.Source.not_ip_blocks:type_name -> heddle.mesh.v1alpha1.AddressBlock
+	6,  // 21: heddle.mesh.v1alpha1.NetworkPolicy.key:type_name -> heddle.mesh.v1alpha1.ObjectKey
+	19, // 22: heddle.mesh.v1alpha1.NetworkPolicy.selector:type_name -> heddle.mesh.v1alpha1.LabelRequirement
+	20, // 23: heddle.mesh.v1alpha1.NetworkPolicy.ingress:type_name -> heddle.mesh.v1alpha1.NetworkDirection
+	20, // 24: heddle.mesh.v1alpha1.NetworkPolicy.egress:type_name -> heddle.mesh.v1alpha1.NetworkDirection
+	4,  // 25: heddle.mesh.v1alpha1.LabelRequirement.operator:type_name -> heddle.mesh.v1alpha1.LabelOperator
+	21, // 26: heddle.mesh.v1alpha1.NetworkDirection.rules:type_name -> heddle.mesh.v1alpha1.NetworkRule
+	22, // 27: heddle.mesh.v1alpha1.NetworkRule.peers:type_name -> heddle.mesh.v1alpha1.NetworkPeer
+	23, // 28: heddle.mesh.v1alpha1.NetworkRule.ports:type_name -> heddle.mesh.v1alpha1.NetworkPort
+	16, // 29: heddle.mesh.v1alpha1.NetworkPeer.block:type_name -> heddle.mesh.v1alpha1.AddressBlock
+	16, // 30: heddle.mesh.v1alpha1.NetworkPeer.except:type_name -> heddle.mesh.v1alpha1.AddressBlock
+	25, // 31: heddle.mesh.v1alpha1.AddressSet.groups:type_name -> heddle.mesh.v1alpha1.AddressGroup
+	5,  // 32: heddle.mesh.v1alpha1.NamespaceEgress.egress:type_name -> heddle.mesh.v1alpha1.Egress
+	16, // 33: heddle.mesh.v1alpha1.Settings.cluster_ranges:type_name -> heddle.mesh.v1alpha1.AddressBlock
+	5,  // 34: heddle.mesh.v1alpha1.Settings.egress:type_name -> heddle.mesh.v1alpha1.Egress
+	26, // 35: heddle.mesh.v1alpha1.Settings.egress_namespaces:type_name -> heddle.mesh.v1alpha1.NamespaceEgress
+	36, // [36:36] is the sub-list for method output_type
+	36, // [36:36] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_discovery_proto_init() }
@@ -2025,8 +2214,8 @@ func file_discovery_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_discovery_proto_rawDesc), len(file_discovery_proto_rawDesc)),
-			NumEnums:      5,
-			NumMessages:   22,
+			NumEnums:      6,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

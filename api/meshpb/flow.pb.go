@@ -27,6 +27,438 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type HistoryRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Hours that ended before are left out: nanoseconds since 1970; 0 means none.
+	SinceNs int64 `protobuf:"varint,1,opt,name=since_ns,json=sinceNs,proto3" json:"since_ns,omitempty"`
+	// What differs in nothing but the hour is one summary, of the last one; of a node
+	// with very many kinds of connections, a few.
+	Total         bool `protobuf:"varint,2,opt,name=total,proto3" json:"total,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HistoryRequest) Reset() {
+	*x = HistoryRequest{}
+	mi := &file_flow_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HistoryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HistoryRequest) ProtoMessage() {}
+
+func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_flow_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HistoryRequest.ProtoReflect.Descriptor instead.
+func (*HistoryRequest) Descriptor() ([]byte, []int) {
+	return file_flow_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *HistoryRequest) GetSinceNs() int64 {
+	if x != nil {
+		return x.SinceNs
+	}
+	return 0
+}
+
+func (x *HistoryRequest) GetTotal() bool {
+	if x != nil {
+		return x.Total
+	}
+	return false
+}
+
+// HistoryResponse is one or the other.
+type HistoryResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Summary       *FlowSummary           `protobuf:"bytes,1,opt,name=summary,proto3" json:"summary,omitempty"`
+	Coverage      *HistoryCoverage       `protobuf:"bytes,2,opt,name=coverage,proto3" json:"coverage,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HistoryResponse) Reset() {
+	*x = HistoryResponse{}
+	mi := &file_flow_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HistoryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HistoryResponse) ProtoMessage() {}
+
+func (x *HistoryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_flow_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HistoryResponse.ProtoReflect.Descriptor instead.
+func (*HistoryResponse) Descriptor() ([]byte, []int) {
+	return file_flow_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *HistoryResponse) GetSummary() *FlowSummary {
+	if x != nil {
+		return x.Summary
+	}
+	return nil
+}
+
+func (x *HistoryResponse) GetCoverage() *HistoryCoverage {
+	if x != nil {
+		return x.Coverage
+	}
+	return nil
+}
+
+// FlowSummary is what connections of one hour have alike, and what they sum up to.
+// There is nothing in it of what was said on them.
+type FlowSummary struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The beginning of the hour in which they ended or were refused; the first start
+	// and the last end of one: nanoseconds since 1970.
+	HourNs      int64            `protobuf:"varint,1,opt,name=hour_ns,json=hourNs,proto3" json:"hour_ns,omitempty"`
+	FirstNs     int64            `protobuf:"varint,2,opt,name=first_ns,json=firstNs,proto3" json:"first_ns,omitempty"`
+	LastNs      int64            `protobuf:"varint,3,opt,name=last_ns,json=lastNs,proto3" json:"last_ns,omitempty"`
+	Node        string           `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"`
+	Direction   string           `protobuf:"bytes,5,opt,name=direction,proto3" json:"direction,omitempty"`
+	Source      *SummaryEndpoint `protobuf:"bytes,6,opt,name=source,proto3" json:"source,omitempty"`
+	Destination *SummaryEndpoint `protobuf:"bytes,7,opt,name=destination,proto3" json:"destination,omitempty"`
+	// NAMESPACE/NAME of the service whose address was dialled.
+	Service string `protobuf:"bytes,8,opt,name=service,proto3" json:"service,omitempty"`
+	// The destination's; 0 of several destinations or ports, which were too many to be
+	// told apart.
+	Port    uint32 `protobuf:"varint,9,opt,name=port,proto3" json:"port,omitempty"`
+	Verdict string `protobuf:"bytes,10,opt,name=verdict,proto3" json:"verdict,omitempty"`
+	Reason  string `protobuf:"bytes,11,opt,name=reason,proto3" json:"reason,omitempty"`
+	// As in Flow.
+	Policy    string `protobuf:"bytes,12,opt,name=policy,proto3" json:"policy,omitempty"`
+	Rule      *int32 `protobuf:"varint,13,opt,name=rule,proto3,oneof" json:"rule,omitempty"`
+	Transport string `protobuf:"bytes,14,opt,name=transport,proto3" json:"transport,omitempty"`
+	// TCP connections; of what the gate dropped, packets that came within a second are one.
+	Count         uint64 `protobuf:"varint,15,opt,name=count,proto3" json:"count,omitempty"`
+	BytesSent     uint64 `protobuf:"varint,16,opt,name=bytes_sent,json=bytesSent,proto3" json:"bytes_sent,omitempty"`
+	BytesReceived uint64 `protobuf:"varint,17,opt,name=bytes_received,json=bytesReceived,proto3" json:"bytes_received,omitempty"`
+	// IP protocol number of what the gate dropped; 0 means TCP, or several.
+	Protocol      uint32 `protobuf:"varint,18,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FlowSummary) Reset() {
+	*x = FlowSummary{}
+	mi := &file_flow_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FlowSummary) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FlowSummary) ProtoMessage() {}
+
+func (x *FlowSummary) ProtoReflect() protoreflect.Message {
+	mi := &file_flow_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FlowSummary.ProtoReflect.Descriptor instead.
+func (*FlowSummary) Descriptor() ([]byte, []int) {
+	return file_flow_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *FlowSummary) GetHourNs() int64 {
+	if x != nil {
+		return x.HourNs
+	}
+	return 0
+}
+
+func (x *FlowSummary) GetFirstNs() int64 {
+	if x != nil {
+		return x.FirstNs
+	}
+	return 0
+}
+
+func (x *FlowSummary) GetLastNs() int64 {
+	if x != nil {
+		return x.LastNs
+	}
+	return 0
+}
+
+func (x *FlowSummary) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *FlowSummary) GetDirection() string {
+	if x != nil {
+		return x.Direction
+	}
+	return ""
+}
+
+func (x *FlowSummary) GetSource() *SummaryEndpoint {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+func (x *FlowSummary) GetDestination() *SummaryEndpoint {
+	if x != nil {
+		return x.Destination
+	}
+	return nil
+}
+
+func (x *FlowSummary) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+func (x *FlowSummary) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *FlowSummary) GetVerdict() string {
+	if x != nil {
+		return x.Verdict
+	}
+	return ""
+}
+
+func (x *FlowSummary) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *FlowSummary) GetPolicy() string {
+	if x != nil {
+		return x.Policy
+	}
+	return ""
+}
+
+func (x *FlowSummary) GetRule() int32 {
+	if x != nil && x.Rule != nil {
+		return *x.Rule
+	}
+	return 0
+}
+
+func (x *FlowSummary) GetTransport() string {
+	if x != nil {
+		return x.Transport
+	}
+	return ""
+}
+
+func (x *FlowSummary) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *FlowSummary) GetBytesSent() uint64 {
+	if x != nil {
+		return x.BytesSent
+	}
+	return 0
+}
+
+func (x *FlowSummary) GetBytesReceived() uint64 {
+	if x != nil {
+		return x.BytesReceived
+	}
+	return 0
+}
+
+func (x *FlowSummary) GetProtocol() uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return 0
+}
+
+// SummaryEndpoint is one end; empty fields are not known. The address has no port, and
+// a destination that is a workload has none; neither has what is several destinations.
+type SummaryEndpoint struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Workload      string                 `protobuf:"bytes,1,opt,name=workload,proto3" json:"workload,omitempty"`
+	Identity      string                 `protobuf:"bytes,2,opt,name=identity,proto3" json:"identity,omitempty"`
+	Address       string                 `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SummaryEndpoint) Reset() {
+	*x = SummaryEndpoint{}
+	mi := &file_flow_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SummaryEndpoint) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SummaryEndpoint) ProtoMessage() {}
+
+func (x *SummaryEndpoint) ProtoReflect() protoreflect.Message {
+	mi := &file_flow_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SummaryEndpoint.ProtoReflect.Descriptor instead.
+func (*SummaryEndpoint) Descriptor() ([]byte, []int) {
+	return file_flow_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *SummaryEndpoint) GetWorkload() string {
+	if x != nil {
+		return x.Workload
+	}
+	return ""
+}
+
+func (x *SummaryEndpoint) GetIdentity() string {
+	if x != nil {
+		return x.Identity
+	}
+	return ""
+}
+
+func (x *SummaryEndpoint) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+// HistoryCoverage says how much of the past a node knows.
+type HistoryCoverage struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// The first hour of which something is kept; 0 when nothing is.
+	SinceNs int64 `protobuf:"varint,2,opt,name=since_ns,json=sinceNs,proto3" json:"since_ns,omitempty"`
+	// Connections that found no room, since the agent started.
+	LeftOut uint64 `protobuf:"varint,3,opt,name=left_out,json=leftOut,proto3" json:"left_out,omitempty"`
+	// Files of the history that could not be read to their end, and why.
+	Damaged       []string `protobuf:"bytes,4,rep,name=damaged,proto3" json:"damaged,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HistoryCoverage) Reset() {
+	*x = HistoryCoverage{}
+	mi := &file_flow_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HistoryCoverage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HistoryCoverage) ProtoMessage() {}
+
+func (x *HistoryCoverage) ProtoReflect() protoreflect.Message {
+	mi := &file_flow_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HistoryCoverage.ProtoReflect.Descriptor instead.
+func (*HistoryCoverage) Descriptor() ([]byte, []int) {
+	return file_flow_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *HistoryCoverage) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *HistoryCoverage) GetSinceNs() int64 {
+	if x != nil {
+		return x.SinceNs
+	}
+	return 0
+}
+
+func (x *HistoryCoverage) GetLeftOut() uint64 {
+	if x != nil {
+		return x.LeftOut
+	}
+	return 0
+}
+
+func (x *HistoryCoverage) GetDamaged() []string {
+	if x != nil {
+		return x.Damaged
+	}
+	return nil
+}
+
 type WatchFlowsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Filter        *FlowFilter            `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
@@ -38,7 +470,7 @@ type WatchFlowsRequest struct {
 
 func (x *WatchFlowsRequest) Reset() {
 	*x = WatchFlowsRequest{}
-	mi := &file_flow_proto_msgTypes[0]
+	mi := &file_flow_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -50,7 +482,7 @@ func (x *WatchFlowsRequest) String() string {
 func (*WatchFlowsRequest) ProtoMessage() {}
 
 func (x *WatchFlowsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_flow_proto_msgTypes[0]
+	mi := &file_flow_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -63,7 +495,7 @@ func (x *WatchFlowsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchFlowsRequest.ProtoReflect.Descriptor instead.
 func (*WatchFlowsRequest) Descriptor() ([]byte, []int) {
-	return file_flow_proto_rawDescGZIP(), []int{0}
+	return file_flow_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *WatchFlowsRequest) GetFilter() *FlowFilter {
@@ -99,7 +531,7 @@ type WatchFlowsResponse struct {
 
 func (x *WatchFlowsResponse) Reset() {
 	*x = WatchFlowsResponse{}
-	mi := &file_flow_proto_msgTypes[1]
+	mi := &file_flow_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -111,7 +543,7 @@ func (x *WatchFlowsResponse) String() string {
 func (*WatchFlowsResponse) ProtoMessage() {}
 
 func (x *WatchFlowsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_flow_proto_msgTypes[1]
+	mi := &file_flow_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -124,7 +556,7 @@ func (x *WatchFlowsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchFlowsResponse.ProtoReflect.Descriptor instead.
 func (*WatchFlowsResponse) Descriptor() ([]byte, []int) {
-	return file_flow_proto_rawDescGZIP(), []int{1}
+	return file_flow_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *WatchFlowsResponse) GetFlow() *Flow {
@@ -166,7 +598,7 @@ type FlowFilter struct {
 
 func (x *FlowFilter) Reset() {
 	*x = FlowFilter{}
-	mi := &file_flow_proto_msgTypes[2]
+	mi := &file_flow_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -178,7 +610,7 @@ func (x *FlowFilter) String() string {
 func (*FlowFilter) ProtoMessage() {}
 
 func (x *FlowFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_flow_proto_msgTypes[2]
+	mi := &file_flow_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -191,7 +623,7 @@ func (x *FlowFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowFilter.ProtoReflect.Descriptor instead.
 func (*FlowFilter) Descriptor() ([]byte, []int) {
-	return file_flow_proto_rawDescGZIP(), []int{2}
+	return file_flow_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *FlowFilter) GetNamespaces() []string {
@@ -264,8 +696,8 @@ func (x *FlowFilter) GetSinceNs() int64 {
 	return 0
 }
 
-// Flow is one finished or refused connection, one live connection, or packets
-// that the gate dropped.
+// Flow is one finished or refused connection, one live connection, packets that the
+// gate dropped, or DNS queries that were refused, failed, or got an old answer.
 type Flow struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -293,7 +725,7 @@ type Flow struct {
 	RttNs       int64  `protobuf:"varint,17,opt,name=rtt_ns,json=rttNs,proto3" json:"rtt_ns,omitempty"`
 	Retransmits uint32 `protobuf:"varint,18,opt,name=retransmits,proto3" json:"retransmits,omitempty"`
 	Transport   string `protobuf:"bytes,19,opt,name=transport,proto3" json:"transport,omitempty"`
-	// How many dropped packets the record stands for.
+	// How many dropped packets, or queries, the record stands for.
 	Packets uint64 `protobuf:"varint,20,opt,name=packets,proto3" json:"packets,omitempty"`
 	// IP protocol number; 0 means TCP.
 	Protocol      uint32 `protobuf:"varint,21,opt,name=protocol,proto3" json:"protocol,omitempty"`
@@ -304,7 +736,7 @@ type Flow struct {
 
 func (x *Flow) Reset() {
 	*x = Flow{}
-	mi := &file_flow_proto_msgTypes[3]
+	mi := &file_flow_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -316,7 +748,7 @@ func (x *Flow) String() string {
 func (*Flow) ProtoMessage() {}
 
 func (x *Flow) ProtoReflect() protoreflect.Message {
-	mi := &file_flow_proto_msgTypes[3]
+	mi := &file_flow_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -329,7 +761,7 @@ func (x *Flow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Flow.ProtoReflect.Descriptor instead.
 func (*Flow) Descriptor() ([]byte, []int) {
-	return file_flow_proto_rawDescGZIP(), []int{3}
+	return file_flow_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Flow) GetId() uint64 {
@@ -501,7 +933,7 @@ type FlowEndpoint struct {
 
 func (x *FlowEndpoint) Reset() {
 	*x = FlowEndpoint{}
-	mi := &file_flow_proto_msgTypes[4]
+	mi := &file_flow_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -513,7 +945,7 @@ func (x *FlowEndpoint) String() string {
 func (*FlowEndpoint) ProtoMessage() {}
 
 func (x *FlowEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_flow_proto_msgTypes[4]
+	mi := &file_flow_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -526,7 +958,7 @@ func (x *FlowEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowEndpoint.ProtoReflect.Descriptor instead.
 func (*FlowEndpoint) Descriptor() ([]byte, []int) {
-	return file_flow_proto_rawDescGZIP(), []int{4}
+	return file_flow_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *FlowEndpoint) GetWorkload() string {
@@ -555,7 +987,44 @@ var File_flow_proto protoreflect.FileDescriptor
 const file_flow_proto_rawDesc = "" +
 	"\n" +
 	"\n" +
-	"flow.proto\x12\x14heddle.mesh.v1alpha1\"y\n" +
+	"flow.proto\x12\x14heddle.mesh.v1alpha1\"A\n" +
+	"\x0eHistoryRequest\x12\x19\n" +
+	"\bsince_ns\x18\x01 \x01(\x03R\asinceNs\x12\x14\n" +
+	"\x05total\x18\x02 \x01(\bR\x05total\"\x91\x01\n" +
+	"\x0fHistoryResponse\x12;\n" +
+	"\asummary\x18\x01 \x01(\v2!.heddle.mesh.v1alpha1.FlowSummaryR\asummary\x12A\n" +
+	"\bcoverage\x18\x02 \x01(\v2%.heddle.mesh.v1alpha1.HistoryCoverageR\bcoverage\"\xc4\x04\n" +
+	"\vFlowSummary\x12\x17\n" +
+	"\ahour_ns\x18\x01 \x01(\x03R\x06hourNs\x12\x19\n" +
+	"\bfirst_ns\x18\x02 \x01(\x03R\afirstNs\x12\x17\n" +
+	"\alast_ns\x18\x03 \x01(\x03R\x06lastNs\x12\x12\n" +
+	"\x04node\x18\x04 \x01(\tR\x04node\x12\x1c\n" +
+	"\tdirection\x18\x05 \x01(\tR\tdirection\x12=\n" +
+	"\x06source\x18\x06 \x01(\v2%.heddle.mesh.v1alpha1.SummaryEndpointR\x06source\x12G\n" +
+	"\vdestination\x18\a \x01(\v2%.heddle.mesh.v1alpha1.SummaryEndpointR\vdestination\x12\x18\n" +
+	"\aservice\x18\b \x01(\tR\aservice\x12\x12\n" +
+	"\x04port\x18\t \x01(\rR\x04port\x12\x18\n" +
+	"\averdict\x18\n" +
+	" \x01(\tR\averdict\x12\x16\n" +
+	"\x06reason\x18\v \x01(\tR\x06reason\x12\x16\n" +
+	"\x06policy\x18\f \x01(\tR\x06policy\x12\x17\n" +
+	"\x04rule\x18\r \x01(\x05H\x00R\x04rule\x88\x01\x01\x12\x1c\n" +
+	"\ttransport\x18\x0e \x01(\tR\ttransport\x12\x14\n" +
+	"\x05count\x18\x0f \x01(\x04R\x05count\x12\x1d\n" +
+	"\n" +
+	"bytes_sent\x18\x10 \x01(\x04R\tbytesSent\x12%\n" +
+	"\x0ebytes_received\x18\x11 \x01(\x04R\rbytesReceived\x12\x1a\n" +
+	"\bprotocol\x18\x12 \x01(\rR\bprotocolB\a\n" +
+	"\x05_rule\"c\n" +
+	"\x0fSummaryEndpoint\x12\x1a\n" +
+	"\bworkload\x18\x01 \x01(\tR\bworkload\x12\x1a\n" +
+	"\bidentity\x18\x02 \x01(\tR\bidentity\x12\x18\n" +
+	"\aaddress\x18\x03 \x01(\tR\aaddress\"u\n" +
+	"\x0fHistoryCoverage\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x19\n" +
+	"\bsince_ns\x18\x02 \x01(\x03R\asinceNs\x12\x19\n" +
+	"\bleft_out\x18\x03 \x01(\x04R\aleftOut\x12\x18\n" +
+	"\adamaged\x18\x04 \x03(\tR\adamaged\"y\n" +
 	"\x11WatchFlowsRequest\x128\n" +
 	"\x06filter\x18\x01 \x01(\v2 .heddle.mesh.v1alpha1.FlowFilterR\x06filter\x12\x12\n" +
 	"\x04last\x18\x02 \x01(\rR\x04last\x12\x16\n" +
@@ -615,9 +1084,10 @@ const file_flow_proto_rawDesc = "" +
 	"\fFlowEndpoint\x12\x1a\n" +
 	"\bworkload\x18\x01 \x01(\tR\bworkload\x12\x1a\n" +
 	"\bidentity\x18\x02 \x01(\tR\bidentity\x12\x18\n" +
-	"\aaddress\x18\x03 \x01(\tR\aaddress2e\n" +
+	"\aaddress\x18\x03 \x01(\tR\aaddress2\xbf\x01\n" +
 	"\x05Flows\x12\\\n" +
-	"\x05Watch\x12'.heddle.mesh.v1alpha1.WatchFlowsRequest\x1a(.heddle.mesh.v1alpha1.WatchFlowsResponse0\x01B1Z/github.com/heddle-mesh/heddle/api/meshpb;meshpbb\x06proto3"
+	"\x05Watch\x12'.heddle.mesh.v1alpha1.WatchFlowsRequest\x1a(.heddle.mesh.v1alpha1.WatchFlowsResponse0\x01\x12X\n" +
+	"\aHistory\x12$.heddle.mesh.v1alpha1.HistoryRequest\x1a%.heddle.mesh.v1alpha1.HistoryResponse0\x01B1Z/github.com/heddle-mesh/heddle/api/meshpb;meshpbb\x06proto3"
 
 var (
 	file_flow_proto_rawDescOnce sync.Once
@@ -631,26 +1101,37 @@ func file_flow_proto_rawDescGZIP() []byte {
 	return file_flow_proto_rawDescData
 }
 
-var file_flow_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_flow_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_flow_proto_goTypes = []any{
-	(*WatchFlowsRequest)(nil),  // 0: heddle.mesh.v1alpha1.WatchFlowsRequest
-	(*WatchFlowsResponse)(nil), // 1: heddle.mesh.v1alpha1.WatchFlowsResponse
-	(*FlowFilter)(nil),         // 2: heddle.mesh.v1alpha1.FlowFilter
-	(*Flow)(nil),               // 3: heddle.mesh.v1alpha1.Flow
-	(*FlowEndpoint)(nil),       // 4: heddle.mesh.v1alpha1.FlowEndpoint
+	(*HistoryRequest)(nil),     // 0: heddle.mesh.v1alpha1.HistoryRequest
+	(*HistoryResponse)(nil),    // 1: heddle.mesh.v1alpha1.HistoryResponse
+	(*FlowSummary)(nil),        // 2: heddle.mesh.v1alpha1.FlowSummary
+	(*SummaryEndpoint)(nil),    // 3: heddle.mesh.v1alpha1.SummaryEndpoint
+	(*HistoryCoverage)(nil),    // 4: heddle.mesh.v1alpha1.HistoryCoverage
+	(*WatchFlowsRequest)(nil),  // 5: heddle.mesh.v1alpha1.WatchFlowsRequest
+	(*WatchFlowsResponse)(nil), // 6: heddle.mesh.v1alpha1.WatchFlowsResponse
+	(*FlowFilter)(nil),         // 7: heddle.mesh.v1alpha1.FlowFilter
+	(*Flow)(nil),               // 8: heddle.mesh.v1alpha1.Flow
+	(*FlowEndpoint)(nil),       // 9: heddle.mesh.v1alpha1.FlowEndpoint
 }
 var file_flow_proto_depIdxs = []int32{
-	2, // 0: heddle.mesh.v1alpha1.WatchFlowsRequest.filter:type_name -> heddle.mesh.v1alpha1.FlowFilter
-	3, // 1: heddle.mesh.v1alpha1.WatchFlowsResponse.flow:type_name -> heddle.mesh.v1alpha1.Flow
-	4, // 2: heddle.mesh.v1alpha1.Flow.source:type_name -> heddle.mesh.v1alpha1.FlowEndpoint
-	4, // 3: heddle.mesh.v1alpha1.Flow.destination:type_name -> heddle.mesh.v1alpha1.FlowEndpoint
-	0, // 4: heddle.mesh.v1alpha1.Flows.Watch:input_type -> heddle.mesh.v1alpha1.WatchFlowsRequest
-	1, // 5: heddle.mesh.v1alpha1.Flows.Watch:output_type -> heddle.mesh.v1alpha1.WatchFlowsResponse
-	5, // [5:6] is the sub-list for method output_type
-	4, // [4:5] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	2,  // 0: heddle.mesh.v1alpha1.HistoryResponse.summary:type_name -> heddle.mesh.v1alpha1.FlowSummary
+	4,  // 1: heddle.mesh.v1alpha1.HistoryResponse.coverage:type_name -> heddle.mesh.v1alpha1.HistoryCoverage
+	3,  // 2: heddle.mesh.v1alpha1.FlowSummary.source:type_name -> heddle.mesh.v1alpha1.SummaryEndpoint
+	3,  // 3: heddle.mesh.v1alpha1.FlowSummary.destination:type_name -> heddle.mesh.v1alpha1.SummaryEndpoint
+	7,  // 4: heddle.mesh.v1alpha1.WatchFlowsRequest.filter:type_name -> heddle.mesh.v1alpha1.FlowFilter
+	8,  // 5: heddle.mesh.v1alpha1.WatchFlowsResponse.flow:type_name -> heddle.mesh.v1alpha1.Flow
+	9,  // 6: heddle.mesh.v1alpha1.Flow.source:type_name -> heddle.mesh.v1alpha1.FlowEndpoint
+	9,  // 7: heddle.mesh.v1alpha1.Flow.destination:type_name -> heddle.mesh.v1alpha1.FlowEndpoint
+	5,  // 8: heddle.mesh.v1alpha1.Flows.Watch:input_type -> heddle.mesh.v1alpha1.WatchFlowsRequest
+	0,  // 9: heddle.mesh.v1alpha1.Flows.History:input_type -> heddle.mesh.v1alpha1.HistoryRequest
+	6,  // 10: heddle.mesh.v1alpha1.Flows.Watch:output_type -> heddle.mesh.v1alpha1.WatchFlowsResponse
+	1,  // 11: heddle.mesh.v1alpha1.Flows.History:output_type -> heddle.mesh.v1alpha1.HistoryResponse
+	10, // [10:12] is the sub-list for method output_type
+	8,  // [8:10] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_flow_proto_init() }
@@ -658,14 +1139,15 @@ func file_flow_proto_init() {
 	if File_flow_proto != nil {
 		return
 	}
-	file_flow_proto_msgTypes[3].OneofWrappers = []any{}
+	file_flow_proto_msgTypes[2].OneofWrappers = []any{}
+	file_flow_proto_msgTypes[8].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_flow_proto_rawDesc), len(file_flow_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   5,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

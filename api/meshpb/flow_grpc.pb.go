@@ -25,7 +25,8 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Flows_Watch_FullMethodName = "/heddle.mesh.v1alpha1.Flows/Watch"
+	Flows_Watch_FullMethodName   = "/heddle.mesh.v1alpha1.Flows/Watch"
+	Flows_History_FullMethodName = "/heddle.mesh.v1alpha1.Flows/History"
 )
 
 // FlowsClient is the client API for Flows service.
@@ -40,6 +41,11 @@ type FlowsClient interface {
 	// INVALID_ARGUMENT: the filter has an unknown word or too many values.
 	// RESOURCE_EXHAUSTED: too many watchers.
 	Watch(ctx context.Context, in *WatchFlowsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchFlowsResponse], error)
+	// History sends what the node keeps of the past, hour by hour, and then how
+	// much of it there is. Connections that are open are among those of this hour.
+	//
+	// FAILED_PRECONDITION: the agent keeps no history.
+	History(ctx context.Context, in *HistoryRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[HistoryResponse], error)
 }
 
 type flowsClient struct {
@@ -69,6 +75,25 @@ func (c *flowsClient) Watch(ctx context.Context, in *WatchFlowsRequest, opts ...
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Flows_WatchClient = grpc.ServerStreamingClient[WatchFlowsResponse]
 
+func (c *flowsClient) History(ctx context.Context, in *HistoryRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[HistoryResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Flows_ServiceDesc.Streams[1], Flows_History_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[HistoryRequest, HistoryResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Flows_HistoryClient = grpc.ServerStreamingClient[HistoryResponse]
+
 // FlowsServer is the server API for Flows service.
 // All implementations must embed UnimplementedFlowsServer
 // for forward compatibility.
@@ -81,6 +106,11 @@ type FlowsServer interface {
 	// INVALID_ARGUMENT: the filter has an unknown word or too many values.
 	// RESOURCE_EXHAUSTED: too many watchers.
 	Watch(*WatchFlowsRequest, grpc.ServerStreamingServer[WatchFlowsResponse]) error
+	// History sends what the node keeps of the past, hour by hour, and then how
+	// much of it there is. Connections that are open are among those of this hour.
+	//
+	// FAILED_PRECONDITION: the agent keeps no history.
+	History(*HistoryRequest, grpc.ServerStreamingServer[HistoryResponse]) error
 	mustEmbedUnimplementedFlowsServer()
 }
 
@@ -93,6 +123,9 @@ type UnimplementedFlowsServer struct{}
 
 func (UnimplementedFlowsServer) Watch(*WatchFlowsRequest, grpc.ServerStreamingServer[WatchFlowsResponse]) error {
 	return status.Error(codes.Unimplemented, "method Watch not implemented")
+}
+func (UnimplementedFlowsServer) History(*HistoryRequest, grpc.ServerStreamingServer[HistoryResponse]) error {
+	return status.Error(codes.Unimplemented, "method History not implemented")
 }
 func (UnimplementedFlowsServer) mustEmbedUnimplementedFlowsServer() {}
 func (UnimplementedFlowsServer) testEmbeddedByValue()               {}
@@ -126,6 +159,17 @@ func _Flows_Watch_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Flows_WatchServer = grpc.ServerStreamingServer[WatchFlowsResponse]
 
+func _Flows_History_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(HistoryRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(FlowsServer).History(m, &grpc.GenericServerStream[HistoryRequest, HistoryResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Flows_HistoryServer = grpc.ServerStreamingServer[HistoryResponse]
+
 // Flows_ServiceDesc is the grpc.ServiceDesc for Flows service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -137,6 +181,11 @@ var Flows_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Watch",
 			Handler:       _Flows_Watch_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "History",
+			Handler:       _Flows_History_Handler,
 			ServerStreams: true,
 		},
 	},

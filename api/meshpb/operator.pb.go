@@ -26,15 +26,695 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-type OperatorStateRequest struct {
+type RotateCertificatesRequest_Action int32
+
+const (
+	RotateCertificatesRequest_ACTION_UNSPECIFIED RotateCertificatesRequest_Action = 0
+	RotateCertificatesRequest_ACTION_BEGIN       RotateCertificatesRequest_Action = 1
+	RotateCertificatesRequest_ACTION_ABORT       RotateCertificatesRequest_Action = 2
+	// Go on without the nodes that are waited for and are not connected.
+	RotateCertificatesRequest_ACTION_FORCE RotateCertificatesRequest_Action = 3
+)
+
+// Enum value maps for RotateCertificatesRequest_Action.
+var (
+	RotateCertificatesRequest_Action_name = map[int32]string{
+		0: "ACTION_UNSPECIFIED",
+		1: "ACTION_BEGIN",
+		2: "ACTION_ABORT",
+		3: "ACTION_FORCE",
+	}
+	RotateCertificatesRequest_Action_value = map[string]int32{
+		"ACTION_UNSPECIFIED": 0,
+		"ACTION_BEGIN":       1,
+		"ACTION_ABORT":       2,
+		"ACTION_FORCE":       3,
+	}
+)
+
+func (x RotateCertificatesRequest_Action) Enum() *RotateCertificatesRequest_Action {
+	p := new(RotateCertificatesRequest_Action)
+	*p = x
+	return p
+}
+
+func (x RotateCertificatesRequest_Action) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RotateCertificatesRequest_Action) Descriptor() protoreflect.EnumDescriptor {
+	return file_operator_proto_enumTypes[0].Descriptor()
+}
+
+func (RotateCertificatesRequest_Action) Type() protoreflect.EnumType {
+	return &file_operator_proto_enumTypes[0]
+}
+
+func (x RotateCertificatesRequest_Action) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RotateCertificatesRequest_Action.Descriptor instead.
+func (RotateCertificatesRequest_Action) EnumDescriptor() ([]byte, []int) {
+	return file_operator_proto_rawDescGZIP(), []int{6, 0}
+}
+
+type CertificatesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only what this replica knows by itself: other replicas ask.
+	Own           bool `protobuf:"varint,1,opt,name=own,proto3" json:"own,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CertificatesRequest) Reset() {
+	*x = CertificatesRequest{}
+	mi := &file_operator_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CertificatesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CertificatesRequest) ProtoMessage() {}
+
+func (x *CertificatesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_operator_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CertificatesRequest.ProtoReflect.Descriptor instead.
+func (*CertificatesRequest) Descriptor() ([]byte, []int) {
+	return file_operator_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *CertificatesRequest) GetOwn() bool {
+	if x != nil {
+		return x.Own
+	}
+	return false
+}
+
+type CertificatesResponse struct {
+	state       protoimpl.MessageState  `protogen:"open.v1"`
+	TrustDomain string                  `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	Authority   []*AuthorityCertificate `protobuf:"bytes,2,rep,name=authority,proto3" json:"authority,omitempty"`
+	// Sorted by name.
+	Nodes    []*NodeCertificates `protobuf:"bytes,3,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	Rotation *RotationState      `protobuf:"bytes,4,opt,name=rotation,proto3" json:"rotation,omitempty"`
+	// The replica that answers.
+	Replica string `protobuf:"bytes,5,opt,name=replica,proto3" json:"replica,omitempty"`
+	// Why the authority's newest keys are not in use; empty when they are.
+	Problem       string `protobuf:"bytes,6,opt,name=problem,proto3" json:"problem,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CertificatesResponse) Reset() {
+	*x = CertificatesResponse{}
+	mi := &file_operator_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CertificatesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CertificatesResponse) ProtoMessage() {}
+
+func (x *CertificatesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_operator_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CertificatesResponse.ProtoReflect.Descriptor instead.
+func (*CertificatesResponse) Descriptor() ([]byte, []int) {
+	return file_operator_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *CertificatesResponse) GetTrustDomain() string {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return ""
+}
+
+func (x *CertificatesResponse) GetAuthority() []*AuthorityCertificate {
+	if x != nil {
+		return x.Authority
+	}
+	return nil
+}
+
+func (x *CertificatesResponse) GetNodes() []*NodeCertificates {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *CertificatesResponse) GetRotation() *RotationState {
+	if x != nil {
+		return x.Rotation
+	}
+	return nil
+}
+
+func (x *CertificatesResponse) GetReplica() string {
+	if x != nil {
+		return x.Replica
+	}
+	return ""
+}
+
+func (x *CertificatesResponse) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+// AuthorityCertificate is a root or an intermediate.
+type AuthorityCertificate struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Sha256 []byte                 `protobuf:"bytes,1,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	// "root" or "intermediate".
+	Kind    string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	Subject string `protobuf:"bytes,3,opt,name=subject,proto3" json:"subject,omitempty"`
+	// Hexadecimal.
+	Serial      string `protobuf:"bytes,4,opt,name=serial,proto3" json:"serial,omitempty"`
+	NotBeforeNs int64  `protobuf:"varint,5,opt,name=not_before_ns,json=notBeforeNs,proto3" json:"not_before_ns,omitempty"`
+	NotAfterNs  int64  `protobuf:"varint,6,opt,name=not_after_ns,json=notAfterNs,proto3" json:"not_after_ns,omitempty"`
+	// Such as "ECDSA P-256".
+	Key string `protobuf:"bytes,7,opt,name=key,proto3" json:"key,omitempty"`
+	// Whether it signs SVIDs, and whether what it signs is trusted.
+	Signs         bool `protobuf:"varint,8,opt,name=signs,proto3" json:"signs,omitempty"`
+	Trusted       bool `protobuf:"varint,9,opt,name=trusted,proto3" json:"trusted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuthorityCertificate) Reset() {
+	*x = AuthorityCertificate{}
+	mi := &file_operator_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuthorityCertificate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuthorityCertificate) ProtoMessage() {}
+
+func (x *AuthorityCertificate) ProtoReflect() protoreflect.Message {
+	mi := &file_operator_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuthorityCertificate.ProtoReflect.Descriptor instead.
+func (*AuthorityCertificate) Descriptor() ([]byte, []int) {
+	return file_operator_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *AuthorityCertificate) GetSha256() []byte {
+	if x != nil {
+		return x.Sha256
+	}
+	return nil
+}
+
+func (x *AuthorityCertificate) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *AuthorityCertificate) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *AuthorityCertificate) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *AuthorityCertificate) GetNotBeforeNs() int64 {
+	if x != nil {
+		return x.NotBeforeNs
+	}
+	return 0
+}
+
+func (x *AuthorityCertificate) GetNotAfterNs() int64 {
+	if x != nil {
+		return x.NotAfterNs
+	}
+	return 0
+}
+
+func (x *AuthorityCertificate) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *AuthorityCertificate) GetSigns() bool {
+	if x != nil {
+		return x.Signs
+	}
+	return false
+}
+
+func (x *AuthorityCertificate) GetTrusted() bool {
+	if x != nil {
+		return x.Trusted
+	}
+	return false
+}
+
+// NodeCertificates is what one node's agent has reported.
+type NodeCertificates struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Node      string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Connected bool                   `protobuf:"varint,2,opt,name=connected,proto3" json:"connected,omitempty"`
+	// When the report came; 0 for none.
+	ReportedNs    int64        `protobuf:"varint,3,opt,name=reported_ns,json=reportedNs,proto3" json:"reported_ns,omitempty"`
+	Report        *TrustReport `protobuf:"bytes,4,opt,name=report,proto3" json:"report,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeCertificates) Reset() {
+	*x = NodeCertificates{}
+	mi := &file_operator_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeCertificates) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeCertificates) ProtoMessage() {}
+
+func (x *NodeCertificates) ProtoReflect() protoreflect.Message {
+	mi := &file_operator_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeCertificates.ProtoReflect.Descriptor instead.
+func (*NodeCertificates) Descriptor() ([]byte, []int) {
+	return file_operator_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *NodeCertificates) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *NodeCertificates) GetConnected() bool {
+	if x != nil {
+		return x.Connected
+	}
+	return false
+}
+
+func (x *NodeCertificates) GetReportedNs() int64 {
+	if x != nil {
+		return x.ReportedNs
+	}
+	return 0
+}
+
+func (x *NodeCertificates) GetReport() *TrustReport {
+	if x != nil {
+		return x.Report
+	}
+	return nil
+}
+
+// RotationState is how far a rotation is.
+type RotationState struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "root" or "intermediate"; empty when there is none.
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// "distribute": what is new is trusted, and does not sign. "reissue": it
+	// signs, and SVIDs are being replaced.
+	Stage     string `protobuf:"bytes,2,opt,name=stage,proto3" json:"stage,omitempty"`
+	Aborting  bool   `protobuf:"varint,3,opt,name=aborting,proto3" json:"aborting,omitempty"`
+	StartedNs int64  `protobuf:"varint,4,opt,name=started_ns,json=startedNs,proto3" json:"started_ns,omitempty"`
+	// Since when in this stage.
+	SinceNs int64 `protobuf:"varint,5,opt,name=since_ns,json=sinceNs,proto3" json:"since_ns,omitempty"`
+	// How many nodes matter, and how many of them have reported what the stage
+	// waits for.
+	Nodes   uint32          `protobuf:"varint,6,opt,name=nodes,proto3" json:"nodes,omitempty"`
+	Done    uint32          `protobuf:"varint,7,opt,name=done,proto3" json:"done,omitempty"`
+	Waiting []*RotationWait `protobuf:"bytes,8,rep,name=waiting,proto3" json:"waiting,omitempty"`
+	// Nodes that are gone on without.
+	Without []string `protobuf:"bytes,9,rep,name=without,proto3" json:"without,omitempty"`
+	// When the last rotation was completed, or aborted; 0 when there was none.
+	EndedNs       int64  `protobuf:"varint,10,opt,name=ended_ns,json=endedNs,proto3" json:"ended_ns,omitempty"`
+	Ended         string `protobuf:"bytes,11,opt,name=ended,proto3" json:"ended,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotationState) Reset() {
+	*x = RotationState{}
+	mi := &file_operator_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotationState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotationState) ProtoMessage() {}
+
+func (x *RotationState) ProtoReflect() protoreflect.Message {
+	mi := &file_operator_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotationState.ProtoReflect.Descriptor instead.
+func (*RotationState) Descriptor() ([]byte, []int) {
+	return file_operator_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *RotationState) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *RotationState) GetStage() string {
+	if x != nil {
+		return x.Stage
+	}
+	return ""
+}
+
+func (x *RotationState) GetAborting() bool {
+	if x != nil {
+		return x.Aborting
+	}
+	return false
+}
+
+func (x *RotationState) GetStartedNs() int64 {
+	if x != nil {
+		return x.StartedNs
+	}
+	return 0
+}
+
+func (x *RotationState) GetSinceNs() int64 {
+	if x != nil {
+		return x.SinceNs
+	}
+	return 0
+}
+
+func (x *RotationState) GetNodes() uint32 {
+	if x != nil {
+		return x.Nodes
+	}
+	return 0
+}
+
+func (x *RotationState) GetDone() uint32 {
+	if x != nil {
+		return x.Done
+	}
+	return 0
+}
+
+func (x *RotationState) GetWaiting() []*RotationWait {
+	if x != nil {
+		return x.Waiting
+	}
+	return nil
+}
+
+func (x *RotationState) GetWithout() []string {
+	if x != nil {
+		return x.Without
+	}
+	return nil
+}
+
+func (x *RotationState) GetEndedNs() int64 {
+	if x != nil {
+		return x.EndedNs
+	}
+	return 0
+}
+
+func (x *RotationState) GetEnded() string {
+	if x != nil {
+		return x.Ended
+	}
+	return ""
+}
+
+// RotationWait is who holds a rotation, and why.
+type RotationWait struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "node" or "replica", or "time".
+	Part   string `protobuf:"bytes,1,opt,name=part,proto3" json:"part,omitempty"`
+	Name   string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Whether it can be gone on without.
+	Forcible      bool `protobuf:"varint,4,opt,name=forcible,proto3" json:"forcible,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotationWait) Reset() {
+	*x = RotationWait{}
+	mi := &file_operator_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotationWait) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotationWait) ProtoMessage() {}
+
+func (x *RotationWait) ProtoReflect() protoreflect.Message {
+	mi := &file_operator_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotationWait.ProtoReflect.Descriptor instead.
+func (*RotationWait) Descriptor() ([]byte, []int) {
+	return file_operator_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *RotationWait) GetPart() string {
+	if x != nil {
+		return x.Part
+	}
+	return ""
+}
+
+func (x *RotationWait) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RotationWait) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *RotationWait) GetForcible() bool {
+	if x != nil {
+		return x.Forcible
+	}
+	return false
+}
+
+type RotateCertificatesRequest struct {
+	state  protoimpl.MessageState           `protogen:"open.v1"`
+	Action RotateCertificatesRequest_Action `protobuf:"varint,1,opt,name=action,proto3,enum=heddle.mesh.v1alpha1.RotateCertificatesRequest_Action" json:"action,omitempty"`
+	// Of a rotation that begins: "root" or "intermediate".
+	Kind string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Check everything, and change nothing.
+	DryRun        bool `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateCertificatesRequest) Reset() {
+	*x = RotateCertificatesRequest{}
+	mi := &file_operator_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateCertificatesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateCertificatesRequest) ProtoMessage() {}
+
+func (x *RotateCertificatesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_operator_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateCertificatesRequest.ProtoReflect.Descriptor instead.
+func (*RotateCertificatesRequest) Descriptor() ([]byte, []int) {
+	return file_operator_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *RotateCertificatesRequest) GetAction() RotateCertificatesRequest_Action {
+	if x != nil {
+		return x.Action
+	}
+	return RotateCertificatesRequest_ACTION_UNSPECIFIED
+}
+
+func (x *RotateCertificatesRequest) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *RotateCertificatesRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type RotateCertificatesResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rotation      *RotationState         `protobuf:"bytes,1,opt,name=rotation,proto3" json:"rotation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateCertificatesResponse) Reset() {
+	*x = RotateCertificatesResponse{}
+	mi := &file_operator_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateCertificatesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateCertificatesResponse) ProtoMessage() {}
+
+func (x *RotateCertificatesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_operator_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateCertificatesResponse.ProtoReflect.Descriptor instead.
+func (*RotateCertificatesResponse) Descriptor() ([]byte, []int) {
+	return file_operator_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *RotateCertificatesResponse) GetRotation() *RotationState {
+	if x != nil {
+		return x.Rotation
+	}
+	return nil
+}
+
+type OperatorStateRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whether policies are asked for, too.
+	Policies      bool `protobuf:"varint,1,opt,name=policies,proto3" json:"policies,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *OperatorStateRequest) Reset() {
 	*x = OperatorStateRequest{}
-	mi := &file_operator_proto_msgTypes[0]
+	mi := &file_operator_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -46,7 +726,7 @@ func (x *OperatorStateRequest) String() string {
 func (*OperatorStateRequest) ProtoMessage() {}
 
 func (x *OperatorStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[0]
+	mi := &file_operator_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -59,7 +739,14 @@ func (x *OperatorStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperatorStateRequest.ProtoReflect.Descriptor instead.
 func (*OperatorStateRequest) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{0}
+	return file_operator_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *OperatorStateRequest) GetPolicies() bool {
+	if x != nil {
+		return x.Policies
+	}
+	return false
 }
 
 // OperatorState is everything an operator knows about its own health.
@@ -72,14 +759,21 @@ type OperatorState struct {
 	Configuration *OperatorConfiguration `protobuf:"bytes,4,opt,name=configuration,proto3" json:"configuration,omitempty"`
 	Authority     *OperatorAuthority     `protobuf:"bytes,5,opt,name=authority,proto3" json:"authority,omitempty"`
 	// Sorted by name.
-	Nodes         []*OperatorNode `protobuf:"bytes,6,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	Nodes []*OperatorNode `protobuf:"bytes,6,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	// What became of each policy, when it was asked for: sorted by kind, namespace
+	// and name. On Kubernetes, only the replica that leads knows.
+	Policies []*OperatorPolicy `protobuf:"bytes,7,rep,name=policies,proto3" json:"policies,omitempty"`
+	// How many more there are: those of a long list that are well are left out first.
+	PoliciesLeftOut uint32 `protobuf:"varint,8,opt,name=policies_left_out,json=policiesLeftOut,proto3" json:"policies_left_out,omitempty"`
+	// On Kubernetes only.
+	ApiServer     *OperatorAPIServer `protobuf:"bytes,9,opt,name=api_server,json=apiServer,proto3" json:"api_server,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *OperatorState) Reset() {
 	*x = OperatorState{}
-	mi := &file_operator_proto_msgTypes[1]
+	mi := &file_operator_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -91,7 +785,7 @@ func (x *OperatorState) String() string {
 func (*OperatorState) ProtoMessage() {}
 
 func (x *OperatorState) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[1]
+	mi := &file_operator_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -104,7 +798,7 @@ func (x *OperatorState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperatorState.ProtoReflect.Descriptor instead.
 func (*OperatorState) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{1}
+	return file_operator_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *OperatorState) GetVersion() string {
@@ -149,6 +843,198 @@ func (x *OperatorState) GetNodes() []*OperatorNode {
 	return nil
 }
 
+func (x *OperatorState) GetPolicies() []*OperatorPolicy {
+	if x != nil {
+		return x.Policies
+	}
+	return nil
+}
+
+func (x *OperatorState) GetPoliciesLeftOut() uint32 {
+	if x != nil {
+		return x.PoliciesLeftOut
+	}
+	return 0
+}
+
+func (x *OperatorState) GetApiServer() *OperatorAPIServer {
+	if x != nil {
+		return x.ApiServer
+	}
+	return nil
+}
+
+// OperatorAPIServer is how the API server has answered this operator lately.
+type OperatorAPIServer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Since when it has not answered, and how; 0 and empty when it does.
+	SilentSinceNs int64  `protobuf:"varint,1,opt,name=silent_since_ns,json=silentSinceNs,proto3" json:"silent_since_ns,omitempty"`
+	Error         string `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	// How long it usually takes to answer; 0 when it is not known.
+	TookNs        int64 `protobuf:"varint,3,opt,name=took_ns,json=tookNs,proto3" json:"took_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OperatorAPIServer) Reset() {
+	*x = OperatorAPIServer{}
+	mi := &file_operator_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OperatorAPIServer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OperatorAPIServer) ProtoMessage() {}
+
+func (x *OperatorAPIServer) ProtoReflect() protoreflect.Message {
+	mi := &file_operator_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OperatorAPIServer.ProtoReflect.Descriptor instead.
+func (*OperatorAPIServer) Descriptor() ([]byte, []int) {
+	return file_operator_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *OperatorAPIServer) GetSilentSinceNs() int64 {
+	if x != nil {
+		return x.SilentSinceNs
+	}
+	return 0
+}
+
+func (x *OperatorAPIServer) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *OperatorAPIServer) GetTookNs() int64 {
+	if x != nil {
+		return x.TookNs
+	}
+	return 0
+}
+
+// OperatorPolicy is what became of one object that says what the mesh is to do: of
+// Heddle's own kinds, or a NetworkPolicy, which has no status of its own.
+type OperatorPolicy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Kind  string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Empty for a Mesh.
+	Namespace string `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name      string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	// Whether it is in use; if not, message says which field is wrong, and the remedy.
+	Accepted bool `protobuf:"varint,4,opt,name=accepted,proto3" json:"accepted,omitempty"`
+	// Of a policy in use: what is to be noted about it, if anything.
+	Message string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
+	// The nodes that need it, and how many of these have applied it, as their agents
+	// acknowledged. Both are 0 when no enrolled workload is concerned.
+	Nodes uint32 `protobuf:"varint,6,opt,name=nodes,proto3" json:"nodes,omitempty"`
+	Live  uint32 `protobuf:"varint,7,opt,name=live,proto3" json:"live,omitempty"`
+	// Some of those that have not.
+	Pending       []string `protobuf:"bytes,8,rep,name=pending,proto3" json:"pending,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OperatorPolicy) Reset() {
+	*x = OperatorPolicy{}
+	mi := &file_operator_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OperatorPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OperatorPolicy) ProtoMessage() {}
+
+func (x *OperatorPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_operator_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OperatorPolicy.ProtoReflect.Descriptor instead.
+func (*OperatorPolicy) Descriptor() ([]byte, []int) {
+	return file_operator_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *OperatorPolicy) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *OperatorPolicy) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *OperatorPolicy) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *OperatorPolicy) GetAccepted() bool {
+	if x != nil {
+		return x.Accepted
+	}
+	return false
+}
+
+func (x *OperatorPolicy) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *OperatorPolicy) GetNodes() uint32 {
+	if x != nil {
+		return x.Nodes
+	}
+	return 0
+}
+
+func (x *OperatorPolicy) GetLive() uint32 {
+	if x != nil {
+		return x.Live
+	}
+	return 0
+}
+
+func (x *OperatorPolicy) GetPending() []string {
+	if x != nil {
+		return x.Pending
+	}
+	return nil
+}
+
 // OperatorConfiguration says what is served, and why what is in the folder is
 // not, if so.
 type OperatorConfiguration struct {
@@ -166,15 +1052,18 @@ type OperatorConfiguration struct {
 	// Why the folder's present content is refused; empty when it is served.
 	Problems       []string `protobuf:"bytes,9,rep,name=problems,proto3" json:"problems,omitempty"`
 	RefusedSinceNs int64    `protobuf:"varint,10,opt,name=refused_since_ns,json=refusedSinceNs,proto3" json:"refused_since_ns,omitempty"`
-	// About objects that are in force, but unlikely to do what was meant.
-	Warnings      []string `protobuf:"bytes,11,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	// About objects that are in force, but unlikely to do what was meant; those of
+	// refusals, too, for clients that know of no others.
+	Warnings []string `protobuf:"bytes,11,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	// About single objects that are refused, wholly or in part: the others are in force.
+	Refusals      []string `protobuf:"bytes,12,rep,name=refusals,proto3" json:"refusals,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *OperatorConfiguration) Reset() {
 	*x = OperatorConfiguration{}
-	mi := &file_operator_proto_msgTypes[2]
+	mi := &file_operator_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -186,7 +1075,7 @@ func (x *OperatorConfiguration) String() string {
 func (*OperatorConfiguration) ProtoMessage() {}
 
 func (x *OperatorConfiguration) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[2]
+	mi := &file_operator_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -199,7 +1088,7 @@ func (x *OperatorConfiguration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperatorConfiguration.ProtoReflect.Descriptor instead.
 func (*OperatorConfiguration) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{2}
+	return file_operator_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *OperatorConfiguration) GetFolder() string {
@@ -279,6 +1168,13 @@ func (x *OperatorConfiguration) GetWarnings() []string {
 	return nil
 }
 
+func (x *OperatorConfiguration) GetRefusals() []string {
+	if x != nil {
+		return x.Refusals
+	}
+	return nil
+}
+
 // OperatorAuthority is the CA.
 type OperatorAuthority struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
@@ -294,7 +1190,7 @@ type OperatorAuthority struct {
 
 func (x *OperatorAuthority) Reset() {
 	*x = OperatorAuthority{}
-	mi := &file_operator_proto_msgTypes[3]
+	mi := &file_operator_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -306,7 +1202,7 @@ func (x *OperatorAuthority) String() string {
 func (*OperatorAuthority) ProtoMessage() {}
 
 func (x *OperatorAuthority) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[3]
+	mi := &file_operator_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -319,7 +1215,7 @@ func (x *OperatorAuthority) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperatorAuthority.ProtoReflect.Descriptor instead.
 func (*OperatorAuthority) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{3}
+	return file_operator_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *OperatorAuthority) GetTrustDomain() string {
@@ -369,7 +1265,7 @@ type OperatorNode struct {
 
 func (x *OperatorNode) Reset() {
 	*x = OperatorNode{}
-	mi := &file_operator_proto_msgTypes[4]
+	mi := &file_operator_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -381,7 +1277,7 @@ func (x *OperatorNode) String() string {
 func (*OperatorNode) ProtoMessage() {}
 
 func (x *OperatorNode) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[4]
+	mi := &file_operator_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -394,7 +1290,7 @@ func (x *OperatorNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperatorNode.ProtoReflect.Descriptor instead.
 func (*OperatorNode) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{4}
+	return file_operator_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *OperatorNode) GetName() string {
@@ -457,7 +1353,7 @@ type CreateJoinTokenRequest struct {
 
 func (x *CreateJoinTokenRequest) Reset() {
 	*x = CreateJoinTokenRequest{}
-	mi := &file_operator_proto_msgTypes[5]
+	mi := &file_operator_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -469,7 +1365,7 @@ func (x *CreateJoinTokenRequest) String() string {
 func (*CreateJoinTokenRequest) ProtoMessage() {}
 
 func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[5]
+	mi := &file_operator_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -482,7 +1378,7 @@ func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenRequest) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{5}
+	return file_operator_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CreateJoinTokenRequest) GetNode() string {
@@ -512,7 +1408,7 @@ type CreateJoinTokenResponse struct {
 
 func (x *CreateJoinTokenResponse) Reset() {
 	*x = CreateJoinTokenResponse{}
-	mi := &file_operator_proto_msgTypes[6]
+	mi := &file_operator_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -524,7 +1420,7 @@ func (x *CreateJoinTokenResponse) String() string {
 func (*CreateJoinTokenResponse) ProtoMessage() {}
 
 func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[6]
+	mi := &file_operator_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -537,7 +1433,7 @@ func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenResponse) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{6}
+	return file_operator_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CreateJoinTokenResponse) GetToken() string {
@@ -569,7 +1465,7 @@ type ListJoinTokensRequest struct {
 
 func (x *ListJoinTokensRequest) Reset() {
 	*x = ListJoinTokensRequest{}
-	mi := &file_operator_proto_msgTypes[7]
+	mi := &file_operator_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -581,7 +1477,7 @@ func (x *ListJoinTokensRequest) String() string {
 func (*ListJoinTokensRequest) ProtoMessage() {}
 
 func (x *ListJoinTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[7]
+	mi := &file_operator_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -594,7 +1490,7 @@ func (x *ListJoinTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJoinTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListJoinTokensRequest) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{7}
+	return file_operator_proto_rawDescGZIP(), []int{17}
 }
 
 type ListJoinTokensResponse struct {
@@ -606,7 +1502,7 @@ type ListJoinTokensResponse struct {
 
 func (x *ListJoinTokensResponse) Reset() {
 	*x = ListJoinTokensResponse{}
-	mi := &file_operator_proto_msgTypes[8]
+	mi := &file_operator_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -618,7 +1514,7 @@ func (x *ListJoinTokensResponse) String() string {
 func (*ListJoinTokensResponse) ProtoMessage() {}
 
 func (x *ListJoinTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[8]
+	mi := &file_operator_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -631,7 +1527,7 @@ func (x *ListJoinTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJoinTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListJoinTokensResponse) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{8}
+	return file_operator_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListJoinTokensResponse) GetTokens() []*JoinToken {
@@ -658,7 +1554,7 @@ type JoinToken struct {
 
 func (x *JoinToken) Reset() {
 	*x = JoinToken{}
-	mi := &file_operator_proto_msgTypes[9]
+	mi := &file_operator_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -670,7 +1566,7 @@ func (x *JoinToken) String() string {
 func (*JoinToken) ProtoMessage() {}
 
 func (x *JoinToken) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[9]
+	mi := &file_operator_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -683,7 +1579,7 @@ func (x *JoinToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinToken.ProtoReflect.Descriptor instead.
 func (*JoinToken) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{9}
+	return file_operator_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *JoinToken) GetId() string {
@@ -737,7 +1633,7 @@ type RevokeJoinTokenRequest struct {
 
 func (x *RevokeJoinTokenRequest) Reset() {
 	*x = RevokeJoinTokenRequest{}
-	mi := &file_operator_proto_msgTypes[10]
+	mi := &file_operator_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -749,7 +1645,7 @@ func (x *RevokeJoinTokenRequest) String() string {
 func (*RevokeJoinTokenRequest) ProtoMessage() {}
 
 func (x *RevokeJoinTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[10]
+	mi := &file_operator_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -762,7 +1658,7 @@ func (x *RevokeJoinTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeJoinTokenRequest.ProtoReflect.Descriptor instead.
 func (*RevokeJoinTokenRequest) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{10}
+	return file_operator_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RevokeJoinTokenRequest) GetId() string {
@@ -780,7 +1676,7 @@ type RevokeJoinTokenResponse struct {
 
 func (x *RevokeJoinTokenResponse) Reset() {
 	*x = RevokeJoinTokenResponse{}
-	mi := &file_operator_proto_msgTypes[11]
+	mi := &file_operator_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -792,7 +1688,7 @@ func (x *RevokeJoinTokenResponse) String() string {
 func (*RevokeJoinTokenResponse) ProtoMessage() {}
 
 func (x *RevokeJoinTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[11]
+	mi := &file_operator_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -805,15 +1701,72 @@ func (x *RevokeJoinTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeJoinTokenResponse.ProtoReflect.Descriptor instead.
 func (*RevokeJoinTokenResponse) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{11}
+	return file_operator_proto_rawDescGZIP(), []int{21}
 }
 
 var File_operator_proto protoreflect.FileDescriptor
 
 const file_operator_proto_rawDesc = "" +
 	"\n" +
-	"\x0eoperator.proto\x12\x14heddle.mesh.v1alpha1\"\x16\n" +
-	"\x14OperatorStateRequest\"\xb6\x02\n" +
+	"\x0eoperator.proto\x12\x14heddle.mesh.v1alpha1\x1a\vtrust.proto\"'\n" +
+	"\x13CertificatesRequest\x12\x10\n" +
+	"\x03own\x18\x01 \x01(\bR\x03own\"\xb6\x02\n" +
+	"\x14CertificatesResponse\x12!\n" +
+	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12H\n" +
+	"\tauthority\x18\x02 \x03(\v2*.heddle.mesh.v1alpha1.AuthorityCertificateR\tauthority\x12<\n" +
+	"\x05nodes\x18\x03 \x03(\v2&.heddle.mesh.v1alpha1.NodeCertificatesR\x05nodes\x12?\n" +
+	"\brotation\x18\x04 \x01(\v2#.heddle.mesh.v1alpha1.RotationStateR\brotation\x12\x18\n" +
+	"\areplica\x18\x05 \x01(\tR\areplica\x12\x18\n" +
+	"\aproblem\x18\x06 \x01(\tR\aproblem\"\xfc\x01\n" +
+	"\x14AuthorityCertificate\x12\x16\n" +
+	"\x06sha256\x18\x01 \x01(\fR\x06sha256\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x18\n" +
+	"\asubject\x18\x03 \x01(\tR\asubject\x12\x16\n" +
+	"\x06serial\x18\x04 \x01(\tR\x06serial\x12\"\n" +
+	"\rnot_before_ns\x18\x05 \x01(\x03R\vnotBeforeNs\x12 \n" +
+	"\fnot_after_ns\x18\x06 \x01(\x03R\n" +
+	"notAfterNs\x12\x10\n" +
+	"\x03key\x18\a \x01(\tR\x03key\x12\x14\n" +
+	"\x05signs\x18\b \x01(\bR\x05signs\x12\x18\n" +
+	"\atrusted\x18\t \x01(\bR\atrusted\"\xa0\x01\n" +
+	"\x10NodeCertificates\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1c\n" +
+	"\tconnected\x18\x02 \x01(\bR\tconnected\x12\x1f\n" +
+	"\vreported_ns\x18\x03 \x01(\x03R\n" +
+	"reportedNs\x129\n" +
+	"\x06report\x18\x04 \x01(\v2!.heddle.mesh.v1alpha1.TrustReportR\x06report\"\xc2\x02\n" +
+	"\rRotationState\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x14\n" +
+	"\x05stage\x18\x02 \x01(\tR\x05stage\x12\x1a\n" +
+	"\baborting\x18\x03 \x01(\bR\baborting\x12\x1d\n" +
+	"\n" +
+	"started_ns\x18\x04 \x01(\x03R\tstartedNs\x12\x19\n" +
+	"\bsince_ns\x18\x05 \x01(\x03R\asinceNs\x12\x14\n" +
+	"\x05nodes\x18\x06 \x01(\rR\x05nodes\x12\x12\n" +
+	"\x04done\x18\a \x01(\rR\x04done\x12<\n" +
+	"\awaiting\x18\b \x03(\v2\".heddle.mesh.v1alpha1.RotationWaitR\awaiting\x12\x18\n" +
+	"\awithout\x18\t \x03(\tR\awithout\x12\x19\n" +
+	"\bended_ns\x18\n" +
+	" \x01(\x03R\aendedNs\x12\x14\n" +
+	"\x05ended\x18\v \x01(\tR\x05ended\"j\n" +
+	"\fRotationWait\x12\x12\n" +
+	"\x04part\x18\x01 \x01(\tR\x04part\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x1a\n" +
+	"\bforcible\x18\x04 \x01(\bR\bforcible\"\xf0\x01\n" +
+	"\x19RotateCertificatesRequest\x12N\n" +
+	"\x06action\x18\x01 \x01(\x0e26.heddle.mesh.v1alpha1.RotateCertificatesRequest.ActionR\x06action\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x17\n" +
+	"\adry_run\x18\x03 \x01(\bR\x06dryRun\"V\n" +
+	"\x06Action\x12\x16\n" +
+	"\x12ACTION_UNSPECIFIED\x10\x00\x12\x10\n" +
+	"\fACTION_BEGIN\x10\x01\x12\x10\n" +
+	"\fACTION_ABORT\x10\x02\x12\x10\n" +
+	"\fACTION_FORCE\x10\x03\"]\n" +
+	"\x1aRotateCertificatesResponse\x12?\n" +
+	"\brotation\x18\x01 \x01(\v2#.heddle.mesh.v1alpha1.RotationStateR\brotation\"2\n" +
+	"\x14OperatorStateRequest\x12\x1a\n" +
+	"\bpolicies\x18\x01 \x01(\bR\bpolicies\"\xec\x03\n" +
 	"\rOperatorState\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1d\n" +
 	"\n" +
@@ -821,7 +1774,24 @@ const file_operator_proto_rawDesc = "" +
 	"\aaddress\x18\x03 \x01(\tR\aaddress\x12Q\n" +
 	"\rconfiguration\x18\x04 \x01(\v2+.heddle.mesh.v1alpha1.OperatorConfigurationR\rconfiguration\x12E\n" +
 	"\tauthority\x18\x05 \x01(\v2'.heddle.mesh.v1alpha1.OperatorAuthorityR\tauthority\x128\n" +
-	"\x05nodes\x18\x06 \x03(\v2\".heddle.mesh.v1alpha1.OperatorNodeR\x05nodes\"\xd0\x02\n" +
+	"\x05nodes\x18\x06 \x03(\v2\".heddle.mesh.v1alpha1.OperatorNodeR\x05nodes\x12@\n" +
+	"\bpolicies\x18\a \x03(\v2$.heddle.mesh.v1alpha1.OperatorPolicyR\bpolicies\x12*\n" +
+	"\x11policies_left_out\x18\b \x01(\rR\x0fpoliciesLeftOut\x12F\n" +
+	"\n" +
+	"api_server\x18\t \x01(\v2'.heddle.mesh.v1alpha1.OperatorAPIServerR\tapiServer\"j\n" +
+	"\x11OperatorAPIServer\x12&\n" +
+	"\x0fsilent_since_ns\x18\x01 \x01(\x03R\rsilentSinceNs\x12\x14\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\x12\x17\n" +
+	"\atook_ns\x18\x03 \x01(\x03R\x06tookNs\"\xd0\x01\n" +
+	"\x0eOperatorPolicy\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x1c\n" +
+	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x1a\n" +
+	"\baccepted\x18\x04 \x01(\bR\baccepted\x12\x18\n" +
+	"\amessage\x18\x05 \x01(\tR\amessage\x12\x14\n" +
+	"\x05nodes\x18\x06 \x01(\rR\x05nodes\x12\x12\n" +
+	"\x04live\x18\a \x01(\rR\x04live\x12\x18\n" +
+	"\apending\x18\b \x03(\tR\apending\"\xec\x02\n" +
 	"\x15OperatorConfiguration\x12\x16\n" +
 	"\x06folder\x18\x01 \x01(\tR\x06folder\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\tR\brevision\x12\x14\n" +
@@ -835,7 +1805,8 @@ const file_operator_proto_rawDesc = "" +
 	"\bproblems\x18\t \x03(\tR\bproblems\x12(\n" +
 	"\x10refused_since_ns\x18\n" +
 	" \x01(\x03R\x0erefusedSinceNs\x12\x1a\n" +
-	"\bwarnings\x18\v \x03(\tR\bwarnings\"\x98\x01\n" +
+	"\bwarnings\x18\v \x03(\tR\bwarnings\x12\x1a\n" +
+	"\brefusals\x18\f \x03(\tR\brefusals\"\x98\x01\n" +
 	"\x11OperatorAuthority\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x1f\n" +
 	"\vroot_sha256\x18\x02 \x01(\fR\n" +
@@ -873,12 +1844,14 @@ const file_operator_proto_rawDesc = "" +
 	"\bended_ns\x18\x06 \x01(\x03R\aendedNs\"(\n" +
 	"\x16RevokeJoinTokenRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x19\n" +
-	"\x17RevokeJoinTokenResponse2\xb7\x03\n" +
+	"\x17RevokeJoinTokenResponse2\x97\x05\n" +
 	"\rOperatorAdmin\x12Y\n" +
 	"\x06Status\x12*.heddle.mesh.v1alpha1.OperatorStateRequest\x1a#.heddle.mesh.v1alpha1.OperatorState\x12n\n" +
 	"\x0fCreateJoinToken\x12,.heddle.mesh.v1alpha1.CreateJoinTokenRequest\x1a-.heddle.mesh.v1alpha1.CreateJoinTokenResponse\x12k\n" +
 	"\x0eListJoinTokens\x12+.heddle.mesh.v1alpha1.ListJoinTokensRequest\x1a,.heddle.mesh.v1alpha1.ListJoinTokensResponse\x12n\n" +
-	"\x0fRevokeJoinToken\x12,.heddle.mesh.v1alpha1.RevokeJoinTokenRequest\x1a-.heddle.mesh.v1alpha1.RevokeJoinTokenResponseB*Z(github.com/heddle-mesh/heddle/api/meshpbb\x06proto3"
+	"\x0fRevokeJoinToken\x12,.heddle.mesh.v1alpha1.RevokeJoinTokenRequest\x1a-.heddle.mesh.v1alpha1.RevokeJoinTokenResponse\x12e\n" +
+	"\fCertificates\x12).heddle.mesh.v1alpha1.CertificatesRequest\x1a*.heddle.mesh.v1alpha1.CertificatesResponse\x12w\n" +
+	"\x12RotateCertificates\x12/.heddle.mesh.v1alpha1.RotateCertificatesRequest\x1a0.heddle.mesh.v1alpha1.RotateCertificatesResponseB*Z(github.com/heddle-mesh/heddle/api/meshpbb\x06proto3"
 
 var (
 	file_operator_proto_rawDescOnce sync.Once
@@ -892,39 +1865,65 @@ func file_operator_proto_rawDescGZIP() []byte {
 	return file_operator_proto_rawDescData
 }
 
-var file_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_operator_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_operator_proto_goTypes = []any{
-	(*OperatorStateRequest)(nil),    // 0: heddle.mesh.v1alpha1.OperatorStateRequest
-	(*OperatorState)(nil),           // 1: heddle.mesh.v1alpha1.OperatorState
-	(*OperatorConfiguration)(nil),   // 2: heddle.mesh.v1alpha1.OperatorConfiguration
-	(*OperatorAuthority)(nil),       // 3: heddle.mesh.v1alpha1.OperatorAuthority
-	(*OperatorNode)(nil),            // 4: heddle.mesh.v1alpha1.OperatorNode
-	(*CreateJoinTokenRequest)(nil),  // 5: heddle.mesh.v1alpha1.CreateJoinTokenRequest
-	(*CreateJoinTokenResponse)(nil), // 6: heddle.mesh.v1alpha1.CreateJoinTokenResponse
-	(*ListJoinTokensRequest)(nil),   // 7: heddle.mesh.v1alpha1.ListJoinTokensRequest
-	(*ListJoinTokensResponse)(nil),  // 8: heddle.mesh.v1alpha1.ListJoinTokensResponse
-	(*JoinToken)(nil),               // 9: heddle.mesh.v1alpha1.JoinToken
-	(*RevokeJoinTokenRequest)(nil),  // 10: heddle.mesh.v1alpha1.RevokeJoinTokenRequest
-	(*RevokeJoinTokenResponse)(nil), // 11: heddle.mesh.v1alpha1.RevokeJoinTokenResponse
+	(RotateCertificatesRequest_Action)(0), // 0: heddle.mesh.v1alpha1.RotateCertificatesRequest.Action
+	(*CertificatesRequest)(nil),           // 1: heddle.mesh.v1alpha1.CertificatesRequest
+	(*CertificatesResponse)(nil),          // 2: heddle.mesh.v1alpha1.CertificatesResponse
+	(*AuthorityCertificate)(nil),          // 3: heddle.mesh.v1alpha1.AuthorityCertificate
+	(*NodeCertificates)(nil),              // 4: heddle.mesh.v1alpha1.NodeCertificates
+	(*RotationState)(nil),                 // 5: heddle.mesh.v1alpha1.RotationState
+	(*RotationWait)(nil),                  // 6: heddle.mesh.v1alpha1.RotationWait
+	(*RotateCertificatesRequest)(nil),     // 7: heddle.mesh.v1alpha1.RotateCertificatesRequest
+	(*RotateCertificatesResponse)(nil),    // 8: heddle.mesh.v1alpha1.RotateCertificatesResponse
+	(*OperatorStateRequest)(nil),          // 9: heddle.mesh.v1alpha1.OperatorStateRequest
+	(*OperatorState)(nil),                 // 10: heddle.mesh.v1alpha1.OperatorState
+	(*OperatorAPIServer)(nil),             // 11: heddle.mesh.v1alpha1.OperatorAPIServer
+	(*OperatorPolicy)(nil),                // 12: heddle.mesh.v1alpha1.OperatorPolicy
+	(*OperatorConfiguration)(nil),         // 13: heddle.mesh.v1alpha1.OperatorConfiguration
+	(*OperatorAuthority)(nil),             // 14: heddle.mesh.v1alpha1.OperatorAuthority
+	(*OperatorNode)(nil),                  // 15: heddle.mesh.v1alpha1.OperatorNode
+	(*CreateJoinTokenRequest)(nil),        // 16: heddle.mesh.v1alpha1.CreateJoinTokenRequest
+	(*CreateJoinTokenResponse)(nil),       // 17: heddle.mesh.v1alpha1.CreateJoinTokenResponse
+	(*ListJoinTokensRequest)(nil),         // 18: heddle.mesh.v1alpha1.ListJoinTokensRequest
+	(*ListJoinTokensResponse)(nil),        // 19: heddle.mesh.v1alpha1.ListJoinTokensResponse
+	(*JoinToken)(nil),                     // 20: heddle.mesh.v1alpha1.JoinToken
+	(*RevokeJoinTokenRequest)(nil),        // 21: heddle.mesh.v1alpha1.RevokeJoinTokenRequest
+	(*RevokeJoinTokenResponse)(nil),       // 22: heddle.mesh.v1alpha1.RevokeJoinTokenResponse
+	(*TrustReport)(nil),                   // 23: heddle.mesh.v1alpha1.TrustReport
 }
 var file_operator_proto_depIdxs = []int32{
-	2,  // 0: heddle.mesh.v1alpha1.OperatorState.configuration:type_name -> heddle.mesh.v1alpha1.OperatorConfiguration
-	3,  // 1: heddle.mesh.v1alpha1.OperatorState.authority:type_name -> heddle.mesh.v1alpha1.OperatorAuthority
-	4,  // 2: heddle.mesh.v1alpha1.OperatorState.nodes:type_name -> heddle.mesh.v1alpha1.OperatorNode
-	9,  // 3: heddle.mesh.v1alpha1.ListJoinTokensResponse.tokens:type_name -> heddle.mesh.v1alpha1.JoinToken
-	0,  // 4: heddle.mesh.v1alpha1.OperatorAdmin.Status:input_type -> heddle.mesh.v1alpha1.OperatorStateRequest
-	5,  // 5: heddle.mesh.v1alpha1.OperatorAdmin.CreateJoinToken:input_type -> heddle.mesh.v1alpha1.CreateJoinTokenRequest
-	7,  // 6: heddle.mesh.v1alpha1.OperatorAdmin.ListJoinTokens:input_type -> heddle.mesh.v1alpha1.ListJoinTokensRequest
-	10, // 7: heddle.mesh.v1alpha1.OperatorAdmin.RevokeJoinToken:input_type -> heddle.mesh.v1alpha1.RevokeJoinTokenRequest
-	1,  // 8: heddle.mesh.v1alpha1.OperatorAdmin.Status:output_type -> heddle.mesh.v1alpha1.OperatorState
-	6,  // 9: heddle.mesh.v1alpha1.OperatorAdmin.CreateJoinToken:output_type -> heddle.mesh.v1alpha1.CreateJoinTokenResponse
-	8,  // 10: heddle.mesh.v1alpha1.OperatorAdmin.ListJoinTokens:output_type -> heddle.mesh.v1alpha1.ListJoinTokensResponse
-	11, // 11: heddle.mesh.v1alpha1.OperatorAdmin.RevokeJoinToken:output_type -> heddle.mesh.v1alpha1.RevokeJoinTokenResponse
-	8,  // [8:12] is the sub-list for method output_type
-	4,  // [4:8] is the sub-list for method input_type
-	4,  // [4:4] is the sub-list for extension type_name
-	4,  // [4:4] is the sub-list for extension extendee
-	0,  // [0:4] is the sub-list for field type_name
+	3,  // 0: heddle.mesh.v1alpha1.CertificatesResponse.authority:type_name -> heddle.mesh.v1alpha1.AuthorityCertificate
+	4,  // 1: heddle.mesh.v1alpha1.CertificatesResponse.nodes:type_name -> heddle.mesh.v1alpha1.NodeCertificates
+	5,  // 2: heddle.mesh.v1alpha1.CertificatesResponse.rotation:type_name -> heddle.mesh.v1alpha1.RotationState
+	23, // 3: heddle.mesh.v1alpha1.NodeCertificates.report:type_name -> heddle.mesh.v1alpha1.TrustReport
+	6,  // 4: heddle.mesh.v1alpha1.RotationState.waiting:type_name -> heddle.mesh.v1alpha1.RotationWait
+	0,  // 5: heddle.mesh.v1alpha1.RotateCertificatesRequest.action:type_name -> heddle.mesh.v1alpha1.RotateCertificatesRequest.Action
+	5,  // 6: heddle.mesh.v1alpha1.RotateCertificatesResponse.rotation:type_name -> heddle.mesh.v1alpha1.RotationState
+	13, // 7: heddle.mesh.v1alpha1.OperatorState.configuration:type_name -> heddle.mesh.v1alpha1.OperatorConfiguration
+	14, // 8: heddle.mesh.v1alpha1.OperatorState.authority:type_name -> heddle.mesh.v1alpha1.OperatorAuthority
+	15, // 9: heddle.mesh.v1alpha1.OperatorState.nodes:type_name -> heddle.mesh.v1alpha1.OperatorNode
+	12, // 10: heddle.mesh.v1alpha1.OperatorState.policies:type_name -> heddle.mesh.v1alpha1.OperatorPolicy
+	11, // 11: heddle.mesh.v1alpha1.OperatorState.api_server:type_name -> heddle.mesh.v1alpha1.OperatorAPIServer
+	20, // 12: heddle.mesh.v1alpha1.ListJoinTokensResponse.tokens:type_name -> heddle.mesh.v1alpha1.JoinToken
+	9,  // 13: heddle.mesh.v1alpha1.OperatorAdmin.Status:input_type -> heddle.mesh.v1alpha1.OperatorStateRequest
+	16, // 14: heddle.mesh.v1alpha1.OperatorAdmin.CreateJoinToken:input_type -> heddle.mesh.v1alpha1.CreateJoinTokenRequest
+	18, // 15: heddle.mesh.v1alpha1.OperatorAdmin.ListJoinTokens:input_type -> heddle.mesh.v1alpha1.ListJoinTokensRequest
+	21, // 16: heddle.mesh.v1alpha1.OperatorAdmin.RevokeJoinToken:input_type -> heddle.mesh.v1alpha1.RevokeJoinTokenRequest
+	1,  // 17: heddle.mesh.v1alpha1.OperatorAdmin.Certificates:input_type -> heddle.mesh.v1alpha1.CertificatesRequest
+	7,  // 18: heddle.mesh.v1alpha1.OperatorAdmin.RotateCertificates:input_type -> heddle.mesh.v1alpha1.RotateCertificatesRequest
+	10, // 19: heddle.mesh.v1alpha1.OperatorAdmin.Status:output_type -> heddle.mesh.v1alpha1.OperatorState
+	17, // 20: heddle.mesh.v1alpha1.OperatorAdmin.CreateJoinToken:output_type -> heddle.mesh.v1alpha1.CreateJoinTokenResponse
+	19, // 21: heddle.mesh.v1alpha1.OperatorAdmin.ListJoinTokens:output_type -> heddle.mesh.v1alpha1.ListJoinTokensResponse
+	22, // 22: heddle.mesh.v1alpha1.OperatorAdmin.RevokeJoinToken:output_type -> heddle.mesh.v1alpha1.RevokeJoinTokenResponse
+	2,  // 23: heddle.mesh.v1alpha1.OperatorAdmin.Certificates:output_type -> heddle.mesh.v1alpha1.CertificatesResponse
+	8,  // 24: heddle.mesh.v1alpha1.OperatorAdmin.RotateCertificates:output_type -> heddle.mesh.v1alpha1.RotateCertificatesResponse
+	19, // [19:25] is the sub-list for method output_type
+	13, // [13:19] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_operator_proto_init() }
@@ -932,18 +1931,20 @@ func file_operator_proto_init() {
 	if File_operator_proto != nil {
 		return
 	}
+	file_trust_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_operator_proto_rawDesc), len(file_operator_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   12,
+			NumEnums:      1,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_operator_proto_goTypes,
 		DependencyIndexes: file_operator_proto_depIdxs,
+		EnumInfos:         file_operator_proto_enumTypes,
 		MessageInfos:      file_operator_proto_msgTypes,
 	}.Build()
 	File_operator_proto = out.File

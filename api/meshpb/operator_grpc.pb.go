@@ -24,10 +24,12 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	OperatorAdmin_Status_FullMethodName          = "/heddle.mesh.v1alpha1.OperatorAdmin/Status"
-	OperatorAdmin_CreateJoinToken_FullMethodName = "/heddle.mesh.v1alpha1.OperatorAdmin/CreateJoinToken"
-	OperatorAdmin_ListJoinTokens_FullMethodName  = "/heddle.mesh.v1alpha1.OperatorAdmin/ListJoinTokens"
-	OperatorAdmin_RevokeJoinToken_FullMethodName = "/heddle.mesh.v1alpha1.OperatorAdmin/RevokeJoinToken"
+	OperatorAdmin_Status_FullMethodName             = "/heddle.mesh.v1alpha1.OperatorAdmin/Status"
+	OperatorAdmin_CreateJoinToken_FullMethodName    = "/heddle.mesh.v1alpha1.OperatorAdmin/CreateJoinToken"
+	OperatorAdmin_ListJoinTokens_FullMethodName     = "/heddle.mesh.v1alpha1.OperatorAdmin/ListJoinTokens"
+	OperatorAdmin_RevokeJoinToken_FullMethodName    = "/heddle.mesh.v1alpha1.OperatorAdmin/RevokeJoinToken"
+	OperatorAdmin_Certificates_FullMethodName       = "/heddle.mesh.v1alpha1.OperatorAdmin/Certificates"
+	OperatorAdmin_RotateCertificates_FullMethodName = "/heddle.mesh.v1alpha1.OperatorAdmin/RotateCertificates"
 )
 
 // OperatorAdminClient is the client API for OperatorAdmin service.
@@ -44,6 +46,13 @@ type OperatorAdminClient interface {
 	ListJoinTokens(ctx context.Context, in *ListJoinTokensRequest, opts ...grpc.CallOption) (*ListJoinTokensResponse, error)
 	// RevokeJoinToken ends a token before it is used.
 	RevokeJoinToken(ctx context.Context, in *RevokeJoinTokenRequest, opts ...grpc.CallOption) (*RevokeJoinTokenResponse, error)
+	// Certificates lists the certificates of the authority and, as agents report
+	// them, of the nodes; and how far a rotation is.
+	Certificates(ctx context.Context, in *CertificatesRequest, opts ...grpc.CallOption) (*CertificatesResponse, error)
+	// RotateCertificates begins, aborts or forces a rotation; it goes on by itself.
+	//
+	// FAILED_PRECONDITION: the message says why not, and the remedy.
+	RotateCertificates(ctx context.Context, in *RotateCertificatesRequest, opts ...grpc.CallOption) (*RotateCertificatesResponse, error)
 }
 
 type operatorAdminClient struct {
@@ -94,6 +103,26 @@ func (c *operatorAdminClient) RevokeJoinToken(ctx context.Context, in *RevokeJoi
 	return out, nil
 }
 
+func (c *operatorAdminClient) Certificates(ctx context.Context, in *CertificatesRequest, opts ...grpc.CallOption) (*CertificatesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CertificatesResponse)
+	err := c.cc.Invoke(ctx, OperatorAdmin_Certificates_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *operatorAdminClient) RotateCertificates(ctx context.Context, in *RotateCertificatesRequest, opts ...grpc.CallOption) (*RotateCertificatesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RotateCertificatesResponse)
+	err := c.cc.Invoke(ctx, OperatorAdmin_RotateCertificates_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // OperatorAdminServer is the server API for OperatorAdmin service.
 // All implementations must embed UnimplementedOperatorAdminServer
 // for forward compatibility.
@@ -108,6 +137,13 @@ type OperatorAdminServer interface {
 	ListJoinTokens(context.Context, *ListJoinTokensRequest) (*ListJoinTokensResponse, error)
 	// RevokeJoinToken ends a token before it is used.
 	RevokeJoinToken(context.Context, *RevokeJoinTokenRequest) (*RevokeJoinTokenResponse, error)
+	// Certificates lists the certificates of the authority and, as agents report
+	// them, of the nodes; and how far a rotation is.
+	Certificates(context.Context, *CertificatesRequest) (*CertificatesResponse, error)
+	// RotateCertificates begins, aborts or forces a rotation; it goes on by itself.
+	//
+	// FAILED_PRECONDITION: the message says why not, and the remedy.
+	RotateCertificates(context.Context, *RotateCertificatesRequest) (*RotateCertificatesResponse, error)
 	mustEmbedUnimplementedOperatorAdminServer()
 }
 
@@ -129,6 +165,12 @@ func (UnimplementedOperatorAdminServer) ListJoinTokens(context.Context, *ListJoi
 }
 func (UnimplementedOperatorAdminServer) RevokeJoinToken(context.Context, *RevokeJoinTokenRequest) (*RevokeJoinTokenResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RevokeJoinToken not implemented")
+}
+func (UnimplementedOperatorAdminServer) Certificates(context.Context, *CertificatesRequest) (*CertificatesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Certificates not implemented")
+}
+func (UnimplementedOperatorAdminServer) RotateCertificates(context.Context, *RotateCertificatesRequest) (*RotateCertificatesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RotateCertificates not implemented")
 }
 func (UnimplementedOperatorAdminServer) mustEmbedUnimplementedOperatorAdminServer() {}
 func (UnimplementedOperatorAdminServer) testEmbeddedByValue()                       {}
@@ -223,6 +265,42 @@ func _OperatorAdmin_RevokeJoinToken_Handler(srv interface{}, ctx context.Context
 	return interceptor(ctx, in, info, handler)
 }
 
+func _OperatorAdmin_Certificates_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CertificatesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OperatorAdminServer).Certificates(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: OperatorAdmin_Certificates_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OperatorAdminServer).Certificates(ctx, req.(*CertificatesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _OperatorAdmin_RotateCertificates_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RotateCertificatesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OperatorAdminServer).RotateCertificates(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: OperatorAdmin_RotateCertificates_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OperatorAdminServer).RotateCertificates(ctx, req.(*RotateCertificatesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // OperatorAdmin_ServiceDesc is the grpc.ServiceDesc for OperatorAdmin service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -245,6 +323,14 @@ var OperatorAdmin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RevokeJoinToken",
 			Handler:    _OperatorAdmin_RevokeJoinToken_Handler,
+		},
+		{
+			MethodName: "Certificates",
+			Handler:    _OperatorAdmin_Certificates_Handler,
+		},
+		{
+			MethodName: "RotateCertificates",
+			Handler:    _OperatorAdmin_RotateCertificates_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

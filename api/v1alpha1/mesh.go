@@ -9,6 +9,7 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 // +kubebuilder:subresource:status
 // +kubebuilder:resource:scope=Cluster,path=meshes,categories=heddle
 // +kubebuilder:printcolumn:name="Trust domain",type=string,JSONPath=`.spec.trustDomain`
+// +kubebuilder:printcolumn:name="DNS",type=string,JSONPath=`.spec.dns.mode`,priority=1
 // +kubebuilder:printcolumn:name="Accepted",type=string,JSONPath=`.status.conditions[?(@.type=="Accepted")].status`
 // +kubebuilder:printcolumn:name="Live",type=string,JSONPath=`.status.nodes.summary`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
@@ -49,6 +50,9 @@ type MeshSpec struct {
 	// egress says what may leave the mesh.
 	// +optional
 	Egress Egress `json:"egress,omitempty"`
+	// dns says who answers the name queries of enrolled pods.
+	// +optional
+	DNS DNS `json:"dns,omitempty"`
 	// revokedIdentities are refused everywhere, and their live connections
 	// ended: SPIFFE IDs, such as spiffe://example.org/ns/shop/sa/web.
 	// +kubebuilder:validation:MaxItems=4096
@@ -105,6 +109,43 @@ type NamespaceEgress struct {
 	Namespace string `json:"namespace"`
 	// mode for the workloads of the namespace.
 	Mode EgressMode `json:"mode"`
+}
+
+// DNSMode says who answers the name queries of enrolled pods.
+// +kubebuilder:validation:Enum=CAPTURE;DIRECT
+type DNSMode string
+
+// The DNS modes.
+const (
+	// DNSCapture has the agent of the pod's node answer: from the mesh's services,
+	// its cache, or the server that was asked.
+	DNSCapture DNSMode = "CAPTURE"
+	// DNSDirect lets queries leave the pod unread, to the server that was asked.
+	DNSDirect DNSMode = "DIRECT"
+)
+
+// DNS says who answers the name queries of enrolled pods.
+type DNS struct {
+	// mode holds for namespaces that are not listed. Unless set, it is what each
+	// node's agent was started with, --dns.
+	// +optional
+	Mode DNSMode `json:"mode,omitempty"`
+	// namespaces override the mode, one entry each.
+	// +kubebuilder:validation:MaxItems=4096
+	// +listType=map
+	// +listMapKey=namespace
+	// +optional
+	Namespaces []NamespaceDNS `json:"namespaces,omitempty"`
+}
+
+// NamespaceDNS says who answers the name queries of one namespace's pods.
+type NamespaceDNS struct {
+	// namespace is its name.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	Namespace string `json:"namespace"`
+	// mode for the workloads of the namespace.
+	Mode DNSMode `json:"mode"`
 }
 
 // MeshList is a list of Mesh.

@@ -140,6 +140,8 @@ func accepted() map[string][]string {
 		"Mesh": {
 			goodMesh,
 			`{trustDomain: a_b.c-d, clusterRanges: [0.0.0.0/0, "::/0"], defaults: {peerAuthentication: PERMISSIVE}, egress: {mode: DENY, namespaces: [{namespace: a, mode: ALLOW}]}}`,
+			`{trustDomain: example.org, clusterRanges: [10.0.0.0/8], dns: {mode: CAPTURE, namespaces: [{namespace: a, mode: DIRECT}]}}`,
+			`{trustDomain: example.org, clusterRanges: [10.0.0.0/8], dns: {}}`,
 			`{trustDomain: example.org, clusterRanges: [10.0.0.0/8], revokedIdentities: ["spiffe://example.org/ns/shop/sa/web", "spiffe://example.org", "spiffe://x/..a/.b/..."]}`,
 		},
 		"Workload": {
@@ -194,6 +196,10 @@ func refusals() []refusal {
 		{"Mesh", m(`egress: {namespaces: [{namespace: a, mode: DENY}, {namespace: a, mode: ALLOW}]}`), "egress.namespaces[1]"},
 		{"Mesh", m(`egress: {namespaces: [{namespace: "", mode: DENY}]}`), "egress.namespaces[0].namespace"},
 		{"Mesh", m(`egress: {namespaces: [{namespace: a, mode: ""}]}`), "egress.namespaces[0].mode"},
+		{"Mesh", m(`dns: {mode: capture}`), "dns.mode"},
+		{"Mesh", m(`dns: {namespaces: [{namespace: a, mode: DIRECT}, {namespace: a, mode: CAPTURE}]}`), "dns.namespaces[1]"},
+		{"Mesh", m(`dns: {namespaces: [{namespace: "", mode: DIRECT}]}`), "dns.namespaces[0].namespace"},
+		{"Mesh", m(`dns: {namespaces: [{namespace: a, mode: ""}]}`), "dns.namespaces[0].mode"},
 		{"Workload", `{addresses: [10.1.0.1], networkNamespace: /x}`, "node"},
 		{"Workload", `{node: N1, addresses: [10.1.0.1], networkNamespace: /x}`, "node"},
 		{"Workload", `{node: n..1, addresses: [10.1.0.1], networkNamespace: /x}`, "node"},

@@ -6,15 +6,7 @@
 
 #include "maps.h"
 #include "packet.h"
-
-#define RECORD_WINDOW 100000000ULL /* 100 ms */
-#define RECORDS_PER_WINDOW 100     /* per pod and CPU: a pod must not drown its neighbours' */
-
-/* Drop records of the node. */
-struct {
-	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 1 << 18);
-} drops SEC(".maps");
+#include "record.h"
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -29,13 +21,6 @@ struct {
 	__type(key, struct drop_peer);
 	__type(value, struct tally);
 } drop_peers SEC(".maps");
-
-static __always_inline struct counters *pod_counters(void)
-{
-	__u32 zero = 0;
-
-	return bpf_map_lookup_elem(&counted, &zero);
-}
 
 static __always_inline void add_tally(struct tally *tally, __u32 bytes, __u64 now)
 {
@@ -96,15 +81,6 @@ static __always_inline void note_drop_peer(struct packet *p, __u32 reason, __u32
 		bpf_map_update_elem(&drop_peers, &key, &first, BPF_ANY);
 }
 
-static __always_inline bool may_record(struct counters *c, __u64 now)
-{
-	if (now - c->window > RECORD_WINDOW) {
-		c->window = now;
-		c->in_window = 0;
-	}
-	return c->in_window++ < RECORDS_PER_WINDOW;
-}
-
 /* Counts and records a packet that is dropped, and returns the verdict. */
 static __noinline int drop(struct packet *p, __u32 pod, __u32 reason, __u32 hook)
 {
@@ -118,18 +94,9 @@ static __noinline int drop(struct packet *p, __u32 pod, __u32 reason, __u32 hook
 	c->dropped[reason][direction].packets++;
 	c->dropped[reason][direction].bytes += p->length;
 	note_drop_peer(p, reason, direction, now);
-	if (!may_record(c, now)) {
-		c->lost++;
+	record = new_record(c, pod, now, RECORDS_PER_WINDOW);
+	if (!record)
 		return DROP;
-	}
-	record = bpf_ringbuf_reserve(&drops, sizeof(*record), 0);
-	if (!record) {
-		c->lost++;
-		return DROP;
-	}
-	__builtin_memset(record, 0, sizeof(*record));
-	record->time = now;
-	record->pod = pod;
 	record->length = p->length;
 	record->source = direction == OUTBOUND ? p->tuple.local : p->tuple.remote;
 	record->destination = direction == OUTBOUND ? p->tuple.remote : p->tuple.local;

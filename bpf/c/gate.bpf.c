@@ -32,6 +32,7 @@ struct {
 } ports SEC(".maps");
 
 /* For Go: types that no map names. */
+const struct service *service_type __attribute__((unused));
 const struct drop_record *drop_record_type __attribute__((unused));
 const enum drop_reason *drop_reason_type __attribute__((unused));
 const enum direction *direction_type __attribute__((unused));
@@ -147,6 +148,11 @@ check_stamped(struct passage *q, struct pod_config *pod, __u32 class)
 	}
 	flow = find_flow(&q->p.tuple);
 	if (!flow) {
+		/* The client of a connection whose entry a policy took must be told that it is over. */
+		if (class == CLASS_INBOUND && (q->p.flags & TCP_RST) && !q->p.payload) {
+			q->kind = FLOW_PERMISSIVE;
+			return DROP_NONE;
+		}
 		/* A live socket of the agent may have lost its entry; its last RST needs none. */
 		if (!opens)
 			return DROP_NO_FLOW;

@@ -22,7 +22,14 @@ enum drop_reason {
 	DROP_ICMP,              /* ICMP type that the table does not pass */
 	DROP_BUDGET,            /* the pod's flow table is full */
 	DROP_SYN_PAYLOAD,       /* data on a SYN (fast open) */
-	DROP_REASONS,           /* keep last */
+	DROP_REASONS,           /* keep last of those that counters have */
+
+	/*
+	 * Not of the gate, and counted by no pinned map, whose size would change: the
+	 * redirect refused a connection to a service that nobody serves. The word is
+	 * mesh.Reason's own.
+	 */
+	REFUSED_NO_ENDPOINT = 0x80,
 };
 
 #endif

@@ -4,11 +4,13 @@
 /*
  * Steers the connections of an enrolled pod to the agent's listeners in the
  * pod's network namespace, and its DNS queries to the agent's resolver there. No
- * packet is rewritten: getsockname of an accepted connection is its original
- * destination, and a datagram's is in its header (IP_RECVORIGDSTADDR).
+ * packet is rewritten on the way: getsockname of an accepted connection is its
+ * original destination, and a datagram's is in its header (IP_RECVORIGDSTADDR).
+ * Only the SYN to a service that nobody serves becomes its own answer: vacant.h.
  */
 
 #include "maps.h"
+#include "vacant.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -102,8 +104,13 @@ int redirect(struct bpf_sk_lookup *ctx)
 	if (ctx->protocol == IPPROTO_UDP)
 		return redirect_datagram(ctx, &t.local);
 	state = bpf_map_lookup_elem(&passthru, &t);
-	if (state && *state == PASSTHRU_CONNECTING)
-		return SK_PASS;
+	/*
+	 * A held tuple has the app's own socket, which is found before this program
+	 * runs, or the app's end is gone: then no listener may answer. The agent's
+	 * would, and its mark leads that reset to the wire, past the agent's socket.
+	 */
+	if (state)
+		return *state == PASSTHRU_CONNECTING ? SK_PASS : SK_DROP;
 	pod = pod_configuration();
 	if (!pod)
 		return SK_DROP;
@@ -118,4 +125,10 @@ int redirect(struct bpf_sk_lookup *ctx)
 	if (ctx->local_port == DNS_PORT && (pod->flags & POD_CAPTURE_DNS))
 		return assign_dns(ctx, DNS_STREAM4);
 	return assign(ctx, SLOT_OUTBOUND4);
+}
+
+SEC("tc")
+int refuse(struct __sk_buff *skb)
+{
+	return refuse_vacant(skb);
 }

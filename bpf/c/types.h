@@ -72,6 +72,13 @@ struct tuple {
 	__u16 remote_port;
 };
 
+/* An address and a port of a service. 20 bytes: it is a map key, and pad is 0. */
+struct service {
+	struct address address;
+	__u16 port;
+	__u16 pad;
+};
+
 /*
  * One TCP connection of the pod. Each direction writes fields of its own only,
  * so no lock is needed.
@@ -121,7 +128,7 @@ enum port_flags {
 /* State of a passthru tuple. */
 enum passthru_state {
 	PASSTHRU_CONNECTING = 1, /* redirect passes it, the gate drops it */
-	PASSTHRU_HELD = 2,       /* connected: only the gate's half is left */
+	PASSTHRU_HELD = 2,       /* connected: it opens nothing, and the gate drops it still */
 };
 
 struct count {

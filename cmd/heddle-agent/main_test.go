@@ -37,6 +37,8 @@ func TestFlagsAndEnvironment(t *testing.T) {
 		{"bad format", []string{"--node", "n1", "--log-format", "xml", "--check"}, nil, "--log-format", true},
 		{"engine", []string{"--node", "n1", "--engine", "reference", "--check"}, nil, "in order", false},
 		{"bad engine from the environment", []string{"--node", "n1", "--check"}, map[string]string{"HEDDLE_ENGINE": "steam"}, "set --engine to loop or reference", true},
+		{"crypto", []string{"--node", "n1", "--crypto", "standard", "--check"}, nil, "in order", false},
+		{"bad crypto from the environment", []string{"--node", "n1", "--check"}, map[string]string{"HEDDLE_CRYPTO": "homemade"}, "set --crypto to auto or standard", true},
 		{"token", []string{"--node", "n1", "--join-token-file", token, "--check"}, nil, "in order", false},
 		{"token gone", []string{"--node", "n1", "--join-token-file", token + "x", "--check"}, nil, "no join token file", false},
 		{"token is a folder", []string{"--node", "n1", "--join-token-file", filepath.Dir(token), "--check"}, nil, "read join token", true},

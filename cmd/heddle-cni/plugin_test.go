@@ -335,26 +335,37 @@ func FuzzPlugin(f *testing.F) {
 
 // TestAddIsFast asks a hundred times, as a runtime does: it starts the plugin, has
 // the agent's server answer, and takes the result. What the agent does in the
-// pod's namespace meanwhile is not in it. The ceiling is loose, since other tests
-// run beside it; BenchmarkAdd holds an idle machine to 50 ms.
+// pod's namespace meanwhile is not in it. Other tests run beside it, so that the
+// best of three rounds counts, and only where the machine is not overloaded by them.
 func TestAddIsFast(t *testing.T) {
-	const asked, ceiling = 100, time.Second
+	const asked, rounds, want, ceiling = 100, 3, 50 * time.Millisecond, time.Second
 	dir, ns := t.TempDir(), testenv.NewNetNS(t, "plugin")
 	agent(t, dir, workload("shop", "web", true))
 	q := question{program: build(t), version: "1.0.0", command: "ADD", netNS: ns.Path, args: args("shop", "web"), conf: conf(dir)}
-	var all []time.Duration
-	for range asked {
-		out, failure, took := q.ask(t)
-		if failure != nil || strings.TrimSpace(out) != prevResult {
-			t.Fatalf("%q, %v", out, failure)
+	best := time.Hour
+	for round := 0; round < rounds && best > want; round++ {
+		var all []time.Duration
+		for range asked {
+			out, failure, took := q.ask(t)
+			if failure != nil || strings.TrimSpace(out) != prevResult {
+				t.Fatalf("%q, %v", out, failure)
+			}
+			all = append(all, took)
 		}
-		all = append(all, took)
+		slices.Sort(all)
+		p95 := all[asked*95/100]
+		t.Logf("ADD: p50 %v, p95 %v, longest %v, of %d", all[asked/2], p95, all[asked-1], asked)
+		if best = min(best, p95); testenv.Overloaded(t) {
+			break // it would only take longer
+		}
 	}
-	slices.Sort(all)
-	p95 := all[asked*95/100]
-	t.Logf("ADD: p50 %v, p95 %v, longest %v, of %d", all[asked/2], p95, all[asked-1], asked)
-	if p95 > ceiling {
-		t.Errorf("p95 is %v, more than %v", p95, ceiling)
+	switch {
+	case best > ceiling:
+		t.Errorf("p95 is %v in the best of %d rounds, more than %v", best, rounds, ceiling)
+	case best > want && testenv.Overloaded(t):
+		t.Logf("p95 is %v in the best of %d rounds, on a machine that others overload", best, rounds)
+	case best > want:
+		t.Errorf("p95 is %v in the best of %d rounds, more than %v", best, rounds, want)
 	}
 }
 
@@ -364,18 +375,25 @@ func BenchmarkAdd(b *testing.B) {
 	dir, ns := b.TempDir(), testenv.NewNetNS(b, "plugin")
 	agent(b, dir, workload("shop", "web", true))
 	q := question{program: build(b), version: "1.0.0", command: "ADD", netNS: ns.Path, args: args("shop", "web"), conf: conf(dir)}
+	const enough = 100 // for a p95, however few the loop has had time for
 	var all []time.Duration
-	for b.Loop() {
+	ask := func() {
 		_, failure, took := q.ask(b)
 		if failure != nil {
 			b.Fatal(failure)
 		}
 		all = append(all, took)
 	}
+	for b.Loop() {
+		ask()
+	}
+	for len(all) < enough {
+		ask()
+	}
 	slices.Sort(all)
 	p95 := all[len(all)*95/100]
 	b.ReportMetric(float64(p95.Microseconds())/1000, "p95-ms")
-	if len(all) >= 100 && p95 > 50*time.Millisecond {
+	if p95 > 50*time.Millisecond {
 		b.Errorf("an ADD took %v at p95, more than 50 ms", p95)
 	}
 }

@@ -116,23 +116,31 @@ func (a *app) checkMesh(ctx context.Context, r *health.Report) (unreachable bool
 	if err != nil {
 		return false, err
 	}
+	versions := health.Versions{}
 	for _, o := range reach.Ask(ctx, a.mesh.Timeout, operators, reach.State) {
 		r.Operator(cmp.Or(o.Target.Node, "operator"), o.Value, o.Err)
+		versions.Add(o.Value.GetVersion(), cmp.Or(o.Target.Node, "operator"))
 	}
 	for _, agent := range reach.Ask(ctx, a.mesh.Timeout, targets, reach.Status) {
 		r.Agent(agent.Target.Node, agent.Value, agent.Err)
+		versions.Add(agent.Value.GetVersion(), agent.Value.GetNode())
 		unreachable = unreachable || agent.Err != nil
 	}
+	r.Versions(versions)
 	return unreachable, nil
 }
 
 func (a *app) status() *cobra.Command {
-	return &cobra.Command{
-		Use: "status", Args: cobra.NoArgs, Short: "Show the control plane, the nodes and the namespaces of the mesh",
+	policies := false
+	cmd := &cobra.Command{
+		Use: "status", Args: cobra.NoArgs, Short: "Show the control plane, the nodes, the namespaces and the policies of the mesh",
 		Long: `Show each operator, each node's agent, and each namespace in the mesh: versions,
 how far an agent is behind, pods, connections, and when the first certificate
-expires. Exit status 1 when anything is not well, 3 when no agent answers.`,
+expires; and each policy, NetworkPolicies too: whether it is accepted, or why not,
+and on how many of the nodes that need it agents have it in force. Exit status 1
+when anything is not well, 3 when no agent answers.`,
 		Example: `  heddle status
+  heddle status --policies
   heddle status --context staging -o json`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			summary, err := status.Of(cmd.Context(), &a.mesh)
@@ -142,7 +150,7 @@ expires. Exit status 1 when anything is not well, 3 when no agent answers.`,
 			if a.output == "json" {
 				err = a.document(summary)
 			} else {
-				err = summary.Print(a.out, a.color)
+				err = summary.Print(a.out, a.color, policies)
 			}
 			switch {
 			case err != nil || summary.OK:
@@ -153,4 +161,6 @@ expires. Exit status 1 when anything is not well, 3 when no agent answers.`,
 			return fmt.Errorf("%w: %w", errNotWell, admin.ErrUnreachable)
 		},
 	}
+	cmd.Flags().BoolVar(&policies, "policies", false, "show every policy, also when there are many")
+	return cmd
 }

@@ -80,7 +80,8 @@ func newCluster(t *testing.T, agents ...admin.Agent) *onCluster {
 		w.pod("agent", pod, fmt.Sprintf("n%d", i+1))
 		ring := flow.NewRing(64)
 		w.rings[pod] = ring
-		server, err := admin.NewServer(admin.Config{Socket: filepath.Join(sockets, pod), Ring: ring, Agent: a, Log: slog.New(slog.DiscardHandler)})
+		server, err := admin.NewServer(admin.Config{Node: fmt.Sprintf("n%d", i+1), Socket: filepath.Join(sockets, pod), Ring: ring, Agent: a, Log: slog.New(slog.DiscardHandler),
+			History: (&fakeAgent{node: fmt.Sprintf("n%d", i+1)}).history(t)})
 		if err != nil {
 			t.Fatal(err)
 		}

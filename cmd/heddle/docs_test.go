@@ -87,13 +87,13 @@ func TestDocumentedCommands(t *testing.T) {
 			continue
 		}
 		for i, arg := range split(command) {
-			if arg == "mesh" && i > 0 {
-				command = strings.Replace(command, " mesh", " ../../e2e/demo/mesh", 1)
+			if at, ok := map[string]string{"mesh": "../../e2e/demo/mesh", "policy.yaml": "testdata/simulate/policy.yaml", "flows.json": "testdata/simulate/flows.json"}[arg]; ok && i > 0 {
+				command = strings.Replace(command, " "+arg, " "+at, 1)
 			}
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		if strings.Contains(command, "--follow") {
-			ctx, cancel = context.WithTimeout(t.Context(), 300*time.Millisecond)
+			ctx, cancel = context.WithTimeout(t.Context(), 3*time.Second)
 		}
 		args := split(command)
 		if args[0] != "completion" && args[0] != "help" {
@@ -113,6 +113,7 @@ func TestDocumentedCommandsOnACluster(t *testing.T) {
 	w := newShop(t)
 	w.healthy()
 	for _, command := range documented(t, true) {
+		command = strings.Replace(command, " policy.yaml", " testdata/simulate/policy.yaml", 1)
 		args := split(strings.Replace(command, " manifests/", " ../../e2e/demo/mesh", 1))
 		fixes := strings.Contains(command, "--fixes") // there are none
 		code, out, log := w.heddle(args...)
@@ -251,6 +252,7 @@ func TestDocumentedCommandsOnAMesh(t *testing.T) {
 		switch {
 		case strings.HasPrefix(line, "local up"):
 			proveAndAttack(t, command)
+			simulateOnMesh(t, bin, name, folder)
 			checkMetricsPage(t, "/run/netns/heddle-"+name+"-n1")
 		case strings.HasPrefix(line, "exec"):
 			if _, code := command("exec", "shop/web", "--", "sh", "-c", "exit 7"); code != 7 {

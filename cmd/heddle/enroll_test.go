@@ -22,8 +22,9 @@ import (
 // unless it is stuck.
 type followingAgent struct {
 	fakeAgent
-	api   atomic.Pointer[dynamic.Interface]
-	stuck atomic.Bool
+	api     atomic.Pointer[dynamic.Interface]
+	stuck   atomic.Bool
+	lingers atomic.Bool // pods that are to leave stay
 }
 
 func (f *followingAgent) Status(ctx context.Context) (*meshpb.AgentStatus, error) {
@@ -34,7 +35,8 @@ func (f *followingAgent) Status(ctx context.Context) (*meshpb.AgentStatus, error
 	s.Pods = nil
 	api := *f.api.Load()
 	namespace, err := api.Resource(schema.GroupVersionResource{Version: "v1", Resource: "namespaces"}).Get(ctx, "shop", metav1.GetOptions{})
-	if err != nil || namespace.GetLabels()["heddle.dev/mesh"] != "enabled" {
+	in := err == nil && namespace.GetLabels()["heddle.dev/mesh"] == "enabled"
+	if err != nil || !in && !f.lingers.Load() {
 		return s, err
 	}
 	pods, err := api.Resource(schema.GroupVersionResource{Version: "v1", Resource: "pods"}).Namespace("shop").List(ctx, metav1.ListOptions{})
@@ -46,6 +48,9 @@ func (f *followingAgent) Status(ctx context.Context) (*meshpb.AgentStatus, error
 			p := &meshpb.PodStatus{Workload: "shop/" + pods.Items[i].GetName(), State: "enrolled", Mode: "STRICT"}
 			if f.stuck.Load() {
 				p.State, p.Error = "failed", "XDP on the veth"
+			}
+			if !in {
+				p.StaysNs = time.Date(2030, 1, 1, 20, 0, 5, 0, time.UTC).UnixNano()
 			}
 			s.Pods = append(s.Pods, p)
 		}
@@ -119,8 +124,13 @@ webhooks: [{name: guard.shop.example, sideEffects: None, admissionReviewVersions
 	for _, a := range w.following {
 		a.stuck.Store(true)
 	}
-	w.expect(1, "web-1 on node n1 is failed: XDP on the veth", "enroll", "shop", "--wait=1s", "--force")
+	w.expect(1, "web-1 on node n1 is failed: XDP on the veth", "enroll", "shop", "--wait=3s", "--force")
 	w.expect(1, "not in the mesh", "status")
+	for _, a := range w.following {
+		a.stuck.Store(false)
+		a.lingers.Store(true)
+	}
+	w.expect(1, "web-1 on node n1 is enrolled: it has left again and again, and stays until 20:00:05 UTC", "unenroll", "shop", "--wait=3s")
 }
 
 func (w *onCluster) label() string {

@@ -11,7 +11,6 @@ import (
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/analyze"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/cluster"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain"
-	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
 // readBound bounds how long a cluster's objects are read.
@@ -22,8 +21,8 @@ func (a *app) explain() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "explain SRC DST[:PORT]", Args: cobra.ExactArgs(2), Short: "Say what happens to a connection, and why",
 		Long: `Say where a connection goes, how it travels, and which policy and rule admit or
-refuse it, by the model that agents decide by: from the objects of a cluster, or
-of a folder. No connection is opened.
+refuse it, NetworkPolicies of both ends included, by the model that agents decide
+by: from the objects of a cluster, or of a folder. No connection is opened.
 
 SRC is NAMESPACE/NAME of a pod, of a Service (one of its pods) or of a Deployment,
 or an IP address, which may be outside the mesh. DST is one of these, or a
@@ -32,11 +31,15 @@ one of the endpoints.`,
 		Example: `  heddle explain shop/web shop/db:3306
   heddle explain 192.0.2.7 web.shop.svc --folder mesh`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			view, err := a.view(cmd.Context(), folder)
+			written, err := explain.Of(cmd.Context(), &a.mesh, folder, "--folder")
 			if err != nil {
 				return err
 			}
-			answer, err := explain.Explain(view, args[0], args[1])
+			model, err := written.Model()
+			if err != nil {
+				return err
+			}
+			answer, err := explain.Explain(model, args[0], args[1])
 			if err != nil {
 				return fmt.Errorf("%w: %w", errUsage, err)
 			}
@@ -53,30 +56,6 @@ one of the endpoints.`,
 	}
 	cmd.Flags().StringVarP(&folder, "folder", "f", "", "folder of objects, in place of a cluster's")
 	return cmd
-}
-
-// view compiles the objects of a folder, of a local mesh, or of a cluster.
-func (a *app) view(ctx context.Context, folder string) (*mesh.View, error) {
-	if folder == "" && !a.mesh.OnCluster() {
-		m, err := a.mesh.Local()
-		if err != nil {
-			return nil, fmt.Errorf("%w; or name a folder with --folder", err)
-		}
-		folder = m.Status().Folder
-	}
-	if folder != "" {
-		return explain.FromFolder(folder)
-	}
-	c, err := cluster.Connect(a.mesh.Cluster)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := c.Core.Discovery().ServerVersion(); err != nil { // said at once, in place of after the bound
-		return nil, c.Explain("ask the cluster for its version", err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, readBound)
-	defer cancel()
-	return explain.FromCluster(ctx, c.Config())
 }
 
 func (a *app) analyze() *cobra.Command {

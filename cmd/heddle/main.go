@@ -25,6 +25,7 @@ import (
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/cluster"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/plugin"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay"
 	"github.com/heddle-mesh/heddle/internal/admin"
 	"github.com/heddle-mesh/heddle/internal/local"
 )
@@ -38,6 +39,7 @@ const (
 	exitFailed      = 1
 	exitUsage       = 2
 	exitUnreachable = 3
+	exitBreaks      = 4
 )
 
 // errNotWell ends a command whose output has said already what is wrong.
@@ -69,7 +71,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, color boo
 	err := root.ExecuteContext(ctx)
 	code := exitCode(err, a.started)
 	switch {
-	case code == exitOK || errors.Is(err, errNotWell):
+	case code == exitOK || code == exitBreaks || errors.Is(err, errNotWell):
 	case code == exitUsage:
 		fmt.Fprintf(stderr, "heddle: %s\nSee `%s --help`, or `--help` after a command.\n", strings.TrimPrefix(err.Error(), errUsage.Error()+": "), name)
 	default:
@@ -86,6 +88,8 @@ func exitCode(err error, started bool) int {
 		return exitOK
 	case !started || errors.Is(err, errUsage) || errors.Is(err, chart.ErrValues):
 		return exitUsage
+	case errors.Is(err, replay.ErrBreaks):
+		return exitBreaks
 	case errors.Is(err, admin.ErrUnreachable) || errors.Is(err, local.ErrNoMesh) || errors.Is(err, cluster.ErrUnreachable):
 		return exitUnreachable
 	default:

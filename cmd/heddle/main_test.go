@@ -96,13 +96,38 @@ type fakeOperator struct {
 	meshpb.UnimplementedOperatorAdminServer
 }
 
-func (fakeOperator) Status(context.Context, *meshpb.OperatorStateRequest) (*meshpb.OperatorState, error) {
+func (fakeOperator) Status(_ context.Context, r *meshpb.OperatorStateRequest) (*meshpb.OperatorState, error) {
+	var policies []*meshpb.OperatorPolicy
+	if r.GetPolicies() {
+		policies = append(policies, &meshpb.OperatorPolicy{Kind: "NetworkPolicy", Namespace: "shop", Name: "db", Accepted: true, Nodes: 1, Live: 1})
+	}
 	return &meshpb.OperatorState{
-		Version: "v1", Address: "100.64.0.1:15012",
+		Policies: policies,
+		Version:  "v1", Address: "100.64.0.1:15012",
 		Configuration: &meshpb.OperatorConfiguration{Folder: "/mesh", Epoch: 3, Workloads: 2},
 		Authority:     &meshpb.OperatorAuthority{TrustDomain: "m", RootNotAfterNs: time.Now().Add(1000 * time.Hour).UnixNano()},
 		Nodes:         []*meshpb.OperatorNode{{Name: "n1", Connected: true, Epoch: 3}},
 	}, nil
+}
+
+func (fakeOperator) Certificates(context.Context, *meshpb.CertificatesRequest) (*meshpb.CertificatesResponse, error) {
+	now := time.Now()
+	return &meshpb.CertificatesResponse{TrustDomain: "m",
+		Authority: []*meshpb.AuthorityCertificate{{Sha256: []byte{1}, Kind: "root", Subject: "CN=Heddle mesh root", Serial: "ab12", Key: "ECDSA P-256", Signs: true, Trusted: true,
+			NotBeforeNs: now.Add(-time.Hour).UnixNano(), NotAfterNs: now.Add(10000 * time.Hour).UnixNano()}},
+		Nodes: []*meshpb.NodeCertificates{{Node: "n1", Connected: true, ReportedNs: now.UnixNano(), Report: &meshpb.TrustReport{Roots: [][]byte{{1}},
+			Certificates: []*meshpb.HeldCertificate{{Identity: "spiffe://m/ns/shop/sa/web", Serial: "cd34", Issuer: []byte{1}, Key: "ECDSA P-256",
+				NotBeforeNs: now.Add(-time.Hour).UnixNano(), NotAfterNs: now.Add(20 * time.Hour).UnixNano(), RenewalNs: now.Add(10 * time.Hour).UnixNano()}}}}},
+		Rotation: &meshpb.RotationState{EndedNs: now.UnixNano(), Ended: "completed"},
+	}, nil
+}
+
+func (fakeOperator) RotateCertificates(_ context.Context, r *meshpb.RotateCertificatesRequest) (*meshpb.RotateCertificatesResponse, error) {
+	if r.GetAction() == meshpb.RotateCertificatesRequest_ACTION_ABORT {
+		return nil, status.Error(codes.FailedPrecondition, "rotation refused: no rotation is under way")
+	}
+	return &meshpb.RotateCertificatesResponse{Rotation: &meshpb.RotationState{Kind: r.GetKind(), Stage: "distribute", Nodes: 2, Done: 1,
+		Waiting: []*meshpb.RotationWait{{Part: "node", Name: "n2", Reason: "its agent is not connected", Forcible: true}}}}, nil
 }
 
 func (fakeOperator) CreateJoinToken(_ context.Context, r *meshpb.CreateJoinTokenRequest) (*meshpb.CreateJoinTokenResponse, error) {
@@ -155,7 +180,7 @@ func world(t *testing.T, agents ...*fakeAgent) (string, []*flow.Ring) {
 		}
 		ring := flow.NewRing(64)
 		rings = append(rings, ring)
-		server, err := admin.NewServer(admin.Config{Socket: socket, Ring: ring, Agent: a, Log: log})
+		server, err := admin.NewServer(admin.Config{Node: a.node, Socket: socket, Ring: ring, History: a.history(t), Agent: a, Log: log})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -233,6 +258,8 @@ func TestExitCodes(t *testing.T) {
 		{none, "join-token list --name m", 3, "no such mesh"},
 		{none, "join-token list --operator-socket " + none + "/o", 3, "no such socket"},
 		{well, "status", 0, "in sync"},
+		{well, "status --policies", 0, "NetworkPolicy shop/db"},
+		{well, "status -o json", 0, `"kind": "NetworkPolicy"`},
 		{sick, "status", 1, "not well: pod shop/n1 on node n1 is failed: XDP on the veth"},
 		{none, "status --name m", 3, "no such mesh"},
 		{none, "status --socket " + none + "/s", 3, "no such socket"},
@@ -245,6 +272,22 @@ func TestExitCodes(t *testing.T) {
 		{none, "analyze -f testdata/analyze -n bank", 0, "Nothing is cut off."},
 		{none, "analyze -f " + none + "/x", 1, "no such file"},
 		{none, "analyze --name m", 2, "for Kubernetes clusters"},
+		{well, "history", 0, "PolicyDeny shop/only-api[0]"},
+		{well, "history -n bank -o json", 0, `{"coverage":{"node":"n2"`},
+		{well, "history --since -1h", 2, "use a positive duration"},
+		{none, "history --name m", 3, "no such mesh"},
+		{none, "simulate -f testdata/simulate/policy.yaml --against ../../e2e/demo/mesh --flows testdata/simulate/flows.json", 0, "Nothing would break."},
+		{none, "simulate -f testdata/simulate/breaking.yaml --against ../../e2e/demo/mesh --flows testdata/simulate/flows.json", 4, "deny PolicyNoMatch"},
+		{well, "simulate -f testdata/simulate/breaking.yaml --against ../../e2e/demo/mesh", 0, "Nothing would break."},
+		{none, "simulate -f testdata/simulate/breaking.yaml --against ../../e2e/demo/mesh --flows testdata/simulate/flows.json -n bank", 0, "no recorded connection"},
+		{none, "simulate --against ../../e2e/demo/mesh --delete AuthorizationPolicy/shop/x --flows testdata/simulate/flows.json", 2, "no such object"},
+		{none, "simulate --against ../../e2e/demo/mesh --flows testdata/simulate/flows.json", 2, "nothing would change"},
+		{none, "simulate -f testdata/simulate/flows.json --against ../../e2e/demo/mesh --flows testdata/simulate/flows.json", 1, "apiVersion or kind"},
+		{none, "simulate -f testdata/simulate/policy.yaml --against ../../e2e/demo/mesh --flows testdata/simulate/policy.yaml", 1, "heddle history -o json"},
+		{none, "simulate -f testdata/simulate/policy.yaml --name m", 3, "or name a folder with --against"},
+		{none, "suggest shop --against ../../e2e/demo/mesh --flows testdata/simulate/flows.json", 0, "name: web-clients"},
+		{none, "suggest legacy --against ../../e2e/demo/mesh --flows testdata/simulate/flows.json", 1, "heddle enroll legacy"},
+		{none, "suggest --against ../../e2e/demo/mesh", 2, "accepts 1 arg"},
 		{none, "enroll shop --kubeconfig " + none + "/k", 3, "name one with --kubeconfig"},
 		{none, "unenroll", 2, "accepts 1 arg"},
 		{well, "local status", 1, "ended"},
@@ -352,7 +395,7 @@ func TestJSONEverywhere(t *testing.T) {
 	state, rings := world(t, &fakeAgent{node: "n1"})
 	rings[0].Add(sampleFlow("n1", mesh.VerdictAllow, mesh.ReasonNoPolicy))
 	for _, args := range []string{"check", "flows", "connections", "prove", "join-token create n3", "join-token list", "join-token revoke 0123456789ab",
-		"local status", "version", "status", "explain shop/customer shop/web --folder ../../e2e/demo/mesh", "analyze -f testdata/analyze", "validate ../../e2e/demo/mesh", "validate ../../internal", "local up --dry-run --file ../../e2e/demo/mesh --name x", "local down --name nosuch"} {
+		"local status", "version", "status", "simulate -f testdata/simulate/policy.yaml --against ../../e2e/demo/mesh", "suggest shop --against ../../e2e/demo/mesh", "explain shop/customer shop/web --folder ../../e2e/demo/mesh", "analyze -f testdata/analyze", "validate ../../e2e/demo/mesh", "validate ../../internal", "local up --dry-run --file ../../e2e/demo/mesh --name x", "local down --name nosuch"} {
 		_, out, log := heddle(t, append(strings.Fields(args), "-o", "json", "--state-dir", state)...)
 		if !json.Valid([]byte(out)) {
 			t.Errorf("heddle %s: no JSON:\n%s%s", args, out, log)

@@ -9,9 +9,11 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/certs"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/enroll"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/install"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/show"
 	"github.com/heddle-mesh/heddle/internal/admin"
 )
@@ -36,7 +38,7 @@ checks that everything works, has the kernel prove what left a pod, and runs
 whole meshes on one machine.
 
 Exit status: 0 all is well; 1 something is not, or was refused; 2 the command
-line is wrong; 3 nobody answers.`,
+line is wrong; 3 nobody answers; 4 a simulated change would break connections.`,
 		SilenceUsage: true, SilenceErrors: true,
 		PersistentPreRunE: func(*cobra.Command, []string) error {
 			a.started = true
@@ -52,6 +54,8 @@ line is wrong; 3 nobody answers.`,
 	root.AddCommand(a.flows(), a.connections(), a.check(), a.prove(), a.local(), a.exec(), a.logs(),
 		a.joinToken(), a.validate(), a.version(), a.status(), a.explain(), a.analyze())
 	root.AddCommand(enroll.Commands(enroll.Program{Out: a.out, Log: a.log, Color: a.color, Mesh: &a.mesh, Output: &a.output})...)
+	root.AddCommand(replay.Commands(&replay.Program{Out: a.out, Log: a.log, Color: a.color, Mesh: &a.mesh, Output: &a.output, CompleteNamespaces: a.completeNamespaces})...)
+	root.AddCommand(certs.Command(certs.Program{Out: a.out, Log: a.log, Color: a.color, Mesh: &a.mesh, Output: &a.output, NotWell: errNotWell}))
 	root.AddCommand(install.Commands(a.out, a.log, version)...)
 	return root
 }

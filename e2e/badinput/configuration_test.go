@@ -1,6 +1,7 @@
 package badinput
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,25 +13,25 @@ import (
 // watches. The folder is refused as a whole, by name of file, line and field;
 // what was in force goes on.
 func (w *world) configuration(t *testing.T) {
-	const refusals = "heddle_operator_refusals_total"
+	const refusals = `heddle_operator_refusals_total{reason="%s"}`
 	for _, test := range []struct {
-		name, yaml string
-		says       []string
+		name, reason, yaml string
+		says               []string
 	}{
-		{"unknown field", strings.Replace(workload("odd", "10.244.2.77"), "serviceAccount", "serviceAcount", 1), []string{"bad.yaml:4", "serviceAcount", "unknown field", "shop/odd"}},
-		{"wrong type", strings.Replace(workload("odd", "10.244.2.77"), `["10.244.2.77"]`, `{a: 1}`, 1), []string{"bad.yaml:4", "spec.addresses", "shop/odd"}},
-		{"wrong type of a number", "apiVersion: heddle.dev/v1alpha1\nkind: PeerAuthentication\nmetadata: {namespace: shop, name: odd}\nspec:\n  portModes:\n  - {port: eighty, mode: STRICT}\n", []string{"bad.yaml:6", "port", "shop/odd"}},
-		{"not YAML", "kind: [\n", []string{"bad.yaml:"}},
-		{"unknown kind", "apiVersion: v1\nkind: Pod\nmetadata: {namespace: shop, name: odd}\n", []string{"bad.yaml:", "Pod"}},
-		{"a Mesh beside the Mesh", "apiVersion: heddle.dev/v1alpha1\nkind: Mesh\nmetadata: {name: default}\nspec: {trustDomain: other.test}\n", []string{"bad.yaml:", "mesh.yaml:"}},
-		{"two objects of one name", workload("server", "10.244.2.77"), []string{"bad.yaml:1", "mesh.yaml:", "shop/server"}},
-		{"an address used twice", workload("odd", server), []string{server, "shop/odd", "shop/server"}},
-		{"an address used twice, written otherwise", workload("odd", "fd00:244:0002:0::0010"), []string{"fd00:244:2::10", "shop/odd", "shop/server"}},
-		{"a network namespace used twice", strings.Replace(workload("odd", "10.244.2.77"), "heddle-badinput-ghost", "heddle-badinput-server", 1), []string{"/run/netns/heddle-badinput-server", "shop/odd", "shop/server"}},
-		{"one object's own address twice", strings.Replace(workload("odd", "10.244.2.77"), `["10.244.2.77"]`, `["10.244.2.77", "10.244.2.77"]`, 1), []string{"bad.yaml:4", "10.244.2.77", "shop/odd"}},
+		{"unknown field", "Syntax", strings.Replace(workload("odd", "10.244.2.77"), "serviceAccount", "serviceAcount", 1), []string{"bad.yaml:4", "serviceAcount", "unknown field", "shop/odd"}},
+		{"wrong type", "Syntax", strings.Replace(workload("odd", "10.244.2.77"), `["10.244.2.77"]`, `{a: 1}`, 1), []string{"bad.yaml:4", "spec.addresses", "shop/odd"}},
+		{"wrong type of a number", "Syntax", "apiVersion: heddle.dev/v1alpha1\nkind: PeerAuthentication\nmetadata: {namespace: shop, name: odd}\nspec:\n  portModes:\n  - {port: eighty, mode: STRICT}\n", []string{"bad.yaml:6", "port", "shop/odd"}},
+		{"not YAML", "Syntax", "kind: [\n", []string{"bad.yaml:"}},
+		{"unknown kind", "Syntax", "apiVersion: v1\nkind: Pod\nmetadata: {namespace: shop, name: odd}\n", []string{"bad.yaml:", "Pod"}},
+		{"a Mesh beside the Mesh", "Conflict", "apiVersion: heddle.dev/v1alpha1\nkind: Mesh\nmetadata: {name: default}\nspec: {trustDomain: other.test}\n", []string{"bad.yaml:", "mesh.yaml:"}},
+		{"two objects of one name", "Conflict", workload("server", "10.244.2.77"), []string{"bad.yaml:1", "mesh.yaml:", "shop/server"}},
+		{"an address used twice", "Conflict", workload("odd", server), []string{server, "shop/odd", "shop/server"}},
+		{"an address used twice, written otherwise", "Conflict", workload("odd", "fd00:244:0002:0::0010"), []string{"fd00:244:2::10", "shop/odd", "shop/server"}},
+		{"a network namespace used twice", "Conflict", strings.Replace(workload("odd", "10.244.2.77"), "heddle-badinput-ghost", "heddle-badinput-server", 1), []string{"/run/netns/heddle-badinput-server", "shop/odd", "shop/server"}},
+		{"one object's own address twice", "Conflict", strings.Replace(workload("odd", "10.244.2.77"), `["10.244.2.77"]`, `["10.244.2.77", "10.244.2.77"]`, 1), []string{"bad.yaml:4", "10.244.2.77", "shop/odd"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			w.counts(t, "operator", refusals, func() { w.Write(t, "bad.yaml", test.yaml) })
+			w.counts(t, "operator", fmt.Sprintf(refusals, test.reason), func() { w.Write(t, "bad.yaml", test.yaml) })
 			w.checkSays(t, "fail  operator", append(test.says, "folder")...)
 			w.logSays(t, "operator", append(test.says, "configuration refused")...)
 			if got := w.metric(t, "operator", "heddle_operator_folder_refused"); got != 1 {

@@ -128,7 +128,7 @@ func (b *bench) defaults(quick bool) {
 	if b.sizes.RateDuration == 0 {
 		b.sizes.RateDuration = time.Duration(pick(4, 3)) * time.Second
 	}
-	b.sizes.Rate, b.sizes.Held = 1600, []int{1000, 8000}
+	b.sizes.Rate, b.sizes.Held, b.sizes.Settle = 1600, []int{1000, 8000}, measure.DefaultSettle
 }
 
 // run sets up, measures, shows and takes down.

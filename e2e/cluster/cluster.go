@@ -326,10 +326,15 @@ func (c *Cluster) kubectlFlags() []string {
 	return []string{"kubectl", "--kubeconfig", c.Kubeconfig(), "--cache-dir", filepath.Join(c.plan.dir(), "kubectl-cache")}
 }
 
+// KubectlCommand is kubectl as admin, to be run on the host.
+func (c *Cluster) KubectlCommand(ctx context.Context, args ...string) *exec.Cmd {
+	return exec.CommandContext(ctx, c.programs.Kube(), append(c.kubectlFlags(), args...)...)
+}
+
 // Kubectl runs kubectl as admin, with input on its standard input, and returns
 // what it prints. The error carries what it said.
 func (c *Cluster) Kubectl(ctx context.Context, input string, args ...string) (string, error) {
-	command := exec.CommandContext(ctx, c.programs.Kube(), append(c.kubectlFlags(), args...)...)
+	command := c.KubectlCommand(ctx, args...)
 	command.Stdin = strings.NewReader(input)
 	var said strings.Builder
 	command.Stderr = &said

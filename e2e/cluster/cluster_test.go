@@ -33,7 +33,7 @@ const probeImage = "localhost/probe:test"
 const patience = time.Minute
 
 // warmStart is how long a cluster may take to be ready whose programs are built.
-const warmStart = time.Minute
+const warmStart = 3 * time.Minute // a minute, on a machine that is idle
 
 // TestClusters brings up two clusters beside each other, asks of one all that it
 // is for, and takes both down.

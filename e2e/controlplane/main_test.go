@@ -12,13 +12,11 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -54,16 +52,6 @@ func kubeProgram(t testing.TB) string {
 	return path
 }
 
-func freePort(t testing.TB) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}
-
 // run starts a program that ends with the test, and shows the end of what it said
 // when the test has failed.
 func run(t testing.TB, program string, args ...string) {
@@ -89,8 +77,8 @@ func run(t testing.TB, program string, args ...string) {
 func startServer(t testing.TB) *server {
 	t.Helper()
 	dir, kube := t.TempDir(), kubeProgram(t)
-	etcd, peers := fmt.Sprintf("http://127.0.0.1:%d", freePort(t)), fmt.Sprintf("http://127.0.0.1:%d", freePort(t))
-	port := freePort(t)
+	etcd, peers := fmt.Sprintf("http://127.0.0.1:%d", testenv.FreePort(t)), fmt.Sprintf("http://127.0.0.1:%d", testenv.FreePort(t))
+	port := testenv.FreePort(t)
 	key := writeKey(t, dir)
 	tokens := filepath.Join(dir, "tokens.csv")
 	if err := os.WriteFile(tokens, []byte(adminToken+",admin,admin,\"system:masters\"\n"), 0o600); err != nil {
@@ -211,22 +199,6 @@ func (s *server) token(t testing.TB, account, audience, bound string) string {
 }
 
 // logBuffer is a log that tests search.
-type logBuffer struct {
-	sync.Mutex
-	text bytes.Buffer
-}
-
-// Write implements io.Writer.
-func (b *logBuffer) Write(p []byte) (int, error) {
-	b.Lock()
-	defer b.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *logBuffer) String() string {
-	b.Lock()
-	defer b.Unlock()
-	return b.text.String()
-}
+type logBuffer struct{ testenv.Log }
 
 func (b *logBuffer) has(text string) bool { return strings.Contains(b.String(), text) }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -14,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/heddle-mesh/heddle/api/meshpb"
+	"github.com/heddle-mesh/heddle/internal/admin"
 	"github.com/heddle-mesh/heddle/internal/identity/nodeauth"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 	"github.com/heddle-mesh/heddle/operator"
@@ -58,6 +61,7 @@ func steps() [][]right {
 			own("update", "coordination.k8s.io", "leases", "heddle-operator")},
 		{own("create", "", "configmaps", "")},
 		{own("patch", "", "configmaps", "heddle-roots")},
+		{own("update", "", "secrets", "heddle-ca")},
 	}
 }
 
@@ -138,13 +142,19 @@ func (s *server) pod(t testing.TB, namespace, name, account, address string, hos
 // startOperator runs an operator as its own service account until the test ends.
 func startOperator(t testing.TB, s *server, replica string) (address, health string, log *logBuffer) {
 	t.Helper()
+	return startOperatorAt(t, s, replica, "")
+}
+
+// startOperatorAt has it answer on an admin socket.
+func startOperatorAt(t testing.TB, s *server, replica, socket string) (address, health string, log *logBuffer) {
+	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	health, log = fmt.Sprintf("127.0.0.1:%d", freePort(t)), &logBuffer{}
+	health, log = fmt.Sprintf("127.0.0.1:%d", testenv.FreePort(t)), &logBuffer{}
 	op, err := operator.New(operator.Config{Kubernetes: &operator.Kubernetes{Rest: s.config(s.token(t, "heddle-operator", "", "")), Replica: replica},
-		Listener: listener, Health: health, Version: "test", Logger: slog.New(slog.NewTextHandler(log, nil))})
+		Listener: listener, Health: health, AdminSocket: socket, Version: "test", Logger: slog.New(slog.NewTextHandler(log, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -195,10 +205,16 @@ func join(t testing.TB, operator, roots, token string, limit time.Duration) (*no
 func TestEachRightIsNeeded(t *testing.T) {
 	s := startServer(t)
 	s.prepare(t)
-	address, health, log := startOperator(t, s, "replica-0")
+	socket := filepath.Join(t.TempDir(), "admin.sock")
+	address, health, log := startOperatorAt(t, s, "replica-0", socket)
 	var granted []right
 	for i, step := range steps() {
 		for _, r := range step {
+			if r.resource == "secrets" && r.verb == "update" {
+				if err := rotate(t, socket); err == nil || !strings.Contains(err.Error(), "heddle upgrade") {
+					t.Errorf("without %v a rotation begins, or not for that reason: %v", r, err)
+				}
+			}
 			if r.resource == "tokenreviews" {
 				awaitRoots := s.caRoots(t)
 				if _, err := join(t, address, awaitRoots, s.token(t, "heddle-agent", operator.DefaultAudience, "agent-n1"), 2*time.Second); err == nil || !strings.Contains(err.Error(), "cannot have the token reviewed") {
@@ -209,13 +225,15 @@ func TestEachRightIsNeeded(t *testing.T) {
 		}
 		granted = append(granted, step...)
 		s.grant(t, granted)
-		if i == len(steps())-2 { // the ConfigMap is there: somebody changes it
+		if i == len(steps())-3 { // the ConfigMap is there: somebody changes it
 			testenv.Eventually(t, 60*time.Second, "roots are published", func() bool { return s.roots() != "" })
 			s.must(t, http.MethodPatch, "/api/v1/namespaces/heddle-system/configmaps/heddle-roots", `{data: {roots.pem: "spoiled"}}`)
 		}
 	}
 	testenv.Eventually(t, 60*time.Second, "the operator is ready", func() bool { return ready(health) })
 	testenv.Eventually(t, 90*time.Second, "the roots are put right", func() bool { return strings.Contains(s.roots(), "BEGIN CERTIFICATE") })
+	testenv.Eventually(t, 60*time.Second, "a rotation begins", func() bool { return rotate(t, socket) == nil })
+	testenv.Eventually(t, 60*time.Second, "both roots are published", func() bool { return strings.Count(s.roots(), "BEGIN CERTIFICATE") == 2 })
 	n, err := join(t, address, s.roots(), s.token(t, "heddle-agent", operator.DefaultAudience, "agent-n1"), 20*time.Second)
 	if err != nil {
 		t.Fatal(err)
@@ -236,6 +254,20 @@ func TestEachRightIsNeeded(t *testing.T) {
 			return strings.Contains(fmt.Sprint(o), c.says)
 		})
 	}
+}
+
+// rotate has an operator begin the rotation of its root.
+func rotate(t testing.TB, socket string) error {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	client, err := admin.Dial(ctx, socket)
+	if err != nil {
+		return err
+	}
+	_, err = meshpb.NewOperatorAdminClient(client.Conn()).RotateCertificates(ctx, &meshpb.RotateCertificatesRequest{
+		Action: meshpb.RotateCertificatesRequest_ACTION_BEGIN, Kind: "root"})
+	return errors.Join(err, client.Close())
 }
 
 // roots returns what agents would mount; "" when it is not there.

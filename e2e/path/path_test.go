@@ -45,17 +45,20 @@ const (
 type far struct {
 	t    *testing.T
 	a, b *testenv.NetNS
+	way  *wan.Link
+	// apart gives each stream of a tunnel a connection of its own.
+	apart bool
 }
 
 func newFar(t *testing.T) *far {
 	f := &far{t: t, a: testenv.NewNetNS(t, "path-a"), b: testenv.NewNetNS(t, "path-b")}
 	file := func(ns *testenv.NetNS) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), ns.Fd()) }
-	l, err := wan.Open(file(f.a), file(f.b), delay)
-	if err != nil {
+	var err error
+	if f.way, err = wan.Open(file(f.a), file(f.b), delay); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := l.Close(); err != nil {
+		if err := f.way.Close(); err != nil {
 			t.Error(err)
 		}
 	})
@@ -172,13 +175,17 @@ func (f *far) tunnel() (open, func()) {
 	}()
 	memory := hbone.NewMemory(256 << 20)
 	opener := func(n int) (from, to []*net.TCPConn) {
-		for range n {
+		for i := range n {
 			program, local, err := pair()
 			if err != nil {
 				f.t.Fatal(err)
 			}
+			source := "client"
+			if f.apart {
+				source = fmt.Sprintf("client-%d", i)
+			}
 			client.Connect(local, &hbone.ConnectRequest{
-				Key:         hbone.Key{Source: "client", Leaf: hbone.Fingerprint(cert), Peer: ca.ID("pod"), Endpoint: endpoint.AddrPort()},
+				Key:         hbone.Key{Source: source, Leaf: hbone.Fingerprint(cert), Peer: ca.ID("pod"), Endpoint: endpoint.AddrPort()},
 				Certificate: cert, Bundles: ca.Bundle(), Authority: netip.MustParseAddrPort("10.0.0.1:80"), Memory: memory,
 				Dial: func(context.Context) (*net.TCPConn, error) { return f.dial(endpoint) },
 				Done: func(hbone.Outcome) {},
@@ -208,6 +215,12 @@ func (f *far) tunnel() (open, func()) {
 func megabits(t *testing.T, open open, n int) float64 {
 	t.Helper()
 	from, to := open(n)
+	return flow(from, to, warm, counted)
+}
+
+// flow is what streams that are open move in a second, in megabits. It closes them.
+func flow(from, to []*net.TCPConn, warm, counted time.Duration) float64 {
+	n := len(from)
 	var got atomic.Int64
 	var all sync.WaitGroup
 	for i := range n {

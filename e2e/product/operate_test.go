@@ -2,7 +2,6 @@ package product
 
 import (
 	"fmt"
-	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -13,34 +12,19 @@ import (
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
 
-// upgrades is how often the DaemonSet is replaced under traffic: `make upgrades`
-// sets more.
-func upgrades(t *testing.T) int {
-	t.Helper()
-	text := os.Getenv("HEDDLE_UPGRADES")
-	if text == "" {
-		return 2
-	}
-	n, err := strconv.Atoi(text)
-	if err != nil || n < 1 {
-		t.Fatalf("HEDDLE_UPGRADES=%q: want a number of upgrades, 1 or more", text)
-	}
-	return n
-}
-
 // testUpgrade replaces every agent, again and again, under connections that stay
 // open and connections that come: none is lost, and none is reset.
 func (w *world) testUpgrade(t *testing.T, server string) {
-	w.apply(t, podYAML("loaded", "n1", "", "load", server+":7000", "20", "20"))
+	w.apply(t, podYAML("loaded", "n1", itsShare, "load", server+":7000", "20", "20"))
 	w.waitReady(t, "loaded")
-	for n := range upgrades(t) {
-		before := w.counted(t)
+	for n := range fromEnvironment(t, "HEDDLE_UPGRADES", 2) { // `make upgrades` sets more
+		before := w.counted(t, "loaded")
 		w.cli(t, "upgrade", "--set", fmt.Sprintf("agent.podAnnotations.run=r%d", n), "--wait", "3m")
 		testenv.Eventually(t, patience, "the old agents are gone", func() bool {
 			return strings.Count(w.kubectl(t, "-n", "heddle-system", "get", "pods", "-l", "app.kubernetes.io/component=agent", "-o", "name"), "\n") == 2
 		})
 		time.Sleep(time.Second)
-		after := w.counted(t)
+		after := w.counted(t, "loaded")
 		if after["exchanges"] <= before["exchanges"] || after["opened"] <= before["opened"] {
 			t.Errorf("upgrade %d: no traffic: %v, then %v", n, before, after)
 		}
@@ -53,14 +37,14 @@ func (w *world) testUpgrade(t *testing.T, server string) {
 	w.kubectl(t, "-n", "shop", "delete", "pod", "loaded", "--now")
 }
 
-// counted reads the last line of the pod under load.
-func (w *world) counted(t *testing.T) map[string]int {
+// counted reads the last line of a pod under load.
+func (w *world) counted(t *testing.T, pod string) map[string]int {
 	t.Helper()
 	counts := map[string]int{}
 	eventually(t, 20*time.Second, "the pod under load counts", func() error {
-		all := regexp.MustCompile(`(?m)^exchanges (\d+) opened (\d+) lost (\d+) broken (\d+)$`).FindAllStringSubmatch(w.kubectl(t, "-n", "shop", "logs", "loaded", "--tail=3"), -1)
+		all := regexp.MustCompile(`(?m)^exchanges (\d+) opened (\d+) lost (\d+) broken (\d+)$`).FindAllStringSubmatch(w.kubectl(t, "-n", "shop", "logs", pod, "--tail=3"), -1)
 		if len(all) == 0 {
-			return fmt.Errorf("%s", w.logs(t, "loaded"))
+			return fmt.Errorf("%s", w.logs(t, pod))
 		}
 		for i, name := range []string{"exchanges", "opened", "lost", "broken"} {
 			counts[name], _ = strconv.Atoi(all[len(all)-1][i+1]) // digits
@@ -92,25 +76,9 @@ func (w *world) works(t *testing.T, pod, address string) {
 
 // testFaults: what fails is said, and recovers by itself.
 func (w *world) testFaults(t *testing.T, server string) {
-	t.Run("the operator is gone", func(t *testing.T) {
-		scale := func(n int) {
-			t.Helper()
-			w.kubectl(t, "-n", "heddle-system", "scale", "deployment/heddle-operator", fmt.Sprintf("--replicas=%d", n))
-		}
-		defer scale(2)
-		scale(0)
-		testenv.Eventually(t, patience, "no operator runs", func() bool {
-			return w.kubectl(t, "-n", "heddle-system", "get", "pods", "-l", "app.kubernetes.io/component=operator", "-o", "name") == ""
-		})
-		w.killAgent(t, "n1")
-		w.works(t, "client", server+":7000")
-		w.apply(t, podYAML("unknown", "n1", "", "dial", server+":7000"))
-		testenv.Eventually(t, 60*time.Second, "an event says that the pod waits for the operator", func() bool {
-			return strings.Contains(w.events(t, "unknown"), "operator")
-		})
-		scale(2)
-		w.waitReady(t, "unknown")
-	})
+	t.Run("a label flaps", w.testFlapping)
+	t.Run("the API server", w.testAPIServer)
+	t.Run("the operator is gone", func(t *testing.T) { w.testOutage(t, server) })
 	t.Run("containerd is restarted", func(t *testing.T) {
 		if _, err := w.node(t, "n1").Exec(t.Context(), "bash", "-c", "kill -9 $(pidof containerd)"); err != nil {
 			t.Fatal(err)

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/heddle-mesh/heddle/e2e/scenario/kubernetes"
 	"github.com/heddle-mesh/heddle/e2e/testbed"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
@@ -14,9 +15,11 @@ import (
 // uninstall`. Its parts go on from where the ones before them ended.
 func TestProduct(t *testing.T) {
 	w := newWorld(t)
+	// Scenarios take a node's agent away by this label.
+	w.kubectl(t, "label", "nodes", "--all", "--overwrite", kubernetes.NodeLabel+"="+kubernetes.NodeLabelValue)
 	// Pods that run before Heddle does, and a connection between them.
 	w.apply(t, "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n"+
-		podYAML("server", "n2", "", "serve")+podYAML("client", "n1", "", "wait"))
+		podYAML("server", "n2", itsShare, "serve")+podYAML("client", "n1", "", "wait"))
 	w.waitReady(t, "server", "client")
 	server, client := w.pod(t, "server").Status.PodIP, w.pod(t, "client").Status.PodIP
 	w.apply(t, podYAML("holder", "n1", "", "hold", server+":7000", "held"))
@@ -40,7 +43,14 @@ func TestProduct(t *testing.T) {
 	w.install(t)
 	w.enroll(t)
 	t.Run("new pods", func(t *testing.T) { w.testNewPods(t, server) })
-	t.Run("upgrade", func(t *testing.T) { w.testUpgrade(t, server) })
+	t.Run("rolls", func(t *testing.T) { w.testRolls(t) })
+	t.Run("services", func(t *testing.T) { w.testServices(t) })
+	t.Run("scenarios", func(t *testing.T) { w.testScenarios(t) })
+	t.Run("dns", func(t *testing.T) { w.testDNS(t) })
+	t.Run("upgrade", func(t *testing.T) {
+		defer w.namesGoOn(t)()
+		w.testUpgrade(t, server)
+	})
 	t.Run("faults", func(t *testing.T) { w.testFaults(t, server) })
 	w.kubectl(t, "-n", "shop", "delete", "pod", "holder", "--now")
 	t.Run("reboot", func(t *testing.T) { w.testReboot(t) })
@@ -56,7 +66,8 @@ func TestProduct(t *testing.T) {
 
 func (w *world) install(t *testing.T) {
 	t.Helper()
-	w.cli(t, "install", "--set", "image.registry="+registry, "--set", "image.tag="+version, "--wait", "3m")
+	w.cli(t, "install", "--set", "image.registry="+registry, "--set", "image.tag="+version, "--set", "mesh.dns=CAPTURE",
+		"--set", "agent.nodeSelector."+kubernetes.NodeLabel+"="+kubernetes.NodeLabelValue, "--wait", "3m")
 	w.cli(t, "check", "--cluster")
 }
 

@@ -47,11 +47,21 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w := &world{root: root, heddle: filepath.Join(t.TempDir(), "heddle")}
-	w.goRun(t, "build", "-trimpath", "-ldflags", "-s -w", "-o", w.heddle, "./cmd/heddle")
-	images := t.TempDir()
-	w.goRun(t, "run", "./manifests/images", "-architectures", runtime.GOARCH, "-folder", images, "-registry", registry, "-version", version)
+	goIn(t, root, "build", "-trimpath", "-ldflags", "-s -w", "-o", w.heddle, "./cmd/heddle")
 	w.Cluster = clustertest.Up(t, cluster.Options{Name: "ht-product"})
 	clustertest.LoadProgram(t, w.Cluster, "./workload", workloadImage)
+	w.loadImages(t, root, version)
+	for _, n := range w.Nodes() {
+		w.putCLI(t, n)
+	}
+	return w
+}
+
+// loadImages builds the images of a checkout and loads them into the cluster.
+func (w *world) loadImages(t *testing.T, folder, tag string) {
+	t.Helper()
+	images := t.TempDir()
+	goIn(t, folder, "run", "./manifests/images", "-architectures", runtime.GOARCH, "-folder", images, "-registry", registry, "-version", tag)
 	archives, err := filepath.Glob(images + "/*.tar")
 	if err != nil || len(archives) != 2 {
 		t.Fatalf("images %v, %v", archives, err)
@@ -59,16 +69,13 @@ func newWorld(t *testing.T) *world {
 	if err := w.LoadImage(t.Context(), archives...); err != nil {
 		t.Fatal(err)
 	}
-	for _, n := range w.Nodes() {
-		w.putCLI(t, n)
-	}
-	return w
 }
 
-func (w *world) goRun(t *testing.T, args ...string) {
+// goIn runs the go command in a checkout.
+func goIn(t *testing.T, root string, args ...string) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "go", args...)
-	cmd.Dir = w.root
+	cmd.Dir = root
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("go %s: %v: %s", strings.Join(args, " "), err, out)
@@ -200,6 +207,11 @@ func (w *world) waitReady(t *testing.T, pods ...string) {
 		}
 	}
 }
+
+// itsShare has a container get as much of the processors as an agent asks for. Without a
+// request it gets a fiftieth of that (kubelet's shares of the class BestEffort): on a
+// busy machine a pod that counts what is lost waits for the processor until it is.
+const itsShare = "    resources: {requests: {cpu: 50m}}\n"
 
 // podYAML is a pod of the workload program.
 func podYAML(name, node string, more string, args ...string) string {

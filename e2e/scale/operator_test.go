@@ -28,6 +28,7 @@ import (
 	"github.com/heddle-mesh/heddle/api/v1alpha1"
 	"github.com/heddle-mesh/heddle/internal/discovery"
 	"github.com/heddle-mesh/heddle/internal/kube"
+	"github.com/heddle-mesh/heddle/internal/kube/delta"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 	"github.com/heddle-mesh/heddle/operator/publish"
@@ -61,6 +62,7 @@ type madeUp struct {
 	sync.Mutex
 	objects *kube.Objects
 	epoch   uint64
+	changes []delta.Change // all, since the beginning
 	changed chan struct{}
 }
 
@@ -79,8 +81,15 @@ func (m *madeUp) Objects() (*kube.Objects, uint64) {
 	m.Lock()
 	defer m.Unlock()
 	objs := *m.objects
-	objs.Pods = slices.Clone(objs.Pods)
+	objs.Pods, objs.Mark = slices.Clone(objs.Pods), uint64(len(m.changes))
 	return &objs, m.epoch
+}
+
+// Since implements publish.Source.
+func (m *madeUp) Since(mark uint64) (changes []delta.Change, epoch, now uint64, ok bool) {
+	m.Lock()
+	defer m.Unlock()
+	return m.changes[mark:], m.epoch, uint64(len(m.changes)), true
 }
 
 // change makes a pod ready that was not, or the other way round.
@@ -89,6 +98,7 @@ func (m *madeUp) change(pod int) {
 	defer m.Unlock()
 	next := *m.objects.Pods[pod]
 	next.Ready = !next.Ready
+	m.changes = append(m.changes, delta.Change{Was: m.objects.Pods[pod], Is: &next})
 	m.objects.Pods[pod] = &next
 	m.epoch++
 	close(m.changed)

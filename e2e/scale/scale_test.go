@@ -108,6 +108,12 @@ func all(t *testing.T, nodes []*node, do func(*node) (round, error)) (took []tim
 	var failed error
 	var wg sync.WaitGroup
 	began := time.Now()
+	stop := every(30*time.Second, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		t.Logf("after %.0f s: %d of %d nodes, %.1f GB", time.Since(began).Seconds(), len(took), len(nodes), float64(sum.bytes)/1e9)
+	})
+	defer stop()
 	for _, n := range nodes {
 		wg.Go(func() {
 			one, err := do(n)
@@ -128,6 +134,25 @@ func all(t *testing.T, nodes []*node, do func(*node) (round, error)) (took []tim
 	}
 	slices.Sort(took)
 	return took, sum
+}
+
+// every says how far something is that may take long, until it is stopped.
+func every(period time.Duration, say func()) (stop func()) {
+	done, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(period)
+		defer tick.Stop()
+		for {
+			select {
+			case <-done:
+				return
+			case <-tick.C:
+				say()
+			}
+		}
+	}()
+	return func() { close(done); <-ended }
 }
 
 // TestScale connects all nodes at once, then changes one pod and waits for all

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -119,12 +120,12 @@ func (b *Bed) waitHealthy(t testing.TB) {
 	t.Helper()
 	var out string
 	var err error
-	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
 		if out, err = b.Heddle("check", "--name", b.Mesh.Plan.Name); err == nil {
 			return
 		}
 	}
-	t.Fatalf("the mesh is not healthy after 30 s: %v\n%s", err, out)
+	t.Fatalf("the mesh is not healthy after two minutes: %v\n%s", err, out)
 }
 
 // Heddle runs the command line and returns what it printed, both streams.
@@ -156,7 +157,7 @@ func (b *Bed) Write(t testing.TB, name, yaml string) {
 // Remove takes a file out of the folder.
 func (b *Bed) Remove(t testing.TB, name string) {
 	t.Helper()
-	if err := os.Remove(filepath.Join(b.Folder, name)); err != nil {
+	if err := os.Remove(filepath.Join(b.Folder, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		t.Fatal(err)
 	}
 }
@@ -262,12 +263,7 @@ func (b *Bed) Kill(t testing.TB, node string) {
 }
 
 // Capture is a tcpdump on one link.
-type Capture struct {
-	cmd  *exec.Cmd
-	path string
-	// said is what tcpdump prints at its end, with what it lost.
-	said *bytes.Buffer
-}
+type Capture struct{ running *wire.Capture }
 
 // Capture starts to capture what crosses between nodes.
 func (b *Bed) Capture(t testing.TB) *Capture {
@@ -279,41 +275,19 @@ func (b *Bed) Capture(t testing.TB) *Capture {
 // path is given.
 func CaptureOn(t testing.TB, netNS, link string) *Capture {
 	t.Helper()
-	c := &Capture{path: filepath.Join(t.TempDir(), "fabric.pcap"), said: &bytes.Buffer{}}
-	c.cmd = exec.Command("nsenter", "--net="+netNS, "tcpdump", "-i", link, "-s", "0", "-B", "65536", "-U", "--immediate-mode", "-Z", "root", "-w", c.path)
-	c.cmd.Stderr = c.said
-	if err := c.cmd.Start(); err != nil {
-		t.Fatalf("start tcpdump: %v", err)
-	}
-	t.Cleanup(func() { _ = c.cmd.Process.Kill() }) // already gone, unless the test failed before Stop
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		if info, err := os.Stat(c.path); err == nil && info.Size() > 0 {
-			return c
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("tcpdump does not start")
-		}
-	}
-}
-
-// Stop ends the capture and judges what it saw of the given addresses; nil
-// judges everything.
-func (c *Capture) Stop(t testing.TB, marker string, judged func(netip.Addr) bool) wire.Findings {
-	t.Helper()
-	time.Sleep(300 * time.Millisecond) // what is in tcpdump's buffer
-	if err := c.cmd.Process.Signal(syscall.SIGINT); err != nil {
-		t.Fatal(err)
-	}
-	_ = c.cmd.Wait() // tcpdump's status says nothing of the file
-	if !strings.Contains(c.said.String(), "\n0 packets dropped by kernel") {
-		t.Errorf("the capture is not whole, so it shows nothing: %s", c.said)
-	}
-	f, err := os.Open(c.path)
+	running, err := wire.Start(netNS, link)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
-	found, err := wire.Read(f, []byte(marker), judged)
+	t.Cleanup(running.Discard) // nothing any more, unless the test failed before Stop
+	return &Capture{running}
+}
+
+// Stop ends the capture and judges what it saw of the given addresses; nil
+// judges everything. The test fails when the capture is not whole.
+func (c *Capture) Stop(t testing.TB, marker string, judged func(netip.Addr) bool) wire.Findings {
+	t.Helper()
+	found, err := c.running.Stop(marker, judged)
 	if err != nil {
 		t.Fatal(err)
 	}

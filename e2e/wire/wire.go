@@ -1,7 +1,7 @@
 // Package wire judges a packet capture: how many TCP payload bytes on it are
 // TLS records to or from the tunnel's port, and how many are anything else. It
-// reads what tcpdump wrote, so that the judge of "nothing in plaintext" shares
-// no code with what it judges. Its functions are safe for concurrent use.
+// reads what tcpdump wrote, and runs it, so that the judge of "nothing in plaintext"
+// shares no code with what it judges. Its functions are safe for concurrent use.
 package wire
 
 import (

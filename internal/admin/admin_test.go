@@ -17,6 +17,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/internal/flow"
+	"github.com/heddle-mesh/heddle/internal/flow/history"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 	"google.golang.org/grpc/codes"
@@ -43,10 +44,14 @@ func (a agent) Prove(_ context.Context, workload string) (*meshpb.ProveResponse,
 }
 
 // serve runs a server until the test ends and returns a client of it.
-func serve(t *testing.T, path string, a Agent) (*flow.Ring, *Client) {
+func serve(t *testing.T, path string, a Agent, change ...func(*Config)) (*flow.Ring, *Client) {
 	t.Helper()
 	ring := flow.NewRing(16)
-	s, err := NewServer(Config{Socket: path, Ring: ring, Agent: a, Log: slog.New(slog.DiscardHandler)})
+	cfg := Config{Node: "n1", Socket: path, Ring: ring, Agent: a, Log: slog.New(slog.DiscardHandler)}
+	for _, f := range change {
+		f(&cfg)
+	}
+	s, err := NewServer(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -267,6 +272,69 @@ func TestAdminCalls(t *testing.T) {
 	_, err = c.Admin.Prove(t.Context(), &meshpb.ProveRequest{Workload: "shop/none"})
 	if status.Code(err) != codes.NotFound || !strings.Contains(Explain(err).Error(), "shop/none") {
 		t.Errorf("prove of no pod: %v", err)
+	}
+}
+
+// past is a history of one hour, or an error.
+type past struct{ err error }
+
+func (p past) Read(_ context.Context, since time.Time, yield func(*meshpb.FlowSummary) error) (*meshpb.HistoryCoverage, error) {
+	if p.err != nil {
+		return nil, p.err
+	}
+	err := errors.Join(yield(&meshpb.FlowSummary{HourNs: since.UnixNano(), Count: 3}), yield(&meshpb.FlowSummary{HourNs: since.UnixNano(), Count: 4}))
+	return &meshpb.HistoryCoverage{SinceNs: since.UnixNano(), LeftOut: 2}, err
+}
+
+// opened has one connection that is open, and one that is not yet.
+type opened struct{ agent }
+
+func (opened) Connections(context.Context) ([]flow.Record, error) {
+	open := flow.Record{Start: time.Now(), Reason: mesh.ReasonPolicyAllow, Verdict: mesh.VerdictAllow, Source: flow.Endpoint{Workload: mesh.Key{Namespace: "a", Name: "b"}}}
+	opening := open
+	opening.Reason = mesh.ReasonUnknown
+	return []flow.Record{open, opening}, nil
+}
+
+// TestHistory: what is kept, what is open, and how much of it there is; or why there
+// is nothing.
+func TestHistory(t *testing.T) {
+	_, c := serve(t, filepath.Join(t.TempDir(), "s"), opened{}, func(cfg *Config) { cfg.History = past{} })
+	stream, err := c.Flows.History(t.Context(), &meshpb.HistoryRequest{SinceNs: 5, Total: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var said []*meshpb.HistoryResponse
+	for {
+		m, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		said = append(said, m)
+	}
+	counts := map[string]uint64{}
+	for _, m := range said {
+		counts[m.GetSummary().GetSource().GetWorkload()] += m.GetSummary().GetCount()
+	}
+	if len(said) != 3 || counts[""] != 7 || counts["a/b"] != 1 ||
+		said[2].GetCoverage().GetNode() != "n1" || said[2].GetCoverage().GetLeftOut() != 2 {
+		t.Errorf("%v", said)
+	}
+	for name, tc := range map[string]struct {
+		history History
+		code    codes.Code
+	}{"none": {nil, codes.FailedPrecondition}, "switched off": {past{history.ErrNone}, codes.FailedPrecondition}, "broken": {past{errors.New("broken")}, codes.Unknown}} {
+		_, c := serve(t, filepath.Join(t.TempDir(), "s"), agent{}, func(cfg *Config) { cfg.History = tc.history })
+		stream, err := c.Flows.History(t.Context(), &meshpb.HistoryRequest{})
+		if err == nil {
+			_, err = stream.Recv()
+		}
+		if status.Code(err) != tc.code {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 

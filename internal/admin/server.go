@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"sync/atomic"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -15,6 +16,7 @@ import (
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/internal/admin/rootsocket"
 	"github.com/heddle-mesh/heddle/internal/flow"
+	"github.com/heddle-mesh/heddle/internal/flow/history"
 )
 
 // maxWatchers bounds the watchers of one agent: each record wakes each of them.
@@ -37,8 +39,18 @@ type Agent interface {
 	Prove(ctx context.Context, workload string) (*meshpb.ProveResponse, error)
 }
 
-// Config says what a Server serves. Every field is needed.
+// History is what an agent keeps of the past. Read calls yield with each summary of
+// the hours that ended after since.
+type History interface {
+	Read(ctx context.Context, since time.Time, yield func(*meshpb.FlowSummary) error) (*meshpb.HistoryCoverage, error)
+}
+
+// Config says what a Server serves. Every field is needed but Node and History.
 type Config struct {
+	// Node is the node's name, as the history has it.
+	Node string
+	// History is nil for an agent that keeps none.
+	History History
 	// Socket is the path of the unix socket; its folder must exist.
 	Socket string
 	Ring   *flow.Ring
@@ -123,6 +135,46 @@ func (s *Server) Watch(req *meshpb.WatchFlowsRequest, stream grpc.ServerStreamin
 		}
 	}
 	return nil
+}
+
+// History implements meshpb.FlowsServer.
+func (s *Server) History(req *meshpb.HistoryRequest, stream grpc.ServerStreamingServer[meshpb.HistoryResponse]) error {
+	if s.cfg.History == nil {
+		return status.Error(codes.FailedPrecondition, history.ErrNone.Error())
+	}
+	var since time.Time
+	if ns := req.GetSinceNs(); ns != 0 {
+		since = time.Unix(0, ns)
+	}
+	send := func(summary *meshpb.FlowSummary) error { return stream.Send(&meshpb.HistoryResponse{Summary: summary}) }
+	totals := history.NewTotals(send)
+	if req.GetTotal() {
+		send = totals.Add
+	}
+	coverage, err := s.cfg.History.Read(stream.Context(), since, send)
+	if errors.Is(err, history.ErrNone) {
+		return status.Error(codes.FailedPrecondition, err.Error())
+	}
+	if err != nil {
+		return fmt.Errorf("history: %w", err)
+	}
+	live, err := s.cfg.Agent.Connections(stream.Context())
+	if err != nil {
+		return fmt.Errorf("connections: %w", err)
+	}
+	now := time.Now()
+	for i := range live {
+		if summary, ok := history.Summarize(&live[i], now); ok {
+			if err := send(summary); err != nil {
+				return err
+			}
+		}
+	}
+	if err := totals.Flush(); err != nil {
+		return err
+	}
+	coverage.Node = s.cfg.Node
+	return stream.Send(&meshpb.HistoryResponse{Coverage: coverage})
 }
 
 // Status implements meshpb.AdminServer.

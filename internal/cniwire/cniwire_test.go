@@ -216,3 +216,25 @@ func FuzzNamespaces(f *testing.F) {
 		}
 	})
 }
+
+func TestReplaceFileLeavesWhatAnotherProgramWrote(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "list")
+	if err := os.WriteFile(path, []byte("theirs"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := ReplaceFile(path, []byte("read earlier"), []byte("ours"), 0o600); !errors.Is(err, ErrChanged) {
+		t.Fatalf("got %v, want ErrChanged", err)
+	}
+	if text, err := os.ReadFile(path); err != nil || string(text) != "theirs" {
+		t.Errorf("now there is %q, %v", text, err)
+	}
+	if err := ReplaceFile(path, []byte("theirs"), []byte("ours"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if text, err := os.ReadFile(path); err != nil || string(text) != "ours" {
+		t.Errorf("now there is %q, %v", text, err)
+	}
+	if left, err := os.ReadDir(filepath.Dir(path)); err != nil || len(left) != 1 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}

@@ -1,6 +1,7 @@
 package cniwire
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -8,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+
+	"golang.org/x/sys/unix"
 )
 
 // maxList bounds the list on disk: some 15,000 namespaces of the longest names.
@@ -100,9 +103,46 @@ func (n *Namespaces) Save(path string) error {
 	return nil
 }
 
+// ErrChanged: another program wrote the file meanwhile.
+var ErrChanged = errors.New("another program has just written it")
+
 // WriteFile replaces a file atomically and durably: what is at path is the old
 // content or the new one, whenever one looks.
 func WriteFile(path string, data []byte, mode os.FileMode) error {
+	return replaceFile(path, data, mode, os.Rename)
+}
+
+// ReplaceFile is WriteFile when path still holds was, and ErrChanged when it does
+// not: another program's content stays, however close it was written to this.
+func ReplaceFile(path string, was, data []byte, mode os.FileMode) error {
+	return replaceFile(path, data, mode, func(fresh, path string) error {
+		err := unix.Renameat2(unix.AT_FDCWD, fresh, unix.AT_FDCWD, path, unix.RENAME_EXCHANGE)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) { // not on every file system
+			if now, err := os.ReadFile(path); err != nil || !bytes.Equal(now, was) {
+				return errors.Join(ErrChanged, err)
+			}
+			return os.Rename(fresh, path)
+		}
+		if err != nil {
+			return err
+		}
+		out, err := os.ReadFile(fresh)
+		if err == nil && bytes.Equal(out, was) {
+			return os.Remove(fresh)
+		}
+		// What came out is newer than what was read. Back with it, until what comes
+		// out is what was put in: nobody wrote in between.
+		for err == nil && !bytes.Equal(out, data) {
+			if err = unix.Renameat2(unix.AT_FDCWD, fresh, unix.AT_FDCWD, path, unix.RENAME_EXCHANGE); err == nil {
+				out, err = os.ReadFile(fresh)
+			}
+		}
+		return errors.Join(ErrChanged, err)
+	})
+}
+
+// replaceFile has place put the new content, already durable, where it belongs.
+func replaceFile(path string, data []byte, mode os.FileMode, place func(fresh, path string) error) error {
 	dir := filepath.Dir(path)
 	// No runtime takes a name with this ending for a CNI configuration.
 	f, err := os.CreateTemp(dir, ".heddle-cni-*.new")
@@ -114,7 +154,7 @@ func WriteFile(path string, data []byte, mode os.FileMode) error {
 		err = errors.Join(f.Chmod(mode), f.Sync())
 	}
 	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
+		err = place(f.Name(), path)
 	}
 	if err != nil {
 		return errors.Join(err, os.Remove(f.Name()))

@@ -40,8 +40,8 @@ type ClientConfig struct {
 	// BackoffMin and BackoffMax bound the wait between two connections; 250 ms
 	// and 30 s when zero. The wait doubles, and is jittered by half.
 	BackoffMin, BackoffMax time.Duration
-	// SaveInterval is the least time between two writes of LastGood; 1 s when
-	// zero.
+	// SaveInterval is the least time between two writes of LastGood, also after one
+	// that failed; 1 s when zero.
 	SaveInterval time.Duration
 	Logger       *slog.Logger
 }
@@ -71,8 +71,11 @@ type Status struct {
 	// LastGoodError says why the last good file was refused at the start; ""
 	// once a configuration is applied.
 	LastGoodError string
+	// UnsavedError says why what is applied is not on disk, where a restart without
+	// the operator would find an older one; "" once it is. It is tried again.
+	UnsavedError string
 	// Counters since the start: streams opened; commits refused; last good
-	// files refused; last good files that could not be written.
+	// files refused; writes of last good files that failed.
 	Connects, Refused, LastGoodRefused, LastGoodUnsaved uint64
 }
 
@@ -210,7 +213,8 @@ func jitter(d time.Duration) time.Duration {
 }
 
 // keepLastGood writes what is applied to disk, at most once an interval, and
-// once more at the end.
+// once more at the end. What could not be written is tried again: on a full disk
+// there may be room soon.
 func (c *Client) keepLastGood(ctx context.Context) {
 	for ctx.Err() == nil {
 		select {
@@ -236,6 +240,10 @@ func (c *Client) saveSoon(h *resources.Set) {
 	c.save.Lock()
 	c.save.pending = h
 	c.save.Unlock()
+	c.wakeSaving()
+}
+
+func (c *Client) wakeSaving() {
 	select {
 	case c.save.wake <- struct{}{}:
 	default: // it will find the newest
@@ -250,8 +258,23 @@ func (c *Client) saveNow() {
 	if h == nil {
 		return
 	}
-	if err := resources.SaveFile(c.cfg.LastGood, h.Resources(), &h.Commit); err != nil {
-		c.cfg.Logger.Error("last good configuration is not saved: a restart would go back to an older one", "error", err)
-		c.update(func(s *Status) { s.LastGoodUnsaved++; s.LastError = err.Error(); s.LastErrorAt = time.Now() })
+	before := c.Status().UnsavedError
+	err := resources.SaveFile(c.cfg.LastGood, h.Resources(), &h.Commit)
+	if err == nil {
+		if before != "" {
+			c.cfg.Logger.Info("last good configuration is saved again", "epoch", h.Commit.Epoch)
+		}
+		c.update(func(s *Status) { s.UnsavedError = "" })
+		return
 	}
+	if before == "" { // said once, however often it is tried
+		c.cfg.Logger.Error("last good configuration is not saved: a restart would go back to an older one; trying again", "error", err)
+	}
+	c.update(func(s *Status) { s.LastGoodUnsaved++; s.UnsavedError = err.Error() })
+	c.save.Lock()
+	if c.save.pending == nil {
+		c.save.pending = h
+	}
+	c.save.Unlock()
+	c.wakeSaving()
 }

@@ -38,9 +38,14 @@
 // # What it costs
 //
 // What all nodes are told is one value, a resources.Shared, with one hash tree;
-// a node's set is that and a short list of its own. So a change costs the server
-// what changed, and a few hashes and a signature for each node; and it knows
-// what a node holds by a reference, not by a list. docs/scale.md has measures.
+// a node's set is that and a short list of its own. The next Snapshot, and a node's
+// next set, share with those before what did not change, and the hashes of it. So a
+// change costs the server what changed, and for each node the root of a tree, a
+// signature and two small messages; and it knows what a node holds by a reference, not
+// by a list. What is shared is encoded once for all nodes that join: its messages go
+// out first, the node's own take the place of the same names in them. An agent keeps
+// what it holds by the leaves of the same tree, and changes its View instead of making
+// another. docs/scale.md has measures.
 //
 // # Concurrency
 //

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/heddle-mesh/heddle/internal/discovery/resources"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
@@ -66,7 +67,14 @@ func TestAgentMemoryPerWorkload(t *testing.T) {
 		node := "apart"
 		o := startOperator(t, nil)
 		snapshot := snapshotOf(t, view, 1)
-		snapshot.forNode(told{node, true})
+		snapshot.forNode(told{node, true}, nil)
+		for k := range resources.KindCount { // the operator's
+			for _, err := range snapshot.shared.Encoded(k) {
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
 		o.Publish(snapshot)
 		before := heapAfterCollection()
 		a := startAgent(t, o, node, nil)

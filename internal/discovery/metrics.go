@@ -27,5 +27,5 @@ func (c *Client) Collect(ch chan<- prometheus.Metric) {
 	send(prometheus.CounterValue, "heddle_discovery_connects_total", "Streams that the operator accepted.", float64(s.Connects))
 	send(prometheus.CounterValue, "heddle_discovery_refused_total", "Configurations that this agent refused to apply.", float64(s.Refused))
 	send(prometheus.CounterValue, "heddle_discovery_last_good_refused_total", "Last good files that were corrupt, or of another operator or node.", float64(s.LastGoodRefused))
-	send(prometheus.CounterValue, "heddle_discovery_last_good_unsaved_total", "Last good files that could not be written.", float64(s.LastGoodUnsaved))
+	send(prometheus.CounterValue, "heddle_discovery_last_good_unsaved_total", "Writes of the last good file that failed.", float64(s.LastGoodUnsaved))
 }

@@ -2,8 +2,10 @@ package discovery
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/internal/testenv"
@@ -50,8 +52,30 @@ func TestNextIsTheSameAsANewSnapshot(t *testing.T) {
 			ws[7].Zone = "a"
 			return ws, v
 		},
+		"leaving": func(ws []mesh.Workload, v []mesh.Service) ([]mesh.Workload, []mesh.Service) {
+			ws[3].Leaving = true
+			return ws, v
+		},
+		"a port of some": func(ws []mesh.Workload, v []mesh.Service) ([]mesh.Workload, []mesh.Service) {
+			v[2].Ports = slices.Clone(v[2].Ports)
+			v[2].Ports[0].Only = v[2].Endpoints[:1]
+			return ws, v
+		},
+		"a port elsewhere": func(ws []mesh.Workload, v []mesh.Service) ([]mesh.Workload, []mesh.Service) {
+			v[2].Ports = slices.Clone(v[2].Ports)
+			v[2].Ports[0].Elsewhere = []mesh.PortElsewhere{{TargetPort: 9, Endpoints: v[2].Endpoints[:1]}}
+			return ws, v
+		},
+		"unready": func(ws []mesh.Workload, v []mesh.Service) ([]mesh.Workload, []mesh.Service) {
+			v[2].Unready = true
+			return ws, v
+		},
 		"sticky": func(ws []mesh.Workload, v []mesh.Service) ([]mesh.Workload, []mesh.Service) {
 			v[2].Sticky = true
+			return ws, v
+		},
+		"sticky for longer": func(ws []mesh.Workload, v []mesh.Service) ([]mesh.Workload, []mesh.Service) {
+			v[2].StickyFor = time.Minute
 			return ws, v
 		},
 		"endpoint": func(ws []mesh.Workload, v []mesh.Service) ([]mesh.Workload, []mesh.Service) {
@@ -126,12 +150,12 @@ func TestTheSameFromAnEarlierMomentIsAccepted(t *testing.T) {
 	a.wire.dial = second.listener.DialContext
 	a.wire.Unlock()
 	first.stop()
-	testenv.Eventually(t, 5e9, "accepted", func() bool {
+	testenv.Eventually(t, time.Minute, "accepted", func() bool {
 		s, nodes := a.Status(), second.Nodes()
 		return s.Current && s.Epoch == 9 && len(nodes) == 1 && nodes[0].Epoch == 5 && nodes[0].LastError == ""
 	})
 	second.Publish(snapshotOf(t, viewOf(t, shape{workloads: 3, nodes: twoNodes}), 6))
-	testenv.Eventually(t, 5e9, "refused", func() bool { return strings.Contains(a.Status().LastError, "epoch 6 is older than the applied 9") })
+	testenv.Eventually(t, time.Minute, "refused", func() bool { return strings.Contains(a.Status().LastError, "epoch 6 is older than the applied 9") })
 	if got := len(a.store.View().Workloads()); got != 4 {
 		t.Errorf("%d workloads", got)
 	}

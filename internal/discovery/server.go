@@ -16,6 +16,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/heddle-mesh/heddle/internal/discovery/resources"
+	"github.com/heddle-mesh/heddle/internal/discovery/turns"
+	"github.com/heddle-mesh/heddle/internal/drain"
 )
 
 // Caller is who a stream comes from.
@@ -72,56 +74,21 @@ type Server struct {
 		sync.Mutex
 		byName map[string]*NodeStatus
 	}
-	// syncing has the streams that are being sent much, by node; freed is closed
-	// when one of them is done.
-	syncing struct {
-		sync.Mutex
-		byNode map[string]int
-		total  int
-		freed  chan struct{}
-	}
-	streams struct {
-		sync.Mutex
-		draining bool
-		drain    chan struct{} // closed when draining
-		live     sync.WaitGroup
-	}
+	// syncing are the streams that are being sent much, by node, and those that wait.
+	syncing *turns.Turns
+	streams *drain.Streams
 }
 
 // What is on its way to agents is in the server's memory: that of all nodes that
 // come at once, after a restart, would be more than it has. So no more than
-// maxSyncing streams are sent much at a time, and no more than maxSyncingOfNode
-// of one node, so that a node that is slow on purpose does not keep the others
-// waiting. Much is more than muchChanges resources.
+// maxSyncing streams are sent much at a time, in the order in which they come, and no
+// more than maxSyncingOfNode of one node, so that a node that is slow on purpose does
+// not keep the others waiting. Much is more than muchChanges resources.
 const (
 	maxSyncing       = 48
 	maxSyncingOfNode = 2
 	muchChanges      = 256
 )
-
-// beginSync takes a place for a node's stream, if one is free; else it returns a
-// channel that is closed when that may have changed.
-func (s *Server) beginSync(node string) (busy <-chan struct{}) {
-	s.syncing.Lock()
-	defer s.syncing.Unlock()
-	if s.syncing.total >= maxSyncing || s.syncing.byNode[node] >= maxSyncingOfNode {
-		return s.syncing.freed
-	}
-	s.syncing.total++
-	s.syncing.byNode[node]++
-	return nil
-}
-
-func (s *Server) endSync(node string) {
-	s.syncing.Lock()
-	defer s.syncing.Unlock()
-	s.syncing.total--
-	if s.syncing.byNode[node]--; s.syncing.byNode[node] == 0 {
-		delete(s.syncing.byNode, node)
-	}
-	close(s.syncing.freed)
-	s.syncing.freed = make(chan struct{})
-}
 
 // maxNodes bounds the memory for nodes that are gone.
 const maxNodes = 20_000
@@ -133,26 +100,26 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	}
 	cfg.Coalesce = cmp.Or(cfg.Coalesce, 50*time.Millisecond)
 	cfg.AckTimeout = cmp.Or(cfg.AckTimeout, 30*time.Second)
-	s := &Server{cfg: cfg}
+	s := &Server{cfg: cfg, syncing: turns.New(maxSyncing, maxSyncingOfNode), streams: drain.New()}
 	s.current.changed = make(chan struct{})
 	s.nodes.byName = map[string]*NodeStatus{}
-	s.syncing.byNode, s.syncing.freed = map[string]int{}, make(chan struct{})
-	s.streams.drain = make(chan struct{})
 	return s, nil
 }
 
-// Register adds the service to a gRPC server, which should have been made with
+// Register adds the service to a gRPC server, which must have been made with
 // ServerOptions.
 func (s *Server) Register(r grpc.ServiceRegistrar) {
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(r, s)
 }
 
-// ServerOptions returns the limits and the keepalive that the clients of this
-// package expect of a gRPC server.
+// ServerOptions returns what a gRPC server needs to serve a Server, which fails
+// without: the limits and the keepalive that the clients of this package expect, and
+// a codec that sends what is encoded already.
 func ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(2 * resources.MaxMessage),
 		grpc.MaxConcurrentStreams(64),
+		grpc.ForceServerCodecV2(newCodec()),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	}
@@ -178,26 +145,7 @@ func (s *Server) newest() (*Snapshot, <-chan struct{}) {
 
 // Drain ends every stream with a status that makes agents connect again,
 // refuses new ones, and waits until the last has ended.
-func (s *Server) Drain() {
-	s.streams.Lock()
-	if !s.streams.draining {
-		s.streams.draining = true
-		close(s.streams.drain)
-	}
-	s.streams.Unlock()
-	s.streams.live.Wait()
-}
-
-// enter counts a stream in, unless the server is draining.
-func (s *Server) enter() bool {
-	s.streams.Lock()
-	defer s.streams.Unlock()
-	if s.streams.draining {
-		return false
-	}
-	s.streams.live.Add(1)
-	return true
-}
+func (s *Server) Drain() { s.streams.Drain() }
 
 // Nodes returns the status of every node seen, sorted by name.
 func (s *Server) Nodes() []NodeStatus {
@@ -240,10 +188,10 @@ func (s *Server) forgetNodeLocked() {
 // DeltaAggregatedResources serves one agent until it leaves, its proof of
 // identity expires, it stops answering, or the server drains.
 func (s *Server) DeltaAggregatedResources(stream grpc.BidiStreamingServer[discoveryv3.DeltaDiscoveryRequest, discoveryv3.DeltaDiscoveryResponse]) error {
-	if !s.enter() {
-		return errDraining()
+	if !s.streams.Enter() {
+		return drain.Err()
 	}
-	defer s.streams.live.Done()
+	defer s.streams.Leave()
 	caller, err := s.cfg.Authenticate(stream.Context())
 	if err != nil {
 		return status.Errorf(codes.Unauthenticated, "authenticate node: %v", err)

@@ -13,14 +13,12 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/heddle-mesh/heddle/internal/discovery/resources"
+	"github.com/heddle-mesh/heddle/internal/drain"
 )
-
-func errDraining() error {
-	return status.Error(codes.Unavailable, "operator is draining: connect again")
-}
 
 // acceptedHeader, sent when a subscription is accepted, names the node.
 const acceptedHeader = "heddle-node"
@@ -47,6 +45,7 @@ type serverStream struct {
 	held       *resources.Held
 	heldCount  int // of what the agent said it holds
 	heldCommit string
+	last       *nodeSet // what it was told last, applied or not
 	// newer is set when the agent knows the newer kinds.
 	newer      bool
 	nonce      uint64
@@ -65,7 +64,7 @@ func newServerStream(s *Server, caller Caller, stream grpc.BidiStreamingServer[d
 func (x *serverStream) serve() error {
 	ctx, cancel := context.WithCancel(x.stream.Context())
 	defer cancel()
-	x.server.streams.live.Add(1) // not the first: the caller of serve is counted
+	x.server.streams.Beside()
 	go x.receive(ctx)
 	if !x.caller.Until.IsZero() {
 		timer := time.NewTimer(time.Until(x.caller.Until))
@@ -95,7 +94,7 @@ func (x *serverStream) serve() error {
 }
 
 func (x *serverStream) receive(ctx context.Context) {
-	defer x.server.streams.live.Done()
+	defer x.server.streams.Leave()
 	for {
 		req, err := x.stream.Recv()
 		if err != nil {
@@ -121,8 +120,8 @@ func (x *serverStream) next(timeout <-chan time.Time) (*discoveryv3.DeltaDiscove
 		return nil, status.Error(codes.DeadlineExceeded, "agent does not answer")
 	case <-x.expired:
 		return nil, status.Error(codes.Unauthenticated, "the node's certificate has expired: connect again with a newer one")
-	case <-x.server.streams.drain:
-		return nil, errDraining()
+	case <-x.server.streams.Begun():
+		return nil, drain.Err()
 	}
 }
 
@@ -207,19 +206,6 @@ func (x *serverStream) hold(k resources.Kind, versions map[string]string) error 
 	return nil
 }
 
-// awaitPlace waits until this stream may be sent much.
-func (x *serverStream) awaitPlace() error {
-	for {
-		busy := x.server.beginSync(x.caller.Node)
-		if busy == nil {
-			return nil
-		}
-		if err := x.idle(busy, 0); err != nil {
-			return err
-		}
-	}
-}
-
 // idle waits for a change, and then for coalesce for more of them.
 func (x *serverStream) idle(changed <-chan struct{}, coalesce time.Duration) error {
 	var settled <-chan time.Time
@@ -236,13 +222,16 @@ func (x *serverStream) idle(changed <-chan struct{}, coalesce time.Duration) err
 			if err := x.checkNode(req, false); err != nil {
 				return err
 			}
+			if nonce := req.GetResponseNonce(); nonce != "" {
+				return status.Errorf(codes.InvalidArgument, "answer to message %.20q, and none is expected: answers come in order", nonce)
+			}
 			return status.Errorf(codes.InvalidArgument, "unexpected request for %.100q: subscriptions do not change on a stream", req.GetTypeUrl())
 		case err := <-x.received:
 			return x.receiveEnded(err)
 		case <-x.expired:
 			return status.Error(codes.Unauthenticated, "the node's certificate has expired: connect again with a newer one")
-		case <-x.server.streams.drain:
-			return errDraining()
+		case <-x.server.streams.Begun():
+			return drain.Err()
 		}
 	}
 }
@@ -251,23 +240,34 @@ func (x *serverStream) idle(changed <-chan struct{}, coalesce time.Duration) err
 // noted and does not end the stream: what the agent holds stays as it was, and
 // the next snapshot starts from there.
 func (x *serverStream) round(snapshot *Snapshot, first bool) error {
-	set := snapshot.forNode(told{x.caller.Node, x.newer})
-	diff := resources.Difference(x.held, set.Own)
-	if diff.Empty() && x.heldCommit == set.commit.Version() && !first {
+	set := snapshot.forNode(told{x.caller.Node, x.newer}, x.last)
+	x.last = set
+	whole := x.held.Nothing()
+	diff := resources.Changes{Upserts: set.Alone()}
+	if !whole {
+		diff = resources.Difference(x.held, set.Own)
+	}
+	if !whole && diff.Empty() && x.heldCommit == set.commit.Version() && !first {
 		return nil
 	}
-	if len(diff.Upserts) > muchChanges {
-		if err := x.awaitPlace(); err != nil {
+	if whole || len(diff.Upserts) > muchChanges {
+		turn := x.server.syncing.Take(x.caller.Node)
+		defer turn.End()
+		if err := x.idle(turn.Begun(), 0); err != nil {
 			return err
 		}
-		defer x.server.endSync(x.caller.Node)
 	}
 	began := time.Now()
+	if whole {
+		if err := x.sendShared(set.Shared, snapshot.view.Revision()); err != nil {
+			return err
+		}
+	}
 	if err := x.sendChanges(diff, snapshot.view.Revision()); err != nil {
 		return err
 	}
 	last := &discoveryv3.DeltaDiscoveryResponse{TypeUrl: resources.KindCommit.TypeURL()}
-	if !diff.Empty() || x.heldCommit != set.commit.Version() {
+	if whole || !diff.Empty() || x.heldCommit != set.commit.Version() {
 		body, err := resources.EncodeCommit(&set.commit)
 		if err != nil {
 			return status.Error(codes.Internal, err.Error())
@@ -312,7 +312,7 @@ func (x *serverStream) sendChanges(diff resources.Changes, revision string) erro
 		return x.send(full, revision)
 	}
 	begin := func(k resources.Kind, more int) error {
-		if msg != nil && (msg.TypeUrl != k.TypeURL() || size+more > resources.MaxMessage-4<<10) {
+		if msg != nil && (msg.TypeUrl != k.TypeURL() || size+more > resources.MaxPiece) {
 			if err := flush(); err != nil {
 				return err
 			}
@@ -343,6 +343,48 @@ func (x *serverStream) sendChanges(diff resources.Changes, revision string) erro
 	return flush()
 }
 
+// sendShared sends all that is shared, in bytes that are encoded once for all nodes. A
+// node's own resources follow, and take the place of shared ones of the same names.
+func (x *serverStream) sendShared(shared *resources.Shared, revision string) error {
+	for k := range resources.KindCount {
+		var full encoded
+		size := 0
+		for piece, err := range shared.Encoded(k) {
+			if err != nil {
+				return status.Error(codes.Internal, err.Error())
+			}
+			if size > 0 && size+len(piece) > resources.MaxPiece {
+				if err := x.sendEncoded(full, k, revision); err != nil {
+					return err
+				}
+				full, size = nil, 0
+			}
+			full, size = append(full, piece), size+len(piece)
+		}
+		if size == 0 {
+			continue
+		}
+		if err := x.sendEncoded(full, k, revision); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sendEncoded sends a message of encoded resources. The encodings of two messages, one
+// after the other, are that of both merged.
+func (x *serverStream) sendEncoded(full encoded, k resources.Kind, revision string) error {
+	x.nonce++
+	head, err := proto.Marshal(&discoveryv3.DeltaDiscoveryResponse{TypeUrl: k.TypeURL(), Nonce: strconv.FormatUint(x.nonce, 10), SystemVersionInfo: revision})
+	if err != nil {
+		return status.Error(codes.Internal, err.Error())
+	}
+	if err := x.stream.SendMsg(append(encoded{head}, full...)); err != nil {
+		return err
+	}
+	return x.sent()
+}
+
 func (x *serverStream) send(msg *discoveryv3.DeltaDiscoveryResponse, revision string) error {
 	x.nonce++
 	msg.Nonce = strconv.FormatUint(x.nonce, 10)
@@ -350,6 +392,11 @@ func (x *serverStream) send(msg *discoveryv3.DeltaDiscoveryResponse, revision st
 	if err := x.stream.Send(msg); err != nil {
 		return err
 	}
+	return x.sent()
+}
+
+// sent counts a message that was sent, and waits while too many are unanswered.
+func (x *serverStream) sent() error {
 	x.unanswered++
 	if x.unanswered < maxUnanswered {
 		return nil

@@ -276,7 +276,7 @@ func diffForNode(node string, full, got *mesh.View) string {
 	}
 	var policies []mesh.Policy
 	for _, p := range full.Policies() {
-		if slices.ContainsFunc(full.OnNode(node), p.Selects) {
+		if slices.ContainsFunc(full.OnNode(node), func(w *mesh.Workload) bool { return p.Selects(w.Namespace, w.Labels) }) {
 			policies = append(policies, *p)
 		}
 	}

@@ -137,8 +137,8 @@ func (l *Loop) Register(fd int, s Source) error {
 	}
 	l.slots[fd].generation++
 	event := unix.EpollEvent{Events: interest, Fd: int32(fd), Pad: l.slots[fd].generation}
-	if err := unix.EpollCtl(l.epfd, unix.EPOLL_CTL_ADD, fd, &event); err != nil {
-		return fmt.Errorf("watch socket: %w", err)
+	if _, _, errno := syscall.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(l.epfd), unix.EPOLL_CTL_ADD, uintptr(fd), uintptr(unsafe.Pointer(&event)), 0, 0); errno != 0 {
+		return fmt.Errorf("watch socket: %w", errno)
 	}
 	l.slots[fd].source = s
 	return nil

@@ -20,6 +20,11 @@ func readv(fd int, v Vector) (int, syscall.Errno) { return plain(unix.Readv(fd, 
 
 func writev(fd int, v Vector) (int, syscall.Errno) { return plain(unix.Writev(fd, each(v))) }
 
+func receive(fd int, p []byte, flags int) (int, syscall.Errno) {
+	n, _, err := unix.Recvfrom(fd, p, flags)
+	return plain(n, err)
+}
+
 func each(v Vector) [][]byte {
 	s := make([][]byte, len(v))
 	for i := range v {

@@ -57,12 +57,8 @@ func Accept(listener int) (fd int, remote netip.AddrPort, errno syscall.Errno) {
 	if errno != 0 {
 		return -1, netip.AddrPort{}, errno
 	}
-	port := from.Port<<8 | from.Port>>8 // it is in network order, and the processor little-endian
-	if from.Family == unix.AF_INET {
-		four := (*unix.RawSockaddrInet4)(unsafe.Pointer(&from))
-		return int(n), netip.AddrPortFrom(netip.AddrFrom4(four.Addr), port), 0
-	}
-	return int(n), netip.AddrPortFrom(netip.AddrFrom16(from.Addr), port), 0
+	remote, _ = fromRaw(&from) // a TCP socket has one of the two families
+	return int(n), remote, 0
 }
 
 // ReadVector is Read for the slices of v, as if they were one. There must be no
@@ -184,8 +180,53 @@ func Abort(fd int) {
 }
 
 // CloseSocket closes a socket. Nothing can be done about an error of close(2)
-// on one.
-func CloseSocket(fd int) { _ = unix.Close(fd) }
+// on one. On a connection within the node the kernel does the other end's work,
+// too, as for a FIN or what is written: the scheduler is not told.
+func CloseSocket(fd int) { _, _, _ = syscall.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0) }
 
 // CloseWrite sends a FIN after what was written.
-func CloseWrite(fd int) error { return unix.Shutdown(fd, unix.SHUT_WR) }
+func CloseWrite(fd int) error {
+	if _, _, errno := syscall.RawSyscall(unix.SYS_SHUTDOWN, uintptr(fd), unix.SHUT_WR, 0); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// Receive is recv(2), without waiting. It never returns EINTR.
+func Receive(fd int, p []byte, flags int) (int, syscall.Errno) {
+	if len(p) == 0 {
+		return 0, 0
+	}
+	for {
+		n, errno := receive(fd, p, flags|unix.MSG_DONTWAIT)
+		switch errno {
+		case 0:
+			return n, 0
+		case syscall.EINTR:
+		default:
+			return 0, errno
+		}
+	}
+}
+
+// LocalAddr is getsockname(2) of a TCP socket; IPv4 stays as the socket has it.
+func LocalAddr(fd int) (netip.AddrPort, syscall.Errno) {
+	var at unix.RawSockaddrInet6 // the larger one
+	size := uint32(unix.SizeofSockaddrInet6)
+	if _, _, errno := syscall.RawSyscall(unix.SYS_GETSOCKNAME, uintptr(fd), uintptr(unsafe.Pointer(&at)), uintptr(unsafe.Pointer(&size))); errno != 0 {
+		return netip.AddrPort{}, errno
+	}
+	return fromRaw(&at)
+}
+
+func fromRaw(a *unix.RawSockaddrInet6) (netip.AddrPort, syscall.Errno) {
+	port := a.Port<<8 | a.Port>>8 // it is in network order, and the processor little-endian
+	switch a.Family {
+	case unix.AF_INET:
+		four := (*unix.RawSockaddrInet4)(unsafe.Pointer(a))
+		return netip.AddrPortFrom(netip.AddrFrom4(four.Addr), port), 0
+	case unix.AF_INET6:
+		return netip.AddrPortFrom(netip.AddrFrom16(a.Addr), port), 0
+	}
+	return netip.AddrPort{}, syscall.EAFNOSUPPORT
+}

@@ -20,7 +20,7 @@ const (
 	dropsPerWindow = 128
 )
 
-// Drops coalesces what the gate reports. Equal drops within a second become one
+// Drops coalesces what the gate reports, and queries (AddQuery). Equal drops within a second become one
 // record with a count of packets, and what a pod's drops become in a second is
 // bounded, so that a pod that floods, even from changing ports to changing
 // addresses, cannot push other flows out of the Ring.
@@ -41,6 +41,7 @@ type dropKey struct {
 	protocol    uint8
 	source      netip.Addr
 	destination netip.AddrPort
+	detail      string // of a query
 }
 
 // NewDrops returns Drops that hand their records to sink.
@@ -52,9 +53,30 @@ func NewDrops(sink Sink) *Drops {
 // ends. r.Packets of 0 counts as 1; Direction and Verdict are set here. It
 // does not wait for the sink.
 func (d *Drops) Add(pod mesh.Key, r Record) {
-	r.Direction, r.Verdict, r.Packets = DirectionKernel, mesh.VerdictDeny, max(r.Packets, 1)
+	r.Direction, r.Verdict = DirectionKernel, mesh.VerdictDeny
+	d.add(pod, r)
+}
+
+// AddRefusal takes a connection of a pod that the kernel refused in the agent's stead:
+// equal ones become one record as drops do. Direction and Verdict are set here. It
+// does not wait for the sink.
+func (d *Drops) AddRefusal(pod mesh.Key, r Record) {
+	r.Direction, r.Verdict = DirectionOutbound, mesh.VerdictDeny
+	d.add(pod, r)
+}
+
+// AddQuery takes a name query of a pod that was not answered as it should be: equal
+// ones, of the same name, become one record as drops do. Verdict, Reason and Detail,
+// which names the name, are the caller's. It does not wait for the sink.
+func (d *Drops) AddQuery(pod mesh.Key, r Record) {
+	r.Direction = DirectionDNS
+	d.add(pod, r)
+}
+
+func (d *Drops) add(pod mesh.Key, r Record) {
+	r.Packets = max(r.Packets, 1)
 	key := dropKey{pod: pod, from: r.Source.Workload, reason: r.Reason, protocol: r.Protocol,
-		source: r.Source.Addr.Addr(), destination: r.Destination.Addr}
+		source: r.Source.Addr.Addr(), destination: r.Destination.Addr, detail: r.Detail}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.merge(key, &r) {
@@ -65,7 +87,11 @@ func (d *Drops) Add(pod mesh.Key, r Record) {
 		d.put(key, r)
 		return
 	}
-	key, r = withoutPeer(pod, r)
+	if r.Direction == DirectionDNS {
+		key, r = withoutName(pod, r)
+	} else {
+		key, r = withoutPeer(pod, r)
+	}
 	if d.merge(key, &r) {
 		return
 	}
@@ -93,7 +119,7 @@ func (d *Drops) put(key dropKey, r Record) {
 // withoutPeer keeps of a drop the pod, on its side, and the reason.
 func withoutPeer(pod mesh.Key, r Record) (dropKey, Record) {
 	key := dropKey{pod: pod, reason: r.Reason}
-	r.Protocol, r.Detail = 0, "several peers"
+	r.Protocol, r.Detail, r.Service = 0, "several peers", mesh.Key{}
 	if r.Destination.Workload == pod {
 		r.Source, r.Destination.Addr = Endpoint{}, netip.AddrPort{}
 		return key, r
@@ -102,6 +128,12 @@ func withoutPeer(pod mesh.Key, r Record) (dropKey, Record) {
 	r.Source = Endpoint{Workload: pod, Identity: r.Source.Identity}
 	r.Destination = Endpoint{}
 	return key, r
+}
+
+// withoutName keeps of a query the pod and the reason.
+func withoutName(pod mesh.Key, r Record) (dropKey, Record) {
+	r.Protocol, r.Detail, r.Destination, r.Service = 0, "several names", Endpoint{}, mesh.Key{}
+	return dropKey{pod: pod, reason: r.Reason, detail: r.Detail}, r
 }
 
 // Flush turns what is pending into records.

@@ -2,6 +2,7 @@ package flow
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"testing"
 	"testing/synctest"
@@ -75,5 +76,41 @@ func TestFloodOfDifferentDropsIsBounded(t *testing.T) {
 	}
 	if packets != 50002 || pods[loud] != dropsPerPod+1 || pods[quiet] != 1 || pods[mesh.Key{}] != 1 {
 		t.Fatalf("%d packets in records %v", packets, pods)
+	}
+}
+
+// TestQueries: equal queries are one record, of one name; a flood of names is bounded
+// as a flood of drops is, and does not mix with them.
+func TestQueries(t *testing.T) {
+	var got list
+	d := NewDrops(&got)
+	pod := mesh.Key{Namespace: "shop", Name: "web"}
+	query := func(name string) {
+		d.AddQuery(pod, Record{Verdict: mesh.VerdictAllow, Reason: mesh.ReasonDNSStale, Rule: -1, Protocol: 17, Detail: name,
+			Source: Endpoint{Workload: pod}, Destination: Endpoint{Addr: netip.MustParseAddrPort("10.96.0.10:53")}})
+	}
+	for range 100 {
+		query("a.example A: no answer")
+		query("b.example A: no answer")
+	}
+	d.Flush()
+	if len(got) != 2 || got[0].Packets != 100 || got[0].Detail != "a.example A: no answer" || got[0].Direction != DirectionDNS || got[0].Verdict != mesh.VerdictAllow {
+		t.Fatalf("%+v", got)
+	}
+	got = nil
+	for i := range 5000 {
+		query(fmt.Sprint(i))
+		d.Add(pod, dropOf(pod, "10.0.0.1:1", netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 9, byte(i >> 8), byte(i)}), 80).String()))
+	}
+	d.Flush()
+	packets := map[Direction]uint64{}
+	for _, r := range got {
+		packets[r.Direction] += r.Packets
+		if r.Direction == DirectionDNS && r.Verdict != mesh.VerdictAllow || r.Direction == DirectionKernel && r.Verdict != mesh.VerdictDeny {
+			t.Errorf("%+v", r)
+		}
+	}
+	if len(got) > dropsPerPod+2 || packets[DirectionDNS] != 5000 || packets[DirectionKernel] != 5000 {
+		t.Errorf("%d records of %v", len(got), packets)
 	}
 }

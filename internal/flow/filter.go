@@ -45,7 +45,7 @@ func FilterKeys() [][2]string {
 		{"port", "destination port"},
 		{"verdict", "allow, deny or audit"},
 		{"reason", "reason, such as StrictPlaintext"},
-		{"direction", "outbound, inbound, local or kernel"},
+		{"direction", "outbound, inbound, local, kernel or dns"},
 		{"transport", "tunnel, splice, plaintext or none"},
 		{"since", "how long ago at most, such as 5m, or a time in RFC 3339"},
 	}

@@ -12,14 +12,14 @@ import (
 // takes its values from a closed enum, so the number of series is bounded
 // whatever the traffic. docs/metrics.md lists them.
 type Metrics struct {
-	connections  *prometheus.CounterVec
-	bytes        *prometheus.CounterVec
+	connections  *series[prometheus.Counter] // by direction, verdict and reason
+	bytes        *series[prometheus.Counter] // by direction and transport
 	drops        *prometheus.CounterVec
-	duration     *prometheus.HistogramVec
-	handshake    *prometheus.HistogramVec
-	connect      *prometheus.HistogramVec
-	rtt          *prometheus.HistogramVec
-	retransmits  *prometheus.CounterVec
+	duration     *series[prometheus.Observer] // this and the rest by direction
+	handshake    *series[prometheus.Observer]
+	connect      *series[prometheus.Observer]
+	rtt          *series[prometheus.Observer]
+	retransmits  *series[prometheus.Counter]
 	policyAudits prometheus.Counter
 }
 
@@ -34,25 +34,29 @@ func durationBuckets() []float64 {
 
 // NewMetrics makes the metrics and registers them.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
+	directions := enumOf(Directions())
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
 		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
 		reg.MustRegister(c)
 		return c
 	}
-	histogram := func(name, help string, buckets []float64) *prometheus.HistogramVec {
+	histogram := func(name, help string, buckets []float64) *series[prometheus.Observer] {
 		h := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets}, []string{"direction"})
 		reg.MustRegister(h)
-		return h
+		return newSeries(h.WithLabelValues, directions)
 	}
 	m := &Metrics{
-		connections: counter("heddle_connections_total", "Finished and refused connections.", "direction", "verdict", "reason"),
-		bytes:       counter("heddle_bytes_total", "Payload bytes of finished connections, both ways together.", "direction", "transport"),
-		drops:       counter("heddle_kernel_drops_total", "Packets that the gate dropped and reported.", "reason"),
-		retransmits: counter("heddle_retransmits_total", "TCP segments sent again on the wire leg of finished connections.", "direction"),
-		duration:    histogram("heddle_connection_duration_seconds", "How long allowed connections lasted.", durationBuckets()),
-		handshake:   histogram("heddle_handshake_seconds", "TLS handshakes of tunnel connections, as flows waited for them.", latencyBuckets()),
-		connect:     histogram("heddle_connect_seconds", "From the application's connect until the far end accepted.", latencyBuckets()),
-		rtt:         histogram("heddle_tcp_rtt_seconds", "Smoothed TCP round-trip time of the wire leg at the end of a flow.", latencyBuckets()),
+		connections: newSeries(counter("heddle_connections_total", "Finished and refused connections.", "direction", "verdict", "reason").WithLabelValues,
+			directions, enumOf([]mesh.Verdict{mesh.VerdictDeny, mesh.VerdictAllow, mesh.VerdictAudit}), enumOf(mesh.Reasons())),
+		bytes: newSeries(counter("heddle_bytes_total", "Payload bytes of finished connections, both ways together.", "direction", "transport").WithLabelValues,
+			directions, enumOf(Transports())),
+		drops: counter("heddle_kernel_drops_total", "Packets that the gate dropped and reported.", "reason"),
+		retransmits: newSeries(counter("heddle_retransmits_total", "TCP segments sent again on the wire leg of finished connections.", "direction").WithLabelValues,
+			directions),
+		duration:  histogram("heddle_connection_duration_seconds", "How long allowed connections lasted.", durationBuckets()),
+		handshake: histogram("heddle_handshake_seconds", "TLS handshakes of tunnel connections, as flows waited for them.", latencyBuckets()),
+		connect:   histogram("heddle_connect_seconds", "From the application's connect until the far end accepted.", latencyBuckets()),
+		rtt:       histogram("heddle_tcp_rtt_seconds", "Smoothed TCP round-trip time of the wire leg at the end of a flow.", latencyBuckets()),
 		policyAudits: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "heddle_policy_audits_total", Help: "Connections that an AUDIT policy asked to be recorded.",
 		}),
@@ -73,15 +77,18 @@ func (m *Metrics) Observe(r *Record) {
 		m.drops.WithLabelValues(r.Reason.String()).Add(float64(max(r.Packets, 1)))
 		return
 	}
-	direction := r.Direction.String()
-	m.connections.WithLabelValues(direction, r.Verdict.String(), r.Reason.String()).Inc()
+	if r.Direction == DirectionDNS {
+		return // agent/dns counts every query
+	}
+	direction := int(r.Direction)
+	m.connections.of(direction, int(r.Verdict), int(r.Reason)).Add(float64(max(r.Packets, 1)))
 	if r.Verdict == mesh.VerdictAudit {
 		m.policyAudits.Inc()
 	}
-	m.bytes.WithLabelValues(direction, r.Transport.String()).Add(float64(r.BytesSent + r.BytesReceived))
-	m.retransmits.WithLabelValues(direction).Add(float64(r.Retransmits))
+	m.bytes.of(direction, int(r.Transport)).Add(float64(r.BytesSent + r.BytesReceived))
+	m.retransmits.of(direction).Add(float64(r.Retransmits))
 	if r.Verdict != mesh.VerdictDeny {
-		m.duration.WithLabelValues(direction).Observe(r.Duration.Seconds())
+		m.duration.of(direction).Observe(r.Duration.Seconds())
 	}
 	observe(m.handshake, direction, r.Timing.Handshake)
 	observe(m.connect, direction, r.Timing.Connect)
@@ -89,9 +96,9 @@ func (m *Metrics) Observe(r *Record) {
 }
 
 // observe leaves out what was not measured.
-func observe(h *prometheus.HistogramVec, direction string, d time.Duration) {
+func observe(h *series[prometheus.Observer], direction int, d time.Duration) {
 	if d > 0 {
-		h.WithLabelValues(direction).Observe(d.Seconds())
+		h.of(direction).Observe(d.Seconds())
 	}
 }
 

@@ -106,3 +106,28 @@ func TestMetricsAreWellNamed(t *testing.T) {
 		t.Errorf("%s: %s", p.Metric, p.Text)
 	}
 }
+
+// TestSeriesOfUnknownValues: a record that came from a newer agent is counted
+// under its own labels.
+func TestSeriesOfUnknownValues(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	m := NewMetrics(reg)
+	newer := mesh.Reason(len(mesh.Reasons()))
+	for _, reason := range []mesh.Reason{newer, newer, mesh.ReasonUnknown} {
+		m.Observe(&Record{Direction: DirectionInbound, Verdict: mesh.VerdictAllow, Reason: reason})
+	}
+	for reason, want := range map[mesh.Reason]float64{newer: 2, mesh.ReasonUnknown: 1} {
+		if got := testutil.ToFloat64(m.connections.find("inbound", "allow", reason.String())); got != want {
+			t.Errorf("reason %s: %v connections, want %v", reason, got, want)
+		}
+	}
+}
+
+func BenchmarkObserve(b *testing.B) {
+	m := NewMetrics(prometheus.NewRegistry())
+	r := Record{Direction: DirectionInbound, Verdict: mesh.VerdictAllow, Transport: TransportTunnel, Duration: time.Millisecond, Timing: Timing{Connect: time.Millisecond}}
+	b.ReportAllocs()
+	for b.Loop() {
+		m.Observe(&r)
+	}
+}

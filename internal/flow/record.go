@@ -42,8 +42,8 @@ type Record struct {
 	// (tcp_info.tcpi_total_retrans).
 	Retransmits uint32
 	Transport   Transport
-	// Packets is how many dropped packets the record stands for; 0 unless
-	// Direction is DirectionKernel.
+	// Packets is how many dropped packets, or queries, or connections that the kernel
+	// refused, the record stands for; 0 of a connection that the agent had.
 	Packets uint64
 	// Protocol is the IP protocol number; 0 means TCP.
 	Protocol uint8
@@ -83,14 +83,17 @@ const (
 	DirectionInbound
 	DirectionLocal
 	DirectionKernel
+	// DirectionDNS is of name queries that were refused, failed, or got an old
+	// answer. Source asked Destination, the server; Packets counts the queries.
+	DirectionDNS
 )
 
 // Directions returns every direction.
 func Directions() []Direction {
-	return []Direction{DirectionOutbound, DirectionInbound, DirectionLocal, DirectionKernel}
+	return []Direction{DirectionOutbound, DirectionInbound, DirectionLocal, DirectionKernel, DirectionDNS}
 }
 
-// String returns "outbound", "inbound", "local" or "kernel".
+// String returns "outbound", "inbound", "local", "kernel" or "dns".
 func (d Direction) String() string {
 	switch d {
 	case DirectionOutbound:
@@ -101,6 +104,8 @@ func (d Direction) String() string {
 		return "local"
 	case DirectionKernel:
 		return "kernel"
+	case DirectionDNS:
+		return "dns"
 	default:
 		return fmt.Sprintf("Direction(%d)", uint8(d))
 	}
@@ -113,7 +118,7 @@ func ParseDirection(word string) (Direction, error) {
 			return d, nil
 		}
 	}
-	return 0, fmt.Errorf("unknown direction %q: use outbound, inbound, local or kernel", word)
+	return 0, fmt.Errorf("unknown direction %q: use outbound, inbound, local, kernel or dns", word)
 }
 
 // Transport says how the bytes of a flow travelled between the workloads.

@@ -7,11 +7,14 @@ type Sink interface {
 }
 
 // Recorder is the Sink of an agent: it stamps the node's name, counts in the
-// metrics and keeps the record in the Ring. Its fields must be set.
+// metrics, keeps the record in the Ring, and sums it up in the History. Its fields
+// must be set, but for History.
 type Recorder struct {
 	Node    string
 	Ring    *Ring
 	Metrics *Metrics
+	// History takes what outlives the Ring; nil for none.
+	History Sink
 }
 
 // Add implements Sink.
@@ -21,4 +24,7 @@ func (r *Recorder) Add(rec Record) {
 	}
 	r.Metrics.Observe(&rec)
 	r.Ring.Add(rec)
+	if r.History != nil {
+		r.History.Add(rec)
+	}
 }

@@ -29,6 +29,8 @@ const (
 	DefaultNodeTTL = 7 * 24 * time.Hour
 	// DefaultRootTTL is how long a root that the Authority makes is valid.
 	DefaultRootTTL = 10 * 365 * 24 * time.Hour
+	// DefaultIntermediateTTL is the same for an intermediate.
+	DefaultIntermediateTTL = 2 * 365 * 24 * time.Hour
 	// DefaultBackdate is how long before now a certificate's validity begins.
 	// Two clocks that are wrong by 10 minutes in opposite directions are 20
 	// minutes apart; the rest is margin.
@@ -81,15 +83,17 @@ func (c AuthorityConfig) withDefaults() (AuthorityConfig, error) {
 	return c, nil
 }
 
-// Authority is the operator's certificate authority for one trust domain: one
-// root that signs, and the bundle of all roots that verifiers trust, which
-// has more than one while roots overlap. It is immutable and safe for
-// concurrent use.
+// Authority is the operator's certificate authority for one trust domain: the
+// certificate that signs, a root or an intermediate, and the bundle of all roots
+// that verifiers trust, which has more than one while roots overlap. It is
+// immutable and safe for concurrent use.
 type Authority struct {
 	cfg AuthorityConfig
-	// root and key sign; root is one of roots.
-	root  *x509.Certificate
+	// chain signs with key: its first, an intermediate's issuer next, up to and
+	// with root, which is one of roots.
+	chain []*x509.Certificate
 	key   crypto.Signer
+	root  *x509.Certificate
 	roots []*x509.Certificate
 }
 
@@ -110,57 +114,116 @@ func NewAuthority(cfg AuthorityConfig) (*Authority, error) {
 	return newAuthority(cfg, key, []*x509.Certificate{root})
 }
 
-// newAuthority checks what it is given: key must belong to one of the roots,
-// which is the one that signs; all of them must be roots of the trust domain.
-func newAuthority(cfg AuthorityConfig, key crypto.Signer, roots []*x509.Certificate) (*Authority, error) {
-	a := &Authority{cfg: cfg, key: key, roots: roots}
+// newAuthority checks what it is given: key must belong to one of certs, which is
+// the one that signs, and a root or with a chain of them to one. Those of certs
+// that are roots are trusted; all of them must be of the trust domain.
+func newAuthority(cfg AuthorityConfig, key crypto.Signer, certs []*x509.Certificate) (*Authority, error) {
+	a := &Authority{cfg: cfg, key: key}
 	public, ok := key.Public().(*ecdsa.PublicKey)
 	if !ok {
 		return nil, fmt.Errorf("root key is %T: an ECDSA key is needed", key.Public())
 	}
-	for _, root := range roots {
-		if err := checkRoot(root, cfg.TrustDomain); err != nil {
-			return nil, fmt.Errorf("root %s: %w", root.SerialNumber, err)
+	var signing *x509.Certificate
+	for _, cert := range certs {
+		if err := checkRoot(cert, cfg.TrustDomain); err != nil {
+			return nil, fmt.Errorf("certificate %s: %w", cert.SerialNumber.Text(16), err)
 		}
-		if a.root == nil && public.Equal(root.PublicKey) {
-			a.root = root
+		if signing == nil && public.Equal(cert.PublicKey) {
+			signing = cert
+		}
+		if IsRoot(cert) {
+			a.roots = append(a.roots, cert)
 		}
 	}
-	if a.root == nil {
+	if signing == nil {
 		return nil, errors.New("root key belongs to none of the root certificates")
 	}
-	if now := cfg.Now(); now.After(a.root.NotAfter) {
-		return nil, fmt.Errorf("root certificate expired at %s", a.root.NotAfter.Format(time.RFC3339))
+	for cert := signing; ; cert = issuerAmong(cert, certs) {
+		if cert == nil || len(a.chain) == MaxChain-1 {
+			return nil, fmt.Errorf("intermediate %s: the certificates given lead to no root", signing.SerialNumber.Text(16))
+		}
+		if now := cfg.Now(); now.After(cert.NotAfter) {
+			return nil, fmt.Errorf("root certificate expired at %s", cert.NotAfter.Format(time.RFC3339))
+		}
+		a.chain = append(a.chain, cert)
+		if IsRoot(cert) {
+			a.root = cert
+			return a, nil
+		}
 	}
-	return a, nil
+}
+
+// IsRoot says whether a certificate of a CA is signed by its own key.
+func IsRoot(cert *x509.Certificate) bool {
+	return string(cert.RawSubject) == string(cert.RawIssuer) && cert.CheckSignatureFrom(cert) == nil
+}
+
+func issuerAmong(cert *x509.Certificate, certs []*x509.Certificate) *x509.Certificate {
+	for _, by := range certs {
+		if string(by.RawSubject) == string(cert.RawIssuer) && cert.CheckSignatureFrom(by) == nil {
+			return by
+		}
+	}
+	return nil
 }
 
 // newRoot self-signs a root as X509-SVID sections 2 and 4 want a signing
 // certificate: its URI is the trust domain's, without a path.
 func newRoot(cfg AuthorityConfig, key *ecdsa.PrivateKey) (*x509.Certificate, error) {
-	serial, err := newSerial()
+	template, err := signingTemplate(cfg, "Heddle mesh root", cfg.Now().Add(cfg.RootTTL))
 	if err != nil {
 		return nil, err
 	}
-	now := cfg.Now()
-	template := &x509.Certificate{
-		SerialNumber: serial,
-		// The serial sets roots of one trust domain apart for verifiers that
-		// look issuers up by name.
-		Subject:               pkix.Name{Organization: []string{"Heddle"}, CommonName: "Heddle mesh root", SerialNumber: serial.Text(16)},
-		NotBefore:             now.Add(-cfg.Backdate),
-		NotAfter:              now.Add(cfg.RootTTL),
-		KeyUsage:              x509.KeyUsageCertSign,
-		BasicConstraintsValid: true,
-		IsCA:                  true,
-		MaxPathLenZero:        true,
-		URIs:                  []*url.URL{cfg.TrustDomain.ID().URL()},
-	}
+	template.MaxPathLen = 1 // one intermediate below it
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
 		return nil, fmt.Errorf("sign root certificate: %w", err)
 	}
 	return x509.ParseCertificate(der)
+}
+
+// newIntermediate has root sign a certificate that signs for it.
+func newIntermediate(cfg AuthorityConfig, key *ecdsa.PrivateKey, root *x509.Certificate, rootKey crypto.Signer) (*x509.Certificate, error) {
+	if root.MaxPathLen == 0 && root.MaxPathLenZero {
+		return nil, fmt.Errorf("root %s may have no intermediate (path length 0, as roots of earlier versions have)", root.SerialNumber.Text(16))
+	}
+	end := cfg.Now().Add(DefaultIntermediateTTL)
+	if root.NotAfter.Before(end) {
+		end = root.NotAfter
+	}
+	template, err := signingTemplate(cfg, "Heddle mesh intermediate", end)
+	if err != nil {
+		return nil, err
+	}
+	template.MaxPathLenZero = true
+	if template.NotBefore.Before(root.NotBefore) {
+		template.NotBefore = root.NotBefore
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, root, key.Public(), rootKey)
+	if err != nil {
+		return nil, fmt.Errorf("sign intermediate certificate: %w", err)
+	}
+	return x509.ParseCertificate(der)
+}
+
+// signingTemplate is what certificates that sign have in common. The serial in
+// the name sets those of one trust domain apart for verifiers that look issuers
+// up by name.
+func signingTemplate(cfg AuthorityConfig, name string, end time.Time) (*x509.Certificate, error) {
+	serial, err := newSerial()
+	if err != nil {
+		return nil, err
+	}
+	return &x509.Certificate{
+		SerialNumber:          serial,
+		Subject:               pkix.Name{Organization: []string{"Heddle"}, CommonName: name, SerialNumber: serial.Text(16)},
+		NotBefore:             cfg.Now().Add(-cfg.Backdate),
+		NotAfter:              end,
+		KeyUsage:              x509.KeyUsageCertSign,
+		BasicConstraintsValid: true,
+		IsCA:                  true,
+		URIs:                  []*url.URL{cfg.TrustDomain.ID().URL()},
+	}, nil
 }
 
 func checkRoot(root *x509.Certificate, td spiffeid.TrustDomain) error {
@@ -197,8 +260,15 @@ func (a *Authority) Bundle() *x509bundle.Bundle {
 // Roots returns the roots of Bundle. They must not be changed.
 func (a *Authority) Roots() []*x509.Certificate { return a.roots }
 
-// Root returns the root that signs now. It must not be changed.
+// Root returns the root of what this Authority signs. It must not be changed.
 func (a *Authority) Root() *x509.Certificate { return a.root }
+
+// Signing returns the certificate that signs: Root, or an intermediate. It must
+// not be changed.
+func (a *Authority) Signing() *x509.Certificate { return a.chain[0] }
+
+// intermediates is what a leaf's chain has besides the leaf.
+func (a *Authority) intermediates() []*x509.Certificate { return a.chain[:len(a.chain)-1] }
 
 // Pin returns the SHA-256 of Root, by which join tokens pin it.
 func (a *Authority) Pin() [sha256.Size]byte { return sha256.Sum256(a.root.Raw) }
@@ -237,14 +307,16 @@ func (a *Authority) sign(key crypto.PublicKey, id spiffeid.ID, ttl time.Duration
 	}
 	now := a.cfg.Now()
 	notBefore, notAfter := now.Add(-a.cfg.Backdate), now.Add(ttl)
-	if notAfter.After(a.root.NotAfter) {
-		notAfter = a.root.NotAfter
+	for _, by := range a.chain {
+		if notAfter.After(by.NotAfter) {
+			notAfter = by.NotAfter
+		}
+		if notBefore.Before(by.NotBefore) {
+			notBefore = by.NotBefore
+		}
 	}
 	if notAfter.Sub(now) < min(ttl, minRemaining) {
-		return nil, fmt.Errorf("sign for %s: root certificate ends at %s", id, a.root.NotAfter.Format(time.RFC3339))
-	}
-	if notBefore.Before(a.root.NotBefore) {
-		notBefore = a.root.NotBefore
+		return nil, fmt.Errorf("sign for %s: root certificate ends at %s", id, notAfter.Format(time.RFC3339))
 	}
 	serial, err := newSerial()
 	if err != nil {
@@ -258,7 +330,7 @@ func (a *Authority) sign(key crypto.PublicKey, id spiffeid.ID, ttl time.Duration
 		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 		BasicConstraintsValid: true,
 		URIs:                  []*url.URL{id.URL()},
-	}, a.root, key, a.key)
+	}, a.Signing(), key, a.key)
 	if err != nil {
 		return nil, fmt.Errorf("sign for %s: %w", id, err)
 	}
@@ -266,7 +338,7 @@ func (a *Authority) sign(key crypto.PublicKey, id spiffeid.ID, ttl time.Duration
 	if err != nil {
 		return nil, fmt.Errorf("sign for %s: %w", id, err)
 	}
-	return []*x509.Certificate{leaf}, nil
+	return append([]*x509.Certificate{leaf}, a.intermediates()...), nil
 }
 
 // newSerial returns a random positive serial of at most 126 bits, within the 20

@@ -23,6 +23,8 @@ const (
 	// bundleFile has further roots that verifiers trust; it is optional.
 	bundleFile           = "ca.crt"
 	configurationKeyFile = "configuration.key"
+	// RootKeyFile is the root's key, as tls.key, where an intermediate signs.
+	RootKeyFile = "root.key"
 )
 
 const (
@@ -94,12 +96,7 @@ func openRoots(dir string, cfg AuthorityConfig, key *ecdsa.PrivateKey) ([]*x509.
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	for _, root := range more {
-		if !root.Equal(roots[0]) {
-			roots = append(roots, root)
-		}
-	}
-	return roots, nil
+	return join(roots, more), nil
 }
 
 // OpenConfigurationKey loads the Ed25519 key with which the operator signs

@@ -104,7 +104,7 @@ func TestRootIsASigningCertificate(t *testing.T) {
 	a := newTestAuthority(t)
 	root := a.Root()
 	switch {
-	case !root.IsCA || root.MaxPathLen != 0 || !root.MaxPathLenZero:
+	case !root.IsCA || root.MaxPathLen != 1:
 		t.Errorf("CA %v, path length %d", root.IsCA, root.MaxPathLen)
 	case root.KeyUsage != x509.KeyUsageCertSign:
 		t.Errorf("key usage is %b", root.KeyUsage)

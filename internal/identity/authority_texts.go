@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
+	"slices"
 
 	"github.com/heddle-mesh/heddle/internal/identity/keystore"
 )
@@ -65,14 +66,61 @@ func AuthorityFromTexts(texts map[string][]byte, cfg AuthorityConfig) (*Authorit
 		if err != nil {
 			return nil, nil, fmt.Errorf("%s: %w", bundleFile, err)
 		}
-		for _, root := range others {
-			if !root.Equal(roots[0]) {
-				roots = append(roots, root)
-			}
-		}
+		roots = join(roots, others)
 	}
 	a, err := newAuthority(cfg, key, roots)
 	return a, configuration, err
+}
+
+// join adds what is not there yet.
+func join(certs, others []*x509.Certificate) []*x509.Certificate {
+	for _, cert := range others {
+		if !slices.ContainsFunc(certs, cert.Equal) {
+			certs = append(certs, cert)
+		}
+	}
+	return certs
+}
+
+// NewIntermediateTexts makes an intermediate below the root of texts, whose key
+// must be among them: root.key, or tls.key where the root signs itself. It
+// returns what takes the place of tls.crt, tls.key and root.key.
+func NewIntermediateTexts(texts map[string][]byte, cfg AuthorityConfig) (map[string][]byte, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	a, _, err := AuthorityFromTexts(texts, cfg)
+	if err != nil {
+		return nil, err
+	}
+	name := RootKeyFile
+	if len(texts[name]) == 0 && a.Signing() == a.root {
+		name = rootKeyFile
+	}
+	if len(texts[name]) == 0 {
+		return nil, fmt.Errorf("%s: the key of root %s is not there", name, a.root.SerialNumber.Text(16))
+	}
+	rootKey, err := keyFromText[*ecdsa.PrivateKey](texts, name)
+	if err != nil {
+		return nil, err
+	}
+	if !rootKey.PublicKey.Equal(a.root.PublicKey) {
+		return nil, fmt.Errorf("%s: is not the key of root %s", name, a.root.SerialNumber.Text(16))
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("generate key of intermediate: %w", err)
+	}
+	cert, err := newIntermediate(cfg, key, a.root, rootKey)
+	if err != nil {
+		return nil, err
+	}
+	text, err := keyText(key)
+	if err != nil {
+		return nil, err
+	}
+	return map[string][]byte{rootCertFile: append(certificateText(cert), certificateText(a.root)...), rootKeyFile: text, RootKeyFile: texts[name]}, nil
 }
 
 func keyFromText[K any](texts map[string][]byte, name string) (K, error) {
@@ -90,9 +138,14 @@ func keyFromText[K any](texts map[string][]byte, name string) (K, error) {
 
 // BundleText returns the roots of Bundle in PEM.
 func (a *Authority) BundleText() []byte {
+	return CertificatesText(a.roots)
+}
+
+// CertificatesText returns certificates in PEM.
+func CertificatesText(certs []*x509.Certificate) []byte {
 	var text []byte
-	for _, root := range a.roots {
-		text = append(text, certificateText(root)...)
+	for _, cert := range certs {
+		text = append(text, certificateText(cert)...)
 	}
 	return text
 }

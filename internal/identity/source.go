@@ -71,6 +71,7 @@ type Source struct {
 		wanted  map[spiffeid.ID]struct{}
 		held    map[spiffeid.ID]*held
 		bundle  *x509bundle.Bundle // replaced, never changed; nil if none
+		issuer  *x509.Certificate  // of the authority that is followed; nil if none
 		changed chan struct{}      // closed and replaced at every change
 	}
 }
@@ -80,7 +81,9 @@ type held struct {
 	entry       keystore.Entry
 	certificate *tls.Certificate // nil while there is none
 	renewAt     time.Time
-	failures    int // since the last success
+	due         bool              // renewAt is another than the queue's
+	issuer      *x509.Certificate // nil while nobody asked
+	failures    int               // since the last success
 	lastErr     error
 }
 

@@ -111,8 +111,9 @@ func (s *Source) plan(q *queue, inFlight map[spiffeid.ID]bool) {
 			h = &held{renewAt: now}
 			s.state.held[id] = h
 		}
-		if !inFlight[id] && !q.has(id) {
+		if !inFlight[id] && (h.due || !q.has(id)) {
 			q.set(id, h.urgency(now), h.renewAt)
+			h.due = false
 		}
 	}
 	dropped := false
@@ -172,7 +173,7 @@ func (s *Source) issue(ctx context.Context, id spiffeid.ID) issued {
 	}
 	r.entry = keystore.Entry{ID: id, Key: key, Chain: chain, Received: time.Now().Round(0)}
 	r.bundle = x509bundle.FromX509Authorities(s.cfg.TrustDomain, roots)
-	r.err = CheckIssued(r.entry, r.bundle)
+	r.err = s.checkFollowed(r.entry, r.bundle)
 	return r
 }
 
@@ -225,11 +226,18 @@ func (s *Source) apply(r issued) {
 	s.state.Unlock()
 	s.stats.issued.Add(1)
 	s.keep(r.entry)
-	if err := s.SetBundle(r.bundle); err != nil {
+	if err := s.takeBundle(r.bundle); err != nil {
 		s.cfg.Logger.Error("keep bundle", "error", err)
 	}
 	s.state.Lock()
 	if h := s.state.held[id]; h != nil {
+		if by := s.state.issuer; by != nil && !issuedBy(r.entry.Chain, by) {
+			// The issuer changed since the answer was checked, and others may have
+			// been told meanwhile that nothing of the one before is held.
+			h.lastErr, h.renewAt = errOtherIssuer, time.Now()
+			s.state.Unlock()
+			return
+		}
 		h.take(r.entry)
 		s.notify()
 	}

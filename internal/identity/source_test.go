@@ -547,7 +547,7 @@ func openKeys(t *testing.T) *keystore.Store {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	keys, err := keystore.Open(keystore.Config{Dir: filepath.Join(dir, "keys")})
+	keys, err := keystore.Open(t.Context(), keystore.Config{Dir: filepath.Join(dir, "keys")})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -84,7 +84,7 @@ func newCompiler(objs *Objects, each bool) *compiler {
 		groups:     map[groupKey]map[string][]*mesh.Workload{},
 		pods:       make(map[mesh.Key]*Pod, len(objs.Pods)),
 		hosts:      map[string][]*Pod{},
-		external:   map[netip.Addr]mesh.Key{},
+		external:   map[netip.Addr]external{},
 		slices:     map[mesh.Key][]*EndpointSlice{},
 	}
 }
@@ -110,6 +110,7 @@ type compiler struct {
 	namespaces map[string]bool             // by name: whether its label enrolls workloads
 	members    map[string][]*mesh.Workload // by namespace, sorted by key
 	strict     mesh.Mode                   // default mode of the mesh
+	dns        dnsModes
 	addresses  map[netip.Addr]owner
 	netns      map[string]owner // by node and path
 	lost       map[string]bool  // statements that another one wins over, warned of
@@ -118,7 +119,7 @@ type compiler struct {
 	groups     map[groupKey]map[string][]*mesh.Workload // see candidates
 	pods       map[mesh.Key]*Pod                        // those that are workloads
 	hosts      map[string][]*Pod                        // those in their node's network, by namespace
-	external   map[netip.Addr]mesh.Key
+	external   map[netip.Addr]external
 	slices     map[mesh.Key][]*EndpointSlice // by service
 }
 
@@ -154,6 +155,12 @@ func (c *compiler) subjectOf(ref Ref, origin Origin) subject {
 
 func (s subject) problem(field, remedy, format string, args ...any) {
 	s.compiler.problems = append(s.compiler.problems, s.make(field, remedy, format, args...))
+}
+
+// conflict is a problem with another object, which has what only one may have.
+func (s subject) conflict(field, remedy, format string, args ...any) {
+	s.problem(field, remedy, format, args...)
+	s.compiler.problems[len(s.compiler.problems)-1].Reason = problem.Conflict
 }
 
 func (s subject) warn(field, remedy, format string, args ...any) {
@@ -222,23 +229,11 @@ func (c *compiler) compileSettings(s subject, spec *v1alpha1.MeshSpec) {
 	out.ClusterRanges = s.blocks("spec.clusterRanges", spec.ClusterRanges)
 	c.strict = s.mode("spec.defaults.peerAuthentication", spec.Defaults.PeerAuthentication, mesh.ModeStrict)
 	out.Egress = s.egress("spec.egress.mode", spec.Egress.Mode)
-	for i, e := range spec.Egress.Namespaces {
-		field := fmt.Sprintf("spec.egress.namespaces[%d]", i)
-		if _, twice := out.EgressNamespaces[e.Namespace]; twice {
-			s.problem(field+".namespace", "keep one of them", "namespace %q is given twice", e.Namespace)
-			continue
-		}
-		if e.Namespace == "" {
-			s.problem(field+".namespace", "write the name of a namespace", "is empty")
-		}
-		if e.Mode == "" {
-			s.problem(field+".mode", "write ALLOW or DENY", "is missing")
-		}
-		if out.EgressNamespaces == nil {
-			out.EgressNamespaces = map[string]mesh.EgressMode{}
-		}
-		out.EgressNamespaces[e.Namespace] = s.egress(field+".mode", e.Mode)
-	}
+	out.EgressNamespaces = namespaceModes(s, "spec.egress.namespaces", "write ALLOW or DENY", len(spec.Egress.Namespaces),
+		func(i int) (string, v1alpha1.EgressMode) {
+			return spec.Egress.Namespaces[i].Namespace, spec.Egress.Namespaces[i].Mode
+		}, s.egress)
+	c.dns = s.dnsModes(&spec.DNS)
 	for i, text := range spec.RevokedIdentities {
 		id, err := spiffeid.FromString(text)
 		if err != nil {
@@ -301,7 +296,7 @@ func (s subject) claim(field string, addr netip.Addr) bool {
 		return false
 	}
 	if first, taken := s.compiler.addresses[addr]; taken {
-		s.problem(field, "give every workload and service addresses of its own", "address %s is used twice: it is also that of %s", addr, first)
+		s.conflict(field, "give every workload and service addresses of its own", "address %s is used twice: it is also that of %s", addr, first)
 		return false
 	}
 	s.compiler.addresses[addr] = s.owner()

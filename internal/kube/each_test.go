@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -92,6 +93,8 @@ func TestWhichPodsAreEnrolled(t *testing.T) {
 		"opted-out": "enrolled=false ready=true addresses=1 zone=a", "plain": "enrolled=false ready=true addresses=1 zone=a",
 		// A mistake in a pod's label leaves what its namespace says.
 		"misspelt": "enrolled=true ready=true addresses=1 zone=a", "setting-up": "enrolled=true ready=false addresses=0 zone=a",
+		// Else heddle-cni would not let it start.
+		"setting-up-plain": "enrolled=false ready=false addresses=0 zone=a",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
@@ -104,6 +107,15 @@ func TestWhichPodsAreEnrolled(t *testing.T) {
 	}
 	if len(c.Refused) != 2 {
 		t.Errorf("refused:\n%s", refused)
+	}
+}
+
+// TestStaticPodsAreToldByTheirOwnUID: an agent compares it with what kubelet and the
+// runtime say.
+func TestStaticPodsAreToldByTheirOwnUID(t *testing.T) {
+	c := compileEach(t, clusterOf(t, "", podOf("static", "", func(p *Pod) { p.StaticUID = "hash" }), podOf("web", "10.0.0.1")))
+	if len(c.Workloads) != 2 || c.Workloads[0].UID != "hash" || c.Workloads[1].UID != "uid-web" {
+		t.Errorf("%+v", c.Workloads)
 	}
 }
 
@@ -154,12 +166,12 @@ func TestServicesOfACluster(t *testing.T) {
 	const yaml = `apiVersion: v1
 kind: Service
 metadata: {namespace: shop, name: web}
-spec: {selector: {app: web}, clusterIP: 10.96.0.1, sessionAffinity: ClientIP, trafficDistribution: PreferSameZone, ports: [{port: 80, targetPort: http}]}
+spec: {selector: {app: web}, clusterIP: 10.96.0.1, sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 20}}, trafficDistribution: PreferSameZone, ports: [{port: 80, targetPort: http}]}
 ---
 apiVersion: v1
 kind: Service
 metadata: {namespace: shop, name: headless}
-spec: {selector: {app: web}, clusterIP: None, ports: [{port: 80, targetPort: 8080}]}
+spec: {selector: {app: web}, clusterIP: None, sessionAffinity: ClientIP, ports: [{port: 80, targetPort: 8080}]}
 ---
 apiVersion: v1
 kind: Service
@@ -180,24 +192,45 @@ apiVersion: v1
 kind: Service
 metadata: {namespace: shop, name: no-address-yet}
 spec: {selector: {app: web}, ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {namespace: shop, name: parts}
+spec: {selector: {part: part}, clusterIP: 10.96.0.4, ports: [{name: a, port: 80, targetPort: left}, {name: b, port: 81, targetPort: right}, {name: c, port: 82, targetPort: 82}, {name: d, port: 83, targetPort: nobodys}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {namespace: shop, name: nobody}
+spec: {selector: {app: nobody}, clusterIP: 10.96.0.5, ports: [{port: 80, targetPort: http}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {namespace: shop, name: nowhere}
+spec: {clusterIP: 10.96.0.6, ports: [{port: 80}]}
 `
+	part := func(n int, name string, port uint16) *Pod {
+		return podOf(name, fmt.Sprintf("10.0.0.%d", n), func(p *Pod) { p.Labels, p.Ports = map[string]string{"part": "part"}, []NamedPort{{name, port}} })
+	}
 	web := func(n int, port uint16) *Pod {
 		return podOf(fmt.Sprintf("web-%d", n), fmt.Sprintf("10.0.0.%d", n), func(p *Pod) { p.Labels, p.Ports = map[string]string{"app": "web"}, []NamedPort{{"http", port}} })
 	}
 	host := podOf("exporter", "192.0.2.1", func(p *Pod) { p.HostNetwork = true; p.Namespace = "shop" })
-	objs := clusterOf(t, yaml, web(1, 8080), web(2, 8080), web(3, 9090), host)
+	objs := clusterOf(t, yaml, web(1, 8080), web(2, 8080), web(3, 9090), part(4, "left", 100), part(5, "right", 101), host)
 	objs.Slices = []*EndpointSlice{{Namespace: "shop", Name: "api-server", Service: "api-server", Ports: []NamedPort{{"https", 16443}},
-		Ready: []netip.Addr{netip.MustParseAddr("192.0.2.9"), netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.96.0.1")}}}
+		Endpoints: endpointsAt("192.0.2.9", "10.0.0.1", "10.96.0.1")}}
 	c := compileEach(t, objs)
 	var b bytes.Buffer
 	for _, s := range c.Services {
-		fmt.Fprintf(&b, "%s %v %v %v prefer=%d sticky=%v\n", s.Name, s.Addresses, s.Ports, s.Endpoints, s.Prefer, s.Sticky)
+		fmt.Fprintf(&b, "%s %v %v %v prefer=%d sticky=%v %v\n", s.Name, s.Addresses, s.Ports, s.Endpoints, s.Prefer, s.Sticky, s.StickyFor)
 	}
-	want := `api-server [10.96.0.2] [{https 443 16443}] [EXTERNAL/192.0.2.9 shop/web-1] prefer=0 sticky=false
-headless [] [{ 80 8080}] [shop/web-1 shop/web-2 shop/web-3] prefer=0 sticky=false
-no-address-yet [] [{ 80 80}] [shop/web-1 shop/web-2 shop/web-3] prefer=0 sticky=false
-on-nodes [10.96.0.3] [{ 9100 9100}] [EXTERNAL/192.0.2.1] prefer=0 sticky=false
-web [10.96.0.1] [{ 80 8080}] [shop/web-1 shop/web-2] prefer=1 sticky=true
+	want := `api-server [10.96.0.2] [{https 443 16443}] [EXTERNAL/192.0.2.9 shop/web-1] prefer=0 sticky=false 0s
+headless [] [{ 80 8080}] [shop/web-1 shop/web-2 shop/web-3] prefer=0 sticky=true 3h0m0s
+no-address-yet [] [{ 80 80}] [shop/web-1 shop/web-2 shop/web-3] prefer=0 sticky=false 0s
+nobody [10.96.0.5] [{ 80 80}] [] prefer=0 sticky=false 0s
+nowhere [10.96.0.6] [{ 80 80}] [] prefer=0 sticky=false 0s
+on-nodes [10.96.0.3] [{ 9100 9100}] [EXTERNAL/192.0.2.1] prefer=0 sticky=false 0s
+parts [10.96.0.4] [{a 80 100 of [shop/left]} {b 81 101 of [shop/right]} {c 82 82} {d 83 83 of [EXTERNAL/nobody]}] [shop/left shop/right] prefer=0 sticky=false 0s
+web [10.96.0.1] [{ 80 8080 of [shop/web-1 shop/web-2] 9090 of [shop/web-3]}] [shop/web-1 shop/web-2 shop/web-3] prefer=1 sticky=true 20s
 `
 	if diff := cmp.Diff(want, b.String()); diff != "" {
 		t.Error(diff)
@@ -207,9 +240,201 @@ web [10.96.0.1] [{ 80 8080}] [shop/web-1 shop/web-2] prefer=1 sticky=true
 	if err != nil {
 		t.Fatal(err)
 	}
+	vacant := view.Vacant("n1")
+	if want := []netip.AddrPort{netip.MustParseAddrPort("10.96.0.5:80"), netip.MustParseAddrPort("10.96.0.6:80"), netip.MustParseAddrPort("10.96.0.4:83")}; !slices.Equal(vacant, want) {
+		t.Errorf("nobody serves %v, want %v", vacant, want)
+	}
 	src, _ := view.Workload(mesh.Key{Namespace: "shop", Name: "web-2"})
 	route := view.Route(src, netip.MustParseAddrPort("10.96.0.2:443"))
 	if route.Kind != mesh.RouteWorkload || len(route.Candidates) != 2 || route.Candidates[0].Enrolled || route.Port != 16443 {
 		t.Errorf("route to the API server %+v", route)
+	}
+}
+
+// TestEndpointsByCondition: what EndpointSlices say by the conditions ready, serving and
+// terminating, and by publishNotReadyAddresses, the mesh knows by its pods.
+func TestEndpointsByCondition(t *testing.T) {
+	const yaml = `apiVersion: v1
+kind: Service
+metadata: {namespace: shop, name: all}
+spec: {selector: {app: web}, clusterIP: 10.96.0.1, publishNotReadyAddresses: true, ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {namespace: shop, name: local}
+spec: {selector: {app: web}, clusterIP: 10.96.0.2, internalTrafficPolicy: Local, trafficDistribution: PreferSameZone, ports: [{port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {namespace: shop, name: web}
+spec: {selector: {app: web}, clusterIP: 10.96.0.3, ports: [{port: 80}]}
+`
+	web := func(name, address string, change ...func(*Pod)) *Pod {
+		return podOf(name, address, append(change, func(p *Pod) { p.Labels = map[string]string{"app": "web"} })...)
+	}
+	objs := clusterOf(t, yaml, web("unready", "10.0.0.1", func(p *Pod) { p.Ready = false }),
+		web("leaving", "10.0.0.2", func(p *Pod) { p.Terminating = true }),
+		web("gone", "10.0.0.3", func(p *Pod) { p.Terminating, p.Ready = true, false }),
+		web("host", "192.0.2.1", func(p *Pod) { p.HostNetwork, p.Node = true, "n2" }),
+		web("host-unready", "192.0.2.2", func(p *Pod) { p.HostNetwork, p.Ready, p.Node = true, false, "n2" }))
+	view, err := compileEach(t, objs).View("r")
+	if err != nil {
+		t.Fatal(err)
+	}
+	from := func(node, address string) (names []string) {
+		src := mesh.Workload{Key: mesh.Key{Namespace: "shop", Name: "client"}, Node: node}
+		for _, w := range view.Route(&src, netip.MustParseAddrPort(address+":80")).Candidates {
+			names = append(names, w.Name)
+		}
+		return names
+	}
+	for _, c := range []struct {
+		service, node, address string
+		want                   []string
+	}{
+		{"all", "n1", "10.96.0.1", []string{"192.0.2.1", "192.0.2.2", "gone", "leaving", "unready"}},
+		{"local", "n1", "10.96.0.2", []string{"leaving"}},
+		{"local", "n2", "10.96.0.2", []string{"192.0.2.1"}},
+		{"local", "n3", "10.96.0.2", nil},
+		{"web", "n1", "10.96.0.3", []string{"192.0.2.1"}},
+	} {
+		if diff := cmp.Diff(c.want, from(c.node, c.address)); diff != "" {
+			t.Errorf("%s from %s: %s", c.service, c.node, diff)
+		}
+	}
+}
+
+func endpointsAt(addresses ...string) (all []Endpoint) {
+	for _, a := range addresses {
+		all = append(all, Endpoint{Addr: netip.MustParseAddr(a)})
+	}
+	return all
+}
+
+// TestPlacesOfWrittenEndpoints: endpoints that are written by hand are where their slice
+// says, and one that leaves gets connections while no other takes any.
+func TestPlacesOfWrittenEndpoints(t *testing.T) {
+	const yaml = `apiVersion: v1
+kind: Service
+metadata: {namespace: shop, name: near}
+spec: {clusterIP: 10.96.0.1, trafficDistribution: PreferSameZone, ports: [{name: x, port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {namespace: shop, name: node}
+spec: {clusterIP: 10.96.0.2, internalTrafficPolicy: Local, ports: [{name: x, port: 80}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {namespace: shop, name: going}
+spec: {clusterIP: 10.96.0.3, ports: [{name: x, port: 80}]}
+`
+	objs := clusterOf(t, yaml, podOf("web", "10.0.0.1")) // on n1, in zone a
+	at := func(address, node, zone string, leaving bool) Endpoint {
+		return Endpoint{netip.MustParseAddr(address), node, zone, leaving}
+	}
+	slice := func(service string, all ...Endpoint) *EndpointSlice {
+		return &EndpointSlice{Namespace: "shop", Name: service, Service: service, Ports: []NamedPort{{"x", 80}}, Endpoints: all}
+	}
+	near := []Endpoint{at("192.0.2.1", "", "a", false), at("192.0.2.2", "n1", "", false), at("192.0.2.3", "n2", "b", false), at("192.0.2.4", "", "", false)}
+	objs.Slices = []*EndpointSlice{slice("near", near...), slice("node", near...), slice("going", at("192.0.2.5", "", "", true), at("192.0.2.3", "", "", true))}
+	view, err := compileEach(t, objs).View("r")
+	if err != nil {
+		t.Fatal(err)
+	}
+	web, _ := view.Workload(mesh.Key{Namespace: "shop", Name: "web"})
+	for address, want := range map[string]string{"10.96.0.1:80": "192.0.2.1 192.0.2.2", "10.96.0.2:80": "192.0.2.2", "10.96.0.3:80": "192.0.2.3"} { // another service has it as ready
+		if got := names(view.Route(web, netip.MustParseAddrPort(address)).Candidates); got != want {
+			t.Errorf("%s leads to %s, want %s", address, got, want)
+		}
+	}
+	objs.Slices = []*EndpointSlice{slice("going", at("192.0.2.5", "", "", true))}
+	if view, err = compileEach(t, objs).View("r"); err != nil {
+		t.Fatal(err)
+	}
+	if got := names(view.Route(web, netip.MustParseAddrPort("10.96.0.3:80")).Candidates); got != "192.0.2.5" {
+		t.Errorf("while all leave, connections go to %q", got)
+	}
+}
+
+func names(workloads []*mesh.Workload) string {
+	var all []string
+	for _, w := range workloads {
+		all = append(all, w.Name)
+	}
+	return strings.Join(all, " ")
+}
+
+// TestSlicesOfDifferentPorts: each of a service's hand-written EndpointSlices has ports of
+// its own, and those are its endpoints' only.
+func TestSlicesOfDifferentPorts(t *testing.T) {
+	const yaml = `apiVersion: v1
+kind: Service
+metadata: {namespace: shop, name: mixed}
+spec: {clusterIP: 10.96.0.1, ports: [{name: a, port: 80}, {name: b, port: 81}, {name: none, port: 82}, {name: no-slices, port: 83}]}
+`
+	objs := clusterOf(t, yaml, podOf("one", "10.0.0.1"), podOf("two", "10.0.0.2"), podOf("both", "10.0.0.3"), podOf("other", "10.0.0.4"))
+	slice := func(name, address string, ports ...NamedPort) *EndpointSlice {
+		return &EndpointSlice{Namespace: "shop", Name: name, Service: "mixed", Ports: ports, Endpoints: endpointsAt(address)}
+	}
+	objs.Slices = []*EndpointSlice{slice("1", "10.0.0.1", NamedPort{"a", 3000}), slice("2", "10.0.0.2", NamedPort{"b", 3001}),
+		slice("3", "10.0.0.3", NamedPort{"a", 3000}, NamedPort{"b", 3001}),
+		{Namespace: "shop", Name: "5", Service: "mixed", Ports: []NamedPort{{"none", 3002}}}, // nobody there is ready
+		slice("4", "10.0.0.4", NamedPort{"a", 9999})}
+	view, err := compileEach(t, objs).View("r")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for port, want := range map[string]string{"80": "both:3000 one:3000 other:9999", "81": "both:3001 two:3001", "82": "NoEndpoint", "83": "NoEndpoint"} {
+		r := view.Route(nil, netip.MustParseAddrPort("10.96.0.1:"+port))
+		var to []string
+		for _, w := range r.Candidates {
+			to = append(to, fmt.Sprintf("%s:%d", w.Name, r.PortOf(w)))
+		}
+		if r.Kind == mesh.RouteReject {
+			to = append(to, r.Reason.String())
+		}
+		if got := strings.Join(to, " "); got != want {
+			t.Errorf("port %s leads to %s, want %s", port, got, want)
+		}
+	}
+}
+
+// TestNamedTargetsOfHostPods: a port whose target is a name leads to those pods in their
+// nodes' networks, too, that have it, each at its own number.
+func TestNamedTargetsOfHostPods(t *testing.T) {
+	const yaml = `apiVersion: v1
+kind: Service
+metadata: {namespace: shop, name: metrics}
+spec: {selector: {app: exporter}, clusterIP: 10.96.0.1, ports: [{name: named, port: 80, targetPort: metrics}, {name: numbered, port: 81, targetPort: 81}]}
+`
+	exporter := func(name, address string, change func(*Pod), ports ...NamedPort) *Pod {
+		return podOf(name, address, change, func(p *Pod) { p.Labels, p.Ports = map[string]string{"app": "exporter"}, ports })
+	}
+	onNode := func(p *Pod) { p.HostNetwork = true }
+	unready := func(p *Pod) { p.HostNetwork, p.Ready = true, false }
+	metrics := func(number uint16) NamedPort { return NamedPort{"metrics", number} }
+	c := compileEach(t, clusterOf(t, yaml, exporter("pod", "10.0.0.1", func(*Pod) {}, metrics(9100)), exporter("pod-of-another", "10.0.0.2", func(*Pod) {}, metrics(9200)),
+		exporter("same", "192.0.2.1", onNode, metrics(9100)), exporter("another", "192.0.2.2", onNode, metrics(9200)), exporter("none", "192.0.2.3", onNode),
+		exporter("unready", "192.0.2.4", unready, metrics(9200)), // neither that nor its node is an endpoint
+		exporter("before", "192.0.2.5", onNode, metrics(9200)), exporter("after", "192.0.2.5", onNode, metrics(9100)), exporter("more", "192.0.2.6", onNode, metrics(9100)),
+		exporter("most", "192.0.2.7", onNode, metrics(9100))))
+	view, err := c.View("r")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for port, want := range map[string]string{"80": " 192.0.2.1:9100 192.0.2.2:9200 192.0.2.5:9100 192.0.2.6:9100 192.0.2.7:9100 pod:9100 pod-of-another:9200",
+		"81": " 192.0.2.1:81 192.0.2.2:81 192.0.2.3:81 192.0.2.5:81 192.0.2.6:81 192.0.2.7:81 pod:81 pod-of-another:81"} {
+		r := view.Route(nil, netip.MustParseAddrPort("10.96.0.1:"+port))
+		got := ""
+		for _, w := range r.Candidates {
+			got += fmt.Sprintf(" %s:%d", w.Name, r.PortOf(w))
+		}
+		if got != want {
+			t.Errorf("port %s leads to%s, want %s", port, got, want)
+		}
+	}
+	if _, known := view.WorkloadAt(netip.MustParseAddr("192.0.2.4")); known {
+		t.Error("who takes no connections is an endpoint")
 	}
 }

@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
+	"github.com/heddle-mesh/heddle/internal/kube/ports"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
@@ -20,8 +21,16 @@ type EndpointSlice struct {
 	// Service is in the same namespace.
 	Service string
 	Ports   []NamedPort
-	// Ready are the addresses of endpoints that take connections.
-	Ready []netip.Addr
+	// Endpoints are those that take connections, each address by itself.
+	Endpoints []Endpoint
+}
+
+// Endpoint is who answers at an address. Node and Zone are "" where nobody has said.
+type Endpoint struct {
+	Addr       netip.Addr
+	Node, Zone string
+	// Leaving endpoints end, and take connections while no other does.
+	Leaving bool
 }
 
 // ExternalNamespace is that of endpoints which are neither pods nor Workloads,
@@ -29,9 +38,19 @@ type EndpointSlice struct {
 // names are their addresses, and nothing about them is proved.
 const ExternalNamespace = "EXTERNAL"
 
+// external is an endpoint of that namespace.
+type external struct {
+	key mesh.Key
+	// node is the node in whose network it is, zone where that is, as far as they are known.
+	node, zone string
+	// ready is set when anybody says that it is.
+	ready bool
+}
+
 // externalKey returns the name of whoever answers at an address: a workload, or
 // an external endpoint, which it adds.
-func (c *compiler) externalKey(addr netip.Addr) (mesh.Key, bool) {
+func (c *compiler) externalKey(e Endpoint) (mesh.Key, bool) {
+	addr := e.Addr
 	if owner, ok := c.addresses[addr]; ok {
 		if owner.ref.Kind == "Service" {
 			return mesh.Key{}, false // a service in front of a service: nobody would answer
@@ -42,7 +61,8 @@ func (c *compiler) externalKey(addr netip.Addr) (mesh.Key, bool) {
 		return mesh.Key{}, false
 	}
 	key := mesh.Key{Namespace: ExternalNamespace, Name: addr.String()}
-	c.external[addr] = key
+	before := c.external[addr]
+	c.external[addr] = external{key, cmp.Or(e.Node, before.node), cmp.Or(e.Zone, before.zone), before.ready || !e.Leaving}
 	return key, true
 }
 
@@ -56,26 +76,18 @@ func (c *compiler) addExternal() {
 	if err != nil {
 		return // without a trust domain: said already
 	}
+	c.out.Workloads = slices.Clone(c.out.Workloads) // policies are compared with members of the list as it was
 	for _, addr := range slices.SortedFunc(maps.Keys(c.external), netipCompare) {
-		c.out.Workloads = append(c.out.Workloads, mesh.Workload{Key: c.external[addr], ServiceAccount: account, Node: account,
-			Identity: id, Addresses: []netip.Addr{addr}, Ready: true})
+		at := c.external[addr]
+		c.out.Workloads = append(c.out.Workloads, mesh.Workload{Key: at.key, ServiceAccount: account, Node: cmp.Or(at.node, account),
+			Zone: cmp.Or(at.zone, c.objs.Zones[at.node]), Identity: id, Addresses: []netip.Addr{addr}, Ready: at.ready, Leaving: !at.ready})
 	}
 	slices.SortFunc(c.out.Workloads, func(a, b mesh.Workload) int { return a.Key.Compare(b.Key) })
 }
 
 // sliceEndpoints returns the endpoints of a service without a selector.
 func (c *compiler) sliceEndpoints(svc *corev1.Service) (keys []mesh.Key, enrolled bool) {
-	for _, slice := range c.slicesOf(svc) {
-		for _, addr := range slice.Ready {
-			key, ok := c.externalKey(addr)
-			if !ok {
-				continue
-			}
-			keys = append(keys, key)
-		}
-	}
-	slices.SortFunc(keys, mesh.Key.Compare)
-	keys = slices.Compact(keys)
+	keys = c.sliceKeys(svc, func(*EndpointSlice) bool { return true })
 	for _, key := range keys {
 		enrolled = enrolled || c.isEnrolled(key)
 	}
@@ -87,11 +99,36 @@ func (c *compiler) isEnrolled(key mesh.Key) bool {
 	return ok && c.members[key.Namespace][i].Enrolled
 }
 
-// slicesOf returns those slices of a service that agree with the first on its
-// ports: the model has one target for each.
+// sliceKeys returns the endpoints of some of a service's slices, sorted.
+func (c *compiler) sliceKeys(svc *corev1.Service, of func(*EndpointSlice) bool) (keys []mesh.Key) {
+	for _, slice := range c.slicesOf(svc) {
+		if !of(slice) {
+			continue
+		}
+		for _, e := range slice.Endpoints {
+			if key, ok := c.externalKey(e); ok {
+				keys = append(keys, key)
+			}
+		}
+	}
+	slices.SortFunc(keys, mesh.Key.Compare)
+	return slices.Compact(keys)
+}
+
+// bySlices returns the numbers that a port of a service without a selector has, each
+// with those endpoints whose slices say so: each slice has the ports of its endpoints.
+func (c *compiler) bySlices(svc *corev1.Service, p *corev1.ServicePort) (numbers ports.ByNumber) {
+	for _, slice := range c.slicesOf(svc) {
+		if i := slices.IndexFunc(slice.Ports, func(port NamedPort) bool { return port.Name == p.Name }); i >= 0 {
+			numbers.Add(slice.Ports[i].Port, c.sliceKeys(svc, func(s *EndpointSlice) bool { return s == slice })...)
+		}
+	}
+	return numbers
+}
+
+// slicesOf are a service's slices, by their names.
 func (c *compiler) slicesOf(svc *corev1.Service) []*EndpointSlice {
-	all := c.slices[mesh.Key{Namespace: svc.Namespace, Name: svc.Name}]
-	return slices.DeleteFunc(slices.Clone(all), func(s *EndpointSlice) bool { return !slices.Equal(s.Ports, all[0].Ports) })
+	return c.slices[mesh.Key{Namespace: svc.Namespace, Name: svc.Name}]
 }
 
 func (c *compiler) indexSlices() {
@@ -104,73 +141,46 @@ func (c *compiler) indexSlices() {
 	}
 }
 
-// hostEndpoints adds the ready pods in their nodes' networks that a service
-// selects, as external endpoints.
-func (c *compiler) hostEndpoints(svc *corev1.Service, keys []mesh.Key) []mesh.Key {
-	hosts := c.hosts[svc.Namespace]
-	for _, p := range hosts {
-		if !p.Ready || p.Terminating || !selects(svc.Spec.Selector, p.Labels) {
+// hostEndpoints returns some of the pods in their nodes' networks that a service
+// selects, as external endpoints: those that are ready, or all where it publishes all.
+func (c *compiler) hostEndpoints(svc *corev1.Service, of func(*Pod) bool) (keys []mesh.Key) {
+	for _, p := range c.hosts[svc.Namespace] {
+		takes := p.Ready && !p.Terminating || svc.Spec.PublishNotReadyAddresses
+		if !takes || p.Finished || !selects(svc.Spec.Selector, p.Labels) || !of(p) {
 			continue
 		}
 		for _, addr := range p.Addresses {
-			if key, ok := c.externalKey(addr); ok {
+			if key, ok := c.externalKey(Endpoint{Addr: addr, Node: p.Node}); ok {
 				keys = append(keys, key)
 			}
 		}
 	}
-	if len(hosts) > 0 {
-		slices.SortFunc(keys, mesh.Key.Compare)
-		keys = slices.Compact(keys)
-	}
 	return keys
 }
 
-// namedTarget returns the number that a service's port leads to by its name: as
-// most of the service's pods have it, the lower one of two equally frequent.
-// Pods that have another number, as in the middle of a rollout, are returned to
-// be left out.
-func (c *compiler) namedTarget(svc *corev1.Service, p *corev1.ServicePort) (target uint16, others []mesh.Key) {
+// numbers returns the numbers that a port has at a service's endpoints, as these or
+// their slices say. A pod without the name has none: the port does not lead to it.
+func (c *compiler) numbers(svc *corev1.Service, p *corev1.ServicePort, endpoints []mesh.Key) (numbers ports.ByNumber) {
 	if len(svc.Spec.Selector) == 0 {
-		for _, s := range c.slicesOf(svc) {
-			for _, port := range s.Ports {
-				if port.Name == p.Name {
-					return port.Port, nil
-				}
-			}
-		}
-		return 0, nil
+		return c.bySlices(svc, p)
 	}
-	numbers, votes := map[mesh.Key]uint16{}, map[uint16]int{}
-	vote := func(pod *Pod) {
-		for _, port := range pod.Ports {
-			if port.Name == p.TargetPort.StrVal {
-				numbers[pod.Key()] = port.Port
-				votes[port.Port]++
-			}
+	add := func(pod *Pod, keys ...mesh.Key) {
+		// The first of a name, as the endpoints of Kubernetes have it.
+		if i := slices.IndexFunc(pod.Ports, func(port NamedPort) bool { return port.Name == p.TargetPort.StrVal }); i >= 0 {
+			numbers.Add(pod.Ports[i].Port, keys...)
 		}
 	}
-	members := c.candidates(svc.Namespace, svc.Spec.Selector)
-	for _, w := range members {
-		if pod := c.pods[w.Key]; pod != nil && selects(svc.Spec.Selector, w.Labels) {
-			vote(pod)
+	for _, key := range endpoints {
+		if pod := c.pods[key]; pod != nil {
+			add(pod, key)
 		}
 	}
 	for _, pod := range c.hosts[svc.Namespace] {
 		if selects(svc.Spec.Selector, pod.Labels) {
-			vote(pod)
+			add(pod, c.hostEndpoints(svc, func(p *Pod) bool { return p == pod })...)
 		}
 	}
-	for number, n := range votes {
-		if n > votes[target] || n == votes[target] && number < target {
-			target = number
-		}
-	}
-	for _, w := range members {
-		if selects(svc.Spec.Selector, w.Labels) && numbers[w.Key] != target {
-			others = append(others, w.Key)
-		}
-	}
-	return target, others
+	return numbers
 }
 
 // byName reports whether a port's number has to be looked up: named ones, and,

@@ -62,6 +62,62 @@ func (s subject) egress(field string, mode v1alpha1.EgressMode) mesh.EgressMode 
 	return mesh.EgressDeny
 }
 
+// dnsModes say who answers the name queries of a namespace's workloads.
+type dnsModes struct {
+	mesh       mesh.DNSMode
+	namespaces map[string]mesh.DNSMode
+}
+
+func (d dnsModes) of(namespace string) mesh.DNSMode {
+	if mode, ok := d.namespaces[namespace]; ok {
+		return mode
+	}
+	return d.mesh
+}
+
+func (s subject) dnsModes(spec *v1alpha1.DNS) dnsModes {
+	return dnsModes{mesh: s.dnsMode("spec.dns.mode", spec.Mode), namespaces: namespaceModes(s, "spec.dns.namespaces", "write CAPTURE or DIRECT", len(spec.Namespaces),
+		func(i int) (string, v1alpha1.DNSMode) { return spec.Namespaces[i].Namespace, spec.Namespaces[i].Mode }, s.dnsMode)}
+}
+
+// namespaceModes reads a list of n namespaces with a mode each; none is nil. remedy is
+// for a mode that is missing.
+func namespaceModes[T ~string, M any](s subject, list, remedy string, n int, at func(int) (string, T), mode func(string, T) M) map[string]M {
+	var modes map[string]M
+	for i := range n {
+		field := fmt.Sprintf("%s[%d]", list, i)
+		namespace, text := at(i)
+		if _, twice := modes[namespace]; twice {
+			s.problem(field+".namespace", "keep one of them", "namespace %q is given twice", namespace)
+			continue
+		}
+		if namespace == "" {
+			s.problem(field+".namespace", "write the name of a namespace", "is empty")
+		}
+		if text == "" {
+			s.problem(field+".mode", remedy, "is missing")
+		}
+		if modes == nil {
+			modes = map[string]M{}
+		}
+		modes[namespace] = mode(field+".mode", text)
+	}
+	return modes
+}
+
+func (s subject) dnsMode(field string, mode v1alpha1.DNSMode) mesh.DNSMode {
+	switch mode {
+	case "":
+		return mesh.DNSDefault
+	case v1alpha1.DNSCapture:
+		return mesh.DNSCapture
+	case v1alpha1.DNSDirect:
+		return mesh.DNSDirect
+	}
+	s.problem(field, "write CAPTURE or DIRECT", "%q is not a DNS mode", string(mode))
+	return mesh.DNSDefault
+}
+
 // block parses an address range.
 func (s subject) block(field, text string) (netip.Prefix, bool) {
 	block, err := netip.ParsePrefix(text)
@@ -105,22 +161,13 @@ func (s subject) ports(field string, ports []v1alpha1.Port) []uint16 {
 		p, ok := s.port(at, int32(port))
 		switch {
 		case !ok:
-		case contains(out, p):
+		case slices.Contains(out, p):
 			s.problem(at, "keep one of them", "port %d is given twice", p)
 		default:
 			out = append(out, p)
 		}
 	}
 	return out
-}
-
-func contains(ports []uint16, port uint16) bool {
-	for _, p := range ports {
-		if p == port {
-			return true
-		}
-	}
-	return false
 }
 
 func (s subject) port(field string, port int32) (uint16, bool) {

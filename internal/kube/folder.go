@@ -5,18 +5,27 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 
 	"github.com/heddle-mesh/heddle/internal/kube/folder"
 )
 
 // LoadDir reads a folder of the file system, as LoadFolder does. Symbolic links
 // that lead out of it are refused.
-func LoadDir(dir string) (*Objects, error) {
+func LoadDir(dir string) (*Objects, error) { return loadFrom(dir, ".", folder.MaxFiles) }
+
+// LoadFile reads one file, as LoadDir reads a folder of one: a name that it would pass
+// over has nothing.
+func LoadFile(path string) (*Objects, error) {
+	return loadFrom(filepath.Dir(path), filepath.Base(path), 1)
+}
+
+func loadFrom(dir, name string, maxFiles int) (*Objects, error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return nil, fmt.Errorf("open configuration folder: %w", err)
 	}
-	objs, err := LoadFolder(root.FS())
+	objs, err := loadBounded(root.FS(), name, maxFiles, folder.MaxTotalSize)
 	return objs, errors.Join(err, root.Close())
 }
 
@@ -27,12 +36,12 @@ func LoadDir(dir string) (*Objects, error) {
 //
 // It returns every problem that it finds, joined, and then no objects.
 func LoadFolder(fsys fs.FS) (*Objects, error) {
-	return loadBounded(fsys, folder.MaxFiles, folder.MaxTotalSize)
+	return loadBounded(fsys, ".", folder.MaxFiles, folder.MaxTotalSize)
 }
 
-func loadBounded(fsys fs.FS, maxFiles int, maxTotal int64) (*Objects, error) {
+func loadBounded(fsys fs.FS, from string, maxFiles int, maxTotal int64) (*Objects, error) {
 	objs := &Objects{}
-	digest, err := folder.Load(fsys, kinds(objs), maxFiles, maxTotal)
+	digest, err := folder.Load(fsys, from, kinds(objs), maxFiles, maxTotal)
 	if err != nil {
 		return nil, err
 	}

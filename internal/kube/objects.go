@@ -33,6 +33,9 @@ type Objects struct {
 	// Digest is a hash of what was read, in hexadecimal: equal folders have
 	// equal ones. Empty unless the objects came from a folder.
 	Digest string
+	// Mark is the place of these objects among the changes of a mirror of a cluster; 0
+	// elsewhere.
+	Mark uint64
 }
 
 // kinds are those that a folder may hold; what is read goes into objs.

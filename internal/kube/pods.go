@@ -12,19 +12,23 @@ import (
 // must not be changed. Package trim makes one.
 type Pod struct {
 	Namespace, Name, UID string
+	// StaticUID is the UID by which kubelet, and the runtime, know a static pod: what
+	// the API server has is its mirror, of another UID. "" of other pods.
+	StaticUID string
 	// Node is "" until the pod is scheduled; ServiceAccount is never empty.
 	Node, ServiceAccount string
 	Labels               map[string]string
 	// Addresses are unmapped; none until the pod has its network.
 	Addresses []netip.Addr
-	// ProbePorts are TCP ports that the kubelet probes.
+	// ProbePorts are TCP ports that the kubelet probes, or calls as lifecycle hooks.
 	ProbePorts []uint16
 	// Ports are the container ports that have a name.
 	Ports []NamedPort
 	// Created is in seconds of Unix time.
 	Created int64
 	Ready   bool
-	// Terminating pods have a deletion timestamp: they get no new connections.
+	// Terminating pods have a deletion timestamp: they get no new connections while
+	// others are ready.
 	Terminating bool
 	// HostNetwork pods are in their node's network namespace.
 	HostNetwork bool
@@ -98,8 +102,9 @@ func (c *compiler) compilePods(authentications map[string][]authentication) {
 func (s subject) podWorkload(p *Pod, enrolled bool, authentications []authentication, has map[netip.Addr]*Pod) (mesh.Workload, bool) {
 	c := s.compiler
 	out := mesh.Workload{
-		Key: p.Key(), ServiceAccount: p.ServiceAccount, Node: p.Node, UID: p.UID, Zone: c.objs.Zones[p.Node], Labels: p.Labels,
+		Key: p.Key(), ServiceAccount: p.ServiceAccount, Node: p.Node, UID: cmp.Or(p.StaticUID, p.UID), Zone: c.objs.Zones[p.Node], Labels: p.Labels,
 		Enrolled: enrolled, Ready: p.Ready && !p.Terminating,
+		Leaving: p.Ready && p.Terminating,
 	}
 	size := 0
 	for key, value := range p.Labels {
@@ -122,7 +127,7 @@ func (s subject) podWorkload(p *Pod, enrolled bool, authentications []authentica
 	out.Identity = id
 	for _, addr := range p.Addresses {
 		if first := has[addr]; first != p {
-			s.problem("status.podIPs", "give every workload and service addresses of its own", "address %s is used twice: it is also that of Pod %s", addr, first.Key())
+			s.conflict("status.podIPs", "give every workload and service addresses of its own", "address %s is used twice: it is also that of Pod %s", addr, first.Key())
 			continue
 		}
 		if s.claim("status.podIPs", addr) {
@@ -138,11 +143,13 @@ func (s subject) podWorkload(p *Pod, enrolled bool, authentications []authentica
 		out.ProbePorts = append(out.ProbePorts, port)
 	}
 	out.Mode, out.PortModes = resolve(authentications, p.Labels, c.strict)
+	out.DNS = c.dns.of(p.Namespace)
 	if len(out.Addresses) == 0 {
-		out.Ready = false
-		// One that is being set up is told to its node; one whose addresses are
-		// all refused must not be taken for that.
-		return out, enrolled && len(p.Addresses) == 0
+		out.Ready, out.Leaving = false, false
+		// One that is being set up is told to its node, enrolled or not: until it is,
+		// heddle-cni does not know that a namespace's first pod may start outside the
+		// mesh. One whose addresses are all refused must not be taken for that.
+		return out, len(p.Addresses) == 0
 	}
 	return out, true
 }

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/heddle-mesh/heddle/api/v1alpha1"
+	"github.com/heddle-mesh/heddle/internal/kube/fit"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
@@ -33,8 +34,8 @@ func (c *compiler) compilePolicies() {
 			}
 			out.Rules = append(out.Rules, rule)
 		}
-		if n := sizeOf(spec); n > maxPolicy {
-			s.problem("spec", "split it into several policies", "says %d bytes, more than the %d that agents take", n, maxPolicy)
+		if n := fit.Policy(&out); n > fit.MaxBytes {
+			s.problem("spec", "split it into several policies", "comes to %d bytes, more than the %d that agents take", n, fit.MaxBytes)
 			if out.Rules = nil; out.Action == mesh.ActionDeny {
 				out.Rules = []mesh.Rule{{}}
 			}
@@ -42,29 +43,6 @@ func (c *compiler) compilePolicies() {
 		c.out.Policies = append(c.out.Policies, out)
 	}
 	slices.SortFunc(c.out.Policies, func(a, b mesh.Policy) int { return a.Key.Compare(b.Key) })
-}
-
-// maxPolicy bounds a policy, in bytes of its texts: encoded, it must fit into one
-// message to an agent, whoever else has policies.
-const maxPolicy = 512 << 10
-
-func sizeOf(spec *v1alpha1.AuthorizationPolicySpec) int {
-	n := 0
-	for i := range spec.Rules {
-		for j := range spec.Rules[i].From {
-			from := &spec.Rules[i].From[j]
-			for _, texts := range [][]string{from.Identities, from.NotIdentities, from.ServiceAccounts, from.Namespaces, from.NotNamespaces} {
-				for _, text := range texts {
-					n += len(text) + 8
-				}
-			}
-			n += 24 * (len(from.IPBlocks) + len(from.NotIPBlocks))
-		}
-		for j := range spec.Rules[i].To {
-			n += 8 * (1 + len(spec.Rules[i].To[j].Ports) + len(spec.Rules[i].To[j].NotPorts))
-		}
-	}
-	return n
 }
 
 func (s subject) action(spec *v1alpha1.AuthorizationPolicySpec) mesh.Action {

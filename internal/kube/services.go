@@ -4,10 +4,13 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
+	"github.com/heddle-mesh/heddle/internal/kube/fit"
+	"github.com/heddle-mesh/heddle/internal/kube/ports"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
@@ -29,17 +32,18 @@ func (c *compiler) compileServices() {
 		out[i] = mesh.Service{
 			Key:       mesh.Key{Namespace: svc.Value.Namespace, Name: svc.Value.Name},
 			Addresses: s.serviceAddresses(spec), Prefer: s.nearness(spec),
-			Sticky: spec.SessionAffinity == corev1.ServiceAffinityClientIP,
+			Unready: spec.PublishNotReadyAddresses,
 		}
+		out[i].Sticky, out[i].StickyFor = s.sticky(spec)
 	}
 	for i, svc := range services {
 		s := c.subject("Service", svc.Value, svc.Origin)
 		endpoints, enrolled := c.endpoints(s, svc.Value)
-		ports, others := s.servicePorts(svc.Value, enrolled)
-		if len(others) > 0 {
-			endpoints = slices.DeleteFunc(endpoints, func(k mesh.Key) bool { return slices.Contains(others, k) })
+		out[i].Endpoints, out[i].Ports = endpoints, s.servicePorts(svc.Value, endpoints, enrolled)
+		if n := fit.Ports(&out[i]); n < len(out[i].Ports) {
+			s.problem("spec.ports", "let several services have the ports, or give the workloads of one service the same ports", "with the workloads of each, come to more than agents take: the first %d of %d are there", n, len(out[i].Ports))
+			out[i].Ports = out[i].Ports[:n]
 		}
-		out[i].Endpoints, out[i].Ports = endpoints, ports
 	}
 	c.out.Services = out
 	slices.SortFunc(c.out.Services, func(a, b mesh.Service) int { return a.Key.Compare(b.Key) })
@@ -60,10 +64,32 @@ func (s subject) nearness(spec *corev1.ServiceSpec) mesh.Nearness {
 		}
 	}
 	if p := spec.InternalTrafficPolicy; p != nil && *p == corev1.ServiceInternalTrafficPolicyLocal {
-		s.warn("spec.internalTrafficPolicy", "", "Local is a preference: without a workload on the node, others are used")
-		near = mesh.SameNode
+		near = mesh.OnlyNode
 	}
 	return near
+}
+
+// maxStickySeconds is the API's own bound, one day.
+const maxStickySeconds = 86400
+
+// sticky returns whether the service's clients stay with a workload, and for how long
+// after their last connection, see
+// https://kubernetes.io/docs/reference/networking/virtual-ips/#session-affinity.
+func (s subject) sticky(spec *corev1.ServiceSpec) (bool, time.Duration) {
+	if spec.SessionAffinity != corev1.ServiceAffinityClientIP {
+		return false, 0
+	}
+	config := spec.SessionAffinityConfig
+	if config == nil || config.ClientIP == nil || config.ClientIP.TimeoutSeconds == nil {
+		return true, mesh.DefaultSticky
+	}
+	seconds := *config.ClientIP.TimeoutSeconds
+	if seconds < 1 || seconds > maxStickySeconds {
+		s.problem("spec.sessionAffinityConfig.clientIP.timeoutSeconds", fmt.Sprintf("write 1 to %d", maxStickySeconds),
+			"%d is no time for which a client stays with a workload", seconds)
+		return true, mesh.DefaultSticky
+	}
+	return true, time.Duration(seconds) * time.Second
 }
 
 // serviceType refuses what would lead traffic elsewhere than it says, and warns
@@ -117,11 +143,11 @@ func (s subject) serviceAddresses(spec *corev1.ServiceSpec) []netip.Addr {
 	return addrs
 }
 
-// servicePorts also returns the workloads that have another port under a port's
-// name than the service leads to.
-func (s subject) servicePorts(svc *corev1.Service, enrolled bool) (ports []mesh.ServicePort, others []mesh.Key) {
+// servicePorts are the ports, each with those endpoints that have it, when not all do,
+// and what stands for it elsewhere.
+func (s subject) servicePorts(svc *corev1.Service, endpoints []mesh.Key, enrolled bool) (ports []mesh.ServicePort) {
 	spec := &svc.Spec
-	names, numbers := map[string]bool{}, map[int32]bool{}
+	names, numbers, elsewhere := map[string]bool{}, map[int32]bool{}, 0
 	for i, p := range spec.Ports {
 		field := fmt.Sprintf("spec.ports[%d]", i)
 		if p.Protocol != "" && p.Protocol != corev1.ProtocolTCP {
@@ -137,33 +163,50 @@ func (s subject) servicePorts(svc *corev1.Service, enrolled bool) (ports []mesh.
 		}
 		names[p.Name], numbers[p.Port] = true, true
 		port, ok := s.port(field+".port", p.Port)
-		target, targetOK, differing := s.target(field+".targetPort", svc, &p, enrolled)
-		others = append(others, differing...)
-		if ok && targetOK {
-			ports = append(ports, mesh.ServicePort{Name: p.Name, Port: port, TargetPort: target})
+		if out, targetOK := s.target(field+".targetPort", svc, &p, endpoints, enrolled); ok && targetOK {
+			out.Name, out.Port = p.Name, port
+			ports = append(ports, out)
+			for _, at := range out.Elsewhere {
+				elsewhere += len(at.Endpoints)
+			}
+		}
+	}
+	if elsewhere > 2*fit.MaxEndpoints {
+		s.problem("spec.ports", "let the workloads have one number under a name, or split the service",
+			"have %d endpoints under other numbers than most of their workloads have: those get no connections", elsewhere)
+		for i := range ports {
+			ports[i].Elsewhere = nil
 		}
 	}
 	if len(spec.Ports) == 0 && !isHeadless(spec) {
 		s.problem("spec.ports", "write at least one port", "is empty")
 	}
-	return ports, others
+	return ports
 }
 
-// target returns the workloads' port, by its number or, in a cluster, by its name.
-func (s subject) target(field string, svc *corev1.Service, p *corev1.ServicePort, enrolled bool) (uint16, bool, []mesh.Key) {
+// target returns a port with what it leads to: the number at all endpoints or, in a
+// cluster, what stands at each of them for its name.
+func (s subject) target(field string, svc *corev1.Service, p *corev1.ServicePort, endpoints []mesh.Key, enrolled bool) (out mesh.ServicePort, ok bool) {
 	if !s.compiler.byName(svc, p) {
-		port, ok := s.targetPort(field, p, enrolled)
-		return port, ok, nil
+		out.TargetPort, ok = s.targetPort(field, p, enrolled)
+		return out, ok
 	}
-	port, others := s.compiler.namedTarget(svc, p)
-	if port == 0 {
-		return 0, false, nil // no workload has it: there is nobody to connect to
+	numbers := s.compiler.numbers(svc, p, endpoints)
+	if out.TargetPort = numbers.Target(); out.TargetPort == 0 {
+		out.TargetPort, ok = s.port(field, p.Port) // any number: what has no endpoint is known to be a port, and refuses
+		if len(endpoints) > 0 {
+			out.Only = ports.Some(nil)
+		}
+		return out, ok
 	}
-	if enrolled && mesh.ReservedPort(port) {
-		s.problem(field, "let the workloads listen elsewhere", "port %d is the agent's own in an enrolled workload", port)
-		return 0, false, nil
+	numbers.Place(&out, endpoints)
+	for _, number := range numbers.Numbers() {
+		if mesh.ReservedPort(number) && slices.ContainsFunc(numbers.Of(number), s.compiler.isEnrolled) {
+			s.problem(field, "let the workloads listen elsewhere", "port %d is the agent's own in an enrolled workload", number)
+			return out, number != out.TargetPort
+		}
 	}
-	return port, true, others
+	return out, true
 }
 
 func (s subject) targetPort(field string, p *corev1.ServicePort, enrolled bool) (uint16, bool) {
@@ -187,14 +230,12 @@ func (s subject) targetPort(field string, p *corev1.ServicePort, enrolled bool) 
 	return port, ok
 }
 
-// maxEndpoints keeps a service, encoded, within one message to an agent.
-const maxEndpoints = 3000
-
 // endpoints returns the workloads that a service selects, sorted, and whether
 // any of them is enrolled.
 func (c *compiler) endpoints(s subject, svc *corev1.Service) (keys []mesh.Key, enrolled bool) {
 	if len(svc.Spec.Selector) == 0 && c.each {
-		return c.sliceEndpoints(svc)
+		keys, enrolled = c.sliceEndpoints(svc)
+		return s.few("spec", "let several services have the endpoints", keys), enrolled
 	}
 	if len(svc.Spec.Selector) == 0 {
 		s.warn("spec.selector", "write the labels of its workloads", "is empty: the service has no workload")
@@ -207,12 +248,19 @@ func (c *compiler) endpoints(s subject, svc *corev1.Service) (keys []mesh.Key, e
 			enrolled = enrolled || w.Enrolled
 		}
 	}
-	if keys = c.hostEndpoints(svc, keys); len(keys) > maxEndpoints {
-		s.problem("spec.selector", "let several services select the workloads", "picks %d workloads: the first %d get connections", len(keys), maxEndpoints)
-		keys = keys[:maxEndpoints]
-	}
+	keys = mesh.SortedKeys(append(keys, c.hostEndpoints(svc, func(*Pod) bool { return true })...))
+	keys = s.few("spec.selector", "let several services select the workloads", keys)
 	if len(keys) == 0 {
 		s.warn("spec.selector", "compare with the labels of the workloads", "picks no workload of namespace %q", svc.Namespace)
 	}
 	return keys, enrolled
+}
+
+// few returns as many endpoints as agents take.
+func (s subject) few(field, remedy string, keys []mesh.Key) []mesh.Key {
+	if len(keys) > fit.MaxEndpoints {
+		s.problem(field, remedy, "has %d endpoints: the first %d get connections", len(keys), fit.MaxEndpoints)
+		keys = keys[:fit.MaxEndpoints]
+	}
+	return keys
 }

@@ -143,7 +143,7 @@ func (c *compiler) compileWorkloads(authentications map[string][]authentication)
 	for _, w := range sorted(c.objs.Workloads) {
 		s := c.subject("Workload", w.Value, w.Origin)
 		if c.pods[mesh.Key{Namespace: w.Value.Namespace, Name: w.Value.Name}] != nil {
-			s.problem("metadata.name", "rename it", "a pod of the same namespace has this name")
+			s.conflict("metadata.name", "rename it", "a pod of the same namespace has this name")
 			continue
 		}
 		before := len(c.problems)
@@ -163,6 +163,7 @@ func (c *compiler) compileWorkloads(authentications map[string][]authentication)
 		enrolled, given := s.enrolled(w.Value.Labels)
 		out.Enrolled = enrolled || !given && c.namespaces[w.Value.Namespace]
 		out.Mode, out.PortModes = resolve(authentications[w.Value.Namespace], w.Value.Labels, c.strict)
+		out.DNS = c.dns.of(w.Value.Namespace)
 		s.workloadSpec(&out, spec)
 		if c.each && len(c.problems) > before {
 			continue
@@ -229,7 +230,7 @@ func (s subject) networkNamespace(out *mesh.Workload, netns string) {
 	}
 	key := out.Node + " " + netns
 	if first, taken := s.compiler.netns[key]; taken {
-		s.problem(field, "give every workload a network namespace of its own", "%s on node %s is used twice: it is also that of %s", netns, out.Node, first)
+		s.conflict(field, "give every workload a network namespace of its own", "%s on node %s is used twice: it is also that of %s", netns, out.Node, first)
 		return
 	}
 	s.compiler.netns[key] = s.owner()

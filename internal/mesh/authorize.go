@@ -1,9 +1,9 @@
 package mesh
 
 import (
-	"net/netip"
-
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/heddle-mesh/heddle/internal/mesh/policy"
 )
 
 // Permit proves that a connection was authorized. Only Authorize makes valid
@@ -31,12 +31,13 @@ func (p Permit) Port() uint16 { return p.port }
 // destination is looked up by its key, so a Connection that was filled from an
 // older View is judged by this one.
 //
-// In order: a revoked peer is refused; a probe to a declared probe port is let
-// in; plaintext to a STRICT port is refused; a client that no NetworkPolicy of an
-// isolated destination admits is refused; a matching DENY policy refuses; a
-// matching ALLOW policy lets in; when ALLOW policies select the workload and
-// none matched, it is refused; else it is let in. Among policies that match,
-// the first by key decides, and its first matching rule.
+// In order: where either end proves an identity that is revoked it is refused; a probe
+// to a declared probe port is let in; plaintext to a STRICT port is refused, and so is
+// what else there is to a revoked destination; a client that no NetworkPolicy of an
+// isolated destination admits is refused; a matching DENY policy refuses; a matching
+// ALLOW policy lets in; when ALLOW policies select the workload and none matched, it
+// is refused; else it is let in. Among policies that match, the first by key decides,
+// and its first matching rule.
 //
 // It allocates nothing unless AUDIT policies match.
 func (v *View) Authorize(c Connection) (Permit, Decision) {
@@ -46,7 +47,7 @@ func (v *View) Authorize(c Connection) (Permit, Decision) {
 	}
 	plaintext := c.Peer.IsZero()
 	switch {
-	case !plaintext && v.Revoked(c.Peer):
+	case !plaintext && (v.Revoked(c.Peer) || v.Revoked(w.Identity)):
 		return Permit{}, refused(ReasonIdentityRevoked)
 	case w.Enrolled && ReservedPort(c.Port):
 		return Permit{}, refused(ReasonReservedPort)
@@ -54,19 +55,21 @@ func (v *View) Authorize(c Connection) (Permit, Decision) {
 		return permit(w, &c), Decision{Verdict: VerdictAllow, Reason: ReasonProbe, Rule: -1}
 	case plaintext && w.ModeOf(c.Port) == ModeStrict:
 		return Permit{}, refused(ReasonStrictPlaintext)
+	case v.Revoked(w.Identity):
+		return Permit{}, refused(ReasonIdentityRevoked)
 	}
 	set := v.policySet(w)
 	if by, ok := v.admits(w, set, &c); !ok {
 		return Permit{}, Decision{Verdict: VerdictDeny, Reason: ReasonNetworkPolicyIngress, Policy: Key(by), Rule: -1}
 	}
-	if set.empty {
+	if set.Empty() {
 		return permit(w, &c), Decision{Verdict: VerdictAllow, Reason: defaultReason(plaintext), Rule: -1}
 	}
-	decision := set.decide(&attributes{
-		peer:      c.Peer,
-		namespace: NamespaceOf(v.settings.TrustDomain, c.Peer),
-		source:    c.Source.Unmap().WithZone(""),
-		port:      c.Port,
+	decision := set.decide(&policy.Attributes{
+		Peer:      c.Peer,
+		Namespace: NamespaceOf(v.settings.TrustDomain, c.Peer),
+		Source:    c.Source.Unmap().WithZone(""),
+		Port:      c.Port,
 	})
 	if decision.Verdict == VerdictDeny {
 		return Permit{}, decision
@@ -113,12 +116,4 @@ func defaultReason(plaintext bool) Reason {
 		return ReasonPermissive
 	}
 	return ReasonNoPolicy
-}
-
-// attributes are what rules look at.
-type attributes struct {
-	peer      spiffeid.ID
-	namespace string // proved by peer; "" when it proves none
-	source    netip.Addr
-	port      uint16
 }

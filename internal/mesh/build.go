@@ -8,13 +8,23 @@ import (
 	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/heddle-mesh/heddle/internal/mesh/index"
+	"github.com/heddle-mesh/heddle/internal/mesh/keyed"
+	"github.com/heddle-mesh/heddle/internal/mesh/pattern"
+	"github.com/heddle-mesh/heddle/internal/mesh/policy"
 )
 
-// viewBuilder collects a View, and everything that is wrong with its parts.
+// viewBuilder makes a View of another one and what is different in it, and collects
+// everything that is wrong with that.
 type viewBuilder struct {
-	view  *View
-	byKey map[Key]*Workload
-	errs  []error
+	base, view *View
+	byKey      map[Key]*Workload // nil where few are looked up
+	owners     *index.Editor[*Workload]
+	virtual    *index.Editor[*serviceEntry]
+	nodes      *index.Editor[*nodeEntry]
+	endpoints  *index.Editor[*Key]
+	errs       []error
 }
 
 func (b *viewBuilder) errorf(format string, args ...any) {
@@ -27,7 +37,7 @@ func (b *viewBuilder) addSettings() {
 		b.errorf("settings: trust domain is empty")
 	}
 	for _, block := range s.ClusterRanges {
-		if err := checkBlock(block); err != nil {
+		if err := policy.CheckBlock(block); err != nil {
 			b.errorf("settings: cluster range: %w", err)
 		}
 	}
@@ -39,23 +49,70 @@ func (b *viewBuilder) addSettings() {
 	}
 }
 
-func (b *viewBuilder) addWorkload(w *Workload) {
-	if err := checkKey(w.Key); err != nil {
-		b.errorf("workload %v: %w", w.Key, err)
-		return
+// acceptable returns those objects, sorted, that have names of their own.
+func acceptable[T any, P keyed.Object[T]](b *viewBuilder, kind string, put []P) []P {
+	put = keyed.Sort(put)
+	for i, object := range put {
+		err := checkKey(object.Self())
+		if i > 0 && put[i-1].Self() == object.Self() {
+			err = errors.New("defined twice")
+		}
+		if err != nil {
+			b.errorf("%s %v: %w", kind, object.Self(), err)
+		}
 	}
-	if _, twice := b.byKey[w.Key]; twice {
-		b.errorf("workload %v: defined twice", w.Key)
-		return
+	if len(b.errs) == 0 {
+		return put
 	}
-	b.checkWorkload(w)
-	b.byKey[w.Key] = w
-	b.view.workloads = append(b.view.workloads, w)
-	b.view.nodes[w.Node] = append(b.view.nodes[w.Node], w)
-	if !plain(w.Addresses) {
-		w.Addresses = PlainAddresses(w.Addresses)
+	return slices.CompactFunc(slices.DeleteFunc(slices.Clone(put), func(o P) bool { return checkKey(o.Self()) != nil }),
+		func(a, b P) bool { return a.Self() == b.Self() })
+}
+
+// onNode is what is different in the workloads of one node.
+type onNode struct {
+	put  []*Workload
+	gone []Key
+}
+
+func (b *viewBuilder) changeWorkloads(put []*Workload, gone []Key) {
+	b.view.workloads = keyed.Splice(b.base.workloads, put, gone)
+	nodes := map[string]*onNode{}
+	at := func(node string) *onNode {
+		if nodes[node] == nil {
+			nodes[node] = &onNode{}
+		}
+		return nodes[node]
 	}
-	b.claim(w.Addresses, addressOwner(len(b.view.workloads)-1))
+	forget := func(key Key) {
+		if was, ok := b.base.Workload(key); ok {
+			at(was.Node).gone = append(at(was.Node).gone, key)
+			for _, addr := range was.Addresses {
+				b.owners.Remove(index.OfAddress(addr), func(w *Workload) bool { return w == was })
+			}
+		}
+	}
+	for _, key := range gone {
+		forget(key)
+	}
+	for _, w := range put {
+		forget(w.Key)
+		b.checkWorkload(w)
+		if !plain(w.Addresses) {
+			w.Addresses = PlainAddresses(w.Addresses)
+		}
+		at(w.Node).put = append(at(w.Node).put, w)
+		if b.byKey != nil {
+			b.byKey[w.Key] = w
+		}
+	}
+	for node, change := range nodes {
+		slices.SortFunc(change.gone, Key.Compare)
+		is := &nodeEntry{node, keyed.Splice(b.base.OnNode(node), change.put, change.gone)}
+		b.nodes.Remove(index.OfTexts(node, ""), func(e *nodeEntry) bool { return e.node == node })
+		if len(is.workloads) > 0 {
+			b.nodes.Add(index.OfTexts(node, ""), is)
+		}
+	}
 }
 
 func (b *viewBuilder) checkWorkload(w *Workload) {
@@ -81,140 +138,226 @@ func (b *viewBuilder) checkWorkload(w *Workload) {
 // gives, without making that: every View asks it of every workload. When it is
 // false, IdentityFor says why.
 func (w *Workload) hasOwnIdentity(td spiffeid.TrustDomain) bool {
-	namespace, account := nameParts(w.Identity.Path())
+	namespace, account := pattern.NameParts(w.Identity.Path())
 	return w.Identity.MemberOf(td) && namespace != "" && account != "" && namespace == w.Namespace && account == w.ServiceAccount && !strings.Contains(account, "/")
 }
 
-func (b *viewBuilder) addService(s *Service) {
-	if err := checkKey(s.Key); err != nil {
-		b.errorf("service %v: %w", s.Key, err)
-		return
+// changeServices also makes anew what is known of services that did not change, but
+// have endpoints that did.
+func (b *viewBuilder) changeServices(put []*Service, gone []Key, workloads map[Key]bool) []*serviceEntry {
+	b.view.services = keyed.Splice(b.base.services, put, gone)
+	changed := map[Key]bool{}
+	for _, key := range gone {
+		changed[key] = true
+		if was := b.base.entry(key); was != nil {
+			b.forgetService(was)
+			b.refer(was.name, members(was.service), nil)
+		}
 	}
-	if _, twice := b.view.serviceByKey[s.Key]; twice {
-		b.errorf("service %v: defined twice", s.Key)
-		return
+	var fresh []*serviceEntry
+	for _, s := range put {
+		changed[s.Key] = true
+		b.checkService(s)
+		name, before := (*Key)(nil), []Key(nil)
+		if was := b.base.entry(s.Key); was != nil {
+			b.forgetService(was)
+			name, before = was.name, members(was.service)
+		} else {
+			name = &Key{Namespace: s.Namespace, Name: s.Name}
+		}
+		b.refer(name, before, members(s))
+		fresh = append(fresh, b.serviceEntry(s, name))
 	}
+	for key := range workloads {
+		for _, name := range b.base.endpoints.Bucket(index.OfTexts(key.Namespace, key.Name)) {
+			was := b.base.entry(*name)
+			if changed[*name] || was == nil || !keyed.Has(members(was.service), key) {
+				continue
+			}
+			changed[*name] = true
+			b.forgetService(was)
+			fresh = append(fresh, b.serviceEntry(was.service, name))
+		}
+	}
+	fresh = keyed.Sort(fresh)
+	b.view.entries = keyed.Splice(b.base.entries, fresh, gone)
+	return fresh
+}
+
+func (b *viewBuilder) forgetService(was *serviceEntry) {
+	for _, addr := range was.service.Addresses {
+		b.virtual.Remove(index.OfAddress(addr), func(e *serviceEntry) bool { return e == was })
+	}
+}
+
+// refer notes whose endpoints a service has.
+func (b *viewBuilder) refer(name *Key, was, is []Key) {
+	for _, key := range was {
+		if !keyed.Has(is, key) {
+			b.endpoints.Remove(index.OfTexts(key.Namespace, key.Name), func(k *Key) bool { return *k == *name })
+		}
+	}
+	for _, key := range is {
+		if !keyed.Has(was, key) {
+			b.endpoints.Add(index.OfTexts(key.Namespace, key.Name), name)
+		}
+	}
+}
+
+// members are all that a service says of workloads, sorted.
+func members(s *Service) []Key {
+	all := s.Endpoints
+	for i := range s.Ports {
+		if own := s.Ports[i].having(); slices.ContainsFunc(own, func(k Key) bool { return !keyed.Has(s.Endpoints, k) }) {
+			all = append(slices.Clone(all), own...)
+		}
+	}
+	if len(all) > len(s.Endpoints) {
+		return SortedKeys(all)
+	}
+	return all
+}
+
+// having are the endpoints that have a port under any number, sorted, when not all
+// have it under the same.
+func (p *ServicePort) having() []Key {
+	if p.Elsewhere == nil {
+		return p.Only
+	}
+	all := slices.Clone(p.Only)
+	for i := range p.Elsewhere {
+		all = append(all, p.Elsewhere[i].Endpoints...)
+	}
+	return SortedKeys(all)
+}
+
+func (b *viewBuilder) checkService(s *Service) {
 	for i, p := range s.Ports {
 		if p.Port == 0 || p.TargetPort == 0 {
 			b.errorf("service %v: port %d to %d: ports begin at 1", s.Key, p.Port, p.TargetPort)
+		}
+		for _, e := range p.Elsewhere {
+			if e.TargetPort == 0 || !keyed.Ascending(e.Endpoints) {
+				b.errorf("service %v: port %d to %d elsewhere: ports begin at 1, and endpoints are sorted", s.Key, p.Port, e.TargetPort)
+			}
 		}
 		if slices.ContainsFunc(s.Ports[:i], func(q ServicePort) bool { return q.Port == p.Port }) {
 			b.errorf("service %v: port %d is defined twice", s.Key, p.Port)
 		}
 	}
-	entry := &serviceEntry{service: s}
-	if !ascending(s.Endpoints) {
+	if !keyed.Ascending(s.Endpoints) {
 		s.Endpoints = SortedKeys(s.Endpoints)
 	}
-	for _, key := range s.Endpoints {
-		w, ok := b.byKey[key]
-		if !ok || !w.Ready || len(w.Addresses) == 0 {
+	if !plain(s.Addresses) {
+		s.Addresses = PlainAddresses(s.Addresses)
+	}
+}
+
+func (b *viewBuilder) serviceEntry(s *Service, name *Key) *serviceEntry {
+	entry := b.entry(s, s.Endpoints, nil)
+	entry.name = name
+	for i := range s.Ports {
+		if s.Ports[i].Only == nil && s.Ports[i].Elsewhere == nil {
 			continue
 		}
-		entry.ready = append(entry.ready, w)
+		if entry.own == nil {
+			entry.own = make([]*serviceEntry, len(s.Ports))
+		}
+		entry.own[i] = b.entry(s, s.Ports[i].having(), reachableAt(&s.Ports[i]))
+	}
+	return entry
+}
+
+// workload returns one of the View that is built; nil when there is none.
+func (b *viewBuilder) workload(key Key) *Workload {
+	if b.byKey != nil {
+		return b.byKey[key]
+	}
+	w, _ := b.view.Workload(key)
+	return w
+}
+
+// reachableAt leaves out those whose number of a port is the agent's own; nil where the
+// port has one number, which Route looks at.
+func reachableAt(p *ServicePort) func(*Workload) bool {
+	if p.Elsewhere == nil {
+		return nil
+	}
+	r := Route{Port: p.TargetPort, elsewhere: p.Elsewhere}
+	return func(w *Workload) bool { return !w.Enrolled || !ReservedPort(r.PortOf(w)) }
+}
+
+// entry finds who of a service's endpoints takes connections: those that are ready, or,
+// while none is, those that leave, as kube-proxy does (KEP-1669).
+func (b *viewBuilder) entry(s *Service, endpoints []Key, reachable func(*Workload) bool) *serviceEntry {
+	entry := &serviceEntry{service: s}
+	var leaving []*Workload
+	for _, key := range endpoints {
+		w := b.workload(key)
+		switch {
+		case w == nil || len(w.Addresses) == 0 || reachable != nil && !reachable(w):
+		case w.Ready || s.Unready:
+			entry.ready = append(entry.ready, w)
+		case w.Leaving:
+			leaving = append(leaving, w)
+		}
+	}
+	if len(entry.ready) == 0 {
+		entry.ready = leaving
+	}
+	for _, w := range entry.ready {
 		if !w.Enrolled {
 			entry.readyPlain = append(entry.readyPlain, w)
 		}
 	}
 	entry.ready, entry.readyPlain = slices.Clip(entry.ready), slices.Clip(entry.readyPlain)
 	if s.Prefer != AnyDistance {
-		entry.near = nearness(entry.ready, s.Prefer)
+		entry.near = nearness(entry.ready, leaving, s.Prefer)
 	}
-	b.view.serviceByKey[s.Key] = entry
-	b.view.services = append(b.view.services, s)
-	b.view.entries = append(b.view.entries, entry)
-	if !plain(s.Addresses) {
-		s.Addresses = PlainAddresses(s.Addresses)
-	}
-	b.claim(s.Addresses, ^addressOwner(len(b.view.services)-1))
+	return entry
 }
 
-// claim records the owner of addresses; each belongs to one object only.
-func (b *viewBuilder) claim(addrs []netip.Addr, owner addressOwner) {
+// claim checks addresses that are to be an object's; each belongs to one only.
+func (b *viewBuilder) claim(kind string, key Key, addrs []netip.Addr, add func(netip.Addr)) {
 	for i, addr := range addrs {
 		switch {
 		case !addr.IsValid() || addr.Zone() != "" || addr.IsUnspecified() || addr.IsLoopback() || addr.IsMulticast():
-			b.errorf("%s: address %v is not a unicast address of its own", b.view.describe(owner), addr)
+			b.errorf("%s %v: address %v is not a unicast address of its own", kind, key, addr)
 			continue
-		case i > 0 && addrs[i-1] == addr:
-			b.errorf("%s: address %v is given twice", b.view.describe(owner), addr)
-			continue
-		}
-		if other, taken := b.view.addresses[addr]; taken {
-			b.errorf("address %v is used twice: by %s and by %s", addr, b.view.describe(other), b.view.describe(owner))
+		case slices.Contains(addrs[:i], addr):
+			b.errorf("%s %v: address %v is given twice", kind, key, addr)
 			continue
 		}
-		b.view.addresses[addr] = owner
+		// Another address of its own may have put it into the same bucket.
+		if w := workloadAt(b.owners.Index, addr); w != nil && (kind != "workload" || w[0].Key != key) {
+			b.errorf("address %v is used twice: by workload %v and by %s %v", addr, w[0].Key, kind, key)
+		} else if s := serviceAt(b.virtual.Index, addr); s != nil && (kind != "service" || s.service.Key != key) {
+			b.errorf("address %v is used twice: by service %v and by %s %v", addr, s.service.Key, kind, key)
+		} else {
+			add(addr)
+		}
 	}
 }
 
-func (b *viewBuilder) addPolicy(p *Policy) {
-	if err := checkKey(p.Key); err != nil {
-		b.errorf("policy %v: %w", p.Key, err)
-		return
+func (b *viewBuilder) claimAll(workloads []*Workload, services []*serviceEntry) {
+	for _, w := range workloads {
+		b.claim("workload", w.Key, w.Addresses, func(addr netip.Addr) { b.owners.Add(index.OfAddress(addr), w) })
 	}
-	if n := len(b.view.policies); n > 0 && b.view.policies[n-1].Key == p.Key {
-		b.errorf("policy %v: defined twice", p.Key)
-		return
+	for _, e := range services {
+		b.claim("service", e.service.Key, e.service.Addresses, func(addr netip.Addr) { b.virtual.Add(index.OfAddress(addr), e) })
 	}
-	if err := p.validate(); err != nil {
-		b.errorf("policy %v: %w", p.Key, err)
-		return
-	}
-	b.view.policies = append(b.view.policies, p)
-	order := len(b.view.policies)
-	b.view.compiled[p.Namespace] = append(b.view.compiled[p.Namespace], compilePolicy(p, order))
 }
 
-func (p *Policy) validate() error {
-	var errs []error
-	if p.Action > ActionAudit {
-		errs = append(errs, fmt.Errorf("action %d is unknown", p.Action))
-	}
-	for i, rule := range p.Rules {
-		for j, from := range rule.From {
-			if err := from.validate(); err != nil {
-				errs = append(errs, fmt.Errorf("rule %d, source %d: %w", i, j, err))
-			}
+func (b *viewBuilder) changePolicies(put []*Policy, gone []Key) {
+	compiled := make([]*policy.Compiled, len(put))
+	for i, p := range put {
+		if err := p.Validate(); err != nil {
+			b.errorf("policy %v: %w", p.Key, err)
 		}
-		for j, to := range rule.To {
-			if slices.Contains(to.Ports, 0) || slices.Contains(to.NotPorts, 0) {
-				errs = append(errs, fmt.Errorf("rule %d, destination %d: ports begin at 1", i, j))
-			}
-		}
+		compiled[i] = policy.Compile(p)
 	}
-	return errors.Join(errs...)
-}
-
-func (s *Source) validate() error {
-	var errs []error
-	for _, list := range [][]IdentityPattern{s.Identities, s.NotIdentities} {
-		for _, p := range list {
-			errs = append(errs, p.Validate())
-		}
-	}
-	for _, list := range [][]netip.Prefix{s.IPBlocks, s.NotIPBlocks} {
-		for _, block := range list {
-			errs = append(errs, checkBlock(block))
-		}
-	}
-	for _, list := range [][]string{s.Namespaces, s.NotNamespaces} {
-		if slices.Contains(list, "") {
-			errs = append(errs, errors.New("a namespace is empty"))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// checkBlock refuses what no unmapped address could be in.
-func checkBlock(block netip.Prefix) error {
-	switch {
-	case !block.IsValid():
-		return fmt.Errorf("address block %v is invalid", block)
-	case block.Addr().Is4In6():
-		return fmt.Errorf("address block %v is an IPv4 block written as IPv6: write it as IPv4", block)
-	}
-	return nil
+	b.view.policies = keyed.Splice(b.base.policies, put, gone)
+	b.view.compiled = keyed.Splice(b.base.compiled, compiled, gone)
 }
 
 func checkKey(k Key) error {
@@ -241,22 +384,4 @@ func PlainAddresses(addrs []netip.Addr) []netip.Addr {
 // share must not be written to.
 func plain(addrs []netip.Addr) bool {
 	return !slices.ContainsFunc(addrs, netip.Addr.Is4In6) && slices.IsSortedFunc(addrs, netip.Addr.Compare)
-}
-
-// SortedKeys returns keys as a View has the endpoints of a service: sorted, each
-// once.
-func SortedKeys(keys []Key) []Key {
-	sorted := slices.Clone(keys)
-	slices.SortFunc(sorted, Key.Compare)
-	return slices.Compact(sorted)
-}
-
-// ascending reports whether SortedKeys would change nothing.
-func ascending(keys []Key) bool {
-	for i := 1; i < len(keys); i++ {
-		if keys[i-1].Compare(keys[i]) >= 0 {
-			return false
-		}
-	}
-	return true
 }

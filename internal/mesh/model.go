@@ -1,9 +1,15 @@
 package mesh
 
 import (
+	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/heddle-mesh/heddle/internal/mesh/keyed"
+	"github.com/heddle-mesh/heddle/internal/mesh/pattern"
+	"github.com/heddle-mesh/heddle/internal/mesh/policy"
 )
 
 // The ports that the agent listens on inside every enrolled workload's network
@@ -41,10 +47,7 @@ func (m Mode) String() string {
 }
 
 // Key names an object: a namespace and a name in it. It is comparable.
-type Key struct{ Namespace, Name string }
-
-// String returns "namespace/name".
-func (k Key) String() string { return k.Namespace + "/" + k.Name }
+type Key = keyed.Key
 
 // Workload is one pod, or one process group in a network namespace of its own.
 type Workload struct {
@@ -62,9 +65,14 @@ type Workload struct {
 	Enrolled bool
 	// Ready workloads receive new connections through services.
 	Ready bool
+	// Leaving workloads are being deleted and still serve. Services whose workloads
+	// are none of them ready use them.
+	Leaving bool
 	// Mode is the effective mode of ports that PortModes does not name. Only
-	// its own node is told of modes and ProbePorts.
+	// its own node is told of modes, DNS and ProbePorts.
 	Mode Mode
+	// DNS says who answers its name queries.
+	DNS DNSMode
 	// NetNS is the path of the network namespace; "" unless the workload is
 	// enrolled by path (no Kubernetes). Only its own node is told.
 	NetNS string
@@ -97,10 +105,18 @@ type Service struct {
 	// Prefer narrows the candidates to those that are near the client, while
 	// there are any.
 	Prefer Nearness
-	// Sticky sends all connections of one client to the same workload, as long
-	// as the ready ones stay the same.
-	Sticky bool
+	// Sticky sends all connections of one client to the same workload, as long as
+	// that is ready and no pause between two of them is longer than StickyFor, in
+	// whole seconds; 0 is DefaultSticky.
+	Sticky    bool
+	StickyFor time.Duration
+	// Unready takes the service's workloads for ready, whatever they are.
+	Unready bool
 }
+
+// DefaultSticky is Kubernetes' own default of
+// spec.sessionAffinityConfig.clientIP.timeoutSeconds.
+const DefaultSticky = 3 * time.Hour
 
 // Nearness says which workloads of a service a client prefers.
 type Nearness uint8
@@ -112,6 +128,9 @@ const (
 	SameZone
 	// SameNode prefers workloads on the client's node, then those in its zone.
 	SameNode
+	// OnlyNode leaves out workloads on other nodes than the client's: where it has
+	// none, the service has none.
+	OnlyNode
 )
 
 // Hostname returns the name that workloads look the service up by,
@@ -122,72 +141,52 @@ func (s *Service) Hostname() string { return s.Name + "." + s.Namespace + ".svc.
 type ServicePort struct {
 	Name             string
 	Port, TargetPort uint16
+	// Only are the endpoints that have this port, when not all of the service's have
+	// it; sorted. Agents are told an empty list as none: a port that no endpoint has is
+	// that of a name which no workload has.
+	Only []Key
+	// Elsewhere has those that have it under other numbers than TargetPort, and are not
+	// among Only, which is set then.
+	Elsewhere []PortElsewhere
 }
 
-// Action is what a matching policy does.
-type Action uint8
+// PortElsewhere is the number that a service's port has at some endpoints, sorted.
+type PortElsewhere struct {
+	TargetPort uint16
+	Endpoints  []Key
+}
+
+// String returns {NAME PORT TARGET}, with the endpoints that alone have the port.
+func (p ServicePort) String() string {
+	if p.Only == nil {
+		return fmt.Sprintf("{%s %d %d}", p.Name, p.Port, p.TargetPort)
+	}
+	text := fmt.Sprintf("{%s %d %d of %v", p.Name, p.Port, p.TargetPort, p.Only)
+	for _, e := range p.Elsewhere {
+		text += fmt.Sprintf(" %d of %v", e.TargetPort, e.Endpoints)
+	}
+	return text + "}"
+}
+
+// What AuthorizationPolicies say; see package policy.
+type (
+	Policy      = policy.Policy
+	Rule        = policy.Rule
+	Source      = policy.Source
+	Destination = policy.Destination
+	// IdentityPattern is a SPIFFE ID in which "*" stands for one whole path
+	// segment, and "*" as the last segment for one or more.
+	IdentityPattern = pattern.Pattern
+	// Action is what a matching policy does.
+	Action = policy.Action
+)
 
 // The actions. DENY is evaluated before ALLOW; AUDIT never decides.
 const (
-	ActionAllow Action = iota
-	ActionDeny
-	ActionAudit
+	ActionAllow = policy.Allow
+	ActionDeny  = policy.Deny
+	ActionAudit = policy.Audit
 )
-
-// String returns "ALLOW", "DENY" or "AUDIT".
-func (a Action) String() string {
-	switch a {
-	case ActionDeny:
-		return "DENY"
-	case ActionAudit:
-		return "AUDIT"
-	default:
-		return "ALLOW"
-	}
-}
-
-// Policy is an L4 authorization policy in compiled form.
-type Policy struct {
-	Key
-	Action Action
-	// Selector picks workloads of the policy's namespace by label equality;
-	// empty selects all of them.
-	Selector map[string]string
-	// Rules match when any one of them matches. An ALLOW policy without rules
-	// admits nothing: it is the default deny.
-	Rules []Rule
-}
-
-// Rule matches a connection when its From and its To both match; an empty list
-// matches everything.
-type Rule struct {
-	From []Source
-	To   []Destination
-}
-
-// Source matches when every non-empty field matches. Identities and namespaces
-// are those that mutual TLS proved: a plaintext connection has none of them,
-// and an identity of another trust domain, or of another form than IdentityFor
-// gives, has no namespace.
-//
-// What is not proved never lets anybody in: without an identity (a namespace),
-// NotIdentities (NotNamespaces) matches in DENY and AUDIT policies and does not
-// match in ALLOW policies. Otherwise "everyone but web" would admit web as soon
-// as it speaks plaintext.
-type Source struct {
-	Identities, NotIdentities []IdentityPattern
-	Namespaces, NotNamespaces []string
-	IPBlocks, NotIPBlocks     []netip.Prefix
-}
-
-// Destination matches when every non-empty field matches.
-type Destination struct {
-	Ports, NotPorts []uint16
-}
-
-// IdentityPattern is a SPIFFE ID in which "*" stands for one whole path
-// segment, and "*" as the last segment for one or more.
-type IdentityPattern string
 
 // EgressMode says what happens to connections that leave the mesh.
 type EgressMode uint8
@@ -196,6 +195,18 @@ type EgressMode uint8
 const (
 	EgressAllow EgressMode = iota
 	EgressDeny
+)
+
+// DNSMode says who answers a workload's name queries.
+type DNSMode uint8
+
+// The DNS modes. The zero value leaves it to what the agent was started with.
+const (
+	DNSDefault DNSMode = iota
+	// DNSCapture: the agent.
+	DNSCapture
+	// DNSDirect: whoever was asked, unread by the agent.
+	DNSDirect
 )
 
 // Settings are what holds for the whole mesh.
@@ -219,8 +230,10 @@ type Route struct {
 	// Candidates are the workloads that may take it: one for a direct dial,
 	// the ready endpoints for a service. Empty unless Kind is RouteWorkload.
 	Candidates []*Workload
-	// Port is the application port at the candidates, or the dialled one.
-	Port uint16
+	// Port is the application port at the candidates that elsewhere does not name, or
+	// the dialled one; see PortOf.
+	Port      uint16
+	elsewhere []PortElsewhere
 	// Reason says why: of the refusal for RouteReject and RouteHold, of the
 	// permission for RouteEgress.
 	Reason Reason

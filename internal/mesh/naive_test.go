@@ -38,7 +38,7 @@ func (n naive) authorize(c mesh.Connection) mesh.Decision {
 		mode = w.Mode
 	}
 	switch {
-	case !plaintext && slices.Contains(n.settings.RevokedIdentities, c.Peer):
+	case !plaintext && (slices.Contains(n.settings.RevokedIdentities, c.Peer) || slices.Contains(n.settings.RevokedIdentities, w.Identity)):
 		return deny(mesh.ReasonIdentityRevoked)
 	case w.Enrolled && slices.Contains([]uint16{15001, 15006, 15008, 15053}, c.Port):
 		return deny(mesh.ReasonReservedPort)
@@ -46,6 +46,8 @@ func (n naive) authorize(c mesh.Connection) mesh.Decision {
 		return mesh.Decision{Verdict: mesh.VerdictAllow, Reason: mesh.ReasonProbe, Rule: -1}
 	case plaintext && mode == mesh.ModeStrict:
 		return deny(mesh.ReasonStrictPlaintext)
+	case slices.Contains(n.settings.RevokedIdentities, w.Identity):
+		return deny(mesh.ReasonIdentityRevoked)
 	}
 	d := mesh.Decision{Verdict: mesh.VerdictAllow, Reason: mesh.ReasonNoPolicy, Rule: -1}
 	if plaintext {

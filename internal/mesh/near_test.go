@@ -10,9 +10,9 @@ import (
 
 // spread returns a view of one service with n workloads, in turn in zones a and
 // b and on nodes n0 to n3, and of clients without a service.
-func spread(t testing.TB, n int, prefer mesh.Nearness, sticky bool, clients ...mesh.Workload) *mesh.View {
+func spread(t testing.TB, n int, prefer mesh.Nearness, clients ...mesh.Workload) *mesh.View {
 	t.Helper()
-	workloads, service := clients, mesh.Service{Key: mesh.Key{Namespace: "shop", Name: "web"}, Prefer: prefer, Sticky: sticky,
+	workloads, service := clients, mesh.Service{Key: mesh.Key{Namespace: "shop", Name: "web"}, Prefer: prefer,
 		Addresses: []netip.Addr{netip.MustParseAddr("10.96.0.1")}, Ports: []mesh.ServicePort{{Port: 80, TargetPort: 8080}}}
 	for i := range n {
 		w := workload("shop", fmt.Sprintf("web-%d", i), fmt.Sprintf("10.0.1.%d", i+1))
@@ -49,7 +49,7 @@ func TestNearWorkloadsArePreferred(t *testing.T) {
 		{mesh.SameZone, 4, 8, false, true},
 		{mesh.SameNode, 2, 8, true, true},
 	} {
-		v := spread(t, 8, c.prefer, false, here, there)
+		v := spread(t, 8, c.prefer, here, there)
 		near := candidates(t, v, "here")
 		if len(near) != c.near || len(candidates(t, v, "there")) != c.elsewhere {
 			t.Errorf("prefer %d: %d near, %d elsewhere", c.prefer, len(near), len(candidates(t, v, "there")))
@@ -60,46 +60,77 @@ func TestNearWorkloadsArePreferred(t *testing.T) {
 			}
 		}
 	}
+	v := spread(t, 8, mesh.SameZone, here)
+	src := mustWorkload(t, v, "shop", "here")
+	if n := testing.AllocsPerRun(100, func() { v.Route(src, netip.MustParseAddrPort("10.96.0.1:80")) }); n != 0 {
+		t.Errorf("a route makes %v allocations", n)
+	}
 	// The node has none: its zone has.
-	v := spread(t, 8, mesh.SameNode, false, clientAt("near", "10.0.0.3", "n9", "a"))
+	v = spread(t, 8, mesh.SameNode, clientAt("near", "10.0.0.3", "n9", "a"))
 	if got := candidates(t, v, "near"); len(got) != 4 || got[0].Zone != "a" {
 		t.Errorf("%d candidates", len(got))
 	}
 }
 
-func TestStickyClientsStay(t *testing.T) {
-	var clients []mesh.Workload
-	for i := range 200 {
-		clients = append(clients, clientAt(fmt.Sprintf("c%d", i), fmt.Sprintf("10.0.2.%d", i+1), "n1", "a"))
+func TestOnlyTheClientsNode(t *testing.T) {
+	here, there := clientAt("here", "10.0.0.1", "n1", "b"), clientAt("there", "10.0.0.2", "n9", "b")
+	v := spread(t, 8, mesh.OnlyNode, here, there)
+	if got := candidates(t, v, "here"); len(got) != 2 || got[0].Node != "n1" || got[1].Node != "n1" {
+		t.Errorf("where the node has two: %v", got)
 	}
-	before, after := spread(t, 8, mesh.AnyDistance, true, clients...), spread(t, 7, mesh.AnyDistance, true, clients...)
-	used, moved := map[string]int{}, 0
-	for _, c := range clients {
-		first, second := candidates(t, before, c.Name), candidates(t, after, c.Name)
-		if len(first) != 1 || len(second) != 1 {
-			t.Fatalf("%s has %d and %d candidates", c.Name, len(first), len(second))
-		}
-		if candidates(t, before, c.Name)[0] != first[0] {
-			t.Errorf("%s moves without a reason", c.Name)
-		}
-		used[first[0].Name]++
-		if first[0].Name != second[0].Name {
-			moved++
-			if first[0].Name != "web-7" {
-				t.Errorf("%s leaves %s, which is still there", c.Name, first[0].Name)
-			}
-		}
+	// Its zone has some, and they do not count.
+	r := v.Route(mustWorkload(t, v, "shop", "there"), netip.MustParseAddrPort("10.96.0.1:80"))
+	if r.Kind != mesh.RouteReject || r.Reason != mesh.ReasonNoEndpoint {
+		t.Errorf("where the node has none: %+v", r)
 	}
-	if len(used) != 8 || moved == 0 {
-		t.Errorf("%d workloads are used, %d clients moved", len(used), moved)
+}
+
+// served returns the names of those that take a client's connections, for workloads
+// that are ready, leaving or neither ("r", "l", "-"), one on each of the nodes n0, n1, ...
+func served(t *testing.T, states string, change func(*mesh.Service)) (names string) {
+	t.Helper()
+	service := mesh.Service{Key: mesh.Key{Namespace: "shop", Name: "web"},
+		Addresses: []netip.Addr{netip.MustParseAddr("10.96.0.1")}, Ports: []mesh.ServicePort{{Port: 80, TargetPort: 8080}}}
+	workloads := []mesh.Workload{clientAt("client", "10.0.0.1", "n0", "")}
+	for i, state := range states {
+		w := workload("shop", fmt.Sprintf("%d", i), fmt.Sprintf("10.0.1.%d", i+1))
+		w.Node, w.Ready, w.Leaving = fmt.Sprintf("n%d", i), state == 'r', state == 'l'
+		workloads = append(workloads, w)
+		service.Endpoints = append(service.Endpoints, w.Key)
 	}
-	for name, n := range used {
-		if n < 8 || n > 50 {
-			t.Errorf("%s has %d of 200 clients", name, n)
+	change(&service)
+	v := mustView(t, settings(), workloads, []mesh.Service{service}, nil)
+	r := v.Route(mustWorkload(t, v, "shop", "client"), netip.MustParseAddrPort("10.96.0.1:80"))
+	if (r.Kind == mesh.RouteReject) != (len(r.Candidates) == 0) {
+		t.Errorf("%s: %+v", states, r)
+	}
+	for _, w := range r.Candidates {
+		names += w.Name
+	}
+	return names
+}
+
+func TestWhoTakesConnections(t *testing.T) {
+	always := func(*mesh.Service) {}
+	local := func(s *mesh.Service) { s.Prefer = mesh.OnlyNode }
+	unready := func(s *mesh.Service) { s.Unready = true }
+	for _, c := range []struct {
+		states string
+		change func(*mesh.Service)
+		want   string
+	}{
+		{"lrr-", always, "12"},
+		{"ll-", always, "01"}, // the last ones go on until they are gone
+		{"---", always, ""},
+		{"lr", local, "0"}, // a node's last one, though another node has a ready one
+		{"rl", local, "0"},
+		{"-l", local, ""},
+		{"l-", local, "0"},
+		{"lr-", unready, "012"},
+		{"---", unready, "012"},
+	} {
+		if got := served(t, c.states, c.change); got != c.want {
+			t.Errorf("of %s connections go to %q, want %q", c.states, got, c.want)
 		}
-	}
-	src := mustWorkload(t, before, "shop", "c0")
-	if n := testing.AllocsPerRun(100, func() { before.Route(src, netip.MustParseAddrPort("10.96.0.1:80")) }); n != 0 {
-		t.Errorf("a route makes %v allocations", n)
 	}
 }

@@ -6,16 +6,11 @@ import (
 	"github.com/heddle-mesh/heddle/internal/mesh/netpolicy"
 )
 
-func (b *viewBuilder) addNetwork(n Network) {
+func networkIndex(n Network) (*netpolicy.Index, error) {
 	if len(n.Policies) == 0 && len(n.Sets) == 0 {
-		return
+		return nil, nil
 	}
-	index, err := netpolicy.New(n.Policies, n.Sets)
-	if err != nil {
-		b.errs = append(b.errs, err)
-		return
-	}
-	b.view.network = index
+	return netpolicy.New(n.Policies, n.Sets)
 }
 
 // admits asks the destination's NetworkPolicies about a connection. Nothing keeps

@@ -82,6 +82,8 @@ const (
 	ReasonPolicyChanged   // was allowed, and policy no longer allows it
 	ReasonUnenrolled      // the workload left the mesh
 	ReasonAgentRestarted  // the agent that carried it is gone
+	ReasonDNSFailed       // the DNS server that was asked did not answer, or with a failure
+	ReasonDNSStale        // the DNS server did not answer, and an old answer was given for it
 
 	// Dropped by the gate.
 	ReasonKernelUnstamped        // TCP, or captured DNS, from a socket that is not the agent's
@@ -141,6 +143,8 @@ var reasonNames = [reasonCount]string{
 	ReasonPolicyChanged:          "PolicyChanged",
 	ReasonUnenrolled:             "Unenrolled",
 	ReasonAgentRestarted:         "AgentRestarted",
+	ReasonDNSFailed:              "DNSFailed",
+	ReasonDNSStale:               "DNSStale",
 	ReasonKernelUnstamped:        "KernelUnstamped",
 	ReasonKernelForgedSource:     "KernelForgedSource",
 	ReasonKernelNoFlow:           "KernelNoFlow",

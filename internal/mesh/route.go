@@ -1,6 +1,10 @@
 package mesh
 
-import "net/netip"
+import (
+	"net/netip"
+
+	"github.com/heddle-mesh/heddle/internal/mesh/keyed"
+)
 
 // ReservedPort reports whether port is one that the agent itself listens on
 // inside an enrolled workload's network namespace.
@@ -25,13 +29,13 @@ func (v *View) Route(src *Workload, dst netip.AddrPort) Route {
 	if !v.synced {
 		return Route{Kind: RouteHold, Port: dst.Port(), Reason: ReasonNotSynced}
 	}
-	owner, known := v.addresses[addr]
-	switch {
-	case known && owner >= 0:
-		return routeDirect(v.workloads[owner:owner+1:owner+1], dst.Port())
-	case known:
-		return v.entries[^owner].route(src, dst.Port())
-	case v.inCluster(addr):
+	if owner := workloadAt(v.owners, addr); owner != nil {
+		return routeDirect(owner, dst.Port())
+	}
+	if service := serviceAt(v.virtual, addr); service != nil {
+		return service.route(src, dst.Port())
+	}
+	if v.inCluster(addr) {
 		return Route{Kind: RouteHold, Port: dst.Port(), Reason: ReasonUnknownDestination}
 	}
 	namespace := ""
@@ -57,17 +61,35 @@ func (s *serviceEntry) route(src *Workload, port uint16) Route {
 	if !ok {
 		return Route{Kind: RouteReject, Service: s.service, Port: port, Reason: ReasonServicePortUndefined}
 	}
-	target := s.service.Ports[i].TargetPort
+	if s.own != nil && s.own[i] != nil {
+		s = s.own[i]
+	}
+	target, elsewhere := s.service.Ports[i].TargetPort, s.service.Ports[i].Elsewhere
 	candidates := s.ready
 	if len(candidates) == 0 {
 		return Route{Kind: RouteReject, Service: s.service, Port: target, Reason: ReasonNoEndpoint}
 	}
-	if ReservedPort(target) {
+	reserved := elsewhere == nil && ReservedPort(target)
+	if reserved {
 		if candidates = s.readyPlain; len(candidates) == 0 {
 			return Route{Kind: RouteReject, Service: s.service, Port: target, Reason: ReasonReservedPort}
 		}
 	}
-	return Route{Kind: RouteWorkload, Service: s.service, Candidates: s.narrow(src, target, candidates), Port: target}
+	if candidates = s.narrow(src, reserved, candidates); len(candidates) == 0 {
+		return Route{Kind: RouteReject, Service: s.service, Port: target, Reason: ReasonNoEndpoint}
+	}
+	return Route{Kind: RouteWorkload, Service: s.service, Candidates: candidates, Port: target, elsewhere: elsewhere}
+}
+
+// PortOf returns the application port at one of the candidates: pods may have
+// different numbers under the name that a service's port leads to.
+func (r *Route) PortOf(w *Workload) uint16 {
+	for i := range r.elsewhere {
+		if keyed.Has(r.elsewhere[i].Endpoints, w.Key) {
+			return r.elsewhere[i].TargetPort
+		}
+	}
+	return r.Port
 }
 
 func (s *serviceEntry) portIndex(port uint16) (int, bool) {
@@ -151,4 +173,25 @@ func (w *Workload) IsProbePort(port uint16) bool {
 		}
 	}
 	return false
+}
+
+// Vacant returns the addresses and ports of services at which Route refuses every
+// workload of a node with ReasonNoEndpoint, in the order of the services.
+func (v *View) Vacant(node string) []netip.AddrPort {
+	var all []netip.AddrPort
+	client := &Workload{Node: node}
+	for _, s := range v.entries {
+		if len(s.ready) > 0 && s.own == nil && s.service.Prefer != OnlyNode {
+			continue
+		}
+		for _, port := range s.service.Ports {
+			if s.route(client, port.Port).Reason != ReasonNoEndpoint {
+				continue
+			}
+			for _, addr := range s.service.Addresses {
+				all = append(all, netip.AddrPortFrom(addr, port.Port))
+			}
+		}
+	}
+	return all
 }

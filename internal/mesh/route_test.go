@@ -1,7 +1,9 @@
 package mesh_test
 
 import (
+	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/heddle-mesh/heddle/internal/mesh"
@@ -79,6 +81,48 @@ func TestRoute(t *testing.T) {
 	}
 }
 
+// TestVacant: the list is what Route says of each service, its ports and addresses.
+func TestVacant(t *testing.T) {
+	here, there := workload("shop", "here", "10.0.0.1"), workload("shop", "there", "10.0.0.2")
+	there.Node = "other"
+	dual := service("dual", "10.96.0.6", 80, 8080)
+	dual.Addresses = append(dual.Addresses, netip.MustParseAddr("fd00:96::6"))
+	local := service("local", "10.96.0.7", 80, 8080, "there")
+	local.Prefer = mesh.OnlyNode
+	ports := service("ports", "10.96.0.8", 80, 8080, "here")
+	ports.Ports = append(ports.Ports, mesh.ServicePort{Name: "b", Port: 81, TargetPort: 81, Only: []mesh.Key{{Namespace: "shop", Name: "gone"}}})
+	v := mustView(t, settings(), []mesh.Workload{here, there}, []mesh.Service{
+		dual, local, ports, service("served", "10.96.0.9", 80, 8080, "here"), service("reserved", "10.96.0.10", 80, mesh.TunnelPort, "here"),
+	}, nil)
+	for node, want := range map[string][]string{
+		here.Node:  {"10.96.0.6:80", "[fd00:96::6]:80", "10.96.0.7:80", "10.96.0.8:81"},
+		there.Node: {"10.96.0.6:80", "[fd00:96::6]:80", "10.96.0.8:81"},
+	} {
+		listed := map[netip.AddrPort]bool{}
+		for _, at := range v.Vacant(node) {
+			listed[at] = true
+		}
+		if len(listed) != len(want) {
+			t.Errorf("at %s nobody serves %v, want %v", node, v.Vacant(node), want)
+		}
+		for _, at := range want {
+			if !listed[netip.MustParseAddrPort(at)] {
+				t.Errorf("at %s nobody serves %v, want %v among them", node, v.Vacant(node), at)
+			}
+		}
+		for _, s := range v.Services() {
+			for _, addr := range s.Addresses {
+				for _, port := range s.Ports {
+					at := netip.AddrPortFrom(addr, port.Port)
+					if reason := v.Route(v.OnNode(node)[0], at).Reason; (reason == mesh.ReasonNoEndpoint) != listed[at] {
+						t.Errorf("at %s a connection to %v gets %v, and is listed: %v", node, at, reason, listed[at])
+					}
+				}
+			}
+		}
+	}
+}
+
 func TestRouteBeforeConfiguration(t *testing.T) {
 	r := mesh.NewStore().View().Route(nil, netip.MustParseAddrPort("192.0.2.1:443"))
 	if r.Kind != mesh.RouteHold || r.Reason != mesh.ReasonNotSynced {
@@ -129,5 +173,61 @@ func BenchmarkRoute(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		v.Route(src, dst)
+	}
+}
+
+// TestPortsThatDiffer: each workload is reached at its own number of a port, wherever it
+// is; one at which that is the agent's own gets nothing, unless it is not enrolled.
+func TestPortsThatDiffer(t *testing.T) {
+	names := []string{"a", "b", "c", "plain", "reserved", "without"}
+	var workloads []mesh.Workload
+	for i, name := range names {
+		w := workload("shop", name, fmt.Sprintf("10.0.0.%d", i+1))
+		w.Enrolled, w.Zone = name != "plain", string("zy"[i%2])
+		workloads = append(workloads, w)
+	}
+	keys := func(names ...string) (keys []mesh.Key) {
+		for _, name := range names {
+			keys = append(keys, mesh.Key{Namespace: "shop", Name: name})
+		}
+		return keys
+	}
+	s := service("web", "10.96.0.1", 80, 8080, names...)
+	s.Ports[0].Only = keys("a", "b")
+	s.Ports[0].Elsewhere = []mesh.PortElsewhere{{TargetPort: 9090, Endpoints: keys("c")}, {TargetPort: mesh.TunnelPort, Endpoints: keys("plain", "reserved")}}
+	for prefer, want := range map[mesh.Nearness]string{mesh.AnyDistance: "a:8080 b:8080 c:9090 plain:15008", mesh.SameZone: "a:8080 c:9090"} {
+		s.Prefer = prefer
+		v := mustView(t, settings(), workloads, []mesh.Service{s}, nil)
+		src := mustWorkload(t, v, "shop", "a")
+		r := v.Route(src, netip.MustParseAddrPort("10.96.0.1:80"))
+		var to []string
+		for _, w := range r.Candidates {
+			to = append(to, fmt.Sprintf("%s:%d", w.Name, r.PortOf(w)))
+		}
+		if got := strings.Join(to, " "); got != want {
+			t.Errorf("prefer %d: connections go to %s, want %s", prefer, got, want)
+		}
+		if n := testing.AllocsPerRun(100, func() {
+			r := v.Route(src, netip.MustParseAddrPort("10.96.0.1:80"))
+			r.PortOf(r.Candidates[0])
+		}); n != 0 {
+			t.Errorf("a route makes %v allocations", n)
+		}
+	}
+	// An endpoint that is not there yet counts as soon as it is.
+	s.Ports[0].Elsewhere[0].Endpoints = keys("later")
+	v := mustView(t, settings(), workloads, []mesh.Service{s}, nil)
+	later := workload("shop", "later", "10.0.0.99")
+	next, err := v.With("", mesh.Change{Workloads: []*mesh.Workload{&later}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := next.Route(nil, netip.MustParseAddrPort("10.96.0.1:80"))
+	if w, _ := next.Workload(later.Key); len(r.Candidates) != 4 || r.PortOf(w) != 9090 {
+		t.Errorf("%d candidates, the new one at port %d", len(r.Candidates), r.PortOf(w))
+	}
+	s.Ports[0].Elsewhere[0].TargetPort = 0
+	if _, err := mesh.NewView("", settings(), workloads, []mesh.Service{s}, nil); err == nil {
+		t.Error("port 0 is accepted")
 	}
 }

@@ -1,16 +1,16 @@
 package mesh
 
 import (
-	"cmp"
-	"errors"
-	"fmt"
 	"net/netip"
 	"slices"
 	"sync"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/heddle-mesh/heddle/internal/mesh/index"
+	"github.com/heddle-mesh/heddle/internal/mesh/keyed"
 	"github.com/heddle-mesh/heddle/internal/mesh/netpolicy"
+	"github.com/heddle-mesh/heddle/internal/mesh/policy"
 )
 
 // View is an immutable snapshot of the mesh with the indexes that decisions
@@ -25,36 +25,34 @@ type View struct {
 	services  []*Service
 	policies  []*Policy
 
-	serviceByKey map[Key]*serviceEntry
-	entries      []*serviceEntry // parallel to services
-	addresses    map[netip.Addr]addressOwner
-	nodes        map[string][]*Workload
-	revoked      map[spiffeid.ID]struct{}
-	compiled     map[string][]*compiledPolicy // by namespace, sorted by key
+	entries   []*serviceEntry            // parallel to services
+	compiled  []*policy.Compiled         // parallel to policies
+	owners    index.Index[*Workload]     // by address
+	virtual   index.Index[*serviceEntry] // by address
+	nodes     index.Index[*nodeEntry]    // by name
+	endpoints index.Index[*Key]          // names of services, by those of their endpoints
+	revoked   map[spiffeid.ID]struct{}
 	// policySets holds the *policySet of each *Workload that was asked for: an
 	// agent asks for those of its node, which are few of all that it knows.
 	policySets *sync.Map
 	network    *netpolicy.Index
 }
 
-// addressOwner is who answers at an address: the index of a workload, or the
-// complement (^) of that of a service. There is one for every address of the
-// mesh, so it is small.
-type addressOwner int32
-
-// describe names an owner.
-func (v *View) describe(o addressOwner) string {
-	if o >= 0 {
-		return "workload " + v.workloads[o].Key.String()
-	}
-	return "service " + v.services[^o].Key.String()
+// nodeEntry has a node's workloads, sorted by key.
+type nodeEntry struct {
+	node      string
+	workloads []*Workload
 }
 
 type serviceEntry struct {
 	service    *Service
-	ready      []*Workload // ready endpoints, sorted by key
+	name       *Key        // stays the same as long as the service is there
+	ready      []*Workload // endpoints that take connections, sorted by key
 	readyPlain []*Workload // those of them that are not enrolled
 	near       *nearEntry  // nil unless the service prefers near ones
+	// own has an entry for each port that not all endpoints have, in the order of the
+	// service's ports; nil when there is none.
+	own []*serviceEntry
 }
 
 func emptyView() *View { return &View{} }
@@ -85,39 +83,9 @@ func NewNetworkView(revision string, settings Settings, workloads []Workload, se
 // be parts of other Views too. Nobody may change them once they are part of
 // one. The slices themselves stay the caller's,
 // but for those of network.
-func ViewOf(revision string, settings Settings, workloads []*Workload, services []*Service, policies []*Policy, network Network) (*View, error) {
-	b := viewBuilder{byKey: make(map[Key]*Workload, len(workloads)), view: &View{
-		revision:     revision,
-		synced:       true,
-		settings:     settings,
-		workloads:    make([]*Workload, 0, len(workloads)),
-		services:     make([]*Service, 0, len(services)),
-		serviceByKey: make(map[Key]*serviceEntry, len(services)),
-		entries:      make([]*serviceEntry, 0, len(services)),
-		addresses:    make(map[netip.Addr]addressOwner, len(workloads)+len(services)),
-		nodes:        map[string][]*Workload{},
-		revoked:      make(map[spiffeid.ID]struct{}, len(settings.RevokedIdentities)),
-		compiled:     map[string][]*compiledPolicy{},
-		policySets:   &sync.Map{},
-	}}
-	b.addSettings()
-	for _, w := range sortedByKey(workloads, func(w *Workload) Key { return w.Key }) {
-		b.addWorkload(w)
-	}
-	for _, s := range sortedByKey(services, func(s *Service) Key { return s.Key }) {
-		b.addService(s)
-	}
-	for _, p := range sortedByKey(policies, func(p *Policy) Key { return p.Key }) {
-		b.addPolicy(p)
-	}
-	b.addNetwork(network)
-	for node, list := range b.view.nodes {
-		b.view.nodes[node] = slices.Clip(list)
-	}
-	if err := errors.Join(b.errs...); err != nil {
-		return nil, fmt.Errorf("build view: %w", err)
-	}
-	return b.view, nil
+func ViewOf(revision string, settings Settings, workloads []*Workload, services []*Service, policies []*Policy, n Network) (*View, error) {
+	network, err := networkIndex(n)
+	return build(&View{}, revision, settings, Change{Workloads: workloads, Services: services, Policies: policies}, network, err)
 }
 
 // copies returns pointers to copies of the objects.
@@ -130,21 +98,9 @@ func copies[T any](objects []T) []*T {
 	return all
 }
 
-// sortedByKey returns the objects in order.
-func sortedByKey[T any](objects []*T, key func(*T) Key) []*T {
-	compare := func(a, b *T) int { return key(a).Compare(key(b)) }
-	if slices.IsSortedFunc(objects, compare) {
-		return objects
-	}
-	sorted := slices.Clone(objects)
-	slices.SortStableFunc(sorted, compare)
-	return sorted
-}
-
-// Compare orders keys by namespace, then by name: -1, 0 or +1.
-func (k Key) Compare(other Key) int {
-	return cmp.Or(cmp.Compare(k.Namespace, other.Namespace), cmp.Compare(k.Name, other.Name))
-}
+// SortedKeys returns keys as a View has the endpoints of a service: sorted, each
+// once.
+func SortedKeys(keys []Key) []Key { return keyed.SortedKeys(keys) }
 
 // Revision names the version of the configuration that the View was made from.
 func (v *View) Revision() string { return v.revision }
@@ -165,24 +121,21 @@ func (v *View) Settings() *Settings { return &v.settings }
 
 // Workload returns the workload of a name.
 func (v *View) Workload(key Key) (*Workload, bool) {
-	i, ok := slices.BinarySearchFunc(v.workloads, key, func(w *Workload, key Key) int { return w.Key.Compare(key) })
-	if !ok {
-		return nil, false
-	}
-	return v.workloads[i], true
+	w := keyed.Find(v.workloads, key)
+	return w, w != nil
 }
 
 // WorkloadAt returns the workload that has an address, mapped or not.
 func (v *View) WorkloadAt(addr netip.Addr) (*Workload, bool) {
-	if owner, ok := v.addresses[addr.Unmap()]; ok && owner >= 0 {
-		return v.workloads[owner], true
+	if w := workloadAt(v.owners, addr.Unmap()); w != nil {
+		return w[0], true
 	}
 	return nil, false
 }
 
 // Service returns the service of a name.
 func (v *View) Service(key Key) (*Service, bool) {
-	if entry, ok := v.serviceByKey[key]; ok {
+	if entry := v.entry(key); entry != nil {
 		return entry.service, true
 	}
 	return nil, false
@@ -190,8 +143,8 @@ func (v *View) Service(key Key) (*Service, bool) {
 
 // ServiceAt returns the service that has an address, mapped or not.
 func (v *View) ServiceAt(addr netip.Addr) (*Service, bool) {
-	if owner, ok := v.addresses[addr.Unmap()]; ok && owner < 0 {
-		return v.services[^owner], true
+	if entry := serviceAt(v.virtual, addr.Unmap()); entry != nil {
+		return entry.service, true
 	}
 	return nil, false
 }
@@ -210,7 +163,14 @@ func (v *View) Policies() []*Policy { return v.policies }
 func (v *View) Network() *netpolicy.Index { return v.network }
 
 // OnNode returns a node's workloads, sorted by key.
-func (v *View) OnNode(node string) []*Workload { return v.nodes[node] }
+func (v *View) OnNode(node string) []*Workload {
+	for _, e := range v.nodes.Bucket(index.OfTexts(node, "")) {
+		if e.node == node {
+			return e.workloads
+		}
+	}
+	return nil
+}
 
 // Revoked reports whether an identity is on the deny-list.
 func (v *View) Revoked(id spiffeid.ID) bool {

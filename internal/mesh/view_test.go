@@ -1,6 +1,7 @@
 package mesh_test
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -44,6 +45,7 @@ func TestNewViewRefuses(t *testing.T) {
 		{name: "address of two workloads", workloads: []mesh.Workload{web, workload("bank", "db", "::ffff:10.0.0.1")}, want: []string{"10.0.0.1", "workload bank/db", "workload shop/web"}},
 		{name: "address of workload and service", workloads: []mesh.Workload{web}, services: []mesh.Service{service("web", "10.0.0.1", 80, 80)}, want: []string{"10.0.0.1", "workload shop/web", "service shop/web"}},
 		{name: "address given twice", workloads: []mesh.Workload{workload("shop", "web", "10.0.0.1", "10.0.0.1")}, want: []string{"shop/web", "twice"}},
+		{name: "address given twice, not side by side", workloads: []mesh.Workload{workload("shop", "web", "10.0.0.1", "fd00::1", "10.0.0.1")}, want: []string{"shop/web", "twice"}},
 		{name: "workload twice", workloads: []mesh.Workload{web, workload("shop", "web", "10.0.0.2")}, want: []string{"shop/web", "twice"}},
 		{name: "service twice", services: []mesh.Service{service("web", "10.0.0.1", 1, 1), service("web", "10.0.0.2", 1, 1)}, want: []string{"shop/web", "twice"}},
 		{name: "policy twice", policies: []mesh.Policy{policy("p", mesh.ActionAllow), policy("p", mesh.ActionDeny)}, want: []string{"shop/p", "twice"}},
@@ -94,6 +96,46 @@ func TestNewViewReportsAll(t *testing.T) {
 	}
 }
 
+// TestSeveralAddresses: workloads and services of many addresses, of which some are
+// in the same place of an index, are found at each, before and after a change.
+func TestSeveralAddresses(t *testing.T) {
+	var workloads []mesh.Workload
+	var services []mesh.Service
+	for i := range 600 {
+		w := workload("shop", fmt.Sprintf("w%d", i), fmt.Sprintf("10.0.%d.%d", i/200, i%200+1), fmt.Sprintf("fd00::%x", i+1), fmt.Sprintf("fd01::%x", i+1))
+		s := service(fmt.Sprintf("s%d", i), fmt.Sprintf("10.96.%d.%d", i/200, i%200+1), 80, 8080)
+		s.Addresses = append(s.Addresses, netip.MustParseAddr(fmt.Sprintf("fd96::%x", i+1)))
+		workloads, services = append(workloads, w), append(services, s)
+	}
+	v := mustView(t, settings(), workloads, services, nil)
+	found := func(v *mesh.View, gone func(i int) bool) {
+		t.Helper()
+		for i := range workloads {
+			for _, addr := range workloads[i].Addresses {
+				if w, ok := v.WorkloadAt(addr); ok == gone(i) || ok && w.Key != workloads[i].Key {
+					t.Errorf("workload at %v of %v: %v, %v", addr, workloads[i].Key, w, ok)
+				}
+			}
+			for _, addr := range services[i].Addresses {
+				if s, ok := v.ServiceAt(addr); ok == gone(i) || ok && s.Key != services[i].Key {
+					t.Errorf("service at %v of %v: %v, %v", addr, services[i].Key, s, ok)
+				}
+			}
+		}
+	}
+	found(v, func(int) bool { return false })
+	var c mesh.Change
+	for i := 0; i < len(workloads); i += 2 {
+		c.GoneWorkloads, c.GoneServices = append(c.GoneWorkloads, workloads[i].Key), append(c.GoneServices, services[i].Key)
+		c.Workloads, c.Services = append(c.Workloads, &workloads[i+1]), append(c.Services, &services[i+1])
+	}
+	v, err := v.With("r2", c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found(v, func(i int) bool { return i%2 == 0 })
+}
+
 func TestViewAccessors(t *testing.T) {
 	other := workload("shop", "db", "10.0.0.2", "fd00::2")
 	other.Node = "n2"
@@ -132,7 +174,7 @@ func TestViewAccessors(t *testing.T) {
 	if _, ok := v.ServiceAt(netip.MustParseAddr("10.0.0.1")); ok {
 		t.Error("a workload's address has a service")
 	}
-	if ps := v.Policies(); len(ps) != 2 || ps[0].Name != "a" || !ps[0].Selects(v.Workloads()[1]) || ps[0].Selects(v.Workloads()[0]) {
+	if ps := v.Policies(); len(ps) != 2 || ps[0].Name != "a" || !ps[0].Selects(v.Workloads()[1].Namespace, v.Workloads()[1].Labels) || ps[0].Selects(v.Workloads()[0].Namespace, v.Workloads()[0].Labels) {
 		t.Errorf("policies: %v", ps)
 	}
 	if !v.Revoked(identity("x", "y")) || v.Revoked(identity("x", "z")) {

@@ -55,6 +55,17 @@ func NeedRoot(t testing.TB) {
 	}
 }
 
+// NeedProcessor skips a test, or a benchmark, of code that this processor cannot
+// run; lacking names what it has not, "" is nothing. It is the only skip that there
+// is: a kernel can be had, root can be had, another processor cannot. What is
+// skipped counts as such, and scripts/summary says so.
+func NeedProcessor(t testing.TB, lacking string) {
+	t.Helper()
+	if lacking != "" {
+		t.Skipf("not tested: this processor has no %s", lacking)
+	}
+}
+
 // KernelOlderThan says whether the running kernel is older than minimum ("6.6").
 func KernelOlderThan(t testing.TB, minimum string) bool {
 	t.Helper()

@@ -202,12 +202,12 @@ func TestHeartbeatsWakeNobody(t *testing.T) {
 		t.Errorf("the epoch went from %d to %d", before, epoch)
 	}
 	s.Put(t, core+"/namespaces", marker)
-	testenv.Eventually(t, 5*time.Second, "a change wakes", func() bool { _, epoch := source.Objects(); return epoch > before })
+	testenv.Eventually(t, time.Minute, "a change wakes", func() bool { _, epoch := source.Objects(); return epoch > before })
 	node.Labels[corev1.LabelTopologyZone] = "b"
 	s.Put(t, core+"/nodes", node)
-	testenv.Eventually(t, 5*time.Second, "a zone arrives", func() bool { objs, _ := source.Objects(); return objs.Zones["n1"] == "b" })
+	testenv.Eventually(t, time.Minute, "a zone arrives", func() bool { objs, _ := source.Objects(); return objs.Zones["n1"] == "b" })
 	s.Delete(path, p.Name)
-	testenv.Eventually(t, 5*time.Second, "a deletion arrives", func() bool { objs, _ := source.Objects(); return len(objs.Pods) == 0 })
+	testenv.Eventually(t, time.Minute, "a deletion arrives", func() bool { objs, _ := source.Objects(); return len(objs.Pods) == 0 })
 	if source.HasNode("n2") || !source.HasNode("n1") {
 		t.Error("nodes")
 	}

@@ -5,7 +5,8 @@
 // A change that the model cannot see, such as a heartbeat in a node's status,
 // wakes nobody. What is handed out has an epoch, the newest resource version
 // that changed something: replicas that have seen the same agree on it, and one
-// that lags behind is told from one that does not.
+// that lags behind is told from one that does not. One follower is told, besides,
+// which objects have changed since it looked last.
 //
 // Endpoints of services come from pods and selectors, one hop earlier than from
 // EndpointSlices, so that a pod gets no new connection from the moment it has a

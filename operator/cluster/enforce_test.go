@@ -102,7 +102,7 @@ func (p *plane) join(t testing.TB, node string) *mesh.Store {
 // enforced waits until what every node decides by satisfies holds.
 func enforced(t testing.TB, what string, stores map[string]*mesh.Store, holds func(node string, v *mesh.View) bool) {
 	t.Helper()
-	deadline := time.NewTimer(time.Minute)
+	deadline := time.NewTimer(5 * time.Minute)
 	defer deadline.Stop()
 	for node, store := range stores {
 		for {
@@ -113,7 +113,7 @@ func enforced(t testing.TB, what string, stores map[string]*mesh.Store, holds fu
 			select {
 			case <-changed:
 			case <-deadline.C:
-				t.Fatalf("%s: not in force on %s within a minute", what, node)
+				t.Fatalf("%s: not in force on %s within five minutes", what, node)
 			}
 		}
 	}

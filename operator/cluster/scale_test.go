@@ -3,8 +3,11 @@ package cluster
 import (
 	"fmt"
 	"log/slog"
+	"os"
+	"os/exec"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -31,8 +34,13 @@ const (
 // fill puts a large cluster into a source, as its reflectors would.
 func fill(t testing.TB, source *Source) {
 	t.Helper()
+	fillWith(t, source, manyPods, manyServices)
+}
+
+func fillWith(t testing.TB, source *Source, pods, services int) {
+	t.Helper()
 	lists := map[string][]any{"nodes": nil, "endpointslices": nil, "networkpolicies": nil, "workloads": nil, "peerauthentications": nil}
-	for i := range manyPods {
+	for i := range pods {
 		lists["pods"] = append(lists["pods"], pod(i))
 	}
 	for i := range manySpaces {
@@ -42,7 +50,7 @@ func fill(t testing.TB, source *Source) {
 	for i := range manyNodes {
 		lists["nodes"] = append(lists["nodes"], &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("node-%d", i), Labels: map[string]string{corev1.LabelTopologyZone: string("abc"[i%3])}}})
 	}
-	for i := range manyServices {
+	for i := range services {
 		lists["services"] = append(lists["services"], &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: fmt.Sprintf("team-%d", i%manySpaces), Name: fmt.Sprintf("app-%d", i)},
 			Spec: corev1.ServiceSpec{Selector: map[string]string{"app": fmt.Sprintf("app-%d", i)}, ClusterIP: fmt.Sprintf("10.200.%d.%d", i/250, i%250+1),
 				Ports: []corev1.ServicePort{{Name: "http", Port: 80}}}})
@@ -75,10 +83,24 @@ func heap() uint64 {
 
 // TestMemoryPerWorkload holds an operator to what issue and design allow: all
 // that a replica keeps of a pod, in the mirror, the objects that were compiled
-// last, the model, the snapshot and the sets of all the nodes. What streams cost
+// last, the model, the snapshot and the sets of all the nodes, and what is encoded for those that join. What streams cost
 // beside it, e2e/scale measures.
+//
+// It measures in a process of its own: what tests before it have left behind would
+// be let go meanwhile.
 func TestMemoryPerWorkload(t *testing.T) {
 	const most = 3 << 10 // bytes
+	const alone = "HEDDLE_TEST_ALONE"
+	if os.Getenv(alone) == "" {
+		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestMemoryPerWorkload$", "-test.v", "-test.timeout=5m")
+		cmd.Env = append(os.Environ(), alone+"=1")
+		out, err := cmd.CombinedOutput()
+		if err != nil || !strings.Contains(string(out), "bytes per workload") {
+			t.Errorf("in a process of its own: %v", err)
+		}
+		t.Logf("%s", out)
+		return
+	}
 	before := heap()
 	p := startPlane(t)
 	testenv.Eventually(t, time.Minute, "everything is compiled", func() bool {
@@ -92,6 +114,9 @@ func TestMemoryPerWorkload(t *testing.T) {
 	for i := range manyNodes {
 		now.Snapshot.HashFor(fmt.Sprintf("node-%d", i))
 	}
+	t.Run("a node has joined", func(t *testing.T) { // for whom all is encoded
+		enforced(t, "everything", map[string]*mesh.Store{"node-0": p.join(t, "node-0")}, func(_ string, v *mesh.View) bool { return len(v.Workloads()) == manyPods })
+	})
 	per := (int64(heap()) - int64(before)) / manyPods
 	t.Logf("%d bytes per workload and replica, with the sets of %d nodes", per, manyNodes)
 	if per > most || per <= 0 {

@@ -8,15 +8,18 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/go-logr/logr"
 	"golang.org/x/sync/errgroup"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/klog/v2"
 
 	"github.com/heddle-mesh/heddle/internal/kube"
+	"github.com/heddle-mesh/heddle/internal/kube/delta"
 	"github.com/heddle-mesh/heddle/internal/kube/trim"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
@@ -35,6 +38,10 @@ type Source struct {
 		sync.Mutex
 		epoch   uint64 // the newest version that changed something
 		changed chan struct{}
+		// recent are the last changes, up to the one of mark. Before them is what was
+		// changed otherwise, or is too long ago.
+		recent []delta.Change
+		mark   uint64
 	}
 }
 
@@ -66,17 +73,58 @@ func (s *Source) Run(ctx context.Context) error {
 			return errors.Join(err, g.Wait())
 		}
 		lw := cache.NewFilteredListWatchFromClient(client, t.resource.name, metav1.NamespaceAll, func(o *metav1.ListOptions) { o.LabelSelector = t.resource.labels })
-		reflector := cache.NewReflectorWithOptions(lw, t.resource.example, t, cache.ReflectorOptions{Name: t.resource.name, Logger: &klogger})
+		reflector := cache.NewReflectorWithOptions(lw, t.resource.example, t, cache.ReflectorOptions{Name: t.resource.name, Logger: &klogger, Backoff: retries()})
 		g.Go(func() error { reflector.RunWithContext(ctx); return nil })
 	}
 	return g.Wait()
 }
 
-// changedLocked notes a change. The caller holds mirror.
-func (s *Source) changedLocked(version string) {
-	s.mirror.epoch = max(s.mirror.epoch, versionNumber(version))
-	close(s.mirror.changed)
-	s.mirror.changed = make(chan struct{})
+// retries are how often an API server that is away is asked again: every few seconds
+// at last, so that what has changed is known soon after it is back.
+func retries() *wait.Backoff {
+	return &wait.Backoff{Duration: 500 * time.Millisecond, Cap: 4 * time.Second, Steps: 8, Factor: 2, Jitter: 0.5}
+}
+
+// maxRecent bounds the changes that are kept for one who follows them.
+const maxRecent = 4096
+
+// changedLocked notes a change of one object. The caller holds mirror.
+func (s *Source) changedLocked(version string, change delta.Change) {
+	m := &s.mirror
+	if len(m.recent) >= maxRecent {
+		m.recent = nil
+	}
+	m.recent = append(m.recent, change)
+	s.wakeLocked(version)
+}
+
+// replacedLocked notes that much may have changed. The caller holds mirror.
+func (s *Source) replacedLocked(version string) {
+	s.mirror.recent = nil
+	s.wakeLocked(version)
+}
+
+func (s *Source) wakeLocked(version string) {
+	m := &s.mirror
+	m.mark++
+	m.epoch = max(m.epoch, versionNumber(version))
+	close(m.changed)
+	m.changed = make(chan struct{})
+}
+
+// Since returns what has changed since a mark, in order, with the epoch and the mark
+// of now. It returns false when it does not know: then Objects has all. It is for
+// one follower: what comes before the mark is forgotten.
+func (s *Source) Since(mark uint64) (changes []delta.Change, epoch, now uint64, ok bool) {
+	s.mirror.Lock()
+	defer s.mirror.Unlock()
+	m := &s.mirror
+	missed := m.mark - mark
+	if mark > m.mark || missed > uint64(len(m.recent)) {
+		return nil, m.epoch, m.mark, false
+	}
+	m.recent = slices.Clone(m.recent[len(m.recent)-int(missed):])
+	return m.recent[:len(m.recent):len(m.recent)], m.epoch, m.mark, true
 }
 
 // Changed returns a channel that is closed at the next change. Take it before
@@ -108,7 +156,7 @@ func (s *Source) Synced() error {
 func (s *Source) Objects() (*kube.Objects, uint64) {
 	s.mirror.Lock()
 	defer s.mirror.Unlock()
-	objs := &kube.Objects{Zones: map[string]string{}}
+	objs := &kube.Objects{Zones: map[string]string{}, Mark: s.mirror.mark}
 	for _, t := range s.tables {
 		for _, row := range t.rows {
 			t.resource.add(objs, row)

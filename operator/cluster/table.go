@@ -9,6 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/heddle-mesh/heddle/internal/kube/delta"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
@@ -85,13 +86,14 @@ func (t *table) put(obj any, gone bool) error {
 			return nil
 		}
 		delete(t.rows, key)
+		c.row = nil
 	case had && t.resource.same(was, c.row):
 		t.rows[key] = c.row // what is not of the model may have changed
 		return nil
 	default:
 		t.rows[key] = c.row
 	}
-	t.source.changedLocked(c.ResourceVersion)
+	t.source.changedLocked(c.ResourceVersion, delta.Change{Was: was, Is: c.row})
 	return nil
 }
 
@@ -119,7 +121,7 @@ func (t *table) Replace(list []any, version string) error {
 	}
 	t.rows, t.synced = rows, true
 	if !same {
-		t.source.changedLocked(version)
+		t.source.replacedLocked(version)
 	}
 	return nil
 }

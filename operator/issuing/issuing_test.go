@@ -1,7 +1,6 @@
 package issuing
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -66,20 +65,8 @@ type operator struct {
 	address   string
 	registry  *prometheus.Registry
 	configKey ed25519.PublicKey
-	log       syncBuffer
+	log       testenv.Log
 }
-
-type syncBuffer struct {
-	sync.Mutex
-	bytes.Buffer
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.Lock()
-	defer b.Unlock()
-	return b.Buffer.Write(p)
-}
-func (b *syncBuffer) text() string { b.Lock(); defer b.Unlock(); return b.String() }
 
 func startOperator(t testing.TB, change ...func(*identity.AuthorityConfig, *Config)) *operator {
 	t.Helper()
@@ -226,8 +213,8 @@ func TestJoinThenSign(t *testing.T) {
 		t.Error("issues are not counted")
 	}
 	for _, word := range []string{"issue SVID", "node=n1", "identity=" + web.String(), "serial=" + chain[0].SerialNumber.Text(16), "remote=127.0.0.1"} {
-		if !strings.Contains(o.log.text(), word) {
-			t.Errorf("audit log lacks %q:\n%s", word, o.log.text())
+		if !strings.Contains(o.log.String(), word) {
+			t.Errorf("audit log lacks %q:\n%s", word, o.log.String())
 		}
 	}
 	if problems, err := testutil.GatherAndLint(o.registry); err != nil || len(problems) > 0 {
@@ -352,7 +339,7 @@ func TestTokenRefusals(t *testing.T) {
 		t.Fatal(err)
 	}
 	expect("wrong node", join(text, ""), "another node", "TokenWrongNode")
-	if strings.Contains(o.log.text(), text[20:]) {
+	if strings.Contains(o.log.String(), text[20:]) {
 		t.Error("the log has a token's text")
 	}
 }
@@ -461,8 +448,8 @@ func TestSourceOverTheWire(t *testing.T) {
 	if err := s.Want([]spiffeid.ID{web, db}); err != nil {
 		t.Fatal(err)
 	}
-	testenv.Eventually(t, 5*time.Second, "certificate of web", func() bool { _, err := s.Certificate(web); return err == nil })
-	testenv.Eventually(t, 5*time.Second, "refusal of db that names node and identity", func() bool {
+	testenv.Eventually(t, time.Minute, "certificate of web", func() bool { _, err := s.Certificate(web); return err == nil })
+	testenv.Eventually(t, time.Minute, "refusal of db that names node and identity", func() bool {
 		_, err := s.Certificate(db)
 		return errors.Is(err, identity.ErrNoCertificate) && strings.Contains(err.Error(), "no workload on node n1 has identity "+db.String())
 	})

@@ -1,19 +1,17 @@
 // Package keys keeps the operator's CA and configuration key in a Secret, so that
 // every replica signs with the same ones, and its roots in a ConfigMap, which
-// agents mount. It signs nothing itself, and watches nothing: the keys that a
-// replica began with are the ones it goes on with.
+// agents mount. It signs nothing itself.
 //
-// The Secret has the names of an authority's directory: tls.key and tls.crt, the
-// root that signs; ca.crt, further roots to trust; configuration.key. Besides,
-// whoever restores a cluster may add epoch.base. Of replicas
-// that begin together one creates it, and all use that one. To rotate, write the
-// new root beside the old one, as operations.md says, and restart the replicas;
-// to begin anew, delete it and restart replicas and agents.
+// The Secret has the names of an authority's directory: tls.key and tls.crt, what
+// signs; ca.crt, further roots to trust; configuration.key; and those of a
+// rotation, see operator/rotation, whose Store it is. Besides, whoever restores a
+// cluster may add epoch.base. Of replicas that begin together one creates it, and
+// all use that one. To begin anew, delete it and restart replicas and agents.
 //
 // # Rights
 //
-// In the operator's own namespace: create on secrets, and get on the one of the
-// name; create on configmaps, and get and patch on the one of the name.
+// In the operator's own namespace: create on secrets, get and update on the one of
+// the name; create on configmaps, and get and patch on the one of the name.
 //
 // Functions may be called from any goroutine.
 package keys
@@ -21,6 +19,7 @@ package keys
 import (
 	"context"
 	"crypto/ed25519"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"strconv"
@@ -53,16 +52,15 @@ const (
 // maxEpochBase leaves room for resource versions above it.
 const maxEpochBase = 1 << 62
 
-// Kept is what a Secret has in it.
+// Kept is what a Secret has in it besides the CA.
 type Kept struct {
-	Authority     *identity.Authority
 	Configuration ed25519.PrivateKey
 	EpochBase     uint64
 }
 
 // Open returns what the Secret in a namespace has in it, and makes it when there
-// is none. The Secret that is there is never changed: one that cannot be read is
-// an error.
+// is none. The Secret that is there is not changed: one that cannot be read is an
+// error.
 func Open(ctx context.Context, client typedcorev1.SecretsGetter, namespace string, cfg identity.AuthorityConfig) (*Kept, error) {
 	secrets := client.Secrets(namespace)
 	secret, err := secrets.Get(ctx, SecretName, metav1.GetOptions{})
@@ -72,7 +70,7 @@ func Open(ctx context.Context, client typedcorev1.SecretsGetter, namespace strin
 	if err != nil {
 		return nil, fmt.Errorf("open Secret %s/%s: %w", namespace, SecretName, err)
 	}
-	authority, key, err := identity.AuthorityFromTexts(secret.Data, cfg)
+	_, key, err := identity.AuthorityFromTexts(secret.Data, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("read Secret %s/%s: %w; remedy: restore it from a backup, or delete it and restart operators and agents", namespace, SecretName, err)
 	}
@@ -80,7 +78,7 @@ func Open(ctx context.Context, client typedcorev1.SecretsGetter, namespace strin
 	if err != nil {
 		return nil, fmt.Errorf("read Secret %s/%s: %s: %w; remedy: write a decimal number, or leave the entry out", namespace, SecretName, EpochKey, err)
 	}
-	return &Kept{Authority: authority, Configuration: key, EpochBase: base}, nil
+	return &Kept{Configuration: key, EpochBase: base}, nil
 }
 
 // epochBase reads the entry; none is zero.
@@ -114,10 +112,10 @@ func create(ctx context.Context, secrets typedcorev1.SecretInterface, cfg identi
 	return made, err
 }
 
-// PublishRoots makes the ConfigMap hold the authority's roots, and writes nothing
-// when it does.
-func PublishRoots(ctx context.Context, client typedcorev1.ConfigMapsGetter, namespace string, authority *identity.Authority) error {
-	maps, roots := client.ConfigMaps(namespace), string(authority.BundleText())
+// PublishRoots makes the ConfigMap hold these roots, and writes nothing when it
+// does.
+func PublishRoots(ctx context.Context, client typedcorev1.ConfigMapsGetter, namespace string, authority []*x509.Certificate) error {
+	maps, roots := client.ConfigMaps(namespace), string(identity.CertificatesText(authority))
 	now, err := maps.Get(ctx, RootsName, metav1.GetOptions{})
 	switch {
 	case err == nil && now.Data[RootsKey] == roots:

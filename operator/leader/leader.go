@@ -36,10 +36,14 @@ const (
 	leaseDuration = 15 * time.Second
 	renewDeadline = 10 * time.Second
 	retryPeriod   = 2 * time.Second
+	// Patience is what a request of Config.Client may take: with more, one that an
+	// API server never answers would be all that is tried before the deadline.
+	Patience = renewDeadline / 2
 )
 
 // Config says who takes part.
 type Config struct {
+	// Client's requests take Patience at most.
 	Client    typedcoordinationv1.LeasesGetter
 	Namespace string
 	// Replica is the name of this one, unlike any other's.

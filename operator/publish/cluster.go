@@ -15,6 +15,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/internal/discovery"
 	"github.com/heddle-mesh/heddle/internal/kube"
+	"github.com/heddle-mesh/heddle/internal/kube/delta"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
@@ -26,6 +27,10 @@ type Source interface {
 	Synced() error
 	// Objects returns all that is known, read only, and its epoch.
 	Objects() (*kube.Objects, uint64)
+	// Since returns what has changed since a mark, that of Objects or of an earlier
+	// Since, with the epoch and the mark of now; false when that is not known. It is
+	// for one follower.
+	Since(mark uint64) (changes []delta.Change, epoch, now uint64, ok bool)
 }
 
 // Defaults of ClusterConfig.
@@ -61,10 +66,12 @@ type Outcome struct {
 	// Published is when it was first served, Checked when it was last found to
 	// be what the cluster says.
 	Published, Checked time.Time
-	// Objects are what was compiled.
+	// Objects are what was compiled. Of a cluster, they are without what there is much
+	// of, pods, services and their endpoints.
 	Objects *kube.Objects
 	// Refused and Warnings are about single objects, of which the others are in
-	// force. Err says why nothing of Objects is: then Snapshot is an older one.
+	// force; of a folder, Refused has those for which it is refused as a whole. Err
+	// says why nothing of Objects is in force: then Snapshot is an older one.
 	Refused, Warnings []*kube.Problem
 	Err               error
 }
@@ -74,6 +81,9 @@ type Outcome struct {
 type Cluster struct {
 	cfg     ClusterConfig
 	metrics clusterMetrics
+	// compiler and mark, of what it has compiled, belong to the one that publishes.
+	compiler delta.Compiler
+	mark     uint64
 
 	now struct {
 		sync.Mutex
@@ -185,20 +195,19 @@ func (c *Cluster) settle(ctx context.Context, changed <-chan struct{}) {
 
 func (c *Cluster) compile() {
 	began := time.Now()
-	objs, epoch := c.cfg.Source.Objects()
-	epoch += c.cfg.EpochBase
 	now, _ := c.Outcome()
-	next := Outcome{Snapshot: now.Snapshot, Published: now.Published, Checked: now.Checked, Objects: objs}
-	compiled, err := kube.CompileEach(objs)
-	if err == nil {
-		next.Refused, next.Warnings = compiled.Refused, compiled.Warnings
-		next.Snapshot, err = c.publish(compiled, epoch, now.Snapshot)
+	next, err := c.compileChanges(&now)
+	if next == nil {
+		next, err = c.compileAll(&now)
 	}
 	switch {
 	case err != nil:
 		next.Snapshot, next.Err = now.Snapshot, err
 		if now.Err == nil || now.Err.Error() != err.Error() {
 			c.cfg.Logger.Error("configuration refused: going on with the last good one", "error", err)
+			for reason := range reasonsOf(err) {
+				c.metrics.refusals.WithLabelValues(reason).Inc()
+			}
 		}
 	case next.Snapshot != now.Snapshot:
 		next.Published, next.Checked = time.Now(), time.Now()
@@ -215,17 +224,59 @@ func (c *Cluster) compile() {
 	c.logRefused(now.Refused, next.Refused)
 	c.now.Lock()
 	defer c.now.Unlock()
-	c.now.Outcome = next
+	c.now.Outcome = *next
 	close(c.now.changed)
 	c.now.changed = make(chan struct{})
+}
+
+// compileChanges compiles what has changed since the last time; nil when it takes a
+// compilation of everything.
+func (c *Cluster) compileChanges(now *Outcome) (*Outcome, error) {
+	if now.Snapshot == nil || now.Err != nil {
+		return nil, nil
+	}
+	changes, epoch, mark, ok := c.cfg.Source.Since(c.mark)
+	if !ok {
+		return nil, nil
+	}
+	result, ok := c.compiler.Apply(now.Snapshot.View(), changes)
+	if !ok {
+		return nil, nil
+	}
+	c.mark = mark
+	next := &Outcome{Snapshot: now.Snapshot, Published: now.Published, Checked: now.Checked, Objects: result.Objects, Refused: result.Refused, Warnings: result.Warnings}
+	if result.Change.Size() == 0 {
+		return next, nil
+	}
+	snapshot, err := now.Snapshot.With(result.Change, max(epoch+c.cfg.EpochBase, now.Snapshot.Epoch()))
+	if err != nil {
+		return nil, err // compiling everything says more
+	}
+	next.Snapshot = c.serve(snapshot, now.Snapshot)
+	return next, nil
+}
+
+// compileAll compiles everything.
+func (c *Cluster) compileAll(now *Outcome) (*Outcome, error) {
+	objs, epoch := c.cfg.Source.Objects()
+	c.mark = objs.Mark
+	small := *objs
+	small.Pods, small.Services, small.Slices = nil, nil, nil
+	next := &Outcome{Snapshot: now.Snapshot, Published: now.Published, Checked: now.Checked, Objects: &small}
+	compiled, err := c.compiler.Compile(objs)
+	if err == nil {
+		next.Refused, next.Warnings = compiled.Refused, compiled.Warnings
+		next.Snapshot, err = c.publish(compiled, epoch+c.cfg.EpochBase, now.Snapshot)
+	}
+	return next, err
 }
 
 // publish makes what was compiled the one that is served, unless that is the
 // same as before.
 func (c *Cluster) publish(compiled *kube.Compiled, epoch uint64, last *discovery.Snapshot) (*discovery.Snapshot, error) {
 	if td := compiled.Settings.TrustDomain; td != c.cfg.TrustDomain {
-		return nil, fmt.Errorf("the Mesh's spec.trustDomain is %q, and the CA was made for %q; change it back, or delete the CA's Secret and restart every agent",
-			td.Name(), c.cfg.TrustDomain.Name())
+		return nil, refusal{fmt.Errorf("the Mesh's spec.trustDomain is %q, and the CA was made for %q; change it back, or delete the CA's Secret and restart every agent",
+			td.Name(), c.cfg.TrustDomain.Name()), reasonTrustDomain}
 	}
 	view, err := compiled.View("") // named by its content
 	if err != nil {
@@ -240,16 +291,22 @@ func (c *Cluster) publish(compiled *kube.Compiled, epoch uint64, last *discovery
 	if err != nil {
 		return nil, err
 	}
+	return c.serve(next, last), nil
+}
+
+// serve makes a snapshot the one that is served, unless it is the same as the last. It
+// returns the one that is.
+func (c *Cluster) serve(next, last *discovery.Snapshot) *discovery.Snapshot {
 	if last != nil && last.View().Revision() == next.View().Revision() {
-		return last, nil
+		return last
 	}
 	// The issuer knows a workload before its agent does.
 	c.cfg.Store.Replace(next.View())
 	c.cfg.Server.Publish(next)
-	return next, nil
+	return next
 }
 
-// logRefused logs what is refused now and was not before.
+// logRefused logs, and counts, what is refused now and was not before.
 func (c *Cluster) logRefused(before, now []*kube.Problem) {
 	known := map[string]bool{}
 	for _, p := range before {
@@ -258,6 +315,7 @@ func (c *Cluster) logRefused(before, now []*kube.Problem) {
 	for _, p := range now {
 		if !known[p.Error()] {
 			c.cfg.Logger.Warn("object refused", "problem", p)
+			c.metrics.refusals.WithLabelValues(p.Reason.String()).Inc()
 		}
 	}
 }
@@ -276,10 +334,13 @@ func (c *Cluster) Behind() []string {
 }
 
 // clusterMetrics are those that are not taken from the outcome at each scrape.
-type clusterMetrics struct{ seconds prometheus.Histogram }
+type clusterMetrics struct {
+	seconds  prometheus.Histogram
+	refusals *prometheus.CounterVec
+}
 
 func newClusterMetrics() clusterMetrics {
-	return clusterMetrics{seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+	return clusterMetrics{refusals: newRefusals(), seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 		Name: "heddle_operator_compile_duration_seconds", Help: "From what the cluster says to what is served, for each change.",
 		Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 5},
 	})}
@@ -311,6 +372,7 @@ func (c *Cluster) Collect(ch chan<- prometheus.Metric) {
 		refusedAll = 1
 	}
 	c.metrics.seconds.Collect(ch)
+	c.metrics.refusals.Collect(ch)
 	send("heddle_operator_nodes", "Nodes whose agents are connected.", connected)
 	send("heddle_operator_nodes_behind", "Connected nodes that have not applied the configuration that is served.", float64(len(c.Behind())))
 	send("heddle_operator_configuration_refused", "1 while the Mesh has a problem and an older configuration is served.", refusedAll)

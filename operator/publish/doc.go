@@ -5,7 +5,8 @@
 // A Publisher watches the folder and reads and compiles all of it when anything
 // may have changed. What is refused leaves the last good configuration in force,
 // also across a restart. It owns the operator's state directory, whose layout
-// package operator documents. A Cluster compiles a moment after a change, and
+// package operator documents. A Cluster compiles a moment after a change,
+// what the change concerns or else everything (package kube/delta), and
 // what is refused of single objects leaves the others in force; it keeps nothing
 // on disk. Neither signs certificates or talks to an agent itself.
 //

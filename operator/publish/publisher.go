@@ -15,11 +15,13 @@ import (
 
 	"github.com/heddle-mesh/heddle/internal/discovery"
 	"github.com/heddle-mesh/heddle/internal/kube"
+	"github.com/heddle-mesh/heddle/internal/kube/problem"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
 // Loaded is what one reading of the folder gave: a compiled mesh, or an error.
 type Loaded struct {
+	objects  *kube.Objects
 	compiled *kube.Compiled
 	revision string
 	err      error
@@ -29,14 +31,14 @@ type Loaded struct {
 func Load(dir string) Loaded {
 	objs, err := kube.LoadDir(dir)
 	if err != nil {
-		return Loaded{err: err}
+		return Loaded{err: refusal{err, problem.Unreadable.String()}}
 	}
 	compiled, err := kube.Compile(objs)
 	if err != nil {
 		return Loaded{err: err}
 	}
 	// 64 bits tell revisions apart; nothing is trusted because of them.
-	return Loaded{compiled: compiled, revision: objs.Digest[:16]}
+	return Loaded{objects: objs, compiled: compiled, revision: objs.Digest[:16]}
 }
 
 // Check reads and compiles a folder as an operator would, and starts nothing.
@@ -86,8 +88,6 @@ type Status struct {
 	// nil when it is what is served.
 	Problems []string
 	Refused  time.Time
-	// Refusals counts them, each reason once.
-	Refusals uint64
 }
 
 // Config says what a Publisher reads, and where to.
@@ -109,22 +109,33 @@ type Config struct {
 // Publisher turns what is in the folder into what is served. One goroutine
 // publishes; status may be taken from any.
 type Publisher struct {
-	cfg Config
+	cfg      Config
+	refusals *prometheus.CounterVec
 
 	now struct {
 		sync.Mutex
 		Status
+		outcome Outcome
 	}
 }
 
 // New returns a Publisher that has published nothing.
-func New(cfg Config) *Publisher { return &Publisher{cfg: cfg} }
+func New(cfg Config) *Publisher { return &Publisher{cfg: cfg, refusals: newRefusals()} }
 
 // Status returns the state of this moment.
 func (p *Publisher) Status() Status {
 	p.now.Lock()
 	defer p.now.Unlock()
 	return p.now.Status
+}
+
+// Outcome returns what is served, and what is refused of the folder as it is now,
+// which keeps all of it from being served. Its Objects are nil while the last good
+// configuration of before a restart is.
+func (p *Publisher) Outcome() Outcome {
+	p.now.Lock()
+	defer p.now.Unlock()
+	return p.now.outcome
 }
 
 // Begin publishes the first reading, or goes on with the last good one.
@@ -144,7 +155,7 @@ func (p *Publisher) Begin(first Loaded) error {
 		p.cfg.Logger.Error("no last good configuration: agents go on with theirs, nodes that join wait")
 		return nil
 	}
-	if err := p.publish(view, nil, true); err != nil {
+	if err := p.publish(view, Loaded{}, true); err != nil {
 		p.cfg.Logger.Error("last good configuration is not served", "error", err)
 	}
 	return nil
@@ -165,7 +176,7 @@ func (p *Publisher) apply(l Loaded) bool {
 	if p.now.Problems != nil {
 		p.cfg.Logger.Info("configuration folder is in order again", "revision", l.revision)
 	}
-	p.now.Problems, p.now.Refused = nil, time.Time{}
+	p.now.Problems, p.now.Refused, p.now.outcome.Refused = nil, time.Time{}, nil
 	return true
 }
 
@@ -175,20 +186,25 @@ func (p *Publisher) applyCompiled(l Loaded) error {
 		return nil
 	}
 	if was := p.cfg.State.record.TrustDomain; was != "" && l.compiled.Settings.TrustDomain.Name() != was {
-		return fmt.Errorf("the Mesh's spec.trustDomain is %q, and the CA in %s was made for %q; change it back, or begin with a new state directory and join every node again",
-			l.compiled.Settings.TrustDomain.Name(), p.cfg.State.CA(), was)
+		return refusal{fmt.Errorf("the Mesh's spec.trustDomain is %q, and the CA in %s was made for %q; change it back, or begin with a new state directory and join every node again",
+			l.compiled.Settings.TrustDomain.Name(), p.cfg.State.CA(), was), reasonTrustDomain}
 	}
 	view, err := l.compiled.View(l.revision)
 	if err != nil {
 		return err
 	}
-	return p.publish(view, problemLines(l.compiled.Warnings), false)
+	return p.publish(view, l, false)
 }
 
 // publish makes a View the one that is served. The epoch is on disk before any
 // agent can see it; the issuer knows a workload before its agent does.
-func (p *Publisher) publish(view *mesh.View, warnings []string, fromLastGood bool) error {
+func (p *Publisher) publish(view *mesh.View, l Loaded, fromLastGood bool) error {
 	began := time.Now()
+	outcome := Outcome{Published: began, Checked: began, Objects: l.objects}
+	if l.compiled != nil {
+		outcome.Warnings = l.compiled.Warnings
+	}
+	warnings := problemLines(outcome.Warnings)
 	next := p.cfg.State.next(view.Settings().TrustDomain, view.Revision(), began)
 	snapshot, err := discovery.NewSnapshot(view, next.Epoch, p.cfg.Key)
 	if err != nil {
@@ -205,6 +221,8 @@ func (p *Publisher) publish(view *mesh.View, warnings []string, fromLastGood boo
 		}
 	}
 	p.now.Lock()
+	outcome.Snapshot, outcome.Refused = snapshot, p.now.outcome.Refused
+	p.now.outcome = outcome
 	s := &p.now.Status
 	s.Revision, s.Epoch, s.Applied, s.FromLastGood, s.Warnings = view.Revision(), next.Epoch, began, fromLastGood, warnings
 	s.Workloads, s.Services, s.Policies = len(view.Workloads()), len(view.Services()), len(view.Policies())
@@ -219,23 +237,24 @@ func (p *Publisher) publish(view *mesh.View, warnings []string, fromLastGood boo
 
 // refuse notes what is wrong, and logs it when it is news.
 func (p *Publisher) refuse(err error) {
-	lines := problemLines(kube.Problems(err))
+	problems := kube.Problems(err)
+	lines := problemLines(problems)
 	if len(lines) == 0 {
 		lines = []string{err.Error()}
 	}
 	p.now.Lock()
 	s := &p.now.Status
 	news := !slices.Equal(s.Problems, lines)
-	if news {
-		s.Refusals++
-	}
 	if s.Problems == nil {
 		s.Refused = time.Now()
 	}
-	s.Problems = lines
+	s.Problems, p.now.outcome.Refused = lines, problems
 	p.now.Unlock()
 	if !news {
 		return
+	}
+	for reason := range reasonsOf(err) {
+		p.refusals.WithLabelValues(reason).Inc()
 	}
 	for _, line := range lines {
 		p.cfg.Logger.Error("configuration refused: going on with the last good one", "problem", line)
@@ -273,12 +292,12 @@ func (p *Publisher) Collect(ch chan<- prometheus.Metric) {
 			}
 		}
 	}
-	send := func(kind prometheus.ValueType, name, help string, value float64) {
-		ch <- prometheus.MustNewConstMetric(prometheus.NewDesc(name, help, nil, nil), kind, value)
+	send := func(name, help string, value float64) {
+		ch <- prometheus.MustNewConstMetric(prometheus.NewDesc(name, help, nil, nil), prometheus.GaugeValue, value)
 	}
-	send(prometheus.GaugeValue, "heddle_operator_epoch", "Epoch of the configuration that is served.", float64(s.Epoch))
-	send(prometheus.GaugeValue, "heddle_operator_folder_refused", "1 while the configuration folder has a problem and the last good configuration is served.", refused)
-	send(prometheus.CounterValue, "heddle_operator_refusals_total", "Readings of the folder that were refused, each reason once.", float64(s.Refusals))
-	send(prometheus.GaugeValue, "heddle_operator_nodes", "Nodes whose agents are connected.", connected)
-	send(prometheus.GaugeValue, "heddle_operator_nodes_behind", "Connected nodes that have not applied the configuration that is served.", behind)
+	p.refusals.Collect(ch)
+	send("heddle_operator_epoch", "Epoch of the configuration that is served.", float64(s.Epoch))
+	send("heddle_operator_folder_refused", "1 while the configuration folder has a problem and the last good configuration is served.", refused)
+	send("heddle_operator_nodes", "Nodes whose agents are connected.", connected)
+	send("heddle_operator_nodes_behind", "Connected nodes that have not applied the configuration that is served.", behind)
 }

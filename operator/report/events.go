@@ -83,7 +83,9 @@ func references(problems []*kube.Problem, objs *kube.Objects) map[kube.Ref]corev
 		found(refOf("NetworkPolicy", &np.Value.ObjectMeta), np.Value.UID, "networking.k8s.io/v1")
 	}
 	for _, s := range subjects(objs) {
-		found(s.ref, s.meta.UID, v1alpha1.GroupVersion().String())
+		if s.resource != "" {
+			found(s.ref, s.meta.UID, v1alpha1.GroupVersion().String())
+		}
 	}
 	return about
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -11,6 +12,7 @@ import (
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
 
+	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/internal/kube"
 	"github.com/heddle-mesh/heddle/operator/publish"
 )
@@ -52,6 +54,8 @@ type Reporter struct {
 	// told the events that were created and when: both of objects that are there.
 	since map[generation]uint64
 	told  map[string]time.Time
+	// policies are those of the last look.
+	policies atomic.Pointer[[]*meshpb.OperatorPolicy]
 }
 
 // generation is one version of what an object says.
@@ -93,7 +97,9 @@ func (r *Reporter) pass(ctx context.Context, outcome *publish.Outcome) {
 		return
 	}
 	objs, _ := r.cfg.Objects()
-	reports := r.reports(ctx, outcome, objs)
+	reports := r.reports(outcome, objs, r.cfg.Nodes(ctx))
+	policies := policiesOf(reports)
+	r.policies.Store(&policies)
 	for i := range reports {
 		if ctx.Err() != nil {
 			return

@@ -16,12 +16,17 @@ import (
 
 	"github.com/heddle-mesh/heddle/api/v1alpha1"
 	"github.com/heddle-mesh/heddle/internal/kube"
+	"github.com/heddle-mesh/heddle/internal/kube/problem"
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/mesh/netpolicy"
 	"github.com/heddle-mesh/heddle/operator/publish"
 )
 
 // fieldManager owns what is applied.
 const fieldManager = "heddle-operator"
+
+// inUse is said of what is accepted.
+const inUse = "in use"
 
 // Bounds of a message.
 const (
@@ -32,17 +37,20 @@ const (
 
 // objectReport is what is to be said of one object.
 type objectReport struct {
-	ref      kube.Ref
+	ref kube.Ref
+	// resource is "" for a kind that is not Heddle's, whose status is not either.
 	resource string
 	uid      string
 	number   int64
 	// have is the present status, want the one to be.
 	have, want v1alpha1.Status
+	// pending are the nodes that have not applied it.
+	pending []string
 }
 
 func (o *objectReport) generation() generation { return generation{o.ref, o.uid, o.number} }
 
-// subject is an object of one of Heddle's kinds.
+// subject is an object of one of Heddle's kinds, or a NetworkPolicy.
 type subject struct {
 	ref      kube.Ref
 	resource string
@@ -59,14 +67,14 @@ func subjects(objs *kube.Objects) []subject {
 	for _, m := range objs.Meshes {
 		all = append(all, subject{kube.Ref{Kind: "Mesh", Name: m.Value.Name}, "meshes", &m.Value.ObjectMeta, &m.Value.Status,
 			func(v *mesh.View) map[string]bool {
-				return nodesWith(v, func(*mesh.Workload) bool { return true })
+				return nodesWith(v.Workloads(), func(*mesh.Workload) bool { return true })
 			}})
 	}
 	for _, w := range objs.Workloads {
 		key := mesh.Key{Namespace: w.Value.Namespace, Name: w.Value.Name}
 		all = append(all, subject{refOf("Workload", &w.Value.ObjectMeta), "workloads", &w.Value.ObjectMeta, &w.Value.Status,
 			func(v *mesh.View) map[string]bool {
-				return nodesWith(v, func(w *mesh.Workload) bool { return w.Key == key })
+				return nodesWith(of(v, key.Namespace), func(w *mesh.Workload) bool { return w.Key == key })
 			}})
 	}
 	for _, p := range objs.PeerAuthentications {
@@ -75,7 +83,7 @@ func subjects(objs *kube.Objects) []subject {
 			selector.Selector = p.Value.Spec.Selector.Labels()
 		}
 		all = append(all, subject{refOf("PeerAuthentication", &p.Value.ObjectMeta), "peerauthentications", &p.Value.ObjectMeta, &p.Value.Status,
-			func(v *mesh.View) map[string]bool { return nodesWith(v, selector.Selects) }})
+			func(v *mesh.View) map[string]bool { return nodesWith(of(v, selector.Namespace), selected(&selector)) }})
 	}
 	for _, p := range objs.AuthorizationPolicies {
 		selector := mesh.Policy{Key: mesh.Key{Namespace: p.Value.Namespace}}
@@ -83,7 +91,12 @@ func subjects(objs *kube.Objects) []subject {
 			selector.Selector = p.Value.Spec.Selector.Labels()
 		}
 		all = append(all, subject{refOf("AuthorizationPolicy", &p.Value.ObjectMeta), "authorizationpolicies", &p.Value.ObjectMeta, &p.Value.Status,
-			func(v *mesh.View) map[string]bool { return nodesWith(v, selector.Selects) }})
+			func(v *mesh.View) map[string]bool { return nodesWith(of(v, selector.Namespace), selected(&selector)) }})
+	}
+	for _, p := range objs.NetworkPolicies {
+		name := netpolicy.Name{Namespace: p.Value.Namespace, Name: p.Value.Name}
+		all = append(all, subject{refOf("NetworkPolicy", &p.Value.ObjectMeta), "", &p.Value.ObjectMeta, &v1alpha1.Status{},
+			func(v *mesh.View) map[string]bool { return nodesWith(of(v, name.Namespace), isolated(v, name)) }})
 	}
 	slices.SortFunc(all, func(a, b subject) int {
 		return cmp.Or(cmp.Compare(a.ref.Kind, b.ref.Kind), cmp.Compare(a.ref.Namespace, b.ref.Namespace), cmp.Compare(a.ref.Name, b.ref.Name))
@@ -95,10 +108,27 @@ func refOf(kind string, m *metav1.ObjectMeta) kube.Ref {
 	return kube.Ref{Kind: kind, Namespace: m.Namespace, Name: m.Name}
 }
 
-// nodesWith returns the nodes of enrolled workloads that match.
-func nodesWith(v *mesh.View, match func(*mesh.Workload) bool) map[string]bool {
+// of returns the workloads of a namespace: a View has them in order.
+func of(v *mesh.View, namespace string) []*mesh.Workload {
+	all := v.Workloads()
+	find := func(namespace string) int {
+		i, _ := slices.BinarySearchFunc(all, namespace, func(w *mesh.Workload, namespace string) int { return cmp.Compare(w.Namespace, namespace) })
+		return i
+	}
+	return all[find(namespace):find(namespace+"\x00")]
+}
+
+// isolated says which workloads a NetworkPolicy picks.
+func isolated(v *mesh.View, name netpolicy.Name) func(*mesh.Workload) bool {
+	all := v.Network().Policies()
+	i, found := slices.BinarySearchFunc(all, name, func(p *netpolicy.Policy, name netpolicy.Name) int { return p.Name.Compare(name) })
+	return func(w *mesh.Workload) bool { return found && all[i].Selector.Matches(w.Labels) }
+}
+
+// nodesWith returns the nodes of the enrolled workloads that match.
+func nodesWith(workloads []*mesh.Workload, match func(*mesh.Workload) bool) map[string]bool {
 	nodes := map[string]bool{}
-	for _, w := range v.Workloads() {
+	for _, w := range workloads {
 		if w.Enrolled && !nodes[w.Node] && match(w) {
 			nodes[w.Node] = true
 		}
@@ -108,7 +138,7 @@ func nodesWith(v *mesh.View, match func(*mesh.Workload) bool) map[string]bool {
 
 // reports says what there is to say. Objects that are newer than what was
 // compiled wait for the next time.
-func (r *Reporter) reports(ctx context.Context, outcome *publish.Outcome, objs *kube.Objects) []objectReport {
+func (r *Reporter) reports(outcome *publish.Outcome, objs *kube.Objects, acknowledged []Node) []objectReport {
 	compiled := map[generation]bool{}
 	for _, s := range subjects(outcome.Objects) {
 		compiled[generation{s.ref, string(s.meta.UID), s.meta.Generation}] = true
@@ -118,7 +148,7 @@ func (r *Reporter) reports(ctx context.Context, outcome *publish.Outcome, objs *
 		refused = byObject(kube.Problems(outcome.Err))
 	}
 	nodes := map[string]Node{}
-	for _, n := range r.cfg.Nodes(ctx) {
+	for _, n := range acknowledged {
 		nodes[n.Name] = n
 	}
 	var all []objectReport
@@ -150,14 +180,14 @@ func byObject(problems []*kube.Problem) map[kube.Ref][]*kube.Problem {
 
 func accepted(refused, warnings []*kube.Problem) metav1.Condition {
 	if len(refused) == 0 {
-		c := metav1.Condition{Type: v1alpha1.ConditionAccepted, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonAccepted, Message: "in use"}
+		c := metav1.Condition{Type: v1alpha1.ConditionAccepted, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonAccepted, Message: inUse}
 		if len(warnings) > 0 {
-			c.Message = "in use, but: " + message(warnings)
+			c.Message = inUse + ", but: " + message(warnings)
 		}
 		return c
 	}
 	c := metav1.Condition{Type: v1alpha1.ConditionAccepted, Status: metav1.ConditionFalse, Reason: v1alpha1.ReasonInvalid, Message: message(refused)}
-	if strings.Contains(refused[0].Text, "used twice") || strings.Contains(refused[0].Text, "has this name") {
+	if refused[0].Reason == problem.Conflict {
 		c.Reason = v1alpha1.ReasonConflict
 	}
 	return c
@@ -202,6 +232,7 @@ func (r *Reporter) live(o *objectReport, wanted map[string]bool, nodes map[strin
 	}
 	count := v1alpha1.NodeCount{Live: int32(len(wanted) - len(missing)), Wanted: int32(len(wanted))}
 	count.Summary = fmt.Sprintf("%d/%d", count.Live, count.Wanted)
+	o.pending = missing[:min(len(missing), maxNamed)]
 	c := metav1.Condition{Type: v1alpha1.ConditionLive, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonLive,
 		Message: fmt.Sprintf("on all of %d nodes", len(wanted))}
 	switch {
@@ -209,7 +240,7 @@ func (r *Reporter) live(o *objectReport, wanted map[string]bool, nodes map[strin
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, v1alpha1.ReasonNotNeeded, "no node has an enrolled workload that it is about"
 	case len(missing) > 0:
 		c.Status, c.Reason = metav1.ConditionFalse, v1alpha1.ReasonPending
-		c.Message = fmt.Sprintf("on %d of %d nodes; not on %s", count.Live, len(wanted), strings.Join(missing[:min(len(missing), maxNamed)], ", "))
+		c.Message = fmt.Sprintf("on %d of %d nodes; not on %s", count.Live, len(wanted), strings.Join(o.pending, ", "))
 		if more := len(missing) - maxNamed; more > 0 {
 			c.Message += fmt.Sprintf(" and %d more", more)
 		}
@@ -231,9 +262,9 @@ func withTimes(want, have []metav1.Condition, generation int64) []metav1.Conditi
 	return want
 }
 
-// writeStatus applies a status that differs from the present one.
+// writeStatus applies a status that differs from the present one, if it is ours.
 func (r *Reporter) writeStatus(ctx context.Context, o *objectReport) error {
-	if equality.Semantic.DeepEqual(o.have, o.want) {
+	if o.resource == "" || equality.Semantic.DeepEqual(o.have, o.want) {
 		return nil
 	}
 	if err := r.limit.Wait(ctx); err != nil {
@@ -254,4 +285,9 @@ func (r *Reporter) writeStatus(ctx context.Context, o *objectReport) error {
 		return nil // deleted meanwhile
 	}
 	return err
+}
+
+// selected reports whether a policy selects a workload.
+func selected(p *mesh.Policy) func(*mesh.Workload) bool {
+	return func(w *mesh.Workload) bool { return p.Selects(w.Namespace, w.Labels) }
 }

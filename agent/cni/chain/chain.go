@@ -101,11 +101,25 @@ var errNone = errors.New("the cluster's CNI has not been configured yet: waiting
 func (i *Installer) Install(ctx context.Context) (changed bool, err error) {
 	i.writes.Lock()
 	defer i.writes.Unlock()
-	file, changed, err := i.install(ctx)
+	var file string
+	err = again(func() error {
+		file, changed, err = i.install(ctx)
+		return err
+	})
 	i.mu.Lock()
 	i.problem, i.file = err, file
 	i.mu.Unlock()
 	return changed, err
+}
+
+// again repeats a step that another tool's writing came in between, for so long as
+// a tool may write without a pause.
+func again(step func() error) error {
+	err := step()
+	for tries := 1; errors.Is(err, cniwire.ErrChanged) && tries < 20; tries++ {
+		err = step()
+	}
+	return err
 }
 
 func (i *Installer) install(ctx context.Context) (file string, changed bool, err error) {
@@ -129,7 +143,7 @@ func (i *Installer) install(ctx context.Context) (file string, changed bool, err
 		if bytes.Equal(text, config.text) {
 			return config.path, false, nil
 		}
-		return config.path, true, config.write(config.path, text)
+		return config.path, true, config.replace(text)
 	}
 	path, err := i.replaceSingle(config)
 	return path, err == nil, err
@@ -154,6 +168,13 @@ func (i *Installer) replaceSingle(config *configFile) (string, error) {
 	}
 	if err := os.Rename(config.path, config.path+saved); err != nil {
 		return "", writing("CNI configuration "+config.path, err)
+	}
+	if now, err := os.ReadFile(config.path + saved); err != nil || !bytes.Equal(now, config.text) {
+		// Its tool wrote it meanwhile: it goes back, unless there is a still newer one.
+		if err := os.Link(config.path+saved, config.path); err != nil && !errors.Is(err, fs.ErrExist) {
+			return "", writing("CNI configuration "+config.path, err)
+		}
+		return "", fmt.Errorf("CNI configuration %s: %w", config.path, cniwire.ErrChanged)
 	}
 	return path, cniwire.SyncDir(i.cfg.ConfDir)
 }
@@ -218,7 +239,7 @@ func (i *Installer) Uninstall() error {
 		errs = append(errs, err)
 	}
 	for _, path := range paths {
-		errs = append(errs, i.takeOut(path))
+		errs = append(errs, again(func() error { return i.takeOut(path) }))
 	}
 	errs = append(errs, removeLeft(i.cfg.ConfDir), removeLeft(i.cfg.BinDir))
 	// The program last, and only when nothing names it any more.
@@ -277,5 +298,5 @@ func (i *Installer) takeOut(path string) error {
 	if !was {
 		return nil
 	}
-	return config.write(config.path, text)
+	return config.replace(text)
 }

@@ -9,9 +9,9 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -52,21 +52,10 @@ const (
 type node struct {
 	conf, bin string
 	*Installer
-	log bytes.Buffer
-	mu  sync.Mutex // of log
+	log testenv.Log
 }
 
-func (n *node) Write(p []byte) (int, error) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.log.Write(p)
-}
-
-func (n *node) logged() string {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.log.String()
-}
+func (n *node) logged() string { return n.log.String() }
 
 func newNode(t *testing.T, files map[string]string) *node {
 	t.Helper()
@@ -88,7 +77,7 @@ func newNode(t *testing.T, files map[string]string) *node {
 	n.Installer, err = New(Config{
 		ConfDir: n.conf, BinDir: n.bin, Program: source, Socket: "/run/heddle/cni.sock", List: "/var/lib/heddle/cni/namespaces.json",
 		Pass: []string{"heddle-system", "kube-system"}, Every: time.Hour, MinPause: 10 * time.Millisecond, MaxPause: 200 * time.Millisecond,
-		Log: slog.New(slog.NewTextHandler(n, nil)),
+		Log: slog.New(slog.NewTextHandler(&n.log, nil)),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -297,10 +286,9 @@ func TestPutBack(t *testing.T) {
 	n.eventually(t, "10-calico.conflist", "calico", "heddle-cni")
 	n.write(t, "10-calico.conflist", kindnet)
 	n.eventually(t, "10-calico.conflist", "ptp", "portmap", "heddle-cni")
+	// Its line is written behind the file.
 	for _, want := range []string{"another tool wrote", filepath.Join(n.conf, "10-calico.conflist"), "ptp,portmap", "cni.exclusive"} {
-		if !strings.Contains(n.logged(), want) {
-			t.Errorf("the log does not name %q:\n%s", want, n.logged())
-		}
+		testenv.Eventually(t, 5*time.Second, fmt.Sprintf("a log that names %q", want), func() bool { return strings.Contains(n.logged(), want) })
 	}
 	// The program belongs to it.
 	if err := os.Remove(filepath.Join(n.bin, "heddle-cni")); err != nil {
@@ -428,4 +416,46 @@ func FuzzSplice(f *testing.F) {
 			t.Fatalf("%q: not last: %v", with, err)
 		}
 	})
+}
+
+// TestNothingIsLostOfAnotherToolsWriting: what another tool wrote last is what
+// counts in the end, however close to the plugin's it wrote.
+func TestNothingIsLostOfAnotherToolsWriting(t *testing.T) {
+	for name, text := range map[string]string{"10-calico.conflist": calico, "00-br.conf": bridge} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t, map[string]string{name: text})
+			version := func(i int) string {
+				return regexp.MustCompile(`"name": *"`).ReplaceAllString(text, fmt.Sprintf(`"name":"v%d-`, i))
+			}
+			if version(1) == text {
+				t.Fatal("the configuration has no name to change")
+			}
+			list := strings.TrimSuffix(name, filepath.Ext(name)) + ".conflist"
+			theirs := func(i int) {
+				n.write(t, ".theirs", version(i))
+				if err := os.Rename(filepath.Join(n.conf, ".theirs"), filepath.Join(n.conf, name)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			began := time.Now()
+			n.install(t)
+			takes := time.Since(began)
+			for i := range 200 {
+				theirs(0)
+				ended := make(chan struct{})
+				go func() {
+					defer close(ended)
+					_, _ = n.Install(t.Context()) // what came of it is in the file
+				}()
+				time.Sleep(takes * time.Duration(i%20) / 20)
+				theirs(i)
+				<-ended
+				n.install(t)
+				got, err := os.ReadFile(filepath.Join(n.conf, list))
+				if err != nil || !strings.Contains(string(got), fmt.Sprintf("v%d-", i)) || !strings.Contains(string(got), "heddle-cni") {
+					t.Fatalf("after version %d: %v\n%s", i, err, got)
+				}
+			}
+		})
+	}
 }

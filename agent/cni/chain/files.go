@@ -85,11 +85,24 @@ func readConfig(path string) (*configFile, error) {
 	return c, nil
 }
 
-// write replaces a configuration's text; owner and mode stay.
+// replace puts text in the place of what was read, and fails with
+// cniwire.ErrChanged when that is no longer there; owner and mode stay.
+func (f *configFile) replace(text []byte) error {
+	if err := cniwire.ReplaceFile(f.path, f.text, text, f.info.Mode().Perm()); err != nil {
+		return writing("CNI configuration "+f.path, err)
+	}
+	return f.keepOwner(f.path)
+}
+
+// write writes another file of the same owner and mode.
 func (f *configFile) write(path string, text []byte) error {
 	if err := cniwire.WriteFile(path, text, f.info.Mode().Perm()); err != nil {
 		return writing("CNI configuration "+path, err)
 	}
+	return f.keepOwner(path)
+}
+
+func (f *configFile) keepOwner(path string) error {
 	if owner, ok := f.info.Sys().(*syscall.Stat_t); ok && (owner.Uid != 0 || owner.Gid != 0) {
 		if err := os.Chown(path, int(owner.Uid), int(owner.Gid)); err != nil {
 			return fmt.Errorf("keep the owner of CNI configuration: %w", err)

@@ -132,6 +132,13 @@ func (c *Client) Running(ctx context.Context) ([]cni.Place, error) {
 
 // look verifies one sandbox. An error is the runtime's or ctx's.
 func (c *Client) look(ctx context.Context, sandbox sandbox, before *verified) (*verified, error) {
+	if !sandbox.isPod() {
+		if before == nil {
+			c.log.Warn("sandbox is no pod of kubelet's, and stays outside the mesh: it has no id, or no pod's name, namespace or UID",
+				"workload", sandbox.key, "sandbox", sandbox.id)
+		}
+		return &verified{complaint: "no pod"}, nil
+	}
 	answer, err := c.ask(ctx, statusMethod, statusOf(sandbox.id))
 	if ctx.Err() != nil {
 		return nil, err

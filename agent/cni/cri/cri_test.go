@@ -200,6 +200,29 @@ func TestRunning(t *testing.T) {
 	}
 }
 
+// TestSandboxesOfNoPod: what somebody runs with crictl, without the texts of a pod, keeps
+// no pod from being known, and is said once.
+func TestSandboxesOfNoPod(t *testing.T) {
+	f, c, log := serve(t)
+	pid := os.Getpid()
+	f.add("host", dbUID, pid, "") // in the node's network: looked at, and no complaint
+	f.mu.Lock()
+	f.sandbox = append([]*runtimeapi.PodSandbox{{Id: "bare"}, {Id: "no-uid", Metadata: &runtimeapi.PodSandboxMetadata{Name: "by-hand", Namespace: "shop"}},
+		{Id: "no-namespace", Metadata: &runtimeapi.PodSandboxMetadata{Name: "by-hand", Uid: dbUID}}, {Metadata: &runtimeapi.PodSandboxMetadata{Name: "no-id"}}}, f.sandbox...)
+	f.mu.Unlock()
+	for range 2 {
+		if places, err := c.Running(t.Context()); err != nil || len(places) > 0 {
+			t.Fatalf("%v, %v", places, err)
+		}
+	}
+	if f.statuses != 1 {
+		t.Errorf("asked for details %d times, want once: of the pod", f.statuses)
+	}
+	if n := strings.Count(log.String(), "is no pod of kubelet's"); n != 4 || strings.Count(log.String(), "sandbox=bare") != 1 {
+		t.Errorf("said %d times, want once of each:\n%s", n, log)
+	}
+}
+
 func TestRuntimeDoesNotAnswer(t *testing.T) {
 	f, c, _ := serve(t)
 	f.mu.Lock()
@@ -209,9 +232,9 @@ func TestRuntimeDoesNotAnswer(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	f.mu.Lock()
-	f.fail, f.sandbox = nil, []*runtimeapi.PodSandbox{{Id: "x"}}
+	f.fail, f.sandbox = nil, []*runtimeapi.PodSandbox{{Id: strings.Repeat("x", maxText+1)}}
 	f.mu.Unlock()
-	if _, err := c.Running(t.Context()); err == nil || !strings.Contains(err.Error(), "without an id") {
+	if _, err := c.Running(t.Context()); err == nil || !strings.Contains(err.Error(), "are more than") {
 		t.Errorf("a list that cannot be understood: %v", err)
 	}
 }

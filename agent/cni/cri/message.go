@@ -2,7 +2,6 @@ package cri
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -128,10 +127,13 @@ func decodeSandbox(message []byte) (s sandbox, ready bool, err error) {
 		}
 		return nil
 	})
-	if err == nil && (s.id == "" || s.key.Name == "" || s.key.Namespace == "" || s.uid == "") {
-		err = errors.New("a sandbox without an id, or without its pod's name, namespace or UID")
-	}
 	return s, ready, err
+}
+
+// isPod is false for sandboxes that kubelet did not make: crictl runs them without the
+// texts by which a pod is known.
+func (s *sandbox) isPod() bool {
+	return s.id != "" && s.key.Name != "" && s.key.Namespace != "" && s.uid != ""
 }
 
 // decodeMetadata reads a PodSandboxMetadata: name (1), uid (2), namespace (3).

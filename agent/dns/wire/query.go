@@ -30,13 +30,20 @@ const (
 
 // Record types, and the class IN.
 const (
-	TypeA    = 1
-	TypeSOA  = 6
-	TypeAAAA = 28
-	TypeOPT  = 41
-	typeIXFR = 251
-	typeAXFR = 252
-	TypeANY  = 255
+	TypeA     = 1
+	typeNS    = 2
+	typeCNAME = 5
+	TypeSOA   = 6
+	typePTR   = 12
+	typeMX    = 15
+	typeTXT   = 16
+	TypeAAAA  = 28
+	typeSRV   = 33
+	TypeOPT   = 41
+	typeHTTPS = 65
+	typeIXFR  = 251
+	typeAXFR  = 252
+	TypeANY   = 255
 
 	classIN = 1
 )
@@ -304,6 +311,62 @@ func (q *Query) Host() string {
 		rest = rest[1+n:]
 	}
 	return host.String()
+}
+
+// Text is the question for a person: the name, and the type's mnemonic or number.
+func (q *Query) Text() string {
+	name := q.Host()
+	if name == "" {
+		name = "a name that is no host's"
+	}
+	return name + " " + typeText(q.Type)
+}
+
+// typeText is a type's mnemonic, if it is often asked for, or its number (RFC 3597,
+// section 5).
+func typeText(kind uint16) string {
+	switch kind {
+	case TypeA:
+		return "A"
+	case TypeAAAA:
+		return "AAAA"
+	case typeNS:
+		return "NS"
+	case typeCNAME:
+		return "CNAME"
+	case TypeSOA:
+		return "SOA"
+	case typePTR:
+		return "PTR"
+	case typeMX:
+		return "MX"
+	case typeTXT:
+		return "TXT"
+	case typeSRV:
+		return "SRV"
+	case typeHTTPS:
+		return "HTTPS"
+	}
+	return fmt.Sprintf("TYPE%d", kind)
+}
+
+// RcodeText is a response code's mnemonic or number.
+func RcodeText(rcode int) string {
+	switch rcode {
+	case NoError:
+		return "NOERROR"
+	case FormatError:
+		return "FORMERR"
+	case ServerFailure:
+		return "SERVFAIL"
+	case NameError:
+		return "NXDOMAIN"
+	case 4:
+		return "NOTIMP"
+	case Refused:
+		return "REFUSED"
+	}
+	return fmt.Sprintf("RCODE %d", rcode)
 }
 
 // Upstream is the query as it is sent on, under another ID. EDNS is between

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -55,17 +56,49 @@ func ParseResponse(b []byte, q *Query, id uint16) (*Response, error) {
 	return r, nil
 }
 
-// takeOPT takes the OPT record out, if it is the last.
+// takeOPT takes the OPT record out, which may be anywhere in the additional section
+// (RFC 6891, section 6.1.1). What is behind it goes along as far as it can be moved:
+// nobody needs additional records.
 func (r *Response) takeOPT(l *layout) {
-	n := len(l.records)
-	if n == 0 || l.records[n-1].kind != TypeOPT || l.records[n-1].section != 2 {
+	i := slices.IndexFunc(l.records, func(rec record) bool { return rec.kind == TypeOPT && rec.section == 2 })
+	if i < 0 {
 		return
 	}
-	opt := l.records[n-1]
+	opt, left := l.records[i], l.counts[3]-1
 	r.Rcode |= int(r.raw[opt.fixed+4]) << 4
-	raw := append([]byte(nil), r.raw[:opt.start]...)
-	binary.BigEndian.PutUint16(raw[10:], uint16(l.counts[3]-1))
-	r.raw, l.records = raw, l.records[:n-1]
+	raw, kept := append([]byte(nil), r.raw[:opt.start]...), l.records[:i]
+	for j, rec := range l.records[i+1:] {
+		moved, ok := r.moved(rec, opt)
+		if !ok && rec.kind != TypeOPT { // a second one is for judge to refuse
+			left -= len(l.records[i+1+j:])
+			break
+		}
+		gap := opt.end - opt.start
+		raw, rec.start, rec.fixed, rec.end = append(raw, moved...), rec.start-gap, rec.fixed-gap, rec.end-gap
+		kept = append(kept, rec)
+	}
+	binary.BigEndian.PutUint16(raw[10:], uint16(left))
+	r.raw, l.records = raw, kept
+}
+
+// moved is a record as it is without one before it: names point to where others are in
+// the message. It returns false for one that may have names in its data.
+func (r *Response) moved(rec, gone record) ([]byte, bool) {
+	b := append([]byte(nil), r.raw[rec.start:rec.end]...)
+	if rec.kind != TypeA && rec.kind != TypeAAAA {
+		return b, false
+	}
+	for at := 0; b[at] != 0; at += 1 + int(b[at]) {
+		if b[at] < 0xc0 {
+			continue
+		}
+		to := int(binary.BigEndian.Uint16(b[at:]) &^ 0xc000)
+		if to >= gone.end {
+			binary.BigEndian.PutUint16(b[at:], uint16(to-gone.end+gone.start)|0xc000)
+		}
+		return b, to < gone.start || to >= gone.end
+	}
+	return b, true
 }
 
 // judge finds out whether and for how long the response may be kept.
@@ -74,7 +107,7 @@ func (r *Response) judge(l *layout, q *Query) error {
 	answered, denied := false, false
 	for _, rec := range l.records {
 		if rec.kind == TypeOPT {
-			return fmt.Errorf("%w: OPT is not the last record", ErrMalformed)
+			return fmt.Errorf("%w: OPT twice, or among the answers", ErrMalformed)
 		}
 		r.ttls = append(r.ttls, rec.fixed+4)
 		ttl := binary.BigEndian.Uint32(r.raw[rec.fixed+4:])

@@ -5,7 +5,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/netip"
+	"strings"
 	"testing"
+	"unicode"
 
 	"golang.org/x/net/dns/dnsmessage"
 )
@@ -196,6 +198,74 @@ func TestResponse(t *testing.T) {
 	}
 }
 
+// TestWhereOPTMayBe: anywhere in the additional section, and once (RFC 6891, section 6.1.1).
+func TestWhereOPTMayBe(t *testing.T) {
+	asked, err := ParseQuery(query(t, "_db._tcp.example.", dnsmessage.TypeSRV, &edns{size: 4096}))
+	must(t, err)
+	bare, err := ParseQuery(query(t, "_db._tcp.example.", dnsmessage.TypeSRV, nil))
+	must(t, err)
+	one, other := dnsmessage.MustNewName("one.example."), dnsmessage.MustNewName("other.test.")
+	header := func(name dnsmessage.Name) dnsmessage.ResourceHeader {
+		return dnsmessage.ResourceHeader{Name: name, Class: dnsmessage.ClassINET, TTL: 60}
+	}
+	answer := func(additional func(*dnsmessage.Builder)) []byte {
+		return reply(t, asked.Upstream(7), dnsmessage.RCodeSuccess, false, func(b *dnsmessage.Builder, name dnsmessage.Name) {
+			must(t, b.SRVResource(header(name), dnsmessage.SRVResource{Target: one}), b.StartAdditionals())
+			additional(b)
+		})
+	}
+	opt := func(b *dnsmessage.Builder) {
+		var h dnsmessage.ResourceHeader
+		must(t, h.SetEDNS0(4096, dnsmessage.RCode(16), false), b.OPTResource(h, dnsmessage.OPTResource{Options: []dnsmessage.Option{{Code: optionPadding, Data: make([]byte, 9)}}}))
+	}
+	a := func(b *dnsmessage.Builder, name dnsmessage.Name) {
+		must(t, b.AResource(header(name), dnsmessage.AResource{A: [4]byte{10, 0, 0, 1}}))
+	}
+	aaaa := func(b *dnsmessage.Builder, name dnsmessage.Name) {
+		must(t, b.AAAAResource(header(name), dnsmessage.AAAAResource{AAAA: [16]byte{15: 1}}))
+	}
+	text := func(b *dnsmessage.Builder) {
+		must(t, b.TXTResource(header(one), dnsmessage.TXTResource{TXT: []string{"x"}}))
+	}
+	for name, c := range map[string]struct {
+		fill func(*dnsmessage.Builder)
+		want string
+	}{
+		"last":            {func(b *dnsmessage.Builder) { a(b, one); opt(b) }, "one.example."},
+		"first":           {func(b *dnsmessage.Builder) { opt(b); a(b, one); aaaa(b, one) }, "one.example. one.example."},
+		"in the middle":   {func(b *dnsmessage.Builder) { a(b, one); opt(b); a(b, other); aaaa(b, other) }, "one.example. other.test. other.test."}, // a pointer behind it
+		"before unmoved":  {func(b *dnsmessage.Builder) { a(b, one); opt(b); a(b, other); text(b); a(b, one) }, "one.example. other.test."},
+		"twice":           {func(b *dnsmessage.Builder) { opt(b); opt(b) }, "malformed"},
+		"twice and apart": {func(b *dnsmessage.Builder) { opt(b); a(b, one); opt(b) }, "malformed"},
+	} {
+		r, err := ParseResponse(answer(c.fill), asked, 7)
+		if c.want == "malformed" {
+			if !errors.Is(err, ErrMalformed) {
+				t.Errorf("%s: %v", name, err)
+			}
+			continue
+		}
+		must(t, err)
+		if r.Rcode != 16 || r.TTL != 60 {
+			t.Errorf("%s: code %d, %d s", name, r.Rcode, r.TTL)
+		}
+		m := parse(t, r.For(bare, 512, 10, false))
+		var names []string
+		for _, additional := range m.Additionals {
+			names = append(names, additional.Header.Name.String())
+			if additional.Header.TTL != 50 {
+				t.Errorf("%s: %+v", name, additional.Header)
+			}
+		}
+		if got := strings.Join(names, " "); got != c.want || len(m.Answers) != 1 {
+			t.Errorf("%s: %q, want %q", name, got, c.want)
+		}
+		if m := parse(t, r.For(asked, 512, 0, false)); m.Additionals[len(m.Additionals)-1].Header.Type != dnsmessage.TypeOPT {
+			t.Errorf("%s: the client's own OPT is not there: %+v", name, m)
+		}
+	}
+}
+
 func TestLasting(t *testing.T) {
 	soa := func(ttl, minimum uint32) func(*dnsmessage.Builder, dnsmessage.Name) {
 		return func(b *dnsmessage.Builder, name dnsmessage.Name) {
@@ -273,7 +343,9 @@ func FuzzQuery(f *testing.F) {
 			FormatFailure(b)
 			return
 		}
-		q.Host()
+		if text := q.Text(); len(text) > maxName+len(" TYPE65535") || strings.ContainsFunc(text, unicode.IsControl) {
+			t.Fatalf("for a person it is %q", text)
+		}
 		up := q.Upstream(1)
 		again, err := ParseQuery(up)
 		if err != nil || again.Name != q.Name || again.Type != q.Type || q.Plain && !again.Plain {
@@ -302,6 +374,10 @@ func FuzzResponse(f *testing.F) {
 	must(f, err)
 	f.Add(reply(f, plain.Upstream(0), dnsmessage.RCodeSuccess, true, addresses(60, 3)))
 	f.Add(reply(f, plain.Upstream(0), dnsmessage.RCodeNameError, false, nil))
+	f.Add(reply(f, plain.Upstream(0), dnsmessage.RCodeSuccess, false, func(b *dnsmessage.Builder, name dnsmessage.Name) {
+		addOPT(f, b, edns{size: 4096})
+		addresses(60, 2)(b, name) // behind it
+	}))
 	f.Add(reply(f, opaque.Upstream(0), dnsmessage.RCodeSuccess, true, addresses(60, 300)))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if len(b) > 2 {

@@ -71,6 +71,7 @@ func (s Store) Save(st Pod) error {
 	}
 	tmp := s.file(st.Name) + ".new"
 	if err := os.WriteFile(tmp, append(data, '\n'), 0o600); err != nil {
+		_ = os.Remove(tmp) // on a full disk a part of it may be there
 		return fmt.Errorf("write state: %w", err)
 	}
 	if err := os.Rename(tmp, s.file(st.Name)); err != nil {

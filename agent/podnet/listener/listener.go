@@ -1,6 +1,6 @@
 // Package listener opens the agent's listeners inside pods, adopts those of
 // another process, and gives its own away: marked, transparent, with keepalives.
-// It keeps nothing; what leads connections to a listener is not its business.
+// It keeps nothing.
 package listener
 
 import (
@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/heddle-mesh/heddle/agent/netns"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
@@ -95,7 +96,7 @@ func Transparent(fd, family int) error {
 	if family == unix.AF_INET6 {
 		level, option = unix.SOL_IPV6, unix.IPV6_TRANSPARENT
 	}
-	if err := unix.SetsockoptInt(fd, level, option, 1); err != nil {
+	if err := netns.SetOption(fd, level, option, 1); err != nil {
 		return fmt.Errorf("make socket transparent (the agent needs CAP_NET_ADMIN): %w", err)
 	}
 	return nil

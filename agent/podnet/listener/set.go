@@ -3,6 +3,7 @@ package listener
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -10,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/heddle-mesh/heddle/bpf"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
@@ -48,6 +50,39 @@ func (l *Set) All(fn func(*Socket) error) error {
 	return errors.Join(errs...)
 }
 
+// Lead hands the sockets to the kernel.
+func (l *Set) Lead(set func(bpf.Slot, uintptr) error) error {
+	return l.All(func(s *Socket) error {
+		raw, err := s.SyscallConn()
+		if err != nil {
+			return err
+		}
+		var inner error
+		err = raw.Control(func(fd uintptr) { inner = set(s.slot(), fd) })
+		if err = errors.Join(err, inner); err != nil {
+			return fmt.Errorf("redirect to the socket of port %d: %w", s.Port, err)
+		}
+		return nil
+	})
+}
+
+// slot is where the kernel has the socket.
+func (s *Socket) slot() bpf.Slot {
+	slots := map[uint16][2]bpf.Slot{
+		OutboundPort:    {bpf.OutboundV4, bpf.OutboundV6},
+		InboundPort:     {bpf.InboundV4, bpf.InboundV6},
+		mesh.TunnelPort: {bpf.TunnelV4, bpf.TunnelV6},
+		mesh.DNSPort:    {bpf.DNSStreamV4, bpf.DNSStreamV6},
+	}[s.Port]
+	if s.Datagram {
+		slots = [2]bpf.Slot{bpf.DNSDatagramV4, bpf.DNSDatagramV6}
+	}
+	if s.IPv6 {
+		return slots[1]
+	}
+	return slots[0]
+}
+
 func (l *Set) groups() map[uint16]*[]*net.TCPListener {
 	return map[uint16]*[]*net.TCPListener{
 		OutboundPort: &l.Outbound, InboundPort: &l.Inbound, mesh.TunnelPort: &l.Tunnel, mesh.DNSPort: &l.Names,
@@ -64,37 +99,55 @@ func (l *Set) Close() error {
 	})
 }
 
+// From returns the descriptor, which stays its owner's, of a socket that another
+// agent has opened in the pod, if there is one.
+type From func(Inherited) (int, bool)
+
 // OpenSet opens a Set in the calling thread's network namespace, those for DNS only
-// if asked to. inherited returns the descriptor, which stays its owner's, of a
-// socket that another agent has opened there, if there is one.
-func OpenSet(ctx context.Context, families []int, mark uint32, dns bool, inherited func(Inherited) (int, bool)) (l Set, err error) {
+// if asked to.
+func OpenSet(ctx context.Context, families []int, mark uint32, dns bool, inherited From) (l Set, err error) {
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, l.Close())
 		}
 	}()
 	for _, family := range families {
-		v6 := family == unix.AF_INET6
 		for port, group := range l.groups() {
-			if port == mesh.DNSPort && !dns {
+			if port == mesh.DNSPort {
 				continue
 			}
-			var ln *net.TCPListener
-			if fd, ok := inherited(Inherited{Port: port, IPv6: v6}); ok {
-				ln, err = Adopt(fd, family, mark)
-			} else {
-				ln, err = Open(ctx, family, port, mark)
-			}
+			ln, err := open(ctx, family, port, mark, inherited)
 			if err != nil {
 				return l, err
 			}
 			*group = append(*group, ln)
 		}
-		if !dns {
-			continue
+	}
+	if dns {
+		names, err := OpenNames(ctx, families, mark, inherited)
+		if err != nil {
+			return l, err
 		}
+		l.Names, l.Queries = names.Names, names.Queries
+	}
+	return l, nil
+}
+
+// OpenNames opens the sockets of a Set that are for DNS, as OpenSet does.
+func OpenNames(ctx context.Context, families []int, mark uint32, inherited From) (l Set, err error) {
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.Close())
+		}
+	}()
+	for _, family := range families {
+		ln, err := open(ctx, family, mesh.DNSPort, mark, inherited)
+		if err != nil {
+			return l, err
+		}
+		l.Names = append(l.Names, ln)
 		var q *Queries
-		if fd, ok := inherited(Inherited{Port: mesh.DNSPort, IPv6: v6, Datagram: true}); ok {
+		if fd, ok := inherited(Inherited{Port: mesh.DNSPort, IPv6: family == unix.AF_INET6, Datagram: true}); ok {
 			q, err = AdoptQueries(fd, family, mark)
 		} else {
 			q, err = OpenQueries(family, mesh.DNSPort, mark)
@@ -105,4 +158,11 @@ func OpenSet(ctx context.Context, families []int, mark uint32, dns bool, inherit
 		l.Queries = append(l.Queries, q)
 	}
 	return l, nil
+}
+
+func open(ctx context.Context, family int, port uint16, mark uint32, inherited From) (*net.TCPListener, error) {
+	if fd, ok := inherited(Inherited{Port: port, IPv6: family == unix.AF_INET6}); ok {
+		return Adopt(fd, family, mark)
+	}
+	return Open(ctx, family, port, mark)
 }

@@ -1,5 +1,5 @@
-// Package proof makes and sends the packets by which enrolling proves that a gate
-// sees a pod's traffic: bare TCP segments to and from an address that nobody has.
+// Package proof proves that a gate sees a pod's traffic, by packets that it must
+// drop: bare TCP segments to and from an address that nobody has.
 // It keeps nothing, and is safe for concurrent use.
 package proof
 

@@ -16,18 +16,11 @@ import (
 
 // LocalOf returns the address at which a socket was accepted.
 func LocalOf(fd int) (netip.AddrPort, error) {
-	at, err := unix.Getsockname(fd)
-	if err != nil {
-		return netip.AddrPort{}, os.NewSyscallError("getsockname", err)
+	at, errno := eventloop.LocalAddr(fd)
+	if errno != 0 {
+		return netip.AddrPort{}, os.NewSyscallError("getsockname", errno)
 	}
-	switch at := at.(type) {
-	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(at.Addr), uint16(at.Port)), nil
-	case *unix.SockaddrInet6:
-		return Unmap(netip.AddrPortFrom(netip.AddrFrom16(at.Addr), uint16(at.Port))), nil
-	default:
-		return netip.AddrPort{}, fmt.Errorf("getsockname: not an address but %T", at)
-	}
+	return Unmap(at), nil
 }
 
 // ConnOf makes a socket one of the net package's. The descriptor is not the

@@ -4,7 +4,9 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/heddle-mesh/heddle/internal/flow"
@@ -69,7 +71,7 @@ func Allowed(view *mesh.View, r *flow.Record, probe bool, onNode OnNode) (mesh.R
 		Peer: r.Source.Identity, Source: r.Source.Addr.Addr(), Destination: w, Port: r.Destination.Addr.Port(), Probe: probe,
 	}, onNode)
 	switch {
-	case view.Revoked(w.Identity), decision.Reason == mesh.ReasonIdentityRevoked:
+	case decision.Reason == mesh.ReasonIdentityRevoked:
 		return mesh.ReasonIdentityRevoked, false
 	case permit.Valid(), decision.Reason == mesh.ReasonNotSynced:
 		return mesh.ReasonUnknown, true
@@ -111,6 +113,27 @@ func Placed(w *mesh.Workload, addresses []netip.Addr) *mesh.Workload {
 	placed := *w
 	placed.Addresses = addresses
 	return &placed
+}
+
+// Among reports whether an address, mapped or not, is one of those that a node has
+// of its pod.
+func Among(addresses []netip.Addr, addr netip.Addr) bool {
+	return slices.Contains(addresses, addr.Unmap())
+}
+
+// AddressedTo returns the status and the reason with which to refuse a stream that is
+// for no address of w, and an error that says so. addresses are those that w's node
+// has of it: when the configuration still has those of the pod that had the name
+// before, another candidate may be asked.
+func AddressedTo(w *mesh.Workload, addresses []netip.Addr, authority netip.AddrPort) (status int, reason mesh.Reason, err error) {
+	switch addr := authority.Addr().Unmap(); {
+	case w.HasAddress(addr):
+		return http.StatusOK, mesh.ReasonUnknown, nil
+	case Among(addresses, addr):
+		return http.StatusServiceUnavailable, mesh.ReasonNotSynced, fmt.Errorf("%s is not known of %s yet", addr, w.Key)
+	default:
+		return http.StatusBadRequest, mesh.ReasonAuthorityMismatch, fmt.Errorf("CONNECT to %s, which is not an address of %s", authority, w.Key)
+	}
 }
 
 // InFamily returns client, or when its family is not that of target, the

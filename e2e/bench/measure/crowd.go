@@ -2,6 +2,7 @@ package measure
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -42,6 +43,9 @@ func manyPods(ctx context.Context, w *world.World, s Sizes) ([]Sample, error) {
 // others.
 const quietRate = 400
 
+// errEarly is of a load that ended without an error, and too soon.
+var errEarly = errors.New("it ended by itself")
+
 // noise compares a quiet pod's p99 without and with a loud neighbour on its
 // node, which floods other servers with bulk and with connections.
 func noise(ctx context.Context, w *world.World, s Sizes) ([]Sample, error) {
@@ -52,22 +56,33 @@ func noise(ctx context.Context, w *world.World, s Sizes) ([]Sample, error) {
 	loudCtx, hush := context.WithCancel(ctx)
 	long := s.RateDuration + time.Minute
 	var group sync.WaitGroup
-	group.Go(func() { _, _ = iperf(loudCtx, w, world.Client(1), 4, long) }) // cut short, always
-	group.Go(func() { _, _ = wrk(loudCtx, w, world.Client(1), 1, 16, long, "-H", "Connection: close") })
+	var early [2]error // a load that ended before it was cut short, as it always is
+	loud := func(i int, run func() error) {
+		group.Go(func() {
+			if err := run(); loudCtx.Err() == nil {
+				early[i] = fmt.Errorf("the loud neighbour has fallen silent: %w", cmp.Or(err, errEarly))
+			}
+		})
+	}
+	loud(0, func() error { _, err := iperf(loudCtx, w, world.Client(1), 4, long); return err })
+	loud(1, func() error {
+		_, err := wrk(loudCtx, w, world.Client(1), 1, 16, long, "-H", "Connection: close")
+		return err
+	})
 	time.Sleep(500 * time.Millisecond)
 	noisy, err := rate(ctx, w, quietRate, s.RateDuration)
 	hush()
 	group.Wait()
-	if err != nil {
+	if err = errors.Join(err, early[0], early[1]); err != nil {
 		return nil, err
 	}
 	failed := quiet.Errors + noisy.Errors
 	return []Sample{{"noise", noisy.P99 / quiet.P99, failed}, {"noise_p99", noisy.P99, failed}}, nil
 }
 
-// settle is how long memory is left to come to rest: Heddle gives back what it
-// does not need after three quiet seconds.
-const settle = 7 * time.Second
+// DefaultSettle is long enough for Heddle, which gives back what it does not need
+// after three quiet seconds.
+const DefaultSettle = 7 * time.Second
 
 // memory measures fresh proxies: idle, and with more and more idle connections
 // from eight pods to one.
@@ -78,7 +93,7 @@ func memory(ctx context.Context, w *world.World, s Sizes) ([]Sample, error) {
 	if err := w.RestartProxies(ctx); err != nil {
 		return nil, err
 	}
-	time.Sleep(settle)
+	time.Sleep(s.Settle)
 	idle, err := resident(w)
 	if err != nil {
 		return nil, err
@@ -103,7 +118,7 @@ func memory(ctx context.Context, w *world.World, s Sizes) ([]Sample, error) {
 			failed += h.held.Errors
 		}
 		open = count
-		time.Sleep(settle)
+		time.Sleep(s.Settle)
 		now, err := resident(w)
 		if err != nil {
 			return nil, err

@@ -36,6 +36,8 @@ type Sizes struct {
 	Rate int
 	// Held are the numbers of idle connections, ascending.
 	Held []int
+	// Settle is how long memory is left to come to rest before it is looked at.
+	Settle time.Duration
 }
 
 // Test is a measurement by its name.
@@ -190,20 +192,26 @@ type iperfReport struct {
 	} `json:"end"`
 }
 
+// serverFree is how long iperf3's server may take to be done with the run before.
+const serverFree = 10 * time.Second
+
 func iperf(ctx context.Context, w *world.World, pod string, streams int, d time.Duration, more ...string) (iperfReport, error) {
 	var r iperfReport
 	args := append([]string{"iperf3", "-c", world.Address(world.Bulk)[:strings.IndexByte(world.Address(world.Bulk), ':')], "-p", fmt.Sprint(world.Port),
 		"-t", seconds(d), "-P", fmt.Sprint(streams), "-J"}, more...)
-	// The server is busy for a moment after the run before.
-	for range 20 {
+	// The server is busy for a moment after the run before, and then says so or resets
+	// the connection, whichever arrives first.
+	for began, again := time.Now(), true; again; {
+		attempt := time.Now()
+		r = iperfReport{}
 		out, err := output(w.Command(ctx, pod, args...))
 		if jsonErr := json.Unmarshal([]byte(out), &r); jsonErr != nil {
 			return r, errors.Join(err, jsonErr)
 		}
-		if !strings.Contains(r.Error, "busy") {
-			break
+		busy := strings.Contains(r.Error, "busy") || strings.Contains(r.Error, "reset by peer") && time.Since(attempt) < time.Second
+		if again = busy && time.Since(began) < serverFree; again {
+			time.Sleep(100 * time.Millisecond)
 		}
-		time.Sleep(100 * time.Millisecond)
 	}
 	if r.Error != "" {
 		return r, fmt.Errorf("iperf3: %s", r.Error)

@@ -11,6 +11,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -240,7 +241,14 @@ func cacheKey(ctx context.Context, module string) (string, error) {
 	}
 	sum := sha256.New()
 	fmt.Fprintf(sum, "%s %s %q\n", strings.TrimSpace(string(out)), runtime.GOARCH, targets())
-	err = filepath.WalkDir(module, func(file string, entry fs.DirEntry, err error) error {
+	err = HashFolder(sum, module)
+	return hex.EncodeToString(sum.Sum(nil))[:12], err
+}
+
+// HashFolder writes the names and contents of all files below a folder, in order, to
+// what makes a cache's key of them.
+func HashFolder(sum io.Writer, folder string) error {
+	return filepath.WalkDir(folder, func(file string, entry fs.DirEntry, err error) error {
 		if err != nil || entry.IsDir() {
 			return err
 		}
@@ -248,11 +256,10 @@ func cacheKey(ctx context.Context, module string) (string, error) {
 		if err != nil {
 			return err
 		}
-		name, err := filepath.Rel(module, file)
+		name, err := filepath.Rel(folder, file)
 		fmt.Fprintf(sum, "%s %d\n%s", name, len(data), data)
 		return err
 	})
-	return hex.EncodeToString(sum.Sum(nil))[:12], err
 }
 
 // lock waits for other processes that build the same.

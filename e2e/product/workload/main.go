@@ -13,7 +13,9 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"sort"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -24,12 +26,20 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 )
 
-const usage = `usage: workload serve | once ADDRESS TEXT | hold ADDRESS TEXT | load ADDRESS CONNECTIONS RATE | dial ADDRESS | ok | wait
-serve  echo lines on :7000, answer HTTP on :8080 and gRPC health on :9090
-once   send TEXT over a connection of its own and print what comes back
+const usage = `usage: workload serve | leave | once ADDRESS TEXT [PATIENCE] | each N ADDRESS... | hold ADDRESS TEXT |
+       load ADDRESS CONNECTIONS RATE | ask ADDRESS CONNECTIONS RATE | dial ADDRESS |
+       resolve NAME | names NAME... | ok | wait
+serve  echo lines on :7000 and :7001, answer HTTP on :8080 and gRPC health on :9090
+leave  the same, and end a second after being told to, whoever is connected
+once   send TEXT over a connection of its own and print what comes back; wait for PATIENCE, 5s unless set
+each   send something over N connections to each ADDRESS, one after the other
 hold   do so again and again over one connection, and print a line each time
 load   keep CONNECTIONS busy, and open RATE a second beside; print what was lost
+ask    make requests of a server that leaves: RATE a second over connections of
+       their own, beside CONNECTIONS that are kept; print what was lost
 dial   say how the very first connection that this process tries ends
+resolve  print the addresses of NAME, as this pod's resolv.conf leads to them
+names  do so all the time with each NAME in turn; print what was lost, and what took more than a second
 ok     end well at once
 wait   do nothing until told to end`
 
@@ -53,19 +63,27 @@ func run(ctx context.Context, args []string) error {
 	switch {
 	case command == "serve":
 		return serve(ctx)
-	case command == "once" && len(args) == 3:
-		answer, err := once(args[1], args[2])
-		fmt.Println(answer)
-		return err
+	case command == "leave":
+		return leave(ctx)
+	case command == "once" && (len(args) == 3 || len(args) == 4):
+		return onceWithin(args[1:])
+	case command == "each" && len(args) > 2:
+		return each(args[1], args[2:])
 	case command == "hold" && len(args) == 3:
 		return hold(ctx, args[1], args[2])
 	case command == "load" && len(args) == 4:
 		return load(ctx, args[1], args[2], args[3])
+	case command == "ask" && len(args) == 4:
+		return ask(ctx, args[1], args[2], args[3])
 	case command == "dial" && len(args) == 2:
-		answer, err := once(args[1], "first")
+		answer, err := once(args[1], "first", patience)
 		fmt.Println("first packet:", answer, err)
 		<-ctx.Done()
 		return nil
+	case command == "resolve" && len(args) == 2:
+		return resolve(ctx, args[1])
+	case command == "names" && len(args) > 1:
+		return resolveAll(ctx, args[1:])
 	case command == "ok":
 		return nil
 	case command == "wait":
@@ -75,9 +93,16 @@ func run(ctx context.Context, args []string) error {
 	return errors.New(usage)
 }
 
-func serve(ctx context.Context) error {
+func serve(ctx context.Context) error { return answer(ctx, echo) }
+
+// answer serves all kinds until ctx ends, with lines answered by one of them.
+func answer(ctx context.Context, lines func(net.Listener)) error {
 	var config net.ListenConfig
 	echoes, err := config.Listen(ctx, "tcp", ":7000")
+	if err != nil {
+		return err
+	}
+	more, err := config.Listen(ctx, "tcp", ":7001")
 	if err != nil {
 		return err
 	}
@@ -89,18 +114,24 @@ func serve(ctx context.Context) error {
 	healthpb.RegisterHealthServer(rpc, health.NewServer())
 	web := &http.Server{Addr: ":8080", ReadHeaderTimeout: patience, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })}
 	var all sync.WaitGroup
-	all.Go(func() { echo(echoes) })
+	all.Go(func() { lines(echoes) })
+	all.Go(func() { lines(more) })
 	all.Go(func() { _ = rpc.Serve(calls) })
 	all.Go(func() { _ = web.ListenAndServe() })
 	<-ctx.Done()
 	rpc.Stop()
-	_, _ = echoes.Close(), web.Close()
+	_, _, _ = echoes.Close(), more.Close(), web.Close()
 	all.Wait()
 	return nil
 }
 
 // echo answers until the listener is closed.
 func echo(l net.Listener) {
+	accept(l, func(conn net.Conn) { _, _ = io.Copy(conn, conn) }) // it ends when the peer is gone
+}
+
+// accept serves each connection until the listener is closed.
+func accept(l net.Listener, serve func(net.Conn)) {
 	for {
 		conn, err := l.Accept()
 		if err != nil {
@@ -108,22 +139,57 @@ func echo(l net.Listener) {
 		}
 		go func() {
 			defer conn.Close()
-			_, _ = io.Copy(conn, conn)
+			serve(conn)
 		}()
 	}
 }
 
-func once(address, text string) (string, error) {
-	conn, err := net.DialTimeout("tcp", address, patience)
+// onceWithin is the command once.
+func onceWithin(args []string) error {
+	limit := patience
+	if len(args) == 3 {
+		var err error
+		if limit, err = time.ParseDuration(args[2]); err != nil {
+			return fmt.Errorf("PATIENCE: %w: write one such as 3s", err)
+		}
+	}
+	answer, err := once(args[0], args[1], limit)
+	fmt.Println(answer)
+	return err
+}
+
+func once(address, text string, limit time.Duration) (string, error) {
+	conn, err := net.DialTimeout("tcp", address, limit)
 	if err != nil {
 		return "", err
 	}
 	defer conn.Close()
-	return exchange(conn, bufio.NewReader(conn), text)
+	return exchange(conn, bufio.NewReader(conn), text, limit)
 }
 
-func exchange(conn net.Conn, in *bufio.Reader, text string) (string, error) {
-	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+// each says of each address how many connections did well; all are tried.
+func each(number string, addresses []string) error {
+	n, err := strconv.Atoi(number)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, address := range addresses {
+		good := 0
+		for range n {
+			if _, err := once(address, "each", patience); err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", address, err))
+				continue
+			}
+			good++
+		}
+		fmt.Println(address, good)
+	}
+	return errors.Join(errs...)
+}
+
+func exchange(conn net.Conn, in *bufio.Reader, text string, limit time.Duration) (string, error) {
+	if err := conn.SetDeadline(time.Now().Add(limit)); err != nil {
 		return "", err
 	}
 	if _, err := io.WriteString(conn, text+"\n"); err != nil {
@@ -144,7 +210,7 @@ func hold(ctx context.Context, address, text string) error {
 	defer conn.Close()
 	in := bufio.NewReader(conn)
 	for n := 1; ctx.Err() == nil; n++ {
-		if _, err := exchange(conn, in, text); err != nil {
+		if _, err := exchange(conn, in, text, patience); err != nil {
 			return fmt.Errorf("broken after %d: %w", n, err)
 		}
 		fmt.Println("held", n)
@@ -157,17 +223,24 @@ func hold(ctx context.Context, address, text string) error {
 type counts struct{ exchanges, opened, lost, broken atomic.Int64 }
 
 func load(ctx context.Context, address, connections, rate string) error {
-	n, err1 := strconv.Atoi(connections)
-	r, err2 := strconv.Atoi(rate)
-	if err := errors.Join(err1, err2); err != nil {
+	var c counts
+	return drive(ctx, connections, rate, func() { c.keep(ctx, address) }, func() { c.open(address) }, func() {
+		fmt.Printf("exchanges %d opened %d lost %d broken %d\n", c.exchanges.Load(), c.opened.Load(), c.lost.Load(), c.broken.Load())
+	})
+}
+
+// drive keeps connections busy and opens others at a rate beside, until it is told
+// to end; it shows the counts all the while.
+func drive(ctx context.Context, connections, rate string, keep, open, show func()) error {
+	n, r, err := numbers(connections, rate)
+	if err != nil {
 		return err
 	}
-	var c counts
 	var all sync.WaitGroup
 	for range n {
-		all.Go(func() { c.keep(ctx, address) })
+		all.Go(keep)
 	}
-	all.Go(func() { c.open(ctx, address, time.Second/time.Duration(r)) })
+	all.Go(func() { every(ctx, time.Second/time.Duration(r), open) })
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	for ctx.Err() == nil {
@@ -175,10 +248,38 @@ func load(ctx context.Context, address, connections, rate string) error {
 		case <-ctx.Done():
 		case <-tick.C:
 		}
-		fmt.Printf("exchanges %d opened %d lost %d broken %d\n", c.exchanges.Load(), c.opened.Load(), c.lost.Load(), c.broken.Load())
+		show()
 	}
 	all.Wait()
 	return nil
+}
+
+// every starts something at a pace, and waits for all of it at the end.
+func every(ctx context.Context, pause time.Duration, start func()) {
+	tick := time.NewTicker(pause)
+	defer tick.Stop()
+	var all sync.WaitGroup
+	defer all.Wait()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		all.Go(start)
+	}
+}
+
+// numbers reads what says how much to do.
+func numbers(connections, rate string) (n, r int, err error) {
+	n, err = strconv.Atoi(connections)
+	if err == nil {
+		r, err = strconv.Atoi(rate)
+	}
+	if err == nil && (n < 0 || r < 1) {
+		err = fmt.Errorf("%s connections and %s a second: %s", connections, rate, usage)
+	}
+	return n, r, err
 }
 
 // keep exchanges over one connection; one that breaks is counted, and made anew.
@@ -193,7 +294,7 @@ func (c *counts) keep(ctx context.Context, address string) {
 		}
 		in := bufio.NewReader(conn)
 		for ctx.Err() == nil {
-			if _, err := exchange(conn, in, "kept"); err != nil {
+			if _, err := exchange(conn, in, "kept", patience); err != nil {
 				c.broken.Add(1)
 				fmt.Println("BROKEN", time.Now().UTC().Format(time.RFC3339Nano), err)
 				break
@@ -205,24 +306,52 @@ func (c *counts) keep(ctx context.Context, address string) {
 	}
 }
 
-// open makes connections at a pace.
-func (c *counts) open(ctx context.Context, address string, pause time.Duration) {
-	tick := time.NewTicker(pause)
-	defer tick.Stop()
-	var all sync.WaitGroup
-	defer all.Wait()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		all.Go(func() {
-			if _, err := once(address, "opened"); err != nil {
-				c.lost.Add(1)
-				fmt.Println("LOST", time.Now().UTC().Format(time.RFC3339Nano), err)
-			}
-			c.opened.Add(1)
-		})
+// open makes a connection and exchanges once.
+func (c *counts) open(address string) {
+	if _, err := once(address, "opened", patience); err != nil {
+		c.lost.Add(1)
+		fmt.Println("LOST", time.Now().UTC().Format(time.RFC3339Nano), err)
 	}
+	c.opened.Add(1)
+}
+
+func resolve(ctx context.Context, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+	defer cancel()
+	begun := time.Now()
+	addrs, err := net.DefaultResolver.LookupHost(ctx, name)
+	sort.Strings(addrs)
+	fmt.Println(strings.Join(addrs, " "))
+	if err != nil {
+		return fmt.Errorf("after %v: %w", time.Since(begun).Round(time.Millisecond), err)
+	}
+	return nil
+}
+
+// resolveAll looks names up, one after the other.
+func resolveAll(ctx context.Context, names []string) error {
+	var asked, lost, slow int
+	shown := time.Now()
+	for i := 0; ctx.Err() == nil; i++ {
+		begun := time.Now()
+		_, err := net.DefaultResolver.LookupHost(ctx, names[i%len(names)])
+		took := time.Since(begun)
+		asked++
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil:
+			lost++
+			fmt.Println("LOST", begun.UTC().Format(time.RFC3339Nano), took, err)
+		case took > time.Second:
+			slow++
+			fmt.Println("SLOW", begun.UTC().Format(time.RFC3339Nano), took, names[i%len(names)])
+		}
+		if time.Since(shown) > 200*time.Millisecond {
+			shown = time.Now()
+			fmt.Printf("asked %d lost %d slow %d\n", asked, lost, slow)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return nil
 }

@@ -3,6 +3,7 @@ package resources
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -56,11 +57,13 @@ func EncodeWorkload(w *mesh.Workload) (*Resource, error) {
 		Labels:           field.FromLabels(w.Labels),
 		Enrolled:         w.Enrolled,
 		Ready:            w.Ready,
+		Leaving:          w.Leaving,
 		NetworkNamespace: w.NetNS,
 		Mode:             field.FromMode(w.Mode),
 		ProbePorts:       field.FromPorts(w.ProbePorts),
 		Uid:              w.UID,
 		Zone:             w.Zone,
+		Dns:              meshpb.DNSMode(w.DNS),
 	}
 	for _, port := range field.SortedKeys(w.PortModes) {
 		m.PortModes = append(m.PortModes, &meshpb.PortMode{Port: uint32(port), Mode: field.FromMode(w.PortModes[port])})
@@ -70,9 +73,21 @@ func EncodeWorkload(w *mesh.Workload) (*Resource, error) {
 
 // EncodeService encodes a service.
 func EncodeService(s *mesh.Service) (*Resource, error) {
-	m := &meshpb.Service{Key: field.FromKey(s.Key), Addresses: field.FromAddresses(s.Addresses), Prefer: meshpb.Nearness(s.Prefer), Sticky: s.Sticky}
+	m := &meshpb.Service{Key: field.FromKey(s.Key), Addresses: field.FromAddresses(s.Addresses), Prefer: meshpb.Nearness(s.Prefer), Sticky: s.Sticky,
+		StickySeconds: uint32(s.StickyFor / time.Second), Unready: s.Unready}
 	for _, p := range s.Ports {
-		m.Ports = append(m.Ports, &meshpb.ServicePort{Name: p.Name, Port: uint32(p.Port), TargetPort: uint32(p.TargetPort)})
+		port := &meshpb.ServicePort{Name: p.Name, Port: uint32(p.Port), TargetPort: uint32(p.TargetPort)}
+		for _, e := range p.Only {
+			port.Only = append(port.Only, field.FromKey(e))
+		}
+		for _, at := range p.Elsewhere {
+			elsewhere := &meshpb.PortElsewhere{TargetPort: uint32(at.TargetPort)}
+			for _, e := range at.Endpoints {
+				elsewhere.Endpoints = append(elsewhere.Endpoints, field.FromKey(e))
+			}
+			port.Elsewhere = append(port.Elsewhere, elsewhere)
+		}
+		m.Ports = append(m.Ports, port)
 	}
 	for _, e := range s.Endpoints {
 		m.Endpoints = append(m.Endpoints, field.FromKey(e))

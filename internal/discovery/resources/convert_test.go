@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -120,16 +121,23 @@ func TestRoundTrip(t *testing.T) {
 	t.Run("workload", rapid.MakeCheck(func(t *rapid.T) {
 		roundTrip(t, &mesh.Workload{Key: genKey().Draw(t, "key"), ServiceAccount: genName().Draw(t, "account"), Node: genName().Draw(t, "node"),
 			Identity: genID().Draw(t, "identity"), Addresses: rapid.SliceOfN(genAddr(), 1, 4).Draw(t, "addresses"), Labels: genLabels().Draw(t, "labels"),
-			Enrolled: rapid.Bool().Draw(t, "enrolled"), Ready: rapid.Bool().Draw(t, "ready"), NetNS: rapid.String().Draw(t, "netns"),
+			Enrolled: rapid.Bool().Draw(t, "enrolled"), Ready: rapid.Bool().Draw(t, "ready"), Leaving: rapid.Bool().Draw(t, "leaving"), NetNS: rapid.String().Draw(t, "netns"),
+			DNS:  rapid.SampledFrom([]mesh.DNSMode{mesh.DNSDefault, mesh.DNSCapture, mesh.DNSDirect}).Draw(t, "dns"),
 			Mode: genMode().Draw(t, "mode"), PortModes: rapid.MapOfN(genPort(), genMode(), 0, 4).Draw(t, "port modes"),
 			ProbePorts: rapid.SliceOfN(genPort(), 0, 4).Draw(t, "probe ports")}, EncodeWorkload, func(d *decoded) *mesh.Workload { return d.workload })
 	}))
 	t.Run("service", rapid.MakeCheck(func(t *rapid.T) {
 		port := rapid.Custom(func(t *rapid.T) mesh.ServicePort {
-			return mesh.ServicePort{Name: rapid.String().Draw(t, "name"), Port: genPort().Draw(t, "port"), TargetPort: genPort().Draw(t, "target")}
+			elsewhere := rapid.Custom(func(t *rapid.T) mesh.PortElsewhere {
+				return mesh.PortElsewhere{TargetPort: genPort().Draw(t, "target"), Endpoints: mesh.SortedKeys(rapid.SliceOfN(genKey(), 1, 3).Draw(t, "endpoints"))}
+			})
+			return mesh.ServicePort{Name: rapid.String().Draw(t, "name"), Port: genPort().Draw(t, "port"), TargetPort: genPort().Draw(t, "target"),
+				Only: rapid.SliceOfN(genKey(), 0, 3).Draw(t, "only"), Elsewhere: rapid.SliceOfN(elsewhere, 0, 2).Draw(t, "elsewhere")}
 		})
 		roundTrip(t, &mesh.Service{Key: genKey().Draw(t, "key"), Addresses: rapid.SliceOfN(genAddr(), 0, 3).Draw(t, "addresses"),
-			Ports: rapid.SliceOfN(port, 0, 3).Draw(t, "ports"), Endpoints: rapid.SliceOfN(genKey(), 0, 5).Draw(t, "endpoints")},
+			Ports: rapid.SliceOfN(port, 0, 3).Draw(t, "ports"), Endpoints: rapid.SliceOfN(genKey(), 0, 5).Draw(t, "endpoints"),
+			Prefer: mesh.Nearness(rapid.IntRange(0, 3).Draw(t, "prefer")), Sticky: rapid.Bool().Draw(t, "sticky"),
+			StickyFor: time.Duration(rapid.Uint32().Draw(t, "seconds")) * time.Second, Unready: rapid.Bool().Draw(t, "unready")},
 			EncodeService, func(d *decoded) *mesh.Service { return d.service })
 	}))
 	t.Run("policy", rapid.MakeCheck(func(t *rapid.T) {

@@ -90,13 +90,14 @@ func ReadFrom(r io.Reader, node string, keys []ed25519.PublicKey) (*Set, error) 
 		return nil, err
 	}
 	h := &Set{Commit: *c, texts: newTexts()}
+	var rows []row
 	for size := 0; ; {
 		m, err := next()
 		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
-			return nil, fmt.Errorf("read resource %d: %w", len(h.rows), err)
+			return nil, fmt.Errorf("read resource %d: %w", len(rows), err)
 		}
 		k, err := KindOf(m.GetResource().GetTypeUrl())
 		if err != nil {
@@ -106,16 +107,16 @@ func ReadFrom(r io.Reader, node string, keys []ed25519.PublicKey) (*Set, error) 
 		if err != nil {
 			return nil, err
 		}
-		if size += len(d.Name) + len(d.Body); size > MaxSetBytes || len(h.rows) >= MaxSetSize {
+		if size += len(d.Name) + len(d.Body); size > MaxSetBytes || len(rows) >= MaxSetSize {
 			return nil, errors.New("more resources than a set may hold")
 		}
-		h.rows = append(h.rows, newRow(d, h.texts))
+		rows = append(rows, newRow(d, h.texts))
 	}
-	h.rows = slices.Clip(h.rows)
-	if !slices.IsSortedFunc(h.rows, compareRows) {
+	if !slices.IsSortedFunc(rows, compareRows) {
 		return nil, errors.New("resources are out of order")
 	}
-	if err := h.check(nil); err != nil {
+	h.fill(rows)
+	if err := h.check(); err != nil {
 		return nil, err
 	}
 	h.shareNames(h.services())

@@ -10,23 +10,23 @@ import (
 // belongs to one goroutine.
 type Held struct {
 	shared *Shared
-	// lacks has a bit for each of shared's byLeaf that is not held as it is;
-	// nil when all are.
+	// lacks has a bit for each of shared's that is not held as it is; nil when all are.
 	lacks []uint64
-	// other is held besides, or in place of what is shared; sorted by Seal.
-	other []Ref
+	// own is held besides, or in place of what is shared, and so is other.
+	own   *List
+	other []Ref // sorted by Seal
 }
 
 // HeldOf returns what an agent has that applied a set.
-func HeldOf(o *Own) *Held { return &Held{shared: o.Shared, other: RefsOf(o.own)} }
+func HeldOf(o *Own) *Held { return &Held{shared: o.Shared, own: o.own} }
 
 // NewHeld returns what an agent has that has nothing. What it says next that it
 // has is compared with newest, which most agents have; nil when there is none.
 func NewHeld(newest *Shared) *Held {
 	if newest == nil {
-		newest = NewShared(nil, nil)
+		newest = NewShared(nil)
 	}
-	h := &Held{shared: newest, lacks: make([]uint64, (len(newest.all)+63)/64)}
+	h := &Held{shared: newest, own: NewList(nil), lacks: make([]uint64, (len(newest.all)+63)/64)}
 	for i := range newest.all {
 		h.lacks[i/64] |= 1 << (i % 64)
 	}
@@ -35,8 +35,8 @@ func NewHeld(newest *Shared) *Held {
 
 // Add notes one more that the agent has. Seal follows the last.
 func (h *Held) Add(ref Ref) {
-	i, ok := h.shared.index(ref.Kind, ref.Name)
-	if ok && h.shared.byLeaf[i].Version == ref.Version {
+	i, ok := search(h.shared.all, ref.Kind, ref.Name)
+	if ok && h.shared.all[i].Version == ref.Version {
 		h.lacks[i/64] &^= 1 << (i % 64)
 		return
 	}
@@ -48,23 +48,32 @@ func (h *Held) Seal() { slices.SortFunc(h.other, CompareRefs) }
 
 // version returns which one of a name is held; "" for none.
 func (h *Held) version(k Kind, name string) string {
+	if r := h.own.find(k, name); r != nil {
+		return r.Version
+	}
 	if i, ok := slices.BinarySearchFunc(h.other, Ref{Kind: k, Name: name}, CompareRefs); ok {
 		return h.other[i].Version
 	}
-	i, ok := h.shared.index(k, name)
-	if !ok || h.lacks != nil && h.lacks[i/64]&(1<<(i%64)) != 0 {
+	if h.lacks == nil {
+		if r := h.shared.Find(k, name); r != nil {
+			return r.Version
+		}
 		return ""
 	}
-	return h.shared.byLeaf[i].Version
+	i, ok := search(h.shared.all, k, name)
+	if !ok || h.lacks[i/64]&(1<<(i%64)) != 0 {
+		return ""
+	}
+	return h.shared.all[i].Version
 }
 
-// nothing reports whether the agent has nothing.
-func (h *Held) nothing() bool {
+// Nothing reports whether the agent has nothing.
+func (h *Held) Nothing() bool {
 	lacking := 0
 	for _, word := range h.lacks {
 		lacking += bits.OnesCount64(word)
 	}
-	return len(h.other) == 0 && lacking == len(h.shared.all)
+	return len(h.other) == 0 && len(h.own.sorted) == 0 && lacking == len(h.shared.all)
 }
 
 // Changes is the difference between two sets, each list in order.
@@ -79,7 +88,7 @@ func (c Changes) Empty() bool { return len(c.Upserts) == 0 && len(c.Removed) == 
 // Difference returns what turns what is held into want. It costs what may differ,
 // not the size of the sets, unless nothing is held.
 func Difference(held *Held, want *Own) Changes {
-	if held.nothing() {
+	if held.Nothing() {
 		return Changes{Upserts: want.All()}
 	}
 	var c Changes
@@ -97,15 +106,17 @@ func Difference(held *Held, want *Own) Changes {
 
 // doubtful returns the names that may differ in want, in order.
 func (h *Held) doubtful(want *Own) []Ref {
-	refs := slices.Concat(h.other, RefsOf(want.own))
+	refs := slices.Clone(h.other)
+	if h.own != want.own {
+		refs = append(append(refs, RefsOf(h.own.sorted)...), RefsOf(want.own.sorted)...)
+	}
 	if h.shared != want.Shared {
 		refs = append(refs, want.Shared.since(h.shared)...)
 	}
 	for at, word := range h.lacks {
 		for ; word != 0; word &= word - 1 {
-			refs = append(refs, h.shared.byLeaf[at*64+bits.TrailingZeros64(word)].Ref)
+			refs = append(refs, h.shared.all[at*64+bits.TrailingZeros64(word)].Ref)
 		}
 	}
-	slices.SortFunc(refs, CompareRefs)
-	return slices.CompactFunc(refs, func(a, b Ref) bool { return CompareRefs(a, b) == 0 })
+	return sortedRefs(refs)
 }

@@ -82,6 +82,24 @@ func (r *row) resource() (*Resource, error) {
 	return again, err
 }
 
+// changes adds what is in the row to what is different in a View.
+func (r *row) changes(c *mesh.Change, n *mesh.Network) {
+	switch object := r.object.(type) {
+	case *mesh.Settings:
+		c.Settings = object
+	case *mesh.Service:
+		c.Services = append(c.Services, object)
+	case *mesh.Workload:
+		c.Workloads = append(c.Workloads, object)
+	case *mesh.Policy:
+		c.Policies = append(c.Policies, object)
+	case *netpolicy.Policy:
+		n.Policies = append(n.Policies, *object)
+	case *netpolicy.Shard:
+		n.Sets = append(n.Sets, *object)
+	}
+}
+
 func (r *row) ref() Ref { return Ref{Kind: r.kind, Name: r.name, Version: r.version.String()} }
 
 func compareRows(a, b row) int {
@@ -138,6 +156,14 @@ func (t *texts) service(s *mesh.Service, name string) {
 	}
 	for i := range s.Ports {
 		s.Ports[i].Name = t.text(s.Ports[i].Name)
+		for j := range s.Ports[i].Only {
+			s.Ports[i].Only[j].Namespace = t.text(s.Ports[i].Only[j].Namespace)
+		}
+		for _, e := range s.Ports[i].Elsewhere {
+			for j := range e.Endpoints {
+				e.Endpoints[j].Namespace = t.text(e.Endpoints[j].Namespace)
+			}
+		}
 	}
 }
 

@@ -8,34 +8,71 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"strings"
 
 	"github.com/heddle-mesh/heddle/internal/mesh"
-	"github.com/heddle-mesh/heddle/internal/mesh/netpolicy"
 )
 
-// Set is a whole set that an agent has verified: immutable.
+// Set is a whole set that an agent has verified: immutable. The next one shares with
+// it what did not change.
 type Set struct {
-	rows   []row // sorted
-	leaves [leafCount]leafHash
+	rows   [leafCount][]row // by leaf, sorted under each
+	leaves leafHashes
+	count  int // of rows
+	size   int // bytes of their names and contents
 	texts  *texts
+	view   *mesh.View // nil until it was built
 	// Commit is the one that was verified.
 	Commit Commit
 }
 
-// size is how many bytes the names and contents of a set have.
-func (h *Set) size() int {
-	total := 0
-	for i := range h.rows {
-		total += len(h.rows[i].name) + int(h.rows[i].size)
+// put replaces what is under a leaf.
+func (h *Set) put(leaf int, rows []row) {
+	for i, list := range [2][]row{h.rows[leaf], rows} {
+		sign := 2*i - 1
+		h.count += sign * len(list)
+		for j := range list {
+			h.size += sign * (len(list[j].name) + int(list[j].size))
+		}
 	}
-	return total
+	h.rows[leaf] = rows
+	var sum leafSum
+	for i := range rows {
+		sum.add(rows[i].kind, rows[i].name, rows[i].version.String())
+	}
+	h.leaves.put(leaf, sum.sum())
+}
+
+// fill puts all rows into an empty set.
+func (h *Set) fill(rows []row) {
+	byLeaf := map[int][]row{}
+	for _, r := range rows {
+		leaf := leafOf(r.kind, r.name)
+		byLeaf[leaf] = append(byLeaf[leaf], r)
+	}
+	for leaf, list := range byLeaf {
+		slices.SortFunc(list, compareRows)
+		h.put(leaf, append(make([]row, 0, len(list)), list...))
+	}
+}
+
+// sorted returns all rows in the order of a set: read only.
+func (h *Set) sorted() []*row {
+	all := make([]*row, 0, h.count)
+	for leaf := range h.rows {
+		for i := range h.rows[leaf] {
+			all = append(all, &h.rows[leaf][i])
+		}
+	}
+	slices.SortFunc(all, func(a, b *row) int { return compareRows(*a, *b) })
+	return all
 }
 
 // Refs returns what is held, in order.
 func (h *Set) Refs() []Ref {
-	refs := make([]Ref, len(h.rows))
-	for i := range h.rows {
-		refs[i] = h.rows[i].ref()
+	refs := make([]Ref, 0, h.count)
+	for _, r := range h.sorted() {
+		refs = append(refs, r.ref())
 	}
 	return refs
 }
@@ -46,20 +83,22 @@ func (h *Set) Older() *Set {
 	if h == nil {
 		return nil
 	}
-	rows := slices.DeleteFunc(slices.Clone(h.rows), func(r row) bool { return r.kind.Newer() })
-	older := &Set{rows: rows, texts: h.texts, Commit: h.Commit}
-	older.hash(nil) // its leaves: a round touches only some
-	return older
+	older := *h
+	older.view = nil
+	for leaf, rows := range h.rows {
+		older.put(leaf, slices.DeleteFunc(slices.Clone(rows), func(r row) bool { return r.kind.Newer() }))
+	}
+	return &older
 }
 
 // Len returns the number of resources.
-func (h *Set) Len() int { return len(h.rows) }
+func (h *Set) Len() int { return h.count }
 
 // Resources returns what is held as it came, in order. An error is its last.
 func (h *Set) Resources() iter.Seq2[*Resource, error] {
 	return func(yield func(*Resource, error) bool) {
-		for i := range h.rows {
-			r, err := h.rows[i].resource()
+		for _, row := range h.sorted() {
+			r, err := row.resource()
 			if !yield(r, err) || err != nil {
 				return
 			}
@@ -69,47 +108,50 @@ func (h *Set) Resources() iter.Seq2[*Resource, error] {
 
 // View builds the model from what is held.
 func (h *Set) View() (*mesh.View, error) {
-	var settings *mesh.Settings
-	workloads := make([]*mesh.Workload, 0, len(h.rows))
-	var services []*mesh.Service
-	var policies []*mesh.Policy
+	var c mesh.Change
 	var network mesh.Network
-	for i := range h.rows {
-		switch object := h.rows[i].object.(type) {
-		case *mesh.Settings:
-			settings = object
-		case *mesh.Service:
-			services = append(services, object)
-		case *mesh.Workload:
-			workloads = append(workloads, object)
-		case *mesh.Policy:
-			policies = append(policies, object)
-		case *netpolicy.Policy:
-			network.Policies = append(network.Policies, *object)
-		case *netpolicy.Shard:
-			network.Sets = append(network.Sets, *object)
-		}
+	for _, r := range h.sorted() {
+		r.changes(&c, &network)
 	}
-	if settings == nil {
+	if c.Settings == nil {
 		return nil, errors.New("build view: the set has no Settings")
 	}
-	return mesh.ViewOf(h.Commit.Revision, *settings, workloads, services, policies, network)
+	var err error
+	h.view, err = mesh.ViewOf(h.Commit.Revision, *c.Settings, c.Workloads, c.Services, c.Policies, network)
+	return h.view, err
+}
+
+// network returns what is held of NetworkPolicies.
+func (h *Set) network() *mesh.Network {
+	var c mesh.Change
+	var n mesh.Network
+	for leaf := range h.rows {
+		for i := range h.rows[leaf] {
+			if h.rows[leaf][i].kind.Newer() {
+				h.rows[leaf][i].changes(&c, &n)
+			}
+		}
+	}
+	return &n
 }
 
 // find returns the row of a name, or nil.
 func (h *Set) find(k Kind, name string) *row {
-	i, ok := slices.BinarySearchFunc(h.rows, row{kind: k, name: name}, compareRows)
+	rows := h.rows[leafOf(k, name)]
+	i, ok := slices.BinarySearchFunc(rows, row{kind: k, name: name}, compareRows)
 	if !ok {
 		return nil
 	}
-	return &h.rows[i]
+	return &rows[i]
 }
 
 func (h *Set) services() []*mesh.Service {
 	var all []*mesh.Service
-	for i := range h.rows {
-		if s, ok := h.rows[i].object.(*mesh.Service); ok {
-			all = append(all, s)
+	for leaf := range h.rows {
+		for i := range h.rows[leaf] {
+			if s, ok := h.rows[leaf][i].object.(*mesh.Service); ok {
+				all = append(all, s)
+			}
 		}
 	}
 	return all
@@ -125,24 +167,6 @@ func (h *Set) shareNames(services []*mesh.Service) {
 			}
 		}
 	}
-}
-
-// hash fills in the leaves that were touched, nil for all, and returns the hash
-// of the set.
-func (h *Set) hash(touched *[leafCount]bool) []byte {
-	var sums [leafCount]leafSum
-	for i := range h.rows {
-		r := &h.rows[i]
-		if leaf := leafOf(r.kind, r.name); touched == nil || touched[leaf] {
-			sums[leaf].add(r.kind, r.name, r.version.String())
-		}
-	}
-	for leaf := range sums {
-		if touched == nil || touched[leaf] {
-			h.leaves[leaf] = sums[leaf].sum()
-		}
-	}
-	return hashRoot(&h.leaves)
 }
 
 // Refusal is why a commit was not applied.
@@ -168,13 +192,12 @@ func checkCommit(c *Commit, node string, keys []ed25519.PublicKey, applied *Comm
 	return nil
 }
 
-// check verifies that the rows are what the commit was made over. Touched are the
-// leaves that are not known yet; nil for all.
-func (h *Set) check(touched *[leafCount]bool) error {
-	if size := h.size(); len(h.rows) > MaxSetSize || size > MaxSetBytes {
-		return fmt.Errorf("the set has %d resources in %d bytes, more than %d or %d", len(h.rows), size, MaxSetSize, MaxSetBytes)
+// check verifies that the rows are what the commit was made over.
+func (h *Set) check() error {
+	if h.count > MaxSetSize || h.size > MaxSetBytes {
+		return fmt.Errorf("the set has %d resources in %d bytes, more than %d or %d", h.count, h.size, MaxSetSize, MaxSetBytes)
 	}
-	if !bytes.Equal(h.hash(touched), h.Commit.Hash) {
+	if !bytes.Equal(hashRoot(&h.leaves, nil), h.Commit.Hash) {
 		return errors.New("hash of the set is not the committed one")
 	}
 	return nil
@@ -263,60 +286,81 @@ func (s *Staging) Close(c *Commit, node string, keys []ed25519.PublicKey, applie
 	}
 	h := s.merge()
 	h.Commit = *c
-	if err := h.check(s.touched()); err != nil {
+	if err := h.check(); err != nil {
 		return nil, nil, &Refusal{Reason: err, Resync: true}
 	}
 	h.shareNames(s.services())
-	view, err := h.View()
+	view, err := s.view(h)
 	if err != nil {
 		return nil, nil, &Refusal{Reason: err, Resync: false}
 	}
 	return h, view, nil
 }
 
-// merge returns the base with the changes.
-func (s *Staging) merge() *Set {
-	changed := make([]row, 0, len(s.upserts))
-	for _, r := range s.upserts {
-		changed = append(changed, r)
+// view builds the model of the base with the changes, from the base's where there
+// is one.
+func (s *Staging) view(h *Set) (*mesh.View, error) {
+	if s.base == nil || s.base.view == nil || s.removed[slot{KindSettings, settingsName}] {
+		return h.View()
 	}
-	slices.SortFunc(changed, compareRows)
-	h := &Set{texts: s.texts}
-	if s.base == nil {
-		h.rows = changed
-		return h
-	}
-	h.leaves = s.base.leaves
-	h.rows = make([]row, 0, len(s.base.rows)+len(changed))
-	for i := range s.base.rows {
-		was := &s.base.rows[i]
-		for len(changed) > 0 && compareRows(changed[0], *was) < 0 {
-			h.rows, changed = append(h.rows, changed[0]), changed[1:]
-		}
-		switch {
-		case len(changed) > 0 && compareRows(changed[0], *was) == 0:
-			h.rows, changed = append(h.rows, changed[0]), changed[1:]
-		case !s.removed[slot{was.kind, was.name}]:
-			h.rows = append(h.rows, *was)
-		}
-	}
-	h.rows = slices.Clip(append(h.rows, changed...))
-	return h
-}
-
-// touched are the leaves that the changes are under; nil means all.
-func (s *Staging) touched() *[leafCount]bool {
-	if s.base == nil {
-		return nil
-	}
-	var touched [leafCount]bool
-	for at := range s.upserts {
-		touched[leafOf(at.kind, at.name)] = true
+	var c mesh.Change
+	var n mesh.Network
+	newer := false
+	for at, r := range s.upserts {
+		r.changes(&c, &n)
+		newer = newer || at.kind.Newer()
 	}
 	for at := range s.removed {
-		touched[leafOf(at.kind, at.name)] = true
+		namespace, name, _ := strings.Cut(at.name, "/")
+		key := mesh.Key{Namespace: namespace, Name: name}
+		switch at.kind {
+		case KindService:
+			c.GoneServices = append(c.GoneServices, key)
+		case KindWorkload:
+			c.GoneWorkloads = append(c.GoneWorkloads, key)
+		case KindPolicy:
+			c.GonePolicies = append(c.GonePolicies, key)
+		default:
+			newer = true
+		}
 	}
-	return &touched
+	if newer {
+		c.Network = h.network()
+	}
+	var err error
+	h.view, err = s.base.view.With(h.Commit.Revision, c)
+	return h.view, err
+}
+
+// merge returns the base with the changes.
+func (s *Staging) merge() *Set {
+	h := &Set{}
+	if s.base != nil {
+		*h = *s.base
+	}
+	h.texts, h.view = s.texts, nil
+	touched := map[int][]row{} // and what is put there
+	for at, r := range s.upserts {
+		leaf := leafOf(at.kind, at.name)
+		touched[leaf] = append(touched[leaf], r)
+	}
+	for at := range s.removed {
+		leaf := leafOf(at.kind, at.name)
+		touched[leaf] = slices.Clip(touched[leaf])
+	}
+	for leaf, put := range touched {
+		rows := make([]row, 0, len(h.rows[leaf])+len(put))
+		for _, was := range h.rows[leaf] {
+			at := slot{was.kind, was.name}
+			if _, changed := s.upserts[at]; !changed && !s.removed[at] {
+				rows = append(rows, was)
+			}
+		}
+		rows = append(rows, put...)
+		slices.SortFunc(rows, compareRows)
+		h.put(leaf, rows)
+	}
+	return h
 }
 
 // services are those among the changes.

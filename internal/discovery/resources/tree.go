@@ -1,9 +1,12 @@
 package resources
 
 import (
+	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"slices"
+	"strings"
 	"sync"
 )
 
@@ -22,6 +25,12 @@ func leafOf(k Kind, name string) int {
 }
 
 type leafHash = [sha256.Size]byte
+
+// leafHashes are those of all leaves, in one piece so that they are hashed at once.
+type leafHashes [leafCount * sha256.Size]byte
+
+func (l *leafHashes) at(leaf int) []byte       { return l[leaf*sha256.Size : (leaf+1)*sha256.Size] }
+func (l *leafHashes) put(leaf int, h leafHash) { copy(l.at(leaf), h[:]) }
 
 // leafSum hashes the sorted names and versions under one leaf; that of none is
 // zero.
@@ -48,13 +57,24 @@ func hashLeaf(list []*Resource) leafHash {
 	return l.sum()
 }
 
-// hashRoot hashes the leaves: the hash of a set.
-func hashRoot(leaves *[leafCount]leafHash) []byte {
+// leafHashOf is the hash of one leaf.
+type leafHashOf struct {
+	leaf int
+	hash leafHash
+}
+
+// hashRoot hashes the leaves, some of them, in order, replaced: the hash of a set.
+func hashRoot(leaves *leafHashes, replaced []leafHashOf) []byte {
 	h := sha256.New()
 	h.Write([]byte("heddle set 2\n"))
-	for i := range leaves {
-		h.Write(leaves[i][:])
+	from := 0
+	for i := range replaced {
+		at := replaced[i].leaf * sha256.Size
+		h.Write(leaves[from:at])
+		h.Write(replaced[i].hash[:])
+		from = at + sha256.Size
 	}
+	h.Write(leaves[from:])
 	return h.Sum(nil)
 }
 
@@ -63,11 +83,12 @@ func hashRoot(leaves *[leafCount]leafHash) []byte {
 // safe for concurrent use.
 type Shared struct {
 	all []*Resource
-	// byLeaf has them by leaf, and sorted under each, which begins at start.
-	byLeaf []*Resource
-	start  [leafCount + 1]int32
-	leaves [leafCount]leafHash
+	// byLeaf has them by leaf, and sorted under each.
+	byLeaf [leafCount][]*Resource
+	leaves leafHashes
 	root   leafHash
+	// encoded are the leaves' resources as they are sent.
+	encoded [leafCount]*encodedLeaf
 
 	// changes are what differs from others, by their roots: most agents hold
 	// the one before.
@@ -77,37 +98,87 @@ type Shared struct {
 	}
 }
 
-// NewShared makes a Shared of resources, which must be sorted and which it
-// keeps. What is the same in last, nil or one from before, is not hashed again.
-func NewShared(all []*Resource, last *Shared) *Shared {
-	c := &Shared{all: all, byLeaf: make([]*Resource, len(all))}
-	c.changes.since = map[leafHash][]Ref{}
-	at := make([]uint16, len(all))
-	for i, r := range all {
-		at[i] = uint16(leafOf(r.Kind, r.Name))
-		c.start[at[i]+1]++
+// NewShared makes a Shared of resources, which must be sorted and which it keeps.
+func NewShared(all []*Resource) *Shared {
+	c := &Shared{all: all}
+	for leaf, list := range byLeaf(all) {
+		c.byLeaf[leaf] = list
+		c.leaves.put(leaf, hashLeaf(list))
 	}
-	for leaf := range leafCount {
-		c.start[leaf+1] += c.start[leaf]
+	return c.rooted()
+}
+
+func byLeaf(sorted []*Resource) map[int][]*Resource {
+	lists := map[int][]*Resource{}
+	for _, r := range sorted {
+		leaf := leafOf(r.Kind, r.Name)
+		lists[leaf] = append(lists[leaf], r)
 	}
-	next := c.start
-	for i, r := range all {
-		c.byLeaf[next[at[i]]] = r
-		next[at[i]]++
-	}
-	for leaf := range leafCount {
-		list := c.under(leaf)
-		if last != nil && slices.Equal(list, last.under(leaf)) {
-			c.leaves[leaf] = last.leaves[leaf]
-			continue
+	return lists
+}
+
+func (c *Shared) rooted() *Shared {
+	copy(c.root[:], hashRoot(&c.leaves, nil))
+	for leaf := range c.encoded {
+		if c.encoded[leaf] == nil && len(c.byLeaf[leaf]) > 0 {
+			c.encoded[leaf] = &encodedLeaf{}
 		}
-		c.leaves[leaf] = hashLeaf(list)
 	}
-	copy(c.root[:], hashRoot(&c.leaves))
+	c.changes.since = map[leafHash][]Ref{}
 	return c
 }
 
-func (c *Shared) under(leaf int) []*Resource { return c.byLeaf[c.start[leaf]:c.start[leaf+1]] }
+// With returns a Shared with some resources put into it, in place of those of the
+// same names, and others taken out. It costs what changed, and eight bytes copied
+// for each resource.
+func (c *Shared) With(put []*Resource, gone []Ref) *Shared {
+	put, gone = slices.Clone(put), slices.Clone(gone)
+	Sort(put)
+	slices.SortFunc(gone, CompareRefs)
+	if len(put) == 0 && len(gone) == 0 {
+		return c
+	}
+	next := &Shared{all: spliced(c.all, put, gone), byLeaf: c.byLeaf, leaves: c.leaves, encoded: c.encoded}
+	goneOf := map[int][]Ref{}
+	putOf := byLeaf(put)
+	for _, ref := range gone {
+		leaf := leafOf(ref.Kind, ref.Name)
+		goneOf[leaf] = append(goneOf[leaf], ref)
+		putOf[leaf] = slices.Clip(putOf[leaf]) // touched, also where nothing is put
+	}
+	for leaf, list := range putOf {
+		next.byLeaf[leaf] = spliced(c.byLeaf[leaf], list, goneOf[leaf])
+		next.leaves.put(leaf, hashLeaf(next.byLeaf[leaf]))
+		next.encoded[leaf] = nil
+	}
+	return next.rooted()
+}
+
+// spliced returns a sorted list with some resources put into it and others taken
+// out, both sorted.
+func spliced(base, put []*Resource, gone []Ref) []*Resource {
+	next := make([]*Resource, 0, len(base)+len(put))
+	for len(put) > 0 || len(gone) > 0 {
+		var ref Ref
+		if len(put) > 0 && (len(gone) == 0 || CompareRefs(put[0].Ref, gone[0]) <= 0) {
+			ref = put[0].Ref
+		} else {
+			ref = gone[0]
+		}
+		at, is := search(base, ref.Kind, ref.Name)
+		next, base = append(next, base[:at]...), base[at:]
+		if is {
+			base = base[1:]
+		}
+		if len(put) > 0 && CompareRefs(put[0].Ref, ref) == 0 {
+			next, put = append(next, put[0]), put[1:]
+		}
+		if len(gone) > 0 && CompareRefs(gone[0], ref) == 0 {
+			gone = gone[1:]
+		}
+	}
+	return append(next, base...)
+}
 
 // All returns the resources, sorted: read only.
 func (c *Shared) All() []*Resource { return c.all }
@@ -115,15 +186,19 @@ func (c *Shared) All() []*Resource { return c.all }
 // Hash returns the hash of the set that has nothing else.
 func (c *Shared) Hash() []byte { return c.root[:] }
 
-// index returns the place of a resource in byLeaf.
-func (c *Shared) index(k Kind, name string) (int, bool) {
-	leaf := leafOf(k, name)
-	i, ok := search(c.under(leaf), k, name)
-	return int(c.start[leaf]) + i, ok
+// Find returns the resource of a name, or nil.
+func (c *Shared) Find(k Kind, name string) *Resource {
+	list := c.byLeaf[leafOf(k, name)]
+	if i, ok := search(list, k, name); ok {
+		return list[i]
+	}
+	return nil
 }
 
 func search(sorted []*Resource, k Kind, name string) (int, bool) {
-	return slices.BinarySearchFunc(sorted, Ref{Kind: k, Name: name}, func(r *Resource, want Ref) int { return CompareRefs(r.Ref, want) })
+	return slices.BinarySearchFunc(sorted, Ref{Kind: k, Name: name}, func(r *Resource, want Ref) int {
+		return cmp.Or(cmp.Compare(r.Kind, want.Kind), strings.Compare(r.Name, want.Name))
+	})
 }
 
 // since returns what is different in from, in order: read only.
@@ -134,95 +209,105 @@ func (c *Shared) since(from *Shared) []Ref {
 		return known
 	}
 	var changed []Ref
-	was, is := from.all, c.all
-	for len(was) > 0 || len(is) > 0 {
-		if len(was) > 0 && len(is) > 0 && was[0] == is[0] {
-			was, is = was[1:], is[1:]
+	for leaf := range leafCount {
+		if bytes.Equal(c.leaves.at(leaf), from.leaves.at(leaf)) {
 			continue
 		}
-		order := 1
-		switch {
-		case len(is) == 0:
-			order = -1
-		case len(was) > 0:
-			order = CompareRefs(was[0].Ref, is[0].Ref)
-		}
-		if order <= 0 {
-			changed, was = append(changed, was[0].Ref), was[1:]
-		} else {
-			changed = append(changed, is[0].Ref)
-		}
-		if order >= 0 {
-			is = is[1:]
+		for _, lists := range [][2][]*Resource{{c.byLeaf[leaf], from.byLeaf[leaf]}, {from.byLeaf[leaf], c.byLeaf[leaf]}} {
+			for _, r := range lists[0] {
+				if i, ok := search(lists[1], r.Kind, r.Name); !ok || lists[1][i].Version != r.Version {
+					changed = append(changed, r.Ref)
+				}
+			}
 		}
 	}
+	changed = sortedRefs(changed)
 	c.changes.since[from.root] = changed
 	return changed
+}
+
+// sortedRefs returns names in order, each once; it may change the list.
+func sortedRefs(refs []Ref) []Ref {
+	slices.SortFunc(refs, CompareRefs)
+	return slices.CompactFunc(refs, func(a, b Ref) bool { return CompareRefs(a, b) == 0 })
+}
+
+// List is what one node alone is told; immutable.
+type List struct {
+	sorted []*Resource
+	leaves []leafList // in order
+}
+
+type leafList struct {
+	leaf int
+	list []*Resource
+}
+
+// NewList makes a List of resources, which must be sorted and which it keeps.
+func NewList(sorted []*Resource) *List {
+	l := &List{sorted: sorted}
+	for leaf, list := range byLeaf(sorted) {
+		l.leaves = append(l.leaves, leafList{leaf, list})
+	}
+	slices.SortFunc(l.leaves, func(a, b leafList) int { return cmp.Compare(a.leaf, b.leaf) })
+	return l
+}
+
+// All returns the resources, sorted: read only.
+func (l *List) All() []*Resource { return l.sorted }
+
+func (l *List) find(k Kind, name string) *Resource {
+	if i, ok := search(l.sorted, k, name); ok {
+		return l.sorted[i]
+	}
+	return nil
 }
 
 // Own is a node's set: what is common, with the node's own in place of the same
 // names, and beside them. It is immutable.
 type Own struct {
 	Shared *Shared
-	own    []*Resource
+	own    *List
+	leaves []leafHashOf // those that are not as in Shared, in order
 	hash   []byte
 }
 
-// NewOwn makes a set of what is common and a node's own, which must be sorted.
-func NewOwn(c *Shared, own []*Resource) *Own {
+// NewOwn makes a set of what is common and a node's own. What is the same in last,
+// nil or the node's set from before, is not hashed again.
+func NewOwn(c *Shared, own *List, last *Own) *Own {
 	o := &Own{Shared: c, own: own, hash: c.Hash()}
-	if len(own) == 0 {
+	if len(own.leaves) == 0 {
 		return o
 	}
-	touched := map[int][]*Resource{}
-	for _, r := range own {
-		leaf := leafOf(r.Kind, r.Name)
-		touched[leaf] = append(touched[leaf], r)
+	same := last != nil && last.own == own
+	o.leaves = make([]leafHashOf, len(own.leaves))
+	for i, l := range own.leaves {
+		if same && bytes.Equal(c.leaves.at(l.leaf), last.Shared.leaves.at(l.leaf)) {
+			o.leaves[i] = last.leaves[i]
+			continue
+		}
+		o.leaves[i] = leafHashOf{l.leaf, hashLeaf(merge(c.byLeaf[l.leaf], l.list))}
 	}
-	leaves := c.leaves
-	for leaf, list := range touched {
-		leaves[leaf] = hashLeaf(merge(c.under(leaf), list))
-	}
-	o.hash = hashRoot(&leaves)
+	o.hash = hashRoot(&c.leaves, o.leaves)
 	return o
 }
 
 // merge returns both lists as one; where names are equal, the second's.
-func merge(common, own []*Resource) []*Resource {
-	all := make([]*Resource, 0, len(common)+len(own))
-	for len(common) > 0 || len(own) > 0 {
-		order := 1
-		switch {
-		case len(own) == 0:
-			order = -1
-		case len(common) > 0:
-			order = CompareRefs(common[0].Ref, own[0].Ref)
-		}
-		if order < 0 {
-			all, common = append(all, common[0]), common[1:]
-			continue
-		}
-		if order == 0 {
-			common = common[1:]
-		}
-		all, own = append(all, own[0]), own[1:]
-	}
-	return all
-}
+func merge(common, own []*Resource) []*Resource { return spliced(common, own, nil) }
 
 // All returns the whole set, sorted.
-func (o *Own) All() []*Resource { return merge(o.Shared.all, o.own) }
+func (o *Own) All() []*Resource { return merge(o.Shared.all, o.own.sorted) }
+
+// Alone returns what the node is told besides, or in place of, what is shared.
+func (o *Own) Alone() []*Resource { return o.own.sorted }
 
 // Hash returns the hash of the set.
 func (o *Own) Hash() []byte { return o.hash }
 
 // find returns the resource of a name, or nil.
 func (o *Own) find(k Kind, name string) *Resource {
-	if i, ok := search(o.own, k, name); ok {
-		return o.own[i]
+	if r := o.own.find(k, name); r != nil {
+		return r
 	}
-	if i, ok := o.Shared.index(k, name); ok {
-		return o.Shared.byLeaf[i]
-	}
-	return nil
+	return o.Shared.Find(k, name)
 }

@@ -48,8 +48,16 @@ func genSet(most int) *rapid.Generator[[]*Resource] {
 	})
 }
 
-func drawOwn(t *rapid.T, name string, last *Shared) *Own {
-	return NewOwn(NewShared(genSet(60).Draw(t, name+" common"), last), genSet(10).Draw(t, name+" own"))
+func drawOwn(t *rapid.T, name string, last *Own) *Own {
+	common, own := genSet(60).Draw(t, name+" common"), NewList(genSet(10).Draw(t, name+" own"))
+	if last == nil {
+		return NewOwn(NewShared(common), own, nil)
+	}
+	if rapid.Bool().Draw(t, "as before") {
+		own = last.own
+	}
+	d := naiveDifference(RefsOf(last.Shared.All()), common)
+	return NewOwn(last.Shared.With(d.Upserts, d.Removed), own, last)
 }
 
 func sameRefs(a, b []Ref) bool {
@@ -61,7 +69,7 @@ func sameRefs(a, b []Ref) bool {
 func TestDifferenceIsThatOfWholeSets(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		was := drawOwn(t, "was", nil)
-		want := drawOwn(t, "want", was.Shared)
+		want := drawOwn(t, "want", was)
 		oracle := naiveDifference(RefsOf(was.All()), want.All())
 		newest := drawOwn(t, "newest", nil).Shared
 		for name, held := range map[string]*Held{
@@ -90,38 +98,64 @@ func told(newest *Shared, set *Own) *Held {
 	return h
 }
 
-func hashOfRows(all []*Resource) []byte {
-	h := &Set{}
+// rowsOf are the rows of resources whose contents nobody looks at.
+func rowsOf(all []*Resource) (rows []row) {
 	for _, r := range all {
-		h.rows = append(h.rows, row{kind: r.Kind, name: r.Name, version: digestOf(r.Kind, r.Name, r.Body)})
+		rows = append(rows, row{kind: r.Kind, name: r.Name, version: digestOf(r.Kind, r.Name, r.Body), size: uint32(len(r.Body))})
 	}
-	return h.hash(nil)
+	return rows
 }
 
-// A round over a base hashes only what it touches, and comes to the same.
-func TestHashOfTouchedLeaves(t *testing.T) {
+func hashOfRows(all []*Resource) []byte {
+	h := &Set{}
+	h.fill(rowsOf(all))
+	return hashRoot(&h.leaves, nil)
+}
+
+// A round over a base costs what it touches, and comes to the same as all rows.
+func TestARoundIsTheSameAsItsSet(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		base := &Set{}
-		for _, r := range genSet(60).Draw(t, "base") {
-			base.rows = append(base.rows, row{kind: r.Kind, name: r.Name, version: digestOf(r.Kind, r.Name, r.Body)})
-		}
-		base.hash(nil)
+		base.fill(rowsOf(genSet(60).Draw(t, "base")))
 		s := NewStaging(base)
-		for _, r := range genSet(10).Draw(t, "changes") {
-			s.upserts[slot{r.Kind, r.Name}] = row{kind: r.Kind, name: r.Name, version: digestOf(r.Kind, r.Name, r.Body)}
+		for _, r := range rowsOf(genSet(10).Draw(t, "changes")) {
+			s.upserts[slot{r.kind, r.name}] = r
 		}
 		for _, r := range genSet(10).Draw(t, "removals") {
 			if s.upserts[slot{r.Kind, r.Name}].name == "" {
 				s.removed[slot{r.Kind, r.Name}] = true
 			}
 		}
-		next := s.merge()
-		if !slices.IsSortedFunc(next.rows, compareRows) {
-			t.Fatal("out of order")
+		before := base.Refs()
+		next, whole := s.merge(), &Set{}
+		var rows []row
+		for _, r := range next.sorted() {
+			rows = append(rows, *r)
 		}
-		got := next.hash(s.touched())
-		if !bytes.Equal(got, (&Set{rows: next.rows}).hash(nil)) {
-			t.Fatal("the hash of a round is not that of its set")
+		whole.fill(rows)
+		if next.leaves != whole.leaves || next.count != whole.count || next.size != whole.size || next.count != len(rows) {
+			t.Fatalf("a round has %d rows of %d bytes, want %d of %d, or another hash", next.count, next.size, whole.count, whole.size)
+		}
+		if !slices.IsSortedFunc(rows, compareRows) || !slices.Equal(before, base.Refs()) {
+			t.Fatal("out of order, or the base has changed")
+		}
+		want := map[slot]string{}
+		for _, ref := range before {
+			want[slot{ref.Kind, ref.Name}] = ref.Version
+		}
+		for at, r := range s.upserts {
+			want[at] = r.version.String()
+		}
+		for at := range s.removed {
+			delete(want, at)
+		}
+		for _, ref := range next.Refs() {
+			if want[slot{ref.Kind, ref.Name}] != ref.Version {
+				t.Fatalf("%v has another version, or should not be there", ref)
+			}
+		}
+		if len(want) != next.count {
+			t.Fatalf("%d rows, want %d", next.count, len(want))
 		}
 	})
 }

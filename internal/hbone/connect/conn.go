@@ -123,6 +123,8 @@ type streamTable struct {
 	sync.Mutex
 	streams map[uint32]*stream
 	places  int    // streams whose goroutines have not ended
+	refused int    // streams that were, and that the guard does not know of
+	acked   bool   // the peer knows our SETTINGS
 	lastID  uint32 // the highest that the peer opened
 	// sendWindow is what we may still send, initialWindow what a new stream may.
 	sendWindow, initialWindow int64

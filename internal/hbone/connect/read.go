@@ -10,6 +10,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/internal/hbone"
 	"github.com/heddle-mesh/heddle/internal/hbone/flood"
+	"github.com/heddle-mesh/heddle/internal/hbone/h2"
 )
 
 // maxContinuations bounds the frames that one request's header may come in.
@@ -117,6 +118,11 @@ func (c *Conn) resetStream(se http2.StreamError) error {
 	return c.guard.Spend(flood.Other)
 }
 
+// idle says whether a stream was never opened. Behind our last GOAWAY the peer may
+// have opened more before it knew: what comes on them is passed over (RFC 9113
+// section 6.8). The caller holds the lock.
+func (c *Conn) idle(id uint32) bool { return id > c.live.lastID && c.live.goaway != goawayFinal }
+
 func (c *Conn) takeData(f *http2.DataFrame) error {
 	size, data := int64(f.Length), f.Data()
 	if len(data) == 0 && !f.StreamEnded() {
@@ -131,7 +137,7 @@ func (c *Conn) takeData(f *http2.DataFrame) error {
 	}
 	st := c.live.streams[f.StreamID]
 	if st == nil || st.err != nil {
-		if f.StreamID > c.live.lastID {
+		if c.idle(f.StreamID) {
 			return http2.ConnectionError(http2.ErrCodeProtocol) // never opened
 		}
 		c.consumed(nil, size) // sent before the peer knew that the stream is over
@@ -187,7 +193,7 @@ func (c *Conn) takeWindowUpdate(f *http2.WindowUpdateFrame) error {
 	}
 	st := c.live.streams[f.StreamID]
 	if st == nil {
-		if f.StreamID > c.live.lastID {
+		if c.idle(f.StreamID) {
 			return http2.ConnectionError(http2.ErrCodeProtocol)
 		}
 		return nil
@@ -206,12 +212,11 @@ func (c *Conn) takeReset(f *http2.RSTStreamFrame) error {
 	}
 	c.live.Lock()
 	defer c.live.Unlock()
-	if f.StreamID > c.live.lastID {
+	if c.idle(f.StreamID) {
 		return http2.ConnectionError(http2.ErrCodeProtocol)
 	}
 	if st := c.live.streams[f.StreamID]; st != nil {
-		st.resetKnown = true
-		st.drop(fmt.Errorf("%w: by the peer: %v", hbone.ErrReset, f.ErrCode))
+		st.peerReset(fmt.Errorf("%w: by the peer: %v", hbone.ErrReset, f.ErrCode))
 	}
 	return nil
 }
@@ -230,28 +235,30 @@ func (c *Conn) takePing(f *http2.PingFrame) error {
 }
 
 func (c *Conn) takeSettings(f *http2.SettingsFrame) error {
-	if err := c.guard.Spend(flood.Settings); err != nil || f.IsAck() {
+	if err := c.guard.Spend(flood.Settings); err != nil {
 		return err
 	}
 	c.live.Lock()
 	defer c.live.Unlock()
+	if f.IsAck() {
+		c.live.acked = true
+		return nil
+	}
+	var list []http2.Setting
 	err := f.ForeachSetting(func(s http2.Setting) error {
-		if err := s.Valid(); err != nil {
-			return err
-		}
-		if s.ID != http2.SettingInitialWindowSize {
-			return nil // we use no table, push nothing, and frames of the least size
-		}
-		change := int64(s.Val) - c.live.initialWindow
-		c.live.initialWindow = int64(s.Val)
+		list = append(list, s) // we use no table, push nothing, and frames of the least size
+		return s.Valid()
+	})
+	if last, largest, ok := h2.InitialWindow(list); ok && err == nil {
 		for _, st := range c.live.streams {
-			if st.sendWindow += change; st.sendWindow > maxWindow {
+			if st.sendWindow+largest-c.live.initialWindow > maxWindow {
 				return http2.ConnectionError(http2.ErrCodeFlowControl)
 			}
+			st.sendWindow += last - c.live.initialWindow
 			st.changed.Broadcast()
 		}
-		return nil
-	})
+		c.live.initialWindow = last
+	}
 	c.queue(controlFrame{kind: http2.FrameSettings, ack: true})
 	return err
 }
@@ -278,6 +285,11 @@ func (c *Conn) takeHeaders(f *http2.HeadersFrame) error {
 		return c.guard.Spend(flood.Refused) // above the GOAWAY's id: the peer repeats it elsewhere
 	}
 	c.live.lastID = id
+	for ; c.live.refused > 0; c.live.refused-- {
+		if err := c.guard.Spend(flood.Reset); err != nil {
+			return err
+		}
+	}
 	if c.live.places >= c.set.Limits.Streams {
 		c.queue(controlFrame{kind: http2.FrameRSTStream, id: id, value: uint32(http2.ErrCodeRefusedStream)})
 		c.refuse(fmt.Errorf("%w: %d streams", hbone.ErrLimit, c.set.Limits.Streams))

@@ -49,7 +49,10 @@ type stream struct {
 	recv       recvWindow
 	sendWindow int64
 	err        error // why the stream is over before its time
-	resetKnown bool  // RST_STREAM was sent or received
+	delivering bool  // deliver has not met the end
+	fate       error // will be err when what came before it is delivered
+	patience   *time.Timer
+	resetKnown bool // RST_STREAM was sent or received
 }
 
 // newStream is called with the connection's lock held.
@@ -59,6 +62,9 @@ func newStream(c *Conn, id uint32, end bool) *stream {
 	st.changed = sync.NewCond(&c.live)
 	size := int64(c.set.Limits.StreamWindow)
 	st.recv = recvWindow{size: size, available: size}
+	if !c.live.acked { // RFC 9113 section 6.9.3
+		st.recv.available = max(size, defaultWindow)
+	}
 	return st
 }
 
@@ -123,6 +129,9 @@ func (st *stream) leave() {
 		st.err = io.ErrClosedPipe // nobody reads what still comes
 	}
 	delete(c.live.streams, st.id)
+	if st.patience != nil {
+		st.patience.Stop()
+	}
 	st.cancel(nil)
 	if c.live.places--; c.live.places == 0 {
 		c.live.idleSince = time.Now()
@@ -149,6 +158,9 @@ func (st *stream) carry(a *hbone.Accepted) {
 	} else if err := st.answer(http.StatusOK, false); err != nil {
 		r.Fail(err)
 	} else {
+		st.conn.live.Lock()
+		st.delivering = true
+		st.conn.live.Unlock()
 		var down sync.WaitGroup
 		down.Add(1)
 		c.set.Spawn(func() {
@@ -205,6 +217,9 @@ func (st *stream) forward(r *relay.Relay) {
 		n, err := st.write(p)
 		r.Counters.Sent.Add(uint64(n))
 		from.Release()
+		if errors.Is(err, errFated) {
+			return // deliver says so when it is through
+		}
 		if err != nil {
 			r.Fail(err)
 			return
@@ -280,7 +295,11 @@ func (st *stream) next() (chunk, error) {
 				st.received = nil
 			}
 			return ch, nil
+		case st.fate != nil:
+			st.drop(st.fate)
+			return chunk{}, st.fate
 		case st.recvEnd:
+			st.delivering = false
 			return chunk{}, io.EOF
 		}
 		st.changed.Wait()
@@ -296,6 +315,30 @@ func (st *stream) drop(err error) {
 	st.err = err
 	st.changed.Broadcast()
 	st.cancel(err)
+}
+
+// lastWordsWithin bounds how long an application that does not read keeps a stream
+// that the peer has reset.
+const lastWordsWithin = 3 * time.Second
+
+// errFated ends the writing to a stream that the peer has reset.
+var errFated = errors.New("the peer has reset the stream")
+
+// peerReset is the peer's RST_STREAM: what came before it goes to the application
+// first. The caller holds the lock.
+func (st *stream) peerReset(err error) {
+	st.resetKnown = true
+	if !st.delivering || st.fate != nil {
+		st.drop(err)
+		return
+	}
+	st.fate = err
+	st.changed.Broadcast()
+	st.patience = time.AfterFunc(lastWordsWithin, func() {
+		st.conn.live.Lock()
+		defer st.conn.live.Unlock()
+		st.drop(err)
+	})
 }
 
 // reset is the relay's: the peer learns by RST_STREAM that the TCP connection
@@ -335,6 +378,9 @@ func (st *stream) reserve(n int) (int, error) {
 	for {
 		if st.err != nil {
 			return 0, st.err
+		}
+		if st.fate != nil {
+			return 0, errFated
 		}
 		if room := min(st.sendWindow, c.live.sendWindow); room > 0 {
 			n = int(min(int64(n), room, relay.FrameBytes))
@@ -382,6 +428,9 @@ func (st *stream) answer(code int, end bool) error {
 	st.conn.live.Lock()
 	reset := end && !st.recvEnd
 	st.resetKnown = st.resetKnown || reset
+	if end {
+		st.conn.live.refused++
+	}
 	st.conn.live.Unlock()
 	w := &st.conn.wire
 	w.mu.Lock()

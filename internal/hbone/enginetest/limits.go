@@ -1,6 +1,7 @@
 package enginetest
 
 import (
+	"io"
 	"net"
 	"strings"
 	"sync/atomic"
@@ -17,6 +18,8 @@ func limitTests() []test {
 		{"connections", testConnectionLimit}, {"handshakes", testHandshakeLimit}, {"streams", testStreamLimit}, {"header bytes", testHeaderLimit},
 		{"stalled handshake", testStalledHandshake}, {"stalled preface", testStalledPreface}, {"flood of connections", testConnectionFlood},
 		{"rapid reset", testRapidReset}, {"window", testWindowLimit},
+		{"made you reset", testMadeYouReset}, {"refusals", testRefusalFlood}, {"settings in one frame", testManySettings},
+		{"window before SETTINGS are known", testEarlyWindow},
 	}
 	for name, f := range floods() {
 		tests = append(tests, test{"flood of " + name, func(t *testing.T, make New) { testFlood(t, make, f) }})
@@ -171,6 +174,138 @@ func testRapidReset(t *testing.T, make New) {
 	}
 	r.lastRefusal(hbone.ErrLimit)
 	eventually(t, "every Accept has returned", func() bool { return now.Load() == 0 })
+}
+
+// testMadeYouReset: frames that make a server reset its stream are bounded as
+// RST_STREAM is (CVE-2025-8671): a stream costs it an Accept each time.
+func testMadeYouReset(t *testing.T, make New) {
+	for name, frame := range map[string]func(c *raw, id uint32) error{
+		"WINDOW_UPDATE of 0": func(c *raw, id uint32) error { return c.fr.WriteWindowUpdate(id, 0) },
+		"too large a window": func(c *raw, id uint32) error { return c.fr.WriteWindowUpdate(id, 1<<31-1) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			testOpeningFlood(t, make, 12_000, accepting(func(_ *rig, ctx ctxContext, _ *hbone.StreamRequest) (*hbone.Accepted, error) {
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}), func(c *raw, id uint32) error {
+				if err := frame(c, id); err != nil || id%200 < 199 {
+					return err
+				}
+				_, err := c.next(func(f http2.Frame) bool { r, ok := f.(*http2.RSTStreamFrame); return ok && r.StreamID == id })
+				return err
+			})
+		})
+	}
+}
+
+// testRefusalFlood: so are requests that are refused.
+func testRefusalFlood(t *testing.T, make New) {
+	testOpeningFlood(t, make, 100_000, accepting(func(*rig, ctxContext, *hbone.StreamRequest) (*hbone.Accepted, error) {
+		return nil, &hbone.StatusError{Code: 403}
+	}), func(c *raw, id uint32) error {
+		if id%200 < 199 {
+			return nil
+		}
+		_, err := c.next(func(f http2.Frame) bool { h, ok := f.(*http2.HeadersFrame); return ok && h.StreamID == id })
+		return err
+	})
+}
+
+// testOpeningFlood opens streams, never more than a hundred at once, until the
+// server has had enough; at most so many.
+func testOpeningFlood(t *testing.T, make New, most uint32, accept setup, then func(c *raw, id uint32) error) {
+	r := newRig(t, make, Options{}, limits(hbone.Limits{Streams: 1000}), accept)
+	c := r.rawClient()
+	var err error
+	id := uint32(1)
+	for ; err == nil && id < 2*most; id += 2 {
+		if err = c.tryConnect(id, false, ":method", "CONNECT", ":authority", "10.1.2.3:80"); err == nil {
+			err = then(c, id)
+		}
+	}
+	if err == nil || isTimeout(err) {
+		t.Fatalf("%d streams, %v", id/2, err)
+	}
+	r.lastRefusal(hbone.ErrLimit)
+}
+
+// testManySettings: a frame of SETTINGS has room for thousands of parameters, and
+// costs one look at each stream. The last of the initial windows counts.
+func testManySettings(t *testing.T, make New) {
+	const streams, frames, rounds = 150, 12, 3
+	r := newRig(t, make, Options{})
+	c := r.rawClient()
+	for i := range uint32(streams) {
+		c.connect(2*i+1, false)
+		if code := c.status(2*i + 1); code != 200 {
+			t.Fatal(code)
+		}
+	}
+	cost := func(kind http2.SettingID) time.Duration {
+		list := []http2.Setting{}
+		for i := range uint32(2730) {
+			list = append(list, http2.Setting{ID: kind, Val: 65535 + i%2})
+		}
+		start := time.Now()
+		for range frames / 2 {
+			must(t, c.fr.WriteSettings(list...))
+		}
+		must(t, c.fr.WritePing(false, [8]byte{1}))
+		_, err := c.next(func(f http2.Frame) bool { p, ok := f.(*http2.PingFrame); return ok && p.IsAck() })
+		must(t, err)
+		return time.Since(start)
+	}
+	windows, others := wait, wait
+	for range rounds {
+		others = min(others, cost(http2.SettingHeaderTableSize))
+		windows = min(windows, cost(http2.SettingInitialWindowSize))
+	}
+	if windows > 6*others {
+		t.Errorf("initial windows take %v, other parameters %v", windows, others)
+	}
+	must(t, c.fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1<<31 - 1}, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1}))
+	must(t, c.fr.WriteWindowUpdate(1, 1)) // beyond 2^31-1, were it not for the 1
+	must(t, c.fr.WritePing(false, [8]byte{2}))
+	_, err := c.next(func(f http2.Frame) bool { p, ok := f.(*http2.PingFrame); return ok && p.Data[0] == 2 })
+	must(t, err)
+	must(t, c.fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1<<31 - 1}, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1}))
+	if code := c.goaway(); code != http2.ErrCodeFlowControl { // in force for a moment, and with the 1 of before too large
+		t.Errorf("goaway %v", code)
+	}
+}
+
+// testEarlyWindow: a client that does not know our SETTINGS yet may send 65,535
+// bytes on a stream (RFC 9113 section 6.9.3), whatever they say; then it may not.
+func testEarlyWindow(t *testing.T, make New) {
+	r := newRig(t, make, Options{}, limits(hbone.Limits{StreamWindow: 20_000}), accepting(func(r *rig, ctx ctxContext, req *hbone.StreamRequest) (*hbone.Accepted, error) {
+		if req.Authority.Port() == 80 {
+			return r.accept(ctx, req)
+		}
+		<-ctx.Done() // nothing is read
+		return nil, ctx.Err()
+	}))
+	c := r.rawEarly()
+	const frame = 13107
+	c.connect(1, false)
+	for range 5 {
+		must(t, c.fr.WriteData(1, false, newBuffer(frame)))
+	}
+	app := within(t, r.apps, "the application's connection")
+	defer app.Close()
+	must(t, app.SetReadDeadline(time.Now().Add(wait)))
+	if n, err := io.ReadFull(app, newBuffer(5*frame)); err != nil {
+		t.Fatalf("%d bytes arrived, %v", n, err)
+	}
+	if code := c.status(1); code != 200 { // and acknowledges
+		t.Fatalf("status %d", code)
+	}
+	c.connect(3, false, ":method", "CONNECT", ":authority", "10.1.2.3:81")
+	for range 2 {
+		must(t, c.fr.WriteData(3, false, newBuffer(frame)))
+	}
+	if code := c.reset(3); code != http2.ErrCodeFlowControl {
+		t.Errorf("beyond the window: %v", code)
+	}
 }
 
 // floods are frames that cost their sender nothing; each is sent until the

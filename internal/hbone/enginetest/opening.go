@@ -154,10 +154,10 @@ func testGoawayRace(t *testing.T, make New) {
 				continue
 			}
 			last = id
+			served.Add(1) // before the answer, after which nobody waits for us
 			if err := errors.Join(c.answer(id, 200, false), c.fr.WriteData(id, true, []byte(fmt.Sprint("stream ", id)))); err != nil {
 				return err
 			}
-			served.Add(1)
 			if goes && n == 7 {
 				if err := c.fr.WriteGoAway(last, http2.ErrCodeNo, nil); err != nil {
 					return err

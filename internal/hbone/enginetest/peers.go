@@ -3,6 +3,7 @@ package enginetest
 import (
 	"errors"
 	"io"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -105,6 +106,56 @@ func testPeerLimit(t *testing.T, make New) {
 	}
 }
 
+// testPeerTakesNone: a peer that takes no stream on any connection costs a few of
+// them, not as many as fit into the time of a request, and keeps none open.
+func testPeerTakesNone(t *testing.T, make New) {
+	r := newRig(t, make, Options{})
+	none := []http2.Setting{{ID: http2.SettingMaxConcurrentStreams, Val: 0}}
+	var opened, open atomic.Int64
+	addr := r.rawServer(none, func(_ int, c *raw) error {
+		opened.Add(1)
+		open.Add(1)
+		defer open.Add(-1)
+		_, err := c.request() // until it ends
+		return err
+	})
+	const requests, most = 3, 17
+	for range requests {
+		f := r.start(to(r.request(), addr))
+		if o := f.outcome(); !errors.Is(o.Err, hbone.ErrLimit) {
+			t.Errorf("outcome %v", o.Err)
+		}
+		reset(t, f.program)
+	}
+	if n := opened.Load(); n == 0 || n > requests*most {
+		t.Errorf("%d connections for %d requests", n, requests)
+	}
+	eventually(t, "no connection is left", func() bool { return open.Load() == 0 })
+}
+
+// testEndlessInformation: answers that say nothing end, at some point, what they
+// answer.
+func testEndlessInformation(t *testing.T, make New) {
+	r := newRig(t, make, Options{})
+	addr := r.rawServer(nil, func(_ int, c *raw) error {
+		id, err := c.request()
+		if err != nil {
+			return err
+		}
+		for range 2_000_000 {
+			if err := c.answer(id, 103, false); err != nil {
+				return err
+			}
+		}
+		return errors.New("the peer listens to everything")
+	})
+	f := r.start(to(r.request(), addr))
+	if o := f.outcome(); o.Err == nil || errors.Is(o.Err, hbone.ErrTimeout) {
+		t.Errorf("outcome %v", o.Err)
+	}
+	reset(t, f.program)
+}
+
 // testPeerBreaksOff: every way in which a peer may end a stream early, and what
 // the program sees.
 func testPeerBreaksOff(t *testing.T, make New) {
@@ -116,7 +167,7 @@ func testPeerBreaksOff(t *testing.T, make New) {
 		"reset": {func(c *raw, id uint32) error { return c.fr.WriteRSTStream(id, http2.ErrCodeConnect) }, []error{hbone.ErrReset}, false},
 		"end, then reset": {func(c *raw, id uint32) error {
 			return errors.Join(c.fr.WriteData(id, true, nil), c.fr.WriteRSTStream(id, http2.ErrCodeNo))
-		}, []error{hbone.ErrReset}, true},
+		}, []error{nil, hbone.ErrReset}, true}, // without an error (RFC 9113, section 8.1) when its engine can tell
 		"connection closed": {func(c *raw, id uint32) error { return c.conn.Close() }, []error{hbone.ErrProtocol}, false},
 		"end, then closed":  {func(c *raw, id uint32) error { return errors.Join(c.fr.WriteData(id, true, nil), c.conn.Close()) }, []error{hbone.ErrProtocol, hbone.ErrReset}, true},
 		"protocol error":    {func(c *raw, id uint32) error { return c.fr.WriteRawFrame(http2.FramePing, 0, 0, []byte("short")) }, []error{hbone.ErrProtocol}, false},

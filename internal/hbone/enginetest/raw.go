@@ -36,8 +36,17 @@ func newRaw(t *testing.T, conn net.Conn) *raw {
 	return c
 }
 
-// rawClient connects to the rig's server, up to the preface and SETTINGS.
+// rawClient connects to the rig's server, up to the preface and SETTINGS of both.
 func (r *rig) rawClient() *raw {
+	r.t.Helper()
+	c := r.rawEarly()
+	_, err := c.next(func(f http2.Frame) bool { s, ok := f.(*http2.SettingsFrame); return ok && !s.IsAck() })
+	must(r.t, err)
+	return c
+}
+
+// rawEarly is rawClient that has not read the server's SETTINGS.
+func (r *rig) rawEarly() *raw {
 	r.t.Helper()
 	conn, err := tls.Dial("tcp", r.endpoint.String(), &tls.Config{
 		InsecureSkipVerify: true, NextProtos: []string{"h2"}, Certificates: []tls.Certificate{*r.client.cert},
@@ -47,8 +56,6 @@ func (r *rig) rawClient() *raw {
 	_, err = conn.Write([]byte(http2.ClientPreface))
 	must(r.t, err)
 	must(r.t, c.fr.WriteSettings())
-	_, err = c.next(func(f http2.Frame) bool { s, ok := f.(*http2.SettingsFrame); return ok && !s.IsAck() })
-	must(r.t, err)
 	return c
 }
 

@@ -22,8 +22,10 @@ func streamTests() []test {
 		{"big transfer", testBig}, {"thousand streams", testThousand}, {"slow reader", testSlowReader},
 		{"FIN program first", testFinProgramFirst}, {"FIN application first", testFinAppFirst}, {"FIN at once", testFinBoth},
 		{"statuses", testStatuses}, {"unanswered gives back", testUnanswered}, {"tunnel cut", testCut}, {"bad requests of ours", testOwnBadRequests},
+		{"whole answer before RST_STREAM(NO_ERROR)", testAnswerBeforeReset},
 	}
 	for _, who := range []string{"program", "application"} {
+		tests = append(tests, test{"last words of the " + who + " before its RST", func(t *testing.T, make New) { testLastWords(t, make, who == "program") }})
 		for _, when := range []string{"open", "after its FIN", "after the other's FIN", "with data unread"} {
 			tests = append(tests, test{"RST by the " + who + " " + when, func(t *testing.T, make New) { testReset(t, make, who == "program", when) }})
 		}

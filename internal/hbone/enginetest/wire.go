@@ -23,8 +23,8 @@ func wireTests() []test {
 	return []test{
 		{"malformed requests", testMalformed}, {"odd but good requests", testOddRequests}, {"200 after the upstream", testAnswerAfterUpstream},
 		{"protocol errors", testProtocolErrors}, {"trailers end a stream", testTrailers}, {"padding", testPadding}, {"continuation", testContinuation},
-		{"windows of the peer", testPeerWindow}, {"GOAWAY then PING", testGracefulGoaway}, {"reset codes", testResetCodes},
-		{"peer refuses streams", testPeerRefuses}, {"peer goes away", testPeerGoesAway}, {"peer's limit shrinks", testPeerLimit}, {"peer breaks off", testPeerBreaksOff},
+		{"windows of the peer", testPeerWindow}, {"GOAWAY then PING", testGracefulGoaway}, {"behind the GOAWAY", testBehindGoaway}, {"reset codes", testResetCodes},
+		{"peer refuses streams", testPeerRefuses}, {"peer takes no streams", testPeerTakesNone}, {"peer never ends informing", testEndlessInformation}, {"peer goes away", testPeerGoesAway}, {"peer's limit shrinks", testPeerLimit}, {"peer breaks off", testPeerBreaksOff},
 	}
 }
 
@@ -305,6 +305,50 @@ func testGracefulGoaway(t *testing.T, make New) {
 	must(t, c.fr.WriteRSTStream(3, http2.ErrCodeCancel))
 	if code := c.goaway(); code != http2.ErrCodeNo {
 		t.Errorf("GOAWAY %v", code)
+	}
+}
+
+// testBehindGoaway: what a peer opened before it had seen the last GOAWAY is passed
+// over, with all that comes on it, and the streams below go on (RFC 9113 section 6.8).
+func testBehindGoaway(t *testing.T, make New) {
+	r := newRig(t, make, Options{})
+	c := r.rawClient()
+	c.connect(1, false)
+	app := within(t, r.apps, "the application's connection")
+	defer app.Close()
+	if code := c.status(1); code != 200 {
+		t.Fatalf("status %d", code)
+	}
+	r.server.engine.Drain(hbone.Match{}, false)
+	f, err := c.next(func(f http2.Frame) bool { _, ok := f.(*http2.PingFrame); return ok })
+	must(t, err)
+	must(t, c.fr.WritePing(true, f.(*http2.PingFrame).Data))
+	// Before the answer to the answer is here.
+	c.connect(3, false)
+	must(t, c.fr.WriteData(3, false, []byte("early")))
+	must(t, c.fr.WriteWindowUpdate(3, 100))
+	c.connect(5, false)
+	must(t, c.fr.WriteData(5, true, []byte("early")))
+	must(t, c.fr.WriteRSTStream(3, http2.ErrCodeCancel))
+	must(t, c.fr.WriteData(1, true, []byte("goes on")))
+	f, err = c.next(func(f http2.Frame) bool { _, ok := f.(*http2.GoAwayFrame); return ok })
+	must(t, err)
+	if g := f.(*http2.GoAwayFrame); g.LastStreamID != 1 || g.ErrCode != http2.ErrCodeNo {
+		t.Errorf("GOAWAY %v", g)
+	}
+	expect(t, app, "goes on")
+	expectEnd(t, app)
+	must(t, app.CloseWrite())
+	if code := c.goaway(); code != http2.ErrCodeNo {
+		t.Errorf("GOAWAY %v", code)
+	}
+	if in := r.lastInbound(1); in.Err != nil || in.Received != 7 {
+		t.Errorf("outcome %+v", in)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.requests) != 1 {
+		t.Errorf("%d streams were asked about, want 1", len(r.requests))
 	}
 }
 

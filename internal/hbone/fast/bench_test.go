@@ -14,6 +14,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/hbone/enginetest"
 	"github.com/heddle-mesh/heddle/internal/hbone/fast"
 	"github.com/heddle-mesh/heddle/internal/hbone/reference"
+	"github.com/heddle-mesh/heddle/internal/hbone/tlsrecord"
 )
 
 // What one idle stream may cost, both ends of the tunnel together, the
@@ -162,6 +163,48 @@ func TestMessageAllocations(t *testing.T) {
 	t.Logf("a message there and back: %.2f allocations", allocs)
 	if allocs > maxMessageAllocs {
 		t.Errorf("a message there and back: %.2f allocations, more than %d", allocs, maxMessageAllocs)
+	}
+}
+
+// maxRecordAllocs is what one record of a large flow may cost on average: none, but
+// for windows that grow, and for buffers beyond those that a loop keeps, while a
+// busy machine lets a reader fall behind.
+const maxRecordAllocs = 0.25
+
+// TestBulkAllocations holds the ceiling of allocations for a record of a large flow,
+// which one end seals and the other one opens.
+func TestBulkAllocations(t *testing.T) {
+	c := newBench(t, fast.New(fast.Config{})).open()
+	buf, back := make([]byte, 256<<10), make([]byte, 256<<10)
+	move := func(bytes int) {
+		done := make(chan error, 1)
+		go func() {
+			var err error
+			for n := 0; n < bytes && err == nil; n += len(back) {
+				_, err = io.ReadFull(c, back)
+			}
+			done <- err
+		}()
+		for n := 0; n < bytes; n += len(buf) {
+			if _, err := c.Write(buf); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+	move(32 << 20) // windows and free buffers become as many as they need to be
+	const bulk = 64 << 20
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	move(bulk)
+	runtime.ReadMemStats(&after)
+	records := float64(2 * bulk / tlsrecord.MaxPlaintext) // there and back, at least
+	allocs := float64(after.Mallocs-before.Mallocs) / records
+	t.Logf("a record of a large flow: %.4f allocations, %.0f bytes", allocs, float64(after.TotalAlloc-before.TotalAlloc)/records)
+	if allocs > maxRecordAllocs && !enginetest.Race {
+		t.Errorf("a record of a large flow: %.4f allocations, more than %v", allocs, maxRecordAllocs)
 	}
 }
 

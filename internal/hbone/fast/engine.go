@@ -13,6 +13,7 @@
 package fast
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,6 +27,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/eventloop"
 	"github.com/heddle-mesh/heddle/internal/hbone"
 	"github.com/heddle-mesh/heddle/internal/hbone/fast/tunnel"
+	"github.com/heddle-mesh/heddle/internal/hbone/tlsrecord"
 )
 
 // Config configures Engine; zero fields take the default that each names.
@@ -48,19 +50,17 @@ type Config struct {
 	// StreamWindow and ConnectionWindow are what the flow-control windows of
 	// outbound connections may become, in bytes (16 MiB, 64 MiB).
 	StreamWindow, ConnectionWindow int32
+	// GCM makes the AES-GCM of the connections' keys (the fastest that is here).
+	GCM tlsrecord.GCM
 	// Logger says what no Outcome or Refusal can; nil discards it.
 	Logger *slog.Logger
 }
 
 func orDefault[T comparable](v *T, d T) {
-	var zero T
-	if *v == zero {
-		*v = d
-	}
+	*v = cmp.Or(*v, d)
 }
 
 func (c Config) withDefaults() Config {
-	limits := hbone.DefaultLimits()
 	orDefault(&c.Loops, runtime.GOMAXPROCS(0))
 	orDefault(&c.IdleTimeout, time.Minute)
 	orDefault(&c.ServerIdleTimeout, 5*time.Minute)
@@ -69,8 +69,9 @@ func (c Config) withDefaults() Config {
 	orDefault(&c.PingInterval, 15*time.Second)
 	orDefault(&c.PingTimeout, 10*time.Second)
 	orDefault(&c.WriteTimeout, 30*time.Second)
-	orDefault(&c.StreamWindow, limits.StreamWindow)
-	orDefault(&c.ConnectionWindow, limits.ConnectionWindow)
+	orDefault(&c.StreamWindow, hbone.DefaultLimits().StreamWindow)
+	orDefault(&c.ConnectionWindow, hbone.DefaultLimits().ConnectionWindow)
+	c.GCM = c.GCM.OrFastest()
 	orDefault(&c.Logger, slog.New(slog.DiscardHandler))
 	return c
 }
@@ -100,7 +101,7 @@ type Engine struct {
 		zero    chan struct{} // closed when n reaches 0 while it is not nil
 		servers map[*serving]struct{}
 		workers []*worker // nil before the first Connect or Serve
-		next    int       // the worker for the next inbound connection
+		inbound int       // connections that were given to workers in turn
 	}
 	loops    sync.WaitGroup
 	freezing sync.Mutex // of Freeze
@@ -190,9 +191,8 @@ func (e *Engine) home(k hbone.Key, workers []*worker) *worker {
 func (e *Engine) nextWorker() *worker {
 	e.live.Lock()
 	defer e.live.Unlock()
-	w := e.live.workers[e.live.next%len(e.live.workers)]
-	e.live.next++
-	return w
+	e.live.inbound++
+	return e.live.workers[e.live.inbound%len(e.live.workers)]
 }
 
 // Connect is Engine.Connect.
@@ -256,13 +256,10 @@ func (e *Engine) Close(ctx context.Context) (err error) {
 func (e *Engine) idle() <-chan struct{} {
 	e.live.Lock()
 	defer e.live.Unlock()
-	if e.live.n == 0 {
-		done := make(chan struct{})
-		close(done)
-		return done
+	zero := cmp.Or(e.live.zero, make(chan struct{}))
+	if e.live.zero = zero; e.live.n == 0 {
+		close(zero)
+		e.live.zero = nil
 	}
-	if e.live.zero == nil {
-		e.live.zero = make(chan struct{})
-	}
-	return e.live.zero
+	return zero
 }

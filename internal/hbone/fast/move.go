@@ -50,8 +50,7 @@ func (b *batch) full() bool {
 func (b *batch) add(c *tunnel.Conn, state, data []byte, files []int) {
 	b.conns = append(b.conns, c)
 	b.frozen = append(b.frozen, &hbone.Frozen{Source: c.Identity().Source, State: state, Data: data, Files: files})
-	b.files += len(files)
-	b.bytes += len(state) + len(data)
+	b.files, b.bytes = b.files+len(files), b.bytes+len(state)+len(data)
 }
 
 // mover moves one loop's connections in one Freeze. Its maps are the loop's.
@@ -182,7 +181,8 @@ func (m *mover) move(move func([]*hbone.Frozen) error) (int, error) {
 
 // land lets a batch go: to another process, or on here.
 func (m *mover) land(b *batch, err error) {
-	for _, c := range b.conns {
+	for i, c := range b.conns {
+		clear(b.frozen[i].State) // keys
 		if err == nil {
 			c.Gone()
 			continue
@@ -244,13 +244,13 @@ func (m *mover) try(c *tunnel.Conn, b *batch) {
 		if side.triedAt.IsZero() {
 			side.triedAt = m.Now()
 		}
-		if obstacle == tunnel.Deciding {
+		if obstacle == frozen.Deciding {
 			m.wait(side)
 		} else {
 			m.release(side)
 		}
 	}
-	if obstacle == tunnel.None {
+	if obstacle == frozen.None {
 		m.rest(c, b)
 	}
 }
@@ -258,11 +258,12 @@ func (m *mover) try(c *tunnel.Conn, b *batch) {
 // rest brings one connection to rest; one that cannot be stays.
 func (m *mover) rest(c *tunnel.Conn, b *batch) {
 	z, files, err := c.Rest()
-	if err != nil {
+	if errors.Is(err, hbone.ErrStays) { // it would be so the next time
+		m.stay(c, err)
+	} else if err != nil {
 		m.eng.log.Warn("tunnel connection does not move", "peer", c.Identity().Peer, "error", err)
-		return
 	}
-	if z == nil {
+	if err != nil || z == nil {
 		return
 	}
 	state, data, err := z.Encode()
@@ -335,7 +336,7 @@ func (e *Engine) Thaw(f *hbone.Frozen, ctx hbone.ThawContext) error {
 	if err != nil {
 		return err
 	}
-	t, err := tunnel.NewThawing(z, ctx.Bundles)
+	t, err := z.Thaw(ctx.Bundles, e.cfg.GCM)
 	if err != nil {
 		return err
 	}
@@ -389,9 +390,8 @@ func disown(all []*hbone.Adopted) {
 
 // thawClient puts a connection into the pool of its key's home, or of a
 // neighbour when that is busy, as new streams are.
-func (e *Engine) thawClient(z *frozen.Conn, t *tunnel.Thawing, files []int, adopted []*hbone.Adopted, workers []*worker) (err error) {
-	id := &t.Identity
-	key := hbone.Key{Source: id.Source, Leaf: id.Leaf, Peer: id.Peer, Endpoint: z.Pool.Endpoint}
+func (e *Engine) thawClient(z *frozen.Conn, t *frozen.Thawing, files []int, adopted []*hbone.Adopted, workers []*worker) (err error) {
+	key := hbone.Key{Source: z.Source, Leaf: [32]byte(z.Leaf), Peer: t.Peer, Endpoint: z.Pool.Endpoint}
 	home := e.home(key, workers)
 	w := home
 	home.on(func() {
@@ -406,7 +406,7 @@ func (e *Engine) thawClient(z *frozen.Conn, t *tunnel.Thawing, files []int, adop
 }
 
 // thaw puts a connection into the loop's part of the pool.
-func (w *worker) thaw(z *frozen.Conn, t *tunnel.Thawing, key hbone.Key, files []int, adopted []*hbone.Adopted) (err error) {
+func (w *worker) thaw(z *frozen.Conn, t *frozen.Thawing, key hbone.Key, files []int, adopted []*hbone.Adopted) (err error) {
 	owners := make([]tunnel.Adopted, len(adopted))
 	for i, a := range adopted {
 		o := &outbound{
@@ -431,7 +431,7 @@ func (w *worker) thaw(z *frozen.Conn, t *tunnel.Thawing, key hbone.Key, files []
 }
 
 // thawServer gives a connection to the Serve call of its pod.
-func (e *Engine) thawServer(z *frozen.Conn, t *tunnel.Thawing, files []int, adopted []*hbone.Adopted) error {
+func (e *Engine) thawServer(z *frozen.Conn, t *frozen.Thawing, files []int, adopted []*hbone.Adopted) error {
 	s := e.servingOf(z.Source)
 	if s == nil {
 		return fmt.Errorf("%w: no Serve for %q", hbone.ErrUnreachable, z.Source)

@@ -66,6 +66,36 @@ func TestGoldenStates(t *testing.T) {
 	}
 }
 
+// TestGoldenForward: what a later version adds is passed over, unless it says that it
+// must not be.
+func TestGoldenForward(t *testing.T) {
+	for _, name := range []string{"client", "server"} {
+		text, err := os.ReadFile(filepath.Join("frozen", "testdata", "v1-"+name+".json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var then recorded
+		var fields map[string]any
+		if err := errors.Join(json.Unmarshal(text, &then), json.Unmarshal(then.State, &fields)); err != nil {
+			t.Fatal(err)
+		}
+		for least, readable := range map[int]bool{frozen.Version: true, frozen.Version + 1: false} {
+			fields["Version"], fields["Least"], fields["Colour"] = frozen.Version+1, least, map[string]any{"of": []any{1, "two"}}
+			later, err := json.Marshal(fields)
+			if err != nil {
+				t.Fatal(err)
+			}
+			z, err := frozen.Decode(later, then.Data, then.Files)
+			if (err == nil) != readable {
+				t.Errorf("%s of a version that %d can read: %v", name, least, err)
+			}
+			if err == nil && (len(z.Streams) != 1 || z.Session.Out.Sequence == 0 || z.Peer == "") {
+				t.Errorf("%s: not all of it was read: %+v", name, z)
+			}
+		}
+	}
+}
+
 // record freezes a connection with a stream.
 func record(t *testing.T, end string) (text []byte) {
 	w := newWorld(t, newFastEngine, newFastEngine)

@@ -64,6 +64,36 @@ func TestMoveStays(t *testing.T) {
 	}
 }
 
+// TestMoveStuckOwner: a connection of which an owner cannot be frozen stays, like
+// one that the other process cannot read, and is not tried until time is up.
+func TestMoveStuckOwner(t *testing.T) {
+	w := newWorld(t, newFastEngine, newFastEngine)
+	flows := []*moveFlow{w.mustOpen()}
+	f, err := w.openFrom("stuck")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.server.owners.Lock()
+	w.server.owners.stuck = w.server.owners.next
+	w.server.owners.Unlock()
+	old, served := w.server.engine, w.server.serving
+	moved, err := w.server.moveBut(t, func(f *hbone.Frozen) bool { return false })
+	if !errors.Is(err, hbone.ErrStays) || errors.Is(err, context.DeadlineExceeded) || moved != 1 {
+		t.Fatalf("%d moved: %v", moved, err)
+	}
+	for _, f := range append(flows, f) {
+		if err := errors.Join(f.echo("after the move"), f.finish()); err != nil {
+			t.Error(err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), moveWait)
+	defer cancel()
+	if err := old.Close(ctx); err != nil {
+		t.Errorf("the old engine's end: %v", err)
+	}
+	w.server.waitServed(served)
+}
+
 // moveBut moves to a new engine what does not stay, and counts it.
 func (s *site) moveBut(t *testing.T, stays func(*hbone.Frozen) bool) (moved int, err error) {
 	ctx, cancel := context.WithTimeout(t.Context(), moveWait/2)

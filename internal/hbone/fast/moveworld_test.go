@@ -40,6 +40,7 @@ type site struct {
 
 	owners struct {
 		sync.Mutex
+		stuck int // of this one Freeze fails
 		next  int
 		done  map[int]func(hbone.Outcome)
 		left  int
@@ -149,7 +150,14 @@ type owner struct {
 	id   int
 }
 
-func (o *owner) Freeze() ([]byte, error) { return json.Marshal(o.id) }
+func (o *owner) Freeze() ([]byte, error) {
+	o.site.owners.Lock()
+	defer o.site.owners.Unlock()
+	if o.id == o.site.owners.stuck {
+		return nil, errors.New("it cannot be said")
+	}
+	return json.Marshal(o.id)
+}
 
 func (o *owner) Left() {
 	o.site.owners.Lock()

@@ -138,8 +138,8 @@ func (w *worker) begin(req *hbone.ConnectRequest, d *dialing) {
 // ahead dials before anybody has to wait for it, when the peer's limit of streams
 // is nearly reached.
 func (w *worker) ahead(req *hbone.ConnectRequest) {
-	ent := w.entry(req.Key)
-	if ent.dialing != nil || w.eng.closing() {
+	ent := w.entries[req.Key] // nil when the connection was lost as it was written to
+	if ent == nil || ent.dialing != nil || w.eng.closing() {
 		return
 	}
 	left, limit := 0, 0
@@ -174,7 +174,7 @@ func (e *Engine) dial(req *hbone.ConnectRequest) (*tunnel.Secured, hbone.Timing,
 		return nil, timing, fmt.Errorf("%w: %w", hbone.ErrUnreachable, err)
 	}
 	start = time.Now()
-	session, state, err := tlsrecord.Client(ctx, tcp, hbone.ClientTLS(req.Certificate, req.Bundles, req.Peer))
+	session, state, err := tlsrecord.Client(ctx, tcp, hbone.ClientTLS(req.Certificate, req.Bundles, req.Peer), e.cfg.GCM)
 	if err != nil {
 		relay.Abort(tcp)
 		if ctx.Err() != nil {
@@ -230,8 +230,7 @@ func (w *worker) dialed(req *hbone.ConnectRequest, d *dialing, s *tunnel.Secured
 // clientConfig is what the connections that we open for a pod are told.
 func (e *Engine) clientConfig(m *hbone.Memory) tunnel.Config {
 	cfg := e.cfg.tunnel()
-	cfg.Memory = m
-	cfg.Patience, cfg.IdleTimeout, cfg.HeaderBytes = e.cfg.ConnectTimeout, e.cfg.IdleTimeout, maxResponseBytes
+	cfg.Memory, cfg.Patience, cfg.IdleTimeout, cfg.HeaderBytes = m, e.cfg.ConnectTimeout, e.cfg.IdleTimeout, maxResponseBytes
 	return cfg
 }
 
@@ -251,10 +250,15 @@ func (w *worker) dialFailed(k hbone.Key, d *dialing, err error) {
 	w.forget(k)
 }
 
-// Ready implements tunnel.Role: the connection goes into the pool.
+// Ready implements tunnel.Role: the connection goes into the pool, unless the peer
+// takes no stream at all on a new one: another dial would come to the same, and
+// another one, for as long as somebody waits.
 func (side *clientSide) Ready() {
 	w, d := side.w, side.dial
 	side.dial = nil
+	if _, limit := side.conn.Room(); limit == 0 && !d.drained {
+		d.drained, d.cause = true, fmt.Errorf("%w: the peer takes no streams", hbone.ErrLimit)
+	}
 	if d.owner != nil {
 		d.owner.timing.Handshake += w.Now().Sub(d.start)
 	}

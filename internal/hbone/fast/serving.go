@@ -135,6 +135,7 @@ func (s *serving) run(conn net.Conn, handshake *hbone.Handshake) {
 		peer := spiffeid.ID{}
 		if secured != nil {
 			peer = secured.Peer
+			secured.Session.Wipe()
 		}
 		s.refuseConn(conn, peer, err)
 		s.connection.Done()
@@ -212,7 +213,7 @@ func (s *serving) handshake(conn net.Conn) (*tunnel.Secured, *serverSide, error)
 		return nil, nil, fmt.Errorf("%w: %w", hbone.ErrHandshake, err)
 	}
 	var peer spiffeid.ID
-	session, state, err := tlsrecord.Server(s.eng.hard, conn, hbone.ServerTLS(cert, s.srv.Bundles, &peer))
+	session, state, err := tlsrecord.Server(s.eng.hard, conn, hbone.ServerTLS(cert, s.srv.Bundles, &peer), s.eng.cfg.GCM)
 	if err != nil {
 		return nil, nil, hbone.HandshakeError(err)
 	}

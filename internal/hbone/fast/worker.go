@@ -65,4 +65,7 @@ func (w *worker) cutAll() {
 }
 
 // abort ends a connection that found no place.
-func abort(s *tunnel.Secured) { eventloop.Abort(s.FD) }
+func abort(s *tunnel.Secured) {
+	s.Session.Wipe()
+	eventloop.Abort(s.FD)
+}

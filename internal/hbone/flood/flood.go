@@ -15,11 +15,11 @@ type Kind int
 const (
 	Ping         Kind = iota // keep-alive, measuring the path's delay
 	Settings                 // a change of windows now and then
-	Reset                    // every TCP connection that ends with a RST
+	Reset                    // every TCP connection that ends with a RST, or was answered with a refusal
 	Refused                  // streams opened beyond the limit, before SETTINGS arrived
 	EmptyData                // the END_STREAM of a body, which counts as none
 	WindowUpdate             // one or two for what we sent
-	Other                    // PRIORITY, unknown extensions, frames on streams just closed
+	Other                    // PRIORITY, unknown extensions, frames on streams just closed, what makes us reset one
 	Kinds                    // how many there are
 )
 
@@ -51,26 +51,47 @@ func (e *Error) Error() string {
 
 // Guard is one token bucket for each kind of one connection. It is used by
 // one goroutine.
-type Guard [Kinds]struct {
+type Guard [Kinds]tokens
+
+// tokens are what was spent at most, at some time.
+type tokens struct {
 	spent float64
 	at    time.Time
+}
+
+// spend counts one, and says whether there were too many.
+func (b *tokens) spend(rate, burst float64) bool {
+	if b.at.IsZero() {
+		b.at = time.Now()
+	}
+	b.spent++
+	if b.spent <= burst {
+		return true
+	}
+	now := time.Now()
+	b.spent = max(0, b.spent-rate*now.Sub(b.at).Seconds())
+	b.at = now
+	return b.spent <= burst
+}
+
+func (b *tokens) state(now time.Time) Bucket {
+	if b.spent <= 0 {
+		return Bucket{}
+	}
+	return Bucket{b.spent, now.Sub(b.at)}
+}
+
+func (b Bucket) tokens(burst float64, now time.Time) (t tokens) {
+	if b.Spent > 0 {
+		t.spent, t.at = min(b.Spent, burst), now.Add(-max(0, b.Age))
+	}
+	return t
 }
 
 // Spend counts one frame, and fails when there were too many. The clock is
 // looked at only when the burst is used up: most connections never get there.
 func (g *Guard) Spend(kind Kind) error {
-	b, r := &g[kind], &rates[kind]
-	if b.at.IsZero() {
-		b.at = time.Now()
-	}
-	b.spent++
-	if b.spent <= r.burst {
-		return nil
-	}
-	now := time.Now()
-	b.spent = max(0, b.spent-r.rate*now.Sub(b.at).Seconds())
-	b.at = now
-	if b.spent > r.burst {
+	if r := &rates[kind]; !g[kind].spend(r.rate, r.burst) {
 		return &Error{kind}
 	}
 	return nil
@@ -93,9 +114,7 @@ func (g *Guard) State() []Bucket {
 	state := make([]Bucket, Kinds)
 	now := time.Now()
 	for i := range g {
-		if g[i].spent > 0 {
-			state[i] = Bucket{g[i].spent, now.Sub(g[i].at)}
-		}
+		state[i] = g[i].state(now)
 	}
 	return state
 }
@@ -104,9 +123,25 @@ func (g *Guard) State() []Bucket {
 func NewGuard(state []Bucket) (g Guard) {
 	now := time.Now()
 	for i := range state[:min(len(state), len(g))] {
-		if b := state[i]; b.Spent > 0 {
-			g[i].spent, g[i].at = min(b.Spent, rates[i].burst), now.Add(-max(0, b.Age))
-		}
+		g[i] = state[i].tokens(rates[i].burst, now)
 	}
 	return g
 }
+
+// keyUpdateRate is in KeyUpdates per second, keyUpdateBurst how many may come at
+// once. Honest peers send one in 2^24 records or so, which is minutes of a fast
+// connection (RFC 8446 section 5.5).
+const keyUpdateRate, keyUpdateBurst = 0.5, 64
+
+// KeyUpdates is a token bucket for the KeyUpdates of one TLS connection; the zero
+// value is full. It is used by one goroutine.
+type KeyUpdates struct{ t tokens }
+
+// Spend counts one, and says whether it may be.
+func (k *KeyUpdates) Spend() bool { return k.t.spend(keyUpdateRate, keyUpdateBurst) }
+
+// State is the bucket as a plain value.
+func (k *KeyUpdates) State() Bucket { return k.t.state(time.Now()) }
+
+// NewKeyUpdates goes on from a state.
+func NewKeyUpdates(b Bucket) KeyUpdates { return KeyUpdates{b.tokens(keyUpdateBurst, time.Now())} }

@@ -198,6 +198,25 @@ func TestWriting(t *testing.T) {
 	}
 }
 
+// TestPush: a server must not set ENABLE_PUSH to 1 (RFC 9113 section 6.5.2); a
+// client may.
+func TestPush(t *testing.T) {
+	push := func(v uint32) []byte {
+		return h2.AppendSettings(nil, http2.Setting{ID: http2.SettingEnablePush, Val: v})
+	}
+	var wrong *h2.Error
+	if err := new(h2.Parser).Feed(push(1), &notes{}); !errors.As(err, &wrong) || wrong.Code != http2.ErrCodeProtocol {
+		t.Errorf("a server's: %v", err)
+	}
+	if err := new(h2.Parser).Feed(push(0), &notes{}); err != nil {
+		t.Errorf("a server's 0: %v", err)
+	}
+	client := h2.Parser{Server: true}
+	if err := client.Feed(append([]byte(http2.ClientPreface), push(1)...), &notes{}); err != nil {
+		t.Errorf("a client's: %v", err)
+	}
+}
+
 func TestWindow(t *testing.T) {
 	w := h2.NewWindow(100_000)
 	if !w.Take(100_000) || w.Take(1) {

@@ -289,6 +289,9 @@ func (p *Parser) settings(b []byte, v Visitor) error {
 			}
 			return protocol("setting " + s.String())
 		}
+		if !p.Server && s.ID == http2.SettingEnablePush && s.Val != 0 {
+			return protocol("ENABLE_PUSH of a server") // section 6.5.2
+		}
 		list = append(list, s)
 	}
 	return v.Settings(list, ack)

@@ -36,6 +36,41 @@ func AppendSettings(b []byte, list ...http2.Setting) []byte {
 	return AppendFrame(b, http2.FrameSettings, 0, 0, payload)
 }
 
+// InitialWindow looks for the initial windows in the parameters of one SETTINGS
+// frame: the last, which counts, and the largest, for a moment in force before it
+// (RFC 9113 section 6.5.3). A frame has room for 2,730 of them, none of which may
+// cost a look at every stream.
+func InitialWindow(list []http2.Setting) (last, largest int64, ok bool) {
+	for _, s := range list {
+		if s.ID == http2.SettingInitialWindowSize {
+			last, largest, ok = int64(s.Val), max(largest, int64(s.Val)), true
+		}
+	}
+	return last, largest, ok
+}
+
+// Last looks for the last value of a parameter in a SETTINGS frame.
+func Last(list []http2.Setting, id http2.SettingID) (value uint32, ok bool) {
+	for _, s := range list {
+		if s.ID == id {
+			value, ok = s.Val, true
+		}
+	}
+	return value, ok
+}
+
+// Grow makes a window to send larger by a WINDOW_UPDATE's increment, or says what
+// is wrong with that: of a stream, or of the connection (RFC 9113 section 6.9).
+func Grow(window *int64, increment uint32) *Error {
+	if increment == 0 {
+		return &Error{http2.ErrCodeProtocol, "WINDOW_UPDATE of 0"}
+	}
+	if *window += int64(increment); *window > MaxWindow {
+		return &Error{http2.ErrCodeFlowControl, "window larger than 2^31-1"}
+	}
+	return nil
+}
+
 // AppendField appends a header field that goes into no table (RFC 7541 section
 // 6.2.2), with its name written out.
 func AppendField(b []byte, name, value string) []byte {

@@ -111,6 +111,9 @@ func (o *outbound) awaitSent(ctx context.Context, c *clientConn) {
 	case c.wire.isClosed():
 		o.relay.Fail(fmt.Errorf("%w: connection lost", hbone.ErrProtocol))
 	default:
+		// The answer is whole, and nothing of it may be dropped, at least for
+		// NO_ERROR (RFC 9113 section 8.1): the HTTP/2 client does not tell the code.
+		o.relay.AwaitTaken(ctx)
 		o.relay.Fail(fmt.Errorf("%w: by the peer after its END_STREAM", hbone.ErrReset))
 	}
 }

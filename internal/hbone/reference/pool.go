@@ -92,11 +92,15 @@ type clientConn struct {
 	streams map[*outbound]struct{}
 }
 
+// maxDials bounds the connections that one request opens, each of which others may
+// have filled before it, or the peer takes no stream on.
+const maxDials = 16
+
 // acquire returns a connection for req with one stream reserved for o. At most
 // one dial per key is under way; everybody else with the key waits for it.
 func (p *pool) acquire(ctx context.Context, req *hbone.ConnectRequest, o *outbound) (*clientConn, hbone.Timing, error) {
 	timing := hbone.Timing{Pooled: true}
-	for {
+	for dials := 0; ; {
 		if p.eng.closing() {
 			return nil, timing, hbone.ErrDraining
 		}
@@ -109,6 +113,11 @@ func (p *pool) acquire(ctx context.Context, req *hbone.ConnectRequest, o *outbou
 			return c, timing, nil
 		}
 		if own {
+			if dials++; dials > maxDials {
+				err := fmt.Errorf("%w: the peer takes no streams on %d new connections", hbone.ErrLimit, maxDials)
+				p.giveUp(req.Key, d, err)
+				return nil, timing, err
+			}
 			p.eng.spawn(func() { p.dial(req, d) })
 		}
 		select {
@@ -146,6 +155,23 @@ func (p *pool) reserve(req *hbone.ConnectRequest, o *outbound) (c *clientConn, d
 		own = true
 	}
 	return nil, ent.dialing, own, stale
+}
+
+// giveUp ends a dial before it has begun, and drops the connections of its key that
+// take no stream.
+func (p *pool) giveUp(k hbone.Key, d *dialing, err error) {
+	p.mu.Lock()
+	ent := p.entry(k)
+	ent.dialing, d.err = nil, err
+	full := slices.Clone(ent.conns)
+	p.forget(k, ent)
+	p.mu.Unlock()
+	close(d.done)
+	for _, c := range full {
+		if c.http.Available() == 0 && c.http.InFlight() == 0 {
+			p.retire(c, nil)
+		}
+	}
 }
 
 // entry returns the key's entry; the caller holds mu.

@@ -7,6 +7,7 @@
 package relay
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -142,6 +143,32 @@ func (r *Relay) CheckEnd() error {
 		return LocalReset(syscall.ECONNRESET)
 	}
 	return nil
+}
+
+// AwaitTaken waits until the local connection's other end has all that Deliver
+// wrote, or ctx is done, or the connection broke. Fail drops what it has not.
+func (r *Relay) AwaitTaken(ctx context.Context) {
+	poll := time.NewTicker(20 * time.Millisecond) // of which the kernel tells nobody
+	defer poll.Stop()
+	for r.unsent() > 0 {
+		select {
+		case <-poll.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// unsent is 0 for a connection that broke.
+func (r *Relay) unsent() (n int) {
+	raw, err := r.Local.SyscallConn()
+	if err == nil {
+		err = raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.TIOCOUTQ) })
+	}
+	if err != nil {
+		return 0
+	}
+	return n
 }
 
 // LocalReset is the outcome of a stream whose local connection failed with err.

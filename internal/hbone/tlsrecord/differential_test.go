@@ -69,7 +69,7 @@ func newDuel(t *testing.T, suite uint16, client bool, random *rand.Rand) *duel {
 	go func() { shaken <- d.oracle.Handshake() }()
 	var state tls.ConnectionState
 	var err error
-	if d.ours, state, err = start(context.Background(), near, cfg); err != nil {
+	if d.ours, state, err = start(context.Background(), near, cfg, fastest()); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-shaken; err != nil || state.CipherSuite != suite {

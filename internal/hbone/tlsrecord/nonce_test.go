@@ -109,7 +109,7 @@ func interleave(t *testing.T, random *rand.Rand, a, b *Session) {
 // moved is the session in another process: what it left behind is used no more.
 func moved(t *testing.T, s *Session) *Session {
 	t.Helper()
-	next, err := New(s.State())
+	next, err := New(s.State(), s.out.gcm)
 	if err != nil {
 		t.Fatal(err)
 	}

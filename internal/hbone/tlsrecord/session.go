@@ -1,8 +1,8 @@
 // Package tlsrecord is the record layer of TLS 1.3 (RFC 8446 section 5) for a
 // connection whose handshake crypto/tls has done: it seals and opens records in
 // place, answers and sends KeyUpdates, and reads alerts. It does no I/O, knows
-// nothing of certificates, and has no cipher of its own. docs/record-layer.md
-// says why it is right.
+// nothing of certificates, and has no cipher: its caller says whose AES-GCM it is
+// to use. docs/record-layer.md says why it is right.
 //
 // A Session belongs to one goroutine at a time.
 package tlsrecord
@@ -11,6 +11,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+
+	"github.com/heddle-mesh/heddle/internal/hbone/flood"
 )
 
 const (
@@ -97,6 +99,10 @@ type State struct {
 	Useless int
 	// UpdateDue says that a KeyUpdate is to go out before the next record.
 	UpdateDue bool
+	// Updates counts the peer's KeyUpdates.
+	Updates flood.Bucket `json:",omitzero"`
+	// Server says that we are the server. Whoever keeps a state knows that.
+	Server bool `json:"-"`
 }
 
 // Session is the record layer of one connection.
@@ -105,6 +111,8 @@ type Session struct {
 	fragment  []byte
 	useless   int
 	updateDue bool
+	updates   flood.KeyUpdates
+	server    bool
 }
 
 // Check says whether a session of ours can have the state. New believes its
@@ -116,9 +124,14 @@ func (s *State) Check() error {
 	return nil
 }
 
-// New goes on from a state, which it owns from then on.
-func New(s State) (*Session, error) {
-	t := &Session{fragment: s.Fragment, useless: s.Useless, updateDue: s.UpdateDue}
+// New goes on from a state, which it owns from then on. gcm makes the AES-GCM of
+// its keys; nil is the standard library's.
+func New(s State, gcm GCM) (*Session, error) {
+	if gcm == nil {
+		gcm = StandardGCM
+	}
+	t := &Session{fragment: s.Fragment, useless: s.Useless, updateDue: s.UpdateDue, updates: flood.NewKeyUpdates(s.Updates), server: s.Server}
+	t.in.gcm, t.out.gcm = gcm, gcm
 	if err := t.in.install(s.In); err != nil {
 		return nil, fmt.Errorf("install keys to read: %w", err)
 	}
@@ -133,7 +146,16 @@ func New(s State) (*Session, error) {
 // give the key away.
 func (t *Session) State() State {
 	clone := func(k Keys) Keys { k.Secret = append([]byte(nil), k.Secret...); return k }
-	return State{In: clone(t.in.keys), Out: clone(t.out.keys), Fragment: append([]byte(nil), t.fragment...), Useless: t.useless, UpdateDue: t.updateDue}
+	return State{In: clone(t.in.keys), Out: clone(t.out.keys), Fragment: append([]byte(nil), t.fragment...), Useless: t.useless, UpdateDue: t.updateDue, Updates: t.updates.State(), Server: t.server}
+}
+
+// Wipe forgets the keys, at the connection's end: Open refuses from then on, and
+// what seals makes no record. It may be called again.
+func (t *Session) Wipe() {
+	t.in.wipe()
+	t.out.wipe()
+	clear(t.fragment)
+	t.fragment, t.useless, t.updateDue = nil, 0, false
 }
 
 // Length returns how many bytes the record that begins with head has in all;
@@ -158,6 +180,9 @@ func (t *Session) Open(record []byte) ([]byte, error) {
 		// Encrypted records all look like data (section 5.2), and there is no
 		// change_cipher_spec after the handshake (section 5).
 		return nil, broken(UnexpectedMessage, "not encrypted")
+	}
+	if t.in.aead == nil {
+		return nil, broken(InternalError, "keys are wiped")
 	}
 	if t.in.keys.Sequence == ^uint64(0) {
 		return nil, broken(InternalError, "sequence numbers used up")
@@ -193,7 +218,7 @@ func (t *Session) Open(record []byte) ([]byte, error) {
 		}
 		return nil, t.handshake(data)
 	case typeAlert:
-		return nil, alert(data)
+		return nil, t.alert(data)
 	default:
 		return nil, broken(UnexpectedMessage, "of unknown type")
 	}
@@ -208,7 +233,7 @@ func (t *Session) waste() error {
 
 // alert reads an alert (section 6). All but two end the connection, whatever
 // level they claim.
-func alert(data []byte) error {
+func (t *Session) alert(data []byte) error {
 	if len(data) != 2 {
 		return broken(DecodeError, "alert of another length than 2") // section 5.1: never fragmented
 	}
@@ -216,7 +241,7 @@ func alert(data []byte) error {
 	case CloseNotify:
 		return ErrClosed
 	case UserCanceled:
-		return nil // a close_notify follows (section 6.1)
+		return t.waste() // a close_notify follows (section 6.1)
 	default:
 		return a
 	}
@@ -240,6 +265,9 @@ func (t *Session) handshake(data []byte) error {
 		kind, body, rest := t.fragment[0], t.fragment[4:4+n], t.fragment[4+n:]
 		switch kind {
 		case messageTicket:
+			if t.server {
+				return broken(UnexpectedMessage, "NewSessionTicket from a client") // sections 4 and 4.6.1
+			}
 			if err := checkTicket(body); err != nil {
 				return err
 			}
@@ -294,6 +322,8 @@ func (t *Session) takeUpdate(body []byte, last bool) error {
 		return broken(IllegalParameter, "KeyUpdate request neither 0 nor 1")
 	case !last:
 		return broken(UnexpectedMessage, "message spans a change of keys") // section 5.1
+	case !t.updates.Spend():
+		return broken(UnexpectedMessage, "too many KeyUpdates")
 	}
 	if err := t.in.update(); err != nil {
 		return broken(InternalError, err.Error())
@@ -305,12 +335,16 @@ func (t *Session) takeUpdate(body []byte, last bool) error {
 
 // Seal makes a record of data in place: n bytes of plaintext are in
 // buf[HeaderBytes:], and buf has room for n+Overhead bytes. It returns the
-// record's length. UpdateDue must be false and n at most MaxPlaintext.
+// record's length. UpdateDue must be false and n at most MaxPlaintext. A wiped
+// session makes none: the length is 0, and buf as it was.
 func (t *Session) Seal(buf []byte, n int) int { return t.seal(buf, n, typeApplication) }
 
 func (t *Session) seal(buf []byte, n int, kind byte) int {
 	if n > MaxPlaintext || t.out.keys.Sequence > recordsPerKey {
 		panic("tlsrecord: record beyond a limit") // the caller's mistake; never seal it
+	}
+	if t.out.aead == nil {
+		return 0
 	}
 	total := n + Overhead
 	buf = buf[:total]
@@ -344,7 +378,7 @@ func (t *Session) RecordsLeft() int {
 // write with (section 4.6.3). It asks the peer for none: its limits are its own.
 func (t *Session) AppendUpdate(buf []byte) ([]byte, error) {
 	buf = t.appendRecord(buf, typeHandshake, []byte{messageKeyUpdate, 0, 0, 1, 0})
-	t.updateDue = false
+	t.updateDue = false // update fails on a wiped session
 	return buf, t.out.update()
 }
 
@@ -361,6 +395,5 @@ func (t *Session) appendRecord(buf []byte, kind byte, data []byte) []byte {
 	start := len(buf)
 	buf = append(buf, make([]byte, len(data)+Overhead)...)
 	copy(buf[start+HeaderBytes:], data)
-	t.seal(buf[start:], len(data), kind)
-	return buf
+	return buf[:start+t.seal(buf[start:], len(data), kind)]
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"sync"
 	"testing"
 	"time"
 
@@ -26,16 +27,20 @@ func suites() map[string]Keys {
 	}
 }
 
-// two are the two ends of one connection, with the given keys from a to b.
+// fastest is what this processor has: our own AES-GCM where it can be.
+var fastest = sync.OnceValue(func() GCM { return GCM(nil).OrFastest() })
+
+// two are the two ends of one connection, with the given keys from a to b: one
+// with our own AES-GCM, the other with the standard library's.
 func two(t testing.TB, k Keys) (a, b *Session) {
 	t.Helper()
 	clone := func() Keys { c := k; c.Secret = bytes.Clone(k.Secret); return c }
 	back := func() Keys { c := clone(); c.Secret[0] ^= 1; return c }
-	a, err := New(State{In: back(), Out: clone()})
+	a, err := New(State{In: back(), Out: clone()}, fastest())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if b, err = New(State{In: clone(), Out: back()}); err != nil {
+	if b, err = New(State{In: clone(), Out: back()}, StandardGCM); err != nil {
 		t.Fatal(err)
 	}
 	return a, b
@@ -205,14 +210,27 @@ func TestFragments(t *testing.T) {
 }
 
 func TestUselessRecords(t *testing.T) {
-	a, b := two(t, aes128())
-	var err error
-	n := 0
-	for ; err == nil && n < 1000; n++ {
-		_, err = b.Open(record(a, typeApplication, nil))
-	}
-	if n != maxUseless+1 {
-		t.Errorf("%d records without data were taken, want %d", n-1, maxUseless)
+	for name, r := range map[string]struct {
+		kind byte
+		data []byte
+	}{
+		"empty": {typeApplication, nil}, "KeyUpdate": {typeHandshake, []byte{messageKeyUpdate, 0, 0, 1, 0}},
+		"user_canceled": {typeAlert, []byte{alertLevelWarning, byte(UserCanceled)}},
+	} {
+		a, b := two(t, aes128())
+		var err error
+		n := 0
+		for ; err == nil && n < 1000; n++ {
+			_, err = b.Open(record(a, r.kind, r.data))
+			if r.kind == typeHandshake {
+				if err := a.out.update(); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if n != maxUseless+1 {
+			t.Errorf("%s: %d records without data were taken, want %d", name, n-1, maxUseless)
+		}
 	}
 }
 
@@ -228,10 +246,10 @@ func TestState(t *testing.T) {
 			}
 		}
 		var err error
-		if a, err = New(a.State()); err != nil {
+		if a, err = New(a.State(), StandardGCM); err != nil {
 			t.Fatal(err)
 		}
-		if b, err = New(b.State()); err != nil {
+		if b, err = New(b.State(), fastest()); err != nil {
 			t.Fatal(err)
 		}
 		if n == 0 {
@@ -318,7 +336,7 @@ func against(t *testing.T, client bool, random *rand.Rand) {
 	if client {
 		start = Client
 	}
-	s, state, err := start(context.Background(), near, cfg)
+	s, state, err := start(context.Background(), near, cfg, fastest())
 	if err != nil || state.NegotiatedProtocol != "h2" {
 		t.Fatal(err, state.NegotiatedProtocol)
 	}
@@ -428,5 +446,64 @@ func BenchmarkSealAndOpen(bench *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// TestKeyUpdateFlood: data between them does not make KeyUpdates free, and neither
+// does a move to another process.
+func TestKeyUpdateFlood(t *testing.T) {
+	a, err := New(State{In: aes128(), Out: aes128()}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := New(State{In: aes128(), Out: aes128()}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := 1; ; n++ {
+		record, err := a.AppendUpdate(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = b.Open(record)
+		if broken, ok := errors.AsType[*RecordError](err); ok && broken.Alert == UnexpectedMessage {
+			if n <= 40 {
+				t.Errorf("refused after %d", n)
+			}
+			return
+		}
+		if err != nil || n > 200 {
+			t.Fatalf("%d KeyUpdates: %v", n, err)
+		}
+		data := make([]byte, 1+Overhead)
+		if _, err := b.Open(data[:a.Seal(data, 1)]); err != nil {
+			t.Fatal(err)
+		}
+		if n%30 == 0 {
+			if b, err = New(b.State(), nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// TestTicketOfClient: only servers send NewSessionTicket.
+func TestTicketOfClient(t *testing.T) {
+	for _, server := range []bool{false, true} {
+		a, err := New(State{In: aes128(), Out: aes128()}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := New(State{In: aes128(), Out: aes128(), Server: server}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ticket := append([]byte{messageTicket, 0, 0, 14}, make([]byte, 14)...)
+		ticket[4+9+1] = 1 // one byte of ticket, and no extensions
+		_, err = b.Open(a.appendRecord(nil, typeHandshake, ticket))
+		broken, refused := errors.AsType[*RecordError](err)
+		if refused != server || refused && broken.Alert != UnexpectedMessage || !refused && err != nil {
+			t.Errorf("to a server %v: %v", server, err)
+		}
 	}
 }

@@ -180,7 +180,7 @@ func FuzzState(f *testing.F) {
 	f.Add(uint16(0), []byte{}, uint64(1<<24+1), []byte{24, 255, 255, 255}, 33, true, []byte{22, 3, 3, 0, 1, 0})
 	f.Fuzz(func(t *testing.T, suite uint16, secret []byte, sequence uint64, fragment []byte, useless int, due bool, wire []byte) {
 		keys := func() Keys { return Keys{Suite: suite, Secret: bytes.Clone(secret), Sequence: sequence} }
-		s, err := New(State{In: keys(), Out: keys(), Fragment: bytes.Clone(fragment), Useless: useless, UpdateDue: due})
+		s, err := New(State{In: keys(), Out: keys(), Fragment: bytes.Clone(fragment), Useless: useless, UpdateDue: due}, nil)
 		if err != nil {
 			return
 		}

@@ -14,18 +14,19 @@ import (
 
 // Client shakes hands as a client over conn and takes the connection's record
 // layer over. Nothing was read from conn beyond the handshake, and nothing
-// written. An error of the handshake is crypto/tls's own; conn stays open.
-func Client(ctx context.Context, conn net.Conn, cfg *tls.Config) (*Session, tls.ConnectionState, error) {
-	return shake(ctx, conn, cfg, true)
+// written. An error of the handshake is crypto/tls's own; conn stays open. gcm is
+// New's.
+func Client(ctx context.Context, conn net.Conn, cfg *tls.Config, gcm GCM) (*Session, tls.ConnectionState, error) {
+	return shake(ctx, conn, cfg, gcm, true)
 }
 
 // Server is Client for the other end. Session tickets are off whatever cfg
 // says: they would be sent under the key that is taken over.
-func Server(ctx context.Context, conn net.Conn, cfg *tls.Config) (*Session, tls.ConnectionState, error) {
-	return shake(ctx, conn, cfg, false)
+func Server(ctx context.Context, conn net.Conn, cfg *tls.Config, gcm GCM) (*Session, tls.ConnectionState, error) {
+	return shake(ctx, conn, cfg, gcm, false)
 }
 
-func shake(ctx context.Context, conn net.Conn, cfg *tls.Config, client bool) (*Session, tls.ConnectionState, error) {
+func shake(ctx context.Context, conn net.Conn, cfg *tls.Config, gcm GCM, client bool) (*Session, tls.ConnectionState, error) {
 	var secrets trafficSecrets
 	defer secrets.erase()
 	cfg = cfg.Clone()
@@ -56,9 +57,10 @@ func shake(ctx context.Context, conn net.Conn, cfg *tls.Config, client bool) (*S
 		in, out = out, in
 	}
 	s, err := New(State{
-		In:  Keys{Suite: state.CipherSuite, Secret: bytes.Clone(in)},
-		Out: Keys{Suite: state.CipherSuite, Secret: bytes.Clone(out)},
-	})
+		In:     Keys{Suite: state.CipherSuite, Secret: bytes.Clone(in)},
+		Out:    Keys{Suite: state.CipherSuite, Secret: bytes.Clone(out)},
+		Server: !client,
+	}, gcm)
 	if err != nil {
 		return nil, state, fmt.Errorf("take record layer over: %w", err)
 	}

@@ -2,12 +2,14 @@ package tlsrecord
 
 import (
 	"bytes"
+	"crypto/cipher"
 	"crypto/hmac"
 	"crypto/tls"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"hash"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -54,11 +56,11 @@ func unhex(t testing.TB, s string) []byte {
 func traceEnds(t *testing.T) (client, server *Session) {
 	t.Helper()
 	keys := func(secret string) Keys { return Keys{Suite: tls.TLS_AES_128_GCM_SHA256, Secret: unhex(t, secret)} }
-	client, err := New(State{In: keys(traceServerSecret), Out: keys(traceClientSecret)})
+	client, err := New(State{In: keys(traceServerSecret), Out: keys(traceClientSecret)}, fastest())
 	if err != nil {
 		t.Fatal(err)
 	}
-	server, err = New(State{In: keys(traceClientSecret), Out: keys(traceServerSecret)})
+	server, err = New(State{In: keys(traceClientSecret), Out: keys(traceServerSecret)}, fastest())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -158,7 +160,7 @@ func TestUpdateDerivation(t *testing.T) {
 			if !bytes.Equal(a.out.keys.Secret, want) || !bytes.Equal(b.in.keys.Secret, want) {
 				t.Errorf("%s: generation %d: secrets %x and %x, want %x", name, generation, a.out.keys.Secret, b.in.keys.Secret, want)
 			}
-			aead, err := newAEAD(k.Suite, onceExpanded(newHash, want, "key", keyBytes))
+			aead, err := (&half{gcm: StandardGCM}).newAEAD(k.Suite, onceExpanded(newHash, want, "key", keyBytes))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -182,11 +184,124 @@ func TestUnknownKeys(t *testing.T) {
 		{Suite: tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, Secret: good.Secret}, {Suite: 0, Secret: good.Secret},
 		{Suite: tls.TLS_AES_256_GCM_SHA384, Secret: good.Secret}, {Suite: good.Suite, Secret: nil}, {Suite: good.Suite, Secret: []byte(strings.Repeat("x", 48))},
 	} {
-		if _, err := New(State{In: bad, Out: good}); err == nil {
+		if _, err := New(State{In: bad, Out: good}, nil); err == nil {
 			t.Errorf("suite %#x with %d bytes reads", bad.Suite, len(bad.Secret))
 		}
-		if _, err := New(State{In: good, Out: bad}); err == nil {
+		if _, err := New(State{In: good, Out: bad}, nil); err == nil {
 			t.Errorf("suite %#x with %d bytes writes", bad.Suite, len(bad.Secret))
 		}
 	}
 }
+
+// forgetful writes down which ciphers were wiped, and that none is used after.
+type forgetful struct {
+	cipher.AEAD
+	t     *testing.T
+	wiped bool
+}
+
+func (f *forgetful) Wipe() { f.wiped = true }
+
+func (f *forgetful) Seal(dst, nonce, plaintext, aad []byte) []byte {
+	if f.wiped {
+		f.t.Error("a wiped cipher seals")
+	}
+	return f.AEAD.Seal(dst, nonce, plaintext, aad)
+}
+
+func (f *forgetful) Open(dst, nonce, ciphertext, aad []byte) ([]byte, error) {
+	if f.wiped {
+		f.t.Error("a wiped cipher opens")
+	}
+	return f.AEAD.Open(dst, nonce, ciphertext, aad)
+}
+
+// forgetfulSession has the ciphers of its generations, incoming ones and outgoing ones
+// in the order in which they were made.
+func forgetfulSession(t *testing.T) (s *Session, made *[]*forgetful) {
+	t.Helper()
+	made = &[]*forgetful{}
+	keys := func() Keys { k := aes128(); k.Secret = bytes.Clone(k.Secret); return k }
+	s, err := New(State{In: keys(), Out: keys()}, func(key []byte) (cipher.AEAD, error) {
+		aead, err := StandardGCM(key)
+		f := &forgetful{AEAD: aead, t: t}
+		*made = append(*made, f)
+		return f, err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s, made
+}
+
+func wiped(made []*forgetful) (w []bool) {
+	for _, f := range made {
+		w = append(w, f.wiped)
+	}
+	return w
+}
+
+// TestUpdateWipesTheCipher: where the old key's cipher can forget it, it does, and
+// no other; of the secret, nothing is left.
+func TestUpdateWipesTheCipher(t *testing.T) {
+	s, made := forgetfulSession(t)
+	oldIn, oldOut := s.in.keys.Secret, s.out.keys.Secret
+	record, err := s.AppendUpdate(nil)
+	if got := wiped(*made); err != nil || !slices.Equal(got, []bool{false, true, false}) {
+		t.Errorf("ours: wiped %v, %v", got, err)
+	}
+	if bytes.Equal(oldIn, make([]byte, len(oldIn))) || !bytes.Equal(oldOut, make([]byte, len(oldOut))) {
+		t.Error("ours: the wrong secret is wiped")
+	}
+	// The peer's, which has the key that we read with.
+	if _, err := s.Open(record); err != nil {
+		t.Fatal(err)
+	}
+	if got := wiped(*made); !slices.Equal(got, []bool{true, true, false, false}) {
+		t.Errorf("the peer's: wiped %v", got)
+	}
+	if !bytes.Equal(oldIn, make([]byte, len(oldIn))) {
+		t.Error("the peer's: its secret is left")
+	}
+}
+
+// TestWipedSessionRefuses: it has no key, and uses none.
+func TestWipedSessionRefuses(t *testing.T) {
+	s, made := forgetfulSession(t)
+	record := make([]byte, 4+Overhead)
+	record = record[:s.Seal(record, 4)]
+	s.fragment = []byte{messageTicket, 0, 0, 100, 1}
+	in, out, fragment := s.in.keys.Secret, s.out.keys.Secret, s.fragment
+	s.Wipe()
+	s.Wipe()
+	if got := wiped(*made); !slices.Equal(got, []bool{true, true}) {
+		t.Errorf("wiped %v", got)
+	}
+	for what, b := range map[string][]byte{"secret to read": in, "secret to write": out, "fragment": fragment, "iv to read": s.in.iv[:], "iv to write": s.out.iv[:], "nonce": s.out.nonce[:]} {
+		if len(b) == 0 || !bytes.Equal(b, make([]byte, len(b))) {
+			t.Errorf("the %s is left: %x", what, b)
+		}
+	}
+	if r, ok := errors.AsType[*RecordError](errOf(s.Open(record))); !ok || r.Alert != InternalError {
+		t.Errorf("a record is opened: %v", r)
+	}
+	buf := []byte("head plaintext that goes nowhere, with room for a record's tag")
+	before := bytes.Clone(buf)
+	if n := s.Seal(buf, 9); n != 0 || !bytes.Equal(buf, before) {
+		t.Errorf("a record of %d bytes is sealed: %q", n, buf)
+	}
+	if b := s.AppendAlert([]byte("x"), CloseNotify); string(b) != "x" {
+		t.Errorf("an alert is sealed: %x", b)
+	}
+	if b, err := s.AppendUpdate([]byte("x")); string(b) != "x" || err == nil {
+		t.Errorf("a KeyUpdate is sealed: %x, %v", b, err)
+	}
+	if s.UpdateDue() {
+		t.Error("a KeyUpdate is due")
+	}
+	if _, err := New(s.State(), nil); err == nil {
+		t.Error("another session can go on from it")
+	}
+}
+
+func errOf(_ []byte, err error) error { return err }

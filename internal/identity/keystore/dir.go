@@ -1,23 +1,27 @@
 package keystore
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/heddle-mesh/heddle/internal/overdue"
 )
 
 // prepareDir makes dir if need be, and checks owner, mode and filesystem.
-func prepareDir(cfg Config) error {
+func prepareDir(ctx context.Context, cfg Config) error {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return fmt.Errorf("make key directory: %w", err)
 	}
 	if !cfg.Disk {
-		if err := ensureMemory(cfg); err != nil {
+		if err := ensureMemory(ctx, cfg); err != nil {
 			return err
 		}
 	}
@@ -37,26 +41,61 @@ func prepareDir(cfg Config) error {
 // ensureMemory makes sure that dir is on a tmpfs, and mounts one when the
 // configuration says so. Agents that start at the same moment take turns, so
 // that they do not mount over each other.
-func ensureMemory(cfg Config) error {
-	parent, err := os.Open(filepath.Dir(cfg.Dir))
-	if err != nil {
-		return err
-	}
-	defer parent.Close()
-	// Released by Close.
-	if err := unix.Flock(int(parent.Fd()), unix.LOCK_EX); err != nil {
-		return fmt.Errorf("lock %s: %w", parent.Name(), err)
-	}
+func ensureMemory(ctx context.Context, cfg Config) error {
 	inMemory, err := onMemory(cfg.Dir)
 	switch {
 	case err != nil:
 		return err
 	case inMemory:
-		return nil
+		return nil // as after any start but the first: no turn is needed
 	case !cfg.Mount:
 		return fmt.Errorf("key directory %s: %w", cfg.Dir, ErrNotMemory)
 	}
+	turn, err := takeTurn(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer turn.Close()
+	if inMemory, err = onMemory(cfg.Dir); err != nil || inMemory {
+		return err // whoever had the turn before has mounted it
+	}
 	return mountMemory(cfg.Dir)
+}
+
+// turnWithin bounds the wait for others, who need milliseconds.
+const turnWithin = 10 * time.Second
+
+// takeTurn locks the directory below the mount. It is the key directory's own, so
+// that nodes whose key directories are neighbours do not wait for each other. Whoever
+// closes the file gives the turn back.
+func takeTurn(ctx context.Context, cfg Config) (*os.File, error) {
+	f, err := os.OpenFile(cfg.Dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, fmt.Errorf("key directory %s: %w", cfg.Dir, err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, turnWithin)
+	defer cancel()
+	said := overdue.Say(cfg.logger(), "for the lock of the key directory", func() []any {
+		return []any{"path", cfg.Dir, "held_by", overdue.Holder(f)}
+	})
+	defer said()
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return f, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			said() // it looks at the file
+			return nil, errors.Join(fmt.Errorf("lock %s: %w", cfg.Dir, err), f.Close())
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			said()
+			holder := overdue.Holder(f)
+			return nil, errors.Join(fmt.Errorf("lock %s: process %s has it: %w; remedy: end that process", cfg.Dir, holder, context.Cause(ctx)), f.Close())
+		}
+	}
 }
 
 // ErrNotMemory is matched when a key directory is on a disk.

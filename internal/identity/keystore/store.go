@@ -1,9 +1,11 @@
 package keystore
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -33,6 +35,15 @@ type Config struct {
 	Mount bool
 	// Disk allows Dir to be on a disk. It is for the node's own key only.
 	Disk bool
+	// Logger hears of waits that take long; nil discards.
+	Logger *slog.Logger
+}
+
+func (c Config) logger() *slog.Logger {
+	if c.Logger == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return c.Logger
 }
 
 // Store is a directory of keys and SVIDs.
@@ -44,13 +55,14 @@ type Refusal struct {
 	Err  error
 }
 
-// Open prepares and checks the directory; see Config.
-func Open(cfg Config) (*Store, error) {
+// Open prepares and checks the directory; see Config. It may wait for other processes
+// that mount on it, until ctx is done and for ten seconds at most.
+func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if !filepath.IsAbs(cfg.Dir) {
 		return nil, fmt.Errorf("key directory %q: an absolute path is needed", cfg.Dir)
 	}
 	cfg.Dir = filepath.Clean(cfg.Dir)
-	if err := prepareDir(cfg); err != nil {
+	if err := prepareDir(ctx, cfg); err != nil {
 		return nil, err
 	}
 	return &Store{dir: cfg.Dir}, nil

@@ -1,16 +1,20 @@
 package keystore
 
 import (
+	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
 	"errors"
 	"io/fs"
+	"log/slog"
 	"math/big"
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -62,7 +66,7 @@ func memoryDir(t testing.TB) string {
 
 func open(t testing.TB) *Store {
 	t.Helper()
-	s, err := Open(Config{Dir: filepath.Join(memoryDir(t), "keys")})
+	s, err := Open(t.Context(), Config{Dir: filepath.Join(memoryDir(t), "keys")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,20 +183,20 @@ func TestDirectoryMustBeInMemoryAndPrivate(t *testing.T) {
 	if inMemory {
 		t.Fatal("the test's directory is on a tmpfs: set TMPDIR to a disk")
 	}
-	if _, err := Open(Config{Dir: disk}); !errors.Is(err, ErrNotMemory) {
+	if _, err := Open(t.Context(), Config{Dir: disk}); !errors.Is(err, ErrNotMemory) {
 		t.Errorf("on a disk: %v", err)
 	}
-	if _, err := Open(Config{Dir: disk, Disk: true}); err != nil {
+	if _, err := Open(t.Context(), Config{Dir: disk, Disk: true}); err != nil {
 		t.Errorf("on a disk, allowed: %v", err)
 	}
 	open := filepath.Join(memoryDir(t), "open")
 	if err := os.Mkdir(open, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(Config{Dir: open}); !errors.Is(err, ErrInsecure) {
+	if _, err := Open(t.Context(), Config{Dir: open}); !errors.Is(err, ErrInsecure) {
 		t.Errorf("mode 0755: %v", err)
 	}
-	if _, err := Open(Config{Dir: "keys"}); err == nil {
+	if _, err := Open(t.Context(), Config{Dir: "keys"}); err == nil {
 		t.Error("took a relative path")
 	}
 }
@@ -210,7 +214,7 @@ func TestMount(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
-			if _, err := Open(Config{Dir: dir, Mount: true}); err != nil {
+			if _, err := Open(t.Context(), Config{Dir: dir, Mount: true}); err != nil {
 				t.Error(err)
 			}
 		})
@@ -223,7 +227,7 @@ func TestMount(t *testing.T) {
 	if n := strings.Count(string(mounts), " "+dir+" tmpfs "); n != 1 {
 		t.Errorf("mounted %d times", n)
 	}
-	s, err := Open(Config{Dir: dir})
+	s, err := Open(t.Context(), Config{Dir: dir})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -233,6 +237,52 @@ func TestMount(t *testing.T) {
 	}
 	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("left behind: %v", err)
+	}
+}
+
+// TestMountWaits: while somebody has the turn to mount, the others wait; they say for
+// whom, and not for ever. Neighbours do not wait.
+func TestMountWaits(t *testing.T) {
+	testenv.NeedRoot(t)
+	parent := t.TempDir()
+	dir := filepath.Join(parent, "keys")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{dir, parent} {
+		held, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer held.Close()
+		if err := unix.Flock(int(held.Fd()), unix.LOCK_EX); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var log bytes.Buffer // read when nobody writes any more
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+	defer cancel()
+	begun := time.Now()
+	_, err := Open(ctx, Config{Dir: dir, Mount: true, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	holder := strconv.Itoa(os.Getpid()) + " ("
+	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "process "+holder) || !strings.Contains(err.Error(), "remedy:") {
+		t.Errorf("with the turn taken: %v", err)
+	}
+	if took := time.Since(begun); took > 15*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	if !strings.Contains(log.String(), "waiting for the lock of the key directory") || !strings.Contains(log.String(), `held_by="`+holder) {
+		t.Errorf("said %q", log.String())
+	}
+	neighbour := filepath.Join(parent, "neighbour")
+	t.Cleanup(func() {
+		if err := Remove(neighbour); err != nil {
+			t.Error(err)
+		}
+	})
+	log.Reset()
+	if _, err := Open(t.Context(), Config{Dir: neighbour, Mount: true, Logger: slog.New(slog.NewTextHandler(&log, nil))}); err != nil || log.Len() > 0 {
+		t.Errorf("a neighbour: %v, said %q", err, log.String())
 	}
 }
 

@@ -56,7 +56,7 @@ func JoinByAccount(ctx context.Context, cfg AccountConfig) (*Node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("join by service account: %w", err)
 	}
-	n, err := OpenNode(cfg.NodeConfig)
+	n, err := OpenNode(ctx, cfg.NodeConfig)
 	if err == nil {
 		if err = n.isOf(bundle, cfg.Node); err == nil {
 			return n, nil
@@ -70,7 +70,7 @@ func JoinByAccount(ctx context.Context, cfg AccountConfig) (*Node, error) {
 	if err := joinByAccount(ctx, cfg, bundle); err != nil {
 		return nil, fmt.Errorf("join trust domain %s at %s as node %s: %w", bundle.TrustDomain(), cfg.Operator, cfg.Node, err)
 	}
-	return OpenNode(cfg.NodeConfig)
+	return OpenNode(ctx, cfg.NodeConfig)
 }
 
 // readRoots reads the roots; they name their trust domain themselves.
@@ -131,7 +131,7 @@ func joinByAccount(ctx context.Context, cfg AccountConfig, bundle *x509bundle.Bu
 		return err
 	}
 	entry := keystore.Entry{ID: id, Key: key, Chain: a.chain, Received: time.Now().Round(0)}
-	return storeAccount(cfg, bundle, entry, a)
+	return storeAccount(ctx, cfg, bundle, entry, a)
 }
 
 // tradeAccount asks until there is an answer that will not change.
@@ -173,12 +173,12 @@ func askOnce(ctx context.Context, cfg AccountConfig, client meshpb.IssuingClient
 
 // storeAccount verifies the operator's answer against the mounted roots and
 // makes it the node's credential, as storeJoined does.
-func storeAccount(cfg AccountConfig, mounted *x509bundle.Bundle, e keystore.Entry, a answer) error {
+func storeAccount(ctx context.Context, cfg AccountConfig, mounted *x509bundle.Bundle, e keystore.Entry, a answer) error {
 	bundle := x509bundle.FromX509Authorities(mounted.TrustDomain(), a.bundle)
 	if err := identity.CheckIssued(e, mounted); err != nil {
 		return err
 	}
-	return storeCredential(cfg.Dir, nodeState{
+	return storeCredential(ctx, cfg.Dir, nodeState{
 		TrustDomain: mounted.TrustDomain().Name(), Node: cfg.Node, Operator: cfg.Operator, ConfigurationKeys: a.configurationKeys,
 	}, bundle, e)
 }

@@ -50,7 +50,7 @@ func Join(ctx context.Context, cfg JoinConfig) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n, err := OpenNode(cfg.NodeConfig)
+	n, err := OpenNode(ctx, cfg.NodeConfig)
 	if err == nil {
 		if err = fits(n, token, cfg.Node); err == nil {
 			return n, nil
@@ -64,7 +64,7 @@ func Join(ctx context.Context, cfg JoinConfig) (*Node, error) {
 	if err := join(ctx, cfg, *token); err != nil {
 		return nil, fmt.Errorf("join trust domain %s at %s as node %s: %w", token.TrustDomain, cfg.operator(*token), token.Node, err)
 	}
-	return OpenNode(cfg.NodeConfig)
+	return OpenNode(ctx, cfg.NodeConfig)
 }
 
 func parseToken(cfg JoinConfig) (*jointoken.Token, error) {
@@ -134,7 +134,7 @@ func join(ctx context.Context, cfg JoinConfig, token jointoken.Token) error {
 		return err
 	}
 	entry := keystore.Entry{ID: id, Key: key, Chain: a.chain, Received: time.Now().Round(0)}
-	return storeJoined(cfg, token, entry, a)
+	return storeJoined(ctx, cfg, token, entry, a)
 }
 
 // tradeToken asks until there is an answer that will not change.
@@ -189,7 +189,7 @@ func passing(err error) bool {
 
 // storeJoined verifies the operator's answer and makes it the node's
 // credential.
-func storeJoined(cfg JoinConfig, token jointoken.Token, e keystore.Entry, a answer) error {
+func storeJoined(ctx context.Context, cfg JoinConfig, token jointoken.Token, e keystore.Entry, a answer) error {
 	bundle := x509bundle.FromX509Authorities(token.TrustDomain, a.bundle)
 	if findPinned(a.bundle, token.CASHA256) == nil {
 		return errors.New("operator's bundle lacks the root that the join token pins")
@@ -197,15 +197,15 @@ func storeJoined(cfg JoinConfig, token jointoken.Token, e keystore.Entry, a answ
 	if err := identity.CheckIssued(e, bundle); err != nil {
 		return err
 	}
-	return storeCredential(cfg.Dir, nodeState{
+	return storeCredential(ctx, cfg.Dir, nodeState{
 		TrustDomain: token.TrustDomain.Name(), Node: token.Node, Operator: cfg.operator(token), ConfigurationKeys: a.configurationKeys,
 	}, bundle, e)
 }
 
 // storeCredential replaces whatever a node's directory holds. The SVID is
 // written last: without it, the rest counts as nothing.
-func storeCredential(dir string, st nodeState, bundle *x509bundle.Bundle, e keystore.Entry) error {
-	keys, err := keystore.Open(keystore.Config{Dir: dir, Disk: true})
+func storeCredential(ctx context.Context, dir string, st nodeState, bundle *x509bundle.Bundle, e keystore.Entry) error {
+	keys, err := keystore.Open(ctx, keystore.Config{Dir: dir, Disk: true})
 	if err != nil {
 		return err
 	}

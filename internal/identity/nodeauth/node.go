@@ -75,8 +75,8 @@ type Node struct {
 
 // OpenNode loads the credential of a node that joined earlier. The error matches
 // ErrNotJoined when there is no valid one.
-func OpenNode(cfg NodeConfig) (*Node, error) {
-	keys, err := keystore.Open(keystore.Config{Dir: cfg.Dir, Disk: true})
+func OpenNode(ctx context.Context, cfg NodeConfig) (*Node, error) {
+	keys, err := keystore.Open(ctx, keystore.Config{Dir: cfg.Dir, Disk: true, Logger: cfg.Logger})
 	if err != nil {
 		return nil, err
 	}

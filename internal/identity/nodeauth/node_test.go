@@ -251,7 +251,7 @@ func TestBadAnswersAreRefused(t *testing.T) {
 		if _, err := Join(t.Context(), joinConfig(dir, o.token(t, "n1"))); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: got %v, want %q", name, err, c.want)
 		}
-		if _, err := OpenNode(NodeConfig{Dir: dir}); !errors.Is(err, ErrNotJoined) {
+		if _, err := OpenNode(t.Context(), NodeConfig{Dir: dir}); !errors.Is(err, ErrNotJoined) {
 			t.Errorf("%s: it counts as joined: %v", name, err)
 		}
 	}
@@ -297,7 +297,7 @@ func TestExpiredNodeNeedsANewToken(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "node")
 	n := mustJoin(t, joinConfig(dir, o.token(t, "n1")))
 	testenv.Eventually(t, 5*time.Second, "node's SVID expires", func() bool { _, err := n.Certificate(); return err != nil })
-	_, err := OpenNode(NodeConfig{Dir: dir})
+	_, err := OpenNode(t.Context(), NodeConfig{Dir: dir})
 	if !errors.Is(err, ErrNotJoined) || !errors.Is(err, identity.ErrCertificateExpired) || !strings.Contains(err.Error(), "join token") {
 		t.Errorf("open: %v", err)
 	}
@@ -331,7 +331,7 @@ func TestRunRenews(t *testing.T) {
 	if serial(t, n) == before || len(n.ConfigurationKeys()) != 2 || o.lastNode != "n1" {
 		t.Errorf("serial as before: %v, keys %d, asked as %q", serial(t, n) == before, len(n.ConfigurationKeys()), o.lastNode)
 	}
-	again, err := OpenNode(NodeConfig{Dir: dir})
+	again, err := OpenNode(t.Context(), NodeConfig{Dir: dir})
 	if err != nil {
 		t.Fatal(err)
 	}

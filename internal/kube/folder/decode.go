@@ -27,6 +27,7 @@ type Document struct {
 	origin   problem.Origin
 	root     *yaml.Node
 	object   string // kind and name, for problems
+	ref      problem.Ref
 	problems []*problem.Problem
 }
 
@@ -35,7 +36,8 @@ func (l *loader) decodeFile(name string, content []byte) {
 	for number := 1; ; number++ {
 		origin := problem.Origin{File: name, Document: number}
 		if number > MaxDocuments {
-			l.problems = append(l.problems, &problem.Problem{Origin: origin, Text: fmt.Sprintf("the file has more than %d documents", MaxDocuments), Remedy: "split it into several files"})
+			l.problems = append(l.problems, &problem.Problem{Origin: origin, Text: fmt.Sprintf("the file has more than %d documents", MaxDocuments), Remedy: "split it into several files",
+				Reason: problem.Unreadable})
 			return
 		}
 		var node yaml.Node
@@ -69,7 +71,7 @@ func syntaxProblem(origin problem.Origin, err error) *problem.Problem {
 			origin.Line, text = line, m[2]
 		}
 	}
-	return &problem.Problem{Origin: origin, Text: "is not YAML: " + text, Remedy: "check indentation, colons and quotes near this line"}
+	return &problem.Problem{Origin: origin, Text: "is not YAML: " + text, Remedy: "check indentation, colons and quotes near this line", Reason: problem.Syntax}
 }
 
 func (l *loader) decodeDocument(doc *Document) {
@@ -87,7 +89,7 @@ func (l *loader) decodeDocument(doc *Document) {
 		doc.report("", "write both, such as apiVersion: heddle.dev/v1alpha1 and kind: Workload", "apiVersion or kind is missing")
 		return
 	}
-	doc.object = problem.ObjectName(kindName, namespace, name)
+	doc.object, doc.ref = problem.ObjectName(kindName, namespace, name), problem.Ref{Kind: kindName, Namespace: namespace, Name: name}
 	var known []string
 	for _, k := range l.kinds {
 		if k.APIVersion == apiVersion && k.Name == kindName {
@@ -109,6 +111,7 @@ func (l *loader) addObject(doc *Document, k Kind) {
 	key := k.Name + " " + object.GetNamespace() + "/" + object.GetName()
 	if first, twice := l.seen[key]; twice {
 		doc.report("metadata.name", "rename one of them or take it out", "the same object is also at %s", first)
+		doc.problems[len(doc.problems)-1].Reason = problem.Conflict
 		return
 	}
 	l.seen[key] = doc.origin
@@ -151,8 +154,8 @@ func (d *Document) scalarAt(keys ...string) string {
 
 func (d *Document) report(field, remedy, format string, args ...any) {
 	d.problems = append(d.problems, &problem.Problem{
-		Origin: d.origin.At(field), Object: d.object, Field: field,
-		Text: fmt.Sprintf(format, args...), Remedy: remedy,
+		Origin: d.origin.At(field), Ref: d.ref, Object: d.object, Field: field,
+		Text: fmt.Sprintf(format, args...), Remedy: remedy, Reason: problem.Syntax,
 	})
 }
 
@@ -167,7 +170,7 @@ func (d *Document) Decode(into any) bool {
 	for _, f := range result.Findings {
 		origin := d.origin
 		origin.Line = f.Line
-		d.problems = append(d.problems, &problem.Problem{Origin: origin, Object: d.object, Field: f.Field, Text: f.Text, Remedy: f.Remedy})
+		d.problems = append(d.problems, &problem.Problem{Origin: origin, Ref: d.ref, Object: d.object, Field: f.Field, Text: f.Text, Remedy: f.Remedy, Reason: problem.Syntax})
 	}
 	if result.Untold > 0 {
 		d.report("", "", "has %d more problems", result.Untold)

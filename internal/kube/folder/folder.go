@@ -39,17 +39,17 @@ type Kind struct {
 	Read func(doc *Document) metav1.Object
 }
 
-// Load reads every .yaml, .yml and .json file of a folder and of the folders
-// below it, in order of their names, and has every document in them read by its
-// kind. Names that begin with "." are left out, and so are symbolic links to
+// Load reads the file from of fsys, or every .yaml, .yml and .json file of the
+// folder from and of the folders below it, in order of their names, and has every
+// document in them read by its kind. Names that begin with "." are left out, and so are symbolic links to
 // folders; links to files are read as far as fsys follows them. No more than
 // maxFiles, of maxTotal bytes together, are read.
 //
 // It returns a hash of what was read, in hexadecimal, or every problem that it
 // finds, joined.
-func Load(fsys fs.FS, kinds []Kind, maxFiles int, maxTotal int64) (digest string, err error) {
+func Load(fsys fs.FS, from string, kinds []Kind, maxFiles int, maxTotal int64) (digest string, err error) {
 	l := loader{fsys: fsys, kinds: kinds, maxFiles: maxFiles, maxTotal: maxTotal, digest: sha256.New(), seen: map[string]problem.Origin{}}
-	err = fs.WalkDir(fsys, ".", l.visit)
+	err = fs.WalkDir(fsys, from, l.visit)
 	if err != nil {
 		err = fmt.Errorf("read configuration folder: %w", err)
 	}
@@ -124,7 +124,7 @@ func skip(entry fs.DirEntry) error {
 }
 
 func (l *loader) fileProblem(name, text, remedy string) {
-	l.problems = append(l.problems, &problem.Problem{Origin: problem.Origin{File: name}, Text: text, Remedy: remedy})
+	l.problems = append(l.problems, &problem.Problem{Origin: problem.Origin{File: name}, Text: text, Remedy: remedy, Reason: problem.Unreadable})
 }
 
 // readFile returns a file's content, or reports why it cannot be had.

@@ -121,12 +121,12 @@ func (c *compiler) policy(p *Policy) netpolicy.Policy {
 	// Without a type its rules have no effect, so they are not even looked at.
 	for i := 0; ingress && i < len(spec.Ingress); i++ {
 		r := &spec.Ingress[i]
-		w := what{c, p, fmt.Sprintf("spec.ingress[%d]", i), "from", p.Object.Namespace}
+		w := what{c, p, i, fmt.Sprintf("spec.ingress[%d]", i), "from", p.Object.Namespace}
 		out.Ingress.Rules = w.rule(out.Ingress.Rules, r.From, r.Ports)
 	}
 	for i := 0; egress && i < len(spec.Egress); i++ {
 		r := &spec.Egress[i]
-		w := what{c, p, fmt.Sprintf("spec.egress[%d]", i), "to", ""}
+		w := what{c, p, i, fmt.Sprintf("spec.egress[%d]", i), "to", ""}
 		out.Egress.Rules = w.rule(out.Egress.Rules, r.To, r.Ports)
 	}
 	return out
@@ -175,6 +175,7 @@ func types(p *Policy) (ingress, egress bool) {
 type what struct {
 	*compiler
 	policy *Policy
+	number int
 	field  string
 	// peers is the field of the rule's peers.
 	peers string
@@ -185,7 +186,7 @@ type what struct {
 
 // rule appends a rule, unless it admits no TCP.
 func (w *what) rule(rules []netpolicy.Rule, peers []networkingv1.NetworkPolicyPeer, ports []networkingv1.NetworkPolicyPort) []netpolicy.Rule {
-	var out netpolicy.Rule
+	out := netpolicy.Rule{Number: w.number}
 	for i := range peers {
 		if peer, ok := w.peer(fmt.Sprintf("%s.%s[%d]", w.field, w.peers, i), &peers[i]); ok {
 			out.Peers = append(out.Peers, peer)

@@ -27,7 +27,27 @@ type Problem struct {
 	Field string
 	// Text says what is wrong, Remedy what to do about it (may be empty).
 	Text, Remedy string
+	Reason       Reason
 }
+
+// Reason is the class of a Problem: few, so that they can be counted.
+type Reason uint8
+
+// The reasons.
+const (
+	Invalid    Reason = iota // a field says what cannot be enforced
+	Syntax                   // no YAML, or not the fields and types of a kind that is known
+	Conflict                 // another object has what only one may have
+	Unreadable               // a file cannot be read, or there is too much of it
+)
+
+// String returns the name of a Reason.
+func (r Reason) String() string {
+	return [...]string{Invalid: "Invalid", Syntax: "Syntax", Conflict: "Conflict", Unreadable: "Unreadable"}[r]
+}
+
+// Reasons returns all of them.
+func Reasons() []Reason { return []Reason{Invalid, Syntax, Conflict, Unreadable} }
 
 // Ref names an object.
 type Ref struct{ Kind, Namespace, Name string }

@@ -119,6 +119,11 @@ func (c *checker) structure(n *yaml.Node, t reflect.Type, field string, depth in
 		path := join(field, key)
 		ft, ok := fields[key]
 		if !ok {
+			if strings.HasPrefix(path, "spec.rules[") && isHTTP(key) {
+				c.report(keyNode, path, "take the field out: what is left must not let in more than you mean",
+					"is about HTTP requests, and no waypoint sees these: policies judge connections, by identity, namespace, address and port")
+				return
+			}
 			c.report(keyNode, path, unknownRemedy(key, fields), "unknown field")
 			return
 		}
@@ -342,6 +347,16 @@ func describe(n *yaml.Node) string {
 		return strconv.Quote(shown) + " (" + strings.TrimPrefix(n.ShortTag(), "!!") + ")"
 	}
 	return "text " + strconv.Quote(shown)
+}
+
+// isHTTP reports whether policies of other meshes have a field by which they look into
+// requests. A rule without it would mean something else, so that it is refused with the
+// reason, and not as a slip of the pen.
+func isHTTP(key string) bool {
+	return slices.Contains([]string{
+		"hosts", "notHosts", "methods", "notMethods", "paths", "notPaths", "headers", "notHeaders",
+		"requestPrincipals", "notRequestPrincipals", "jwt", "claims", "when",
+	}, key)
 }
 
 // unknownRemedy proposes the known field that is nearest to an unknown one.

@@ -24,6 +24,9 @@ import (
 // was shared stays as it is.
 const maxKept = 1 << 16
 
+// maxStatic bounds the UID of a static pod, which is a hash of its text.
+const maxStatic = 128
+
 // Trimmer keeps texts and label sets that many objects have in common.
 type Trimmer struct {
 	texts  map[string]string
@@ -81,6 +84,9 @@ func (t *Trimmer) Pod(p *corev1.Pod) *kube.Pod {
 		Created: p.CreationTimestamp.Unix(), Terminating: p.DeletionTimestamp != nil, HostNetwork: p.Spec.HostNetwork,
 		Finished: p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed,
 	}
+	if static := p.Annotations[corev1.MirrorPodAnnotationKey]; static != "" && len(static) <= maxStatic {
+		out.StaticUID = strings.Clone(static)
+	}
 	if out.ServiceAccount == "" {
 		out.ServiceAccount = "default"
 	}
@@ -127,6 +133,7 @@ func (t *Trimmer) container(out *kube.Pod, c *corev1.Container) {
 			out.Ports = append(out.Ports, kube.NamedPort{Name: t.text(port.Name), Port: uint16(port.ContainerPort)})
 		}
 	}
+	hooks(out, c)
 	for _, probe := range []*corev1.Probe{c.LivenessProbe, c.ReadinessProbe, c.StartupProbe} {
 		if probe == nil {
 			continue
@@ -138,6 +145,18 @@ func (t *Trimmer) container(out *kube.Pod, c *corev1.Container) {
 			out.ProbePorts = append(out.ProbePorts, portOf(probe.TCPSocket.Port, c)...)
 		case probe.GRPC != nil && valid(probe.GRPC.Port):
 			out.ProbePorts = append(out.ProbePorts, uint16(probe.GRPC.Port))
+		}
+	}
+}
+
+// hooks adds the ports of a container's lifecycle hooks: kubelet calls them as it probes.
+func hooks(out *kube.Pod, c *corev1.Container) {
+	if c.Lifecycle == nil {
+		return
+	}
+	for _, hook := range []*corev1.LifecycleHandler{c.Lifecycle.PostStart, c.Lifecycle.PreStop} {
+		if hook != nil && hook.HTTPGet != nil {
+			out.ProbePorts = append(out.ProbePorts, portOf(hook.HTTPGet.Port, c)...)
 		}
 	}
 }
@@ -182,13 +201,38 @@ func (t *Trimmer) EndpointSlice(s *discoveryv1.EndpointSlice) *kube.EndpointSlic
 	}
 	for i := range s.Endpoints {
 		e := &s.Endpoints[i]
-		ready := e.Conditions.Ready == nil || *e.Conditions.Ready
-		if terminating := e.Conditions.Terminating; !ready || terminating != nil && *terminating {
+		takes, leaving := states(&e.Conditions)
+		if !takes {
 			continue
 		}
-		out.Ready = append(out.Ready, addresses(e.Addresses)...)
+		for _, addr := range addresses(e.Addresses) {
+			at := kube.Endpoint{Addr: addr, Leaving: leaving}
+			if e.NodeName != nil {
+				at.Node = t.text(*e.NodeName)
+			}
+			if e.Zone != nil {
+				at.Zone = t.text(*e.Zone)
+			}
+			out.Endpoints = append(out.Endpoints, at)
+		}
 	}
 	return out
+}
+
+// states reports whether an endpoint takes connections, and whether it takes leave. One
+// that terminates is not ready, whatever it says, and may serve still; nil is true of
+// ready and serving (https://kubernetes.io/docs/concepts/services-networking/endpoint-slices/#conditions).
+func states(c *discoveryv1.EndpointConditions) (takes, leaving bool) {
+	is := func(condition *bool, otherwise bool) bool {
+		if condition == nil {
+			return otherwise
+		}
+		return *condition
+	}
+	if is(c.Terminating, false) {
+		return is(c.Serving, is(c.Ready, true)), true
+	}
+	return is(c.Ready, true), false
 }
 
 // Zone returns the zone of a node, "" when it has none.

@@ -3,6 +3,7 @@ package trim
 import (
 	"net/netip"
 	"reflect"
+	"slices"
 	"testing"
 	"time"
 	"unsafe"
@@ -55,6 +56,34 @@ func TestPod(t *testing.T) {
 	}
 }
 
+// TestLifecycleHooks: kubelet calls those over HTTP from the node, as it probes.
+func TestLifecycleHooks(t *testing.T) {
+	always := corev1.ContainerRestartPolicyAlways
+	hook := func(port intstr.IntOrString) *corev1.LifecycleHandler {
+		return &corev1.LifecycleHandler{HTTPGet: &corev1.HTTPGetAction{Port: port}}
+	}
+	p := New().Pod(&corev1.Pod{Spec: corev1.PodSpec{
+		InitContainers: []corev1.Container{{RestartPolicy: &always, Lifecycle: &corev1.Lifecycle{PreStop: hook(intstr.FromInt32(7001))}}},
+		Containers: []corev1.Container{
+			{Ports: []corev1.ContainerPort{{Name: "admin", ContainerPort: 7003}}, Lifecycle: &corev1.Lifecycle{PostStart: hook(intstr.FromInt32(7002)), PreStop: hook(intstr.FromString("admin"))}},
+			{Lifecycle: &corev1.Lifecycle{PostStart: &corev1.LifecycleHandler{Exec: &corev1.ExecAction{}}, PreStop: hook(intstr.FromString("nobody's"))}},
+		}}})
+	if want := []uint16{7001, 7002, 7003}; !slices.Equal(p.ProbePorts, want) {
+		t.Errorf("ports %v, want %v", p.ProbePorts, want)
+	}
+}
+
+// TestStaticPod: kubelet knows a static pod by the hash of its text, which its mirror has
+// as an annotation (k8s.io/kubernetes/pkg/kubelet/config, applyDefaults).
+func TestStaticPod(t *testing.T) {
+	const hash = "5d3b8ee4d7d3f0c5b1d0a5b3ea7f1b0c"
+	p := New().Pod(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "static-n1", UID: "of-the-mirror", Annotations: map[string]string{corev1.MirrorPodAnnotationKey: hash}},
+		Spec: corev1.PodSpec{NodeName: "n1"}})
+	if p.UID != "of-the-mirror" || p.StaticUID != hash {
+		t.Errorf("UID %q, static %q", p.UID, p.StaticUID)
+	}
+}
+
 func TestWhatIsEqualIsKeptOnce(t *testing.T) {
 	trimmer := New()
 	pod := func(name string) *kube.Pod {
@@ -76,12 +105,18 @@ func TestWhatIsEqualIsKeptOnce(t *testing.T) {
 }
 
 func TestEndpointSlice(t *testing.T) {
-	port, no, name := int32(6443), false, "https"
+	port, no, yes, name, node, zone := int32(6443), false, true, "https", "n1", "a"
 	slice := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "kubernetes", Labels: map[string]string{discoveryv1.LabelServiceName: "kubernetes"}},
 		AddressType: discoveryv1.AddressTypeIPv4, Ports: []discoveryv1.EndpointPort{{Name: &name, Port: &port}, {Name: &name}},
-		Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"192.0.2.1"}}, {Addresses: []string{"192.0.2.2"}, Conditions: discoveryv1.EndpointConditions{Ready: &no}}}}
+		Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"192.0.2.1"}}, {Addresses: []string{"192.0.2.2"}, Conditions: discoveryv1.EndpointConditions{Ready: &no}},
+			{Addresses: []string{"192.0.2.3"}, NodeName: &node, Zone: &zone, Conditions: discoveryv1.EndpointConditions{Ready: &yes}},
+			{Addresses: []string{"192.0.2.4"}, Conditions: discoveryv1.EndpointConditions{Ready: &no, Serving: &yes, Terminating: &yes}},
+			{Addresses: []string{"192.0.2.5"}, Conditions: discoveryv1.EndpointConditions{Ready: &no, Serving: &no, Terminating: &yes}},
+			{Addresses: []string{"192.0.2.6"}, Conditions: discoveryv1.EndpointConditions{Ready: &no, Serving: &yes, Terminating: &no}}}}
+	at := netip.MustParseAddr
+	want := []kube.Endpoint{{Addr: at("192.0.2.1")}, {Addr: at("192.0.2.3"), Node: "n1", Zone: "a"}, {Addr: at("192.0.2.4"), Leaving: true}}
 	got := New().EndpointSlice(slice)
-	if got == nil || got.Service != "kubernetes" || len(got.Ready) != 1 || len(got.Ports) != 1 || got.Ports[0] != (kube.NamedPort{Name: "https", Port: 6443}) {
+	if got == nil || got.Service != "kubernetes" || !slices.Equal(got.Endpoints, want) || len(got.Ports) != 1 || got.Ports[0] != (kube.NamedPort{Name: "https", Port: 6443}) {
 		t.Errorf("%+v", got)
 	}
 	slice.Labels = nil

@@ -49,6 +49,10 @@ type Direction struct{ Rules []Rule }
 type Rule struct {
 	Peers []Peer
 	Ports []Port
+	// Number is the rule's place in the list that it was compiled from, from 0:
+	// others of that list may admit no TCP at all. It decides nothing, and agents are
+	// not told.
+	Number int
 }
 
 // Peer matches the other end of a connection: the client at ingress, the server

@@ -128,6 +128,90 @@ func TestJudgingAllocatesNothing(t *testing.T) {
 	}
 }
 
+// TestJudgeAgrees: what people are told is what was decided, whatever is asked.
+func TestJudgeAgrees(t *testing.T) {
+	random := rand.New(rand.NewPCG(3, 4))
+	address := func() netip.Addr { return netip.AddrFrom4([4]byte{10, 0, 0, byte(random.IntN(8))}) }
+	direction := func() *Direction {
+		d := &Direction{}
+		for range random.IntN(3) {
+			r := Rule{Number: random.IntN(10)}
+			for range random.IntN(3) {
+				if random.IntN(2) == 0 {
+					r.Peers = append(r.Peers, Peer{Set: fmt.Sprintf("set%d", random.IntN(3))})
+				} else {
+					r.Peers = append(r.Peers, Peer{Block: netip.PrefixFrom(address(), 30).Masked(), Except: []netip.Prefix{netip.PrefixFrom(address(), 32)}})
+				}
+			}
+			for range random.IntN(3) {
+				first := uint16(1 + random.IntN(4))
+				r.Ports = append(r.Ports, Port{First: first, Last: first + uint16(random.IntN(2))})
+			}
+			d.Rules = append(d.Rules, r)
+		}
+		return d
+	}
+	admitted, refused, excepted := 0, 0, 0
+	for range 300 {
+		var policies []Policy
+		for i := range random.IntN(4) {
+			p := Policy{Name: Name{"shop", fmt.Sprint("np", i)}}
+			if random.IntN(3) > 0 {
+				p.Ingress = direction()
+			}
+			if random.IntN(3) > 0 {
+				p.Egress = direction()
+			}
+			policies = append(policies, p)
+		}
+		var shards []Shard
+		for i := range 3 {
+			shards = append(shards, Split(fmt.Sprintf("set%d", i), []Member{{Addr: address()}, {Addr: address()}})...)
+		}
+		x, err := New(policies, shards)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rules := x.For("shop", nil)
+		for range 20 {
+			other, port := address(), uint16(1+random.IntN(5))
+			for _, ingress := range []bool{false, true} {
+				server := netip.AddrPortFrom(other, port)
+				by, ok := rules.Egress(server)
+				if ingress {
+					server = netip.AddrPortFrom(address(), port)
+					by, ok = rules.Ingress(other, true, server)
+				}
+				says := x.Judge("shop", nil, ingress, other, server)
+				admits := len(says) == 0
+				for i := range says {
+					_, fine := says[i].Admits()
+					admits = admits || fine
+					for _, r := range says[i].Rules {
+						if r.Except.IsValid() {
+							excepted++
+							if !r.Except.Contains(other) || r.Peer {
+								t.Errorf("%v is told of exception %v", other, r)
+							}
+						}
+					}
+				}
+				if admits != ok || !ok && says[0].Policy.Name != by {
+					t.Fatalf("of %v at port %d, ingress %v, it is decided %v by %v, and said %+v of %+v", other, port, ingress, ok, by, says, policies)
+				}
+				if ok {
+					admitted++
+				} else {
+					refused++
+				}
+			}
+		}
+	}
+	if admitted < 100 || refused < 100 || excepted < 100 {
+		t.Errorf("%d admitted, %d refused, %d exceptions: too few to show anything", admitted, refused, excepted)
+	}
+}
+
 func BenchmarkJudge(b *testing.B) {
 	r := large(b)
 	client := netip.MustParseAddr("10.0.7.7")

@@ -19,3 +19,13 @@ app.kubernetes.io/component: {{ . }}
 {{ .root.Values.image.registry }}/heddle-{{ .program }}:{{ .root.Values.image.tag | default .root.Chart.AppVersion }}
 {{- end -}}
 {{- end }}
+
+{{/* A duration, such as 1m30s, in whole seconds. */}}
+{{- define "heddle.seconds" -}}
+{{- $total := 0.0 -}}
+{{- range regexFindAll "[0-9.]+(ms|s|m|h)" . -1 -}}
+{{- $unit := get (dict "ms" 0.001 "s" 1.0 "m" 60.0 "h" 3600.0) (regexFind "[a-z]+" .) -}}
+{{- $total = addf $total (mulf (regexFind "[0-9.]+" . | float64) $unit) -}}
+{{- end -}}
+{{- ceil $total | int64 -}}
+{{- end -}}

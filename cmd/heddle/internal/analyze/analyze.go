@@ -49,13 +49,17 @@ func (o *Objects) Analyze(only string) ([]Finding, error) {
 		all = append(all, o.refused(&calls[i], enrolled)...)
 	}
 	all = append(all, o.hostNetwork()...)
+	all = append(all, o.datagrams(enrolled)...)
 	all = append(all, o.blocked(enrolled)...)
 	all = slices.DeleteFunc(all, func(f Finding) bool { return only != "" && f.Namespace != only })
 	slices.SortStableFunc(all, func(a, b Finding) int {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Object, b.Object))
 	})
-	// The pods of one workload are one finding.
-	return slices.CompactFunc(all, func(a, b Finding) bool { return a.Kind == b.Kind && a.Detail == b.Detail && a.Fix == b.Fix }), nil
+	// The pods of one workload are one finding, and so are the services before them that
+	// one object has called.
+	return slices.CompactFunc(all, func(a, b Finding) bool {
+		return a.Kind == b.Kind && a.Namespace == b.Namespace && a.Detail == b.Detail && (a.Fix == b.Fix || a.Object == b.Object)
+	}), nil
 }
 
 // enrolled returns the pods that are enrolled, with their modes, by the rules of
@@ -79,8 +83,7 @@ func (o *Objects) enrolled() ([]member, error) {
 	trimmer := trim.New()
 	for i := range o.pods {
 		trimmed := trimmer.Pod(&o.pods[i])
-		// Those without an address are kept if they are enrolled, and only then.
-		trimmed.Addresses = nil
+		trimmed.Addresses = nil // templates have none
 		trimmed.Node = cmp.Or(trimmed.Node, "unknown")
 		objects.Pods = append(objects.Pods, trimmed)
 		pods[trimmed.Key()] = &o.pods[i]
@@ -91,8 +94,9 @@ func (o *Objects) enrolled() ([]member, error) {
 	}
 	members := make([]member, 0, len(compiled.Workloads))
 	for i := range compiled.Workloads {
-		w := &compiled.Workloads[i]
-		members = append(members, member{pods[w.Key], w})
+		if w := &compiled.Workloads[i]; w.Enrolled {
+			members = append(members, member{pods[w.Key], w})
+		}
 	}
 	return members, nil
 }

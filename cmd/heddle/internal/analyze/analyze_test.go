@@ -11,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
+	"github.com/heddle-mesh/heddle/internal/kube"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
 
@@ -65,6 +66,7 @@ func findings(t *testing.T, o *Objects, want ...string) []Finding {
 			if err := o.Read(strings.NewReader(f.Fix), ""); err != nil {
 				t.Errorf("%v in\n%s", err, f.Fix)
 			}
+			valid(t, f)
 		}
 	}
 	if fmt.Sprint(got) != fmt.Sprint(want) {
@@ -82,6 +84,24 @@ func findings(t *testing.T, o *Objects, want ...string) []Finding {
 	return all
 }
 
+// valid looks at what is to fix a finding, as `heddle validate` does.
+func valid(t *testing.T, f Finding) {
+	t.Helper()
+	const around = "{apiVersion: heddle.dev/v1alpha1, kind: Mesh, metadata: {name: default}, spec: {trustDomain: m, clusterRanges: [10.0.0.0/8]}}\n---\n" +
+		"{apiVersion: v1, kind: Namespace, metadata: {name: %[1]s, labels: {heddle.dev/mesh: enabled}}}\n---\n%[2]s"
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "fix.yaml"), fmt.Appendf(nil, around, f.Namespace, f.Fix), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	objects, err := kube.LoadDir(dir)
+	if err == nil {
+		_, err = kube.Compile(objects)
+	}
+	if err != nil {
+		t.Errorf("what is to fix %s is not valid: %v in\n%s", f.Object, err, f.Fix)
+	}
+}
+
 func TestControlPlane(t *testing.T) {
 	const calls = `
 apiVersion: admissionregistration.k8s.io/v1
@@ -91,6 +111,12 @@ webhooks:
   - {name: guard.shop.example, failurePolicy: Fail, clientConfig: {service: {namespace: shop, name: web, path: /x}}}
   - {name: other.example, clientConfig: {url: "https://elsewhere"}}
   - {name: elsewhere.example, clientConfig: {service: {namespace: other, name: web}}}
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: MutatingWebhookConfiguration
+metadata: {name: defaults}
+webhooks:
+  - {name: defaults.shop.example, failurePolicy: Ignore, clientConfig: {service: {namespace: shop, name: web, port: 443}}}
 ---
 apiVersion: apiregistration.k8s.io/v1
 kind: APIService
@@ -103,8 +129,8 @@ metadata: {name: things.shop.example}
 spec: {conversion: {strategy: Webhook, webhook: {clientConfig: {service: {namespace: shop, name: web, port: 443}}}}}
 `
 	o := read(t, shop, calls)
-	all := findings(t, o, "api-service APIService v1beta1.metrics.k8s.io", "webhook CustomResourceDefinition things.shop.example", "webhook ValidatingWebhookConfiguration guard")
-	for i, says := range []string{"`kubectl top` and autoscalers then have no metrics", "can then be neither read nor written", "failurePolicy Fail"} {
+	all := findings(t, o, "api-service APIService v1beta1.metrics.k8s.io", "webhook CustomResourceDefinition things.shop.example", "webhook MutatingWebhookConfiguration defaults", "webhook ValidatingWebhookConfiguration guard")
+	for i, says := range []string{"`kubectl top` and autoscalers then have no metrics", "can then be neither read nor written", "failurePolicy Ignore", "failurePolicy Fail"} {
 		if !strings.Contains(all[i].Detail, says) {
 			t.Errorf("%q does not say %q", all[i].Detail, says)
 		}
@@ -133,7 +159,7 @@ spec:
 	o.Enroll("shop", false)
 	findings(t, o)
 	o.Enroll("shop", true)
-	if findings(t, o, "api-service APIService v1beta1.metrics.k8s.io", "webhook CustomResourceDefinition things.shop.example", "webhook ValidatingWebhookConfiguration guard"); !o.HasNamespace("shop") || o.HasNamespace("none") {
+	if findings(t, o, "api-service APIService v1beta1.metrics.k8s.io", "webhook CustomResourceDefinition things.shop.example", "webhook MutatingWebhookConfiguration defaults", "webhook ValidatingWebhookConfiguration guard"); !o.HasNamespace("shop") || o.HasNamespace("none") {
 		t.Error("the namespaces are others")
 	}
 	o = read(t, shop, calls)
@@ -158,13 +184,75 @@ spec: {nodeName: n1, containers: [{name: c, ports: [{containerPort: 9090}]}]}
 	}
 	findings(t, read(t, shop, two, fmt.Sprintf(prometheus, "shop")))
 	findings(t, read(t, shop, `{apiVersion: v1, kind: Service, metadata: {namespace: shop, name: m, annotations: {prometheus.io/scrape: "true", prometheus.io/port: "9102"}}, spec: {selector: {app: db}}}`), "scrape Service shop/m")
-	findings(t, read(t, shop, "{apiVersion: v1, kind: Service, metadata: {namespace: shop, name: public}, spec: {type: LoadBalancer, selector: {app: web}, ports: [{port: 80, targetPort: 8080}, {port: 53, protocol: UDP}]}}"), "outside-client Service shop/public")
+	findings(t, read(t, shop, "{apiVersion: v1, kind: Service, metadata: {namespace: shop, name: public}, spec: {type: LoadBalancer, selector: {app: web}, ports: [{port: 80, targetPort: 8080}, {port: 53, protocol: UDP}]}}"), "datagrams Service shop/public", "outside-client Service shop/public")
+	const names = "{apiVersion: v1, kind: Service, metadata: {namespace: shop, name: dns}, spec: {selector: {app: %s}, ports: [{port: 53, protocol: UDP}, {port: 53, protocol: TCP}]}}"
+	all = findings(t, read(t, shop, fmt.Sprintf(names, "web")), "datagrams Service shop/dns")
+	if !strings.Contains(all[0].Detail, "at port 53,") || !strings.Contains(all[0].Remedy, "heddle.dev/mesh: disabled") {
+		t.Errorf("got %+v", all[0])
+	}
+	findings(t, read(t, shop, fmt.Sprintf(names, "nobody")))
 	host := "{apiVersion: apps/v1, kind: DaemonSet, metadata: {namespace: shop, name: node}, spec: {template: {metadata: {labels: {app: node%s}}, spec: {hostNetwork: true, containers: []}}}}"
 	all = findings(t, read(t, shop, fmt.Sprintf(host, "")), "host-network Pod shop/node")
 	if all[0].Fix != "" || !strings.Contains(all[0].Remedy, "heddle.dev/mesh: disabled") {
 		t.Errorf("got %+v", all[0])
 	}
 	findings(t, read(t, shop, fmt.Sprintf(host, ", heddle.dev/mesh: disabled")))
+}
+
+// TestMonitors: what the Prometheus operator's objects have scraped.
+func TestMonitors(t *testing.T) {
+	const shopService = `
+apiVersion: v1
+kind: Service
+metadata: {namespace: shop, name: metrics, labels: {app: web, team: a}}
+spec: {selector: {app: web}, ports: [{name: other, port: 80}, {name: http-metrics, port: 9100, targetPort: 9090}]}
+---
+`
+	monitor := func(kind, namespace, spec string) string {
+		return fmt.Sprintf("{apiVersion: monitoring.coreos.com/v1, kind: %s, metadata: {namespace: %s, name: m}, spec: %s}\n---\n", kind, namespace, spec)
+	}
+	const prometheus = "{apiVersion: v1, kind: Pod, metadata: {namespace: %s, name: p, labels: {app.kubernetes.io/name: prometheus}}, spec: {nodeName: n1, containers: []}}\n---\n"
+	for _, tc := range []struct {
+		name, monitor string
+		port          string // that of the fix; "" when nothing is cut off
+	}{
+		{"a service's port by its name", monitor("ServiceMonitor", "shop", "{selector: {matchLabels: {team: a}}, endpoints: [{port: http-metrics}]}"), "9090"},
+		{"the pods' port by its number", monitor("ServiceMonitor", "shop", "{selector: {}, endpoints: [{targetPort: 9090}]}"), "9090"},
+		{"the pods' port by its name", monitor("ServiceMonitor", "shop", "{selector: {matchExpressions: [{key: team, operator: Exists}]}, endpoints: [{targetPort: https}]}"), "8443"},
+		{"from another namespace", monitor("ServiceMonitor", "monitoring", "{selector: {matchLabels: {team: a}}, namespaceSelector: {matchNames: [shop]}, endpoints: [{port: http-metrics}]}"), "9090"},
+		{"of every namespace", monitor("ServiceMonitor", "monitoring", "{selector: {matchLabels: {team: a}}, namespaceSelector: {any: true}, endpoints: [{port: http-metrics}]}"), "9090"},
+		{"of its own namespace only", monitor("ServiceMonitor", "monitoring", "{selector: {matchLabels: {team: a}}, endpoints: [{port: http-metrics}]}"), ""},
+		{"other services", monitor("ServiceMonitor", "shop", "{selector: {matchLabels: {team: b}}, endpoints: [{port: http-metrics}]}"), ""},
+		{"a port that is not there", monitor("ServiceMonitor", "shop", "{selector: {}, endpoints: [{port: none}]}"), ""},
+		{"pods, a port by its name", monitor("PodMonitor", "shop", "{selector: {matchLabels: {app: web}}, podMetricsEndpoints: [{port: https}]}"), "8443"},
+		{"pods, a port by its number", monitor("PodMonitor", "shop", "{selector: {matchExpressions: [{key: app, operator: In, values: [web]}]}, podMetricsEndpoints: [{portNumber: 9090}]}"), "9090"},
+		{"pods, a port as it was written once", monitor("PodMonitor", "shop", "{selector: {matchLabels: {app: web}}, podMetricsEndpoints: [{targetPort: 9090}]}"), "9090"},
+		{"other pods", monitor("PodMonitor", "shop", "{selector: {matchLabels: {app: none}}, podMetricsEndpoints: [{port: https}]}"), ""},
+		{"pods, no port", monitor("PodMonitor", "shop", "{selector: {}, podMetricsEndpoints: [{path: /m}]}"), ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			kind, namespace := "ServiceMonitor", "shop"
+			if strings.Contains(tc.monitor, "PodMonitor") {
+				kind = "PodMonitor"
+			}
+			if strings.Contains(tc.monitor, "namespace: monitoring") {
+				namespace = "monitoring"
+			}
+			var want []string
+			if tc.port != "" {
+				want = []string{"scrape " + kind + " " + namespace + "/m"}
+			}
+			all := findings(t, read(t, shop, shopService, tc.monitor, fmt.Sprintf(prometheus, "monitoring")), want...)
+			if tc.port != "" && (all[0].Namespace != "shop" || !strings.Contains(all[0].Fix, "port: "+tc.port+"\n") || !strings.Contains(all[0].Fix, "app: web")) {
+				t.Errorf("it is mended in %s by\n%s", all[0].Namespace, all[0].Fix)
+			}
+			findings(t, read(t, shop, shopService, tc.monitor, fmt.Sprintf(prometheus, "shop"))) // which is in the mesh
+		})
+	}
+	bad := read(t, shop)
+	if err := bad.Read(strings.NewReader(monitor("PodMonitor", "shop", "{selector: 5}")), ""); err == nil || !strings.Contains(err.Error(), "PodMonitor shop/m") {
+		t.Errorf("one that cannot be read: %v", err)
+	}
 }
 
 func TestNetworkPolicies(t *testing.T) {
@@ -296,13 +384,22 @@ func (l lister) List(_ context.Context, r schema.GroupVersionResource, _ string)
 	if l[r.Resource] == "" {
 		return nil, nil
 	}
-	return []unstructured.Unstructured{{Object: map[string]any{"apiVersion": r.GroupVersion().String(), "kind": l[r.Resource], "metadata": map[string]any{"name": "x"}}}}, nil
+	kind, name := l[r.Resource], "x"
+	if r.Resource == "customresourcedefinitions" {
+		kind, name = "CustomResourceDefinition", kind
+	}
+	return []unstructured.Unstructured{{Object: map[string]any{"apiVersion": r.GroupVersion().String(), "kind": kind, "metadata": map[string]any{"name": name}}}}, nil
 }
 
 func TestFromCluster(t *testing.T) {
 	o, err := FromCluster(t.Context(), lister{"namespaces": "Namespace", "meshes": "Mesh", "networkpolicies": "NetworkPolicy"})
-	if err != nil || len(o.namespaces) != 1 || len(o.meshes) != 1 || len(o.policies) != 1 {
+	if err != nil || len(o.namespaces) != 1 || len(o.meshes) != 1 || len(o.policies) != 1 || len(o.monitors) != 0 {
 		t.Errorf("%v, %+v", err, o)
+	}
+	// Monitors are asked for where there are such kinds, and only there.
+	o, err = FromCluster(t.Context(), lister{"customresourcedefinitions": "servicemonitors.monitoring.coreos.com", "servicemonitors": "ServiceMonitor", "podmonitors": "PodMonitor"})
+	if err != nil || len(o.monitors) != 1 || o.monitors[0].kind != "ServiceMonitor" {
+		t.Errorf("%v, monitors %+v", err, o.monitors)
 	}
 }
 
@@ -311,6 +408,7 @@ func FuzzRead(f *testing.F) {
 	f.Add(shop)
 	f.Add("apiVersion: v1\nkind: List\nitems: [{apiVersion: apps/v1, kind: Deployment, metadata: {name: x}, spec: {template: {}}}]")
 	f.Add("apiVersion: apiregistration.k8s.io/v1\nkind: APIService\nspec: {service: {port: 1.5}}")
+	f.Add("apiVersion: monitoring.coreos.com/v1\nkind: PodMonitor\nmetadata: {namespace: shop}\nspec: {selector: {}, podMetricsEndpoints: [{targetPort: -1}, {port: https}]}")
 	f.Add("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {namespace: shop}\nspec: {ingress: [{from: [{ipBlock: {cidr: x}}], ports: [{port: -1, endPort: 0}]}]}")
 	f.Fuzz(func(t *testing.T, text string) {
 		o := read(t, shop)

@@ -20,6 +20,7 @@ const (
 	KindScrape        = "scrape"
 	KindOutside       = "outside-client"
 	KindHostNetwork   = "host-network"
+	KindDatagrams     = "datagrams"
 	KindNetworkPolicy = "network-policy"
 )
 
@@ -34,7 +35,8 @@ type call struct {
 	service  mesh.Key
 	port     int32
 	podPort  bool
-	selector map[string]string // of the pods, when there is no service
+	target   intstr.IntOrString // the port of the pods, when it is known beforehand
+	selector map[string]string  // of the pods, when there is no service
 }
 
 // callsOf finds services that the API server calls.
@@ -130,7 +132,7 @@ func (o *Objects) scrapes(enrolled []member) []call {
 			all = append(all, c)
 		}
 	}
-	return all
+	return append(all, o.monitored(enrolled)...)
 }
 
 func annotated(annotations map[string]string) int32 {
@@ -210,6 +212,9 @@ func (o *Objects) reached(c *call, enrolled []member) (selector map[string]strin
 	}
 	if len(selector) == 0 {
 		return nil, nil
+	}
+	if c.target != (intstr.IntOrString{}) {
+		target = c.target
 	}
 	for _, m := range enrolled {
 		if m.pod.Namespace != c.service.Namespace || !contains(m.pod.Labels, selector) {

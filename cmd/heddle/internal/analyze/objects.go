@@ -31,6 +31,7 @@ type Objects struct {
 	policies   []networkingv1.NetworkPolicy
 	meshes     []v1alpha1.Mesh
 	modes      []v1alpha1.PeerAuthentication
+	monitors   []monitor
 	calls      []call
 }
 
@@ -50,6 +51,8 @@ func (o *Objects) Add(u *unstructured.Unstructured) error {
 		return into(u, &o.meshes)
 	case "PeerAuthentication.heddle.dev":
 		return into(u, &o.modes)
+	case "ServiceMonitor." + monitoring, "PodMonitor." + monitoring:
+		return o.monitor(u)
 	case "Deployment.apps", "StatefulSet.apps", "DaemonSet.apps", "ReplicaSet.apps", "Job.batch":
 		return o.template(u, "spec", "template")
 	case "CronJob.batch":
@@ -99,7 +102,7 @@ type Lister interface {
 // FromCluster reads a cluster's objects.
 func FromCluster(ctx context.Context, c Lister) (*Objects, error) {
 	o := &Objects{}
-	for _, r := range []schema.GroupVersionResource{
+	resources := []schema.GroupVersionResource{
 		{Version: "v1", Resource: "namespaces"}, {Version: "v1", Resource: "pods"}, {Version: "v1", Resource: "services"},
 		{Group: "networking.k8s.io", Version: "v1", Resource: "networkpolicies"},
 		{Group: "admissionregistration.k8s.io", Version: "v1", Resource: "validatingwebhookconfigurations"},
@@ -108,7 +111,9 @@ func FromCluster(ctx context.Context, c Lister) (*Objects, error) {
 		{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"},
 		{Group: v1alpha1.Group, Version: "v1alpha1", Resource: "meshes"},
 		{Group: v1alpha1.Group, Version: "v1alpha1", Resource: "peerauthentications"},
-	} {
+	}
+	for len(resources) > 0 {
+		r := resources[0]
 		list, err := c.List(ctx, r, "")
 		if err != nil {
 			return nil, err
@@ -117,6 +122,10 @@ func FromCluster(ctx context.Context, c Lister) (*Objects, error) {
 			if err := o.Add(&list[i]); err != nil {
 				return nil, err
 			}
+		}
+		resources = resources[1:]
+		if r.Resource == "customresourcedefinitions" {
+			resources = append(resources, monitorsOf(list)...)
 		}
 	}
 	return o, nil

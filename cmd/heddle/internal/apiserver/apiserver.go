@@ -15,7 +15,6 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -61,7 +60,7 @@ func Start(t testing.TB) *Server {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	etcd, peer, port := freePort(t), freePort(t), freePort(t)
+	etcd, peer, port := testenv.FreePort(t), testenv.FreePort(t), testenv.FreePort(t)
 	key := filepath.Join(dir, "sa.key")
 	write(t, key, pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(rsaKey(t))}))
 	write(t, filepath.Join(dir, "tokens"), []byte("admin-token,admin,1,system:masters\nguest-token,guest,2\n"))
@@ -195,16 +194,6 @@ func run(t testing.TB, dir, program string, args ...string) {
 			t.Logf("%s:\n%s", args[0], text[max(0, len(text)-1000):])
 		}
 	})
-}
-
-func freePort(t testing.TB) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }
 
 func rsaKey(t testing.TB) *rsa.PrivateKey {

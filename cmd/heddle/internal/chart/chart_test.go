@@ -296,11 +296,13 @@ func TestBadValuesAreNamed(t *testing.T) {
 		"mesh.clusterRanges={}":               "/mesh/clusterRanges",
 		"mesh.peerAuthentication=DISABLE":     "/mesh/peerAuthentication",
 		"mesh.egress=LOG":                     "/mesh/egress",
+		"mesh.dns=capture":                    "/mesh/dns",
 		"operator.replicas=0":                 "/operator/replicas",
 		"operator.logLevel=loud":              "/operator/logLevel",
 		"operator.certificateTTL=1 day":       "/operator/certificateTTL",
 		"agent.maxSurge=0":                    "/agent/maxSurge",
 		"agent.drain=soon":                    "/agent/drain",
+		"agent.passNamespaces={a b}":          "/agent/passNamespaces/0",
 		"agent.kubeletCgroup=kubelet.service": "/agent/kubeletCgroup",
 		"agent.criSocket=run/cri.sock":        "/agent/criSocket",
 		"agent.resources.limit.memory=1Gi":    "limit",
@@ -314,6 +316,29 @@ func TestBadValuesAreNamed(t *testing.T) {
 		}
 		if _, _, err := Render(Options{Values: values}); !errors.Is(err, ErrValues) || !strings.Contains(fmt.Sprint(err), says) {
 			t.Errorf("%s: got %v, want a word about %s", setting, err, says)
+		}
+	}
+}
+
+// TestAnAgentHasTimeToDrain: kubelet kills it after the grace period.
+func TestAnAgentHasTimeToDrain(t *testing.T) {
+	for drain, grace := range map[string]string{"30s": "90", "1m30s": "150", "0.5h": "1860", "1500ms": "62", "2h": "7260"} {
+		values, err := Values(nil, []string{"agent.drain=" + drain, "agent.passNamespaces={cni,storage}"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, files, err := Render(Options{Values: values})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all := ""
+		for _, f := range files {
+			all += string(f.Text)
+		}
+		for _, want := range []string{"terminationGracePeriodSeconds: " + grace + "\n", "--drain=" + drain + "\n", "--cni-pass-namespaces=heddle-system,kube-system,cni,storage\n"} {
+			if !strings.Contains(all, want) {
+				t.Errorf("drain %s: %q is not in the chart's", drain, want)
+			}
 		}
 	}
 }

@@ -89,16 +89,15 @@ func (p Program) enrolling(r *Request, act act) *cobra.Command {
 }
 
 // agentsOn asks the agents of some nodes of the cluster.
-func (p Program) agentsOn(ctx context.Context, nodes []string) []reach.Answer[*meshpb.AgentStatus] {
+func (p Program) agentsOn(ctx context.Context, nodes []string) ([]reach.Answer[*meshpb.AgentStatus], error) {
 	mesh := *p.Mesh
 	mesh.OnlyCluster = true
 	targets, err := mesh.Agents(ctx)
 	if err != nil {
-		fmt.Fprintf(p.Log, "heddle: %v\n", err)
-		return nil
+		return nil, err
 	}
 	targets = slices.DeleteFunc(targets, func(t reach.Target) bool { return !slices.Contains(nodes, t.Node) })
-	return reach.Ask(ctx, mesh.Timeout, targets, reach.Status)
+	return reach.Ask(ctx, mesh.Timeout, targets, reach.Status), nil
 }
 
 func (p Program) print(r *Result, failed error) error {

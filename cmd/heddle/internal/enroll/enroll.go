@@ -35,8 +35,9 @@ var ErrCutOff = errors.New("enrolling would cut something off")
 // ErrNotInTime is matched when pods had not followed within the bound.
 var ErrNotInTime = errors.New("not every pod has followed")
 
-// Agents asks the agents of some nodes how they are.
-type Agents func(ctx context.Context, nodes []string) []reach.Answer[*meshpb.AgentStatus]
+// Agents asks the agents of some nodes how they are. The error says that it is not
+// known who they are.
+type Agents func(ctx context.Context, nodes []string) ([]reach.Answer[*meshpb.AgentStatus], error)
 
 // Request says what to do.
 type Request struct {

@@ -3,13 +3,17 @@ package enroll
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/api/v1alpha1"
@@ -23,7 +27,8 @@ const askAgain = 250 * time.Millisecond
 type Pod struct {
 	Name string `json:"name"`
 	Node string `json:"node"`
-	// State is "enrolled", "enrolling", "unenrolling", "failed" or "outside".
+	// State is "enrolled", "enrolling", "unenrolling", "failed", "outside", or
+	// "unknown" when no agent has said.
 	State string `json:"state"`
 	Error string `json:"error,omitempty"`
 	// Done is set when the pod is as was asked for.
@@ -105,27 +110,72 @@ func look(ctx context.Context, c *cluster.Cluster, agents Agents, namespace stri
 	}
 	answers := map[string]error{}
 	reported := map[string]*meshpb.PodStatus{}
-	for _, answer := range agents(ctx, nodes) {
+	asked, err := agents(ctx, nodes)
+	if err != nil {
+		return nil, err
+	}
+	for _, answer := range asked {
 		answers[answer.Target.Node] = answer.Err
 		for _, p := range answer.Value.GetPods() {
 			reported[p.GetWorkload()] = p
 		}
 	}
+	for _, node := range nodes {
+		if _, asked := answers[node]; asked {
+			continue
+		}
+		if answers[node], err = unasked(ctx, c, node); err != nil {
+			return nil, err
+		}
+	}
 	for i := range pods {
 		p := &pods[i]
-		err, asked := answers[p.Node]
 		status := reported[namespace+"/"+p.Name]
-		switch {
-		case !asked:
-			p.State, p.Error = "outside", "no agent is on its node"
+		switch err := answers[p.Node]; {
+		case errors.Is(err, errNoAgentMeant):
+			p.State, p.Error, p.Done = "outside", err.Error(), !in
 		case err != nil:
-			p.State, p.Error = "outside", err.Error()
+			p.State, p.Error = "unknown", err.Error()
 		default:
-			p.State, p.Error = cmp.Or(status.GetState(), "outside"), status.GetError()
+			p.State, p.Error = cmp.Or(status.GetState(), "outside"), cmp.Or(status.GetError(), stays(status))
+			p.Done = in && p.State == "enrolled" || !in && p.State == "outside"
 		}
-		p.Done = in && p.State == "enrolled" || !in && p.State == "outside" && err == nil
 	}
 	return pods, nil
+}
+
+// errNoAgentMeant is matched of nodes that the agents' DaemonSet leaves out.
+var errNoAgentMeant = errors.New("its node is to have no agent (agent.nodeSelector)")
+
+// unasked says why a node has no agent that could be asked. The error is that of the
+// API server.
+func unasked(ctx context.Context, c *cluster.Cluster, node string) (why, err error) {
+	sets, err := c.Core.AppsV1().DaemonSets(c.Namespace()).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/part-of=heddle,app.kubernetes.io/component=" + cluster.Agent})
+	if err != nil {
+		return nil, c.Explain("list the DaemonSets of namespace "+c.Namespace(), err)
+	}
+	n, err := c.Core.CoreV1().Nodes().Get(ctx, node, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return errors.New("its node is no part of the cluster any more; remedy: delete the pod"), nil
+	}
+	if err != nil {
+		return nil, c.Explain("get node "+node, err)
+	}
+	meant := func(set appsv1.DaemonSet) bool {
+		return labels.SelectorFromSet(set.Spec.Template.Spec.NodeSelector).Matches(labels.Set(n.Labels))
+	}
+	if len(sets.Items) > 0 && !slices.ContainsFunc(sets.Items, meant) {
+		return errNoAgentMeant, nil
+	}
+	return errors.New("no agent is on its node, so nobody knows; remedy: `kubectl -n " + c.Namespace() + " get pods -o wide` shows what keeps it away"), nil
+}
+
+// stays says why a pod is in the mesh that is to leave it; "" of others.
+func stays(p *meshpb.PodStatus) string {
+	if p.GetStaysNs() == 0 {
+		return ""
+	}
+	return "it has left again and again, and stays until " + time.Unix(0, p.GetStaysNs()).UTC().Format(time.TimeOnly) + " UTC in case it is put back"
 }
 
 // follows reports whether the namespace's label decides about a pod.

@@ -35,6 +35,8 @@ type Answer struct {
 	Reason  string `json:"reason"`
 	// Endpoints are those that may take the connection.
 	Endpoints []Endpoint `json:"endpoints"`
+	// NetworkPolicies are those of the source, of a connection out of the mesh.
+	NetworkPolicies []NetworkPolicy `json:"networkPolicies,omitempty"`
 	// Notes say what to do, or what is easily overlooked.
 	Notes []string `json:"notes"`
 }
@@ -49,6 +51,9 @@ type End struct {
 	Address  string `json:"address,omitempty"`
 	Port     uint16 `json:"port,omitempty"`
 	Enrolled bool   `json:"enrolled"`
+	// DNS is who answers the source's name queries, "agent" or "server"; "" when the
+	// Mesh does not say, or the source is not in the mesh.
+	DNS string `json:"dns,omitempty"`
 }
 
 // Endpoint is a workload that may take the connection.
@@ -63,6 +68,9 @@ type Endpoint struct {
 	// Policy is NAMESPACE/NAME of the policy that decided, Rule its rule from 0.
 	Policy string `json:"policy,omitempty"`
 	Rule   *int   `json:"rule,omitempty"`
+	// NetworkPolicies are those that isolate the source, and then those that isolate
+	// the endpoint: of either, one that admits the connection is enough.
+	NetworkPolicies []NetworkPolicy `json:"networkPolicies,omitempty"`
 	// Audited are AUDIT policies that matched, Selecting all policies that the
 	// workload is selected by, as "ALLOW shop/web".
 	Audited   []string `json:"audited,omitempty"`
@@ -78,12 +86,12 @@ func (a *Answer) Denied() bool { return a.Verdict != "allow" }
 // beginning of a pod's name; or an address, which may be outside the mesh. A
 // destination is one of these, or a service's host name; with :PORT, which may be
 // left out where a service has one port only. Its errors are about these two.
-func Explain(view *mesh.View, source, destination string) (*Answer, error) {
-	src, client, note, err := findSource(view, source)
+func Explain(m *Model, source, destination string) (*Answer, error) {
+	src, client, note, err := findSource(m.View, source)
 	if err != nil {
 		return nil, err
 	}
-	target, err := findDestination(view, destination)
+	target, err := findDestination(m.View, destination)
 	if err != nil {
 		return nil, err
 	}
@@ -91,8 +99,9 @@ func Explain(view *mesh.View, source, destination string) (*Answer, error) {
 	if note != "" {
 		a.Notes = append(a.Notes, note)
 	}
+	a.Source.DNS = namesOf(src)
 	a.Destination = target.end()
-	a.decide(view, src, client, target)
+	a.decide(m, src, client, target)
 	return a, nil
 }
 
@@ -110,11 +119,23 @@ func endOf(w *mesh.Workload, addr netip.Addr, port uint16) End {
 	return end
 }
 
+// namesOf says who answers a workload's name queries.
+func namesOf(w *mesh.Workload) string {
+	switch {
+	case w == nil || !w.Enrolled:
+	case w.DNS == mesh.DNSCapture:
+		return "agent"
+	case w.DNS == mesh.DNSDirect:
+		return "server"
+	}
+	return ""
+}
+
 // decide routes the connection, and authorizes it at each of its candidates.
-func (a *Answer) decide(view *mesh.View, src *mesh.Workload, client netip.Addr, target target) {
-	route := view.Route(src, target.address)
+func (a *Answer) decide(m *Model, src *mesh.Workload, client netip.Addr, target target) {
+	route := m.Route(src, target.address)
 	if target.service != nil && !target.address.Addr().IsValid() {
-		route = headless(view, target)
+		route = headless(m.View, target)
 	}
 	if route.Service != nil {
 		a.Destination.Service = route.Service.Key.String()
@@ -125,12 +146,18 @@ func (a *Answer) decide(view *mesh.View, src *mesh.Workload, client netip.Addr, 
 	case mesh.RouteWorkload:
 		a.Route = "workload"
 		for _, w := range route.Candidates {
-			a.Endpoints = append(a.Endpoints, endpoint(view, src, client, w, target.address.Addr(), route.Port))
+			a.Endpoints = append(a.Endpoints, m.endpoint(src, client, w, target.address.Addr(), route.PortOf(w)))
+		}
+		if s := route.Service; s != nil && s.Sticky && len(a.Endpoints) > 1 {
+			a.Notes = append(a.Notes, "the service keeps a client with one of its endpoints (sessionAffinity)")
 		}
 		a.conclude()
 	case mesh.RouteEgress:
 		a.Route, a.Verdict = "egress", "allow"
 		a.Notes = append(a.Notes, "the destination is outside the mesh: it is reached in plaintext")
+		if inMesh {
+			a.leave(m, src, target.address)
+		}
 	case mesh.RouteHold:
 		a.Route, a.Verdict = "hold", "deny"
 		a.Notes = append(a.Notes, "the address is in the mesh's cluster ranges, and nobody's: an agent waits up to a second for somebody to have it, and refuses")
@@ -150,7 +177,7 @@ func (a *Answer) decide(view *mesh.View, src *mesh.Workload, client netip.Addr, 
 func headless(view *mesh.View, t target) mesh.Route {
 	route := mesh.Route{Service: t.service, Port: t.address.Port(), Reason: mesh.ReasonNoEndpoint}
 	for _, key := range t.service.Endpoints {
-		if w, ok := view.Workload(key); ok && w.Ready && len(w.Addresses) > 0 {
+		if w, ok := view.Workload(key); ok && (w.Ready || t.service.Unready) && len(w.Addresses) > 0 {
 			route.Kind = mesh.RouteWorkload
 			route.Candidates = append(route.Candidates, w)
 		}
@@ -159,7 +186,7 @@ func headless(view *mesh.View, t target) mesh.Route {
 }
 
 // endpoint is what becomes of the connection at one workload.
-func endpoint(view *mesh.View, src *mesh.Workload, client netip.Addr, w *mesh.Workload, dialled netip.Addr, port uint16) Endpoint {
+func (m *Model) endpoint(src *mesh.Workload, client netip.Addr, w *mesh.Workload, dialled netip.Addr, port uint16) Endpoint {
 	addr, ok := w.AddressFor(dialled, src)
 	e := Endpoint{End: endOf(w, addr, port), Path: PathRefused, Verdict: "deny"}
 	if !ok {
@@ -167,8 +194,16 @@ func endpoint(view *mesh.View, src *mesh.Workload, client netip.Addr, w *mesh.Wo
 		return e
 	}
 	inMesh := src != nil && src.Enrolled
+	if inMesh {
+		server := netip.AddrPortFrom(addr, port)
+		e.NetworkPolicies = m.judge(egress, src, addr, server)
+		if decision, ok := m.Leaves(src, server); !ok {
+			e.Reason, e.Policy = decision.Reason.String(), decision.Policy.String()
+			return e
+		}
+	}
 	switch {
-	case !w.Enrolled && inMesh && view.Settings().EgressOf(src.Namespace) == mesh.EgressDeny:
+	case !w.Enrolled && inMesh && m.Settings().EgressOf(src.Namespace) == mesh.EgressDeny:
 		e.Reason = mesh.ReasonEgressDenied.String()
 		return e
 	case !w.Enrolled:
@@ -178,20 +213,28 @@ func endpoint(view *mesh.View, src *mesh.Workload, client netip.Addr, w *mesh.Wo
 		}
 		return e
 	}
+	m.authorize(&e, src, client, w, addr)
+	return e
+}
+
+// authorize is what the endpoint's own agent says.
+func (m *Model) authorize(e *Endpoint, src *mesh.Workload, client netip.Addr, w *mesh.Workload, addr netip.Addr) {
+	port := e.Port
 	e.Mode = w.ModeOf(port).String()
 	connection := mesh.Connection{Source: client, Destination: w, Port: port}
 	path := PathPlaintext
-	if inMesh {
+	if src != nil && src.Enrolled {
 		connection.Peer = src.Identity
-		if connection.Source, ok = src.AddressFor(addr, w); !ok {
-			connection.Source = client
+		if own, ok := src.AddressFor(addr, w); ok {
+			connection.Source = own
 		}
 		path = PathTunnel
 		if src.Node == w.Node {
 			path = PathSplice
 		}
 	}
-	permit, decision := view.Authorize(connection)
+	e.NetworkPolicies = append(e.NetworkPolicies, m.judge(ingress, w, connection.Source, netip.AddrPortFrom(addr, port))...)
+	permit, decision := m.Authorize(connection)
 	if permit.Valid() {
 		e.Path, e.Verdict = path, "allow"
 	}
@@ -205,12 +248,11 @@ func endpoint(view *mesh.View, src *mesh.Workload, client netip.Addr, w *mesh.Wo
 	for _, key := range decision.Audited {
 		e.Audited = append(e.Audited, key.String())
 	}
-	for _, p := range view.Policies() {
-		if p.Selects(w) {
+	for _, p := range m.Policies() {
+		if p.Selects(w.Namespace, w.Labels) {
 			e.Selecting = append(e.Selecting, p.Action.String()+" "+p.Key.String())
 		}
 	}
-	return e
 }
 
 // conclude sums the endpoints up.
@@ -233,7 +275,7 @@ func hint(a *Answer) []string {
 		return nil
 	}
 	var e Endpoint
-	if i := slices.IndexFunc(a.Endpoints, func(e Endpoint) bool { return e.Verdict == "deny" }); i >= 0 {
+	if i := slices.IndexFunc(a.Endpoints, func(e Endpoint) bool { return e.Verdict == "deny" && e.Reason == a.Reason }); i >= 0 {
 		e = a.Endpoints[i]
 	}
 	switch a.Reason {
@@ -252,11 +294,15 @@ func hint(a *Answer) []string {
 	case mesh.ReasonServicePortUndefined.String():
 		return []string{"the service has no such port"}
 	case mesh.ReasonNoEndpoint.String():
-		return []string{"no pod of the service is ready: `kubectl get pods` with its selector says why"}
+		return []string{"no pod of the service is ready, or none has a port of the name that the target is: `kubectl get pods` with its selector says which", "connections of pods in the mesh are refused at once, in the kernel (connection refused)"}
 	case mesh.ReasonEgressDenied.String():
 		return []string{"spec.egress of the Mesh refuses plaintext for the source's namespace"}
 	case mesh.ReasonIdentityRevoked.String():
-		return []string{"spec.revokedIdentities of the Mesh names the source"}
+		return []string{"spec.revokedIdentities of the Mesh names the source, or the destination"}
+	case mesh.ReasonNetworkPolicyEgress.String():
+		return isolated(egress, append(e.NetworkPolicies, a.NetworkPolicies...), a.Route == "egress")
+	case mesh.ReasonNetworkPolicyIngress.String():
+		return isolated(ingress, e.NetworkPolicies, a.Source.Workload == "")
 	case mesh.ReasonReservedPort.String():
 		return []string{"the port is the agent's own inside enrolled pods: let the application listen elsewhere"}
 	}

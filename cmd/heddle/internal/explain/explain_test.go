@@ -27,6 +27,7 @@ spec:
   trustDomain: m
   clusterRanges: ["10.0.0.0/8", "fd00::/16"]
   egress: {namespaces: [{namespace: bank, mode: DENY}]}
+  dns: {mode: CAPTURE, namespaces: [{namespace: bank, mode: DIRECT}]}
   revokedIdentities: ["spiffe://m/ns/shop/sa/stolen"]
 ---
 {apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {heddle.dev/mesh: enabled}}}
@@ -55,7 +56,7 @@ spec:
 `
 
 // view has web and a db on node n1, another db on n2, and others.
-func view(t *testing.T) (string, *mesh.View) {
+func view(t *testing.T) (string, *Model) {
 	t.Helper()
 	var workloads []string
 	for i, w := range []struct{ namespace, name, app, node string }{
@@ -103,6 +104,7 @@ func TestExplain(t *testing.T) {
 		{"plain/old", "[2001:db8::1]:443", "allow", "", "Heddle has no say"},
 		{"shop/web-1", "10.9.9.9:80", "deny", "", "cluster ranges, and nobody's"},
 		{"shop/web-1", "shop/nobody", "deny", "", "no pod of the service is ready"},
+		{"shop/web-1", "shop/nobody", "deny", "", "refused at once, in the kernel"},
 		{"shop/web-1", "shop/two:99", "deny", "", "no such port"},
 		{"shop/web-1", "shop/db-1:15008", "deny", "", "agent's own"},
 	} {
@@ -129,6 +131,21 @@ func TestExplain(t *testing.T) {
 		var out bytes.Buffer
 		if err := Print(&out, false, a); err != nil || !strings.Contains(out.String(), tc.note) || strings.Contains(out.String(), "Unknown\n") {
 			t.Errorf("%v\n%s", err, out.String())
+		}
+	}
+}
+
+// TestNames: who answers the source's name queries is said.
+func TestNames(t *testing.T) {
+	_, v := view(t)
+	for source, want := range map[string]string{"shop/web-1": "DNS answered by the agent", "bank/ledger": "DNS left to its server", "plain/old": "not in the mesh)"} {
+		a, err := Explain(v, source, "shop/db")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out bytes.Buffer
+		if err := Print(&out, false, a); err != nil || !strings.Contains(strings.SplitN(out.String(), "\n", 2)[0], want) {
+			t.Errorf("%s: %v, want %q in the first line of\n%s", source, err, want, out.String())
 		}
 	}
 }
@@ -160,7 +177,7 @@ func TestQuestions(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	if _, err := FromCluster(ctx, &rest.Config{Host: "http://127.0.0.1:1"}); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "not read yet") {
+	if _, err := ReadCluster(ctx, &rest.Config{Host: "http://127.0.0.1:1"}); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "not read yet") {
 		t.Errorf("a cluster that does not answer: %v", err)
 	}
 }
@@ -169,13 +186,12 @@ func TestQuestions(t *testing.T) {
 func FuzzExplain(f *testing.F) {
 	f.Add("shop/web-1", "shop/db:3306")
 	f.Add("10.0.0.1", "[fd00::1]:80")
-	v, err := mesh.NewView("x", mesh.Settings{}, nil, nil, nil)
-	if err == nil {
+	if _, err := mesh.NewView("x", mesh.Settings{}, nil, nil, nil); err == nil {
 		f.Fatal("a mesh without a trust domain")
 	}
-	v = mesh.NewStore().View()
+	m := &Model{View: mesh.NewStore().View()}
 	f.Fuzz(func(t *testing.T, source, destination string) {
-		if a, err := Explain(v, source, destination); (a == nil) == (err == nil) {
+		if a, err := Explain(m, source, destination); (a == nil) == (err == nil) {
 			t.Errorf("neither or both: %v, %v", a, err)
 		}
 	})

@@ -30,6 +30,11 @@ func Print(out io.Writer, color bool, a *Answer) error {
 			return err
 		}
 	}
+	for i := range a.NetworkPolicies {
+		if _, err := fmt.Fprintf(out, "NetworkPolicy %s: %s\n", &a.NetworkPolicies[i], a.NetworkPolicies[i].Verdict); err != nil {
+			return err
+		}
+	}
 	for _, note := range a.Notes {
 		if _, err := fmt.Fprintln(out, show.Painted("→ "+note, show.Yellow, color)); err != nil {
 			return err
@@ -42,7 +47,7 @@ func Print(out io.Writer, color bool, a *Answer) error {
 func known(reason string) bool { return reason != "" && reason != "Unknown" }
 
 func table(out io.Writer, color bool, endpoints []Endpoint) error {
-	t := show.NewTable(out, color, "ENDPOINT", "NODE", "ADDRESS", "PATH", "MODE", "VERDICT", "REASON", "POLICIES")
+	t := show.NewTable(out, color, "ENDPOINT", "NODE", "ADDRESS", "PATH", "MODE", "VERDICT", "REASON", "POLICIES", "NETWORK POLICIES")
 	for i := range endpoints {
 		e := &endpoints[i]
 		paint := show.Green
@@ -57,9 +62,18 @@ func table(out io.Writer, color bool, endpoints []Endpoint) error {
 			reason += fmt.Sprintf("[%d]", *e.Rule)
 		}
 		t.Add(show.Text(e.Workload), show.Text(e.Node), show.Text(fmt.Sprintf("%s port %d", e.Address, e.Port)), show.Text(e.Path), show.Text(e.Mode),
-			show.In(e.Verdict, paint), show.Text(reason), show.Text(strings.Join(e.Selecting, ", ")))
+			show.In(e.Verdict, paint), show.Text(reason), show.Text(strings.Join(e.Selecting, ", ")), show.Text(strings.Join(network(e.NetworkPolicies), ", ")))
 	}
 	return t.Flush()
+}
+
+// network has NetworkPolicies, with what they say, in short.
+func network(policies []NetworkPolicy) []string {
+	var all []string
+	for i := range policies {
+		all = append(all, policies[i].Verdict+" "+policies[i].String())
+	}
+	return all
 }
 
 // describe is one line about an end.
@@ -85,6 +99,9 @@ func (e *End) describe() string {
 		parts = append(parts, e.Identity)
 	case e.Workload != "":
 		parts = append(parts, "not in the mesh")
+	}
+	if e.DNS != "" {
+		parts = append(parts, map[string]string{"agent": "DNS answered by the agent", "server": "DNS left to its server"}[e.DNS])
 	}
 	text := strings.Trim(strings.Join(parts, ", "), ", ")
 	if text == "" {

@@ -4,31 +4,121 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/client-go/rest"
 
+	access "github.com/heddle-mesh/heddle/cmd/heddle/internal/cluster"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
 	"github.com/heddle-mesh/heddle/internal/kube"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/operator/cluster"
 )
 
-// FromFolder compiles a folder, as the operator does.
-func FromFolder(folder string) (*mesh.View, error) {
-	objects, err := kube.LoadDir(folder)
-	if err != nil {
-		return nil, err
-	}
-	compiled, err := kube.Compile(objects)
-	if err != nil {
-		return nil, err
-	}
-	return compiled.View("explain")
+// Model is what agents decide by, and what people wrote of it. It is immutable.
+type Model struct {
+	*mesh.View
+	// networkPolicies are the objects, refused what is wrong with them.
+	networkPolicies map[mesh.Key]*networkingv1.NetworkPolicy
+	refused         []*kube.Problem
 }
 
-// FromCluster reads and compiles a cluster's objects, as the operator does.
-func FromCluster(ctx context.Context, cfg *rest.Config) (*mesh.View, error) {
+// Written is what people wrote. What cannot be compiled is left out when it is a
+// cluster's, and an error when it is a folder's.
+type Written struct {
+	*kube.Objects
+	Cluster bool
+}
+
+// Model compiles what is written, as the operator does.
+func (w Written) Model() (*Model, error) {
+	compile := kube.Compile
+	if w.Cluster {
+		compile = kube.CompileEach
+	}
+	compiled, err := compile(w.Objects)
+	if err != nil {
+		return nil, err
+	}
+	return modelOf(w.Objects, compiled)
+}
+
+// Refused are the problems of what was left out.
+func (m *Model) Refused() []*kube.Problem { return m.refused }
+
+// At is what becomes of a connection to one workload. A nil src is a client that the
+// mesh does not know, which only its address tells.
+func (m *Model) At(src *mesh.Workload, client netip.Addr, w *mesh.Workload, port uint16) Endpoint {
+	return m.endpoint(src, client, w, netip.Addr{}, port)
+}
+
+// Out is what becomes of a connection to an address that was no workload's.
+func (m *Model) Out(src *mesh.Workload, client netip.Addr, to netip.AddrPort) *Answer {
+	a := &Answer{Source: endOf(src, client, 0), Destination: target{address: to}.end()}
+	a.decide(m, src, client, target{address: to})
+	return a
+}
+
+func modelOf(objects *kube.Objects, compiled *kube.Compiled) (*Model, error) {
+	view, err := compiled.View("explain")
+	if err != nil {
+		return nil, err
+	}
+	m := &Model{View: view, networkPolicies: map[mesh.Key]*networkingv1.NetworkPolicy{}, refused: compiled.Refused}
+	for _, p := range objects.NetworkPolicies {
+		m.networkPolicies[mesh.Key{Namespace: p.Value.Namespace, Name: p.Value.Name}] = p.Value
+	}
+	return m, nil
+}
+
+// ReadFolder reads a folder.
+func ReadFolder(folder string) (Written, error) {
+	objects, err := kube.LoadDir(folder)
+	return Written{Objects: objects}, err
+}
+
+// readBound bounds how long a cluster's objects are read.
+const readBound = time.Minute
+
+// Of reads the objects of a folder; or, without one, of the mesh that is meant: a local
+// mesh, or a cluster. Flag is the one that names a folder.
+func Of(ctx context.Context, m *reach.Mesh, folder, flag string) (Written, error) {
+	if folder == "" && !m.OnCluster() {
+		running, err := m.Local()
+		if err != nil {
+			return Written{}, fmt.Errorf("%w; or name a folder with %s", err, flag)
+		}
+		folder = running.Status().Folder
+	}
+	if folder != "" {
+		return ReadFolder(folder)
+	}
+	c, err := access.Connect(m.Cluster)
+	if err != nil {
+		return Written{}, err
+	}
+	if _, err := c.Core.Discovery().ServerVersion(); err != nil { // said at once, in place of after the bound
+		return Written{}, c.Explain("ask the cluster for its version", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, readBound)
+	defer cancel()
+	return ReadCluster(ctx, c.Config())
+}
+
+// FromFolder compiles a folder, as the operator does.
+func FromFolder(folder string) (*Model, error) {
+	written, err := ReadFolder(folder)
+	if err != nil {
+		return nil, err
+	}
+	return written.Model()
+}
+
+// ReadCluster reads a cluster's objects, as the operator does.
+func ReadCluster(ctx context.Context, cfg *rest.Config) (Written, error) {
 	cfg.Timeout = 0 // watches last
 	source := cluster.NewSource(cfg, slog.New(slog.DiscardHandler))
 	running, cancel := context.WithCancel(ctx)
@@ -37,17 +127,13 @@ func FromCluster(ctx context.Context, cfg *rest.Config) (*mesh.View, error) {
 	err := await(ctx, source.Synced)
 	cancel()
 	if failed := g.Wait(); failed != nil {
-		return nil, fmt.Errorf("read the cluster: %w", failed)
+		return Written{}, fmt.Errorf("read the cluster: %w", failed)
 	}
 	if err != nil {
-		return nil, err
+		return Written{}, err
 	}
 	objects, _ := source.Objects()
-	compiled, err := kube.CompileEach(objects)
-	if err != nil {
-		return nil, err
-	}
-	return compiled.View("explain")
+	return Written{objects, true}, nil
 }
 
 // await waits until synced is nil.

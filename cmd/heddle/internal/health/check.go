@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -178,10 +179,16 @@ func (r *Report) Operator(part string, state *meshpb.OperatorState, err error) {
 	} else {
 		r.Good(part, source, "%s: %d workloads, %d services, %d policies", cmp.Or(c.GetFolder(), "of the cluster"), c.GetWorkloads(), c.GetServices(), c.GetPolicies())
 	}
+	for _, refused := range c.GetRefusals() {
+		r.Bad(part, "refused", refused, "mend the object; until then what it selects is closed, and everything else is in force")
+	}
 	for _, w := range c.GetWarnings() {
-		r.Good(part, "warning", "%s", w)
+		if !slices.Contains(c.GetRefusals(), w) { // of an operator of this version
+			r.Good(part, "warning", "%s", w)
+		}
 	}
 	r.authority(part, state.GetAuthority())
+	r.apiServer(part, state.GetApiServer())
 	for _, n := range state.GetNodes() {
 		if !n.GetConnected() && c.GetSource() == "kubernetes" {
 			continue // to another replica, or its agent says why not
@@ -194,12 +201,43 @@ func (r *Report) Operator(part string, state *meshpb.OperatorState, err error) {
 	}
 }
 
+// slowAPIServer is from when an API server is called slow.
+const slowAPIServer = time.Second
+
+// APIServer says what is not well about the API server that an operator asks: "" is
+// nothing.
+func APIServer(a *meshpb.OperatorAPIServer) (detail, remedy string) {
+	took := time.Duration(a.GetTookNs())
+	switch {
+	case a.GetError() != "":
+		since := time.Unix(0, a.GetSilentSinceNs())
+		return fmt.Sprintf("has not answered for %s: %s", max(time.Since(since), 0).Round(time.Second), a.GetError()),
+			"look at the API server, and at the way to it from the operator's pod; what is known is served on, certificates are renewed, and the operator takes up by itself"
+	case took > slowAPIServer:
+		return fmt.Sprintf("takes %s to answer: changes take effect that much later", took.Round(10*time.Millisecond)),
+			"look at the load of the API server and of etcd"
+	}
+	return "", ""
+}
+
+// apiServer looks at what the operator says of it; an operator of a folder has none.
+func (r *Report) apiServer(part string, a *meshpb.OperatorAPIServer) {
+	if a == nil {
+		return
+	}
+	if detail, remedy := APIServer(a); detail != "" {
+		r.Bad(part, "API server", detail, remedy)
+		return
+	}
+	r.Good(part, "API server", "answers in %s", time.Duration(a.GetTookNs()).Round(time.Millisecond))
+}
+
 // authority looks at the operator's root.
 func (r *Report) authority(part string, a *meshpb.OperatorAuthority) {
 	until := time.Unix(0, a.GetRootNotAfterNs())
 	if until.Before(time.Now().Add(30 * 24 * time.Hour)) {
 		r.Bad(part, "authority", "the root certificate expires at "+until.Format(time.RFC3339),
-			"there is no command to rotate the root yet: add a new one to the operator's bundle, see docs/operations.md, Certificates")
+			"`heddle certs rotate --root --wait`: no connection fails meanwhile; see docs/certificates.md")
 		return
 	}
 	r.Good(part, "authority", "trust domain %s, root valid until %s", a.GetTrustDomain(), until.Format(time.DateOnly))

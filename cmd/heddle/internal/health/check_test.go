@@ -14,12 +14,12 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 
 // TestRootExpires: the remedy promises what the page that it names says, no more.
 func TestRootExpires(t *testing.T) {
-	page, err := os.ReadFile("../../../../docs/operations.md")
+	page, err := os.ReadFile("../../../../docs/certificates.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !strings.Contains(string(page), "## Certificates") || !strings.Contains(string(page), "There is no command to rotate it yet") {
-		t.Error("docs/operations.md says otherwise: change the remedy with it")
+	if !strings.Contains(string(page), "heddle certs rotate --root --wait") {
+		t.Error("docs/certificates.md says otherwise: change the remedy with it")
 	}
 	for _, tc := range []struct {
 		left time.Duration
@@ -28,8 +28,29 @@ func TestRootExpires(t *testing.T) {
 		r := New()
 		r.authority("operator", &meshpb.OperatorAuthority{TrustDomain: "m", RootNotAfterNs: time.Now().Add(tc.left).UnixNano()})
 		f := r.Findings[0]
-		if r.OK != tc.ok || f.OK != tc.ok || !tc.ok && !strings.Contains(f.Remedy, "no command to rotate the root yet") {
+		if r.OK != tc.ok || f.OK != tc.ok || !tc.ok && !strings.Contains(f.Remedy, "`heddle certs rotate --root --wait`") {
 			t.Errorf("%v left: %+v", tc.left, f)
 		}
+	}
+}
+
+// TestRefusedObjectsAreNotWell: an object that is refused is not green, whatever else is
+// in force, and is said once.
+func TestRefusedObjectsAreNotWell(t *testing.T) {
+	r := New()
+	state := &meshpb.OperatorState{Configuration: &meshpb.OperatorConfiguration{Source: "kubernetes",
+		Refusals: []string{"AuthorizationPolicy shop/p: spec: is too large"}, Warnings: []string{"AuthorizationPolicy shop/p: spec: is too large", "Service shop/web: picks nobody"}}}
+	r.Operator("operator", state, nil)
+	var refused, warnings []Finding
+	for _, f := range r.Findings {
+		switch f.Name {
+		case "refused":
+			refused = append(refused, f)
+		case "warning":
+			warnings = append(warnings, f)
+		}
+	}
+	if r.OK || len(refused) != 1 || refused[0].OK || refused[0].Remedy == "" || len(warnings) != 1 || !warnings[0].OK || warnings[0].Detail != "Service shop/web: picks nobody" {
+		t.Errorf("well %v; refused %+v, warnings %+v", r.OK, refused, warnings)
 	}
 }

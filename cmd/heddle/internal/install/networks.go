@@ -97,7 +97,8 @@ func checkCilium(data map[string]string, namespace string, r *health.Report) {
 		r.Good(clusterPart, "Cilium CNI", "leaves other plugins in the chain")
 	}
 	if mode := data["datapath-mode"]; strings.HasPrefix(mode, "netkit") {
-		r.Good(clusterPart, "Cilium datapath", "%s: the gate at pods' own end holds, since packets pass the host's end by", mode)
+		r.Bad(clusterPart, "Cilium datapath", mode+": the gate watches the host's end of a pod's veth, and netkit has none: no pod could be enrolled",
+			helm+"bpf.datapathMode=veth"+restart+"; pods that run keep their netkit interface until they are made anew")
 	}
 }
 

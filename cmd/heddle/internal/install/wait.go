@@ -125,6 +125,8 @@ func lackOfDaemonSet(o *unstructured.Unstructured) string {
 	switch updated, available := number(o, "status", "updatedNumberScheduled"), number(o, "status", "numberAvailable"); {
 	case number(o, "status", "observedGeneration") < o.GetGeneration():
 		return "not looked at yet"
+	case wanted == 0:
+		return "no node is to have an agent: agent.nodeSelector selects none of the cluster's nodes (`kubectl get nodes --show-labels`)"
 	case updated < wanted || available < wanted:
 		return fmt.Sprintf("%d of %d nodes have the new agent, on %d one is ready", updated, wanted, available)
 	}

@@ -302,6 +302,11 @@ func Status(ctx context.Context, c *admin.Client) (*meshpb.AgentStatus, error) {
 	return c.Admin.Status(ctx, &meshpb.StatusRequest{})
 }
 
+// StateAndPolicies asks an operator how it is, and what became of each policy.
+func StateAndPolicies(ctx context.Context, c *admin.Client) (*meshpb.OperatorState, error) {
+	return meshpb.NewOperatorAdminClient(c.Conn()).Status(ctx, &meshpb.OperatorStateRequest{Policies: true})
+}
+
 // State asks an operator how it is.
 func State(ctx context.Context, c *admin.Client) (*meshpb.OperatorState, error) {
 	return meshpb.NewOperatorAdminClient(c.Conn()).Status(ctx, &meshpb.OperatorStateRequest{})

@@ -116,9 +116,18 @@ func (p *FlowPrinter) row(f *meshpb.Flow) []Cell {
 	if f.GetDirection() == "kernel" {
 		sent, received = Packets(f.GetPackets()), ""
 	}
+	if f.GetDirection() == "outbound" && f.GetPackets() > 1 {
+		sent, received = fmt.Sprintf("%d times", f.GetPackets()), "" // the kernel refused them
+	}
 	destination := endText(f.GetDestination())
 	if s := f.GetService(); s != "" && !p.wide {
 		destination += " (" + s + ")"
+	}
+	if f.GetDirection() == "dns" {
+		sent, received = fmt.Sprintf("%d queries", f.GetPackets()), ""
+		if !p.wide {
+			destination += ", " + f.GetDetail()
+		}
 	}
 	row := []Cell{
 		{time.Unix(0, f.GetStartNs()).Format("15:04:05.000"), Dim}, {f.GetVerdict(), mark}, {reasonText(f), mark},

@@ -127,7 +127,7 @@ func (p *Proof) printPeers(out io.Writer, color bool) error {
 	}
 	for _, c := range p.Counters {
 		if slices.Contains(plaintextClasses(), c.Class) && c.Packets > 0 {
-			lines = append(lines, fmt.Sprintf("%s %s %s, %s%s", Painted("plaintext", Yellow, color), Bytes(c.Bytes), c.Direction, c.Class, p.who(c)))
+			lines = append(lines, fmt.Sprintf("%s %s %s, %s%s", Painted("plaintext", Yellow, color), Bytes(c.Bytes), c.Direction, classText(c.Class), p.who(c)))
 		}
 	}
 	if p.DropsUnreported > 0 {
@@ -138,6 +138,15 @@ func (p *Proof) printPeers(out io.Writer, color bool) error {
 	}
 	_, err := fmt.Fprintf(out, "\n%s\n  %s\n", Painted(p.Workload, Bold, color), strings.Join(lines, "\n  "))
 	return err
+}
+
+// classText is a class for people. The gate passes no datagrams but name queries: those
+// of the pod or, where DNS is captured, what the agent could not answer itself.
+func classText(class string) string {
+	if class == "datagram" {
+		return "name queries (UDP)"
+	}
+	return class
 }
 
 // who lists the peers of a counter, busiest first.

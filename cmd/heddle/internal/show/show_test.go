@@ -92,6 +92,19 @@ func TestUpgraded(t *testing.T) {
 
 // TestWho: a port is said to be of the end that it is of, and the agent's own
 // tests are named once.
+// TestNameQueriesHaveARow: they are the only datagrams that the gate passes.
+func TestNameQueriesHaveARow(t *testing.T) {
+	out := Counter{Class: "datagram", Direction: "outbound", Packets: 2, Bytes: 120}
+	server := Peer{Counter: out, Address: "10.96.0.10", Port: 53}
+	var b strings.Builder
+	if err := Proofs(&b, false, []Proof{{Workload: "shop/web", Counters: []Counter{out}, Peers: []Peer{server}}}); err != nil {
+		t.Fatal(err)
+	}
+	if want := "outbound, name queries (UDP): to 10.96.0.10:53"; !strings.Contains(b.String(), want) {
+		t.Errorf("want %q in\n%s", want, &b)
+	}
+}
+
 func TestWho(t *testing.T) {
 	peer := func(class, direction, address string, port uint32) Peer {
 		return Peer{Counter: Counter{Class: class, Direction: direction}, Address: address, Port: port}

@@ -1,5 +1,6 @@
 // Package status sums up how a mesh is: its control plane, its nodes, its
-// namespaces, the first certificates to expire, and how far agents are behind. It
+// namespaces, its policies, the first certificates to expire, and how far agents are
+// behind. It
 // asks operators, agents and, on Kubernetes, the API server; it changes nothing.
 //
 // A Summary belongs to one goroutine.
@@ -19,6 +20,7 @@ import (
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/api/v1alpha1"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/cluster"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/health"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
 )
 
@@ -31,6 +33,10 @@ type Summary struct {
 	Operators  []Operator  `json:"operators"`
 	Nodes      []Node      `json:"nodes"`
 	Namespaces []Namespace `json:"namespaces"`
+	// Policies are Heddle's own and NetworkPolicies, in order of kind, namespace and
+	// name; PoliciesLeftOut is how many more there are, all of them well.
+	Policies        []Policy `json:"policies"`
+	PoliciesLeftOut int      `json:"policiesLeftOut,omitempty"`
 	// Problems are what is not well, each a line.
 	Problems []string `json:"problems"`
 }
@@ -77,6 +83,33 @@ type Namespace struct {
 	Strict int `json:"strict"`
 }
 
+// Policy is what became of one: of a Mesh, a PeerAuthentication, an
+// AuthorizationPolicy or a NetworkPolicy.
+type Policy struct {
+	Kind      string `json:"kind"`
+	Namespace string `json:"namespace,omitempty"`
+	Name      string `json:"name"`
+	Accepted  bool   `json:"accepted"`
+	// Message says why it is refused, or what is to be noted about it.
+	Message string `json:"message,omitempty"`
+	// Nodes are how many have an enrolled workload that it is about, Live how many of
+	// them have it in force; Pending are some of the others.
+	Nodes   int      `json:"nodes"`
+	Live    int      `json:"live"`
+	Pending []string `json:"pending,omitempty"`
+}
+
+// String returns "NetworkPolicy shop/db".
+func (p *Policy) String() string {
+	if p.Namespace == "" {
+		return p.Kind + " " + p.Name
+	}
+	return p.Kind + " " + p.Namespace + "/" + p.Name
+}
+
+// well reports whether a policy is in force wherever it is to be.
+func (p *Policy) well() bool { return p.Accepted && p.Live == p.Nodes }
+
 // Of asks everybody. An error means that it is not known whom to ask.
 func Of(ctx context.Context, m *reach.Mesh) (*Summary, error) {
 	agents, err := m.Agents(ctx)
@@ -87,10 +120,20 @@ func Of(ctx context.Context, m *reach.Mesh) (*Summary, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Summary{OK: true, Operators: []Operator{}, Nodes: []Node{}, Namespaces: []Namespace{}, Problems: []string{}}
-	newest := s.operators(reach.Ask(ctx, m.Timeout, operators, reach.State))
+	s := &Summary{OK: true, Operators: []Operator{}, Nodes: []Node{}, Namespaces: []Namespace{}, Policies: []Policy{}, Problems: []string{}}
+	newest := s.operators(reach.Ask(ctx, m.Timeout, operators, reach.StateAndPolicies))
 	counts := namespaces{}
 	s.nodes(reach.Ask(ctx, m.Timeout, agents, reach.Status), newest, counts)
+	versions := health.Versions{}
+	for _, o := range s.Operators {
+		versions.Add(o.Version, o.Name)
+	}
+	for _, n := range s.Nodes {
+		versions.Add(n.Version, n.Name)
+	}
+	if detail, _ := versions.TooFar(); detail != "" {
+		s.problem("versions are %s", detail)
+	}
 	if m.OnCluster() {
 		if err := s.cluster(ctx, m, counts); err != nil {
 			return nil, err
@@ -145,9 +188,28 @@ func (s *Summary) operators(answers []reach.Answer[*meshpb.OperatorState]) (newe
 		if problems := c.GetProblems(); len(problems) > 0 {
 			s.problem("%s: the configuration is refused: %s", o.Name, strings.Join(problems, "; "))
 		}
+		if detail, _ := health.APIServer(answer.Value.GetApiServer()); detail != "" {
+			s.problem("%s: the API server %s", o.Name, detail)
+		}
 		s.Operators = append(s.Operators, o)
+		s.policies(answer.Value)
 	}
 	return newest
+}
+
+// policies takes what the replica that leads says; the others have none.
+func (s *Summary) policies(o *meshpb.OperatorState) {
+	s.PoliciesLeftOut += int(o.GetPoliciesLeftOut())
+	for _, answer := range o.GetPolicies() {
+		p := Policy{
+			Kind: answer.GetKind(), Namespace: answer.GetNamespace(), Name: answer.GetName(), Accepted: answer.GetAccepted(), Message: answer.GetMessage(),
+			Nodes: int(answer.GetNodes()), Live: int(answer.GetLive()), Pending: answer.GetPending(),
+		}
+		if !p.Accepted {
+			s.problem("%s is refused: %s", &p, p.Message)
+		}
+		s.Policies = append(s.Policies, p)
+	}
 }
 
 func moment(ns int64) time.Time {

@@ -1,16 +1,23 @@
 package status
 
 import (
+	"cmp"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/show"
 )
 
+// maxPolicies is how many policies are shown when not all are asked for.
+const maxPolicies = 20
+
 // Print writes a Summary for people: a table of each kind of thing, and then what
-// is not well.
-func (s *Summary) Print(out io.Writer, color bool) error {
+// is not well. Of many policies, it shows those that are not in force everywhere,
+// unless all are asked for.
+func (s *Summary) Print(out io.Writer, color, allPolicies bool) error {
 	operators := show.NewTable(out, color, "OPERATOR", "VERSION", "EPOCH", "NODES", "ROOT EXPIRES", "STATE")
 	for _, o := range s.Operators {
 		state := show.In("ready", show.Green)
@@ -41,7 +48,8 @@ func (s *Summary) Print(out io.Writer, color bool) error {
 	for _, n := range s.Namespaces {
 		namespaces.Add(show.Text(n.Name), show.Text(n.Label), show.Text(fmt.Sprintf("%d/%d", n.Enrolled, n.Pods)), show.Text(fmt.Sprint(n.Strict)))
 	}
-	for i, table := range []*show.Table{operators, nodes, namespaces} {
+	policies, more := s.policyTable(out, color, allPolicies)
+	for i, table := range []*show.Table{operators, nodes, namespaces, policies} {
 		if i > 0 {
 			if _, err := fmt.Fprintln(out); err != nil {
 				return err
@@ -51,7 +59,37 @@ func (s *Summary) Print(out io.Writer, color bool) error {
 			return err
 		}
 	}
+	if more > 0 {
+		if _, err := fmt.Fprintf(out, "and %d more, which `heddle status --policies` shows\n", more); err != nil {
+			return err
+		}
+	}
 	return s.printProblems(out, color)
+}
+
+// policyTable returns the table, and how many policies are not in it.
+func (s *Summary) policyTable(out io.Writer, color, all bool) (table *show.Table, more int) {
+	table = show.NewTable(out, color, "POLICY", "STATE", "LIVE ON NODES", "DETAIL")
+	shown := s.Policies
+	if !all && len(shown) > maxPolicies {
+		shown = slices.DeleteFunc(slices.Clone(shown), func(p Policy) bool { return p.well() })
+		shown = shown[:min(len(shown), maxPolicies)]
+	}
+	for i := range shown {
+		p := &shown[i]
+		state, live, detail := show.In("accepted", show.Green), show.In(fmt.Sprintf("%d/%d", p.Live, p.Nodes), show.Green), p.Message
+		switch {
+		case p.Live < p.Nodes:
+			live.Paint, detail = show.Yellow, strings.TrimPrefix(detail+"; not yet on "+strings.Join(p.Pending, ", "), "; ")
+		case p.Nodes == 0:
+			live.Paint, detail = show.Plain, cmp.Or(detail, "no enrolled workload is concerned")
+		}
+		if !p.Accepted {
+			state, detail = show.In("refused", show.Red), "" // it is said among what is not well
+		}
+		table.Add(show.Text(p.String()), state, live, show.Text(detail))
+	}
+	return table, len(s.Policies) - len(shown) + s.PoliciesLeftOut
 }
 
 func (s *Summary) printProblems(out io.Writer, color bool) error {

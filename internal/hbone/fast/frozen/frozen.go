@@ -93,8 +93,10 @@ type Flow struct {
 	Send, Initial int64
 	Recv          h2.Window
 	StreamWindow  int64
-	Streams       int
-	Sent          int `json:",omitzero"`
+	// Acked says that the peer knows it: all streams from then on begin with it.
+	Acked   bool `json:",omitzero"`
+	Streams int
+	Sent    int `json:",omitzero"`
 }
 
 // Life is what ends a connection, as tunnel has it.
@@ -116,6 +118,8 @@ type Stream struct {
 	FinSent        bool   `json:",omitzero"`
 	Finishing      bool   `json:",omitzero"`
 	Placed         bool   `json:",omitzero"`
+	// Parting is of a client's stream whose peer has answered and wants no more.
+	Parting bool `json:",omitzero"`
 	// Pending is what the local socket has not taken.
 	Pending Span         `json:",omitzero"`
 	Timing  hbone.Timing `json:",omitzero"`
@@ -135,10 +139,13 @@ func (c *Conn) Put(appendTo func([]byte) []byte) Span {
 // Bytes returns a part of the bulk. It shares the memory.
 func (c *Conn) Bytes(s Span) []byte { return c.data[s.At : s.At+s.N : s.At+s.N] }
 
-// Encode gives what Decode reads.
+// Encode gives what Decode reads, and forgets the keys but there.
 func (c *Conn) Encode() (state, data []byte, err error) {
 	c.Version, c.Least = Version, 1
-	if state, err = json.Marshal(c); err != nil {
+	state, err = json.Marshal(c)
+	clear(c.Session.In.Secret)
+	clear(c.Session.Out.Secret)
+	if err != nil {
 		return nil, nil, fmt.Errorf("encode connection: %w", err)
 	}
 	return state, c.data, nil

@@ -262,6 +262,7 @@ func (c *Conn) lost(err error) {
 	if c.closed {
 		return
 	}
+	c.out.closing = true // the last stream's end is no reason for a goodbye
 	c.endStreams(err)
 	c.closed = true
 	w := c.loop
@@ -270,12 +271,18 @@ func (c *Conn) lost(err error) {
 	}
 	w.Forget(c.fd)
 	eventloop.CloseSocket(c.fd)
+	c.free()
+	c.gone()
+}
+
+// free drops what a closed connection has. Whoever was writing when it was lost
+// may go on: the wiped session seals nothing.
+func (c *Conn) free() {
 	c.out.Free()
-	c.out.closing = true
 	c.in.Free()
 	c.flow.recv.Leave()
 	c.account()
-	c.gone()
+	c.session.Wipe()
 }
 
 // gone is the end of a lost connection, which the last of its streams may

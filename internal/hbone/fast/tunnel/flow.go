@@ -46,12 +46,21 @@ func (c *Conn) granted() {
 }
 
 // account tells the budget what the connection itself holds: sealed output, and
-// the beginning of a record.
-func (c *Conn) account() { c.flow.recv.Hold(c.out.Held() + c.in.Held()) }
+// the beginning of a record. What is written to a lost one goes nowhere.
+func (c *Conn) account() {
+	held := 0
+	if !c.closed {
+		held = c.out.Held() + c.in.Held()
+	}
+	c.flow.recv.Hold(held)
+}
 
 // free drops what the local socket has not taken, and what the window was
 // promised, at the stream's end.
 func (s *Stream) free() {
+	if s.last != nil {
+		s.conn.loop.Clear(s.last)
+	}
 	s.local.Free(&s.conn.loop.Buffers)
 	s.account()
 	s.recv.Leave(&s.conn.flow.recv)

@@ -15,8 +15,12 @@ import (
 // The methods of this file are h2.Visitor.
 
 // idle says whether a stream was never opened: a frame on it breaks the
-// protocol (RFC 9113 section 5.1).
-func (c *Conn) idle(id uint32) bool { return id%2 == 0 || id > c.lastID }
+// protocol (RFC 9113 section 5.1). Behind our last GOAWAY the peer may have opened
+// more before it knew, which we have not: what comes on them is passed over
+// (section 6.8).
+func (c *Conn) idle(id uint32) bool {
+	return id%2 == 0 || id > c.lastID && (c.client || c.life.goaway != goawayFinal)
+}
 
 func idleStream() error {
 	return &h2.Error{Code: http2.ErrCodeProtocol, Reason: "frame on an idle stream"}
@@ -100,8 +104,7 @@ func (c *Conn) Headers(h h2.Header) error {
 	case s == nil:
 		return c.guard.Spend(flood.Other) // over; the peer may not know yet
 	case c.client && !s.answered:
-		s.answer(h)
-		return nil
+		return s.answer(h)
 	case s.recvEnd:
 		s.Fail(fmt.Errorf("%w: HEADERS after END_STREAM", hbone.ErrProtocol), http2.ErrCodeStreamClosed)
 	case !h.End: // trailers may only end a stream
@@ -136,10 +139,10 @@ func (c *Conn) request(h h2.Header) error {
 }
 
 // answer takes the peer's response to our CONNECT.
-func (s *Stream) answer(h h2.Header) {
+func (s *Stream) answer(h h2.Header) error {
 	switch code := wire.Status(h); {
 	case code >= 100 && code < 200 && !h.End:
-		return // informational (RFC 9113 section 8.1)
+		return s.conn.guard.Spend(flood.Other) // informational (RFC 9113 section 8.1)
 	case code == http.StatusOK:
 		s.answered = true
 		s.owner.Answered(s)
@@ -152,6 +155,7 @@ func (s *Stream) answer(h h2.Header) {
 	default:
 		s.Fail(fmt.Errorf("%w: malformed answer", hbone.ErrProtocol), http2.ErrCodeProtocol)
 	}
+	return nil
 }
 
 // Reset implements h2.Visitor.
@@ -163,8 +167,8 @@ func (c *Conn) Reset(id uint32, code http2.ErrCode) error {
 		return err
 	}
 	if s := c.streams[id]; s != nil {
-		s.deliver() // what came before it
-		s.resetKnown = true
+		s.resetKnown = true // whatever the delivery comes to (RFC 9113 section 5.4.2)
+		s.deliver()         // what came before it
 		s.peerReset(code)
 	}
 	return nil
@@ -173,24 +177,21 @@ func (c *Conn) Reset(id uint32, code http2.ErrCode) error {
 // Settings implements h2.Visitor.
 func (c *Conn) Settings(list []http2.Setting, ack bool) error {
 	if err := c.guard.Spend(flood.Settings); err != nil || ack {
+		c.flow.recv.Acked = c.flow.recv.Acked || ack
 		return err
 	}
-	for _, set := range list {
-		switch set.ID {
-		case http2.SettingInitialWindowSize:
-			change := int64(set.Val) - c.flow.initial
-			c.flow.initial = int64(set.Val)
-			for _, s := range c.streams {
-				if s.sendWindow += change; s.sendWindow > h2.MaxWindow {
-					return overflow()
-				}
-				s.retry()
+	if last, largest, ok := h2.InitialWindow(list); ok {
+		for _, s := range c.streams {
+			if s.sendWindow+largest-c.flow.initial > h2.MaxWindow {
+				return overflow()
 			}
-		case http2.SettingMaxConcurrentStreams:
-			if c.client {
-				c.flow.streams = int(set.Val)
-			}
+			s.sendWindow += last - c.flow.initial
+			s.retry()
 		}
+		c.flow.initial = last
+	}
+	if n, ok := h2.Last(list, http2.SettingMaxConcurrentStreams); ok && c.client {
+		c.flow.streams = int(n)
 	}
 	c.frame(http2.FrameSettings, http2.FlagSettingsAck, 0, nil)
 	switch {
@@ -238,10 +239,8 @@ func (c *Conn) WindowUpdate(id, increment uint32) error {
 		return err
 	}
 	if id == 0 {
-		if c.flow.send += int64(increment); increment == 0 {
-			return &h2.Error{Code: http2.ErrCodeProtocol, Reason: "WINDOW_UPDATE of 0"}
-		} else if c.flow.send > h2.MaxWindow {
-			return overflow()
+		if err := h2.Grow(&c.flow.send, increment); err != nil {
+			return err
 		}
 		if c.out.Queued() == 0 {
 			c.unblock()
@@ -255,15 +254,11 @@ func (c *Conn) WindowUpdate(id, increment uint32) error {
 		}
 		return nil
 	}
-	s.sendWindow += int64(increment)
-	switch {
-	case increment == 0:
-		s.Fail(fmt.Errorf("%w: WINDOW_UPDATE of 0", hbone.ErrProtocol), http2.ErrCodeProtocol)
-	case s.sendWindow > h2.MaxWindow:
-		s.Fail(fmt.Errorf("%w: window too large", hbone.ErrProtocol), http2.ErrCodeFlowControl)
-	default:
-		s.retry()
+	if err := h2.Grow(&s.sendWindow, increment); err != nil {
+		s.Fail(fmt.Errorf("%w: %w", hbone.ErrProtocol, err), err.Code)
+		return c.guard.Spend(flood.Other) // or resets would be for nothing (CVE-2025-8671)
 	}
+	s.retry()
 	return nil
 }
 

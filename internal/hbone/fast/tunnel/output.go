@@ -95,7 +95,7 @@ func (c *Conn) drained() {
 	finishing := c.out.finishing
 	c.out.finishing = nil
 	for _, s := range finishing {
-		s.end(nil)
+		s.finished()
 	}
 	if c.out.shut {
 		if err := eventloop.CloseWrite(c.fd); err != nil || c.ended {

@@ -11,17 +11,6 @@ import (
 	"github.com/heddle-mesh/heddle/internal/hbone/fast/frozen"
 )
 
-// Obstacle says what keeps a connection from moving to another process now.
-type Obstacle int
-
-// The obstacles.
-const (
-	None     Obstacle = iota
-	Opening           // its beginning, its end, or an answer to a CONNECT is awaited
-	Deciding          // a stream's owner decides; Hold keeps the peer from opening more
-	Owned             // a stream's owner stays
-)
-
 // moving is a connection's part in a move.
 type moving struct {
 	deciding int  // owners that have not decided, dead streams' too
@@ -34,21 +23,21 @@ type moving struct {
 }
 
 // Obstacle looks at the connection and its streams.
-func (c *Conn) Obstacle() Obstacle {
+func (c *Conn) Obstacle() frozen.Obstacle {
 	if c.closed || c.out.closing || c.resting || c.client && !c.ready || !c.client && !c.parser.Started() {
-		return Opening
+		return frozen.Opening
 	}
-	found := None
+	found := frozen.None
 	if c.deciding > 0 {
-		found = Deciding
+		found = frozen.Deciding
 	}
 	for _, s := range c.streams {
 		switch {
 		case s.accepting:
 		case !s.answered:
-			return Opening
+			return frozen.Opening
 		case !s.owner.Movable():
-			return Owned
+			return frozen.Owned
 		}
 	}
 	return found
@@ -77,10 +66,11 @@ func (c *Conn) RefuseUndecided() {
 // Rest writes what the socket takes, seals what it does not, and stops: nothing
 // is read, written or sealed until Resume. It returns the connection as a value
 // and its sockets, the connection's first, then the streams'; nil when there is
-// an Obstacle, or one showed. After an error it goes on.
+// an Obstacle, or one showed. After an error it goes on, and stays after an
+// ErrStays.
 func (c *Conn) Rest() (z *frozen.Conn, files []int, err error) {
 	c.flush()
-	if c.Obstacle() != None {
+	if c.Obstacle() != frozen.None {
 		return nil, nil, nil
 	}
 	c.out.Enqueue()
@@ -88,7 +78,7 @@ func (c *Conn) Rest() (z *frozen.Conn, files []int, err error) {
 	for _, s := range c.streams {
 		one, err := s.freeze(z)
 		if err != nil {
-			return nil, nil, fmt.Errorf("stream %d: %w", s.id, err)
+			return nil, nil, fmt.Errorf("%w: stream %d: %w", hbone.ErrStays, s.id, err)
 		}
 		z.Streams, files = append(z.Streams, one), append(files, s.local.FD)
 	}
@@ -113,7 +103,7 @@ func (c *Conn) freeze() *frozen.Conn {
 		Server: !c.client, LastID: c.lastID, DataLen: c.dataLen,
 		Identity: frozen.Identity{Source: c.id.Source, Leaf: c.id.Leaf[:], Peer: c.id.Peer.String(), NotAfter: c.id.NotAfter},
 		Session:  c.session.State(), Parser: c.parser.State(), Guard: c.guard.State(),
-		Flow: frozen.Flow{Send: c.flow.send, Initial: c.flow.initial, Recv: c.flow.recv.Window, StreamWindow: c.flow.recv.First, Streams: c.flow.streams, Sent: c.flow.sent},
+		Flow: frozen.Flow{Send: c.flow.send, Initial: c.flow.initial, Recv: c.flow.recv.Window, StreamWindow: c.flow.recv.First, Acked: c.flow.recv.Acked, Streams: c.flow.streams, Sent: c.flow.sent},
 		Life: frozen.Life{Heard: c.life.heard, Asked: c.life.asked, Announced: c.life.announced, Left: c.left, GoAway: int(c.life.goaway), IdleLeft: c.life.idleLeft},
 	}
 	z.Chain, z.Roots = c.id.Trust.State()
@@ -128,7 +118,7 @@ func (s *Stream) freeze(z *frozen.Conn) (frozen.Stream, error) {
 	owner, timing, err := s.owner.Freeze()
 	return frozen.Stream{
 		ID: s.id, SendWindow: s.sendWindow, Recv: s.recv.Window, Sent: s.sent, Received: s.received,
-		RecvEnd: s.recvEnd, SentEnd: s.sentEnd, FinSent: s.local.FinSent, Finishing: s.finishing, Placed: s.placed, Pending: z.Put(s.local.Append), Timing: timing, Owner: owner,
+		RecvEnd: s.recvEnd, SentEnd: s.sentEnd, FinSent: s.local.FinSent, Finishing: s.finishing, Parting: s.parting, Placed: s.placed, Pending: z.Put(s.local.Append), Timing: timing, Owner: owner,
 	}, err
 }
 
@@ -172,10 +162,7 @@ func (c *Conn) Gone() {
 		s.owner.Left()
 	}
 	eventloop.CloseSocket(c.fd)
-	c.out.Free()
-	c.in.Free()
-	c.flow.recv.Leave()
-	c.account()
+	c.free()
 	delete(l.conns, c)
 	c.role.Left()
 }

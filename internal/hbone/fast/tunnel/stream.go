@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"syscall"
+	"time"
 
 	"golang.org/x/net/http2"
 
@@ -12,11 +13,20 @@ import (
 	"github.com/heddle-mesh/heddle/internal/hbone"
 	"github.com/heddle-mesh/heddle/internal/hbone/fast/window"
 	"github.com/heddle-mesh/heddle/internal/hbone/fast/wire"
+	"github.com/heddle-mesh/heddle/internal/hbone/flood"
 	"github.com/heddle-mesh/heddle/internal/hbone/h2"
 )
 
 // minRead is the least room in a record for which reading is worth it.
 const minRead = 2 << 10
+
+// lastWordsWithin bounds how long a broken local socket's last bytes wait for the
+// peer to take them.
+const lastWordsWithin = 3 * time.Second
+
+// partingEvery is how often the kernel is asked whether a program has taken the
+// last of an answer, of which it tells nobody.
+const partingEvery = 20 * time.Millisecond
 
 // Stream is one CONNECT stream with its local socket.
 type Stream struct {
@@ -30,6 +40,7 @@ type Stream struct {
 	sent, received uint64
 	progress       *hbone.Counters
 	place          window.Place
+	last           *eventloop.Timer // of lastWords and of finished
 
 	flags
 }
@@ -44,6 +55,7 @@ type flags struct {
 	blocked    bool // in the connection's list
 	delivering bool // in the loop's list
 	finishing  bool
+	parting    bool // the peer wants no more: what the program sends is not read
 	exposed    bool // the application may have what was sent before the peer's 200
 	alone      bool // its connection is lost: its delivery is all that is left
 	dead       bool
@@ -58,7 +70,8 @@ func (c *Conn) newStream(id uint32) *Stream {
 }
 
 // Open sends a CONNECT with the given header block, and what the program has said
-// already on its socket, which stays its owner's.
+// already on its socket, which stays its owner's. It returns nil when the
+// connection was lost meanwhile: the owner has been told then.
 func (c *Conn) Open(block []byte, owner Owner, local syscall.Conn) *Stream {
 	id := uint32(1)
 	if c.lastID > 0 {
@@ -68,6 +81,9 @@ func (c *Conn) Open(block []byte, owner Owner, local syscall.Conn) *Stream {
 	s.owner = owner
 	c.frame(http2.FrameHeaders, http2.FlagHeadersEndHeaders, id, block)
 	s.sendEarly(local)
+	if s.dead {
+		return nil
+	}
 	return s
 }
 
@@ -133,18 +149,38 @@ func (s *Stream) Refuse(status int, err error) {
 	}
 	s.resetKnown = true
 	s.end(err)
+	if err := s.conn.guard.Spend(flood.Reset); err != nil {
+		s.conn.failRead(err)
+	}
 }
 
 // Ready implements eventloop.Source.
 func (s *Stream) Ready(e eventloop.Events) {
-	if errno := s.local.Event(e); errno != 0 {
-		s.LocalFailed(errno)
-		return
+	if s.local.Event(e); s.local.IsBroken() {
+		s.lastWords()
 	}
 	if e.Writable() && s.local.Waits() {
 		s.deliverPending()
 	}
 	if e.Readable() {
+		s.conn.loop.queueStream(s)
+	}
+}
+
+// lastWords lets the application's last bytes out before the stream ends for a
+// broken local socket: reading meets the error behind them. When nobody reads any
+// more, that is now; when the peer takes nothing, it is soon.
+func (s *Stream) lastWords() {
+	s.local.Free(&s.conn.loop.Buffers) // nobody takes it
+	s.account()
+	switch {
+	case s.dead:
+	case s.sentEnd || !s.answered:
+		if errno := s.local.Reset(); errno != 0 {
+			s.LocalFailed(errno)
+		}
+	case s.last == nil:
+		s.after(lastWordsWithin, func() { s.LocalFailed(syscall.ECONNRESET) })
 		s.conn.loop.queueStream(s)
 	}
 }
@@ -196,7 +232,11 @@ func (s *Stream) Read(most int) (took int, more bool) {
 			s.LocalFailed(errno)
 			return took, false
 		case k == 0:
-			s.sendEnd()
+			if errno = s.local.Reset(); errno != 0 {
+				s.LocalFailed(errno)
+			} else {
+				s.sendEnd()
+			}
 			return took, false
 		}
 		s.sentBytes(k)
@@ -304,7 +344,8 @@ func (s *Stream) delivered(n int, errno syscall.Errno) {
 	s.account()
 	s.receivedBytes(n)
 	if errno != 0 {
-		s.LocalFailed(errno)
+		s.local.Break(&s.conn.loop.Buffers)
+		s.lastWords()
 		return
 	}
 	s.settle()
@@ -330,21 +371,40 @@ func (s *Stream) settle() {
 	}
 	over := s.sentEnd && (s.alone || s.conn.out.IsEmpty())
 	if s.recvEnd {
-		if err := s.local.Finish(over); err != nil {
-			s.LocalFailed(syscall.ENOTCONN)
+		if err := s.local.Finish(over && !s.parting); err != nil {
+			s.local.Break(&s.conn.loop.Buffers)
+			s.lastWords()
 			return
 		}
 	}
 	s.unplace()
 	if s.local.FinSent && s.sentEnd && !s.finishing {
-		if over {
-			s.end(nil)
+		if s.finishing = true; over {
+			s.finished()
 			return
 		}
-		s.finishing = true
 		s.conn.out.finishing = append(s.conn.out.finishing, s)
 		s.conn.touch()
 	}
+}
+
+// finished is the end in good order. Closing drops what a program has not taken,
+// with a RST, when something of its own is unread (net/ipv4/tcp.c, __tcp_close).
+func (s *Stream) finished() {
+	switch {
+	case s.dead || s.conn.atRest(s.finished):
+	case s.parting && s.local.Unsent() > 0:
+		s.after(partingEvery, s.finished)
+	default:
+		s.end(nil)
+	}
+}
+
+func (s *Stream) after(d time.Duration, do func()) {
+	if s.last == nil {
+		s.last = &eventloop.Timer{}
+	}
+	s.conn.loop.SetAfter(s.last, d, do)
 }
 
 // Fail ends the stream with a reset of both ends.
@@ -402,11 +462,12 @@ func (s *Stream) peerReset(code http2.ErrCode) {
 		s.elsewhere(fmt.Errorf("%w: by the peer: %v", hbone.ErrLimit, code)) // RFC 9113 section 8.7
 		return
 	}
-	class := hbone.ErrReset
-	if s.conn.client {
-		class = wire.ResetClass(code)
+	if s.conn.client && s.recvEnd && code == http2.ErrCodeNo {
+		s.sentEnd, s.parting = true, true // the answer is whole all the same (RFC 9113 section 8.1)
+		s.settle()
+		return
 	}
-	s.end(fmt.Errorf("%w: by the peer: %v", class, code))
+	s.end(wire.ResetError(s.conn.client, code))
 }
 
 // connectionFailed ends the stream with its connection.
@@ -426,7 +487,7 @@ func (s *Stream) connectionFailed(err error) {
 // undelivered says that both ends have said their last, and the local socket
 // has yet to take some of it.
 func (s *Stream) undelivered() bool {
-	return s.recvEnd && s.sentEnd && !s.local.FinSent && s.conn.out.IsEmpty()
+	return s.recvEnd && s.sentEnd && (!s.local.FinSent || s.parting) && s.conn.out.IsEmpty()
 }
 
 // Outcome is how an answered stream ended, or stands.

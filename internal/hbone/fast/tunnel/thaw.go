@@ -2,10 +2,6 @@ package tunnel
 
 import (
 	"errors"
-	"fmt"
-
-	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/heddle-mesh/heddle/internal/eventloop"
 	"github.com/heddle-mesh/heddle/internal/hbone"
@@ -13,20 +9,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/hbone/fast/window"
 	"github.com/heddle-mesh/heddle/internal/hbone/fast/wire"
 	"github.com/heddle-mesh/heddle/internal/hbone/flood"
-	"github.com/heddle-mesh/heddle/internal/hbone/h2"
-	"github.com/heddle-mesh/heddle/internal/hbone/tlsrecord"
 )
-
-// Thawing is a connection from another process that is not on a loop yet. It
-// may be made on any goroutine.
-type Thawing struct {
-	Identity Identity
-	// Memory is the pod's, for the connection's Config.
-	Memory  *hbone.Memory
-	z       *frozen.Conn
-	session *tlsrecord.Session
-	parser  h2.Parser
-}
 
 // Adopted is the side of a stream's owner.
 type Adopted struct {
@@ -35,47 +18,28 @@ type Adopted struct {
 	Cutter   *hbone.Cutter
 }
 
-// NewThawing takes a value that frozen.Decode has found possible. Bundles may be
-// nil: the peer is then verified when it is asked for next, as it is when the
-// bundle is not the one that vouched for it.
-func NewThawing(z *frozen.Conn, bundles x509bundle.Source) (*Thawing, error) {
-	t := &Thawing{z: z, Identity: Identity{Source: z.Source, Leaf: [32]byte(z.Leaf), NotAfter: z.NotAfter}}
-	var err error
-	if t.Identity.Peer, err = spiffeid.FromString(z.Peer); err != nil {
-		return nil, fmt.Errorf("thaw connection: peer: %w", err)
-	}
-	if t.Identity.Trust, err = hbone.TrustFrom(z.Chain, z.Roots, bundles, t.Identity.Peer); err != nil {
-		return nil, fmt.Errorf("thaw connection: %w", err)
-	}
-	if t.session, err = tlsrecord.New(z.Session); err != nil {
-		return nil, fmt.Errorf("thaw connection: %w", err)
-	}
-	if t.parser, err = h2.NewParser(z.Parser); err != nil {
-		return nil, fmt.Errorf("thaw connection: %w", err)
-	}
-	return t, nil
-}
-
 // Thaw makes the connection live on the loop. Files and owners are in the order
 // of Rest; after an error the files are still the caller's.
-func (l *Loop) Thaw(t *Thawing, files []int, cfg Config, role Role, owners []Adopted) (*Conn, error) {
-	z := t.z
+func (l *Loop) Thaw(t *frozen.Thawing, files []int, cfg Config, role Role, owners []Adopted) (*Conn, error) {
+	z := t.Value
 	for _, fd := range files {
 		if err := eventloop.Prepare(fd); err != nil {
 			return nil, err
 		}
 	}
-	c := &Conn{loop: l, cfg: cfg, role: role, client: !z.Server, fd: files[0], session: t.session, parser: t.parser, id: t.Identity,
+	c := &Conn{loop: l, cfg: cfg, role: role, client: !z.Server, fd: files[0], session: t.Session, parser: t.Parser,
+		id:      Identity{Source: z.Source, Leaf: [32]byte(z.Leaf), Peer: t.Peer, Trust: t.Trust, NotAfter: z.NotAfter},
 		streams: make(map[uint32]*Stream, len(z.Streams)), lastID: z.LastID, dataLen: z.DataLen, guard: flood.NewGuard(z.Guard)}
 	c.in, c.out.Output = wire.NewInput(&l.Buffers, c.session, c.fd), wire.NewOutput(&l.Buffers, c.session, c.fd)
 	c.ready, c.left = c.client, z.Life.Left
 	c.flow = connFlow{send: z.Flow.Send, initial: z.Flow.Initial, recv: window.New(cfg.Memory, cfg.StreamWindow, cfg.ConnectionWindow), streams: z.Flow.Streams, sent: z.Flow.Sent}
-	c.flow.recv.Thaw(z.Flow.Recv, z.Flow.StreamWindow)
+	c.flow.recv.Thaw(z.Flow.Recv, z.Flow.StreamWindow, z.Flow.Acked)
 	c.life.heard, c.life.asked, c.life.announced = z.Life.Heard, z.Life.Asked, z.Life.Announced
 	c.life.goaway, c.life.idleLeft = goawayState(z.Life.GoAway), z.Life.IdleLeft
 	for i := range z.Streams {
 		s := c.thawStream(&z.Streams[i], files[1+i], owners[i])
 		s.local.Store(&l.Buffers, z.Bytes(z.Streams[i].Pending))
+		s.account()
 		if err := l.Register(s.local.FD, s); err != nil {
 			return nil, errors.Join(err, c.unthaw(files[1:1+i]))
 		}
@@ -112,7 +76,7 @@ func (c *Conn) unthaw(files []int) (err error) {
 
 func (c *Conn) thawStream(z *frozen.Stream, fd int, a Adopted) *Stream {
 	s := &Stream{conn: c, owner: a.Owner, id: z.ID, local: wire.Socket{FD: fd, FinSent: z.FinSent}, sendWindow: z.SendWindow, recv: c.flow.recv.ThawStream(z.Recv), sent: z.Sent, received: z.Received, progress: a.Progress}
-	s.flags = flags{answered: true, placed: z.Placed && !c.client, recvEnd: z.RecvEnd, sentEnd: z.SentEnd, finishing: z.Finishing}
+	s.flags = flags{answered: true, placed: z.Placed && !c.client, recvEnd: z.RecvEnd, sentEnd: z.SentEnd, finishing: z.Finishing, parting: z.Parting}
 	c.streams[s.id] = s
 	if s.placed {
 		c.flow.places++

@@ -11,12 +11,10 @@ package tunnel
 import (
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
-
 	"github.com/heddle-mesh/heddle/internal/hbone"
 	"github.com/heddle-mesh/heddle/internal/hbone/fast/frozen"
+	"github.com/heddle-mesh/heddle/internal/hbone/fast/wire"
 	"github.com/heddle-mesh/heddle/internal/hbone/h2"
-	"github.com/heddle-mesh/heddle/internal/hbone/tlsrecord"
 )
 
 // Role is what a connection is to the engine: one of a pool's, or one that a
@@ -91,23 +89,9 @@ type Config struct {
 	Streams int
 }
 
-// Identity is who the two ends of a connection are.
-type Identity struct {
-	// Source is the local pod, Leaf the local certificate's Fingerprint.
-	Source string
-	Leaf   [32]byte
-	// Peer is what the other end proved.
-	Peer  spiffeid.ID
-	Trust *hbone.Trust
-	// NotAfter is when the connection must drain.
-	NotAfter time.Time
-}
-
-// Secured is a connection past its handshake, not on a loop yet.
-type Secured struct {
-	FD      int
-	Session *tlsrecord.Session
-	// Server says that the peer opened it.
-	Server bool
-	Identity
-}
+// Identity is who the two ends of a connection are, Secured a connection past its
+// handshake, not on a loop yet.
+type (
+	Identity = wire.Identity
+	Secured  = wire.Secured
+)

@@ -26,6 +26,8 @@ const (
 	// measureEvery is how long a measured round trip is believed while streams
 	// are busy. It keeps PINGs far below what peers take for a flood.
 	measureEvery = time.Second
+	// usedUpWithin is the round trips below which a window holds its sender back.
+	usedUpWithin = 4
 )
 
 // pace is how fast a window is used. It is no part of a connection's value: a
@@ -36,22 +38,29 @@ type pace struct {
 }
 
 // holds says whether a window of the given size holds its sender back: one that
-// is used up in less than two round trips does, as half of it may be on its way
-// and the permission for the rest on its way back.
+// is used up in less than four round trips does. Two are for the half that may be
+// on its way while the permission for the rest is on its way back, and two for
+// losses: each keeps what came behind it from the reader for a round trip or more,
+// and on a path that loses a hundredth there is one in most windows.
 func (p *pace) holds(size, n int64, now time.Time, rtt time.Duration) bool {
-	if p.since.IsZero() {
-		p.begin(now)
-		return false // nobody knows how long these took
-	}
-	if p.bytes += n; p.bytes < size/2 {
+	if p.count(n, now); p.bytes < size/2 {
 		return false
 	}
 	took := float64(now.Sub(p.since)) * float64(size) / float64(p.bytes)
 	p.begin(now)
-	return took < 2*float64(rtt)
+	return took < usedUpWithin*float64(rtt)
 }
 
 func (p *pace) begin(now time.Time) { p.since, p.bytes = now, 0 }
+
+// count counts n bytes, but for the first: nobody knows how long these took.
+func (p *pace) count(n int64, now time.Time) {
+	if p.since.IsZero() {
+		p.begin(now)
+		return
+	}
+	p.bytes += n
+}
 
 // Path is what a connection knows of the way to its peer and back, the peer's
 // own work included.
@@ -92,6 +101,9 @@ type Connection struct {
 	Path Path
 	// First is what a stream's window begins with, as the peer knows it.
 	First int64
+	// Acked says that it does. Streams may have 65,535 bytes before that (RFC 9113
+	// section 6.9.3).
+	Acked bool
 
 	memory        *hbone.Memory
 	most, largest int64 // what the window, and a stream's, may become
@@ -124,8 +136,8 @@ func (w *Connection) Open() uint32 {
 }
 
 // Thaw goes on with windows that were promised in another process.
-func (w *Connection) Thaw(window h2.Window, first int64) {
-	w.Window, w.First = window, first
+func (w *Connection) Thaw(window h2.Window, first int64, acked bool) {
+	w.Window, w.First, w.Acked = window, first, acked
 	w.memory.Keep(hbone.Connections, max(0, w.Size-h2.DefaultWindow))
 }
 
@@ -177,12 +189,19 @@ func (w *Connection) hold(known *int64, n int) {
 // Stream is a stream's receive window.
 type Stream struct {
 	h2.Window
-	pace pace
-	held int64 // that the budget knows of
+	pace   pace
+	held   int64     // that the budget knows of
+	behind time.Time // since when more than half of the window waits for the reader; like pace, no part of its value
 }
 
 // NewStream is the window of a new stream.
-func (w *Connection) NewStream() Stream { return Stream{Window: h2.NewWindow(w.First)} }
+func (w *Connection) NewStream() Stream {
+	s := Stream{Window: h2.NewWindow(w.First)}
+	if !w.Acked {
+		s.Available = max(s.Available, h2.DefaultWindow)
+	}
+	return s
+}
 
 // ThawStream goes on with a stream's window from another process.
 func (w *Connection) ThawStream(window h2.Window) Stream {
@@ -211,16 +230,30 @@ func (s *Stream) Hold(w *Connection, n int) { w.hold(&s.held, n) }
 // Consumed returns the increment to send for what the local socket has taken;
 // more waits for it, or not. The window grows when it is what holds the peer
 // back, and the reader keeps up: nothing waits for it. It shrinks to what it
-// began with while much does.
+// began with while much does for longer than a burst: what comes behind a lost
+// segment comes at once, and the reader has to catch up with it.
 func (s *Stream) Consumed(w *Connection, n int64, waits bool, now time.Time) uint32 {
+	late := s.isLate(now, w.Path.RTT)
 	switch {
 	case waits:
-		s.pace.begin(now)
-		if s.held > s.Size/2 {
+		if s.pace.count(n, now); late {
 			n = s.shrink(w, n)
 		}
 	case s.pace.holds(s.Size, n, now, w.Path.RTT) && 2*s.Size <= w.largest && w.memory.Promise(hbone.Streams, s.Size):
 		s.Grow(s.Size)
 	}
 	return s.Give(n)
+}
+
+// isLate says that more than half of the window has waited for the reader while it
+// should have been used up.
+func (s *Stream) isLate(now time.Time, rtt time.Duration) bool {
+	if s.held <= s.Size/2 {
+		s.behind = time.Time{}
+		return false
+	}
+	if s.behind.IsZero() {
+		s.behind = now
+	}
+	return now.Sub(s.behind) >= usedUpWithin*rtt
 }

@@ -16,9 +16,14 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 type way struct {
 	rtt        time.Duration
 	rate, read float64 // bytes per second
+	loss       float64 // share of segments that are lost, and of those sent again
+	seed       uint64  // of the losses
 }
 
-const step = time.Millisecond
+const (
+	step    = time.Millisecond
+	segment = 1448 // bytes
+)
 
 // run simulates a sender that always has more, and returns the windows at the
 // end, and the bytes that were read.
@@ -36,6 +41,7 @@ func (y way) run(memory *hbone.Memory, length time.Duration) (w Connection, s St
 	var credits []credit
 	var flying []credit // data: stream bytes that arrive
 	var waits int64
+	random := rand.New(rand.NewPCG(y.seed, 0))
 	for end := now.Add(length); now.Before(end); now = now.Add(step) {
 		for len(credits) > 0 && !credits[0].at.After(now) {
 			mayConn, mayStream = mayConn+credits[0].connection, mayStream+credits[0].stream
@@ -43,7 +49,16 @@ func (y way) run(memory *hbone.Memory, length time.Duration) (w Connection, s St
 		}
 		if n := min(int64(y.rate*step.Seconds()), mayConn, mayStream); n > 0 {
 			mayConn, mayStream = mayConn-n, mayStream-n
-			flying = append(flying, credit{now.Add(y.rtt / 2), n, n})
+			arrives := now.Add(y.rtt / 2)
+			// What is lost is sent again, after two round trips more when nothing behind
+			// it tells (RFC 8985); what is behind it waits.
+			for lost := float64(n) / segment * y.loss; random.Float64() < lost; lost = y.loss {
+				arrives = arrives.Add(y.rtt)
+				if min(mayConn, mayStream) == 0 {
+					arrives = arrives.Add(2 * y.rtt)
+				}
+			}
+			flying = append(flying, credit{arrives, n, n})
 		}
 		back := credit{at: now.Add(y.rtt / 2)}
 		for len(flying) > 0 && !flying[0].at.After(now) {
@@ -79,12 +94,14 @@ func TestGrowth(t *testing.T) {
 		least, most int64 // of the stream's window at the end
 		share       float64
 	}{
-		{"long and fast", way{50 * time.Millisecond, 100e6, 1e9}, nil, 8 << 20, 16 << 20, 0.9},
-		{"long and fast, within a budget", way{50 * time.Millisecond, 100e6, 1e9}, hbone.NewMemory(16 << 20), 1 << 20, 2 << 20, 0.2},
-		{"short", way{2 * time.Millisecond, 50e6, 1e9}, nil, firstStreamWindow, firstStreamWindow, 0.9},
-		{"long, little is sent", way{50 * time.Millisecond, 2e6, 1e9}, nil, firstStreamWindow, firstStreamWindow, 0.9},
-		{"slow reader", way{50 * time.Millisecond, 100e6, 1e6}, nil, firstStreamWindow, firstStreamWindow, 0.009},
-		{"reader that does not read", way{50 * time.Millisecond, 100e6, never}, nil, firstStreamWindow, firstStreamWindow, 0},
+		{"long and fast", way{rtt: 50 * time.Millisecond, rate: 100e6, read: 1e9}, nil, 8 << 20, 16 << 20, 0.9},
+		{"long and fast, within a budget", way{rtt: 50 * time.Millisecond, rate: 100e6, read: 1e9}, hbone.NewMemory(16 << 20), 1 << 20, 2 << 20, 0.2},
+		{"reader of half the speed", way{rtt: 50 * time.Millisecond, rate: 100e6, read: 50e6}, nil, 2 << 20, 16 << 20, 0.4},
+		{"slow reader, with losses", way{rtt: 50 * time.Millisecond, rate: 30e6, read: 1e6, loss: 0.01}, nil, firstStreamWindow, firstStreamWindow, 0.03},
+		{"short", way{rtt: 2 * time.Millisecond, rate: 25e6, read: 1e9}, nil, firstStreamWindow, firstStreamWindow, 0.9},
+		{"long, little is sent", way{rtt: 50 * time.Millisecond, rate: 1e6, read: 1e9}, nil, firstStreamWindow, firstStreamWindow, 0.9},
+		{"slow reader", way{rtt: 50 * time.Millisecond, rate: 100e6, read: 1e6}, nil, firstStreamWindow, firstStreamWindow, 0.009},
+		{"reader that does not read", way{rtt: 50 * time.Millisecond, rate: 100e6, read: never}, nil, firstStreamWindow, firstStreamWindow, 0},
 	} {
 		const length = 5 * time.Second
 		w, s, read := tt.way.run(tt.memory, length)
@@ -95,6 +112,19 @@ func TestGrowth(t *testing.T) {
 		}
 		if share < tt.share {
 			t.Errorf("%s: %.3f of the path", tt.name, share)
+		}
+	}
+}
+
+// TestGrowthInSpiteOfLosses: what is lost delays what is behind it, which then
+// comes faster than the reader reads, and the window grows all the same.
+func TestGrowthInSpiteOfLosses(t *testing.T) {
+	for seed := range uint64(24) {
+		const length = 5 * time.Second
+		y := way{rtt: 50 * time.Millisecond, rate: 30e6, read: 60e6, loss: 0.01, seed: seed}
+		_, s, read := y.run(nil, length)
+		if share := float64(read) / (y.rate * length.Seconds()); share < 0.8 {
+			t.Errorf("seed %d: %.2f of the path, with a stream's window of %d KiB", seed, share, s.Size>>10)
 		}
 	}
 }
@@ -138,7 +168,7 @@ func TestBooks(t *testing.T) {
 				s.Leave(&w)
 				w.Leave()
 				w = New(memory, 16<<20, 64<<20)
-				w.Thaw(connection, first)
+				w.Thaw(connection, first, true)
 				w.Path.RTT = time.Duration(random.Int64N(int64(time.Second)))
 				s = w.ThawStream(stream)
 				s.Hold(&w, int(held))

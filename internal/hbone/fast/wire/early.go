@@ -4,6 +4,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/heddle-mesh/heddle/internal/eventloop"
 )
 
 // MaxEarly bounds what Peek looks at, in bytes: a request, and not an upload.
@@ -20,7 +22,7 @@ func (s *Socket) Peek(c syscall.Conn, p []byte) int {
 	// Control fails on a socket that its owner has closed, and receiving on one
 	// that was reset: both show later.
 	_ = raw.Control(func(fd uintptr) {
-		if n, _, err := unix.Recvfrom(int(fd), p[:min(len(p), MaxEarly)], unix.MSG_PEEK|unix.MSG_DONTWAIT); err == nil {
+		if n, errno := eventloop.Receive(int(fd), p[:min(len(p), MaxEarly)], unix.MSG_PEEK); errno == 0 {
 			s.early = n
 		}
 	})
@@ -32,15 +34,12 @@ func (s *Socket) Peek(c syscall.Conn, p []byte) int {
 // must be as large (MSG_TRUNC, tcp(7)).
 func (s *Socket) Discard(fd int, scratch []byte) (int, error) {
 	for left := s.early; left > 0; {
-		n, _, err := unix.Recvfrom(fd, scratch[:left], unix.MSG_TRUNC|unix.MSG_DONTWAIT)
-		switch {
-		case err == syscall.EINTR:
-			continue
-		case err == nil && n == 0:
-			err = syscall.ECONNRESET // bytes do not become a FIN
+		n, errno := eventloop.Receive(fd, scratch[:left], unix.MSG_TRUNC)
+		if errno == 0 && n == 0 {
+			errno = syscall.ECONNRESET // bytes do not become a FIN
 		}
-		if err != nil {
-			return 0, err
+		if errno != 0 {
+			return 0, errno
 		}
 		left -= n
 	}

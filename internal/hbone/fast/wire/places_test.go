@@ -18,11 +18,11 @@ func sessionPair(t *testing.T, sequence uint64) (out, in *tlsrecord.Session) {
 	keys := func(fill byte, sequence uint64) tlsrecord.Keys {
 		return tlsrecord.Keys{Suite: tls.TLS_AES_128_GCM_SHA256, Secret: bytes.Repeat([]byte{fill}, 32), Sequence: sequence}
 	}
-	out, err := tlsrecord.New(tlsrecord.State{In: keys(1, 0), Out: keys(2, sequence)})
+	out, err := tlsrecord.New(tlsrecord.State{In: keys(1, 0), Out: keys(2, sequence)}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	in, err = tlsrecord.New(tlsrecord.State{In: keys(2, sequence), Out: keys(1, 0)})
+	in, err = tlsrecord.New(tlsrecord.State{In: keys(2, sequence), Out: keys(1, 0)}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,13 +1,24 @@
 package wire
 
 import (
+	"fmt"
+
 	"golang.org/x/net/http2"
 
 	"github.com/heddle-mesh/heddle/internal/hbone"
 )
 
-// ResetClass is what a server's RST_STREAM means to the client.
-func ResetClass(code http2.ErrCode) error {
+// ResetError is what the peer's RST_STREAM means to us, as a client or not.
+func ResetError(client bool, code http2.ErrCode) error {
+	class := hbone.ErrReset
+	if client {
+		class = resetClass(code)
+	}
+	return fmt.Errorf("%w: by the peer: %v", class, code)
+}
+
+// resetClass is what a server's RST_STREAM means to the client.
+func resetClass(code http2.ErrCode) error {
 	switch code {
 	case http2.ErrCodeRefusedStream, http2.ErrCodeEnhanceYourCalm:
 		return hbone.ErrLimit

@@ -19,6 +19,8 @@ type Socket struct {
 
 	ended   bool             // the other end will send no more
 	urgent  bool             // reads may end short at urgent data
+	errored bool             // there is an error to be asked for
+	closed  bool             // it has broken, whoever took the error
 	early   int              // bytes that Peek has seen and Discard has not
 	vector  eventloop.Vector // of this turn
 	pending Pending          // what the socket has not taken
@@ -30,14 +32,35 @@ func None() Socket { return Socket{FD: -1} }
 // IsOpen says whether there is a socket.
 func (s *Socket) IsOpen() bool { return s.FD >= 0 }
 
-// Event takes note of what happened, and returns the socket's error. A socket of
-// which both directions have just ended hangs up without one.
-func (s *Socket) Event(e eventloop.Events) syscall.Errno {
+// Event takes note of what happened. A socket of which both directions have just
+// ended hangs up too, without being broken.
+func (s *Socket) Event(e eventloop.Events) {
 	s.ended, s.urgent = s.ended || e.Ended(), s.urgent || e.Urgent()
-	if e&unix.EPOLLERR != 0 {
-		return eventloop.SocketError(s.FD)
+	s.errored = s.errored || e&unix.EPOLLERR != 0
+	s.closed = s.closed || e&unix.EPOLLHUP != 0 && !s.FinSent
+}
+
+// IsBroken says that the other end takes no more: what it said before can still
+// be read (net/ipv4/tcp_input.c, tcp_reset), what it is given is dropped.
+func (s *Socket) IsBroken() bool { return s.errored || s.closed }
+
+// Break is IsBroken from now on, for who has found out by writing.
+func (s *Socket) Break(b *Buffers) {
+	s.closed = true
+	s.Free(b)
+}
+
+// Reset is why the socket is broken, 0 when it is not. It is asked when nothing is
+// read any more: the error that it takes is what tells the end of reading from a
+// FIN.
+func (s *Socket) Reset() (errno syscall.Errno) {
+	if s.errored {
+		errno = eventloop.SocketError(s.FD)
 	}
-	return 0
+	if errno == 0 && s.closed {
+		errno = syscall.ECONNRESET
+	}
+	return errno
 }
 
 // Read reads into p. More says that there may be something left that gives no
@@ -69,6 +92,9 @@ func (s *Socket) ReadInto(b *Buffers, o *Output, gap, n int) (got int, more bool
 // Take takes bytes to be written: those that no others wait for must stay as
 // they are until the turn's Write.
 func (s *Socket) Take(b *Buffers, p []byte) {
+	if s.IsBroken() {
+		return
+	}
 	if !s.IsOpen() || s.Waits() {
 		s.pending.Store(b, p)
 		return
@@ -130,13 +156,23 @@ func (s *Socket) Free(b *Buffers) {
 // follows when the stream is over: nothing is unread then that would make a RST
 // of it.
 func (s *Socket) Finish(over bool) error {
-	if s.FinSent || s.Waits() {
+	if s.FinSent || s.Waits() || s.IsBroken() {
 		return nil
 	}
 	if s.FinSent = true; over {
 		return nil
 	}
 	return eventloop.CloseWrite(s.FD)
+}
+
+// Unsent is how much of what was written the other end's kernel has not taken, in
+// bytes.
+func (s *Socket) Unsent() int {
+	n, err := unix.IoctlGetInt(s.FD, unix.TIOCOUTQ)
+	if err != nil {
+		return 0 // it is broken
+	}
+	return n
 }
 
 // Close closes the socket, if it is open: in good order, or with a RST.

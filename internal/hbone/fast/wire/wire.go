@@ -30,6 +30,8 @@ const (
 	// maxFree bounds each of a loop's lists of free buffers, maxFreeOuts that of
 	// the large ones.
 	maxFree, maxFreeOuts = 64, 16
+	// maxVector bounds the slices that a free vector has room for.
+	maxVector = 1024
 )
 
 // Buffers are a loop's free buffers; the zero value is ready.
@@ -76,7 +78,7 @@ func (b *Buffers) Vector() eventloop.Vector {
 
 // PutVector takes one back.
 func (b *Buffers) PutVector(v eventloop.Vector) {
-	if len(b.vectors) < maxFree {
+	if len(b.vectors) < maxFree && cap(v) <= maxVector {
 		clear(v)
 		b.vectors = append(b.vectors, v[:0])
 	}

@@ -1,4 +1,4 @@
-package podnet
+package proof
 
 import (
 	"context"
@@ -8,26 +8,35 @@ import (
 	"time"
 
 	"github.com/heddle-mesh/heddle/agent/netns"
-	"github.com/heddle-mesh/heddle/agent/podnet/proof"
 	"github.com/heddle-mesh/heddle/agent/steer"
 	"github.com/heddle-mesh/heddle/bpf"
 )
 
-// proofWait is how long a test packet may take to show up; a veth needs some
+// wait is how long a test packet may take to show up; a veth needs some
 // microseconds, a loaded machine more.
-const proofWait = 2 * time.Second
+const wait = 2 * time.Second
 
-// prove sends one packet through each direction of the pod's veth that the gate
+// Gate is one that has been attached to a pod's link.
+type Gate struct {
+	// Pod and Host are the namespaces of the link's two ends.
+	Pod, Host *netns.Namespace
+	Link      steer.Link
+	// Addrs are the pod's.
+	Addrs []netip.Addr
+	// Dropped says whose packets it has dropped.
+	Dropped func() ([]bpf.DropPeer, error)
+}
+
+// Prove sends one packet through each direction of the pod's veth that the gate
 // must drop, and looks for exactly that packet among what it dropped. Without
 // it, a network whose fast path skips the gate would look enrolled.
 //
 // The packets are bare TCP segments with two bytes of payload, to and from an
 // address that nobody has, from sockets that bypass the pod's own hooks on the
 // way out (PACKET_QDISC_BYPASS).
-func (e *enrolment) prove(ctx context.Context) error {
-	p := e.pod
-	family := steer.Families(p.addrs)[0]
-	local, remote := steer.AddressOf(p.addrs, family), proof.Address(family)
+func (g *Gate) Prove(ctx context.Context) error {
+	family := steer.Families(g.Addrs)[0]
+	local, remote := steer.AddressOf(g.Addrs, family), Address(family)
 	port := uint16(32768 + rand.IntN(28000))
 	for _, way := range []struct {
 		direction bpf.Direction
@@ -37,25 +46,25 @@ func (e *enrolment) prove(ctx context.Context) error {
 		bypass    bool
 		from      string
 	}{
-		{bpf.Outbound, p.ns, proof.Frame(p.link.HostMAC, p.link.MAC, local, remote, port), p.link.Index, true, p.link.Name},
-		{bpf.Inbound, e.node.home, proof.Frame(p.link.MAC, p.link.HostMAC, remote, local, port), p.link.Host, false, p.link.HostName},
+		{bpf.Outbound, g.Pod, Frame(g.Link.HostMAC, g.Link.MAC, local, remote, port), g.Link.Index, true, g.Link.Name},
+		{bpf.Inbound, g.Host, Frame(g.Link.MAC, g.Link.HostMAC, remote, local, port), g.Link.Host, false, g.Link.HostName},
 	} {
-		if err := way.where.Do(func() error { return proof.Send(way.link, family, way.frame, way.bypass) }); err != nil {
+		if err := way.where.Do(func() error { return Send(way.link, family, way.frame, way.bypass) }); err != nil {
 			return fmt.Errorf("send test packet on %s: %w", way.from, err)
 		}
-		if err := e.awaitDrop(ctx, way.direction, remote, port); err != nil {
+		if err := g.awaitDrop(ctx, way.direction, remote, port); err != nil {
 			return fmt.Errorf("the gate did not see the %s test packet on %s; the network's fast path skips it, or another program comes first: remove that program, or leave the pod out of the mesh: %w",
-				way.direction, p.link.HostName, err)
+				way.direction, g.Link.HostName, err)
 		}
 	}
 	return nil
 }
 
-func (e *enrolment) awaitDrop(ctx context.Context, direction bpf.Direction, remote netip.Addr, port uint16) error {
-	ctx, cancel := context.WithTimeout(ctx, proofWait)
+func (g *Gate) awaitDrop(ctx context.Context, direction bpf.Direction, remote netip.Addr, port uint16) error {
+	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	for {
-		peers, err := e.pod.kernel.DropPeers()
+		peers, err := g.Dropped()
 		if err != nil {
 			return err
 		}

@@ -1,0 +1,141 @@
+// Package drift sees to it that the kernel's maps hold what the agent has written. The maps
+// are pinned, and root on the node can write to them: what was changed behind the agent's
+// back is found within a second, written anew, and reported in log, metric and check.
+//
+// It looks at what policy is compiled to: each pod's configuration, its ports, and the
+// sockets that connections are led to. What comes and goes with connections is not its
+// concern, nor are programs, which podnet.Pod.Check looks at.
+package drift
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/heddle-mesh/heddle/agent/podnet"
+	"github.com/heddle-mesh/heddle/bpf"
+)
+
+const (
+	// every is how often the maps are read: for each pod about ten lookups.
+	every = time.Second
+	// shown is for how long `heddle check` fails because of what was repaired.
+	shown = 10 * time.Minute
+)
+
+// Watch looks after the maps of a node's pods. It is safe for concurrent use.
+type Watch struct {
+	node    *podnet.Node
+	log     *slog.Logger
+	repairs prometheus.Counter
+
+	mu   sync.Mutex
+	last map[string]repair // by pod
+}
+
+// repair is what was found of a pod last.
+type repair struct {
+	at    time.Time
+	found string
+}
+
+// New returns a Watch of a node's pods that does not look yet.
+func New(node *podnet.Node, log *slog.Logger) *Watch {
+	return &Watch{
+		node: node, log: log, last: map[string]repair{},
+		repairs: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "heddle_gate_drift_total", Help: "Entries of the kernel's maps that somebody else had changed, found and repaired.",
+		}),
+	}
+}
+
+// Collector is the metric of repairs.
+func (w *Watch) Collector() prometheus.Collector { return w.repairs }
+
+// Run looks every second until ctx is done.
+func (w *Watch) Run(ctx context.Context) {
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		pods := w.node.Pods()
+		for name, pod := range pods {
+			w.look(name, pod)
+		}
+		w.forget(pods)
+	}
+}
+
+// Problem says what was repaired of a pod in the last minutes; nil when nothing was.
+func (w *Watch) Problem(pod string) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	r, ok := w.last[pod]
+	if !ok || time.Since(r.at) > shown {
+		return nil
+	}
+	return fmt.Errorf("the kernel's maps were changed behind the agent's back, and repaired at %s UTC (%s): find out which program writes to the maps under /sys/fs/bpf",
+		r.at.UTC().Format(time.TimeOnly), r.found)
+}
+
+func (w *Watch) look(name string, pod *podnet.Pod) {
+	found, err := reconcile(pod)
+	if err != nil && !errors.Is(err, podnet.ErrClosed) {
+		w.log.Warn("the kernel's maps of a pod cannot be read back", "workload", name, "error", err)
+	}
+	if len(found) == 0 {
+		return
+	}
+	slices.Sort(found)
+	r := repair{time.Now(), strings.Join(found, ", ")}
+	w.log.Error("the kernel's maps of a pod were changed behind the agent's back, and are repaired", "workload", name, "found", r.found)
+	w.repairs.Add(float64(len(found)))
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.last[name] = r
+}
+
+// reconcile repairs a pod's maps, and names what was not as it should be.
+func reconcile(pod *podnet.Pod) (found []string, err error) {
+	listeners := pod.Listeners() // before Kernel, which holds the same lock
+	err = pod.Kernel(func(k *bpf.Pod) error {
+		if found, err = k.Reconcile(); err != nil {
+			return err
+		}
+		return listeners.Lead(func(slot bpf.Slot, fd uintptr) error {
+			led, err := k.LeadsTo(slot, fd)
+			if err != nil || led {
+				return err
+			}
+			found = append(found, fmt.Sprintf("slot %d led elsewhere", slot))
+			return k.SetListener(slot, fd)
+		})
+	})
+	if errors.Is(err, net.ErrClosed) { // a pod that is leaving has closed them
+		err = nil
+	}
+	return found, err
+}
+
+// forget drops what is known of pods that are gone.
+func (w *Watch) forget(pods map[string]*podnet.Pod) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for name := range w.last {
+		if _, ok := pods[name]; !ok {
+			delete(w.last, name)
+		}
+	}
+}

@@ -1,0 +1,102 @@
+package replay
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain"
+	"github.com/heddle-mesh/heddle/internal/kube"
+)
+
+// Load reads a file, or a folder and the folders below it.
+func Load(path string) (*kube.Objects, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("read the change: %w", err)
+	}
+	if info.IsDir() {
+		return kube.LoadDir(path)
+	}
+	if ext := filepath.Ext(path); !slices.Contains([]string{".yaml", ".yml", ".json"}, ext) {
+		return nil, fmt.Errorf("read the change: %s is not named .yaml, .yml or .json; remedy: name it so", path)
+	}
+	return kube.LoadFile(path)
+}
+
+// Apply returns what is written with the changed objects added or in the place of those
+// of their names, and without those that are deleted, each KIND/NAMESPACE/NAME or, of
+// a Mesh or a Namespace, KIND/NAME. What is written stays as it was.
+func Apply(written explain.Written, changed *kube.Objects, deleted []string) (explain.Written, error) {
+	out := *written.Objects
+	gone := map[string]bool{}
+	for _, name := range deleted {
+		gone[strings.ToLower(name)] = true
+	}
+	apply := []func(){
+		func() { merge("Namespace", &out.Namespaces, changed.Namespaces, gone) },
+		func() { merge("Service", &out.Services, changed.Services, gone) },
+		func() { merge("Mesh", &out.Meshes, changed.Meshes, gone) },
+		func() { merge("Workload", &out.Workloads, changed.Workloads, gone) },
+		func() { merge("PeerAuthentication", &out.PeerAuthentications, changed.PeerAuthentications, gone) },
+		func() { merge("AuthorizationPolicy", &out.AuthorizationPolicies, changed.AuthorizationPolicies, gone) },
+		func() { merge("NetworkPolicy", &out.NetworkPolicies, changed.NetworkPolicies, gone) },
+	}
+	for _, one := range apply {
+		one()
+	}
+	for _, name := range deleted {
+		if gone[strings.ToLower(name)] {
+			return explain.Written{}, fmt.Errorf("delete %q: there is no such object; write KIND/NAMESPACE/NAME, such as AuthorizationPolicy/shop/web", name)
+		}
+	}
+	return explain.Written{Objects: &out, Cluster: written.Cluster}, nil
+}
+
+// merge strikes from gone what it has found there.
+func merge[T any, P interface {
+	*T
+	metav1.Object
+}](kind string, into *[]kube.Sourced[T], changed []kube.Sourced[T], gone map[string]bool) {
+	name := func(s kube.Sourced[T]) string {
+		object := P(s.Value)
+		if object.GetNamespace() == "" {
+			return kind + "/" + object.GetName()
+		}
+		return kind + "/" + object.GetNamespace() + "/" + object.GetName()
+	}
+	replaced := map[string]bool{}
+	for _, s := range changed {
+		replaced[name(s)] = true
+	}
+	all := slices.DeleteFunc(slices.Clone(*into), func(s kube.Sourced[T]) bool { return replaced[name(s)] })
+	all = append(all, changed...)
+	*into = slices.DeleteFunc(all, func(s kube.Sourced[T]) bool {
+		key := strings.ToLower(name(s))
+		_, deleted := gone[key]
+		if deleted {
+			gone[key] = false
+		}
+		return deleted
+	})
+}
+
+// problemsOf are those of m that were not there before: the change's own, where a
+// cluster's objects are compiled each by itself.
+func problemsOf(before, m *explain.Model) error {
+	var fresh []string
+	for _, p := range m.Refused() {
+		known := func(q *kube.Problem) bool { return q.Object == p.Object && q.Field == p.Field && q.Text == p.Text }
+		if !slices.ContainsFunc(before.Refused(), known) {
+			fresh = append(fresh, p.Error())
+		}
+	}
+	if len(fresh) > 0 {
+		return fmt.Errorf("the change would be refused:\n%s", strings.Join(fresh, "\n"))
+	}
+	return nil
+}

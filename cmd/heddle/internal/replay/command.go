@@ -1,0 +1,279 @@
+package replay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/show"
+	"github.com/heddle-mesh/heddle/internal/kube"
+)
+
+// ErrBreaks ends a simulation whose output has said already what would break.
+var ErrBreaks = errors.New("recorded connections would be refused")
+
+// Program is what the commands run in. Output is "table" or "json".
+type Program struct {
+	Out, Log io.Writer
+	Color    bool
+	Mesh     *reach.Mesh
+	Output   *string
+	// CompleteNamespaces completes a flag of a command.
+	CompleteNamespaces func(cmd *cobra.Command, flag string)
+}
+
+// source is where a command has its history from.
+type source struct {
+	file, namespace string
+	since           time.Duration
+	// total wants all hours in one.
+	total bool
+}
+
+const week = 7 * 24 * time.Hour
+
+func (p *Program) sourceFlags(cmd *cobra.Command, s *source, fromFile, byNamespace bool) {
+	cmd.Flags().DurationVar(&s.since, "since", week, "how far back")
+	if fromFile {
+		cmd.Flags().StringVar(&s.file, "flows", "", "file that `heddle history -o json` wrote, in place of agents; - for standard input")
+	}
+	if byNamespace {
+		cmd.Flags().StringVarP(&s.namespace, "namespace", "n", "", "only connections from or to this namespace")
+		p.CompleteNamespaces(cmd, "namespace")
+	}
+}
+
+// Commands returns history, simulate and suggest.
+func Commands(p *Program) []*cobra.Command {
+	return []*cobra.Command{p.history(), p.simulate(), p.suggest()}
+}
+
+func (p *Program) history() *cobra.Command {
+	var from source
+	cmd := &cobra.Command{
+		Use: "history", Args: cobra.NoArgs, Short: "Show who talked to whom, hour by hour, as agents keep it on disk",
+		Long: `Show what agents keep of the past: of the connections of one hour that are alike in
+all that a policy looks at, their number and bytes. Those that are open are among
+this hour's.
+
+-o json writes one object per line, which simulate and suggest read with --flows:
+so that a pull request is tried on a week of production without a way into it.`,
+		Example: `  heddle history --since 24h
+  heddle history --total -o json > flows.json`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			h, partly, err := p.read(cmd, &from)
+			if err != nil {
+				return err
+			}
+			if *p.Output == "json" {
+				err = h.Write(p.Out)
+			} else {
+				err = h.Print(p.Out, p.Color)
+			}
+			return errors.Join(err, partly)
+		},
+	}
+	cmd.Flags().BoolVar(&from.total, "total", false, "all hours in one")
+	p.sourceFlags(cmd, &from, false, true)
+	return cmd
+}
+
+func (p *Program) simulate() *cobra.Command {
+	from := source{total: true}
+	var files, deleted []string
+	var against string
+	cmd := &cobra.Command{
+		Use: "simulate -f FILE|FOLDER", Args: cobra.NoArgs, Short: "Try a change of policy on recorded connections, and say who would break",
+		Long: `Ask of every recorded connection what becomes of it now, and what would after a
+change, by the model that agents decide by. Nothing is changed.
+
+The change is the objects of -f, each added or in the place of the one of its name,
+and those that --delete takes away. It is made to the objects of the cluster, of the
+local mesh, or with --against of a folder; connections are those that agents keep, or
+with --flows those of a file that history wrote.
+
+Exit status 4 when a connection that was carried, and is allowed now, would be
+refused.`,
+		Example: `  heddle simulate -f policy.yaml
+  heddle simulate -f policy.yaml --delete AuthorizationPolicy/shop/old -n shop
+  heddle simulate -f change/ --against mesh/ --flows flows.json -o json`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if len(files) == 0 && len(deleted) == 0 {
+				return fmt.Errorf("%w: nothing would change: name files with -f, or objects with --delete", reach.ErrUsage)
+			}
+			before, after, err := p.models(cmd.Context(), against, files, deleted)
+			if err != nil {
+				return err
+			}
+			h, partly, err := p.read(cmd, &from)
+			if err != nil {
+				return err
+			}
+			result, err := Simulate(before, after, h)
+			if err != nil {
+				return err
+			}
+			if *p.Output == "json" {
+				err = show.Document(p.Out, result)
+			} else {
+				err = result.Print(p.Out, p.Color)
+			}
+			if err == nil && len(result.Breaks) > 0 { // which is certain, whatever others would say
+				if partly != nil {
+					fmt.Fprintf(p.Log, "heddle: %v\n", partly)
+				}
+				return ErrBreaks
+			}
+			return errors.Join(err, partly)
+		},
+	}
+	cmd.Flags().StringSliceVarP(&files, "file", "f", nil, "file or folder of YAML that is to be applied; may be repeated")
+	cmd.Flags().StringSliceVar(&deleted, "delete", nil, "KIND/NAMESPACE/NAME of an object that is to be deleted; may be repeated")
+	cmd.Flags().StringVar(&against, "against", "", "folder of all objects, in place of the mesh's")
+	p.sourceFlags(cmd, &from, true, true)
+	return cmd
+}
+
+func (p *Program) suggest() *cobra.Command {
+	from := source{total: true}
+	var against string
+	var open bool
+	cmd := &cobra.Command{
+		Use: "suggest NAMESPACE", Args: cobra.ExactArgs(1), Short: "Write the policies that recorded connections need, and no more",
+		Long: `Write AuthorizationPolicies that admit to each workload of a namespace those who
+reached it, by service account and port, and nobody else: connections that were
+refused, or would be now, are not considered. Clients without an identity are
+admitted by their address. Whatever nobody has reached is closed by a policy that
+admits nobody, unless --leave-open is set.
+
+Try them with simulate before you apply them.`,
+		Example: `  heddle suggest shop > shop.yaml && heddle simulate -f shop.yaml
+  heddle suggest shop --against mesh/ --flows flows.json`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			written, err := explain.Of(cmd.Context(), p.Mesh, against, "--against")
+			if err != nil {
+				return err
+			}
+			model, err := written.Model()
+			if err != nil {
+				return err
+			}
+			h, partly, err := p.read(cmd, &from)
+			if err != nil {
+				return err
+			}
+			suggestion, err := Suggest(model, h, args[0], open)
+			if err != nil {
+				return err
+			}
+			if *p.Output == "json" {
+				err = show.Document(p.Out, suggestion)
+			} else {
+				err = suggestion.Print(p.Out, h)
+			}
+			return errors.Join(err, partly)
+		},
+	}
+	cmd.ValidArgsFunction = p.Mesh.Cluster.CompleteNamespaces
+	cmd.Flags().StringVar(&against, "against", "", "folder of all objects, in place of the mesh's")
+	cmd.Flags().BoolVar(&open, "leave-open", false, "no policy for workloads that nobody has reached")
+	p.sourceFlags(cmd, &from, true, false)
+	return cmd
+}
+
+// models are those of the objects as they are, and as they would be.
+func (p *Program) models(ctx context.Context, against string, files, deleted []string) (before, after *explain.Model, err error) {
+	written, err := explain.Of(ctx, p.Mesh, against, "--against")
+	if err != nil {
+		return nil, nil, err
+	}
+	changed := written
+	for _, file := range files {
+		objects, err := Load(file)
+		if err != nil {
+			return nil, nil, err
+		}
+		if changed, err = Apply(changed, objects, nil); err != nil {
+			return nil, nil, err
+		}
+	}
+	if changed, err = Apply(changed, &kube.Objects{}, deleted); err != nil {
+		return nil, nil, fmt.Errorf("%w: %w", reach.ErrUsage, err)
+	}
+	if before, err = written.Model(); err != nil {
+		return nil, nil, err
+	}
+	after, err = changed.Model()
+	return before, after, err
+}
+
+// read reads the history. partly says which agents did not answer, when others did.
+func (p *Program) read(cmd *cobra.Command, s *source) (h *History, partly, err error) {
+	if s.since <= 0 {
+		return nil, nil, fmt.Errorf("%w: --since %v: use a positive duration", reach.ErrUsage, s.since)
+	}
+	since := time.Now().Add(-s.since)
+	if s.file != "" {
+		h, err = readFile(cmd.InOrStdin(), s.file)
+		if !cmd.Flags().Changed("since") {
+			since = time.Time{} // the file's age is its writer's affair
+		}
+	} else {
+		h, partly, err = p.ask(cmd.Context(), since, s.total)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	h.Only(s.namespace, since)
+	h.Sort()
+	return h, partly, nil
+}
+
+func readFile(stdin io.Reader, path string) (*History, error) {
+	if path == "-" {
+		h, err := Read(stdin)
+		if err != nil {
+			return nil, fmt.Errorf("read standard input: %w", err)
+		}
+		return h, nil
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("read the history: %w", err)
+	}
+	h, err := Read(f)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	return h, nil
+}
+
+// ask asks every agent of the mesh that is meant.
+func (p *Program) ask(ctx context.Context, since time.Time, total bool) (all *History, partly, err error) {
+	answers, err := p.Mesh.History(ctx, since, total, maxSummaries)
+	if err != nil {
+		return nil, nil, err
+	}
+	all = &History{}
+	answered := false
+	for _, answer := range answers {
+		if answer.Err != nil {
+			continue
+		}
+		answered = true
+		for _, m := range answer.Value {
+			all.Add(m)
+		}
+	}
+	if partly = reach.Errors(answers); !answered {
+		return nil, nil, partly
+	}
+	return all, partly, nil
+}

@@ -1,0 +1,505 @@
+package replay
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain"
+	"github.com/heddle-mesh/heddle/internal/kube"
+	"github.com/heddle-mesh/heddle/internal/testenv"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+const head = `apiVersion: heddle.dev/v1alpha1
+kind: Mesh
+metadata: {name: default}
+spec: {trustDomain: m.test, clusterRanges: ["10.0.0.0/8"]}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {heddle.dev/mesh: enabled}}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: bank, labels: {heddle.dev/mesh: enabled}}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: out}
+`
+
+func pod(namespace, name, account, addr, labels, more string) string {
+	return fmt.Sprintf(`---
+apiVersion: heddle.dev/v1alpha1
+kind: Workload
+metadata: {namespace: %s, name: %s, labels: {%s}}
+spec: {node: n1, serviceAccount: %s, addresses: [%q], networkNamespace: /run/netns/%[2]s-%[1]s%[6]s}
+`, namespace, name, labels, account, addr, more)
+}
+
+// written reads objects, which are a folder's.
+func written(t *testing.T, text string) explain.Written {
+	t.Helper()
+	return explain.Written{Objects: objects(t, text)}
+}
+
+func objects(t *testing.T, text string) *kube.Objects {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "objects.yaml")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o, err := Load(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+func model(t *testing.T, w explain.Written) *explain.Model {
+	t.Helper()
+	m, err := w.Model()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// simulate tries a change.
+func simulate(t *testing.T, base explain.Written, h *History, change string, deleted ...string) *Result {
+	t.Helper()
+	after, err := Apply(base, objects(t, change), deleted)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := Simulate(model(t, base), model(t, after), h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+var day = func() time.Time { return time.Date(2026, 3, 4, 12, 0, 0, 0, time.UTC) }
+
+// carried is a connection as its server's agent has it.
+func carried(from, to string, port uint16, count uint64) Summary {
+	s := Summary{Hour: day(), First: day(), Last: day().Add(time.Minute), Node: "n1", Direction: "inbound", Verdict: "allow", Reason: "NoPolicy", Transport: "tunnel",
+		Destination: End{Workload: to}, Port: port, Count: count}
+	if strings.Contains(from, "/") {
+		namespace, name, _ := strings.Cut(from, "/")
+		s.Source = End{Workload: from, Identity: "spiffe://m.test/ns/" + namespace + "/sa/" + name}
+	} else {
+		s.Source, s.Transport = End{Address: from}, "plaintext"
+	}
+	return s
+}
+
+func shop(more string) string {
+	return head + pod("shop", "web", "web", "10.1.0.1", "app: web", "") + pod("shop", "api", "api", "10.1.0.2", "app: api", "") +
+		pod("shop", "db", "db", "10.1.0.3", "app: db", "") + pod("bank", "till", "till", "10.2.0.1", "app: till", "") + pod("out", "old", "old", "10.3.0.1", "app: old", "") + more
+}
+
+const dbFor = `---
+apiVersion: heddle.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {namespace: shop, name: db}
+spec:
+  selector: {matchLabels: {app: db}}
+  rules:
+  - {from: [{serviceAccounts: [%s]}], to: [{ports: [3306]}]}
+`
+
+func names(changes []Change) (all []string) {
+	for _, c := range changes {
+		all = append(all, fmt.Sprintf("%s>%s:%d*%d %s|%s", c.Source.Name, c.Destination.Name, c.Port, c.Count, c.Before.text(), c.After.text()))
+	}
+	return all
+}
+
+func TestSimulate(t *testing.T) {
+	refused := carried("bank/till", "shop/db", 3306, 9)
+	refused.Verdict, refused.Reason = "deny", "PolicyNoMatch"
+	// The client's agent counts what the server's counts.
+	outbound := carried("shop/api", "shop/db", 3306, 5)
+	outbound.Direction, outbound.Source.Identity = "outbound", ""
+	// What the gate dropped is no connection that a policy is about.
+	datagram, unstamped := carried("shop/web", "shop/db", 3306, 100), carried("shop/web", "shop/db", 3306, 1000)
+	datagram.Direction, datagram.Verdict, datagram.Reason, datagram.Protocol = "kernel", "deny", "KernelUDP", 17
+	unstamped.Direction, unstamped.Verdict, unstamped.Reason = "kernel", "deny", "KernelUnstamped"
+	h := &History{Summaries: []Summary{carried("shop/web", "shop/db", 3306, 3), carried("shop/web", "shop/db", 3306, 4), carried("shop/api", "shop/db", 3306, 5),
+		datagram, unstamped, outbound, carried("shop/web", "shop/db", 15008, 1), carried("shop/web", "shop/api", 80, 1), refused, carried("shop/web", "shop/gone", 80, 2), carried("bank/former", "shop/db", 3306, 6)}}
+	base := written(t, shop(fmt.Sprintf(dbFor, "web, api, bank/former")))
+	for _, tc := range []struct {
+		name, change  string
+		deleted       []string
+		breaks, opens []string
+	}{
+		{name: "the same", change: fmt.Sprintf(dbFor, "api, bank/former, web")},
+		{name: "less", change: fmt.Sprintf(dbFor, "web"), breaks: []string{"bank/former>shop/db:3306*6 allow PolicyAllow shop/db[0]|deny PolicyNoMatch",
+			"shop/api>shop/db:3306*5 allow PolicyAllow shop/db[0]|deny PolicyNoMatch"}},
+		{name: "more", change: fmt.Sprintf(dbFor, "web, api, bank/former, bank/till"), opens: []string{"bank/till>shop/db:3306*9 deny PolicyNoMatch|allow PolicyAllow shop/db[0]"}},
+		{name: "deleted", change: "# nothing\n", deleted: []string{"authorizationpolicy/shop/db"}, opens: []string{"bank/till>shop/db:3306*9 deny PolicyNoMatch|allow NoPolicy"}},
+		{name: "a DENY", change: strings.Replace(strings.Replace(fmt.Sprintf(dbFor, "web"), "name: db", "name: never", 1), "  rules", "  action: DENY\n  rules", 1),
+			breaks: []string{"shop/web>shop/db:3306*7 allow PolicyAllow shop/db[0]|deny PolicyDeny shop/never[0]"}},
+		{name: "the workload", change: "# nothing\n", deleted: []string{"Workload/shop/api"}, breaks: []string{"shop/web>shop/api:80*1 allow NoPolicy|deny UnknownDestination"}},
+	} {
+		r := simulate(t, base, h, tc.change, tc.deleted...)
+		if got := names(r.Breaks); !slices.Equal(got, tc.breaks) {
+			t.Errorf("%s: breaks %q, want %q", tc.name, got, tc.breaks)
+		}
+		if got := names(r.Opens); !slices.Equal(got, tc.opens) {
+			t.Errorf("%s: opens %q, want %q", tc.name, got, tc.opens)
+		}
+		if len(r.Unjudged) != 1 || r.Unjudged[0].Destination.Name != "shop/gone" || r.Unjudged[0].Why != string(goneServer) || r.Judged != 5 || r.Connections != 7+5+1+9+6 {
+			t.Errorf("%s: %d judged, %d connections, not %+v", tc.name, r.Judged, r.Connections, r.Unjudged)
+		}
+	}
+	if _, err := Apply(base, &kube.Objects{}, []string{"AuthorizationPolicy/shop/none"}); err == nil || !strings.Contains(err.Error(), "KIND/NAMESPACE/NAME") {
+		t.Errorf("deleted what is not there: %v", err)
+	}
+}
+
+// TestModes: what comes without an identity breaks when its port becomes STRICT; it is
+// judged by its address.
+func TestModes(t *testing.T) {
+	const permissive = "---\napiVersion: heddle.dev/v1alpha1\nkind: PeerAuthentication\nmetadata: {namespace: shop, name: p}\nspec: {mode: PERMISSIVE}\n"
+	base := written(t, shop(permissive))
+	nobody := carried("192.0.2.1", "shop/web", 80, 2)
+	nobody.Source = End{}
+	unenrolled := carried("10.3.0.1", "shop/web", 80, 7)
+	unenrolled.Source.Workload = "out/old"
+	former := carried("10.3.0.9", "shop/web", 80, 7)
+	former.Source.Workload = "out/former"
+	h := &History{Summaries: []Summary{carried("192.0.2.7", "shop/web", 80, 3), nobody, unenrolled, former}}
+	r := simulate(t, base, h, strings.Replace(permissive, "PERMISSIVE", "STRICT", 1))
+	want := []string{"192.0.2.7>shop/web:80*3 allow Permissive|deny StrictPlaintext", "out/old>shop/web:80*7 allow Permissive|deny StrictPlaintext"}
+	if got := names(r.Breaks); !slices.Equal(got, want) || len(r.Unjudged) != 2 {
+		t.Errorf("%q, %+v", got, r.Unjudged)
+	}
+	enrolled := strings.Replace(permissive, "PERMISSIVE", "STRICT", 1) + "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: out, labels: {heddle.dev/mesh: enabled}}\n"
+	if got := names(simulate(t, base, h, enrolled).Breaks); !slices.Equal(got, want[:1]) {
+		t.Errorf("with the client enrolled: %q", got)
+	}
+	closed := strings.Replace(head[:strings.Index(head, "---")], "spec: {", "spec: {egress: {mode: DENY}, ", 1)
+	leaving := carried("shop/web", "x/x", 443, 4)
+	leaving.Direction, leaving.Destination = "outbound", End{Address: "192.0.2.9"}
+	h = &History{Summaries: []Summary{leaving}}
+	want = []string{"shop/web>192.0.2.9:443*4 allow EgressAllowed|deny EgressDenied"}
+	if got := names(simulate(t, base, h, closed).Breaks); !slices.Equal(got, want) {
+		t.Errorf("out of the mesh: %q", got)
+	}
+}
+
+// TestSeveral: of a client that had too many destinations only some are known, and what
+// is not is said: by simulate, by suggest for each namespace that it may have reached,
+// and by history.
+func TestSeveral(t *testing.T) {
+	base := written(t, shop(""))
+	ports, anywhere := carried("bank/till", "shop/db", 0, 5), carried("bank/till", "x/x", 0, 6)
+	anywhere.Direction, anywhere.Destination = "outbound", End{}
+	refused := anywhere
+	refused.Source, refused.Verdict, refused.Reason = End{Workload: "shop/web"}, "deny", "EgressDenied"
+	h := &History{Summaries: []Summary{ports, anywhere, refused, carried("bank/till", "shop/db", 3306, 4)}}
+	h.Only("shop", time.Time{})
+	r := simulate(t, base, h, fmt.Sprintf(dbFor, "web"))
+	var got []string
+	for _, u := range r.Unjudged {
+		got = append(got, fmt.Sprintf("%s>%s*%d", u.Source.Name, to(u.Destination, u.Port), u.Count))
+		if !strings.Contains(u.Why, "too many") {
+			t.Errorf("%+v", u)
+		}
+	}
+	want := []string{"bank/till>several destinations*6", "bank/till>shop/db:**5", "shop/web>several destinations*6"}
+	if breaks := names(r.Breaks); !slices.Equal(got, want) || !slices.Equal(breaks, []string{"bank/till>shop/db:3306*4 allow NoPolicy|deny PolicyNoMatch"}) {
+		t.Errorf("%q, want %q; breaks %q", got, want, breaks)
+	}
+	s, err := Suggest(model(t, base), h, "shop", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	notes := strings.Join(s.Notes, "\n")
+	if len(s.Notes) != 2 || !strings.Contains(notes, "6 connections of bank/till to several destinations not considered: which ports") ||
+		!strings.Contains(notes, "5 connections of bank/till to shop/db:* not considered") {
+		t.Errorf("%q", s.Notes)
+	}
+	var b bytes.Buffer
+	if err := h.Print(&b, false); err != nil || !strings.Contains(b.String(), "shop/db:*") || strings.Count(b.String(), "several destinations") != 2 {
+		t.Errorf("%v:\n%s", err, b.String())
+	}
+	b.Reset()
+	if err := h.Write(&b); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := Read(&b); err != nil || len(again.Summaries) != len(h.Summaries) {
+		t.Errorf("%v", err)
+	}
+	anywhere.Port = 80
+	b.Reset()
+	if err := (&History{Summaries: []Summary{anywhere}}).Write(&b); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Read(&b); err == nil || !strings.Contains(err.Error(), "line 1: destination") {
+		t.Errorf("a port of nothing: %v", err)
+	}
+}
+
+// TestStandIns: pods come and go, and their successors are judged in their place.
+func TestStandIns(t *testing.T) {
+	base := written(t, head+pod("shop", "web-7d9f8b6c5d-x2x4z", "web", "10.1.0.1", "app: web", "")+pod("shop", "db-0", "db", "10.1.0.3", "app: db", ""))
+	from := carried("shop/web", "shop/db-1", 3306, 3)
+	from.Source.Workload = "shop/web-6b474476c4-qwzxc"
+	other := from
+	other.Source.Workload = "shop/web-7d9f8b6c5d-x2x4z"
+	h := &History{Summaries: []Summary{from, other}}
+	got := names(simulate(t, base, h, fmt.Sprintf(dbFor, "api")).Breaks)
+	if want := []string{"shop/web>shop/db:3306*6 allow NoPolicy|deny PolicyNoMatch"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+// TestRefusedChange: what would not be in force is not tried.
+func TestRefusedChange(t *testing.T) {
+	base := written(t, shop(""))
+	bad := strings.Replace(fmt.Sprintf(dbFor, "web"), "ports: [3306]", "ports: [0]", 1)
+	after, err := Apply(base, objects(t, bad), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := after.Model(); err == nil || !strings.Contains(err.Error(), "ports[0]") {
+		t.Errorf("of a folder: %v", err)
+	}
+	base.Cluster, after.Cluster = true, true
+	if _, err := Simulate(model(t, base), model(t, after), &History{}); err == nil || !strings.Contains(err.Error(), "ports[0]") {
+		t.Errorf("of a cluster: %v", err)
+	}
+}
+
+func yamlOf(t *testing.T, s *Suggestion, h *History) string {
+	t.Helper()
+	var b bytes.Buffer
+	if err := s.Print(&b, h); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+func TestSuggest(t *testing.T) {
+	refused := carried("bank/till", "shop/api", 80, 9)
+	refused.Verdict, refused.Reason = "deny", "PolicyNoMatch"
+	h := &History{Summaries: []Summary{carried("shop/web", "shop/db", 3306, 3), carried("bank/till", "shop/db", 3306, 4), carried("shop/api", "shop/db", 3306, 1),
+		carried("shop/api", "shop/db", 9104, 1), carried("shop/web", "shop/api", 80, 1), refused}}
+	s, err := Suggest(model(t, written(t, shop(""))), h, "shop", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = `# What the connections from 2026-03-04 12:00Z to 2026-03-04 12:01Z need.
+# - nobody has reached web: default-deny closes it
+---
+apiVersion: heddle.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata:
+  name: default-deny
+  namespace: shop
+spec: {}
+---
+# rules[0]: 1 connection
+apiVersion: heddle.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata:
+  name: api-clients
+  namespace: shop
+spec:
+  rules:
+  - from:
+    - serviceAccounts:
+      - web
+    to:
+    - ports:
+      - 80
+  selector:
+    matchLabels:
+      app: api
+---
+# rules[0]: 7 connections
+# rules[1]: 2 connections
+apiVersion: heddle.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata:
+  name: db-clients
+  namespace: shop
+spec:
+  rules:
+  - from:
+    - serviceAccounts:
+      - bank/till
+      - web
+    to:
+    - ports:
+      - 3306
+  - from:
+    - serviceAccounts:
+      - api
+    to:
+    - ports:
+      - 3306
+      - 9104
+  selector:
+    matchLabels:
+      app: db
+`
+	if got := yamlOf(t, s, h); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	if _, err := Suggest(model(t, written(t, shop(""))), h, "out", false); err == nil || !strings.Contains(err.Error(), "heddle enroll out") {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestSuggestedIsEnoughAndNoMore: of generated meshes and connections, what is
+// suggested breaks none of them, and lacks one when any of its rules is taken away; and
+// it is the same whatever the order of what was recorded.
+func TestSuggestedIsEnoughAndNoMore(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	r := rand.New(rand.NewPCG(seed, 1))
+	rules := 0
+	for round := range 60 {
+		base, h := generate(t, r)
+		before := model(t, base)
+		s, err := Suggest(before, h, "shop", round%3 == 0)
+		if err != nil {
+			t.Fatalf("seed %d, round %d: %v", seed, round, err)
+		}
+		text := yamlOf(t, s, h)
+		shuffled := &History{Summaries: slices.Clone(h.Summaries)}
+		r.Shuffle(len(shuffled.Summaries), func(i, j int) {
+			shuffled.Summaries[i], shuffled.Summaries[j] = shuffled.Summaries[j], shuffled.Summaries[i]
+		})
+		if again, err := Suggest(before, shuffled, "shop", round%3 == 0); err != nil || yamlOf(t, again, h) != text {
+			t.Fatalf("seed %d, round %d: not the same of another order: %v", seed, round, err)
+		}
+		try := func(text string) *Result { return simulate(t, base, h, text) }
+		if result := try(text); len(result.Breaks) > 0 || len(result.Opens) > 0 {
+			t.Fatalf("seed %d, round %d: breaks %q, opens %q of\n%s", seed, round, names(result.Breaks), names(result.Opens), text)
+		}
+		for i := range s.Policies {
+			spec := &s.Policies[i].Policy.Spec
+			for k := range spec.Rules {
+				rules++
+				whole := spec.Rules
+				spec.Rules = slices.Delete(slices.Clone(whole), k, k+1)
+				if less := yamlOf(t, s, h); len(try(less).Breaks) == 0 {
+					t.Fatalf("seed %d, round %d: rule %d of %s is not needed:\n%s", seed, round, k, s.Policies[i].Policy.Name, text)
+				}
+				spec.Rules = whole
+			}
+		}
+	}
+	if rules < 100 {
+		t.Errorf("only %d rules were tried", rules)
+	}
+}
+
+// generate makes a mesh, in which some ports are PERMISSIVE and some clients are denied,
+// and what has been recorded in it.
+func generate(t *testing.T, r *rand.Rand) (explain.Written, *History) {
+	t.Helper()
+	text := head
+	var pods []string
+	for i := range 2 + r.IntN(6) {
+		namespace := []string{"shop", "shop", "bank", "out"}[r.IntN(4)]
+		if i < 2 {
+			namespace = "shop"
+		}
+		name := fmt.Sprintf("p%c", 'a'+i)
+		labels := []string{"", "app: " + name, "app: same", "app: same, tier: " + name}[r.IntN(4)]
+		text += pod(namespace, name, name, fmt.Sprintf("10.%d.0.%d", 1+i, 1+i), labels, "")
+		pods = append(pods, namespace+"/"+name)
+	}
+	text += []string{"", "---\napiVersion: heddle.dev/v1alpha1\nkind: PeerAuthentication\nmetadata: {namespace: shop, name: p}\nspec: {mode: PERMISSIVE}\n"}[r.IntN(2)]
+	if r.IntN(3) == 0 {
+		text += "---\napiVersion: heddle.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {namespace: shop, name: never}\nspec: {action: DENY, rules: [{from: [{serviceAccounts: [pa]}], to: [{ports: [81]}]}]}\n"
+	}
+	h := &History{}
+	for range 1 + r.IntN(40) {
+		from, to := pods[r.IntN(len(pods))], pods[r.IntN(len(pods))]
+		s := carried(from, to, uint16(80+r.IntN(3)), uint64(1+r.IntN(9)))
+		switch {
+		case r.IntN(6) == 0:
+			s = carried(fmt.Sprintf("192.0.2.%d", r.IntN(3)), to, s.Port, s.Count)
+		case strings.HasPrefix(from, "out/"):
+			s.Source.Identity, s.Transport = "", "plaintext"
+		}
+		if r.IntN(5) == 0 {
+			s.Verdict, s.Reason = "deny", "StrictPlaintext"
+		}
+		h.Summaries = append(h.Summaries, s)
+	}
+	return written(t, text), h
+}
+
+// TestReadIsWrite: what is written is read.
+func TestReadIsWrite(t *testing.T) {
+	since := day()
+	rule := int32(2)
+	one := carried("shop/web", "shop/db", 3306, 3)
+	one.Rule, one.Policy, one.Service = &rule, "shop/db", "shop/db"
+	h := &History{Summaries: []Summary{one, carried("192.0.2.1", "bank/till", 80, 1)}, Nodes: []Coverage{{Node: "n1", Since: &since, LeftOut: 3, Damaged: []string{"x"}}}}
+	var b bytes.Buffer
+	if err := h.Write(&b); err != nil {
+		t.Fatal(err)
+	}
+	text := b.String()
+	again, err := Read(&b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var c bytes.Buffer
+	if err := again.Write(&c); err != nil || c.String() != text || len(again.Nodes) != 1 {
+		t.Errorf("%v:\n%s\nwas\n%s", err, c.String(), text)
+	}
+	again.Only("bank", time.Time{})
+	if len(again.Summaries) != 1 || again.Summaries[0].Source.Address != "192.0.2.1" {
+		t.Errorf("%+v", again.Summaries)
+	}
+	if again.Only("", day().Add(time.Hour)); len(again.Summaries) != 0 {
+		t.Errorf("%+v", again.Summaries)
+	}
+	for _, tc := range [][2]string{
+		{`{"direction":"sideways"}`, `line 1: direction: "sideways"`}, {"\n" + `{`, "line 2"}, {`{"port":70000}`, "port"},
+		{strings.Replace(text, `"spiffe://`, `"http://`, 1), "source.identity"}, {strings.Replace(text, `"shop/db"}`, `"db"}`, 1), "destination.workload"},
+		{strings.Repeat("x", maxLine+1), "heddle history -o json"},
+	} {
+		if _, err := Read(strings.NewReader(tc[0])); err == nil || !strings.Contains(err.Error(), tc[1]) {
+			t.Errorf("%.60q: %v, want %s", tc[0], err, tc[1])
+		}
+	}
+	if _, err := Load(filepath.Join(t.TempDir(), "none.yaml")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%v", err)
+	}
+}
+
+func FuzzRead(f *testing.F) {
+	var b bytes.Buffer
+	if err := (&History{Summaries: []Summary{carried("shop/web", "shop/db", 3306, 3)}, Nodes: []Coverage{{Node: "n1"}}}).Write(&b); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b.Bytes())
+	f.Fuzz(func(t *testing.T, data []byte) {
+		h, err := Read(bytes.NewReader(data))
+		if err != nil {
+			return
+		}
+		if _, err := h.connections(); err != nil { // Read has looked at each
+			t.Error(err)
+		}
+	})
+}

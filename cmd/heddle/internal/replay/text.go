@@ -1,0 +1,194 @@
+package replay
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/show"
+)
+
+// Print writes a result for people.
+func (r *Result) Print(out io.Writer, color bool) error {
+	var b strings.Builder
+	r.printHistory(&b, color)
+	for _, part := range []struct {
+		title   string
+		paint   show.Paint
+		changes []Change
+	}{{"Would break", show.Red, r.Breaks}, {"Would be let in, and is refused now", show.Yellow, r.Opens}} {
+		if len(part.changes) == 0 {
+			continue
+		}
+		fmt.Fprintf(&b, "\n%s:\n", show.Painted(part.title, part.paint, color))
+		table := show.NewTable(&b, color, "SOURCE", "DESTINATION", "CONNECTIONS", "LAST", "NOW", "THEN")
+		for _, c := range part.changes {
+			table.Add(show.Text(c.Source.Name), show.Text(to(c.Destination, c.Port)), show.Text(fmt.Sprint(c.Count)), show.Text(stamp(c.Last)),
+				show.Text(c.Before.text()), show.Text(c.After.text()))
+		}
+		if err := table.Flush(); err != nil {
+			return err
+		}
+	}
+	if len(r.Unjudged) > 0 {
+		fmt.Fprintf(&b, "\n%s:\n", show.Painted("Could not be judged", show.Yellow, color))
+		table := show.NewTable(&b, color, "SOURCE", "DESTINATION", "CONNECTIONS", "LAST", "WHY")
+		for _, u := range r.Unjudged {
+			table.Add(show.Text(u.Source.Name), show.Text(to(u.Destination, u.Port)), show.Text(fmt.Sprint(u.Count)), show.Text(stamp(u.Last)), show.Text(u.Why))
+		}
+		if err := table.Flush(); err != nil {
+			return err
+		}
+	}
+	verdict := show.Painted("Nothing would break.", show.Green, color)
+	switch {
+	case len(r.Breaks) > 0:
+		verdict = show.Painted(counted(len(r.Breaks), "kind")+" of connections would break.", show.Red, color)
+	case r.Judged == 0:
+		verdict = show.Painted("There is no recorded connection to judge by.", show.Yellow, color)
+	}
+	fmt.Fprintf(&b, "\n%s\n", verdict)
+	_, err := io.WriteString(out, b.String())
+	return err
+}
+
+func (r *Result) printHistory(b *strings.Builder, color bool) {
+	fmt.Fprintf(b, "%s of %s", counted(r.Connections, "connection"), counted(r.Judged, "kind"))
+	if r.Since != nil && r.Until != nil {
+		fmt.Fprintf(b, ", from %s to %s", stamp(*r.Since), stamp(*r.Until))
+	}
+	fmt.Fprintf(b, ", on %s.\n", counted(len(r.Nodes), "node"))
+	for _, n := range r.Nodes {
+		if n.LeftOut > 0 {
+			fmt.Fprintf(b, "%s node %s left out %d connections, for want of room\n", show.Painted("warning:", show.Yellow, color), n.Node, n.LeftOut)
+		}
+		for _, damage := range n.Damaged {
+			fmt.Fprintf(b, "%s node %s: %s\n", show.Painted("warning:", show.Yellow, color), n.Node, damage)
+		}
+	}
+}
+
+func stamp(t time.Time) string { return t.UTC().Format("2006-01-02 15:04Z") }
+
+// to names a destination and its port, or all of its ports when none was kept.
+func to(w Who, port uint16) string {
+	switch {
+	case port != 0:
+		return fmt.Sprintf("%s:%d", w.Name, port)
+	case w.Name == anywhere:
+		return w.Name
+	}
+	return w.Name + ":*"
+}
+
+// text is the reason, and the policy and rule that decide.
+func (d Decision) text() string {
+	text := d.Verdict
+	if d.Reason != "" && d.Reason != "Unknown" {
+		text += " " + d.Reason
+	}
+	if d.Policy != "" {
+		text += " " + d.Policy
+		if d.Rule >= 0 {
+			text += fmt.Sprintf("[%d]", d.Rule)
+		}
+	}
+	return text
+}
+
+// Print writes summaries for people.
+func (h *History) Print(out io.Writer, color bool) error {
+	table := show.NewTable(out, color, "HOUR", "VERDICT", "REASON", "DIRECTION", "SOURCE", "DESTINATION", "TRANSPORT", "CONNECTIONS", "SENT", "RECEIVED", "NODE")
+	for i := range h.Summaries {
+		s := &h.Summaries[i]
+		c, err := s.connection()
+		if err != nil {
+			return err
+		}
+		paint := show.Green
+		if s.Verdict == "deny" {
+			paint = show.Red
+		}
+		rule := -1
+		if s.Rule != nil {
+			rule = int(*s.Rule)
+		}
+		reason := strings.TrimPrefix(Decision{Reason: s.Reason, Policy: s.Policy, Rule: rule}.text(), " ")
+		table.Add(show.In(stamp(s.Hour), show.Dim), show.In(s.Verdict, paint), show.In(reason, paint), show.Text(s.Direction), show.Text(who(&c.source, &c).exact()),
+			show.Text(to(Who{Name: who(&c.destination, &c).exact()}, s.Port)), show.Text(s.carrier()), show.Text(fmt.Sprint(s.Count)),
+			show.Text(show.Bytes(s.BytesSent)), show.Text(show.Bytes(s.BytesReceived)), show.Text(s.Node))
+	}
+	return table.Flush()
+}
+
+// carrier is the transport, or the protocol of a packet that was dropped.
+func (s *Summary) carrier() string {
+	switch s.Protocol {
+	case 0:
+		return s.Transport
+	case 1, 58: // IANA's protocol numbers
+		return "ICMP"
+	case 17:
+		return "UDP"
+	}
+	return fmt.Sprintf("protocol %d", s.Protocol)
+}
+
+// exact is the pod, where there is one.
+func (w Who) exact() string {
+	if w.Workload != "" {
+		return w.Workload
+	}
+	return w.Name
+}
+
+// Print writes the policies as YAML, with comments.
+func (s *Suggestion) Print(out io.Writer, of *History) error {
+	var b strings.Builder
+	r := Result{}
+	r.cover(of)
+	if r.Since != nil && r.Until != nil {
+		fmt.Fprintf(&b, "# What the connections from %s to %s need.\n", stamp(*r.Since), stamp(*r.Until))
+	}
+	for _, note := range s.Notes {
+		fmt.Fprintf(&b, "# - %s\n", strings.ReplaceAll(note, "\n", " "))
+	}
+	for _, p := range s.Policies {
+		text, err := yaml.Marshal(p.Policy)
+		if err != nil {
+			return err
+		}
+		b.WriteString("---\n")
+		for i, n := range p.Counts {
+			fmt.Fprintf(&b, "# rules[%d]: %s\n", i, counted(n, "connection"))
+		}
+		b.Write(strip(text))
+	}
+	_, err := io.WriteString(out, b.String())
+	return err
+}
+
+// strip leaves out what only a cluster fills in.
+func strip(text []byte) []byte {
+	var kept []string
+	for line := range strings.Lines(string(text)) {
+		if line == "  creationTimestamp: null\n" {
+			continue
+		}
+		if line == "status: {}\n" {
+			break
+		}
+		kept = append(kept, line)
+	}
+	return []byte(strings.Join(kept, ""))
+}
+
+func counted[T int | uint64](n T, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}

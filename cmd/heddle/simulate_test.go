@@ -1,0 +1,131 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netns"
+
+	"github.com/heddle-mesh/heddle/internal/flow/history"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+)
+
+// history has one refused connection.
+func (f *fakeAgent) history(t *testing.T) *history.History {
+	h := history.New(history.Config{Dir: t.TempDir(), Bounds: history.DefaultBounds(), Log: slog.New(slog.DiscardHandler)})
+	h.Add(sampleFlow(f.node, mesh.VerdictDeny, mesh.ReasonPolicyDeny))
+	return h
+}
+
+// in calls fn on a thread in a network namespace.
+func in(path string, fn func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread is of another namespace
+		done <- func() error {
+			ns, err := netns.GetFromPath(path)
+			if err != nil {
+				return err
+			}
+			return errors.Join(netns.Set(ns), fn(), ns.Close())
+		}()
+	}()
+	return <-done
+}
+
+// simulateOnMesh has the customer talk to the web server, and runs docs/simulate.md: what
+// the agents have recorded needs what is suggested, and breaks under less.
+func simulateOnMesh(t *testing.T, bin, name, folder string) {
+	t.Helper()
+	var server net.Listener
+	if err := in("/run/netns/heddle-"+name+"-shop-web", func() (err error) {
+		server, err = net.Listen("tcp", ":8080")
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() {
+		c, err := server.Accept()
+		if err == nil {
+			_, err = io.Copy(c, c)
+			err = errors.Join(err, c.Close())
+		}
+		served <- err
+	}()
+	if err := in("/run/netns/heddle-"+name+"-shop-customer", func() error {
+		c, err := net.DialTimeout("tcp", "10.245.1.2:8080", 20*time.Second)
+		if err != nil {
+			return err
+		}
+		_, err = io.WriteString(c, "hello\n")
+		line, read := bufio.NewReader(c).ReadString('\n')
+		if line != "hello\n" {
+			t.Errorf("the server said %q", line)
+		}
+		return errors.Join(err, read, c.Close())
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(<-served, server.Close()); err != nil {
+		t.Fatal(err)
+	}
+	runSimulatePage(t, bin, name, folder)
+}
+
+func runSimulatePage(t *testing.T, bin, name, folder string) {
+	t.Helper()
+	page, err := os.ReadFile("../../docs/simulate.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	wrapper := "#!/bin/sh\nexec " + filepath.Join(bin, "heddle") + " --name " + name + ` "$@"` + "\n"
+	if err := errors.Join(os.Mkdir(filepath.Join(dir, "bin"), 0o700), os.WriteFile(filepath.Join(dir, "bin", "heddle"), []byte(wrapper), 0o700),
+		os.Symlink(folder, filepath.Join(dir, "mesh"))); err != nil {
+		t.Fatal(err)
+	}
+	shell := func(line string) (string, int) {
+		cmd := exec.CommandContext(t.Context(), "bash", "-euo", "pipefail", "-c", line)
+		cmd.Dir, cmd.Env = dir, append(os.Environ(), "PATH="+filepath.Join(dir, "bin")+":"+os.Getenv("PATH"))
+		out, err := cmd.CombinedOutput()
+		var exit *exec.ExitError
+		if err != nil && !errors.As(err, &exit) {
+			t.Fatal(err)
+		}
+		return string(out), cmd.ProcessState.ExitCode()
+	}
+	ran := 0
+	for _, block := range regexp.MustCompile("(?s)```sh\n(.*?)```").FindAllStringSubmatch(string(page), -1) {
+		for line := range strings.Lines(block[1]) {
+			ran++
+			if out, code := shell(line); code != exitOK {
+				t.Errorf("%s: exit %d:\n%s", line, code, out)
+			}
+		}
+	}
+	if ran < 4 {
+		t.Errorf("docs/simulate.md has %d commands", ran)
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "shop.yaml"))
+	if err != nil || !strings.Contains(string(text), "- customer\n") || !strings.Contains(string(text), "- 8080\n") {
+		t.Errorf("suggested: %v\n%s", err, text)
+	}
+	for _, offline := range []string{"", " --against mesh --flows flows.json"} {
+		out, code := shell("sed s/8080/8081/ shop.yaml > less.yaml && heddle simulate -f less.yaml" + offline)
+		if code != exitBreaks || !strings.Contains(out, "shop/customer") || !strings.Contains(out, "shop/web:8080") || !strings.Contains(out, "PolicyNoMatch") {
+			t.Errorf("under less%s: exit %d:\n%s", offline, code, out)
+		}
+	}
+}

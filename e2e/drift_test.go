@@ -1,0 +1,108 @@
+package e2e
+
+import (
+	"encoding/binary"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/heddle-mesh/heddle/internal/testenv"
+)
+
+// strictYAML makes one port of shop/server PERMISSIVE, so that its gate has an entry for it.
+const strictYAML = `apiVersion: heddle.dev/v1alpha1
+kind: PeerAuthentication
+metadata: {namespace: shop, name: strict}
+spec: {mode: STRICT, portModes: [{port: 7401, mode: PERMISSIVE}]}
+`
+
+// TestDrift changes what the kernel holds behind an agent's back, as root on the node can:
+// within two seconds it is as it was, and log, metric and check say so.
+func TestDrift(t *testing.T) {
+	b := up(t, "e2e-drift")
+	b.Write(t, "strict.yaml", strictYAML)
+	folder, err := filepath.Glob("/sys/fs/bpf/heddle/e2e-drift-n2/v1/pods/shop_server")
+	if err != nil || len(folder) != 1 {
+		t.Fatalf("the pins of shop/server: %v %v", folder, err)
+	}
+	open := func(name string) *ebpf.Map {
+		m, err := ebpf.LoadPinnedMap(filepath.Join(folder[0], name), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { m.Close() })
+		return m
+	}
+	config, active, ports, listeners := open("config"), open("active"), open("ports"), open("listeners")
+	var slot, flags uint32
+	// struct pod_config of bpf/c/types.h: kubelet_cgroup, grandfather_for and pod come before flags.
+	const flagsAt, permissive = 20, 1
+	state := func() (all []byte) {
+		if err := active.Lookup(uint32(0), &slot); err != nil {
+			t.Fatal(err)
+		}
+		all, err := config.LookupBytes(slot & 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return all
+	}
+	port := uint16(7401)
+	testenv.Eventually(t, 10*time.Second, "the policy is in the kernel", func() bool { return ports.Lookup(port, &flags) == nil })
+	good, goodFlags := state(), flags
+	if binary.NativeEndian.Uint32(good[flagsAt:])&permissive != 0 {
+		t.Fatal("the pod is PERMISSIVE")
+	}
+	var cookie uint64
+	outbound := uint32(0)
+	if err := listeners.Lookup(outbound, &cookie); err != nil {
+		t.Fatal(err)
+	}
+	repairs := 0
+	for _, harm := range []struct {
+		name   string
+		do     func() error
+		mended func() bool
+	}{
+		{"STRICT becomes PERMISSIVE", func() error {
+			bad := append([]byte(nil), good...)
+			binary.NativeEndian.PutUint32(bad[flagsAt:], binary.NativeEndian.Uint32(bad[flagsAt:])|permissive)
+			return config.Put(slot&1, bad)
+		}, func() bool { return string(state()) == string(good) }},
+		{"a port is deleted", func() error { return ports.Delete(port) },
+			func() bool { return ports.Lookup(port, &flags) == nil && flags == goodFlags }},
+		{"a port is added", func() error { return ports.Put(uint16(22), uint32(permissive)) },
+			func() bool { return ports.Lookup(uint16(22), &flags) != nil }},
+		{"a listener is deleted", func() error { return listeners.Delete(outbound) },
+			func() bool { var have uint64; return listeners.Lookup(outbound, &have) == nil && have == cookie }},
+	} {
+		if err := harm.do(); err != nil {
+			t.Fatalf("%s: %v", harm.name, err)
+		}
+		began := time.Now()
+		testenv.Eventually(t, 20*time.Second, harm.name+", and is mended", harm.mended)
+		took := time.Since(began)
+		t.Logf("%s: mended after %v", harm.name, took.Round(time.Millisecond))
+		if took > 2*time.Second {
+			t.Errorf("%s: it took %v, more than 2 s", harm.name, took)
+		}
+		repairs++
+	}
+	out, err := b.Heddle("check", "--name", b.Mesh.Plan.Name)
+	if err == nil || !strings.Contains(out, "changed behind the agent's back") {
+		t.Errorf("heddle check passes, or does not say it: %v\n%s", err, out)
+	}
+	log, err := b.Mesh.Logs("n2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	said, err := os.ReadFile(log)
+	if err != nil || strings.Count(string(said), "changed behind the agent's back") != repairs {
+		t.Errorf("the agent's log does not say it %d times: %v\n%s", repairs, err, said)
+	}
+	exchange(t, b, "shop/client", "shop/server", "10.244.2.10:7400")
+}

@@ -1,0 +1,113 @@
+package enginetest
+
+import (
+	"errors"
+	"io"
+	"net"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/sys/unix"
+
+	"github.com/heddle-mesh/heddle/internal/hbone"
+)
+
+// testLastWords: an end that answers without having read everything, and closes,
+// sends a RST behind its answer. The answer arrives all the same.
+func testLastWords(t *testing.T, make New, byProgram bool) {
+	r := newRig(t, make, Options{})
+	const question, answer = 20 << 10, 4 << 10
+	for i := range 8 {
+		f := r.open(r.request())
+		one, other := f.app, f.program
+		if byProgram {
+			one, other = other, one
+		}
+		_, err := other.Write(newBuffer(question))
+		must(t, err)
+		eventually(t, "the question, unread", func() bool { return unread(t, one) == question })
+		_, err = one.Write(newBuffer(answer))
+		must(t, err)
+		must(t, one.Close()) // the kernel makes a RST of it
+		must(t, other.SetReadDeadline(time.Now().Add(wait)))
+		if n, err := io.Copy(io.Discard, other); n != answer || !errors.Is(err, syscall.ECONNRESET) {
+			t.Fatalf("connection %d: %d of %d bytes before the RST, %v", i, n, answer, err)
+		}
+		if o := f.outcome(); !errors.Is(o.Err, hbone.ErrReset) {
+			t.Errorf("outcome %v, want a reset", o.Err)
+		}
+		if in := r.lastInbound(i + 1); !errors.Is(in.Err, hbone.ErrReset) {
+			t.Errorf("server's outcome %v, want a reset", in.Err)
+		}
+	}
+}
+
+// testAnswerBeforeReset: a server that has answered may ask its client, by a
+// RST_STREAM with NO_ERROR, to stop sending. The answer must not be dropped for
+// that (RFC 9113 section 8.1), however slow the program is and whatever it sends.
+func testAnswerBeforeReset(t *testing.T, make New) {
+	r := newRig(t, make, Options{})
+	r.small = true
+	const frame, frames = 10 << 10, 6
+	ended := newChan[struct{}](1)
+	addr := r.rawServer(nil, func(_ int, c *raw) error {
+		id, err := c.request()
+		if err == nil {
+			err = c.answer(id, 200, false)
+		}
+		if err == nil { // the program's window is used up: more of its own is unread
+			_, err = c.next(func() func(http2.Frame) bool {
+				got := uint32(0)
+				return func(f http2.Frame) bool {
+					if d, ok := f.(*http2.DataFrame); ok {
+						got += d.Length
+					}
+					return got == 65535
+				}
+			}())
+		}
+		for n := 1; n <= frames && err == nil; n++ {
+			err = c.fr.WriteData(id, n == frames, newBuffer(frame))
+		}
+		if err == nil {
+			err = c.fr.WriteRSTStream(id, http2.ErrCodeNo)
+		}
+		if err == nil {
+			err = c.fr.WritePing(false, [8]byte{1})
+		}
+		if err == nil {
+			_, err = c.next(func(f http2.Frame) bool { p, ok := f.(*http2.PingFrame); return ok && p.IsAck() })
+		}
+		ended <- struct{}{} // the client knows of the RST_STREAM
+		if err == nil {
+			_, err = io.Copy(io.Discard, c.conn)
+		}
+		return err
+	})
+	f := r.start(to(r.request(), addr))
+	within(t, f.opened, "Established")
+	sending := newChan[struct{}](0)
+	go func() {
+		defer close(sending)
+		_, _ = f.program.Write(newBuffer(1 << 20)) // the end comes before
+	}()
+	within(t, ended, "the server's RST_STREAM")
+	must(t, f.program.SetReadDeadline(time.Now().Add(wait)))
+	if n, err := io.Copy(io.Discard, f.program); n != frame*frames || err != nil {
+		t.Errorf("%d of %d bytes, %v", n, frame*frames, err)
+	}
+	f.outcome()
+	<-sending
+}
+
+// unread is how much the kernel holds for a socket's reader.
+func unread(t testing.TB, c *net.TCPConn) (n int) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	must(t, err)
+	must(t, raw.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.TIOCINQ) }))
+	must(t, err)
+	return n
+}

@@ -1,0 +1,263 @@
+package trustfeed
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/heddle-mesh/heddle/api/meshpb"
+	"github.com/heddle-mesh/heddle/internal/identity"
+)
+
+const (
+	// maxCertificateBytes and maxReported bound the two messages.
+	maxCertificateBytes = 16 << 10
+	maxReported         = 4096
+	// coalesce is the least time between two reports.
+	coalesce = 100 * time.Millisecond
+	// maxSpread bounds what an operator may ask for.
+	maxSpread = time.Hour
+
+	backoffFirst = 250 * time.Millisecond
+	backoffMost  = 15 * time.Second
+	// askOlder is when an operator that does not know the service is asked again:
+	// it may have been upgraded.
+	askOlder = time.Minute
+)
+
+// FollowerConfig says what a Follower follows. All fields but Logger are needed.
+type FollowerConfig struct {
+	TrustDomain spiffeid.TrustDomain
+	// Conn is to the operator, as this node. It stays its owner's.
+	Conn grpc.ClientConnInterface
+	// Node and Workloads are what trusts and holds.
+	Node, Workloads *identity.Source
+	Logger          *slog.Logger
+}
+
+// Follower makes Sources follow the operator's authority, and reports what they
+// hold.
+type Follower struct {
+	cfg FollowerConfig
+	// taking is held while an update is taken, so that no report is of a moment in
+	// between; issuer is that of the last, by its SHA-256.
+	taking sync.Mutex
+	issuer [sha256.Size]byte
+}
+
+// NewFollower checks the configuration.
+func NewFollower(cfg FollowerConfig) (*Follower, error) {
+	if cfg.TrustDomain.IsZero() || cfg.Conn == nil || cfg.Node == nil || cfg.Workloads == nil {
+		return nil, errors.New("new trust follower: TrustDomain, Conn, Node and Workloads are needed")
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &Follower{cfg: cfg}, nil
+}
+
+// Run follows until ctx is done, and returns nil. While the operator is away, what
+// it said last holds.
+func (f *Follower) Run(ctx context.Context) error {
+	wait := backoffFirst
+	for ctx.Err() == nil {
+		worked, err := f.follow(ctx)
+		if worked {
+			wait = backoffFirst
+		}
+		pause := wait/2 + rand.N(wait/2+1)
+		if status.Code(err) == codes.Unimplemented {
+			pause = askOlder
+		}
+		f.cfg.Logger.Debug("operator's trust is not followed", "error", err, "retry", pause)
+		timer := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+		}
+		timer.Stop()
+		wait = min(2*wait, backoffMost)
+	}
+	return nil
+}
+
+// follow is one stream. It has worked when an update came and was taken.
+func (f *Follower) follow(ctx context.Context) (worked bool, err error) {
+	g, ctx := errgroup.WithContext(ctx)
+	stream, err := meshpb.NewTrustClient(f.cfg.Conn).Follow(ctx, grpc.WaitForReady(true))
+	if err != nil {
+		return false, err
+	}
+	taken := make(chan struct{}, 1)
+	g.Go(func() error {
+		for {
+			update, err := stream.Recv()
+			if err != nil {
+				return err
+			}
+			if err := f.take(update); err != nil {
+				f.cfg.Logger.Error("operator's trust is refused: going on with what there is", "error", err)
+				return err
+			}
+			worked = true
+			select {
+			case taken <- struct{}{}:
+			default:
+			}
+		}
+	})
+	g.Go(func() error { return f.report(ctx, stream, taken) })
+	err = g.Wait()
+	return worked, err
+}
+
+// take does what an update says.
+func (f *Follower) take(update *meshpb.TrustUpdate) error {
+	trust, err := parseUpdate(f.cfg.TrustDomain, update)
+	if err != nil {
+		return err
+	}
+	f.taking.Lock()
+	defer f.taking.Unlock()
+	f.issuer = sha256.Sum256(trust.Issuer.Raw)
+	return errors.Join(f.cfg.Node.Follow(trust), f.cfg.Workloads.Follow(trust))
+}
+
+// parseUpdate checks an update's bounds.
+func parseUpdate(td spiffeid.TrustDomain, update *meshpb.TrustUpdate) (identity.Trust, error) {
+	if n := len(update.GetRoots()); n == 0 || n > identity.MaxBundle {
+		return identity.Trust{}, fmt.Errorf("trust update with %d roots: 1 to %d are possible", n, identity.MaxBundle)
+	}
+	roots := make([]*x509.Certificate, 0, len(update.GetRoots()))
+	for _, der := range update.GetRoots() {
+		root, err := parseCertificate(der)
+		if err != nil {
+			return identity.Trust{}, fmt.Errorf("trust update: root: %w", err)
+		}
+		roots = append(roots, root)
+	}
+	issuer, err := parseCertificate(update.GetIssuer())
+	if err != nil {
+		return identity.Trust{}, fmt.Errorf("trust update: issuer: %w", err)
+	}
+	spread := time.Duration(update.GetSpreadNs())
+	if spread < 0 || spread > maxSpread {
+		return identity.Trust{}, fmt.Errorf("trust update: spread of %v: 0 to %v are possible", spread, maxSpread)
+	}
+	return identity.Trust{Bundle: x509bundle.FromX509Authorities(td, roots), Issuer: issuer, Spread: spread}, nil
+}
+
+func parseCertificate(der []byte) (*x509.Certificate, error) {
+	if len(der) > maxCertificateBytes {
+		return nil, fmt.Errorf("certificate of %d bytes, the limit is %d", len(der), maxCertificateBytes)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, err
+	}
+	if !cert.IsCA {
+		return nil, errors.New("certificate is not a CA's")
+	}
+	return cert, nil
+}
+
+// report says what is held once the first update is taken, and at each change.
+func (f *Follower) report(ctx context.Context, stream grpc.BidiStreamingClient[meshpb.TrustReport, meshpb.TrustUpdate], taken <-chan struct{}) error {
+	select {
+	case <-taken:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	for {
+		node, workloads := f.cfg.Node.Changed(), f.cfg.Workloads.Changed()
+		if err := stream.Send(f.holdings()); err != nil {
+			return err
+		}
+		timer := time.NewTimer(coalesce)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return ctx.Err()
+		case <-timer.C:
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-taken:
+		case <-node:
+		case <-workloads:
+		}
+	}
+}
+
+// holdings is the report of this moment: the roots that every Source trusts, and
+// all certificates.
+func (f *Follower) holdings() *meshpb.TrustReport {
+	f.taking.Lock()
+	defer f.taking.Unlock()
+	report := &meshpb.TrustReport{}
+	trusted := map[[sha256.Size]byte]int{}
+	for _, s := range []*identity.Source{f.cfg.Node, f.cfg.Workloads} {
+		roots, all := s.Holdings()
+		for _, root := range roots {
+			trusted[sha256.Sum256(root.Raw)]++
+		}
+		for _, h := range all {
+			report.Certificates = append(report.Certificates, encode(h))
+		}
+	}
+	for sum, n := range trusted {
+		if n == 2 {
+			report.Roots = append(report.Roots, sum[:])
+		}
+	}
+	slices.SortFunc(report.Roots, slices.Compare)
+	f.bound(report)
+	slices.SortFunc(report.Certificates, func(a, b *meshpb.HeldCertificate) int { return cmp.Compare(a.GetIdentity(), b.GetIdentity()) })
+	return report
+}
+
+// bound leaves out what is too much, those of the present issuer first.
+func (f *Follower) bound(report *meshpb.TrustReport) {
+	all := report.GetCertificates()
+	if len(all) <= maxReported {
+		return
+	}
+	slices.SortStableFunc(all, func(a, b *meshpb.HeldCertificate) int {
+		present := func(c *meshpb.HeldCertificate) int {
+			if string(c.GetIssuer()) == string(f.issuer[:]) {
+				return 1
+			}
+			return 0
+		}
+		return cmp.Compare(present(a), present(b))
+	})
+	report.Certificates, report.LeftOut = all[:maxReported], uint32(len(all)-maxReported)
+}
+
+func encode(h identity.Holding) *meshpb.HeldCertificate {
+	c := &meshpb.HeldCertificate{Identity: h.ID.String(), Serial: h.Leaf.SerialNumber.Text(16), NotBeforeNs: h.Leaf.NotBefore.UnixNano(),
+		NotAfterNs: h.Leaf.NotAfter.UnixNano(), RenewalNs: h.RenewAt.UnixNano(), Key: identity.KeyType(h.Leaf)}
+	if h.Issuer != [sha256.Size]byte{} {
+		c.Issuer = h.Issuer[:]
+	}
+	if h.LastErr != nil {
+		c.Error = h.LastErr.Error()
+	}
+	return c
+}

@@ -1,0 +1,209 @@
+package trustfeed
+
+import (
+	"cmp"
+	"context"
+	"crypto/x509"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/heddle-mesh/heddle/api/meshpb"
+	"github.com/heddle-mesh/heddle/internal/drain"
+)
+
+// Said is what the authority says of itself.
+type Said struct {
+	Roots  []*x509.Certificate
+	Issuer *x509.Certificate
+}
+
+// ServerConfig says what a Server says, and to whom. All fields are needed.
+type ServerConfig struct {
+	// Authenticate returns the name of the node that calls; its error is a gRPC
+	// status.
+	Authenticate func(ctx context.Context) (string, error)
+	// Authority returns what is said now, and a channel that is closed at the next
+	// change.
+	Authority func() (Said, <-chan struct{})
+	Logger    *slog.Logger
+}
+
+// Report is what a node's agent said last.
+type Report struct {
+	Node string
+	// Connected is set while its stream lives. Since is when that began or ended.
+	Connected bool
+	Since     time.Time
+	// Received is when Report came; zero and nil when none did.
+	Received time.Time
+	Report   *meshpb.TrustReport
+}
+
+// Bounds of what a server keeps and does.
+const (
+	maxNodes = 20_000
+	// spreadPerNode is how long one node's certificates take of all replicas
+	// together: some tens at a thousand per second. leastSpread nodes are too few
+	// to spread.
+	spreadPerNode = 20 * time.Millisecond
+	leastSpread   = 10
+)
+
+// Server tells agents, and keeps their reports in memory.
+type Server struct {
+	meshpb.UnimplementedTrustServer
+	cfg ServerConfig
+
+	state struct {
+		sync.Mutex
+		byNode map[string]*kept
+	}
+	streams *drain.Streams
+}
+
+// kept is a node's report, and the newest of its streams: an agent that takes
+// over from another has one while the other's still lives.
+type kept struct {
+	Report
+	stream uint64
+}
+
+// NewServer checks the configuration.
+func NewServer(cfg ServerConfig) (*Server, error) {
+	if cfg.Authenticate == nil || cfg.Authority == nil || cfg.Logger == nil {
+		return nil, errors.New("new trust server: Authenticate, Authority and Logger are needed")
+	}
+	s := &Server{cfg: cfg, streams: drain.New()}
+	s.state.byNode = map[string]*kept{}
+	return s, nil
+}
+
+// Reports returns every node's, sorted by name. What they hold must not be
+// changed.
+func (s *Server) Reports() []Report {
+	s.state.Lock()
+	defer s.state.Unlock()
+	all := make([]Report, 0, len(s.state.byNode))
+	for _, k := range s.state.byNode {
+		all = append(all, k.Report)
+	}
+	slices.SortFunc(all, func(a, b Report) int { return cmp.Compare(a.Node, b.Node) })
+	return all
+}
+
+// Drain ends the streams, refuses new ones, and waits.
+func (s *Server) Drain() { s.streams.Drain() }
+
+// Follow implements meshpb.TrustServer.
+func (s *Server) Follow(stream grpc.BidiStreamingServer[meshpb.TrustReport, meshpb.TrustUpdate]) error {
+	node, err := s.cfg.Authenticate(stream.Context())
+	if err != nil {
+		return err
+	}
+	if !s.streams.Enter() {
+		return drain.Err()
+	}
+	defer s.streams.Leave()
+	number := s.enter(node)
+	defer s.leave(node, number)
+	ctx, cancel := context.WithCancel(stream.Context())
+	defer cancel()
+	received := make(chan error, 1)
+	s.streams.Beside()
+	go func() {
+		defer s.streams.Leave()
+		received <- s.receive(stream, node, number)
+		cancel()
+	}()
+	for {
+		said, changed := s.cfg.Authority()
+		if err := stream.Send(s.update(said)); err != nil {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			select {
+			case err := <-received:
+				return err
+			default:
+				return ctx.Err()
+			}
+		case <-s.streams.Begun():
+			return drain.Err()
+		}
+	}
+}
+
+func (s *Server) update(said Said) *meshpb.TrustUpdate {
+	update := &meshpb.TrustUpdate{Issuer: said.Issuer.Raw}
+	for _, root := range said.Roots {
+		update.Roots = append(update.Roots, root.Raw)
+	}
+	s.state.Lock()
+	defer s.state.Unlock()
+	if n := len(s.state.byNode); n >= leastSpread {
+		update.SpreadNs = int64(min(time.Duration(n)*spreadPerNode, maxSpread))
+	}
+	return update
+}
+
+// receive takes reports until the stream ends.
+func (s *Server) receive(stream grpc.BidiStreamingServer[meshpb.TrustReport, meshpb.TrustUpdate], node string, number uint64) error {
+	for {
+		report, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		if len(report.GetRoots()) > 2*maxReported || len(report.GetCertificates()) > maxReported {
+			return status.Errorf(codes.InvalidArgument, "report of %d roots and %d certificates, %d are possible", len(report.GetRoots()), len(report.GetCertificates()), maxReported)
+		}
+		s.state.Lock()
+		if k := s.state.byNode[node]; k != nil && k.stream == number {
+			k.Received, k.Report.Report = time.Now(), report
+		}
+		s.state.Unlock()
+	}
+}
+
+func (s *Server) enter(node string) (number uint64) {
+	s.state.Lock()
+	defer s.state.Unlock()
+	k := s.state.byNode[node]
+	if k == nil {
+		if len(s.state.byNode) >= maxNodes {
+			s.forgetLocked()
+		}
+		k = &kept{Report: Report{Node: node}}
+		s.state.byNode[node] = k
+	}
+	k.stream++
+	k.Connected, k.Since = true, time.Now()
+	return k.stream
+}
+
+func (s *Server) leave(node string, number uint64) {
+	s.state.Lock()
+	defer s.state.Unlock()
+	if k := s.state.byNode[node]; k != nil && k.stream == number {
+		k.Connected, k.Since = false, time.Now()
+	}
+}
+
+// forgetLocked makes room by forgetting the node that has been away longest.
+func (s *Server) forgetLocked() {
+	oldest := ""
+	for name, k := range s.state.byNode {
+		if !k.Connected && (oldest == "" || k.Since.Before(s.state.byNode[oldest].Since)) {
+			oldest = name
+		}
+	}
+	delete(s.state.byNode, oldest)
+}

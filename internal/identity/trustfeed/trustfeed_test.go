@@ -1,0 +1,236 @@
+package trustfeed
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/heddle-mesh/heddle/api/meshpb"
+	"github.com/heddle-mesh/heddle/internal/identity"
+	"github.com/heddle-mesh/heddle/internal/testenv"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+func authority(t testing.TB) *identity.Authority {
+	t.Helper()
+	a, err := identity.NewAuthority(identity.AuthorityConfig{TrustDomain: spiffeid.RequireTrustDomainFromString("mesh.test")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// saying is an authority that changes, and signs.
+type saying struct {
+	sync.Mutex
+	said    Said
+	signs   *identity.Authority
+	changed chan struct{}
+}
+
+func (s *saying) say(signs *identity.Authority, roots ...*x509.Certificate) {
+	s.Lock()
+	defer s.Unlock()
+	s.said, s.signs = Said{Roots: roots, Issuer: signs.Signing()}, signs
+	if s.changed != nil {
+		close(s.changed)
+	}
+	s.changed = make(chan struct{})
+}
+
+func (s *saying) authority() (Said, <-chan struct{}) {
+	s.Lock()
+	defer s.Unlock()
+	return s.said, s.changed
+}
+
+func (s *saying) Sign(ctx context.Context, id spiffeid.ID, csr []byte) (chain, bundle []*x509.Certificate, err error) {
+	s.Lock()
+	signs := s.signs
+	s.Unlock()
+	return signs.Sign(ctx, id, csr)
+}
+
+// TestFollow takes an agent from one root to the next over a connection that is
+// lost in between.
+func TestFollow(t *testing.T) {
+	before, after := authority(t), authority(t)
+	say := &saying{}
+	say.say(before, before.Root())
+	server, err := NewServer(ServerConfig{Authority: say.authority, Logger: slog.New(slog.DiscardHandler),
+		Authenticate: func(context.Context) (string, error) { return "n1", nil }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	listener := bufconn.Listen(1 << 20)
+	rpc := grpc.NewServer()
+	meshpb.RegisterTrustServer(rpc, server)
+	served := make(chan error, 1)
+	go func() { served <- rpc.Serve(listener) }()
+	conn, err := grpc.NewClient("passthrough:///test", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	td := before.TrustDomain()
+	source := func(ids ...string) *identity.Source {
+		s, err := identity.NewSource(identity.SourceConfig{TrustDomain: td, Signer: say, Bundle: before.Bundle()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var wanted []spiffeid.ID
+		for _, id := range ids {
+			wanted = append(wanted, spiffeid.RequireFromString("spiffe://mesh.test"+id))
+		}
+		if err := s.Want(wanted); err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	node, workloads := source("/node/n1"), source("/ns/shop/sa/web", "/ns/shop/sa/db")
+	follower, err := NewFollower(FollowerConfig{TrustDomain: td, Conn: conn, Node: node, Workloads: workloads})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var all sync.WaitGroup
+	for _, run := range []func(context.Context) error{node.Run, workloads.Run, follower.Run} {
+		all.Go(func() {
+			if err := run(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	reported := func(what string, signs *identity.Authority, roots ...*identity.Authority) {
+		t.Helper()
+		var want [][]byte
+		for _, r := range roots {
+			sum := sha256.Sum256(r.Root().Raw)
+			want = append(want, sum[:])
+		}
+		slices.SortFunc(want, bytes.Compare)
+		issuer := sha256.Sum256(signs.Signing().Raw)
+		testenv.Eventually(t, 10*time.Second, what, func() bool {
+			reports := server.Reports()
+			if len(reports) != 1 || !reports[0].Connected || len(reports[0].Report.GetCertificates()) != 3 {
+				return false
+			}
+			return slices.EqualFunc(reports[0].Report.GetRoots(), want, bytes.Equal) &&
+				!slices.ContainsFunc(reports[0].Report.GetCertificates(), func(c *meshpb.HeldCertificate) bool {
+					return !bytes.Equal(c.GetIssuer(), issuer[:]) || c.GetKey() != "ECDSA P-256" || c.GetNotAfterNs() == 0
+				})
+		})
+	}
+	reported("the first", before, before)
+	say.say(before, before.Root(), after.Root())
+	reported("both roots", before, before, after)
+	say.say(after, after.Root(), before.Root())
+	reported("the new issuer", after, before, after)
+	say.say(after, after.Root())
+	reported("the old root's end", after, after)
+
+	server.Drain()
+	testenv.Eventually(t, 5*time.Second, "disconnected", func() bool { return !server.Reports()[0].Connected })
+	cancel()
+	all.Wait()
+	if err := conn.Close(); err != nil {
+		t.Error(err)
+	}
+	rpc.Stop()
+	<-served
+}
+
+// TestOlderOperator has nothing of the service.
+func TestOlderOperator(t *testing.T) {
+	listener := bufconn.Listen(1 << 16)
+	rpc := grpc.NewServer()
+	served := make(chan error, 1)
+	go func() { served <- rpc.Serve(listener) }()
+	conn, err := grpc.NewClient("passthrough:///test", grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := authority(t)
+	s, err := identity.NewSource(identity.SourceConfig{TrustDomain: a.TrustDomain(), Signer: a, Bundle: a.Bundle()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := NewFollower(FollowerConfig{TrustDomain: a.TrustDomain(), Conn: conn, Node: s, Workloads: s})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if worked, err := f.follow(t.Context()); worked || err == nil {
+		t.Errorf("%v, %v", worked, err)
+	}
+	if err := conn.Close(); err != nil {
+		t.Error(err)
+	}
+	rpc.Stop()
+	<-served
+}
+
+// TestReportsAreBounded leaves out what is of the present issuer first.
+func TestReportsAreBounded(t *testing.T) {
+	f := &Follower{issuer: [32]byte{1}}
+	report := &meshpb.TrustReport{}
+	for i := range maxReported + 10 {
+		c := &meshpb.HeldCertificate{Identity: fmt.Sprint(i), Issuer: f.issuer[:]}
+		if i%1000 == 0 {
+			c.Issuer = make([]byte, 32)
+		}
+		report.Certificates = append(report.Certificates, c)
+	}
+	f.bound(report)
+	others := 0
+	for _, c := range report.GetCertificates() {
+		if !bytes.Equal(c.GetIssuer(), f.issuer[:]) {
+			others++
+		}
+	}
+	if len(report.GetCertificates()) != maxReported || report.GetLeftOut() != 10 || others != 5 {
+		t.Errorf("%d, %d left out, %d of others", len(report.GetCertificates()), report.GetLeftOut(), others)
+	}
+}
+
+func FuzzUpdate(f *testing.F) {
+	a := authority(f)
+	good, err := proto.Marshal(&meshpb.TrustUpdate{Roots: [][]byte{a.Root().Raw}, Issuer: a.Root().Raw, SpreadNs: 5})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good)
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		update := &meshpb.TrustUpdate{}
+		if proto.Unmarshal(data, update) != nil {
+			return
+		}
+		trust, err := parseUpdate(a.TrustDomain(), update)
+		if err != nil {
+			return
+		}
+		if trust.Bundle.Empty() || !trust.Issuer.IsCA || trust.Spread < 0 || trust.Spread > maxSpread {
+			t.Errorf("%+v", trust)
+		}
+		if s, err := identity.NewSource(identity.SourceConfig{TrustDomain: a.TrustDomain(), Signer: a, Bundle: x509bundle.New(a.TrustDomain())}); err != nil || s.Follow(trust) != nil {
+			t.Errorf("what was parsed is not taken: %v", err)
+		}
+	})
+}

@@ -1,0 +1,73 @@
+// Package fit bounds what one object comes to: encoded, it must fit into one message
+// to an agent, or nobody's configuration could be told. It measures what was compiled,
+// not what was written: a name may come to more than itself, and a list may be repeated.
+//
+// Its functions are pure.
+package fit
+
+import "github.com/heddle-mesh/heddle/internal/mesh"
+
+// MaxBytes bounds an object, by the measure of this package: half of what one message
+// may hold, or more.
+const MaxBytes = 512 << 10
+
+// MaxEndpoints bounds the endpoints of a service: of names as long as may be, they are
+// just less than a message.
+const MaxEndpoints = 3000
+
+// maxService bounds a service: MaxEndpoints of the longest names, and some ports.
+const maxService = 990 << 10
+
+// entry is more than the protocol's overhead of one text, number or message:
+// a tag and a length (https://protobuf.dev/programming-guides/encoding/).
+const entry = 8
+
+func texts[T ~string](all ...T) (n int) {
+	for _, text := range all {
+		n += len(text) + entry
+	}
+	return n
+}
+
+// Policy returns no less than a policy's bytes, encoded.
+func Policy(p *mesh.Policy) int {
+	n := texts(p.Namespace, p.Name) + 2*entry
+	for key, value := range p.Selector {
+		n += texts(key, value) + entry
+	}
+	for i := range p.Rules {
+		n += entry
+		for j := range p.Rules[i].From {
+			from := &p.Rules[i].From[j]
+			n += entry + texts(from.Identities...) + texts(from.NotIdentities...) + texts(from.Namespaces...) + texts(from.NotNamespaces...)
+			n += (16 + 2*entry) * (len(from.IPBlocks) + len(from.NotIPBlocks))
+		}
+		for j := range p.Rules[i].To {
+			n += entry * (1 + len(p.Rules[i].To[j].Ports) + len(p.Rules[i].To[j].NotPorts))
+		}
+	}
+	return n
+}
+
+func keys(all []mesh.Key) (n int) {
+	for i := range all {
+		n += texts(all[i].Namespace, all[i].Name)
+	}
+	return n
+}
+
+// Ports returns how many of a service's ports fit into one message beside its
+// endpoints, from the first on.
+func Ports(s *mesh.Service) int {
+	n := texts(s.Namespace, s.Name) + keys(s.Endpoints) + 6*entry + (16+entry)*len(s.Addresses)
+	for i := range s.Ports {
+		n += texts(s.Ports[i].Name) + 3*entry + keys(s.Ports[i].Only)
+		for _, at := range s.Ports[i].Elsewhere {
+			n += 2*entry + keys(at.Endpoints)
+		}
+		if n > maxService {
+			return i
+		}
+	}
+	return len(s.Ports)
+}

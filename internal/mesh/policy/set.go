@@ -1,0 +1,340 @@
+package policy
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/heddle-mesh/heddle/internal/mesh/keyed"
+	"github.com/heddle-mesh/heddle/internal/mesh/pattern"
+)
+
+// Attributes are what rules look at.
+type Attributes struct {
+	Peer      spiffeid.ID
+	Namespace string // proved by Peer; "" when it proves none
+	Source    netip.Addr
+	Port      uint16
+}
+
+// Compiled is a policy taken apart into clauses.
+type Compiled struct {
+	policy  *Policy
+	clauses []*clause
+}
+
+// Self returns the policy's name.
+func (p *Compiled) Self() keyed.Key { return p.policy.Key }
+
+// clause is one rule with one of its sources, or with none: rule r matches
+// when one of its clauses does. Clauses are what the index holds.
+type clause struct {
+	policy *Policy
+	rule   int
+	from   *Source
+	to     []Destination
+	keys   []indexKey // where a Set files it; none: under everyone
+}
+
+// indexKey is a value that one of the three indexes of a Set has.
+type indexKey struct {
+	index indexKind
+	value string
+}
+
+type indexKind uint8
+
+const (
+	indexIdentity  indexKind = iota // the whole SPIFFE ID
+	indexNamespace                  // NAMESPACE of the path /ns/NAMESPACE/sa/ACCOUNT
+	indexAccount                    // ACCOUNT of that path
+	indexKinds
+)
+
+// before orders clauses, policies by key, then rules: the first match decides.
+func (c *clause) before(other *clause) bool {
+	if c.policy == other.policy {
+		return c.rule < other.rule
+	}
+	return c.policy.Key.Compare(other.policy.Key) < 0
+}
+
+// Compile takes a policy apart.
+func Compile(p *Policy) *Compiled {
+	c := &Compiled{policy: p}
+	for i := range p.Rules {
+		rule := &p.Rules[i]
+		base := clause{policy: p, rule: i, to: rule.To}
+		if len(rule.From) == 0 {
+			one := base
+			one.from = &Source{}
+			c.clauses = append(c.clauses, &one)
+			continue
+		}
+		for j := range rule.From {
+			one := base
+			one.from = &rule.From[j]
+			one.keys = indexKeys(one.from)
+			c.clauses = append(c.clauses, &one)
+		}
+	}
+	return c
+}
+
+// indexKeys returns keys of which a peer must have at least one for the source
+// to match; none when there are no such keys.
+func indexKeys(s *Source) []indexKey {
+	var keys []indexKey
+	for _, pattern := range s.Identities {
+		key, ok := patternKey(pattern)
+		if !ok {
+			keys = nil
+			break
+		}
+		if !slices.Contains(keys, key) {
+			keys = append(keys, key)
+		}
+	}
+	if len(keys) > 0 {
+		return keys
+	}
+	for _, namespace := range s.Namespaces {
+		if key := (indexKey{indexNamespace, namespace}); !slices.Contains(keys, key) {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
+
+// patternKey returns the most telling key that everything has which a pattern
+// matches.
+func patternKey(p pattern.Pattern) (indexKey, bool) {
+	if p.Exact() {
+		return indexKey{indexIdentity, string(p)}, true
+	}
+	_, path, _ := strings.Cut(strings.TrimPrefix(string(p), "spiffe://"), "/")
+	namespace, account := pattern.NameParts("/" + path)
+	switch {
+	case account != "" && !strings.Contains(account, "*"):
+		return indexKey{indexAccount, account}, true
+	case namespace != "" && namespace != "*":
+		return indexKey{indexNamespace, namespace}, true
+	}
+	return indexKey{}, false
+}
+
+func (c *clause) match(a *Attributes) bool {
+	return matchPort(c.to, a.Port) && c.from.match(a, c.policy.Action)
+}
+
+func matchPort(to []Destination, port uint16) bool {
+	if len(to) == 0 {
+		return true
+	}
+	for i := range to {
+		d := &to[i]
+		if len(d.Ports) > 0 && !slices.Contains(d.Ports, port) {
+			continue
+		}
+		if !slices.Contains(d.NotPorts, port) {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *Source) match(a *Attributes, action Action) bool {
+	// What is not proved satisfies a negative everywhere but in an ALLOW.
+	unproved := action != Allow
+	if len(s.Identities) > 0 && !matchIdentity(s.Identities, a.Peer) {
+		return false
+	}
+	if len(s.NotIdentities) > 0 {
+		if a.Peer.IsZero() {
+			if !unproved {
+				return false
+			}
+		} else if matchIdentity(s.NotIdentities, a.Peer) {
+			return false
+		}
+	}
+	if len(s.Namespaces) > 0 && (a.Namespace == "" || !slices.Contains(s.Namespaces, a.Namespace)) {
+		return false
+	}
+	if len(s.NotNamespaces) > 0 {
+		if a.Namespace == "" {
+			if !unproved {
+				return false
+			}
+		} else if slices.Contains(s.NotNamespaces, a.Namespace) {
+			return false
+		}
+	}
+	if len(s.IPBlocks) > 0 && !matchBlock(s.IPBlocks, a.Source) {
+		return false
+	}
+	if len(s.NotIPBlocks) > 0 {
+		if !a.Source.IsValid() {
+			return unproved
+		}
+		return !matchBlock(s.NotIPBlocks, a.Source)
+	}
+	return true
+}
+
+func matchIdentity(patterns []pattern.Pattern, id spiffeid.ID) bool {
+	for _, p := range patterns {
+		if string(p) == id.String() || p.Match(id) {
+			return true
+		}
+	}
+	return false
+}
+
+func matchBlock(blocks []netip.Prefix, addr netip.Addr) bool {
+	for _, block := range blocks {
+		if block.Contains(addr) {
+			return true
+		}
+	}
+	return false
+}
+
+// Set is an index of the policies that select one workload. A clause is
+// filed under keys of which a matching peer must have one: an identity, or the
+// namespace or account in it. A connection looks into the buckets of its peer's
+// keys and into that of clauses without keys; the index only leaves out what
+// cannot match, clause.match decides.
+type Set struct {
+	empty    bool // no policy selects the workload
+	allows   bool // at least one ALLOW policy does
+	everyone bucket
+	index    [indexKinds]map[string]*bucket
+}
+
+// Empty reports whether no policy selects the workload.
+func (s *Set) Empty() bool { return s.empty }
+
+// Allows reports whether an ALLOW policy selects the workload.
+func (s *Set) Allows() bool { return s.allows }
+
+// bucket holds clauses by action, each list in their order.
+type bucket [Audit + 1][]*clause
+
+// Buckets are those that one connection looks into; entries may be nil.
+type Buckets [indexKinds + 1]*bucket
+
+// NewSet makes the index of those policies, sorted by key, that select labels.
+func NewSet(policies []*Compiled, labels map[string]string) *Set {
+	set := &Set{empty: true}
+	for _, p := range policies {
+		if !selects(p.policy.Selector, labels) {
+			continue
+		}
+		set.empty = false
+		set.allows = set.allows || p.policy.Action == Allow
+		for _, c := range p.clauses {
+			set.file(c)
+		}
+	}
+	return set
+}
+
+func (s *Set) file(c *clause) {
+	if len(c.keys) == 0 {
+		s.everyone[c.policy.Action] = append(s.everyone[c.policy.Action], c)
+		return
+	}
+	for _, key := range c.keys {
+		if s.index[key.index] == nil {
+			s.index[key.index] = map[string]*bucket{}
+		}
+		b := s.index[key.index][key.value]
+		if b == nil {
+			b = &bucket{}
+			s.index[key.index][key.value] = b
+		}
+		b[c.policy.Action] = append(b[c.policy.Action], c)
+	}
+}
+
+func selects(selector, labels map[string]string) bool {
+	for k, v := range selector {
+		if have, ok := labels[k]; !ok || have != v {
+			return false
+		}
+	}
+	return true
+}
+
+// LookUp returns where what may match a peer is.
+func (s *Set) LookUp(peer spiffeid.ID) Buckets {
+	found := Buckets{&s.everyone}
+	if peer.IsZero() {
+		return found
+	}
+	if index := s.index[indexIdentity]; len(index) > 0 {
+		found[1] = index[peer.String()]
+	}
+	namespaces, accounts := s.index[indexNamespace], s.index[indexAccount]
+	if len(namespaces) == 0 && len(accounts) == 0 {
+		return found
+	}
+	namespace, account := pattern.NameParts(peer.Path())
+	if namespace != "" && len(namespaces) > 0 {
+		found[2] = namespaces[namespace]
+	}
+	if account != "" && len(accounts) > 0 {
+		found[3] = accounts[account]
+	}
+	return found
+}
+
+// First returns the policy and the rule of the first clause of an action that matches.
+func (b *Buckets) First(action Action, a *Attributes) (name keyed.Key, rule int, ok bool) {
+	if c := b.firstMatch(action, a); c != nil {
+		return c.policy.Key, c.rule, true
+	}
+	return name, 0, false
+}
+
+// firstMatch returns the first clause that matches, or nil. Each list
+// is in order, so its first match is its lowest, and no list needs to be
+// searched past the best of the others.
+func (b *Buckets) firstMatch(action Action, a *Attributes) *clause {
+	var best *clause
+	for _, in := range b {
+		if in == nil {
+			continue
+		}
+		for _, c := range in[action] {
+			if best != nil && !c.before(best) {
+				break
+			}
+			if c.match(a) {
+				best = c
+				break
+			}
+		}
+	}
+	return best
+}
+
+// Auditing returns the keys of the AUDIT policies that match, sorted.
+func (b *Buckets) Auditing(a *Attributes) []keyed.Key {
+	var keys []keyed.Key
+	for _, in := range b {
+		if in == nil {
+			continue
+		}
+		for _, c := range in[Audit] {
+			if c.match(a) {
+				keys = append(keys, c.policy.Key)
+			}
+		}
+	}
+	slices.SortFunc(keys, keyed.Key.Compare)
+	return slices.Compact(keys)
+}

@@ -1,0 +1,79 @@
+package cluster
+
+import (
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/heddle-mesh/heddle/internal/discovery"
+	"github.com/heddle-mesh/heddle/internal/kube"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/testenv"
+	"github.com/heddle-mesh/heddle/operator/clustertest"
+	"github.com/heddle-mesh/heddle/operator/publish"
+)
+
+// Whatever an API server says, in whichever order, what is served is in the end what
+// compiling everything that the mirror has gives.
+func TestWhatIsServedIsAllThatWasSaid(t *testing.T) {
+	const pods, rounds = 60, 40
+	source := NewSource((&clustertest.Server{}).Config(), slog.New(slog.DiscardHandler))
+	fillWith(t, source, pods, pods/2)
+	server, err := discovery.NewServer(discovery.ServerConfig{Authenticate: nobody, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := publish.NewCluster(publish.ClusterConfig{Source: source, TrustDomain: spiffeid.RequireTrustDomainFromString("example.org"), Key: testKey(),
+		Store: mesh.NewStore(), Server: server, Logger: slog.New(slog.DiscardHandler), Quiet: time.Millisecond, Limit: time.Millisecond})
+	defer following(t, c)()
+	random := rand.New(rand.NewPCG(1, 2))
+	for round := range rounds {
+		for i := range 1 + random.IntN(5) {
+			if err := say(source, random, round*100+i+1000, random.IntN(pods)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		objs, _ := source.Objects()
+		compiled, err := kube.CompileEach(objs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := snapshotOf(t, compiled).View().Revision()
+		testenv.Eventually(t, 20*time.Second, fmt.Sprintf("round %d is served", round), func() bool {
+			now, _ := c.Outcome()
+			return now.Snapshot != nil && now.Snapshot.View().Revision() == want && len(now.Refused) == len(compiled.Refused) && len(now.Warnings) == len(compiled.Warnings)
+		})
+	}
+}
+
+// say changes something about the objects of a number.
+func say(source *Source, random *rand.Rand, version, i int) error {
+	p := pod(i)
+	p.ResourceVersion = fmt.Sprint(version)
+	switch random.IntN(9) {
+	case 0:
+		return source.table("pods").Delete(p)
+	case 1, 2, 3:
+		p.Status.Conditions[0].Status = corev1.ConditionFalse
+		return source.table("pods").Update(p)
+	case 4:
+		p.Labels["app"] = fmt.Sprintf("app-%d", i/2)
+		return source.table("pods").Update(p)
+	case 5:
+		return source.table("authorizationpolicies").Update(policy(i, version))
+	case 6:
+		return source.table("authorizationpolicies").Delete(policy(i, version))
+	case 7:
+		s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: "another", ResourceVersion: p.ResourceVersion},
+			Spec: corev1.ServiceSpec{Selector: map[string]string{"version": "v1"}, ClusterIP: "None", Ports: []corev1.ServicePort{{Port: int32(80 + i)}}}}
+		return source.table("services").Update(s)
+	default: // the watch was lost: everything is listed anew
+		return source.table("nodes").Replace([]any{&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: p.Spec.NodeName, Labels: map[string]string{corev1.LabelTopologyZone: string("abc"[random.IntN(3)])}}}}, p.ResourceVersion)
+	}
+}

@@ -1,0 +1,59 @@
+package keys
+
+import (
+	"context"
+	"fmt"
+	"maps"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+
+	"github.com/heddle-mesh/heddle/operator/rotation"
+)
+
+// Store is the Secret as a rotation.Store. Entries that it does not know stay.
+type Store struct {
+	client    typedcorev1.SecretsGetter
+	namespace string
+}
+
+// NewStore returns the Store of the Secret in a namespace, which Open has made.
+func NewStore(client typedcorev1.SecretsGetter, namespace string) *Store {
+	return &Store{client: client, namespace: namespace}
+}
+
+// String implements rotation.Store.
+func (s *Store) String() string { return "Secret " + s.namespace + "/" + SecretName }
+
+// Load implements rotation.Store; the version is the Secret's.
+func (s *Store) Load(ctx context.Context) (rotation.Texts, string, error) {
+	secret, err := s.client.Secrets(s.namespace).Get(ctx, SecretName, metav1.GetOptions{})
+	if err != nil {
+		return nil, "", fmt.Errorf("read %s: %w", s, err)
+	}
+	return secret.Data, string(secret.UID) + "/" + secret.ResourceVersion, nil
+}
+
+// Save implements rotation.Store.
+func (s *Store) Save(ctx context.Context, texts rotation.Texts, version string) error {
+	secrets := s.client.Secrets(s.namespace)
+	secret, err := secrets.Get(ctx, SecretName, metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	if string(secret.UID)+"/"+secret.ResourceVersion != version {
+		return rotation.ErrConflict
+	}
+	secret.Data = maps.Clone(texts) // the texts are what Load returned, changed
+	_, err = secrets.Update(ctx, secret, metav1.UpdateOptions{})
+	switch {
+	case apierrors.IsConflict(err):
+		return fmt.Errorf("%w: %w", rotation.ErrConflict, err)
+	case apierrors.IsForbidden(err):
+		return fmt.Errorf("%w; remedy: `heddle upgrade` gives the operator the right to update it", err)
+	}
+	return err
+}
+
+var _ rotation.Store = (*Store)(nil)

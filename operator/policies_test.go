@@ -1,0 +1,177 @@
+package operator
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"k8s.io/apimachinery/pkg/runtime"
+
+	"github.com/heddle-mesh/heddle/api/meshpb"
+	"github.com/heddle-mesh/heddle/api/v1alpha1"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/testenv"
+)
+
+// policies are what an operator says of them, each a line.
+func (r *running) policies(t testing.TB) (lines []string) {
+	t.Helper()
+	s, err := r.admin.Status(t.Context(), &meshpb.OperatorStateRequest{Policies: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range s.GetPolicies() {
+		lines = append(lines, strings.TrimSpace(fmt.Sprintf("%s %s/%s %v %d/%d %v %s", p.GetKind(), p.GetNamespace(), p.GetName(), p.GetAccepted(), p.GetLive(), p.GetNodes(), p.GetPending(), p.GetMessage())))
+	}
+	return lines
+}
+
+// say waits until an operator says just this of policies: the beginnings of lines.
+func (r *running) say(t testing.TB, want ...string) {
+	t.Helper()
+	var got []string
+	defer func() {
+		if t.Failed() {
+			t.Logf("the operator says\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+		}
+	}()
+	testenv.Eventually(t, 15*time.Second, "the operator says of policies "+fmt.Sprint(want), func() bool {
+		got = r.policies(t)
+		for i := range got {
+			if len(got) != len(want) || !strings.HasPrefix(got[i], want[i]) {
+				return false
+			}
+		}
+		return len(got) == len(want)
+	})
+}
+
+func TestPoliciesOfAFolder(t *testing.T) {
+	folder := newFolder(t)
+	write(t, filepath.Join(folder, "policies.yaml"), `{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {namespace: shop, name: web}, spec: {podSelector: {matchLabels: {app: web}}}}
+---
+{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {namespace: shop, name: all}, spec: {podSelector: {}, ingress: [{}]}}
+---
+{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {namespace: shop, name: nobody}, spec: {podSelector: {matchLabels: {app: nobody}}}}
+---
+{apiVersion: heddle.dev/v1alpha1, kind: AuthorizationPolicy, metadata: {namespace: shop, name: api}, spec: {selector: {matchLabels: {app: api}}, rules: [{}]}}
+---
+{apiVersion: heddle.dev/v1alpha1, kind: PeerAuthentication, metadata: {namespace: shop, name: web}, spec: {selector: {matchLabels: {app: web}}, mode: PERMISSIVE}}
+`)
+	r := start(t, folder, filepath.Join(t.TempDir(), "state"))
+	const unpicked = `NetworkPolicy shop/nobody true 0/0 [] in use, but: spec.podSelector: picks no workload of namespace "shop"`
+	r.say(t, "AuthorizationPolicy shop/api true 0/1 [n2]", "Mesh /default true 0/2 [n1 n2]", "NetworkPolicy shop/all true 0/2 [n1 n2]", unpicked,
+		"NetworkPolicy shop/web true 0/1 [n1]", "PeerAuthentication shop/web true 0/1 [n1]")
+	a := r.agent(t, r.join(t, "n1", filepath.Join(t.TempDir(), "n1")), "n1")
+	a.await(t, "n1 applies it", has("web"))
+	r.say(t, "AuthorizationPolicy shop/api true 0/1 [n2]", "Mesh /default true 1/2 [n2]", "NetworkPolicy shop/all true 1/2 [n2]", unpicked,
+		"NetworkPolicy shop/web true 1/1 []", "PeerAuthentication shop/web true 1/1 []")
+	// What is refused is named with the reason; what was in force is.
+	bad := filepath.Join(folder, "bad.yaml")
+	write(t, bad, `{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {namespace: shop, name: bad}, spec: {ingress: [{from: [{ipBlock: {cidr: 010.0.0.0/8}}]}]}}`)
+	r.say(t, "AuthorizationPolicy shop/api true 0/1 [n2]", "Mesh /default true 1/2 [n2]", "NetworkPolicy shop/all true 1/2 [n2]",
+		`NetworkPolicy shop/bad false 0/0 [] spec.ingress[0].from[0].ipBlock.cidr: "010.0.0.0/8" is not an address block`, unpicked,
+		"NetworkPolicy shop/web true 1/1 []", "PeerAuthentication shop/web true 1/1 []")
+	if err := os.Remove(bad); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(folder, "policies.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	r.say(t, "Mesh /default true 1/2 [n2]")
+	if s := r.status(t); len(s.GetPolicies()) != 0 {
+		t.Error("policies are told of unasked")
+	}
+}
+
+// withStatus are the kinds of the API whose objects have a status of ours.
+func withStatus(t *testing.T) map[string]bool {
+	t.Helper()
+	scheme := runtime.NewScheme()
+	if err := v1alpha1.AddToScheme(scheme); err != nil {
+		t.Fatal(err)
+	}
+	kinds := map[string]bool{}
+	for kind, of := range scheme.KnownTypes(v1alpha1.GroupVersion()) {
+		if field, ok := of.FieldByName("Status"); ok && field.Type == reflect.TypeFor[v1alpha1.Status]() {
+			kinds[kind] = true
+		}
+	}
+	return kinds
+}
+
+// TestEveryKindHasAStatus: an object of each of Heddle's kinds says whether it is
+// accepted, or which field is refused, and on how many nodes agents have it in
+// force; what its status says, and of NetworkPolicies what no status could, the
+// replica that leads says too.
+func TestEveryKindHasAStatus(t *testing.T) {
+	web := object{"matchLabels": object{"app": "web"}}
+	kinds := map[string]struct {
+		resource  string
+		good, bad object
+		says      string
+	}{
+		"Workload": {"workloads", object{"node": "n1", "serviceAccount": "vm", "addresses": []any{"10.0.0.9"}, "networkNamespace": "/run/netns/vm"},
+			object{"node": "n1", "serviceAccount": "vm", "addresses": []any{"10.0.0.300"}, "networkNamespace": "/run/netns/other"}, "spec.addresses[0]"},
+		"PeerAuthentication":  {"peerauthentications", object{"selector": web, "mode": "PERMISSIVE"}, object{"selector": object{"matchLabels": object{"app": "none"}}, "mode": "LOUD"}, "spec.mode"},
+		"AuthorizationPolicy": {"authorizationpolicies", object{"selector": web, "rules": []any{object{}}}, object{"rules": []any{object{"from": []any{object{"ipBlocks": []any{"10.0.0.1/8"}}}}}}, "spec.rules[0].from[0].ipBlocks[0]"},
+		"Mesh":                {"meshes", object{"trustDomain": "test.example", "clusterRanges": []any{"10.0.0.0/8"}}, object{"trustDomain": "test.example", "clusterRanges": []any{"10.0.0.1/8"}}, "spec.clusterRanges[0]"},
+	}
+	for kind := range withStatus(t) {
+		if _, ok := kinds[kind]; !ok {
+			t.Errorf("kind %s has a status, and is not tested here", kind)
+		}
+	}
+	s := newCluster(t)
+	put := func(kind, name string, spec object) {
+		path, namespace := heddle+"/namespaces/shop/"+kinds[kind].resource, "shop"
+		if kind == "Mesh" {
+			path, namespace = heddle+"/meshes", ""
+		}
+		s.Put(t, path, object{"apiVersion": "heddle.dev/v1alpha1", "kind": kind, "metadata": meta(namespace, name, nil), "spec": spec})
+	}
+	says := func(kind, name, which, want string) {
+		t.Helper()
+		path := heddle + "/namespaces/shop/" + kinds[kind].resource
+		if kind == "Mesh" {
+			path = heddle + "/meshes"
+		}
+		testenv.Eventually(t, 15*time.Second, kind+" "+name+" "+which+" says "+want, func() bool { return strings.HasPrefix(condition(s.Get(path, name), which), want) })
+	}
+	for kind, c := range kinds {
+		if kind != "Mesh" {
+			put(kind, "good", c.good)
+			put(kind, "bad", c.bad)
+		}
+	}
+	for name, spec := range map[string]object{"good": {"podSelector": web}, "bad": {"podSelector": web, "egress": []any{object{"ports": []any{object{"protocol": "ICMP"}}}}}} {
+		s.Put(t, "/apis/networking.k8s.io/v1/namespaces/shop/networkpolicies", object{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": meta("shop", name, nil), "spec": spec})
+	}
+	r := startReplica(t, s, "heddle-operator-0")
+	r.awaitReady(t)
+	for _, node := range []string{"n1", "n2"} {
+		a := r.agent(t, r.mustJoin(t, s, node), node)
+		a.await(t, node+" applies it", func(v *mesh.View) bool { return len(v.Policies()) > 0 })
+	}
+	for kind, c := range kinds {
+		name, nodes := "good", 1
+		if kind == "Mesh" {
+			name, nodes = "default", 2
+		}
+		says(kind, name, v1alpha1.ConditionAccepted, "True Accepted: in use")
+		says(kind, name, v1alpha1.ConditionLive, fmt.Sprintf("True Live: on all of %d nodes", nodes))
+		if kind != "Mesh" {
+			says(kind, "bad", v1alpha1.ConditionAccepted, "False Invalid: "+c.says)
+		}
+	}
+	const networkPolicies = "NetworkPolicy shop/bad false 1/1 [] spec.egress[0].ports[0].protocol"
+	r.say(t, "AuthorizationPolicy shop/bad false 2/2 [] spec.rules[0].from[0].ipBlocks[0]", "AuthorizationPolicy shop/good true 1/1 []", "Mesh /default true 2/2 []", networkPolicies,
+		"NetworkPolicy shop/good true 1/1 []", "PeerAuthentication shop/bad false 0/0 [] spec.mode", "PeerAuthentication shop/good true 1/1 []")
+	// A Mesh that is refused changes nothing, and says why.
+	put("Mesh", "default", kinds["Mesh"].bad)
+	says("Mesh", "default", v1alpha1.ConditionAccepted, "False Invalid: "+kinds["Mesh"].says)
+}

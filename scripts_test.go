@@ -1,0 +1,46 @@
+package heddle
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestSummary: a machine that cannot run the assembler says that it was not
+// tested, whatever else has passed.
+func TestSummary(t *testing.T) {
+	const (
+		other = `{"Time":"2026-01-01T00:00:00Z","Action":"pass","Package":"github.com/heddle-mesh/heddle/internal/hbone","Test":"TestHeader","Elapsed":0.1}`
+		mine  = `"Package":"github.com/heddle-mesh/heddle/internal/hbone/aesgcm","Test":"TestNoByteBeside"`
+	)
+	for _, c := range []struct{ results, want string }{
+		{`{"Time":"2026-01-01T00:00:00Z","Action":"pass",` + mine + `,"Elapsed":0.1}`, "2 passed, 0 failed, 0 skipped\nAES-GCM: VAES assembler tested\n"},
+		{`{"Time":"2026-01-01T00:00:00Z","Action":"output",` + mine + `,"Output":"    vaes_amd64_test.go:40: not tested: this processor has no VAES\n"}` + "\n" +
+			`{"Time":"2026-01-01T00:00:00Z","Action":"skip",` + mine + `,"Elapsed":0}`, "1 passed, 0 failed, 1 skipped\nAES-GCM: VAES assembler NOT tested: this processor has no VAES\n"},
+		{strings.Join([]string{
+			`{"Time":"2026-01-01T00:00:00Z","Action":"fail","Package":"p","Test":"TestSlow","Elapsed":0.1}`,
+			`{"Time":"2026-01-01T00:00:00Z","Action":"fail","Package":"p","Test":"TestBroken","Elapsed":0.1}`,
+			`{"Time":"2026-01-01T00:00:01Z","Action":"pass","Package":"p","Test":"TestSlow","Elapsed":0.1}`,
+			`{"Time":"2026-01-01T00:00:01Z","Action":"fail","Package":"p","Test":"TestBroken","Elapsed":0.1}`,
+			`{"Time":"2026-01-01T00:00:01Z","Action":"fail","Package":"p","Elapsed":0.1}`,
+		}, "\n"), "2 passed, 1 failed, 0 skipped\npassed only when run once more: p TestSlow\nAES-GCM: VAES assembler NOT tested: its tests did not run\n"},
+		{"", "1 passed, 0 failed, 0 skipped\nAES-GCM: VAES assembler NOT tested: its tests did not run\n"},
+	} {
+		dir := t.TempDir()
+		for name, data := range map[string]string{"unit.json": c.results + "\n", "root.json": other + "\n"} {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(data), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		out, err := exec.Command("scripts/summary", dir).CombinedOutput()
+		if err != nil || string(out) != c.want {
+			t.Errorf("%v, said %q, want %q", err, out, c.want)
+		}
+	}
+	// The one that stands for the others is there.
+	if data, err := os.ReadFile("internal/hbone/aesgcm/vaes_amd64_test.go"); err != nil || !strings.Contains(string(data), "func TestNoByteBeside(") {
+		t.Errorf("scripts/summary asks for a test that is not there: %v", err)
+	}
+}
