@@ -12,6 +12,8 @@ GOTESTSUM := go tool gotestsum --format pkgname-and-test-fails --hide-summary=sk
 GOTESTSUM_AGAIN = go tool gotestsum --format pkgname-and-test-fails --hide-summary=skipped \
   --rerun-fails=1 --rerun-fails-run-root-test --rerun-fails-max-failures=8 --rerun-fails-abort-on-data-race --packages="$(1)" --
 export CGO_ENABLED ?= 0
+# One form of each compiled package for the programs, the tests and the analysers.
+export GOFLAGS := $(filter-out -trimpath,$(GOFLAGS)) -trimpath
 
 # Packages whose tests need root, BPF and network namespaces; those that need Kubernetes' own programs
 # (built once, about 12 minutes: bin/cluster build), and the rest.
@@ -107,10 +109,13 @@ cluster-status: ## Show how that cluster fares
 cluster-down: ## Take that cluster down; nothing is left
 	@go build -trimpath -o bin/cluster ./e2e/cluster/cmd/cluster && bin/cluster down $(CLUSTER)
 
-.PHONY: e2e-cluster
-e2e-cluster: ## Test whole clusters, the operator and `heddle install` on a real API server (root; first time 12 min)
+.PHONY: cluster-programs
+cluster-programs: ## Build the programs of clusters, Kubernetes' own among them (12 min the first time)
 	@scripts/deps cluster
-	@go build -trimpath -o bin/cluster ./e2e/cluster/cmd/cluster && bin/cluster build >/dev/null
+	@go build -trimpath -o bin/cluster ./e2e/cluster/cmd/cluster && bin/cluster build
+
+.PHONY: e2e-cluster
+e2e-cluster: cluster-programs ## Test whole clusters, the operator and `heddle install` on a real API server (root; first time 12 min)
 	$(call GOTESTSUM_AGAIN,$(CLUSTER_PACKAGES)) -count=1 -timeout 25m -p 1 -parallel 4
 
 .PHONY: e2e
@@ -124,10 +129,12 @@ SCALE ?= 100:1000,500:5000,1000:10000,2000:20000,500:50000
 scale: ## Measure a control plane at the sizes of SCALE, and print the table of docs/scale.md
 	HEDDLE_SCALE=$(SCALE) go test -count=1 -v -timeout 4h -run TestScale ./e2e/scale
 
+# KERNEL_PACKAGES=./bpf is what CI has time for.
+KERNEL_PACKAGES ?= ./bpf ./agent/podnet
 .PHONY: kernel-matrix
-kernel-matrix: ## Load all BPF and run the redirect and gate tests on Debian's 6.1 and 6.12 kernels, in qemu
+kernel-matrix: ## Load all BPF and run the redirect, gate and enrollment tests on Debian's 6.1 and 6.12 kernels, in qemu
 	@scripts/deps
-	@e2e/kernels/run.sh -j
+	@e2e/kernels/run.sh -j $(KERNEL_PACKAGES)
 
 AGREEMENT ?= 1000000
 .PHONY: prove

@@ -32,11 +32,7 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 func build(t testing.TB) string {
 	t.Helper()
 	program := filepath.Join(t.TempDir(), "heddle-cni")
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", program, ".")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v\n%s", err, out)
-	}
+	testenv.Build(t, ".", program, ".")
 	return program
 }
 

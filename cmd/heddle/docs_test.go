@@ -134,9 +134,7 @@ func TestKubectlPlugin(t *testing.T) {
 		t.Fatal(err)
 	}
 	bin := t.TempDir()
-	if out, err := exec.Command("go", "build", "-o", bin, ".").CombinedOutput(); err != nil {
-		t.Fatalf("build: %v\n%s", err, out)
-	}
+	testenv.Build(t, ".", bin, ".")
 	for _, name := range []string{"kubectl-heddle", "kubectl_complete-heddle"} {
 		if err := os.Symlink(filepath.Join(bin, "heddle"), filepath.Join(bin, name)); err != nil {
 			t.Fatal(err)
@@ -215,10 +213,7 @@ spec:
 func TestDocumentedCommandsOnAMesh(t *testing.T) {
 	testenv.NeedRoot(t)
 	bin := t.TempDir()
-	build := exec.Command("go", "build", "-o", bin, "../heddle", "../heddle-agent", "../heddle-operator")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v\n%s", err, out)
-	}
+	testenv.Build(t, ".", bin, "../heddle", "../heddle-agent", "../heddle-operator")
 	name := fmt.Sprintf("cli%d", os.Getpid()%100000)
 	folder := meshFolder(t, name)
 	common := []string{"--name", name}

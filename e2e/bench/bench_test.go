@@ -46,9 +46,7 @@ func programs(t *testing.T, mesh string, args ...string) *exec.Cmd {
 	testenv.NeedRoot(t)
 	dir := t.TempDir()
 	self := filepath.Join(dir, "bench")
-	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", self, ".").CombinedOutput(); err != nil {
-		t.Fatalf("build: %v: %s", err, out)
-	}
+	testenv.Build(t, ".", self, ".")
 	binaries := filepath.Join(dir, "bin")
 	if err := os.Mkdir(binaries, 0o755); err != nil {
 		t.Fatal(err)

@@ -353,9 +353,7 @@ func fetchFrom(node *cluster.Node, address string) (string, error) {
 // cluster. Coming up and going down are what the test itself is about.
 func testDocumentedCommands(t *testing.T, c *cluster.Cluster) {
 	program := filepath.Join(t.TempDir(), "cluster")
-	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, "./cmd/cluster").CombinedOutput(); err != nil {
-		t.Fatalf("build the command: %v: %s", err, out)
-	}
+	testenv.Build(t, ".", program, "./cmd/cluster")
 	document, err := os.ReadFile("../../docs/clusters.md")
 	if err != nil {
 		t.Fatal(err)

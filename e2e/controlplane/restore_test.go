@@ -39,11 +39,7 @@ func newShell(t *testing.T) *shell {
 	if err := os.Symlink(filepath.Join(filepath.Dir(kubeProgram(t)), "kubectl"), filepath.Join(s.bin, "kubectl")); err != nil {
 		t.Fatal(err)
 	}
-	build := exec.Command("go", "build", "-o", filepath.Join(s.bin, "heddle"), "../../cmd/heddle")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build heddle: %v\n%s", err, out)
-	}
+	testenv.Build(t, ".", s.bin, "../../cmd/heddle")
 	return s
 }
 

@@ -22,11 +22,7 @@ func (w *world) istio(account, role string, args ...string) string {
 	t := w.t
 	t.Helper()
 	dir := t.TempDir()
-	build := exec.Command("go", "build", "-o", dir+"/istio", ".")
-	build.Dir = "istio"
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build Istio's end: %v\n%s", err, out)
-	}
+	testenv.Build(t, "istio", dir+"/istio", ".")
 	cert := w.ca.SVID(t, account)
 	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
 	must(t, err)

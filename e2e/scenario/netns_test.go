@@ -22,6 +22,7 @@ import (
 	"github.com/heddle-mesh/heddle/e2e/testbed"
 	"github.com/heddle-mesh/heddle/e2e/wire"
 	"github.com/heddle-mesh/heddle/internal/kube"
+	"github.com/heddle-mesh/heddle/internal/testenv"
 )
 
 // meshYAML is what all scenarios share. The workloads are there for their nodes.
@@ -79,9 +80,7 @@ var _ World = (*netns)(nil)
 func newNetns(t *testing.T) *netns {
 	t.Helper()
 	w := &netns{t: t, workload: filepath.Join(t.TempDir(), "workload"), spaces: map[string]*space{}, given: 9}
-	if out, err := exec.Command("go", "build", "-trimpath", "-o", w.workload, "../product/workload").CombinedOutput(); err != nil {
-		t.Fatalf("build the workload: %v: %s", err, out)
-	}
+	testenv.Build(t, ".", w.workload, "../product/workload")
 	w.bed = testbed.Up(t, "../..", "scenarios", meshYAML)
 	return w
 }

@@ -38,17 +38,50 @@ type Bed struct {
 	Binaries string
 }
 
-// Build builds the programs into a folder, from the checkout at root.
+// Build puts the programs of the checkout at root into a folder, built once in
+// bin/testbed of the checkout: what is current there is not linked again.
 func Build(root, into string) error {
+	folder, err := filepath.Abs(filepath.Join(root, "bin", "testbed"))
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(folder, 0o755); err != nil {
+		return err
+	}
+	lock, err := os.OpenFile(filepath.Join(folder, ".lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return err
+	}
+	defer lock.Close() // and so unlocks
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		return fmt.Errorf("lock %s: %w", lock.Name(), err)
+	}
 	for _, program := range []string{"heddle", "heddle-agent", "heddle-operator"} {
-		cmd := exec.Command("go", "build", "-trimpath", "-o", filepath.Join(into, program), "./cmd/"+program)
+		// By its name, so that go build sees whether it is current.
+		cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(folder, program), "./cmd/"+program)
 		cmd.Dir = root
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("build %s: %w: %s", program, err, out)
 		}
+		if err := place(filepath.Join(folder, program), filepath.Join(into, program)); err != nil {
+			return err
+		}
 	}
 	return nil
+}
+
+// place links a program to where it is wanted, or copies it: a later build puts another
+// file in its place, and leaves this one alone.
+func place(program, at string) error {
+	if err := os.Link(program, at); err == nil {
+		return nil
+	}
+	data, err := os.ReadFile(program)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(at, data, 0o755)
 }
 
 // Up starts a mesh of the given name from YAML and takes it down at the test's

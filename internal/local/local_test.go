@@ -88,9 +88,7 @@ func programs(t *testing.T) (operator, agent string) {
 	t.Helper()
 	dir := t.TempDir()
 	operator, agent = filepath.Join(dir, "operator"), filepath.Join(dir, "agent")
-	if out, err := exec.Command("go", "build", "-o", operator, "../../cmd/heddle-operator").CombinedOutput(); err != nil {
-		t.Fatalf("build operator: %v: %s", err, out)
-	}
+	testenv.Build(t, ".", operator, "../../cmd/heddle-operator")
 	if err := os.WriteFile(agent, []byte("#!/bin/sh\nexec sleep 600\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}

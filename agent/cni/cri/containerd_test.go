@@ -211,11 +211,7 @@ func TestContainerd(t *testing.T) {
 	c := startContainerd(t)
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	program := filepath.Join(t.TempDir(), "heddle-cni")
-	build := exec.Command("go", "build", "-o", program, "github.com/heddle-mesh/heddle/cmd/heddle-cni")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	testenv.Build(t, ".", program, "github.com/heddle-mesh/heddle/cmd/heddle-cni")
 	installer, err := chain.New(chain.Config{
 		ConfDir: c.path("net.d"), BinDir: c.path("bin"), Program: program, Socket: c.path("cni.sock"), List: c.path("namespaces.json"), Log: log,
 	})

@@ -3,7 +3,6 @@ package measure
 import (
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -21,9 +20,7 @@ func up(t *testing.T) *world.World {
 	testenv.NeedRoot(t)
 	dir := t.TempDir()
 	self, binaries := filepath.Join(dir, "bench"), filepath.Join(dir, "bin")
-	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", self, "..").CombinedOutput(); err != nil {
-		t.Fatalf("build: %v: %s", err, out)
-	}
+	testenv.Build(t, ".", self, "..")
 	if err := errors.Join(os.Mkdir(binaries, 0o755), testbed.Build("../../..", binaries)); err != nil {
 		t.Fatal(err)
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
@@ -24,9 +23,7 @@ func up(t *testing.T, subject string) *World {
 	testenv.NeedRoot(t)
 	dir := t.TempDir()
 	self := filepath.Join(dir, "bench")
-	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", self, "..").CombinedOutput(); err != nil {
-		t.Fatalf("build: %v: %s", err, out)
-	}
+	testenv.Build(t, ".", self, "..")
 	binaries := filepath.Join(dir, "bin")
 	if err := os.Mkdir(binaries, 0o755); err != nil {
 		t.Fatal(err)
