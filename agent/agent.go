@@ -21,8 +21,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
+	"github.com/heddle-mesh/heddle/agent/descriptors"
 	"github.com/heddle-mesh/heddle/agent/dns"
 	"github.com/heddle-mesh/heddle/agent/engine"
 	"github.com/heddle-mesh/heddle/agent/enroll"
@@ -145,11 +145,11 @@ func (a *Agent) build(ctx context.Context, l *life) (p *parts, err error) {
 			return p, fmt.Errorf("make directory: %w", err)
 		}
 	}
-	files, err := raiseFileLimit()
+	files, err := descriptors.RaiseLimit()
 	if err != nil {
 		return p, err
 	}
-	cfg.Budget.Sockets = socketBudget(files)
+	cfg.Budget.Sockets = descriptors.ForSockets(files)
 	p.engine = engine.New(cfg.Engine, cfg.Crypto, cfg.Log)
 	_, p.moves = p.engine.(hbone.Mover)
 	if p.succession, err = a.succeed(ctx, p); err != nil {
@@ -319,30 +319,4 @@ func named(what string, err error) error {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	return nil
-}
-
-// raiseFileLimit lifts the soft limit of open descriptors to the hard one.
-func raiseFileLimit() (uint64, error) {
-	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		return 0, fmt.Errorf("read the limit of open files: %w", err)
-	}
-	if limit.Cur < limit.Max {
-		limit.Cur = limit.Max
-		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-			return 0, fmt.Errorf("raise the limit of open files: %w", err)
-		}
-	}
-	return limit.Cur, nil
-}
-
-// socketBudget is how many sockets of connections fit into the limit of open
-// descriptors: the rest is kept for pipes, tunnels, listeners, maps, and the up to
-// 512 sockets that are made ahead in pods.
-func socketBudget(files uint64) int {
-	const kept = 4096
-	if files <= 2*kept {
-		return int(files / 2)
-	}
-	return int(min(files-kept, 1<<20))
 }
