@@ -21,8 +21,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
+	"github.com/heddle-mesh/heddle/agent/descriptors"
 	"github.com/heddle-mesh/heddle/agent/dns"
 	"github.com/heddle-mesh/heddle/agent/engine"
 	"github.com/heddle-mesh/heddle/agent/enroll"
@@ -32,6 +32,7 @@ import (
 	"github.com/heddle-mesh/heddle/agent/report"
 	"github.com/heddle-mesh/heddle/agent/tidy"
 	"github.com/heddle-mesh/heddle/agent/uplink"
+	"github.com/heddle-mesh/heddle/agent/workloadapi"
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/internal/admin"
 	"github.com/heddle-mesh/heddle/internal/flow"
@@ -64,11 +65,11 @@ type parts struct {
 	uplink          *uplink.Uplink
 	newPods         *newPods // nil without a container runtime
 	engine          engine.Engine
-	moves           bool // the engine can give its connections away
 	ring            *flow.Ring
 	history         *history.History // nil for none
 	drops           *flow.Drops
 	proxy           *proxy.Proxy
+	svids           *workloadapi.Server
 	pods            *enroll.Reconciler
 	watch           *pausable // the kernel
 	report          *report.Report
@@ -77,6 +78,12 @@ type parts struct {
 	registry        *prometheus.Registry
 	handOver        atomic.Pointer[meshpb.HandOver]
 	life            *life
+}
+
+// moves reports whether the engine can give its connections away.
+func (p *parts) moves() bool {
+	_, ok := p.engine.(hbone.Mover)
+	return ok
 }
 
 // Run is the agent's life. When ctx ends it stops taking connections, drains
@@ -145,13 +152,12 @@ func (a *Agent) build(ctx context.Context, l *life) (p *parts, err error) {
 			return p, fmt.Errorf("make directory: %w", err)
 		}
 	}
-	files, err := raiseFileLimit()
+	files, err := descriptors.RaiseLimit()
 	if err != nil {
 		return p, err
 	}
-	cfg.Budget.Sockets = socketBudget(files)
+	cfg.Budget.Sockets = descriptors.ForSockets(files)
 	p.engine = engine.New(cfg.Engine, cfg.Crypto, cfg.Log)
-	_, p.moves = p.engine.(hbone.Mover)
 	if p.succession, err = a.succeed(ctx, p); err != nil {
 		return p, err
 	}
@@ -208,7 +214,8 @@ func (a *Agent) wire(cfg Config, p *parts, files uint64) (err error) {
 	})
 	var datapath enroll.Datapath = p.kernel
 	names := dns.New(dns.Config{Store: store, Flows: p.drops, Registry: p.registry, Log: cfg.Log})
-	var server enroll.Server = p.kernel.Answering(p.proxy, names)
+	p.svids = workloadapi.New(workloadapi.Config{Node: cfg.Node, Store: store, Identities: p.uplink.Given(), Registry: p.registry, Log: cfg.Log})
+	var server enroll.Server = p.kernel.Answering(p.proxy, names, p.svids)
 	if p.succession != nil {
 		careful := cautious{p.kernel, server, p.succession, store}
 		datapath, server = careful, careful
@@ -225,7 +232,7 @@ func (a *Agent) wire(cfg Config, p *parts, files uint64) (err error) {
 	p.watch = newPausable(func(ctx context.Context) error { return p.kernel.Run(ctx, store, p.drops, p.pods.Gone) })
 	p.report = &report.Report{
 		Node: cfg.Node, Version: cfg.Version, Started: time.Now(), Uplink: p.uplink, Datapath: p.kernel.Pods(),
-		Enrolments: p.pods, Carrier: p.proxy, MaxFiles: files, Engine: cfg.Engine, Crypto: engine.Describe(cfg.Engine, cfg.Crypto), HandOver: p.handOver.Load, History: p.history.Problem, Kubelet: p.kernel.Kubelet(), Drift: p.kernel.Drift(), NameServers: names.Checks,
+		Enrolments: p.pods, Carrier: p.proxy, MaxFiles: files, Engine: cfg.Engine, Crypto: engine.Describe(cfg.Engine, cfg.Crypto), HandOver: p.handOver.Load, History: p.history.Problem, Kubelet: p.kernel.Kubelet(), Drift: p.kernel.Drift(), NameServers: names.Checks, WorkloadAPI: p.svids.Checks,
 	}
 	p.admin, err = admin.NewServer(admin.Config{Node: cfg.Node, Socket: cfg.AdminSocket, Ring: p.ring, History: p.history, Agent: p.report, Log: cfg.Log})
 	if err != nil {
@@ -268,6 +275,7 @@ func (a *Agent) run(ctx context.Context, p *parts) error {
 	group.Go(func() error { return named("follow the operator", p.uplink.Run(support)) })
 	group.Go(func() error { return named("run the proxy", p.proxy.Run(support)) })
 	group.Go(func() error { p.drops.Run(support); return nil })
+	group.Go(func() error { p.svids.Run(support); return nil })
 	group.Go(func() error { p.newPods.follow(support); return nil })
 	group.Go(func() error { tidy.Run(support, a.cfg.Log); return nil })
 	p.life.carries(p)
@@ -319,30 +327,4 @@ func named(what string, err error) error {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	return nil
-}
-
-// raiseFileLimit lifts the soft limit of open descriptors to the hard one.
-func raiseFileLimit() (uint64, error) {
-	var limit unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-		return 0, fmt.Errorf("read the limit of open files: %w", err)
-	}
-	if limit.Cur < limit.Max {
-		limit.Cur = limit.Max
-		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
-			return 0, fmt.Errorf("raise the limit of open files: %w", err)
-		}
-	}
-	return limit.Cur, nil
-}
-
-// socketBudget is how many sockets of connections fit into the limit of open
-// descriptors: the rest is kept for pipes, tunnels, listeners, maps, and the up to
-// 512 sockets that are made ahead in pods.
-func socketBudget(files uint64) int {
-	const kept = 4096
-	if files <= 2*kept {
-		return int(files / 2)
-	}
-	return int(min(files-kept, 1<<20))
 }

@@ -88,7 +88,7 @@ func (a *Agent) succeed(ctx context.Context, p *parts) (*succession, error) {
 		return nil, a.alone(ctx, p)
 	}
 	cfg := handover.SuccessorConfig{
-		Socket: a.handoverSocket(), Self: a.self(p.moves), Versions: a.cfg.seam.versions, Mortal: true,
+		Socket: a.handoverSocket(), Self: a.self(p.moves()), Versions: a.cfg.seam.versions, Mortal: true,
 		Drain: mode == TakeOverAuto || mode == TakeOverDrain, Log: a.cfg.Log,
 	}
 	s, err := handover.Dial(ctx, cfg)

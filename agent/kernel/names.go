@@ -3,10 +3,14 @@ package kernel
 import (
 	"context"
 	"errors"
+	"net"
+	"sync"
 
 	"github.com/heddle-mesh/heddle/agent/dns"
 	"github.com/heddle-mesh/heddle/agent/podnet"
+	"github.com/heddle-mesh/heddle/agent/podnet/listener"
 	"github.com/heddle-mesh/heddle/agent/proxy"
+	"github.com/heddle-mesh/heddle/agent/workloadapi"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
@@ -16,15 +20,17 @@ type Server interface {
 }
 
 // Answering returns a Server that does what s does, and has the pod's DNS queries
-// answered, whenever they are captured, while its connections are carried, and while
-// they drain: what is still open may look up names.
-func (d *Datapath) Answering(s Server, names *dns.Server) Server {
-	return answering{Server: s, names: names, datapath: d}
+// answered, whenever they are captured, and its SVID given to it, whenever it asks for
+// that, while its connections are carried, and while they drain: what is still open may
+// look up names.
+func (d *Datapath) Answering(s Server, names *dns.Server, svids *workloadapi.Server) Server {
+	return answering{Server: s, names: names, svids: svids, datapath: d}
 }
 
 type answering struct {
 	Server
 	names    *dns.Server
+	svids    *workloadapi.Server
 	datapath *Datapath
 }
 
@@ -36,15 +42,28 @@ func (s answering) Serve(ctx context.Context, pod proxy.Pod) error {
 			stop() // another agent answers from the same sockets
 		}
 	})()
-	answered := make(chan struct{})
-	go func() {
-		defer close(answered)
-		s.answer(until, pod.Key)
-	}()
+	var answered sync.WaitGroup
+	answered.Go(func() { s.answer(until, pod.Key) })
+	answered.Go(func() { s.give(until, pod.Key) })
 	err := s.Server.Serve(ctx, pod)
 	stop()
-	<-answered
+	answered.Wait()
 	return err
+}
+
+// give has an enrolled workload given its SVID until ctx is done.
+func (s answering) give(ctx context.Context, key mesh.Key) {
+	pod, ok := s.datapath.node.Pods()[podnet.Name(key)]
+	if !ok {
+		return
+	}
+	s.svids.Serve(ctx, workloadapi.Pod{Key: key, Listen: func(ctx context.Context) (ln net.Listener, err error) {
+		err = pod.Within(func() (err error) {
+			ln, err = listener.OpenLocal(ctx, workloadapi.Port)
+			return err
+		})
+		return ln, err
+	}})
 }
 
 // answer has the queries of an enrolled workload answered whenever they are

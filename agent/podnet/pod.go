@@ -66,6 +66,9 @@ func (p *Pod) Kernel(fn func(*bpf.Pod) error) error {
 	return fn(p.kernel)
 }
 
+// Within runs fn on a thread inside the pod's network namespace: see netns.Namespace.Do.
+func (p *Pod) Within(fn func() error) error { return p.ns.Do(fn) }
+
 // Check says what has become wrong with the pod since it was enrolled: a gate
 // that is displaced or made blind, rules that somebody removed, a second way
 // out. The error says the remedy.

@@ -56,6 +56,8 @@ type Report struct {
 	History func() string
 	// NameServers says how the DNS servers fare that captured pods ask.
 	NameServers func() []*meshpb.Check
+	// WorkloadAPI says which pods are given their SVIDs, and which cannot be.
+	WorkloadAPI func() []*meshpb.Check
 }
 
 // Connections implements admin.Agent.
@@ -176,6 +178,7 @@ func (r *Report) checks() []*meshpb.Check {
 	}
 	pods := r.Datapath.Pods()
 	checks = append(checks, r.names(pods)...)
+	checks = append(checks, r.WorkloadAPI()...)
 	for _, s := range r.Enrolments.Status() {
 		check := &meshpb.Check{Name: "gate of " + s.Key.String(), Ok: true, Detail: "in place"}
 		pod, ok := pods[podnet.Name(s.Key)]
@@ -251,12 +254,17 @@ func (r *Report) Prove(_ context.Context, workload string) (*meshpb.ProveRespons
 	return response, nil
 }
 
-// CertificateLives returns the time until expiry of each SVID, by identity.
+// CertificateLives returns the time until expiry of each SVID, by identity; of an
+// identity that has one for tunnels and one that is given to pods, the shorter.
 func (r *Report) CertificateLives() map[string]time.Duration {
 	lives := map[string]time.Duration{}
-	for _, s := range r.Uplink.Source().Statuses() {
-		if !s.NotAfter.IsZero() {
-			lives[s.ID.String()] = time.Until(s.NotAfter)
+	for _, s := range append(r.Uplink.Source().Statuses(), r.Uplink.Given().Statuses()...) {
+		if s.NotAfter.IsZero() {
+			continue
+		}
+		left, id := time.Until(s.NotAfter), s.ID.String()
+		if other, ok := lives[id]; !ok || left < other {
+			lives[id] = left
 		}
 	}
 	return lives

@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/heddle-mesh/heddle/internal/discovery"
@@ -51,6 +52,7 @@ type Config struct {
 type Uplink struct {
 	node   *nodeauth.Node
 	source *identity.Source
+	given  *identity.Source
 	client *discovery.Client
 	trust  *trustfeed.Follower
 	store  *mesh.Store
@@ -99,8 +101,11 @@ func (u *Uplink) prepare(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
+	if u.given, err = u.prepareGiven(ctx, cfg, bundle); err != nil {
+		return err
+	}
 	u.trust, err = trustfeed.NewFollower(trustfeed.FollowerConfig{
-		TrustDomain: u.node.TrustDomain(), Conn: u.node.Conn(), Node: u.node.Source(), Workloads: u.source, Logger: cfg.Log,
+		TrustDomain: u.node.TrustDomain(), Conn: u.node.Conn(), Node: u.node.Source(), Workloads: u.source, Given: u.given, Logger: cfg.Log,
 	})
 	if err != nil {
 		return err
@@ -115,11 +120,23 @@ func (u *Uplink) prepare(ctx context.Context, cfg Config) error {
 	return err
 }
 
+// prepareGiven makes the Source of what pods are given. Its keys are others than the
+// tunnel's: what a pod has of its own must not open what the agent carries for it.
+func (u *Uplink) prepareGiven(ctx context.Context, cfg Config, bundle *x509bundle.Bundle) (*identity.Source, error) {
+	keys, err := keystore.Open(ctx, keystore.Config{Dir: filepath.Join(cfg.KeyDir, "workload-api"), Logger: cfg.Log})
+	if err != nil {
+		return nil, err
+	}
+	return identity.NewSource(identity.SourceConfig{
+		TrustDomain: u.node.TrustDomain(), Signer: u.node, Keys: keys, Bundle: bundle, Logger: cfg.Log.With("for", "workload-api"),
+	})
+}
+
 // Run streams the configuration, follows the authority, and renews certificates
 // until ctx is done.
 func (u *Uplink) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
-	for _, run := range []func(context.Context) error{u.node.Run, u.source.Run, u.trust.Run, u.client.Run} {
+	for _, run := range []func(context.Context) error{u.node.Run, u.source.Run, u.given.Run, u.trust.Run, u.client.Run} {
 		group.Go(func() error {
 			if err := run(ctx); err != nil && ctx.Err() == nil {
 				return err
@@ -138,6 +155,10 @@ func (u *Uplink) Store() *mesh.Store { return u.store }
 
 // Source holds the workloads' SVIDs and the bundles.
 func (u *Uplink) Source() *identity.Source { return u.source }
+
+// Given holds the SVIDs that pods are given with their keys, by the Workload API, and
+// the bundles. No tunnel uses them.
+func (u *Uplink) Given() *identity.Source { return u.given }
 
 // Discovery is the client that fills the Store, for its status.
 func (u *Uplink) Discovery() *discovery.Client { return u.client }

@@ -48,7 +48,7 @@ metadata: {name: plain}
 ---
 apiVersion: heddle.dev/v1alpha1
 kind: Workload
-metadata: {namespace: shop, name: client}
+metadata: {namespace: shop, name: client, labels: {heddle.dev/workload-api: enabled}}
 spec: {node: n1, serviceAccount: client, addresses: ["10.244.1.10"], networkNamespace: /run/netns/heddle-interop-client}
 ---
 apiVersion: heddle.dev/v1alpha1
@@ -58,7 +58,7 @@ spec: {node: n1, serviceAccount: envoy, addresses: ["10.244.1.90"], networkNames
 ---
 apiVersion: heddle.dev/v1alpha1
 kind: Workload
-metadata: {namespace: shop, name: server}
+metadata: {namespace: shop, name: server, labels: {heddle.dev/workload-api: enabled}}
 spec: {node: n2, serviceAccount: server, addresses: ["10.244.2.10"], networkNamespace: /run/netns/heddle-interop-server}
 ---
 apiVersion: heddle.dev/v1alpha1
@@ -70,7 +70,7 @@ spec: {node: n3, serviceAccount: foreign, addresses: ["10.244.3.10"], networkNam
 func meshObjects(foreign string) string { return strings.ReplaceAll(meshYAML, "%MESH%", foreign) }
 
 // TestMesh puts Envoy in the place of a peer of agents that run, with SVIDs of
-// the mesh's own authority.
+// the mesh's own authority, and has two SPIFFE libraries talk to each other.
 func TestMesh(t *testing.T) {
 	testenv.NeedRoot(t)
 	m := &meshWorld{Bed: testbed.Up(t, "../..", meshName, meshObjects("disabled"))}
@@ -80,6 +80,7 @@ func TestMesh(t *testing.T) {
 	must(t, err)
 	t.Run("from Envoy", m.fromEnvoy)
 	t.Run("to Envoy", m.toEnvoy)
+	t.Run("two libraries", m.twoLibraries) // last: it begins a rotation
 }
 
 // meshWorld is a mesh that runs, and its authority.

@@ -67,6 +67,23 @@ func Open(ctx context.Context, family int, port uint16, mark uint32) (*net.TCPLi
 	return tcp, nil
 }
 
+// OpenLocal listens on a port of 127.0.0.1, in the network namespace of the calling
+// thread, for the pod's own processes: the kernel leads nothing else there. It has no
+// mark, and takes no address but its own.
+func OpenLocal(ctx context.Context, port uint16) (net.Listener, error) {
+	var config net.ListenConfig
+	config.SetMultipathTCP(false)
+	addr := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port)
+	ln, err := config.Listen(ctx, "tcp4", addr.String())
+	if errors.Is(err, unix.EADDRINUSE) {
+		return nil, fmt.Errorf("port %d is in use in the pod: %w", port, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", addr, err)
+	}
+	return ln, nil
+}
+
 // prepare sets what a listener and all it accepts need. The mark leads
 // answers out by the main table, past the redirect rule.
 func prepare(fd, family int, mark uint32) error {

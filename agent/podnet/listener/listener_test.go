@@ -1,6 +1,7 @@
 package listener
 
 import (
+	"errors"
 	"net"
 	"testing"
 	"time"
@@ -60,4 +61,29 @@ func TestAdopt(t *testing.T) {
 	if _, err := Adopt(0, unix.AF_INET, 0x100); err == nil {
 		t.Error("what is no socket was adopted")
 	}
+}
+
+// TestOpenLocal: it listens on the namespace's 127.0.0.1 alone, and says so when the port
+// is another program's.
+func TestOpenLocal(t *testing.T) {
+	testenv.NeedRoot(t)
+	ns := testenv.NewNetNS(t, "local")
+	var l net.Listener
+	ns.Must(t, func() (err error) { l, err = OpenLocal(t.Context(), 4321); return err })
+	defer l.Close()
+	if got := l.Addr().String(); got != "127.0.0.1:4321" {
+		t.Errorf("listens on %s", got)
+	}
+	err := ns.Do(func() error { _, err := OpenLocal(t.Context(), 4321); return err })
+	if !errors.Is(err, unix.EADDRINUSE) {
+		t.Errorf("a second one: %v", err)
+	}
+	var c net.Conn
+	ns.Must(t, func() (err error) { c, err = net.DialTimeout("tcp", "127.0.0.1:4321", 2*time.Second); return err })
+	defer c.Close()
+	accepted, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	accepted.Close()
 }

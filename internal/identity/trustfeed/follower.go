@@ -40,14 +40,16 @@ const (
 	askOlder = time.Minute
 )
 
-// FollowerConfig says what a Follower follows. All fields but Logger are needed.
+// FollowerConfig says what a Follower follows. All fields but Given and Logger are needed.
 type FollowerConfig struct {
 	TrustDomain spiffeid.TrustDomain
 	// Conn is to the operator, as this node. It stays its owner's.
 	Conn grpc.ClientConnInterface
 	// Node and Workloads are what trusts and holds.
 	Node, Workloads *identity.Source
-	Logger          *slog.Logger
+	// Given holds what pods are given keys of, by the Workload API; nil for none.
+	Given  *identity.Source
+	Logger *slog.Logger
 }
 
 // Follower makes Sources follow the operator's authority, and reports what they
@@ -69,6 +71,15 @@ func NewFollower(cfg FollowerConfig) (*Follower, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	return &Follower{cfg: cfg}, nil
+}
+
+// sources are those that follow, and are reported of.
+func (f *Follower) sources() []*identity.Source {
+	all := []*identity.Source{f.cfg.Node, f.cfg.Workloads}
+	if f.cfg.Given != nil {
+		all = append(all, f.cfg.Given)
+	}
+	return all
 }
 
 // Run follows until ctx is done, and returns nil. While the operator is away, what
@@ -135,7 +146,11 @@ func (f *Follower) take(update *meshpb.TrustUpdate) error {
 	f.taking.Lock()
 	defer f.taking.Unlock()
 	f.issuer = sha256.Sum256(trust.Issuer.Raw)
-	return errors.Join(f.cfg.Node.Follow(trust), f.cfg.Workloads.Follow(trust))
+	var errs []error
+	for _, s := range f.sources() {
+		errs = append(errs, s.Follow(trust))
+	}
+	return errors.Join(errs...)
 }
 
 // parseUpdate checks an update's bounds.
@@ -185,6 +200,10 @@ func (f *Follower) report(ctx context.Context, stream grpc.BidiStreamingClient[m
 	}
 	for {
 		node, workloads := f.cfg.Node.Changed(), f.cfg.Workloads.Changed()
+		var given <-chan struct{} // nil, which never is ready, without it
+		if f.cfg.Given != nil {
+			given = f.cfg.Given.Changed()
+		}
 		if err := stream.Send(f.holdings()); err != nil {
 			return err
 		}
@@ -201,6 +220,7 @@ func (f *Follower) report(ctx context.Context, stream grpc.BidiStreamingClient[m
 		case <-taken:
 		case <-node:
 		case <-workloads:
+		case <-given:
 		}
 	}
 }
@@ -212,7 +232,8 @@ func (f *Follower) holdings() *meshpb.TrustReport {
 	defer f.taking.Unlock()
 	report := &meshpb.TrustReport{}
 	trusted := map[[sha256.Size]byte]int{}
-	for _, s := range []*identity.Source{f.cfg.Node, f.cfg.Workloads} {
+	sources := f.sources()
+	for _, s := range sources {
 		roots, all := s.Holdings()
 		for _, root := range roots {
 			trusted[sha256.Sum256(root.Raw)]++
@@ -222,13 +243,15 @@ func (f *Follower) holdings() *meshpb.TrustReport {
 		}
 	}
 	for sum, n := range trusted {
-		if n == 2 {
+		if n == len(sources) {
 			report.Roots = append(report.Roots, sum[:])
 		}
 	}
 	slices.SortFunc(report.Roots, slices.Compare)
 	f.bound(report)
-	slices.SortFunc(report.Certificates, func(a, b *meshpb.HeldCertificate) int { return cmp.Compare(a.GetIdentity(), b.GetIdentity()) })
+	slices.SortFunc(report.Certificates, func(a, b *meshpb.HeldCertificate) int {
+		return cmp.Or(cmp.Compare(a.GetIdentity(), b.GetIdentity()), cmp.Compare(a.GetSerial(), b.GetSerial()))
+	})
 	return report
 }
 

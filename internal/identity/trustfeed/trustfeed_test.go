@@ -103,14 +103,14 @@ func TestFollow(t *testing.T) {
 		}
 		return s
 	}
-	node, workloads := source("/node/n1"), source("/ns/shop/sa/web", "/ns/shop/sa/db")
-	follower, err := NewFollower(FollowerConfig{TrustDomain: td, Conn: conn, Node: node, Workloads: workloads})
+	node, workloads, given := source("/node/n1"), source("/ns/shop/sa/web", "/ns/shop/sa/db"), source("/ns/shop/sa/web")
+	follower, err := NewFollower(FollowerConfig{TrustDomain: td, Conn: conn, Node: node, Workloads: workloads, Given: given})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	var all sync.WaitGroup
-	for _, run := range []func(context.Context) error{node.Run, workloads.Run, follower.Run} {
+	for _, run := range []func(context.Context) error{node.Run, workloads.Run, given.Run, follower.Run} {
 		all.Go(func() {
 			if err := run(ctx); err != nil {
 				t.Error(err)
@@ -128,7 +128,7 @@ func TestFollow(t *testing.T) {
 		issuer := sha256.Sum256(signs.Signing().Raw)
 		testenv.Eventually(t, 10*time.Second, what, func() bool {
 			reports := server.Reports()
-			if len(reports) != 1 || !reports[0].Connected || len(reports[0].Report.GetCertificates()) != 3 {
+			if len(reports) != 1 || !reports[0].Connected || len(reports[0].Report.GetCertificates()) != 4 {
 				return false
 			}
 			return slices.EqualFunc(reports[0].Report.GetRoots(), want, bytes.Equal) &&

@@ -1,0 +1,187 @@
+package workloadapi
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
+	"golang.org/x/time/rate"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/heddle-mesh/heddle/internal/mesh"
+)
+
+// Bounds of a connection. No request of the X.509 profile has content; one of the JWT
+// profile, which is refused, is at most a token.
+const (
+	maxRequestBytes = 16 << 10
+	maxHeaderBytes  = 8 << 10
+	bufferBytes     = 4 << 10
+	handshakeWithin = 5 * time.Second
+	idleConnection  = 10 * time.Minute
+	penalty         = time.Second
+	// A client that is stopped, or gone without a word, is found out by pings.
+	pingAfter, pingWithin, pingsAtMost = time.Minute, 20 * time.Second, 10 * time.Second
+)
+
+// header is the metadata that each request must have: a client that was led here by an
+// attacker's URL does not send it (SPIFFE Workload Endpoint, section 3).
+const header, headerValue = "workload.spiffe.io", "true"
+
+// endpoint answers one pod. Its streams end when ended is done.
+type endpoint struct {
+	workload.UnimplementedSpiffeWorkloadAPIServer
+	*Server
+	key     mesh.Key
+	ended   context.Context
+	streams chan struct{} // a token for each that is open
+	begin   *rate.Limiter
+}
+
+// answer serves a pod at its listener, which it closes, until ctx is done, or the
+// listener fails.
+func (s *Server) answer(ctx context.Context, key mesh.Key, listener net.Listener) error {
+	e := &endpoint{
+		Server: s, key: key, ended: ctx, streams: make(chan struct{}, s.cfg.Limits.Streams),
+		begin: rate.NewLimiter(rate.Limit(s.cfg.Limits.Rate), s.cfg.Limits.Rate),
+	}
+	g := grpc.NewServer(
+		grpc.MaxRecvMsgSize(maxRequestBytes), grpc.MaxHeaderListSize(maxHeaderBytes),
+		grpc.ReadBufferSize(bufferBytes), grpc.WriteBufferSize(bufferBytes),
+		grpc.MaxConcurrentStreams(uint32(s.cfg.Limits.Streams)), grpc.ConnectionTimeout(handshakeWithin), grpc.WaitForHandlers(true),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleConnection, Time: pingAfter, Timeout: pingWithin}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingsAtMost, PermitWithoutStream: true}),
+		grpc.UnaryInterceptor(func(ctx context.Context, request any, _ *grpc.UnaryServerInfo, call grpc.UnaryHandler) (answer any, err error) {
+			err = e.within(ctx, func() error { answer, err = call(ctx, request); return err })
+			return answer, err
+		}),
+		grpc.StreamInterceptor(func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, call grpc.StreamHandler) error {
+			return e.within(stream.Context(), func() error { return call(srv, stream) })
+		}),
+		// Or it would not go through the above.
+		grpc.UnknownServiceHandler(func(any, grpc.ServerStream) error {
+			return status.Error(codes.Unimplemented, "only the SPIFFE Workload API is served here")
+		}),
+	)
+	workload.RegisterSpiffeWorkloadAPIServer(g, e)
+	served := make(chan error, 1)
+	go func() {
+		served <- g.Serve(&bounded{Listener: listener, limits: e, open: make(chan struct{}, s.cfg.Limits.Connections)})
+	}()
+	var err error
+	select {
+	case <-ctx.Done():
+		late := time.AfterFunc(ending, g.Stop)
+		g.GracefulStop()
+		late.Stop()
+		<-served
+	case err = <-served:
+		err = errors.Join(errors.New("its listener has failed"), err)
+	}
+	g.Stop() // nothing is left to stop after a graceful one
+	return err
+}
+
+// within does what a request asks for, if it may.
+func (e *endpoint) within(ctx context.Context, do func() error) error {
+	err := e.admit(ctx, do)
+	e.metrics.count(err)
+	return err
+}
+
+func (e *endpoint) admit(ctx context.Context, do func() error) error {
+	if !e.begin.Allow() {
+		e.penalty()
+		return status.Errorf(codes.ResourceExhausted, "more than %d requests of the pod in a second", e.cfg.Limits.Rate)
+	}
+	md, _ := metadata.FromIncomingContext(ctx)
+	if v := md.Get(header); len(v) != 1 || v[0] != headerValue {
+		return status.Errorf(codes.InvalidArgument, "security header missing: a request of the Workload API has the metadata %s: %s", header, headerValue)
+	}
+	select {
+	case e.streams <- struct{}{}:
+	default:
+		return status.Errorf(codes.ResourceExhausted, "the pod has %d streams open, which is as many as it can have", e.cfg.Limits.Streams)
+	}
+	e.metrics.streams.Inc()
+	defer func() {
+		<-e.streams
+		e.metrics.streams.Dec()
+	}()
+	return do()
+}
+
+// penalty keeps the place of a request that is too many, whether or not its client still
+// wants it: refusals cost time, too, and a connection has so many places.
+func (e *endpoint) penalty() {
+	timer := time.NewTimer(penalty)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-e.ended.Done():
+	}
+}
+
+// bounded accepts what comes by loopback, as many at a time as a pod may have; what is
+// over is closed.
+type bounded struct {
+	net.Listener
+	limits *endpoint
+	open   chan struct{}
+}
+
+// Accept implements net.Listener.
+func (b *bounded) Accept() (net.Conn, error) {
+	for {
+		conn, err := b.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		// The listener's address is loopback's, and the gate lets nothing in that is
+		// for it: this is the second wall.
+		if !local(conn.RemoteAddr()) || !local(conn.LocalAddr()) {
+			b.limits.metrics.outcomes.WithLabelValues(string(foreign)).Inc()
+			_ = conn.Close() // it is nobody's
+			continue
+		}
+		if !b.limits.begin.Allow() {
+			b.refuse(conn)
+			continue
+		}
+		select {
+		case b.open <- struct{}{}:
+			return &counted{Conn: conn, leave: sync.OnceFunc(func() { <-b.open })}, nil
+		default:
+			b.refuse(conn)
+		}
+	}
+}
+
+func (b *bounded) refuse(conn net.Conn) {
+	b.limits.metrics.outcomes.WithLabelValues(string(overBudget)).Inc()
+	_ = conn.Close() // the client tries again
+}
+
+func local(a net.Addr) bool {
+	tcp, ok := a.(*net.TCPAddr)
+	return ok && tcp.IP.IsLoopback()
+}
+
+// counted is a connection that makes room when it is closed.
+type counted struct {
+	net.Conn
+	leave func()
+}
+
+// Close implements net.Conn.
+func (c *counted) Close() error {
+	c.leave()
+	return c.Conn.Close()
+}
