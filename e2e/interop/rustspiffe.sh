@@ -9,6 +9,6 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 command -v cargo >/dev/null || { echo "rustspiffe.sh: cargo is needed, of Rust 1.88 or newer" >&2; exit 1; }
 target="$(cd "$here/../.." && pwd)/.cache/rustspiffe"
-cargo build --quiet --release --locked --manifest-path "$here/rustspiffe/Cargo.toml" --target-dir "$target"
+cargo build --quiet --release --manifest-path "$here/rustspiffe/Cargo.toml" --target-dir "$target"
 cd "$here"
 exec go test -count=1 -run '^TestMesh$' -v . -rust-client "$target/release/workload_api"
