@@ -393,6 +393,39 @@ func TestStatusesAndEvents(t *testing.T) {
 	}
 }
 
+// TestAnOversizedMesh: a Mesh that is more than a message holds stops nothing; its status
+// and an event say what of it is not in force.
+func TestAnOversizedMesh(t *testing.T) {
+	s := newCluster(t)
+	var revoked []any
+	for i := range 4096 {
+		revoked = append(revoked, fmt.Sprintf("spiffe://test.example/ns/shop/sa/%0250d", i))
+	}
+	s.Put(t, heddle+"/meshes", object{"apiVersion": "heddle.dev/v1alpha1", "kind": "Mesh", "metadata": meta("", "default", nil),
+		"spec": object{"trustDomain": "test.example", "clusterRanges": []any{"10.0.0.0/8"}, "revokedIdentities": revoked}})
+	r := startReplica(t, s, "heddle-operator-0")
+	r.awaitReady(t)
+	a := r.agent(t, r.mustJoin(t, s, "n1"), "n1")
+	a.await(t, "pods arrive", has("api"))
+	s.Put(t, core+"/namespaces/shop/pods", podObject("shop", "late", "n2", "10.0.0.3"))
+	a.await(t, "and what comes later", has("late"))
+	if v := a.store.View(); !v.Revoked(spiffeid.RequireFromString(revoked[0].(string))) || v.Revoked(spiffeid.RequireFromString(revoked[4095].(string))) {
+		t.Error("an agent is not told of as many as it takes")
+	}
+	const says = "come to more than agents take: "
+	testenv.Eventually(t, 15*time.Second, "the Mesh's status says so", func() bool {
+		return strings.Contains(condition(s.Get(heddle+"/meshes", "default"), v1alpha1.ConditionAccepted), "False Invalid: spec.revokedIdentities: "+says)
+	})
+	testenv.Eventually(t, 15*time.Second, "an event says so", func() bool {
+		for _, e := range s.List("events") {
+			if e["involvedObject"].(map[string]any)["kind"] == "Mesh" {
+				return strings.Contains(e["message"].(string), says)
+			}
+		}
+		return false
+	})
+}
+
 func TestWithoutAMesh(t *testing.T) {
 	s := newCluster(t)
 	s.Delete(heddle+"/meshes", "default")

@@ -40,7 +40,7 @@ func (c *compiler) compileNetworkPolicies() {
 		s.place(np.Value)
 		about[netpolicy.Name{Namespace: np.Value.Namespace, Name: np.Value.Name}] = s
 		in.Policies = append(in.Policies, network.Policy{Object: np.Value, Report: func(field, remedy, text string) {
-			s.problem(field, remedy, "%s", text)
+			s.Problem(field, remedy, "%s", text)
 		}})
 	}
 	c.out.Network.Policies, c.out.Network.Sets = network.Compile(in)
@@ -59,6 +59,6 @@ func (s subject) warnUnpicked(p *netpolicy.Policy, pods []network.Pod) {
 		}
 	}
 	if len(p.Selector) > 0 {
-		s.warn("spec.podSelector", "compare with the labels of the workloads", "picks no workload of namespace %q", p.Namespace)
+		s.Warn("spec.podSelector", "compare with the labels of the workloads", "picks no workload of namespace %q", p.Namespace)
 	}
 }

@@ -220,6 +220,9 @@ type Settings struct {
 	EgressNamespaces map[string]EgressMode
 	// RevokedIdentities are refused, and their live connections ended.
 	RevokedIdentities []spiffeid.ID
+	// RevokedUntold are revoked too, and more than agents can be told of: the operator
+	// signs nothing for them. Empty at an agent.
+	RevokedUntold []spiffeid.ID
 }
 
 // Route says where one outbound connection goes.

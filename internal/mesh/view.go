@@ -172,8 +172,14 @@ func (v *View) OnNode(node string) []*Workload {
 	return nil
 }
 
-// Revoked reports whether an identity is on the deny-list.
+// Revoked reports whether an identity is on the deny-list of agents.
 func (v *View) Revoked(id spiffeid.ID) bool {
 	_, ok := v.revoked[id]
 	return ok
+}
+
+// Barred reports whether nothing may be signed for an identity: it is revoked, whether
+// agents are told of it or not.
+func (v *View) Barred(id spiffeid.ID) bool {
+	return v.Revoked(id) || slices.Contains(v.settings.RevokedUntold, id)
 }
