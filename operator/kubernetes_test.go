@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -391,6 +392,36 @@ func TestStatusesAndEvents(t *testing.T) {
 	if n := a.store.View().Network().Policies(); len(n) != 1 || n[0].Ingress == nil || len(n[0].Ingress.Rules) != 0 {
 		t.Errorf("network policies %v", n)
 	}
+}
+
+// TestExternalAddresses: what a load balancer has been given leads agents to the service,
+// as soon as it is said.
+func TestExternalAddresses(t *testing.T) {
+	s := newCluster(t)
+	services := core + "/namespaces/shop/services"
+	balanced := func(ingress ...any) object {
+		return object{"apiVersion": "v1", "kind": "Service", "metadata": meta("shop", "api", nil), "status": object{"loadBalancer": object{"ingress": ingress}},
+			"spec": object{"type": "LoadBalancer", "selector": object{"app": "api"}, "clusterIP": "10.96.0.1", "externalIPs": []any{"192.0.2.1"}, "ports": []any{object{"port": 80}}}}
+	}
+	s.Put(t, services, balanced())
+	r := startReplica(t, s, "heddle-operator-0")
+	r.awaitReady(t)
+	a := r.agent(t, r.mustJoin(t, s, "n1"), "n1")
+	leads := func(addr string, to bool) func(*mesh.View) bool {
+		return func(v *mesh.View) bool {
+			src, _ := v.Workload(mesh.Key{Namespace: "shop", Name: "web"})
+			route := v.Route(src, netip.MustParseAddrPort(addr+":80"))
+			return (route.Service != nil && len(route.Candidates) == 1 && route.Candidates[0].Name == "api") == to && v.Synced()
+		}
+	}
+	a.await(t, "the external IP leads to the service", leads("192.0.2.1", true))
+	if !leads("192.0.2.7", false)(a.store.View()) {
+		t.Error("an address of nobody's leads to the service")
+	}
+	s.Put(t, services, balanced(object{"ip": "192.0.2.7"}))
+	a.await(t, "the load balancer's address leads to the service", leads("192.0.2.7", true))
+	s.Put(t, services, balanced(object{"ip": "192.0.2.7", "ipMode": "Proxy"}))
+	a.await(t, "connections are to pass the load balancer", leads("192.0.2.7", false))
 }
 
 // TestAnOversizedMesh: a Mesh that is more than a message holds stops nothing; its status

@@ -58,9 +58,11 @@ func kubernetesResources() []resource {
 		{
 			group: corev1.SchemeGroupVersion, name: "services", example: &corev1.Service{},
 			trim: whole(func(_ *trim.Trimmer, s *corev1.Service) *corev1.Service {
-				return &corev1.Service{ObjectMeta: trimMeta(&s.ObjectMeta), Spec: s.Spec}
+				out := &corev1.Service{ObjectMeta: trimMeta(&s.ObjectMeta), Spec: s.Spec}
+				out.Status.LoadBalancer.Ingress = s.Status.LoadBalancer.Ingress
+				return out
 			}),
-			same: equal(func(s *corev1.Service) any { return [2]any{s.Labels, s.Spec} }),
+			same: equal(func(s *corev1.Service) any { return [3]any{s.Labels, s.Spec, s.Status.LoadBalancer.Ingress} }),
 			add:  add(func(o *kube.Objects) *[]kube.Sourced[corev1.Service] { return &o.Services }),
 		},
 		{

@@ -77,7 +77,7 @@ func keys(all []mesh.Key) (n int) {
 // Ports returns how many of a service's ports fit into one message beside its
 // endpoints, from the first on.
 func Ports(s *mesh.Service) int {
-	n := texts(s.Namespace, s.Name) + keys(s.Endpoints) + 6*entry + (16+entry)*len(s.Addresses)
+	n := texts(s.Namespace, s.Name) + keys(s.Endpoints) + 6*entry + (16+entry)*(len(s.Addresses)+len(s.External))
 	for i := range s.Ports {
 		n += texts(s.Ports[i].Name) + 3*entry + keys(s.Ports[i].Only)
 		for _, at := range s.Ports[i].Elsewhere {
