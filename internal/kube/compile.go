@@ -13,6 +13,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/api/v1alpha1"
 	"github.com/heddle-mesh/heddle/internal/kube/check"
+	"github.com/heddle-mesh/heddle/internal/kube/ports"
 	"github.com/heddle-mesh/heddle/internal/kube/problem"
 	"github.com/heddle-mesh/heddle/internal/kube/settings"
 	"github.com/heddle-mesh/heddle/internal/mesh"
@@ -125,6 +126,10 @@ type compiler struct {
 	hosts      map[string][]*Pod                        // those in their node's network, by namespace
 	external   map[netip.Addr]external
 	slices     map[mesh.Key][]*EndpointSlice // by service
+	written    struct {                      // see bySlices
+		svc *corev1.Service
+		*ports.Slices
+	}
 }
 
 // owner is the object that has something which no two may have.

@@ -172,6 +172,7 @@ func (s subject) servicePorts(svc *corev1.Service, endpoints []mesh.Key, enrolle
 			}
 		}
 	}
+	s.tooMuchWritten(svc)
 	if elsewhere > 2*fit.MaxEndpoints {
 		s.Problem("spec.ports", "let the workloads have one number under a name, or split the service",
 			"have %d endpoints under other numbers than most of their workloads have: those get no connections", elsewhere)
@@ -185,6 +186,17 @@ func (s subject) servicePorts(svc *corev1.Service, endpoints []mesh.Key, enrolle
 	return ports
 }
 
+// tooMuchWritten says of how many ports too much is said by slices.
+func (s subject) tooMuchWritten(svc *corev1.Service) {
+	if len(svc.Spec.Selector) > 0 {
+		return
+	}
+	if n := s.compiler.bySlices(svc).Refused(); n > 0 {
+		s.Problem("spec.ports", "let the slices of a service have the same ports, or let several services have them",
+			"%d are not there: what the service's slices say of its ports comes to more than %d endpoints", n, ports.MaxWork)
+	}
+}
+
 // target returns a port with what it leads to: the number at all endpoints or, in a
 // cluster, what stands at each of them for its name.
 func (s subject) target(field string, svc *corev1.Service, p *corev1.ServicePort, endpoints []mesh.Key, enrolled bool) (out mesh.ServicePort, ok bool) {
@@ -192,7 +204,10 @@ func (s subject) target(field string, svc *corev1.Service, p *corev1.ServicePort
 		out.TargetPort, ok = s.targetPort(field, p, enrolled)
 		return out, ok
 	}
-	numbers := s.compiler.numbers(svc, p, endpoints)
+	numbers, ok := s.compiler.numbers(svc, p, endpoints)
+	if !ok {
+		return out, false // said of all of them
+	}
 	if out.TargetPort = numbers.Target(); out.TargetPort == 0 {
 		out.TargetPort, ok = s.Port(field, p.Port) // any number: what has no endpoint is known to be a port, and refuses
 		if len(endpoints) > 0 {

@@ -47,7 +47,7 @@ type fakeView struct {
 	unsynced bool
 }
 
-func (v *fakeView) Synced() bool                { return !v.unsynced }
+func (v *fakeView) Synced() bool               { return !v.unsynced }
 func (v *fakeView) Barred(id spiffeid.ID) bool { return v.revoked[id] }
 func (v *fakeView) OnNode(node string) []*mesh.Workload {
 	if id, ok := v.onNode[node]; ok {
