@@ -15,7 +15,6 @@ import (
 	"github.com/heddle-mesh/heddle/internal/kube/check"
 	"github.com/heddle-mesh/heddle/internal/kube/ports"
 	"github.com/heddle-mesh/heddle/internal/kube/problem"
-	"github.com/heddle-mesh/heddle/internal/kube/settings"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
@@ -95,7 +94,7 @@ func newCompiler(objs *Objects, each bool) *compiler {
 
 // compileRest compiles everything that the mesh's settings are needed for.
 func (c *compiler) compileRest() {
-	settings.Bound(c.mesh.Subject, &c.out.Settings)
+	check.Bound(c.mesh.Subject, &c.out.Settings)
 	c.compileNamespaces()
 	authentications := c.compilePeerAuthentications()
 	c.compilePods(authentications)
@@ -114,7 +113,7 @@ type compiler struct {
 	found      check.List
 	namespaces map[string]bool             // by name: whether its label enrolls workloads
 	members    map[string][]*mesh.Workload // by namespace, sorted by key
-	settings   settings.Settings
+	settings   check.Settings
 	mesh       subject
 	addresses  map[netip.Addr]owner
 	netns      map[string]owner // by node and path
@@ -195,7 +194,7 @@ func (c *compiler) compileMesh() {
 			s.Problem("metadata.name", "name it "+v1alpha1.MeshName, "a mesh has one Mesh object, named %q", v1alpha1.MeshName)
 		}
 		if i == 0 || m.Value.Name == v1alpha1.MeshName {
-			c.settings = settings.Compile(s.Subject, &m.Value.Spec)
+			c.settings = check.Mesh(s.Subject, &m.Value.Spec)
 			c.out.Settings, c.mesh = c.settings.Mesh, s
 		}
 	}

@@ -1,6 +1,7 @@
-// Package check has the checks of single fields of objects: names, labels, modes,
-// address ranges, ports. What is wrong with a field becomes a problem of its Subject,
-// with what may be written instead. It knows nothing of other objects.
+// Package check has the checks of what is about one object only: of single fields, such as
+// names, labels, modes, address ranges and ports, and of what the Mesh says, within the
+// bounds of what agents can be told of it. What is wrong with a field becomes a problem of
+// its Subject, with what may be written instead. It knows nothing of other objects.
 //
 // A List, and the Subjects that report to it, belong to one goroutine.
 package check

@@ -1,8 +1,4 @@
-// Package settings compiles what the Mesh says for the whole mesh, within the bounds of
-// what agents can be told of it.
-//
-// Its functions are pure, but for the problems that they report.
-package settings
+package check
 
 import (
 	"fmt"
@@ -10,7 +6,6 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/heddle-mesh/heddle/api/v1alpha1"
-	"github.com/heddle-mesh/heddle/internal/kube/check"
 	"github.com/heddle-mesh/heddle/internal/kube/fit"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
@@ -23,9 +18,9 @@ type Settings struct {
 	DNS  DNSModes
 }
 
-// Compile reads a Mesh. What is wrong with it is reported; what is only too much of is
-// not, see Bound.
-func Compile(s check.Subject, spec *v1alpha1.MeshSpec) (out Settings) {
+// Mesh reads a Mesh. What is wrong with it is reported; what is only too much of is not,
+// see Bound.
+func Mesh(s Subject, spec *v1alpha1.MeshSpec) (out Settings) {
 	td, err := spiffeid.TrustDomainFromString(spec.TrustDomain)
 	if err != nil || td.Name() != spec.TrustDomain {
 		s.Problem("spec.trustDomain", "write a name such as example.org: lower-case letters, digits, dots, dashes", "%q is not a trust domain", spec.TrustDomain)
@@ -60,7 +55,7 @@ const maxPath = len("/ns/") + 63 + len("/sa/") + 253
 // Bound leaves as many revoked identities to agents as they can be told of, and reports
 // the others, which stay revoked at the signer. First come those that this mesh's signer
 // can have given a certificate: no other has one that a peer would believe.
-func Bound(s check.Subject, m *mesh.Settings) {
+func Bound(s Subject, m *mesh.Settings) {
 	n := fit.Revoked(m)
 	if n == len(m.RevokedIdentities) {
 		return
@@ -80,7 +75,7 @@ func Bound(s check.Subject, m *mesh.Settings) {
 		"come to more than agents take: %d of %d are not refused by agents, beginning with %s", len(m.RevokedUntold), len(ours)+len(others), m.RevokedUntold[0])
 }
 
-func egress(s check.Subject, field string, mode v1alpha1.EgressMode) mesh.EgressMode {
+func egress(s Subject, field string, mode v1alpha1.EgressMode) mesh.EgressMode {
 	switch mode {
 	case "", v1alpha1.EgressAllow:
 		return mesh.EgressAllow
@@ -105,14 +100,14 @@ func (d DNSModes) Of(namespace string) mesh.DNSMode {
 	return d.mesh
 }
 
-func dnsModes(s check.Subject, spec *v1alpha1.DNS) DNSModes {
+func dnsModes(s Subject, spec *v1alpha1.DNS) DNSModes {
 	return DNSModes{mesh: dnsMode(s, "spec.dns.mode", spec.Mode), namespaces: namespaceModes(s, "spec.dns.namespaces", "write CAPTURE or DIRECT", len(spec.Namespaces),
 		func(i int) (string, v1alpha1.DNSMode) { return spec.Namespaces[i].Namespace, spec.Namespaces[i].Mode }, dnsMode)}
 }
 
 // namespaceModes reads a list of n namespaces with a mode each; none is nil. remedy is
 // for a mode that is missing.
-func namespaceModes[T ~string, M any](s check.Subject, list, remedy string, n int, at func(int) (string, T), mode func(check.Subject, string, T) M) map[string]M {
+func namespaceModes[T ~string, M any](s Subject, list, remedy string, n int, at func(int) (string, T), mode func(Subject, string, T) M) map[string]M {
 	var modes map[string]M
 	for i := range n {
 		field := fmt.Sprintf("%s[%d]", list, i)
@@ -135,7 +130,7 @@ func namespaceModes[T ~string, M any](s check.Subject, list, remedy string, n in
 	return modes
 }
 
-func dnsMode(s check.Subject, field string, mode v1alpha1.DNSMode) mesh.DNSMode {
+func dnsMode(s Subject, field string, mode v1alpha1.DNSMode) mesh.DNSMode {
 	switch mode {
 	case "":
 		return mesh.DNSDefault
