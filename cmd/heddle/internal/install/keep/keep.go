@@ -17,8 +17,8 @@ import (
 // Field is a field that another field manager has set.
 type Field struct {
 	Path []string // "spec", "dns", "mode"
-	// Manager is who has set it, as the API server has it: "kubectl-patch".
-	Manager string
+	// By is who has set it, as the API server has it: "kubectl-patch".
+	By string
 }
 
 // String returns "spec.dns.mode".
@@ -51,7 +51,7 @@ func Fields(object *unstructured.Unstructured, refused error, given map[string]a
 	}
 	var all []Field
 	for _, cause := range status.Status().Details.Causes {
-		f := Field{Manager: manager(cause.Message)}
+		f := Field{By: setBy(cause.Message)}
 		if cause.Type == metav1.CauseTypeFieldManagerConflict && plain.MatchString(cause.Field) {
 			f.Path = strings.Split(cause.Field[1:], ".")
 		}
@@ -65,9 +65,9 @@ func Fields(object *unstructured.Unstructured, refused error, given map[string]a
 	return all
 }
 
-// manager reads who has a field from what the API server says of it:
+// setBy reads who has a field from what the API server says of it:
 // conflict with "kubectl-patch" using heddle.dev/v1alpha1.
-func manager(message string) string {
+func setBy(message string) string {
 	if parts := strings.Split(message, `"`); len(parts) >= 3 && parts[1] != "" {
 		return parts[1]
 	}
@@ -94,5 +94,5 @@ func Say(f Field, after *unstructured.Unstructured) string {
 	if err != nil {
 		now = "what it was"
 	}
-	return fmt.Sprintf("%s stays %v, as %s has set it: --set %s=VALUE with --force-conflicts changes it", f, now, f.Manager, strings.Join(f.value(), "."))
+	return fmt.Sprintf("%s stays %v, as %s has set it: --set %s=VALUE with --force-conflicts changes it", f, now, f.By, strings.Join(f.value(), "."))
 }

@@ -64,7 +64,7 @@ func TestFields(t *testing.T) {
 	if said := Say(fields[0], before); !strings.Contains(said, "spec.dns.mode stays DIRECT, as kubectl-patch has set it") || !strings.Contains(said, "--set mesh.dns=VALUE with --force-conflicts") {
 		t.Error(said)
 	}
-	if manager("something else") != "someone" {
-		t.Error("a manager is read from nothing")
+	if setBy("something else") != "someone" {
+		t.Error("somebody is read from nothing")
 	}
 }
