@@ -13,6 +13,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/agent"
 	"github.com/heddle-mesh/heddle/agent/ready"
+	"github.com/heddle-mesh/heddle/e2e/kernelstate"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
 
@@ -62,10 +63,22 @@ func TestStayAfterHandOver(t *testing.T) {
 
 	n.start(func(c *agent.Config) { c.End.Uninstall = true })
 	n.await("enrolled")
+	pins := "/sys/fs/bpf/" + n.ns.Name
+	objects, err := kernelstate.Pinned(pins)
+	if err != nil || len(objects) < 20 {
+		t.Errorf("of an agent with pods, pinned are %v, %v", objects, err)
+	}
 	if err := n.end(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	for _, left := range []string{"/sys/fs/bpf/" + n.ns.Name, filepath.Join(w.dir, n.name, "state"), filepath.Join(w.dir, n.name, "keys")} {
+	testenv.Eventually(t, 10*time.Second, "the kernel has none of the objects that were pinned", func() bool {
+		left, err := kernelstate.Alive(objects)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(left) == 0
+	})
+	for _, left := range []string{pins, filepath.Join(w.dir, n.name, "state"), filepath.Join(w.dir, n.name, "keys")} {
 		if _, err := os.Stat(left); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("left on the node: %s (%v)", left, err)
 		}

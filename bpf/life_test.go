@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf/link"
+	"github.com/heddle-mesh/heddle/e2e/kernelstate"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 	"github.com/vishvananda/netlink"
 )
@@ -255,7 +256,24 @@ func TestRemoveLeavesNothing(t *testing.T) {
 	if err := w.p.Close(); err != nil {
 		t.Error(err)
 	}
+	objects, err := kernelstate.Pinned(n.cfg.PinDir)
+	if err != nil || len(objects) < 10 {
+		t.Errorf("pinned are %v, %v", objects, err)
+	}
+	if programs, err := kernelstate.CgroupPrograms(n.cfg.CgroupPath); err != nil || len(programs) != 1 {
+		t.Errorf("the agent's cgroup has %q, %v", programs, err)
+	}
 	w.node.Must(t, n.Remove) // takes its pods with it
+	testenv.Eventually(t, 10*time.Second, "the kernel has none of the objects that were pinned", func() bool {
+		left, err := kernelstate.Alive(objects)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(left) == 0
+	})
+	if programs, err := kernelstate.CgroupPrograms(n.cfg.CgroupPath); err != nil || len(programs) > 0 {
+		t.Errorf("the agent's cgroup has %q, %v", programs, err)
+	}
 	if _, err := os.Stat(n.cfg.PinDir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("pins are left: %v", err)
 	}

@@ -30,6 +30,7 @@ import (
 	"github.com/heddle-mesh/heddle/operator/publish"
 	"github.com/heddle-mesh/heddle/operator/report"
 	"github.com/heddle-mesh/heddle/operator/rotation"
+	"github.com/heddle-mesh/heddle/operator/taint"
 	"github.com/heddle-mesh/heddle/operator/tokenreview"
 )
 
@@ -53,6 +54,9 @@ type Kubernetes struct {
 	// AgentAccount is the name of the agents' service account, Audience what
 	// their tokens are for.
 	AgentAccount, Audience string
+	// StartupTaint takes the taint v1alpha1.TaintAgentNotReady away from nodes whose
+	// agents are ready, for which it needs the right to patch nodes.
+	StartupTaint bool
 }
 
 func (k *Kubernetes) withDefaults() (*Kubernetes, error) {
@@ -323,7 +327,22 @@ func (p *clusterParts) lead(ctx context.Context) error {
 	g.Go(func() error { return p.publishRoots(ctx) })
 	g.Go(func() error { return reporter.Run(ctx) })
 	g.Go(func() error { return p.rotator.Run(ctx) })
+	g.Go(func() error { return p.takeTaints(ctx) })
 	return g.Wait()
+}
+
+// takeTaints takes startup taints away, if that is wanted.
+func (p *clusterParts) takeTaints(ctx context.Context) error {
+	k := p.cfg.Kubernetes
+	if !k.StartupTaint {
+		return nil
+	}
+	remover, err := taint.New(taint.Config{Changed: p.source.Changed, Nodes: p.core, Logger: p.cfg.Logger,
+		Tainted: func() []cluster.Tainted { return p.source.Tainted(k.Namespace, k.AgentAccount) }})
+	if err != nil {
+		return err
+	}
+	return remover.Run(ctx)
 }
 
 // publishRoots keeps the roots where agents look for them, also when they change

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -113,8 +114,8 @@ func startReplicaBy(t testing.TB, way *rest.Config, name string) *replica {
 	return startReplicaOn(t, way, name, "127.0.0.1:0")
 }
 
-// startReplicaOn has it listen there.
-func startReplicaOn(t testing.TB, way *rest.Config, name, address string) *replica {
+// startReplicaOn has it listen there, with whatever is changed.
+func startReplicaOn(t testing.TB, way *rest.Config, name, address string, change ...func(*Kubernetes)) *replica {
 	t.Helper()
 	listener, err := net.Listen("tcp", address)
 	if err != nil {
@@ -122,7 +123,11 @@ func startReplicaOn(t testing.TB, way *rest.Config, name, address string) *repli
 	}
 	socket := filepath.Join(t.TempDir(), "admin.sock")
 	r := &replica{running: &running{address: listener.Addr().String()}, health: freeAddress(t), log: &testenv.Log{}}
-	op, err := New(Config{Kubernetes: &Kubernetes{Rest: way, Replica: name}, Listener: listener, AdminSocket: socket, Health: r.health,
+	kubernetes := &Kubernetes{Rest: way, Replica: name}
+	for _, c := range change {
+		c(kubernetes)
+	}
+	op, err := New(Config{Kubernetes: kubernetes, Listener: listener, AdminSocket: socket, Health: r.health,
 		Metrics: "127.0.0.1:0", Settle: 10 * time.Millisecond, Version: "test", Logger: slog.New(slog.NewTextHandler(r.log, nil))})
 	if err != nil {
 		t.Fatal(err)
@@ -391,6 +396,112 @@ func TestStatusesAndEvents(t *testing.T) {
 	if n := a.store.View().Network().Policies(); len(n) != 1 || n[0].Ingress == nil || len(n[0].Ingress.Rules) != 0 {
 		t.Errorf("network policies %v", n)
 	}
+}
+
+// TestExternalAddresses: what a load balancer has been given leads agents to the service,
+// as soon as it is said.
+func TestExternalAddresses(t *testing.T) {
+	s := newCluster(t)
+	services := core + "/namespaces/shop/services"
+	balanced := func(ingress ...any) object {
+		return object{"apiVersion": "v1", "kind": "Service", "metadata": meta("shop", "api", nil), "status": object{"loadBalancer": object{"ingress": ingress}},
+			"spec": object{"type": "LoadBalancer", "selector": object{"app": "api"}, "clusterIP": "10.96.0.1", "externalIPs": []any{"192.0.2.1"}, "ports": []any{object{"port": 80}}}}
+	}
+	s.Put(t, services, balanced())
+	r := startReplica(t, s, "heddle-operator-0")
+	r.awaitReady(t)
+	a := r.agent(t, r.mustJoin(t, s, "n1"), "n1")
+	leads := func(addr string, to bool) func(*mesh.View) bool {
+		return func(v *mesh.View) bool {
+			src, _ := v.Workload(mesh.Key{Namespace: "shop", Name: "web"})
+			route := v.Route(src, netip.MustParseAddrPort(addr+":80"))
+			return (route.Service != nil && len(route.Candidates) == 1 && route.Candidates[0].Name == "api") == to && v.Synced()
+		}
+	}
+	a.await(t, "the external IP leads to the service", leads("192.0.2.1", true))
+	if !leads("192.0.2.7", false)(a.store.View()) {
+		t.Error("an address of nobody's leads to the service")
+	}
+	s.Put(t, services, balanced(object{"ip": "192.0.2.7"}))
+	a.await(t, "the load balancer's address leads to the service", leads("192.0.2.7", true))
+	s.Put(t, services, balanced(object{"ip": "192.0.2.7", "ipMode": "Proxy"}))
+	a.await(t, "connections are to pass the load balancer", leads("192.0.2.7", false))
+}
+
+// TestStartupTaint: it goes when the node's own agent is ready, from no other node, and
+// only where that was asked for.
+func TestStartupTaint(t *testing.T) {
+	s := newCluster(t)
+	taints := func() string {
+		spec, _ := s.Get(core+"/nodes", "n1")["spec"].(map[string]any)
+		return fmt.Sprint(spec["taints"])
+	}
+	tainted := func(node string) {
+		s.Put(t, core+"/nodes", object{"apiVersion": "v1", "kind": "Node", "metadata": meta("", node, nil), "spec": object{"taints": []any{
+			object{"key": v1alpha1.TaintAgentNotReady, "effect": "NoSchedule"}, object{"key": "other", "effect": "NoExecute"}, object{"key": v1alpha1.TaintAgentNotReady, "effect": "NoExecute"}}}})
+	}
+	tainted("n1")
+	agentPod := func(namespace, account, node, ready string) {
+		p := podObject(namespace, account, node, "192.0.2.1")
+		p["spec"].(map[string]any)["hostNetwork"] = true
+		p["status"].(map[string]any)["conditions"] = []any{object{"type": "Ready", "status": ready}}
+		s.Put(t, core+"/namespaces/"+namespace+"/pods", p)
+	}
+	off := startReplica(t, s, "heddle-operator-0")
+	off.awaitReady(t)
+	agentPod("shop", "heddle-agent", "n1", "True") // anybody's
+	agentPod("heddle-system", "other", "n1", "True")
+	agentPod("heddle-system", "heddle-agent", "n1", "True")
+	a := off.agent(t, off.mustJoin(t, s, "n1"), "n1")
+	s.Put(t, core+"/namespaces/shop/pods", podObject("shop", "late", "n2", "10.0.0.3"))
+	a.await(t, "what came after the agent is known", has("late"))
+	off.stop()
+	before := taints()
+	agentPod("heddle-system", "heddle-agent", "n1", "False")
+	on := startReplicaOn(t, s.Config(), "heddle-operator-1", "127.0.0.1:0", func(k *Kubernetes) { k.StartupTaint = true })
+	on.awaitReady(t)
+	testenv.Eventually(t, 30*time.Second, "it leads", func() bool { return strings.Contains(on.log.String(), "takes startup taints away") })
+	if taints() != before || len(before) < 20 || s.Requests()["patch nodes n1"] > 0 {
+		t.Errorf("without a ready agent, or without having been asked, the taints became %s", taints())
+	}
+	agentPod("heddle-system", "heddle-agent", "n1", "True")
+	testenv.Eventually(t, 20*time.Second, "the taint goes", func() bool { return !strings.Contains(taints(), v1alpha1.TaintAgentNotReady) })
+	if !strings.Contains(taints(), "other") {
+		t.Errorf("left are %s", taints())
+	}
+}
+
+// TestAnOversizedMesh: a Mesh that is more than a message holds stops nothing; its status
+// and an event say what of it is not in force.
+func TestAnOversizedMesh(t *testing.T) {
+	s := newCluster(t)
+	var revoked []any
+	for i := range 4096 {
+		revoked = append(revoked, fmt.Sprintf("spiffe://test.example/ns/shop/sa/%0250d", i))
+	}
+	s.Put(t, heddle+"/meshes", object{"apiVersion": "heddle.dev/v1alpha1", "kind": "Mesh", "metadata": meta("", "default", nil),
+		"spec": object{"trustDomain": "test.example", "clusterRanges": []any{"10.0.0.0/8"}, "revokedIdentities": revoked}})
+	r := startReplica(t, s, "heddle-operator-0")
+	r.awaitReady(t)
+	a := r.agent(t, r.mustJoin(t, s, "n1"), "n1")
+	a.await(t, "pods arrive", has("api"))
+	s.Put(t, core+"/namespaces/shop/pods", podObject("shop", "late", "n2", "10.0.0.3"))
+	a.await(t, "and what comes later", has("late"))
+	if v := a.store.View(); !v.Revoked(spiffeid.RequireFromString(revoked[0].(string))) || v.Revoked(spiffeid.RequireFromString(revoked[4095].(string))) {
+		t.Error("an agent is not told of as many as it takes")
+	}
+	const says = "come to more than agents take: "
+	testenv.Eventually(t, 15*time.Second, "the Mesh's status says so", func() bool {
+		return strings.Contains(condition(s.Get(heddle+"/meshes", "default"), v1alpha1.ConditionAccepted), "False Invalid: spec.revokedIdentities: "+says)
+	})
+	testenv.Eventually(t, 15*time.Second, "an event says so", func() bool {
+		for _, e := range s.List("events") {
+			if e["involvedObject"].(map[string]any)["kind"] == "Mesh" {
+				return strings.Contains(e["message"].(string), says)
+			}
+		}
+		return false
+	})
 }
 
 func TestWithoutAMesh(t *testing.T) {

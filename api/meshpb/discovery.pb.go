@@ -702,6 +702,9 @@ type Service struct {
 	// For so long after its last connection a client of a sticky service stays with
 	// its workload, in seconds; 0 where an operator does not know of it: three hours.
 	StickySeconds uint32 `protobuf:"varint,8,opt,name=sticky_seconds,json=stickySeconds,proto3" json:"sticky_seconds,omitempty"`
+	// Addresses that lead to the service at its ports only; as Workload.addresses. An
+	// agent that does not know of them lets connections leave to them.
+	External      [][]byte `protobuf:"bytes,9,rep,name=external,proto3" json:"external,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -790,6 +793,13 @@ func (x *Service) GetStickySeconds() uint32 {
 		return x.StickySeconds
 	}
 	return 0
+}
+
+func (x *Service) GetExternal() [][]byte {
+	if x != nil {
+		return x.External
+	}
+	return nil
 }
 
 // ServicePort maps a service's port to the workloads' port.
@@ -1994,7 +2004,7 @@ const file_discovery_proto_rawDesc = "" +
 	"\x03uid\x18\r \x01(\tR\x03uid\x12\x12\n" +
 	"\x04zone\x18\x0e \x01(\tR\x04zone\x12/\n" +
 	"\x03dns\x18\x0f \x01(\x0e2\x1d.heddle.mesh.v1alpha1.DNSModeR\x03dns\x12\x18\n" +
-	"\aleaving\x18\x10 \x01(\bR\aleaving\"\xe3\x02\n" +
+	"\aleaving\x18\x10 \x01(\bR\aleaving\"\xff\x02\n" +
 	"\aService\x121\n" +
 	"\x03key\x18\x01 \x01(\v2\x1f.heddle.mesh.v1alpha1.ObjectKeyR\x03key\x12\x1c\n" +
 	"\taddresses\x18\x02 \x03(\fR\taddresses\x127\n" +
@@ -2003,7 +2013,8 @@ const file_discovery_proto_rawDesc = "" +
 	"\x06prefer\x18\x05 \x01(\x0e2\x1e.heddle.mesh.v1alpha1.NearnessR\x06prefer\x12\x16\n" +
 	"\x06sticky\x18\x06 \x01(\bR\x06sticky\x12\x18\n" +
 	"\aunready\x18\a \x01(\bR\aunready\x12%\n" +
-	"\x0esticky_seconds\x18\b \x01(\rR\rstickySeconds\"\xce\x01\n" +
+	"\x0esticky_seconds\x18\b \x01(\rR\rstickySeconds\x12\x1a\n" +
+	"\bexternal\x18\t \x03(\fR\bexternal\"\xce\x01\n" +
 	"\vServicePort\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x1f\n" +

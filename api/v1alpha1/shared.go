@@ -13,6 +13,10 @@ const (
 	MeshDisabled = "disabled"
 )
 
+// TaintAgentNotReady is the key of the taint with which nodes may register, so that only
+// what tolerates it starts there before the node's agent is ready.
+const TaintAgentNotReady = "heddle.dev/agent-not-ready"
+
 // MeshName is the name of the one Mesh.
 const MeshName = "default"
 

@@ -108,6 +108,7 @@ func (o *options) register(flags *pflag.FlagSet) {
 	flags.StringVar(&o.cluster.Replica, "replica", "", "name of this replica, its pod's; empty for the host's name")
 	flags.StringVar(&o.cluster.AgentAccount, "agent-service-account", operator.DefaultAgentAccount, "service account of the agents, in --namespace")
 	flags.StringVar(&o.cluster.Audience, "token-audience", operator.DefaultAudience, "audience that agents' projected tokens must have")
+	flags.BoolVar(&o.cluster.StartupTaint, "startup-taint", false, "take the taint heddle.dev/agent-not-ready away from nodes whose agents are ready; needs the right to patch nodes")
 	flags.StringVar(&o.cfg.StateDir, "state-dir", "/var/lib/heddle/operator", "directory for CA, keys, join tokens and the last good configuration (0700)")
 	flags.StringVar(&o.cfg.Listen, "listen", ":15012", "host:port that agents connect to")
 	flags.StringVar(&o.cfg.Advertise, "advertise", "", "host:port that join tokens name; empty leaves it to the node that joins")

@@ -52,6 +52,16 @@ func (n *Node) machine() *machine.Machine { return n.cluster.machines[n.name] }
 // opens belong to it for good; fn must not start goroutines that need it.
 func (n *Node) InNetns(fn func() error) error { return n.machine().InNetns(fn) }
 
+// Root is the folder in which the host sees the node's files, while it runs: its /sys
+// and its /run are those of the node.
+func (n *Node) Root() (string, error) {
+	pid, err := n.machine().PID()
+	if err != nil {
+		return "", fmt.Errorf("find the files of node %s: %w", n.name, err)
+	}
+	return fmt.Sprintf("/proc/%d/root", pid), nil
+}
+
 // Command is a command on the node, as root and in its own namespaces.
 func (n *Node) Command(ctx context.Context, args ...string) (*exec.Cmd, error) {
 	return n.machine().Command(ctx, args...)

@@ -1,11 +1,13 @@
 package product
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/heddle-mesh/heddle/e2e/kernelstate"
 	"github.com/heddle-mesh/heddle/e2e/scenario/kubernetes"
 	"github.com/heddle-mesh/heddle/e2e/testbed"
 	"github.com/heddle-mesh/heddle/internal/testenv"
@@ -73,8 +75,23 @@ func (w *world) install(t *testing.T) {
 
 func (w *world) uninstall(t *testing.T) {
 	t.Helper()
+	var objects []kernelstate.Object
+	for _, name := range []string{"n1", "n2"} {
+		pinned := kernelObjects(t, w.node(t, name))
+		if len(pinned) == 0 {
+			t.Errorf("before the uninstall %s has no pinned BPF object: nothing can be missed", name)
+		}
+		objects = append(objects, pinned...)
+	}
 	w.kubectl(t, "label", "namespace", "shop", "heddle.dev/mesh-")
 	w.cli(t, "uninstall", "--crds")
+	eventually(t, patience, "no BPF object of the agents is left in the kernel", func() error {
+		left, err := kernelstate.Alive(objects)
+		if err == nil && len(left) > 0 {
+			err = fmt.Errorf("left are %v", left)
+		}
+		return err
+	})
 }
 
 // enroll labels the namespace whose pods run.

@@ -15,10 +15,11 @@ import (
 	"github.com/vishvananda/netns"
 
 	"github.com/heddle-mesh/heddle/e2e/cluster"
+	"github.com/heddle-mesh/heddle/e2e/kernelstate"
 )
 
 // What Heddle may change on a node and in its pods: rules, routes, links, traffic
-// control, sysctls, pins, its folders, and the CNI's files.
+// control, sysctls, pins, its folders, programs of cgroups, and the CNI's files.
 const (
 	netState = `ip rule; ip -6 rule; ip route show table all; ip -6 route show table all | grep -v ' expires '; ip -o link | sed 's/^[0-9]*: //; s/qlen.*//'
 for link in $(ls /sys/class/net); do tc qdisc show dev $link; tc filter show dev $link ingress; tc filter show dev $link egress; done 2>/dev/null
@@ -52,7 +53,34 @@ func fileState(t *testing.T, n *cluster.Node) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	programs, err := kernelstate.CgroupPrograms(filepath.Join(root(t, n), "sys/fs/cgroup"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range programs {
+		out += "cgroup " + line + "\n"
+	}
 	return prefixed(n.Name(), out)
+}
+
+func root(t *testing.T, n *cluster.Node) string {
+	t.Helper()
+	dir, err := n.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// kernelObjects are the BPF objects that agents have pinned on a node: they must be
+// gone with the pins. IDs are not given twice, so that other clusters do not matter.
+func kernelObjects(t *testing.T, n *cluster.Node) []kernelstate.Object {
+	t.Helper()
+	objects, err := kernelstate.Pinned(filepath.Join(root(t, n), "sys/fs/bpf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return objects
 }
 
 // linesOf are the lines of a text that are about one node or pod.

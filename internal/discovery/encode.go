@@ -158,7 +158,7 @@ func equalWhole(a, b *mesh.Workload) bool {
 
 func equalServices(a, b *mesh.Service) bool {
 	return a.Key == b.Key && a.Prefer == b.Prefer && a.Sticky == b.Sticky && a.StickyFor == b.StickyFor && a.Unready == b.Unready &&
-		slices.Equal(a.Addresses, b.Addresses) && slices.EqualFunc(a.Ports, b.Ports, equalPorts) && slices.Equal(a.Endpoints, b.Endpoints)
+		slices.Equal(a.Addresses, b.Addresses) && slices.Equal(a.External, b.External) && slices.EqualFunc(a.Ports, b.Ports, equalPorts) && slices.Equal(a.Endpoints, b.Endpoints)
 }
 
 func equalPorts(a, b mesh.ServicePort) bool {

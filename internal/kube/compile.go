@@ -12,6 +12,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/heddle-mesh/heddle/api/v1alpha1"
+	"github.com/heddle-mesh/heddle/internal/kube/check"
+	"github.com/heddle-mesh/heddle/internal/kube/ports"
 	"github.com/heddle-mesh/heddle/internal/kube/problem"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
@@ -46,10 +48,11 @@ func Compile(objs *Objects) (*Compiled, error) {
 	c := newCompiler(objs, false)
 	c.compileMesh()
 	c.compileRest()
-	if err := problem.Join(c.problems); err != nil {
+	if err := problem.Join(c.found.Problems); err != nil {
 		return nil, fmt.Errorf("compile configuration: %w", err)
 	}
-	problem.Sort(c.out.Warnings)
+	problem.Sort(c.found.Warnings)
+	c.out.Warnings = c.found.Warnings
 	return &c.out, nil
 }
 
@@ -62,13 +65,13 @@ func Compile(objs *Objects) (*Compiled, error) {
 func CompileEach(objs *Objects) (*Compiled, error) {
 	c := newCompiler(objs, true)
 	c.compileMesh()
-	if err := problem.Join(c.problems); err != nil {
+	if err := problem.Join(c.found.Problems); err != nil {
 		return nil, fmt.Errorf("compile configuration: %w", err)
 	}
 	c.compileRest()
-	problem.Sort(c.problems)
-	problem.Sort(c.out.Warnings)
-	c.out.Refused = c.problems
+	problem.Sort(c.found.Problems)
+	problem.Sort(c.found.Warnings)
+	c.out.Refused, c.out.Warnings = c.found.Problems, c.found.Warnings
 	return &c.out, nil
 }
 
@@ -91,6 +94,7 @@ func newCompiler(objs *Objects, each bool) *compiler {
 
 // compileRest compiles everything that the mesh's settings are needed for.
 func (c *compiler) compileRest() {
+	check.Bound(c.mesh.Subject, &c.out.Settings)
 	c.compileNamespaces()
 	authentications := c.compilePeerAuthentications()
 	c.compilePods(authentications)
@@ -106,11 +110,11 @@ type compiler struct {
 	objs       *Objects
 	each       bool // see CompileEach
 	out        Compiled
-	problems   []*Problem
+	found      check.List
 	namespaces map[string]bool             // by name: whether its label enrolls workloads
 	members    map[string][]*mesh.Workload // by namespace, sorted by key
-	strict     mesh.Mode                   // default mode of the mesh
-	dns        dnsModes
+	settings   check.Settings
+	mesh       subject
 	addresses  map[netip.Addr]owner
 	netns      map[string]owner // by node and path
 	lost       map[string]bool  // statements that another one wins over, warned of
@@ -121,6 +125,10 @@ type compiler struct {
 	hosts      map[string][]*Pod                        // those in their node's network, by namespace
 	external   map[netip.Addr]external
 	slices     map[mesh.Key][]*EndpointSlice // by service
+	written    struct {                      // see bySlices
+		svc *corev1.Service
+		*ports.Slices
+	}
 }
 
 // owner is the object that has something which no two may have.
@@ -139,10 +147,8 @@ func (o owner) String() string {
 
 // subject is the object that is being compiled, for problems about it.
 type subject struct {
+	check.Subject
 	compiler *compiler
-	object   string
-	origin   Origin
-	ref      Ref
 }
 
 func (c *compiler) subject(kind string, meta metav1.Object, origin Origin) subject {
@@ -150,31 +156,10 @@ func (c *compiler) subject(kind string, meta metav1.Object, origin Origin) subje
 }
 
 func (c *compiler) subjectOf(ref Ref, origin Origin) subject {
-	return subject{c, problem.ObjectName(ref.Kind, ref.Namespace, ref.Name), origin, ref}
+	return subject{check.NewSubject(&c.found, ref, origin), c}
 }
 
-func (s subject) problem(field, remedy, format string, args ...any) {
-	s.compiler.problems = append(s.compiler.problems, s.make(field, remedy, format, args...))
-}
-
-// conflict is a problem with another object, which has what only one may have.
-func (s subject) conflict(field, remedy, format string, args ...any) {
-	s.problem(field, remedy, format, args...)
-	s.compiler.problems[len(s.compiler.problems)-1].Reason = problem.Conflict
-}
-
-func (s subject) warn(field, remedy, format string, args ...any) {
-	s.compiler.out.Warnings = append(s.compiler.out.Warnings, s.make(field, remedy, format, args...))
-}
-
-func (s subject) make(field, remedy, format string, args ...any) *Problem {
-	return &Problem{
-		Origin: s.origin.At(field), Ref: s.ref, Object: s.object, Field: field,
-		Text: fmt.Sprintf(format, args...), Remedy: remedy,
-	}
-}
-
-func (s subject) owner() owner { return owner{s.object, s.origin, s.ref} }
+func (s subject) owner() owner { return owner{s.Object, s.Origin, s.Ref} }
 
 // sorted returns objects in the order in which they are compiled: oldest first,
 // then by namespace and name. That is also the order in which conflicting
@@ -197,7 +182,7 @@ func sorted[T any, P interface {
 
 func (c *compiler) compileMesh() {
 	if len(c.objs.Meshes) == 0 {
-		c.problems = append(c.problems, &Problem{
+		c.found.Problems = append(c.found.Problems, &Problem{
 			Ref: Ref{Kind: "Mesh", Name: v1alpha1.MeshName}, Object: "Mesh " + v1alpha1.MeshName, Text: "is missing",
 			Remedy: "add an object of apiVersion heddle.dev/v1alpha1 and kind Mesh, with metadata.name, spec.trustDomain and spec.clusterRanges",
 		})
@@ -206,49 +191,20 @@ func (c *compiler) compileMesh() {
 	for i, m := range sorted(c.objs.Meshes) {
 		s := c.subject("Mesh", m.Value, m.Origin)
 		if m.Value.Name != v1alpha1.MeshName {
-			s.problem("metadata.name", "name it "+v1alpha1.MeshName, "a mesh has one Mesh object, named %q", v1alpha1.MeshName)
+			s.Problem("metadata.name", "name it "+v1alpha1.MeshName, "a mesh has one Mesh object, named %q", v1alpha1.MeshName)
 		}
 		if i == 0 || m.Value.Name == v1alpha1.MeshName {
-			c.compileSettings(s, &m.Value.Spec)
+			c.settings = check.Mesh(s.Subject, &m.Value.Spec)
+			c.out.Settings, c.mesh = c.settings.Mesh, s
 		}
-	}
-}
-
-func (c *compiler) compileSettings(s subject, spec *v1alpha1.MeshSpec) {
-	out := &c.out.Settings
-	*out = mesh.Settings{}
-	td, err := spiffeid.TrustDomainFromString(spec.TrustDomain)
-	if err != nil || td.Name() != spec.TrustDomain {
-		s.problem("spec.trustDomain", "write a name such as example.org: lower-case letters, digits, dots, dashes", "%q is not a trust domain", spec.TrustDomain)
-	} else {
-		out.TrustDomain = td
-	}
-	if len(spec.ClusterRanges) == 0 {
-		s.problem("spec.clusterRanges", "write the ranges that hold every workload's and service's address, such as 10.244.0.0/16", "is empty")
-	}
-	out.ClusterRanges = s.blocks("spec.clusterRanges", spec.ClusterRanges)
-	c.strict = s.mode("spec.defaults.peerAuthentication", spec.Defaults.PeerAuthentication, mesh.ModeStrict)
-	out.Egress = s.egress("spec.egress.mode", spec.Egress.Mode)
-	out.EgressNamespaces = namespaceModes(s, "spec.egress.namespaces", "write ALLOW or DENY", len(spec.Egress.Namespaces),
-		func(i int) (string, v1alpha1.EgressMode) {
-			return spec.Egress.Namespaces[i].Namespace, spec.Egress.Namespaces[i].Mode
-		}, s.egress)
-	c.dns = s.dnsModes(&spec.DNS)
-	for i, text := range spec.RevokedIdentities {
-		id, err := spiffeid.FromString(text)
-		if err != nil {
-			s.problem(fmt.Sprintf("spec.revokedIdentities[%d]", i), "write one such as spiffe://example.org/ns/shop/sa/web", "%q is not a SPIFFE ID: %v", text, err)
-			continue
-		}
-		out.RevokedIdentities = append(out.RevokedIdentities, id)
 	}
 }
 
 func (c *compiler) compileNamespaces() {
 	for _, ns := range sorted(c.objs.Namespaces) {
 		s := c.subject("Namespace", ns.Value, ns.Origin)
-		s.domainLabel("metadata.name", ns.Value.Name)
-		s.labels("metadata.labels", ns.Value.Labels)
+		s.DomainLabel("metadata.name", ns.Value.Name)
+		s.Labels("metadata.labels", ns.Value.Labels)
 		enrolled, _ := s.enrolled(ns.Value.Labels)
 		c.namespaces[ns.Value.Name] = enrolled
 	}
@@ -258,7 +214,7 @@ func (c *compiler) compileNamespaces() {
 func (s subject) enrolled(labels map[string]string) (enrolled, given bool) {
 	value, given := labels[v1alpha1.LabelMesh]
 	if given && value != v1alpha1.MeshEnabled && value != v1alpha1.MeshDisabled {
-		s.problem("metadata.labels["+v1alpha1.LabelMesh+"]", "write enabled or disabled", "%q is not a value of this label", value)
+		s.Problem("metadata.labels["+v1alpha1.LabelMesh+"]", "write enabled or disabled", "%q is not a value of this label", value)
 		given = false
 	}
 	return value == v1alpha1.MeshEnabled, given
@@ -266,9 +222,9 @@ func (s subject) enrolled(labels map[string]string) (enrolled, given bool) {
 
 // place checks the name and the namespace of a namespaced object.
 func (s subject) place(meta metav1.Object) {
-	s.subdomain("metadata.name", "an object's name", meta.GetName())
+	s.Subdomain("metadata.name", "an object's name", meta.GetName())
 	if _, known := s.compiler.namespaces[meta.GetNamespace()]; !known {
-		s.problem("metadata.namespace", fmt.Sprintf("add an object of apiVersion v1 and kind Namespace, named %q, or correct the name", meta.GetNamespace()),
+		s.Problem("metadata.namespace", fmt.Sprintf("add an object of apiVersion v1 and kind Namespace, named %q, or correct the name", meta.GetNamespace()),
 			"namespace %q is not defined", meta.GetNamespace())
 	}
 }
@@ -278,10 +234,10 @@ func (s subject) claimAddress(field, text string) (netip.Addr, bool) {
 	addr, err := netip.ParseAddr(text)
 	switch {
 	case err != nil || addr.Zone() != "":
-		s.problem(field, "write one such as 10.1.2.3 or fd00::3", "%q is not an IP address", text)
+		s.Problem(field, "write one such as 10.1.2.3 or fd00::3", "%q is not an IP address", text)
 		return addr, false
 	case addr.Is4In6():
-		s.problem(field, "write "+addr.Unmap().String(), "%q is an IPv4 address written as IPv6", text)
+		s.Problem(field, "write "+addr.Unmap().String(), "%q is an IPv4 address written as IPv6", text)
 		return addr, false
 	}
 	return addr, s.claim(field, addr)
@@ -292,17 +248,17 @@ func (s subject) claimAddress(field, text string) (netip.Addr, bool) {
 func (s subject) claim(field string, addr netip.Addr) bool {
 	switch {
 	case addr.IsUnspecified() || addr.IsLoopback() || addr.IsMulticast() || addr.IsLinkLocalUnicast():
-		s.problem(field, "write the address that others reach it at", "%s is not an address that others can reach", addr)
+		s.Problem(field, "write the address that others reach it at", "%s is not an address that others can reach", addr)
 		return false
 	}
 	if first, taken := s.compiler.addresses[addr]; taken {
-		s.conflict(field, "give every workload and service addresses of its own", "address %s is used twice: it is also that of %s", addr, first)
+		s.Conflict(field, "give every workload and service addresses of its own", "address %s is used twice: it is also that of %s", addr, first)
 		return false
 	}
 	s.compiler.addresses[addr] = s.owner()
 	ranges := s.compiler.out.Settings.ClusterRanges
 	if len(ranges) > 0 && !slices.ContainsFunc(ranges, func(p netip.Prefix) bool { return p.Contains(addr) }) {
-		s.problem(field, "extend spec.clusterRanges of the Mesh, or correct the address", "address %s is outside the mesh's cluster ranges (%s)", addr, list(ranges))
+		s.Problem(field, "extend spec.clusterRanges of the Mesh, or correct the address", "address %s is outside the mesh's cluster ranges (%s)", addr, list(ranges))
 		return false
 	}
 	return true

@@ -87,7 +87,10 @@ func (c *compiler) addExternal() {
 
 // sliceEndpoints returns the endpoints of a service without a selector.
 func (c *compiler) sliceEndpoints(svc *corev1.Service) (keys []mesh.Key, enrolled bool) {
-	keys = c.sliceKeys(svc, func(*EndpointSlice) bool { return true })
+	for _, slice := range c.slicesOf(svc) {
+		keys = append(keys, c.sliceKeys(slice)...)
+	}
+	keys = mesh.SortedKeys(keys)
 	for _, key := range keys {
 		enrolled = enrolled || c.isEnrolled(key)
 	}
@@ -99,31 +102,35 @@ func (c *compiler) isEnrolled(key mesh.Key) bool {
 	return ok && c.members[key.Namespace][i].Enrolled
 }
 
-// sliceKeys returns the endpoints of some of a service's slices, sorted.
-func (c *compiler) sliceKeys(svc *corev1.Service, of func(*EndpointSlice) bool) (keys []mesh.Key) {
-	for _, slice := range c.slicesOf(svc) {
-		if !of(slice) {
-			continue
-		}
-		for _, e := range slice.Endpoints {
-			if key, ok := c.externalKey(e); ok {
-				keys = append(keys, key)
-			}
+// sliceKeys returns the endpoints of a slice, sorted.
+func (c *compiler) sliceKeys(slice *EndpointSlice) []mesh.Key {
+	keys := make([]mesh.Key, 0, len(slice.Endpoints))
+	for _, e := range slice.Endpoints {
+		if key, ok := c.externalKey(e); ok {
+			keys = append(keys, key)
 		}
 	}
-	slices.SortFunc(keys, mesh.Key.Compare)
-	return slices.Compact(keys)
+	return mesh.SortedKeys(keys)
 }
 
-// bySlices returns the numbers that a port of a service without a selector has, each
-// with those endpoints whose slices say so: each slice has the ports of its endpoints.
-func (c *compiler) bySlices(svc *corev1.Service, p *corev1.ServicePort) (numbers ports.ByNumber) {
-	for _, slice := range c.slicesOf(svc) {
-		if i := slices.IndexFunc(slice.Ports, func(port NamedPort) bool { return port.Name == p.Name }); i >= 0 {
-			numbers.Add(slice.Ports[i].Port, c.sliceKeys(svc, func(s *EndpointSlice) bool { return s == slice })...)
-		}
+// bySlices returns what the slices of a service without a selector say of its ports: each
+// has the ports of its endpoints. It is made once for all ports of the service.
+func (c *compiler) bySlices(svc *corev1.Service) *ports.Slices {
+	if c.written.svc == svc {
+		return c.written.Slices
 	}
-	return numbers
+	all := &ports.Slices{}
+	for _, slice := range c.slicesOf(svc) {
+		numbers := make(map[string]uint16, len(slice.Ports))
+		for _, port := range slice.Ports {
+			if _, twice := numbers[port.Name]; !twice {
+				numbers[port.Name] = port.Port
+			}
+		}
+		all.Add(c.sliceKeys(slice), numbers)
+	}
+	c.written.svc, c.written.Slices = svc, all
+	return all
 }
 
 // slicesOf are a service's slices, by their names.
@@ -159,10 +166,11 @@ func (c *compiler) hostEndpoints(svc *corev1.Service, of func(*Pod) bool) (keys 
 }
 
 // numbers returns the numbers that a port has at a service's endpoints, as these or
-// their slices say. A pod without the name has none: the port does not lead to it.
-func (c *compiler) numbers(svc *corev1.Service, p *corev1.ServicePort, endpoints []mesh.Key) (numbers ports.ByNumber) {
+// their slices say. A pod without the name has none: the port does not lead to it. It
+// returns false when the slices say too much.
+func (c *compiler) numbers(svc *corev1.Service, p *corev1.ServicePort, endpoints []mesh.Key) (numbers ports.ByNumber, ok bool) {
 	if len(svc.Spec.Selector) == 0 {
-		return c.bySlices(svc, p)
+		return c.bySlices(svc).Numbers(p.Name)
 	}
 	add := func(pod *Pod, keys ...mesh.Key) {
 		// The first of a name, as the endpoints of Kubernetes have it.
@@ -180,7 +188,7 @@ func (c *compiler) numbers(svc *corev1.Service, p *corev1.ServicePort, endpoints
 			add(pod, c.hostEndpoints(svc, func(p *Pod) bool { return p == pod })...)
 		}
 	}
-	return numbers
+	return numbers, true
 }
 
 // byName reports whether a port's number has to be looked up: named ones, and,

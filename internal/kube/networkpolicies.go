@@ -6,7 +6,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/heddle-mesh/heddle/internal/kube/network"
-	"github.com/heddle-mesh/heddle/internal/mesh/netpolicy"
+	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
 // compileNetworkPolicies compiles them while the only workloads are pods and
@@ -34,31 +34,31 @@ func (c *compiler) compileNetworkPolicies() {
 		}
 		in.Pods[w.Namespace] = append(in.Pods[w.Namespace], pod)
 	}
-	about := map[netpolicy.Name]subject{}
+	about := map[mesh.Key]subject{}
 	for _, np := range sorted(c.objs.NetworkPolicies) {
 		s := c.subject("NetworkPolicy", np.Value, np.Origin)
 		s.place(np.Value)
-		about[netpolicy.Name{Namespace: np.Value.Namespace, Name: np.Value.Name}] = s
+		about[mesh.Key{Namespace: np.Value.Namespace, Name: np.Value.Name}] = s
 		in.Policies = append(in.Policies, network.Policy{Object: np.Value, Report: func(field, remedy, text string) {
-			s.problem(field, remedy, "%s", text)
+			s.Problem(field, remedy, "%s", text)
 		}})
 	}
 	c.out.Network.Policies, c.out.Network.Sets = network.Compile(in)
 	for i := 0; !c.each && i < len(c.out.Network.Policies); i++ { // in a cluster, nobody would read it
 		p := &c.out.Network.Policies[i]
-		about[p.Name].warnUnpicked(p, in.Pods[p.Namespace])
+		about[mesh.Key(p.Name)].warnUnpicked(p.Namespace, len(p.Selector) == 0, p.Selector.Matches, in.Pods[p.Namespace])
 	}
 }
 
 // warnUnpicked warns of a policy that is about nobody: a misspelt label looks just
 // like that.
-func (s subject) warnUnpicked(p *netpolicy.Policy, pods []network.Pod) {
+func (s subject) warnUnpicked(namespace string, everybody bool, picks func(labels map[string]string) bool, pods []network.Pod) {
 	for i := range pods {
-		if p.Selector.Matches(pods[i].Labels) {
+		if picks(pods[i].Labels) {
 			return
 		}
 	}
-	if len(p.Selector) > 0 {
-		s.warn("spec.podSelector", "compare with the labels of the workloads", "picks no workload of namespace %q", p.Namespace)
+	if !everybody {
+		s.Warn("spec.podSelector", "compare with the labels of the workloads", "picks no workload of namespace %q", namespace)
 	}
 }

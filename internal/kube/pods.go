@@ -45,8 +45,20 @@ type NamedPort struct {
 // Key returns the pod's namespace and name.
 func (p *Pod) Key() mesh.Key { return mesh.Key{Namespace: p.Namespace, Name: p.Name} }
 
-// maxLabelBytes bounds what a pod may say in labels, which every agent is told.
+// maxLabelBytes bounds what a pod, or a Workload, may say in labels, which every agent is told.
 const maxLabelBytes = 16 << 10
+
+// labelsFit refuses labels of which there are too many.
+func (s subject) labelsFit(labels map[string]string) bool {
+	size := 0
+	for key, value := range labels {
+		size += len(key) + len(value)
+	}
+	if size > maxLabelBytes {
+		s.Problem("metadata.labels", "keep what no selector needs in annotations", "have %d bytes, more than the %d that agents take", size, maxLabelBytes)
+	}
+	return size <= maxLabelBytes
+}
 
 // before reports whether a pod is the one of two that has an address which both
 // say is theirs, as is so for moments when it is used again: the one that lives,
@@ -86,7 +98,7 @@ func (c *compiler) compilePods(authentications map[string][]authentication) {
 		if p.HostNetwork {
 			c.hosts[p.Namespace] = append(c.hosts[p.Namespace], p)
 			if enrolled {
-				s.problem("spec.hostNetwork", "take hostNetwork out, or label the pod heddle.dev/mesh: disabled",
+				s.Problem("spec.hostNetwork", "take hostNetwork out, or label the pod heddle.dev/mesh: disabled",
 					"is set: in the network of its node a pod cannot be told from the node itself, so it goes on outside the mesh")
 			}
 			continue
@@ -106,12 +118,7 @@ func (s subject) podWorkload(p *Pod, enrolled bool, authentications []authentica
 		Enrolled: enrolled, Ready: p.Ready && !p.Terminating,
 		Leaving: p.Ready && p.Terminating,
 	}
-	size := 0
-	for key, value := range p.Labels {
-		size += len(key) + len(value)
-	}
-	if size > maxLabelBytes {
-		s.problem("metadata.labels", "keep what no selector needs in annotations", "have %d bytes, more than the %d that agents take", size, maxLabelBytes)
+	if !s.labelsFit(p.Labels) {
 		return out, false
 	}
 	account := mesh.Key{Namespace: p.Namespace, Name: p.ServiceAccount}
@@ -119,7 +126,7 @@ func (s subject) podWorkload(p *Pod, enrolled bool, authentications []authentica
 	if !known {
 		var err error
 		if id, err = mesh.IdentityFor(c.out.Settings.TrustDomain, p.Namespace, p.ServiceAccount); err != nil {
-			s.problem("spec.serviceAccountName", "rename the service account", "%v", err)
+			s.Problem("spec.serviceAccountName", "rename the service account", "%v", err)
 			return out, false
 		}
 		c.identities[account] = id
@@ -127,7 +134,7 @@ func (s subject) podWorkload(p *Pod, enrolled bool, authentications []authentica
 	out.Identity = id
 	for _, addr := range p.Addresses {
 		if first := has[addr]; first != p {
-			s.conflict("status.podIPs", "give every workload and service addresses of its own", "address %s is used twice: it is also that of Pod %s", addr, first.Key())
+			s.Conflict("status.podIPs", "give every workload and service addresses of its own", "address %s is used twice: it is also that of Pod %s", addr, first.Key())
 			continue
 		}
 		if s.claim("status.podIPs", addr) {
@@ -137,13 +144,13 @@ func (s subject) podWorkload(p *Pod, enrolled bool, authentications []authentica
 	slices.SortFunc(out.Addresses, netipCompare)
 	for _, port := range p.ProbePorts {
 		if enrolled && mesh.ReservedPort(port) {
-			s.problem("spec.containers", "let the container listen elsewhere", "probes port %d, which is the agent's own in an enrolled pod", port)
+			s.Problem("spec.containers", "let the container listen elsewhere", "probes port %d, which is the agent's own in an enrolled pod", port)
 			continue
 		}
 		out.ProbePorts = append(out.ProbePorts, port)
 	}
-	out.Mode, out.PortModes = resolve(authentications, p.Labels, c.strict)
-	out.DNS = c.dns.of(p.Namespace)
+	out.Mode, out.PortModes = resolve(authentications, p.Labels, c.settings.Mode)
+	out.DNS = c.settings.DNS.Of(p.Namespace)
 	if len(out.Addresses) == 0 {
 		out.Ready, out.Leaving = false, false
 		// One that is being set up is told to its node, enrolled or not: until it is,

@@ -24,9 +24,9 @@ func (c *compiler) compilePolicies() {
 			s.warnUnselected(out.Namespace, out.Selector)
 		}
 		for i := range spec.Rules {
-			before := len(c.problems)
+			before := len(c.found.Problems)
 			rule := s.rule(fmt.Sprintf("spec.rules[%d]", i), &spec.Rules[i], ap.Value.Namespace)
-			if len(c.problems) > before { // see CompileEach
+			if len(c.found.Problems) > before { // see CompileEach
 				if out.Action != mesh.ActionDeny {
 					continue
 				}
@@ -35,7 +35,7 @@ func (c *compiler) compilePolicies() {
 			out.Rules = append(out.Rules, rule)
 		}
 		if n := fit.Policy(&out); n > fit.MaxBytes {
-			s.problem("spec", "split it into several policies", "comes to %d bytes, more than the %d that agents take", n, fit.MaxBytes)
+			s.Problem("spec", "split it into several policies", "comes to %d bytes, more than the %d that agents take", n, fit.MaxBytes)
 			if out.Rules = nil; out.Action == mesh.ActionDeny {
 				out.Rules = []mesh.Rule{{}}
 			}
@@ -55,18 +55,18 @@ func (s subject) action(spec *v1alpha1.AuthorizationPolicySpec) mesh.Action {
 	case v1alpha1.ActionAudit:
 		action = mesh.ActionAudit
 	default:
-		s.problem("spec.action", "write ALLOW, DENY or AUDIT", "%q is not an action", string(spec.Action))
+		s.Problem("spec.action", "write ALLOW, DENY or AUDIT", "%q is not an action", string(spec.Action))
 		return mesh.ActionDeny
 	}
 	if len(spec.Rules) == 0 {
-		s.problem("spec.rules", "to match every connection write rules: [{}]", "is empty: a %s policy without rules never matches", action)
+		s.Problem("spec.rules", "to match every connection write rules: [{}]", "is empty: a %s policy without rules never matches", action)
 	}
 	return action
 }
 
 func (s subject) rule(field string, rule *v1alpha1.Rule, namespace string) mesh.Rule {
-	s.notEmpty(field+".from", rule.From != nil && len(rule.From) == 0)
-	s.notEmpty(field+".to", rule.To != nil && len(rule.To) == 0)
+	s.NotEmpty(field+".from", rule.From != nil && len(rule.From) == 0)
+	s.NotEmpty(field+".to", rule.To != nil && len(rule.To) == 0)
 	var out mesh.Rule
 	for i := range rule.From {
 		out.From = append(out.From, s.source(fmt.Sprintf("%s.from[%d]", field, i), &rule.From[i], namespace))
@@ -74,11 +74,11 @@ func (s subject) rule(field string, rule *v1alpha1.Rule, namespace string) mesh.
 	for i := range rule.To {
 		at, to := fmt.Sprintf("%s.to[%d]", field, i), &rule.To[i]
 		if to.Ports == nil && to.NotPorts == nil {
-			s.problem(at, "write ports or notPorts, or leave the entry out", "is empty, and would match every port")
+			s.Problem(at, "write ports or notPorts, or leave the entry out", "is empty, and would match every port")
 		}
 		out.To = append(out.To, mesh.Destination{
-			Ports:    s.ports(at+".ports", to.Ports),
-			NotPorts: s.ports(at+".notPorts", to.NotPorts),
+			Ports:    s.Ports(at+".ports", to.Ports),
+			NotPorts: s.Ports(at+".notPorts", to.NotPorts),
 		})
 	}
 	return out
@@ -87,31 +87,31 @@ func (s subject) rule(field string, rule *v1alpha1.Rule, namespace string) mesh.
 func (s subject) source(field string, from *v1alpha1.Source, namespace string) mesh.Source {
 	if from.Identities == nil && from.NotIdentities == nil && from.ServiceAccounts == nil && from.Namespaces == nil &&
 		from.NotNamespaces == nil && from.IPBlocks == nil && from.NotIPBlocks == nil {
-		s.problem(field, "say who connects; for everyone, leave from out", "is empty, and would match everyone")
+		s.Problem(field, "say who connects; for everyone, leave from out", "is empty, and would match everyone")
 	}
 	out := mesh.Source{
 		Identities:    s.identities(field+".identities", from.Identities),
 		NotIdentities: s.identities(field+".notIdentities", from.NotIdentities),
 		Namespaces:    s.namespaces(field+".namespaces", from.Namespaces),
 		NotNamespaces: s.namespaces(field+".notNamespaces", from.NotNamespaces),
-		IPBlocks:      s.blocks(field+".ipBlocks", from.IPBlocks),
-		NotIPBlocks:   s.blocks(field+".notIpBlocks", from.NotIPBlocks),
+		IPBlocks:      s.Blocks(field+".ipBlocks", from.IPBlocks),
+		NotIPBlocks:   s.Blocks(field+".notIpBlocks", from.NotIPBlocks),
 	}
 	accounts := s.serviceAccounts(field+".serviceAccounts", from.ServiceAccounts, namespace)
 	if from.ServiceAccounts != nil && from.Identities != nil {
-		s.problem(field+".serviceAccounts", "write two sources, which match either", "cannot stand beside identities")
+		s.Problem(field+".serviceAccounts", "write two sources, which match either", "cannot stand beside identities")
 	}
 	out.Identities = append(out.Identities, accounts...)
 	return out
 }
 
 func (s subject) identities(field string, texts []string) []mesh.IdentityPattern {
-	s.notEmpty(field, texts != nil && len(texts) == 0)
+	s.NotEmpty(field, texts != nil && len(texts) == 0)
 	var patterns []mesh.IdentityPattern
 	for i, text := range texts {
 		pattern := mesh.IdentityPattern(text)
 		if err := pattern.Validate(); err != nil {
-			s.problem(fmt.Sprintf("%s[%d]", field, i), `write one such as spiffe://example.org/ns/shop/sa/web; "*" stands for a whole segment of the path`, "%v", err)
+			s.Problem(fmt.Sprintf("%s[%d]", field, i), `write one such as spiffe://example.org/ns/shop/sa/web; "*" stands for a whole segment of the path`, "%v", err)
 			continue
 		}
 		patterns = append(patterns, pattern)
@@ -120,7 +120,7 @@ func (s subject) identities(field string, texts []string) []mesh.IdentityPattern
 }
 
 func (s subject) serviceAccounts(field string, texts []string, namespace string) []mesh.IdentityPattern {
-	s.notEmpty(field, texts != nil && len(texts) == 0)
+	s.NotEmpty(field, texts != nil && len(texts) == 0)
 	td := s.compiler.out.Settings.TrustDomain
 	var patterns []mesh.IdentityPattern
 	for i, text := range texts {
@@ -130,18 +130,18 @@ func (s subject) serviceAccounts(field string, texts []string, namespace string)
 		}
 		at := fmt.Sprintf("%s[%d]", field, i)
 		if strings.Contains(text, "*") {
-			s.problem(at, "write an identity with a wildcard into identities", "%q has a wildcard, which service accounts do not take", text)
+			s.Problem(at, "write an identity with a wildcard into identities", "%q has a wildcard, which service accounts do not take", text)
 			continue
 		}
-		before := len(s.compiler.problems)
-		s.domainLabel(at, ns)
-		s.subdomain(at, "a service account, NAME or NAMESPACE/NAME", account)
-		if td.IsZero() || len(s.compiler.problems) > before {
+		before := len(s.compiler.found.Problems)
+		s.DomainLabel(at, ns)
+		s.Subdomain(at, "a service account, NAME or NAMESPACE/NAME", account)
+		if td.IsZero() || len(s.compiler.found.Problems) > before {
 			continue
 		}
 		id, err := mesh.IdentityFor(td, ns, account)
 		if err != nil {
-			s.problem(at, "", "%v", err)
+			s.Problem(at, "", "%v", err)
 			continue
 		}
 		if qualified {
@@ -153,14 +153,14 @@ func (s subject) serviceAccounts(field string, texts []string, namespace string)
 }
 
 func (s subject) namespaces(field string, names []string) []string {
-	s.notEmpty(field, names != nil && len(names) == 0)
+	s.NotEmpty(field, names != nil && len(names) == 0)
 	for i, name := range names {
 		at := fmt.Sprintf("%s[%d]", field, i)
 		switch {
 		case name == "":
-			s.problem(at, "write the name of a namespace", "is empty")
+			s.Problem(at, "write the name of a namespace", "is empty")
 		case strings.Contains(name, "*"):
-			s.problem(at, "write the namespaces out, or an identity with a wildcard", "%q has a wildcard, which namespaces do not take", name)
+			s.Problem(at, "write the namespaces out, or an identity with a wildcard", "%q has a wildcard, which namespaces do not take", name)
 		default:
 			s.knownNamespace(at, name)
 		}
@@ -171,6 +171,6 @@ func (s subject) namespaces(field string, names []string) []string {
 // knownNamespace warns of a namespace that nobody can be in.
 func (s subject) knownNamespace(field, name string) {
 	if _, known := s.compiler.namespaces[name]; !known {
-		s.warn(field, "compare with the names of the namespaces", "namespace %q is not defined", name)
+		s.Warn(field, "compare with the names of the namespaces", "namespace %q is not defined", name)
 	}
 }

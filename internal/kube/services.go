@@ -39,9 +39,10 @@ func (c *compiler) compileServices() {
 	for i, svc := range services {
 		s := c.subject("Service", svc.Value, svc.Origin)
 		endpoints, enrolled := c.endpoints(s, svc.Value)
+		out[i].External = s.externalAddresses(svc.Value, out[i].Addresses)
 		out[i].Endpoints, out[i].Ports = endpoints, s.servicePorts(svc.Value, endpoints, enrolled)
 		if n := fit.Ports(&out[i]); n < len(out[i].Ports) {
-			s.problem("spec.ports", "let several services have the ports, or give the workloads of one service the same ports", "with the workloads of each, come to more than agents take: the first %d of %d are there", n, len(out[i].Ports))
+			s.Problem("spec.ports", "let several services have the ports, or give the workloads of one service the same ports", "with the workloads of each, come to more than agents take: the first %d of %d are there", n, len(out[i].Ports))
 			out[i].Ports = out[i].Ports[:n]
 		}
 	}
@@ -60,7 +61,7 @@ func (s subject) nearness(spec *corev1.ServiceSpec) mesh.Nearness {
 		case corev1.ServiceTrafficDistributionPreferSameNode:
 			near = mesh.SameNode
 		default:
-			s.warn("spec.trafficDistribution", "write PreferSameZone or PreferSameNode", "%q is not known, and has no effect", *d)
+			s.Warn("spec.trafficDistribution", "write PreferSameZone or PreferSameNode", "%q is not known, and has no effect", *d)
 		}
 	}
 	if p := spec.InternalTrafficPolicy; p != nil && *p == corev1.ServiceInternalTrafficPolicyLocal {
@@ -85,7 +86,7 @@ func (s subject) sticky(spec *corev1.ServiceSpec) (bool, time.Duration) {
 	}
 	seconds := *config.ClientIP.TimeoutSeconds
 	if seconds < 1 || seconds > maxStickySeconds {
-		s.problem("spec.sessionAffinityConfig.clientIP.timeoutSeconds", fmt.Sprintf("write 1 to %d", maxStickySeconds),
+		s.Problem("spec.sessionAffinityConfig.clientIP.timeoutSeconds", fmt.Sprintf("write 1 to %d", maxStickySeconds),
 			"%d is no time for which a client stays with a workload", seconds)
 		return true, mesh.DefaultSticky
 	}
@@ -101,19 +102,19 @@ func (s subject) serviceType(spec *corev1.ServiceSpec) {
 		if s.compiler.each {
 			break // opened by Kubernetes, beside the mesh
 		}
-		s.warn("spec.type", "", "%s has the effect of ClusterIP: nothing outside the mesh is opened", spec.Type)
+		s.Warn("spec.type", "", "%s has the effect of ClusterIP: nothing outside the mesh is opened", spec.Type)
 	default:
-		s.problem("spec.type", "write ClusterIP", "a service of type %q has no workloads of the mesh", string(spec.Type))
+		s.Problem("spec.type", "write ClusterIP", "a service of type %q has no workloads of the mesh", string(spec.Type))
 	}
 	if len(spec.ExternalIPs) > 0 && !s.compiler.each {
-		s.problem("spec.externalIPs", "take them out", "are not part of a mesh")
+		s.Problem("spec.externalIPs", "take them out", "are not part of a mesh")
 	}
 }
 
 func (s subject) serviceAddresses(spec *corev1.ServiceSpec) []netip.Addr {
 	if isHeadless(spec) {
 		if len(spec.ClusterIPs) > 1 || spec.ClusterIP != "" && spec.ClusterIP != corev1.ClusterIPNone {
-			s.problem("spec.clusterIPs", "write None alone, or addresses alone", "has None and addresses")
+			s.Problem("spec.clusterIPs", "write None alone, or addresses alone", "has None and addresses")
 		}
 		return nil
 	}
@@ -122,12 +123,12 @@ func (s subject) serviceAddresses(spec *corev1.ServiceSpec) []netip.Addr {
 	case len(texts) == 0 && spec.ClusterIP == "" && s.compiler.each:
 		return nil // about to be given one
 	case len(texts) == 0 && spec.ClusterIP == "":
-		s.problem("spec.clusterIP", "write an address inside the mesh's cluster ranges, or None for a headless service", "is missing: nobody hands out addresses here")
+		s.Problem("spec.clusterIP", "write an address inside the mesh's cluster ranges, or None for a headless service", "is missing: nobody hands out addresses here")
 		return nil
 	case len(texts) == 0:
 		texts, field = []string{spec.ClusterIP}, "spec.clusterIP"
 	case spec.ClusterIP != "" && spec.ClusterIP != texts[0]:
-		s.problem("spec.clusterIP", "make the two the same, or leave clusterIP out", "is %q, but clusterIPs begins with %q", spec.ClusterIP, texts[0])
+		s.Problem("spec.clusterIP", "make the two the same, or leave clusterIP out", "is %q, but clusterIPs begins with %q", spec.ClusterIP, texts[0])
 	}
 	var addrs []netip.Addr
 	for i, text := range texts {
@@ -151,18 +152,18 @@ func (s subject) servicePorts(svc *corev1.Service, endpoints []mesh.Key, enrolle
 	for i, p := range spec.Ports {
 		field := fmt.Sprintf("spec.ports[%d]", i)
 		if p.Protocol != "" && p.Protocol != corev1.ProtocolTCP {
-			s.warn(field+".protocol", "", "port %d of protocol %s has no effect: the mesh carries TCP", p.Port, p.Protocol)
+			s.Warn(field+".protocol", "", "port %d of protocol %s has no effect: the mesh carries TCP", p.Port, p.Protocol)
 			continue
 		}
 		if len(spec.Ports) > 1 && p.Name == "" {
-			s.problem(field, "write a name", "has no name, which a service with several ports needs")
+			s.Problem(field, "write a name", "has no name, which a service with several ports needs")
 		}
 		if p.Name != "" && names[p.Name] || numbers[p.Port] {
-			s.problem(field, "keep one of them", "port %d %q is given twice, by its name or its number", p.Port, p.Name)
+			s.Problem(field, "keep one of them", "port %d %q is given twice, by its name or its number", p.Port, p.Name)
 			continue
 		}
 		names[p.Name], numbers[p.Port] = true, true
-		port, ok := s.port(field+".port", p.Port)
+		port, ok := s.Port(field+".port", p.Port)
 		if out, targetOK := s.target(field+".targetPort", svc, &p, endpoints, enrolled); ok && targetOK {
 			out.Name, out.Port = p.Name, port
 			ports = append(ports, out)
@@ -171,17 +172,29 @@ func (s subject) servicePorts(svc *corev1.Service, endpoints []mesh.Key, enrolle
 			}
 		}
 	}
+	s.tooMuchWritten(svc)
 	if elsewhere > 2*fit.MaxEndpoints {
-		s.problem("spec.ports", "let the workloads have one number under a name, or split the service",
+		s.Problem("spec.ports", "let the workloads have one number under a name, or split the service",
 			"have %d endpoints under other numbers than most of their workloads have: those get no connections", elsewhere)
 		for i := range ports {
 			ports[i].Elsewhere = nil
 		}
 	}
 	if len(spec.Ports) == 0 && !isHeadless(spec) {
-		s.problem("spec.ports", "write at least one port", "is empty")
+		s.Problem("spec.ports", "write at least one port", "is empty")
 	}
 	return ports
+}
+
+// tooMuchWritten says of how many ports too much is said by slices.
+func (s subject) tooMuchWritten(svc *corev1.Service) {
+	if len(svc.Spec.Selector) > 0 {
+		return
+	}
+	if n := s.compiler.bySlices(svc).Refused(); n > 0 {
+		s.Problem("spec.ports", "let the slices of a service have the same ports, or let several services have them",
+			"%d are not there: what the service's slices say of its ports comes to more than %d endpoints", n, ports.MaxWork)
+	}
 }
 
 // target returns a port with what it leads to: the number at all endpoints or, in a
@@ -191,9 +204,12 @@ func (s subject) target(field string, svc *corev1.Service, p *corev1.ServicePort
 		out.TargetPort, ok = s.targetPort(field, p, enrolled)
 		return out, ok
 	}
-	numbers := s.compiler.numbers(svc, p, endpoints)
+	numbers, ok := s.compiler.numbers(svc, p, endpoints)
+	if !ok {
+		return out, false // said of all of them
+	}
 	if out.TargetPort = numbers.Target(); out.TargetPort == 0 {
-		out.TargetPort, ok = s.port(field, p.Port) // any number: what has no endpoint is known to be a port, and refuses
+		out.TargetPort, ok = s.Port(field, p.Port) // any number: what has no endpoint is known to be a port, and refuses
 		if len(endpoints) > 0 {
 			out.Only = ports.Some(nil)
 		}
@@ -202,7 +218,7 @@ func (s subject) target(field string, svc *corev1.Service, p *corev1.ServicePort
 	numbers.Place(&out, endpoints)
 	for _, number := range numbers.Numbers() {
 		if mesh.ReservedPort(number) && slices.ContainsFunc(numbers.Of(number), s.compiler.isEnrolled) {
-			s.problem(field, "let the workloads listen elsewhere", "port %d is the agent's own in an enrolled workload", number)
+			s.Problem(field, "let the workloads listen elsewhere", "port %d is the agent's own in an enrolled workload", number)
 			return out, number != out.TargetPort
 		}
 	}
@@ -211,7 +227,7 @@ func (s subject) target(field string, svc *corev1.Service, p *corev1.ServicePort
 
 func (s subject) targetPort(field string, p *corev1.ServicePort, enrolled bool) (uint16, bool) {
 	if p.TargetPort.Type == intstr.String {
-		s.problem(field, "write the port's number", "%q is a name, and workloads have no named ports", p.TargetPort.StrVal)
+		s.Problem(field, "write the port's number", "%q is a name, and workloads have no named ports", p.TargetPort.StrVal)
 		return 0, false
 	}
 	number := p.TargetPort.IntVal
@@ -222,9 +238,9 @@ func (s subject) targetPort(field string, p *corev1.ServicePort, enrolled bool) 
 			return 0, false // reported as the port
 		}
 	}
-	port, ok := s.port(field, number)
+	port, ok := s.Port(field, number)
 	if ok && enrolled && mesh.ReservedPort(port) {
-		s.problem(field, "let the workloads listen elsewhere", "port %d is the agent's own in an enrolled workload", port)
+		s.Problem(field, "let the workloads listen elsewhere", "port %d is the agent's own in an enrolled workload", port)
 		return 0, false
 	}
 	return port, ok
@@ -238,10 +254,10 @@ func (c *compiler) endpoints(s subject, svc *corev1.Service) (keys []mesh.Key, e
 		return s.few("spec", "let several services have the endpoints", keys), enrolled
 	}
 	if len(svc.Spec.Selector) == 0 {
-		s.warn("spec.selector", "write the labels of its workloads", "is empty: the service has no workload")
+		s.Warn("spec.selector", "write the labels of its workloads", "is empty: the service has no workload")
 		return nil, false
 	}
-	s.labels("spec.selector", svc.Spec.Selector)
+	s.Labels("spec.selector", svc.Spec.Selector)
 	for _, w := range c.candidates(svc.Namespace, svc.Spec.Selector) {
 		if selects(svc.Spec.Selector, w.Labels) {
 			keys = append(keys, w.Key)
@@ -251,7 +267,7 @@ func (c *compiler) endpoints(s subject, svc *corev1.Service) (keys []mesh.Key, e
 	keys = mesh.SortedKeys(append(keys, c.hostEndpoints(svc, func(*Pod) bool { return true })...))
 	keys = s.few("spec.selector", "let several services select the workloads", keys)
 	if len(keys) == 0 {
-		s.warn("spec.selector", "compare with the labels of the workloads", "picks no workload of namespace %q", svc.Namespace)
+		s.Warn("spec.selector", "compare with the labels of the workloads", "picks no workload of namespace %q", svc.Namespace)
 	}
 	return keys, enrolled
 }
@@ -259,7 +275,7 @@ func (c *compiler) endpoints(s subject, svc *corev1.Service) (keys []mesh.Key, e
 // few returns as many endpoints as agents take.
 func (s subject) few(field, remedy string, keys []mesh.Key) []mesh.Key {
 	if len(keys) > fit.MaxEndpoints {
-		s.problem(field, remedy, "has %d endpoints: the first %d get connections", len(keys), fit.MaxEndpoints)
+		s.Problem(field, remedy, "has %d endpoints: the first %d get connections", len(keys), fit.MaxEndpoints)
 		keys = keys[:fit.MaxEndpoints]
 	}
 	return keys

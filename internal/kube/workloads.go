@@ -34,25 +34,25 @@ func (c *compiler) compilePeerAuthentications() map[string][]authentication {
 		spec := &pa.Value.Spec
 		a := authentication{selector: s.selector(spec.Selector), ports: map[uint16]statement{}}
 		if spec.Mode == "" && len(spec.PortModes) == 0 {
-			s.problem("spec", "write mode: STRICT or mode: PERMISSIVE", "says nothing: it has neither mode nor portModes")
+			s.Problem("spec", "write mode: STRICT or mode: PERMISSIVE", "says nothing: it has neither mode nor portModes")
 		}
 		if spec.Mode != "" {
-			a.mode = &statement{s, "spec.mode", s.mode("spec.mode", spec.Mode, mesh.ModeStrict)}
+			a.mode = &statement{s, "spec.mode", s.Mode("spec.mode", spec.Mode, mesh.ModeStrict)}
 		}
 		for i, pm := range spec.PortModes {
 			field := fmt.Sprintf("spec.portModes[%d]", i)
-			port, ok := s.port(field+".port", int32(pm.Port))
+			port, ok := s.Port(field+".port", int32(pm.Port))
 			if !ok {
 				continue
 			}
 			if _, twice := a.ports[port]; twice {
-				s.problem(field+".port", "keep one of them", "port %d is given twice", port)
+				s.Problem(field+".port", "keep one of them", "port %d is given twice", port)
 				continue
 			}
 			if pm.Mode == "" {
-				s.problem(field, "write mode: STRICT or mode: PERMISSIVE", "has no mode")
+				s.Problem(field, "write mode: STRICT or mode: PERMISSIVE", "has no mode")
 			}
-			a.ports[port] = statement{s, field + ".mode", s.mode(field+".mode", pm.Mode, mesh.ModeStrict)}
+			a.ports[port] = statement{s, field + ".mode", s.Mode(field+".mode", pm.Mode, mesh.ModeStrict)}
 		}
 		byNamespace[pa.Value.Namespace] = append(byNamespace[pa.Value.Namespace], a)
 	}
@@ -67,7 +67,7 @@ func (s subject) warnUnselected(namespace string, selector map[string]string) {
 			return
 		}
 	}
-	s.warn("spec.selector.matchLabels", "compare with the labels of the workloads", "picks no workload of namespace %q", namespace)
+	s.Warn("spec.selector.matchLabels", "compare with the labels of the workloads", "picks no workload of namespace %q", namespace)
 }
 
 // resolve returns a workload's modes: the most specific statements, and among
@@ -128,7 +128,7 @@ func (st statement) loses(to statement) {
 	if st.mode == to.mode {
 		return
 	}
-	warning := st.from.make(st.field, "take one of the two out, or give one a narrower selector",
+	warning := st.from.Make(st.field, "take one of the two out, or give one a narrower selector",
 		"has no effect on workloads for which %s says %s: of two equally specific ones the older holds, then the one whose name comes first",
 		to.from.owner(), to.mode)
 	text := warning.Error()
@@ -136,19 +136,21 @@ func (st statement) loses(to statement) {
 		return // for another workload
 	}
 	st.from.compiler.lost[text] = true
-	st.from.compiler.out.Warnings = append(st.from.compiler.out.Warnings, warning)
+	st.from.compiler.found.Warnings = append(st.from.compiler.found.Warnings, warning)
 }
 
 func (c *compiler) compileWorkloads(authentications map[string][]authentication) {
 	for _, w := range sorted(c.objs.Workloads) {
 		s := c.subject("Workload", w.Value, w.Origin)
 		if c.pods[mesh.Key{Namespace: w.Value.Namespace, Name: w.Value.Name}] != nil {
-			s.conflict("metadata.name", "rename it", "a pod of the same namespace has this name")
+			s.Conflict("metadata.name", "rename it", "a pod of the same namespace has this name")
 			continue
 		}
-		before := len(c.problems)
+		before := len(c.found.Problems)
 		s.place(w.Value)
-		s.labels("metadata.labels", w.Value.Labels)
+		if s.labelsFit(w.Value.Labels) {
+			s.Labels("metadata.labels", w.Value.Labels)
+		}
 		spec := &w.Value.Spec
 		out := mesh.Workload{
 			Key:            mesh.Key{Namespace: w.Value.Namespace, Name: w.Value.Name},
@@ -162,10 +164,10 @@ func (c *compiler) compileWorkloads(authentications map[string][]authentication)
 		}
 		enrolled, given := s.enrolled(w.Value.Labels)
 		out.Enrolled = enrolled || !given && c.namespaces[w.Value.Namespace]
-		out.Mode, out.PortModes = resolve(authentications[w.Value.Namespace], w.Value.Labels, c.strict)
-		out.DNS = c.dns.of(w.Value.Namespace)
+		out.Mode, out.PortModes = resolve(authentications[w.Value.Namespace], w.Value.Labels, c.settings.Mode)
+		out.DNS = c.settings.DNS.Of(w.Value.Namespace)
 		s.workloadSpec(&out, spec)
-		if c.each && len(c.problems) > before {
+		if c.each && len(c.found.Problems) > before {
 			continue
 		}
 		c.out.Workloads = append(c.out.Workloads, out)
@@ -184,11 +186,11 @@ func (c *compiler) compileWorkloads(authentications map[string][]authentication)
 
 func (s subject) workloadSpec(out *mesh.Workload, spec *v1alpha1.WorkloadSpec) {
 	if out.Node == "" {
-		s.problem("spec.node", "write the name that the node's agent was started with", "is missing")
+		s.Problem("spec.node", "write the name that the node's agent was started with", "is missing")
 	} else {
-		s.subdomain("spec.node", "a node's name", out.Node)
+		s.Subdomain("spec.node", "a node's name", out.Node)
 	}
-	s.subdomain("spec.serviceAccount", "a service account's name", out.ServiceAccount)
+	s.Subdomain("spec.serviceAccount", "a service account's name", out.ServiceAccount)
 	if td := s.compiler.out.Settings.TrustDomain; !td.IsZero() {
 		// An error is about a name that has been reported already.
 		if id, err := mesh.IdentityFor(td, out.Namespace, out.ServiceAccount); err == nil {
@@ -196,7 +198,7 @@ func (s subject) workloadSpec(out *mesh.Workload, spec *v1alpha1.WorkloadSpec) {
 		}
 	}
 	if len(spec.Addresses) == 0 {
-		s.problem("spec.addresses", "write at least one, such as [10.244.1.3]", "is empty")
+		s.Problem("spec.addresses", "write at least one, such as [10.244.1.3]", "is empty")
 	}
 	for i, text := range spec.Addresses {
 		if addr, ok := s.claimAddress(fmt.Sprintf("spec.addresses[%d]", i), text); ok {
@@ -204,10 +206,10 @@ func (s subject) workloadSpec(out *mesh.Workload, spec *v1alpha1.WorkloadSpec) {
 		}
 	}
 	slices.SortFunc(out.Addresses, netipCompare)
-	out.ProbePorts = s.ports("spec.probePorts", spec.ProbePorts)
+	out.ProbePorts = s.Ports("spec.probePorts", spec.ProbePorts)
 	for i, port := range spec.ProbePorts {
 		if port > 0 && port <= 65535 && mesh.ReservedPort(uint16(port)) {
-			s.problem(fmt.Sprintf("spec.probePorts[%d]", i), "let the process listen elsewhere", "port %d is the agent's own in an enrolled workload", port)
+			s.Problem(fmt.Sprintf("spec.probePorts[%d]", i), "let the process listen elsewhere", "port %d is the agent's own in an enrolled workload", port)
 		}
 	}
 	s.networkNamespace(out, spec.NetworkNamespace)
@@ -219,18 +221,18 @@ func (s subject) networkNamespace(out *mesh.Workload, netns string) {
 	const field = "spec.networkNamespace"
 	switch {
 	case netns == "" && out.Enrolled:
-		s.problem(field, "write its path, such as /run/netns/"+out.Name+", or label the workload "+v1alpha1.LabelMesh+": disabled",
+		s.Problem(field, "write its path, such as /run/netns/"+out.Name+", or label the workload "+v1alpha1.LabelMesh+": disabled",
 			"is missing: the workload is enrolled")
 		return
 	case netns == "":
 		return
 	case !path.IsAbs(netns) || path.Clean(netns) != netns:
-		s.problem(field, "write an absolute path such as /run/netns/"+out.Name, "%q is not a plain absolute path", netns)
+		s.Problem(field, "write an absolute path such as /run/netns/"+out.Name, "%q is not a plain absolute path", netns)
 		return
 	}
 	key := out.Node + " " + netns
 	if first, taken := s.compiler.netns[key]; taken {
-		s.conflict(field, "give every workload a network namespace of its own", "%s on node %s is used twice: it is also that of %s", netns, out.Node, first)
+		s.Conflict(field, "give every workload a network namespace of its own", "%s on node %s is used twice: it is also that of %s", netns, out.Node, first)
 		return
 	}
 	s.compiler.netns[key] = s.owner()

@@ -24,6 +24,7 @@ type viewBuilder struct {
 	virtual    *index.Editor[*serviceEntry]
 	nodes      *index.Editor[*nodeEntry]
 	endpoints  *index.Editor[*Key]
+	external   *index.Editor[*serviceEntry]
 	errs       []error
 }
 
@@ -188,6 +189,9 @@ func (b *viewBuilder) forgetService(was *serviceEntry) {
 	for _, addr := range was.service.Addresses {
 		b.virtual.Remove(index.OfAddress(addr), func(e *serviceEntry) bool { return e == was })
 	}
+	for _, addr := range was.service.External {
+		b.external.Remove(index.OfAddress(addr), func(e *serviceEntry) bool { return e == was })
+	}
 }
 
 // refer notes whose endpoints a service has.
@@ -250,6 +254,9 @@ func (b *viewBuilder) checkService(s *Service) {
 	}
 	if !plain(s.Addresses) {
 		s.Addresses = PlainAddresses(s.Addresses)
+	}
+	if !plain(s.External) {
+		s.External = PlainAddresses(s.External)
 	}
 }
 
@@ -317,15 +324,23 @@ func (b *viewBuilder) entry(s *Service, endpoints []Key, reachable func(*Workloa
 	return entry
 }
 
+// unicast checks one address of an object's.
+func (b *viewBuilder) unicast(kind string, key Key, before []netip.Addr, addr netip.Addr) bool {
+	switch {
+	case !addr.IsValid() || addr.Zone() != "" || addr.IsUnspecified() || addr.IsLoopback() || addr.IsMulticast():
+		b.errorf("%s %v: address %v is not a unicast address of its own", kind, key, addr)
+	case slices.Contains(before, addr):
+		b.errorf("%s %v: address %v is given twice", kind, key, addr)
+	default:
+		return true
+	}
+	return false
+}
+
 // claim checks addresses that are to be an object's; each belongs to one only.
 func (b *viewBuilder) claim(kind string, key Key, addrs []netip.Addr, add func(netip.Addr)) {
 	for i, addr := range addrs {
-		switch {
-		case !addr.IsValid() || addr.Zone() != "" || addr.IsUnspecified() || addr.IsLoopback() || addr.IsMulticast():
-			b.errorf("%s %v: address %v is not a unicast address of its own", kind, key, addr)
-			continue
-		case slices.Contains(addrs[:i], addr):
-			b.errorf("%s %v: address %v is given twice", kind, key, addr)
+		if !b.unicast(kind, key, addrs[:i], addr) {
 			continue
 		}
 		// Another address of its own may have put it into the same bucket.
@@ -345,6 +360,11 @@ func (b *viewBuilder) claimAll(workloads []*Workload, services []*serviceEntry) 
 	}
 	for _, e := range services {
 		b.claim("service", e.service.Key, e.service.Addresses, func(addr netip.Addr) { b.virtual.Add(index.OfAddress(addr), e) })
+		for i, addr := range e.service.External { // others may have it, too
+			if b.unicast("service", e.service.Key, e.service.External[:i], addr) {
+				b.external.Add(index.OfAddress(addr), e)
+			}
+		}
 	}
 }
 

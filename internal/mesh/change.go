@@ -62,7 +62,7 @@ func (v *View) With(revision string, c Change) (*View, error) {
 
 // crowded reports whether the indexes have become too small.
 func (v *View) crowded() bool {
-	return v.owners.Crowded() || v.nodes.Crowded() || v.virtual.Crowded() || v.endpoints.Crowded()
+	return v.owners.Crowded() || v.nodes.Crowded() || v.virtual.Crowded() || v.external.Crowded() || v.endpoints.Crowded()
 }
 
 // build makes a View of an empty one, or of one with the same settings.
@@ -72,10 +72,12 @@ func build(base *View, revision string, settings Settings, c Change, network *ne
 		b.byKey = make(map[Key]*Workload, len(c.Workloads))
 		b.owners, b.virtual = index.New[*Workload](len(c.Workloads)).Edit(), index.New[*serviceEntry](len(c.Services)).Edit()
 		b.nodes, b.endpoints = index.New[*nodeEntry](len(c.Workloads)/30).Edit(), index.New[*Key](len(c.Workloads)).Edit() // nodes have some 30
+		b.external = index.New[*serviceEntry](countExternal(c.Services)).Edit()
 		b.view.revoked = make(map[spiffeid.ID]struct{}, len(settings.RevokedIdentities))
 		b.addSettings()
 	} else {
 		b.owners, b.virtual, b.nodes, b.endpoints = base.owners.Edit(), base.virtual.Edit(), base.nodes.Edit(), base.endpoints.Edit()
+		b.external = base.external.Edit()
 	}
 	workloads, services, policies := acceptable(&b, "workload", c.Workloads), acceptable(&b, "service", c.Services), acceptable(&b, "policy", c.Policies)
 	goneWorkloads, goneServices, gonePolicies := keyed.Without(c.GoneWorkloads, workloads), keyed.Without(c.GoneServices, services), keyed.Without(c.GonePolicies, policies)
@@ -96,6 +98,7 @@ func build(base *View, revision string, settings Settings, c Change, network *ne
 	}
 	v := b.view
 	v.owners, v.virtual, v.nodes, v.endpoints = b.owners.Index, b.virtual.Index, b.nodes.Index, b.endpoints.Index
+	v.external = b.external.Index
 	v.policySets = &sync.Map{}
 	if base.synced && len(policies)+len(gonePolicies) == 0 && base.network == network {
 		v.keepPolicySets(base)
@@ -130,6 +133,24 @@ func workloadAt(owners index.Index[*Workload], addr netip.Addr) []*Workload {
 		}
 	}
 	return nil
+}
+
+func countExternal(services []*Service) (n int) {
+	for _, s := range services {
+		n += len(s.External)
+	}
+	return n
+}
+
+// externalAt returns the service that has a port at one of its external addresses; nil
+// when none has.
+func externalAt(external index.Index[*serviceEntry], addr netip.Addr, port uint16) (at *serviceEntry) {
+	for _, e := range external.Bucket(index.OfAddress(addr)) {
+		if _, has := e.portIndex(port); has && slices.Contains(e.service.External, addr) && (at == nil || e.service.Key.Compare(at.service.Key) < 0) {
+			at = e
+		}
+	}
+	return at
 }
 
 func serviceAt(virtual index.Index[*serviceEntry], addr netip.Addr) *serviceEntry {

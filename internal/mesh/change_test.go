@@ -45,7 +45,7 @@ func drawChange(t *rapid.T, most int) mesh.Change {
 	}
 	for _, k := range keys("services") {
 		s := &mesh.Service{Key: k, Addresses: address(t, k, 2), Endpoints: keys("endpoints"), Prefer: mesh.Nearness(rapid.IntRange(0, 3).Draw(t, "prefer")),
-			Sticky: rapid.Bool().Draw(t, "sticky"), Unready: rapid.IntRange(0, 4).Draw(t, "unready") == 0, Ports: []mesh.ServicePort{{Port: 80, TargetPort: 8080}}}
+			Sticky: rapid.Bool().Draw(t, "sticky"), Unready: rapid.IntRange(0, 4).Draw(t, "unready") == 0, External: address(t, mesh.Key{Namespace: "shop", Name: "a"}, 3), Ports: []mesh.ServicePort{{Port: 80, TargetPort: 8080}}}
 		if rapid.Bool().Draw(t, "some") {
 			s.Ports = append(s.Ports, mesh.ServicePort{Port: 81, TargetPort: 15008, Only: mesh.SortedKeys(keys("only"))})
 			if rapid.Bool().Draw(t, "elsewhere") {
@@ -139,7 +139,7 @@ func answers(v *mesh.View) map[string]string {
 		}
 	}
 	for _, s := range v.Services() {
-		addrs = append(addrs, s.Addresses...)
+		addrs = append(append(addrs, s.Addresses...), s.External...)
 		found, _ := v.Service(s.Key)
 		said["service "+s.Key.String()] = fmt.Sprintf("%p", found)
 	}

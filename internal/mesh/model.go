@@ -99,7 +99,11 @@ type Service struct {
 	Key
 	// Addresses are the virtual addresses; may be empty (headless).
 	Addresses []netip.Addr
-	Ports     []ServicePort
+	// External are addresses that lead to the service at its ports only, and are
+	// anybody's otherwise: several services may have one. Of those that have the same
+	// port, the first by name has it. Sorted.
+	External []netip.Addr
+	Ports    []ServicePort
 	// Endpoints names the selected workloads, ready or not, sorted.
 	Endpoints []Key
 	// Prefer narrows the candidates to those that are near the client, while
@@ -220,6 +224,9 @@ type Settings struct {
 	EgressNamespaces map[string]EgressMode
 	// RevokedIdentities are refused, and their live connections ended.
 	RevokedIdentities []spiffeid.ID
+	// RevokedUntold are revoked too, and more than agents can be told of: the operator
+	// signs nothing for them. Empty at an agent.
+	RevokedUntold []spiffeid.ID
 }
 
 // Route says where one outbound connection goes.

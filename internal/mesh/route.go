@@ -29,11 +29,14 @@ func (v *View) Route(src *Workload, dst netip.AddrPort) Route {
 	if !v.synced {
 		return Route{Kind: RouteHold, Port: dst.Port(), Reason: ReasonNotSynced}
 	}
+	if service := externalAt(v.external, addr, dst.Port()); service != nil {
+		return service.route(src, dst.Port(), true)
+	}
 	if owner := workloadAt(v.owners, addr); owner != nil {
 		return routeDirect(owner, dst.Port())
 	}
 	if service := serviceAt(v.virtual, addr); service != nil {
-		return service.route(src, dst.Port())
+		return service.route(src, dst.Port(), false)
 	}
 	if v.inCluster(addr) {
 		return Route{Kind: RouteHold, Port: dst.Port(), Reason: ReasonUnknownDestination}
@@ -56,7 +59,10 @@ func routeDirect(owner []*Workload, port uint16) Route {
 	return Route{Kind: RouteWorkload, Candidates: owner, Port: port}
 }
 
-func (s *serviceEntry) route(src *Workload, port uint16) Route {
+// route leads to a port, dialled at an external address or not: there, a client in the
+// cluster is not kept to its own node
+// (https://kubernetes.io/docs/reference/networking/virtual-ips/#external-traffic-policy).
+func (s *serviceEntry) route(src *Workload, port uint16, external bool) Route {
 	i, ok := s.portIndex(port)
 	if !ok {
 		return Route{Kind: RouteReject, Service: s.service, Port: port, Reason: ReasonServicePortUndefined}
@@ -74,6 +80,9 @@ func (s *serviceEntry) route(src *Workload, port uint16) Route {
 		if candidates = s.readyPlain; len(candidates) == 0 {
 			return Route{Kind: RouteReject, Service: s.service, Port: target, Reason: ReasonReservedPort}
 		}
+	}
+	if external && s.service.Prefer == OnlyNode {
+		src = nil
 	}
 	if candidates = s.narrow(src, reserved, candidates); len(candidates) == 0 {
 		return Route{Kind: RouteReject, Service: s.service, Port: target, Reason: ReasonNoEndpoint}
@@ -185,11 +194,18 @@ func (v *View) Vacant(node string) []netip.AddrPort {
 			continue
 		}
 		for _, port := range s.service.Ports {
-			if s.route(client, port.Port).Reason != ReasonNoEndpoint {
+			if s.route(client, port.Port, false).Reason == ReasonNoEndpoint {
+				for _, addr := range s.service.Addresses {
+					all = append(all, netip.AddrPortFrom(addr, port.Port))
+				}
+			}
+			if len(s.service.External) == 0 || s.route(client, port.Port, true).Reason != ReasonNoEndpoint {
 				continue
 			}
-			for _, addr := range s.service.Addresses {
-				all = append(all, netip.AddrPortFrom(addr, port.Port))
+			for _, addr := range s.service.External {
+				if externalAt(v.external, addr, port.Port) == s {
+					all = append(all, netip.AddrPortFrom(addr, port.Port))
+				}
 			}
 		}
 	}

@@ -231,3 +231,52 @@ func TestPortsThatDiffer(t *testing.T) {
 		t.Error("port 0 is accepted")
 	}
 }
+
+// TestExternalAddresses: those lead to services at their ports, whoever has them
+// otherwise, and to any node's workloads.
+func TestExternalAddresses(t *testing.T) {
+	here, there := workload("shop", "here", "10.0.0.1"), workload("shop", "there", "10.0.0.2")
+	there.Node = "other"
+	node := workload("shop", "node", "192.0.2.1")
+	external := func(s mesh.Service, addrs ...string) mesh.Service {
+		for _, a := range addrs {
+			s.External = append(s.External, netip.MustParseAddr(a))
+		}
+		return s
+	}
+	local := external(service("local", "10.96.0.2", 81, 8081, "there"), "192.0.2.1", "::ffff:192.0.2.2")
+	local.Prefer = mesh.OnlyNode
+	services := []mesh.Service{
+		external(service("web", "10.96.0.1", 80, 8080, "here"), "192.0.2.1", "2001:db8::1", "10.9.9.9"), local,
+		external(service("web-too", "10.96.0.3", 80, 8080, "there"), "192.0.2.1"),
+		external(service("nobody", "10.96.0.4", 82, 82), "192.0.2.1"),
+	}
+	v := mustView(t, settings(), []mesh.Workload{here, there, node}, services, nil)
+	src := mustWorkload(t, v, "shop", "here")
+	for to, want := range map[string]string{
+		"192.0.2.1:80": "web 8080 here", "[::ffff:192.0.2.1]:80": "web 8080 here", "[2001:db8::1]:80": "web 8080 here", "10.9.9.9:80": "web 8080 here",
+		"192.0.2.1:81": "local 8081 there", "192.0.2.2:81": "local 8081 there", "10.96.0.2:81": "local 8081 NoEndpoint", "192.0.2.1:82": "nobody 82 NoEndpoint",
+		"192.0.2.1:8080": "8080 node", "192.0.2.2:80": "80 EgressAllowed", "10.9.9.9:81": "81 UnknownDestination",
+	} {
+		r := v.Route(src, netip.MustParseAddrPort(to))
+		got := fmt.Sprint(r.Port, " ")
+		if r.Service != nil {
+			got = r.Service.Name + " " + got
+		}
+		if len(r.Candidates) > 0 {
+			got += r.Candidates[0].Name
+		} else {
+			got += r.Reason.String()
+		}
+		if got != want {
+			t.Errorf("%s leads to %s, want %s", to, got, want)
+		}
+	}
+	if got, want := fmt.Sprint(v.Vacant(here.Node)), "[10.96.0.2:81 10.96.0.4:82 192.0.2.1:82]"; got != want {
+		t.Errorf("nobody serves %s, want %s", got, want)
+	}
+	bad := external(service("bad", "10.96.0.5", 80, 80), "127.0.0.1", "192.0.2.9", "192.0.2.9")
+	if _, err := mesh.NewView("r", settings(), nil, []mesh.Service{bad}, nil); err == nil || !strings.Contains(err.Error(), "127.0.0.1 is not a unicast address") || !strings.Contains(err.Error(), "192.0.2.9 is given twice") {
+		t.Errorf("addresses that cannot be: %v", err)
+	}
+}

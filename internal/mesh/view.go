@@ -29,6 +29,7 @@ type View struct {
 	compiled  []*policy.Compiled         // parallel to policies
 	owners    index.Index[*Workload]     // by address
 	virtual   index.Index[*serviceEntry] // by address
+	external  index.Index[*serviceEntry] // by each external address
 	nodes     index.Index[*nodeEntry]    // by name
 	endpoints index.Index[*Key]          // names of services, by those of their endpoints
 	revoked   map[spiffeid.ID]struct{}
@@ -172,8 +173,14 @@ func (v *View) OnNode(node string) []*Workload {
 	return nil
 }
 
-// Revoked reports whether an identity is on the deny-list.
+// Revoked reports whether an identity is on the deny-list of agents.
 func (v *View) Revoked(id spiffeid.ID) bool {
 	_, ok := v.revoked[id]
 	return ok
+}
+
+// Barred reports whether nothing may be signed for an identity: it is revoked, whether
+// agents are told of it or not.
+func (v *View) Barred(id spiffeid.ID) bool {
+	return v.Revoked(id) || slices.Contains(v.settings.RevokedUntold, id)
 }

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"reflect"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -45,7 +46,7 @@ func kubernetesResources() []resource {
 		},
 		{
 			group: corev1.SchemeGroupVersion, name: "nodes", example: &corev1.Node{},
-			trim: whole(func(t *trim.Trimmer, n *corev1.Node) *node { return &node{name: n.Name, zone: t.Zone(n)} }),
+			trim: whole(func(t *trim.Trimmer, n *corev1.Node) *node { return &node{n.Name, t.Zone(n), startupTaints(n)} }),
 			same: equal(func(n *node) any { return *n }),
 			add:  func(o *kube.Objects, row any) { o.Zones[row.(*node).name] = row.(*node).zone },
 		},
@@ -58,9 +59,11 @@ func kubernetesResources() []resource {
 		{
 			group: corev1.SchemeGroupVersion, name: "services", example: &corev1.Service{},
 			trim: whole(func(_ *trim.Trimmer, s *corev1.Service) *corev1.Service {
-				return &corev1.Service{ObjectMeta: trimMeta(&s.ObjectMeta), Spec: s.Spec}
+				out := &corev1.Service{ObjectMeta: trimMeta(&s.ObjectMeta), Spec: s.Spec}
+				out.Status.LoadBalancer.Ingress = s.Status.LoadBalancer.Ingress
+				return out
 			}),
-			same: equal(func(s *corev1.Service) any { return [2]any{s.Labels, s.Spec} }),
+			same: equal(func(s *corev1.Service) any { return [3]any{s.Labels, s.Spec, s.Status.LoadBalancer.Ingress} }),
 			add:  add(func(o *kube.Objects) *[]kube.Sourced[corev1.Service] { return &o.Services }),
 		},
 		{
@@ -120,7 +123,18 @@ func heddleResources() []resource {
 }
 
 // node is what is kept of a Node.
-type node struct{ name, zone string }
+type node struct {
+	name, zone string
+	// taints are all of the node's while it has the startup taint, else nil.
+	taints []corev1.Taint
+}
+
+func startupTaints(n *corev1.Node) []corev1.Taint {
+	if slices.ContainsFunc(n.Spec.Taints, func(t corev1.Taint) bool { return t.Key == v1alpha1.TaintAgentNotReady }) {
+		return n.Spec.Taints
+	}
+	return nil
+}
 
 // trimMeta keeps what compiling and reporting need.
 func trimMeta(m *metav1.ObjectMeta) metav1.ObjectMeta {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/go-logr/logr"
 	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/rest"
@@ -180,6 +181,43 @@ func (s *Source) Counts() map[string]int {
 func (s *Source) HasNode(name string) bool {
 	_, ok := s.row("nodes", mesh.Key{Name: name}).(*node)
 	return ok
+}
+
+// Tainted is a node that has the startup taint.
+type Tainted struct {
+	Name string
+	// Taints are all that it has: read only.
+	Taints []corev1.Taint
+	// Ready is set when the node's agent is.
+	Ready bool
+}
+
+// Tainted returns the nodes that have the startup taint, in order of their names. Agents
+// are the pods of a service account.
+func (s *Source) Tainted(namespace, account string) []Tainted {
+	nodes, pods := s.table("nodes"), s.table("pods")
+	s.mirror.Lock()
+	defer s.mirror.Unlock()
+	var all []Tainted
+	for _, row := range nodes.rows {
+		if n := row.(*node); n.taints != nil {
+			all = append(all, Tainted{Name: n.name, Taints: n.taints})
+		}
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	ready := map[string]bool{}
+	for _, row := range pods.rows {
+		if p := row.(*kube.Pod); p.Namespace == namespace && p.ServiceAccount == account && p.Ready && !p.Terminating && !p.Finished {
+			ready[p.Node] = true
+		}
+	}
+	for i := range all {
+		all[i].Ready = ready[all[i].Name]
+	}
+	slices.SortFunc(all, func(a, b Tainted) int { return strings.Compare(a.Name, b.Name) })
+	return all
 }
 
 // Pod returns a pod of the cluster.

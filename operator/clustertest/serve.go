@@ -65,6 +65,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	body, err := io.ReadAll(r.Body)
 	var object Object
+	if err == nil && r.Header.Get("Content-Type") == "application/json-patch+json" {
+		s.patchByOperations(w, t, body)
+		return
+	}
 	if err == nil && len(body) > 0 {
 		err = json.Unmarshal(body, &object)
 	}

@@ -47,8 +47,8 @@ type fakeView struct {
 	unsynced bool
 }
 
-func (v *fakeView) Synced() bool                { return !v.unsynced }
-func (v *fakeView) Revoked(id spiffeid.ID) bool { return v.revoked[id] }
+func (v *fakeView) Synced() bool               { return !v.unsynced }
+func (v *fakeView) Barred(id spiffeid.ID) bool { return v.revoked[id] }
 func (v *fakeView) OnNode(node string) []*mesh.Workload {
 	if id, ok := v.onNode[node]; ok {
 		return []*mesh.Workload{{Node: node, Identity: id}}

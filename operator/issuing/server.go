@@ -30,7 +30,7 @@ import (
 type Snapshot interface {
 	Synced() bool
 	OnNode(node string) []*mesh.Workload
-	Revoked(id spiffeid.ID) bool
+	Barred(id spiffeid.ID) bool
 }
 
 // Issuer signs; *identity.Authority does.
@@ -159,7 +159,7 @@ func (s *Server) join(ctx context.Context, d *decision, req *meshpb.JoinRequest)
 	if err != nil {
 		return nil, refuse(reasonBadCSR, codes.InvalidArgument, "%v", err)
 	}
-	if s.cfg.View().Revoked(id) {
+	if s.cfg.View().Barred(id) {
 		return nil, refuse(reasonRevoked, codes.PermissionDenied, "identity %s is revoked", id)
 	}
 	if token, ok := bearer(ctx); ok {
@@ -256,7 +256,7 @@ func (s *Server) mayHave(node string, id spiffeid.ID) error {
 		return refuse(reasonBadRequest, codes.InvalidArgument, "%v", err)
 	}
 	for _, revoked := range []spiffeid.ID{own, id} {
-		if view.Revoked(revoked) {
+		if view.Barred(revoked) {
 			return refuse(reasonRevoked, codes.PermissionDenied, "identity %s is revoked: node %s gets no certificate for %s", revoked, node, id)
 		}
 	}

@@ -298,7 +298,11 @@ func (c *Cluster) publish(compiled *kube.Compiled, epoch uint64, last *discovery
 // returns the one that is.
 func (c *Cluster) serve(next, last *discovery.Snapshot) *discovery.Snapshot {
 	if last != nil && last.View().Revision() == next.View().Revision() {
-		return last
+		if slices.Equal(last.View().Settings().RevokedUntold, next.View().Settings().RevokedUntold) {
+			return last
+		}
+		c.cfg.Store.Replace(next.View()) // which agents are not told of, and the issuer is
+		return next
 	}
 	// The issuer knows a workload before its agent does.
 	c.cfg.Store.Replace(next.View())
@@ -380,7 +384,7 @@ func (c *Cluster) Collect(ch chan<- prometheus.Metric) {
 	for _, p := range now.Refused {
 		refused[p.Ref.Kind]++
 	}
-	for _, kind := range []string{"Namespace", "Pod", "Service", "Workload", "PeerAuthentication", "AuthorizationPolicy", "NetworkPolicy"} {
+	for _, kind := range []string{"Mesh", "Namespace", "Pod", "Service", "Workload", "PeerAuthentication", "AuthorizationPolicy", "NetworkPolicy"} {
 		send("heddle_operator_refused_objects", "Problems of objects that are left out, wholly or in part.", refused[kind], kind)
 	}
 	if now.Snapshot == nil {

@@ -132,6 +132,13 @@ func (c *Client) Running(ctx context.Context) ([]cni.Place, error) {
 
 // look verifies one sandbox. An error is the runtime's or ctx's.
 func (c *Client) look(ctx context.Context, sandbox sandbox, before *verified) (*verified, error) {
+	if sandbox.odd != "" {
+		if before == nil {
+			c.log.Warn("sandbox is left out, and the others are known: what the container runtime says of it cannot be read; remedy: remove it (crictl rmp), if it is no pod",
+				"sandbox", sandbox.id, "error", sandbox.odd)
+		}
+		return &verified{complaint: sandbox.odd}, nil
+	}
 	if !sandbox.isPod() {
 		if before == nil {
 			c.log.Warn("sandbox is no pod of kubelet's, and stays outside the mesh: it has no id, or no pod's name, namespace or UID",

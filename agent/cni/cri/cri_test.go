@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	grpcstatus "google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -232,10 +233,62 @@ func TestRuntimeDoesNotAnswer(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	f.mu.Lock()
-	f.fail, f.sandbox = nil, []*runtimeapi.PodSandbox{{Id: strings.Repeat("x", maxText+1)}}
+	f.fail, f.sandbox = nil, make([]*runtimeapi.PodSandbox, maxSandboxes+1)
+	for i := range f.sandbox {
+		f.sandbox[i] = &runtimeapi.PodSandbox{}
+	}
 	f.mu.Unlock()
-	if _, err := c.Running(t.Context()); err == nil || !strings.Contains(err.Error(), "are more than") {
-		t.Errorf("a list that cannot be understood: %v", err)
+	if _, err := c.Running(t.Context()); err == nil || !strings.Contains(err.Error(), "more than 10000 sandboxes") {
+		t.Errorf("a list that is too long: %v", err)
+	}
+}
+
+// TestOddSandboxes: one that cannot be read keeps no other from being known, is said once,
+// and takes nobody's name.
+func TestOddSandboxes(t *testing.T) {
+	testenv.NeedRoot(t)
+	f, c, log := serve(t)
+	long := strings.Repeat("x", maxText+1)
+	web := testenv.NewNetNS(t, "cri")
+	f.add("web", webUID, process(t, web, "kubepods/besteffort/pod"+webUID), web.Path)
+	f.mu.Lock()
+	f.sandbox = append([]*runtimeapi.PodSandbox{
+		{Id: long}, {Id: long},
+		{Id: "long-name", Metadata: &runtimeapi.PodSandboxMetadata{Name: long, Namespace: "shop", Uid: dbUID}},
+		{Id: "sandbox-web", Metadata: &runtimeapi.PodSandboxMetadata{Name: "web", Namespace: long, Uid: webUID}},
+		{Id: "long-uid", State: runtimeapi.PodSandboxState_SANDBOX_NOTREADY, Metadata: &runtimeapi.PodSandboxMetadata{Name: "ended", Namespace: "shop", Uid: long}},
+	}, f.sandbox...)
+	f.mu.Unlock()
+	for range 2 {
+		places, err := c.Running(t.Context())
+		if err != nil || len(places) != 1 || places[0].Key.String() != "shop/web" || places[0].UID != webUID {
+			t.Fatalf("%v, %v, want web", places, err)
+		}
+	}
+	if f.statuses != 1 {
+		t.Errorf("asked for details %d times, want once: of web", f.statuses)
+	}
+	if n := strings.Count(log.String(), "sandbox is left out"); n != 4 || !strings.Contains(log.String(), "long-name (odd)") || !strings.Contains(log.String(), "4097 bytes are more than 4096") || log.Len() > 8<<10 {
+		t.Errorf("said %d times, want once of each:\n%s", n, log)
+	}
+}
+
+// TestOddBytes: an entry of the list that is no message at all is one odd sandbox.
+func TestOddBytes(t *testing.T) {
+	good, err := proto.Marshal(&runtimeapi.PodSandbox{Id: "good"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list []byte
+	for _, item := range [][]byte{{0x0a, 0x7f}, good, {0x12, 0x01, 0xff}} {
+		list = protowire.AppendBytes(protowire.AppendTag(list, 1, protowire.BytesType), item)
+	}
+	all, err := decodeList(list)
+	if err != nil || len(all) != 3 || all[0].odd == "" || all[1].id != "good" || all[1].odd != "" || all[2].odd == "" || all[0].id == all[2].id {
+		t.Errorf("%+v, %v", all, err)
+	}
+	if _, err := decodeList(append(list, 0x0a, 0x7f)); err == nil {
+		t.Error("a list that is cut off was read")
 	}
 }
 
@@ -286,7 +339,14 @@ func FuzzMessages(f *testing.F) {
 				if item.State != runtimeapi.PodSandboxState_SANDBOX_READY {
 					continue
 				}
-				if i >= len(got) || got[i].id != item.Id || got[i].uid != item.Metadata.GetUid() || got[i].key.Name != item.Metadata.GetName() {
+				if i >= len(got) {
+					t.Fatalf("sandbox %d: %v, want %v", i, got, item)
+				}
+				if got[i].odd != "" {
+					i++
+					continue
+				}
+				if got[i].id != item.Id || got[i].uid != item.Metadata.GetUid() || got[i].key.Name != item.Metadata.GetName() {
 					t.Fatalf("sandbox %d: %v, want %v", i, got, item)
 				}
 				i++

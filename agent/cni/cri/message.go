@@ -23,6 +23,8 @@ type sandbox struct {
 	id, uid string
 	key     mesh.Key
 	created time.Time
+	// odd says why nothing of it but its id is believed; "" for one that could be read.
+	odd string
 }
 
 // status is what the runtime says of one sandbox when it is asked for details.
@@ -91,16 +93,20 @@ func text(to *string, value []byte) error {
 }
 
 // decodeList reads a ListPodSandboxResponse: items (1). Sandboxes that are not
-// ready are left out, whatever was asked for.
+// ready are left out, whatever was asked for. One that cannot be read is odd, and no
+// reason to know nothing of the others.
 func decodeList(message []byte) ([]sandbox, error) {
 	var all []sandbox
 	err := fields(message, func(field protowire.Number, value []byte, _ uint64) error {
 		if field != 1 {
 			return nil
 		}
-		s, ready, err := decodeSandbox(value)
-		if err != nil || !ready {
-			return err
+		s, ready := decodeSandbox(value)
+		if !ready {
+			return nil
+		}
+		if s.odd != "" {
+			s = sandbox{id: oddID(s.id, len(all)), odd: s.odd}
 		}
 		if len(all) >= maxSandboxes {
 			return fmt.Errorf("more than %d sandboxes", maxSandboxes)
@@ -112,22 +118,36 @@ func decodeList(message []byte) ([]sandbox, error) {
 }
 
 // decodeSandbox reads a PodSandbox: id (1), metadata (2), state (3), created_at (4).
-func decodeSandbox(message []byte) (s sandbox, ready bool, err error) {
+func decodeSandbox(message []byte) (s sandbox, ready bool) {
 	ready = true
-	err = fields(message, func(field protowire.Number, value []byte, number uint64) error {
+	note := func(err error) {
+		if err != nil && s.odd == "" {
+			s.odd = err.Error()
+		}
+	}
+	note(fields(message, func(field protowire.Number, value []byte, number uint64) error {
 		switch field {
 		case 1:
-			return text(&s.id, value)
+			note(text(&s.id, value))
 		case 2:
-			return decodeMetadata(&s, value)
+			note(decodeMetadata(&s, value))
 		case 3:
 			ready = number == 0
 		case 4:
 			s.created = time.Unix(0, int64(number))
 		}
 		return nil
-	})
-	return s, ready, err
+	}))
+	return s, ready
+}
+
+// oddID names a sandbox that cannot be read, as no other is: by the id that it has, or
+// by its place in the list.
+func oddID(id string, place int) string {
+	if id == "" {
+		return fmt.Sprintf("(number %d of the list)", place+1)
+	}
+	return id + " (odd)"
 }
 
 // isPod is false for sandboxes that kubelet did not make: crictl runs them without the

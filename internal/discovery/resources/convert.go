@@ -74,7 +74,7 @@ func EncodeWorkload(w *mesh.Workload) (*Resource, error) {
 // EncodeService encodes a service.
 func EncodeService(s *mesh.Service) (*Resource, error) {
 	m := &meshpb.Service{Key: field.FromKey(s.Key), Addresses: field.FromAddresses(s.Addresses), Prefer: meshpb.Nearness(s.Prefer), Sticky: s.Sticky,
-		StickySeconds: uint32(s.StickyFor / time.Second), Unready: s.Unready}
+		StickySeconds: uint32(s.StickyFor / time.Second), Unready: s.Unready, External: field.FromAddresses(s.External)}
 	for _, p := range s.Ports {
 		port := &meshpb.ServicePort{Name: p.Name, Port: uint32(p.Port), TargetPort: uint32(p.TargetPort)}
 		for _, e := range p.Only {

@@ -134,7 +134,7 @@ func TestRoundTrip(t *testing.T) {
 			return mesh.ServicePort{Name: rapid.String().Draw(t, "name"), Port: genPort().Draw(t, "port"), TargetPort: genPort().Draw(t, "target"),
 				Only: rapid.SliceOfN(genKey(), 0, 3).Draw(t, "only"), Elsewhere: rapid.SliceOfN(elsewhere, 0, 2).Draw(t, "elsewhere")}
 		})
-		roundTrip(t, &mesh.Service{Key: genKey().Draw(t, "key"), Addresses: rapid.SliceOfN(genAddr(), 0, 3).Draw(t, "addresses"),
+		roundTrip(t, &mesh.Service{Key: genKey().Draw(t, "key"), Addresses: rapid.SliceOfN(genAddr(), 0, 3).Draw(t, "addresses"), External: rapid.SliceOfN(genAddr(), 0, 3).Draw(t, "external"),
 			Ports: rapid.SliceOfN(port, 0, 3).Draw(t, "ports"), Endpoints: rapid.SliceOfN(genKey(), 0, 5).Draw(t, "endpoints"),
 			Prefer: mesh.Nearness(rapid.IntRange(0, 3).Draw(t, "prefer")), Sticky: rapid.Bool().Draw(t, "sticky"),
 			StickyFor: time.Duration(rapid.Uint32().Draw(t, "seconds")) * time.Second, Unready: rapid.Bool().Draw(t, "unready")},

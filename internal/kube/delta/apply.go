@@ -151,7 +151,7 @@ func (a *concern) service(was, is *corev1.Service, key mesh.Key) bool {
 		return false
 	}
 	for _, s := range []*corev1.Service{was, is} {
-		if s != nil && (len(s.Spec.Selector) == 0 || !a.free(addressesOf(s), mesh.Key{}, key)) {
+		if s != nil && (len(s.Spec.Selector) == 0 || len(externalOf(s)) > 0 || !a.free(addressesOf(s), mesh.Key{}, key)) {
 			return false
 		}
 	}

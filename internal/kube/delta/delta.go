@@ -5,7 +5,7 @@
 // it does.
 //
 // Left to that are changes of anything but pods, services and AuthorizationPolicies;
-// addresses that two objects claim, or endpoints that are written by hand; pods in
+// addresses that two objects claim, or that lead to a service from outside, endpoints that are written by hand; pods in
 // their nodes' networks; namespaces that have Workloads; and, where a change is of more
 // than a pod's readiness, a cluster that has NetworkPolicies, and a namespace that has
 // several PeerAuthentications.
@@ -152,6 +152,9 @@ func (c *Compiler) dispute(objs *kube.Objects) {
 		for _, addr := range addressesOf(s.Value) {
 			claim(addr)
 		}
+		for _, addr := range externalOf(s.Value) {
+			c.disputed[addr] = true
+		}
 		c.disputeRefused("Service", s.Value.Namespace, s.Value.Name, addressesOf(s.Value))
 	}
 	for _, w := range objs.Workloads {
@@ -205,6 +208,20 @@ func selectorOf(p *v1alpha1.AuthorizationPolicy) map[string]string {
 func addressesOf(s *corev1.Service) (addrs []netip.Addr) {
 	for _, text := range append(slices.Clone(s.Spec.ClusterIPs), s.Spec.ClusterIP) {
 		if addr, err := netip.ParseAddr(text); err == nil && !slices.Contains(addrs, addr.Unmap()) {
+			addrs = append(addrs, addr.Unmap())
+		}
+	}
+	return addrs
+}
+
+// externalOf returns the addresses of others that may lead to a service.
+func externalOf(s *corev1.Service) (addrs []netip.Addr) {
+	texts := slices.Clone(s.Spec.ExternalIPs)
+	for _, at := range s.Status.LoadBalancer.Ingress {
+		texts = append(texts, at.IP)
+	}
+	for _, text := range texts {
+		if addr, err := netip.ParseAddr(text); err == nil {
 			addrs = append(addrs, addr.Unmap())
 		}
 	}

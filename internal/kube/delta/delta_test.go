@@ -102,6 +102,12 @@ func drawService(t *rapid.T, key mesh.Key) *corev1.Service {
 		s.Spec.Selector = nil
 	}
 	s.Spec.ClusterIP = one(t, "ip", "None", "", fmt.Sprintf("10.0.2.%d", len(key.Namespace)*16+int(key.Name[1]-'0')))
+	if seldom(t, "external") {
+		s.Spec.ExternalIPs = []string{fmt.Sprintf("10.0.0.%d", rapid.IntRange(1, 3).Draw(t, "external")), "192.0.2.200"}
+	}
+	if seldom(t, "balanced") {
+		s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "192.0.2.201"}}
+	}
 	if seldom(t, "anybody's") {
 		s.Spec.ClusterIP = fmt.Sprintf("10.0.0.%d", rapid.IntRange(1, 3).Draw(t, "ip"))
 	}

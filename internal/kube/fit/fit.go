@@ -49,6 +49,24 @@ func Policy(p *mesh.Policy) int {
 	return n
 }
 
+// maxSettings bounds what the Mesh says: nearly all that one message holds.
+const maxSettings = maxService
+
+// Revoked returns how many of the revoked identities fit into one message beside what
+// else the Mesh says, from the first on.
+func Revoked(s *mesh.Settings) int {
+	n := texts(s.TrustDomain.Name()) + (16+2*entry)*len(s.ClusterRanges) + entry
+	for namespace := range s.EgressNamespaces {
+		n += texts(namespace) + 2*entry
+	}
+	for i := range s.RevokedIdentities {
+		if n += texts(s.RevokedIdentities[i].String()); n > maxSettings {
+			return i
+		}
+	}
+	return len(s.RevokedIdentities)
+}
+
 func keys(all []mesh.Key) (n int) {
 	for i := range all {
 		n += texts(all[i].Namespace, all[i].Name)
@@ -59,7 +77,7 @@ func keys(all []mesh.Key) (n int) {
 // Ports returns how many of a service's ports fit into one message beside its
 // endpoints, from the first on.
 func Ports(s *mesh.Service) int {
-	n := texts(s.Namespace, s.Name) + keys(s.Endpoints) + 6*entry + (16+entry)*len(s.Addresses)
+	n := texts(s.Namespace, s.Name) + keys(s.Endpoints) + 6*entry + (16+entry)*(len(s.Addresses)+len(s.External))
 	for i := range s.Ports {
 		n += texts(s.Ports[i].Name) + 3*entry + keys(s.Ports[i].Only)
 		for _, at := range s.Ports[i].Elsewhere {

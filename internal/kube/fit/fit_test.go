@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -19,11 +20,17 @@ import (
 
 func TestMain(m *testing.M) { testenv.Main(m) }
 
+func meshOf(trustDomain string) []kube.Sourced[v1alpha1.Mesh] {
+	return []kube.Sourced[v1alpha1.Mesh]{{Value: &v1alpha1.Mesh{ObjectMeta: metav1.ObjectMeta{Name: "default"},
+		Spec: v1alpha1.MeshSpec{TrustDomain: trustDomain, ClusterRanges: []v1alpha1.AddressBlock{"10.0.0.0/8"}}}}}
+}
+
 // snapshot compiles and encodes objects of namespace shop.
 func snapshot(t *testing.T, objs *kube.Objects) (*kube.Compiled, *mesh.View) {
 	t.Helper()
-	objs.Meshes = []kube.Sourced[v1alpha1.Mesh]{{Value: &v1alpha1.Mesh{ObjectMeta: metav1.ObjectMeta{Name: "default"},
-		Spec: v1alpha1.MeshSpec{TrustDomain: strings.Repeat("a-long-name.", 10) + "example.org", ClusterRanges: []v1alpha1.AddressBlock{"10.0.0.0/8"}}}}}
+	if objs.Meshes == nil {
+		objs.Meshes = meshOf(strings.Repeat("a-long-name.", 10) + "example.org")
+	}
 	objs.Namespaces = []kube.Sourced[corev1.Namespace]{{Value: &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}}}}
 	compiled, err := kube.CompileEach(objs)
 	if err != nil {
@@ -120,5 +127,65 @@ func TestAServiceIsMeasuredAsItIsTold(t *testing.T) {
 	}
 	if c, view := snapshot(t, written(10, 100)); len(c.Refused) > 0 || len(view.Services()[0].Ports) != 10 {
 		t.Errorf("one that fits is refused: %v", c.Refused)
+	}
+}
+
+// TestAMeshIsMeasuredAsItIsTold: as many revoked identities as may be written stop nothing;
+// those beyond a message get no certificate, and first those that can have none.
+func TestAMeshIsMeasuredAsItIsTold(t *testing.T) {
+	objs := written(1, 3)
+	objs.Meshes = meshOf("example.org")
+	spec := &objs.Meshes[0].Value.Spec
+	for i := range 64 { // as much of all else as the schema allows
+		spec.ClusterRanges = append(spec.ClusterRanges[:i], v1alpha1.AddressBlock(fmt.Sprintf("fd00:%x::/32", i)))
+	}
+	spec.ClusterRanges[0] = "10.0.0.0/8"
+	for i := range 4096 {
+		spec.Egress.Namespaces = append(spec.Egress.Namespaces, v1alpha1.NamespaceEgress{Namespace: fmt.Sprintf("%063d", i), Mode: v1alpha1.EgressDeny})
+	}
+	if c, _ := snapshot(t, objs); len(c.Refused) > 0 {
+		t.Errorf("what the schema allows is refused: %v", c.Refused)
+	}
+	const others, ours = 96, 4000
+	for i := range others + ours {
+		domain := "example.org"
+		if i < others {
+			domain = "elsewhere.example"
+		}
+		spec.RevokedIdentities = append(spec.RevokedIdentities, fmt.Sprintf("spiffe://%s/ns/%060d/sa/%0100d", domain, i, i))
+	}
+	c, view := snapshot(t, objs)
+	refusal(t, c, "Mesh default: spec.revokedIdentities: come to more than agents take: ")
+	if len(c.Refused) != 1 || len(view.Services()) != 1 || len(view.Settings().EgressNamespaces) != 4096 {
+		t.Errorf("more is refused than what is too much: %v", c.Refused)
+	}
+	told, untold := view.Settings().RevokedIdentities, view.Settings().RevokedUntold
+	if len(told)+len(untold) != others+ours || len(untold) == 0 || len(told) < 3000 {
+		t.Errorf("%d are told and %d are not", len(told), len(untold))
+	}
+	for i, id := range untold {
+		if view.Revoked(id) || !view.Barred(id) || i < len(untold)-others && id.TrustDomain().Name() != "example.org" || i >= len(untold)-others && id.TrustDomain().Name() == "example.org" {
+			t.Fatalf("%d of what is not told is %s: revoked %v, barred %v", i, id, view.Revoked(id), view.Barred(id))
+		}
+	}
+	if !view.Revoked(told[0]) || !view.Barred(told[0]) || view.Barred(spiffeid.RequireFromString("spiffe://example.org/ns/shop/sa/web")) {
+		t.Error("who is revoked is another")
+	}
+	spec.RevokedIdentities = spec.RevokedIdentities[:3000]
+	if c, view := snapshot(t, objs); len(c.Refused) > 0 || len(view.Settings().RevokedIdentities) != 3000 || len(view.Settings().RevokedUntold) > 0 {
+		t.Errorf("one that fits is refused: %v", c.Refused)
+	}
+}
+
+// TestLabelsOfAWorkloadAreMeasured: they are told to every agent that may need them.
+func TestLabelsOfAWorkloadAreMeasured(t *testing.T) {
+	w := &v1alpha1.Workload{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "vm", Labels: map[string]string{}}, Spec: v1alpha1.WorkloadSpec{Node: "n1", Addresses: []string{"10.0.0.1"}}}
+	for i := range 10_000 {
+		w.Labels[fmt.Sprintf("label-%050d", i)] = strings.Repeat("x", 63)
+	}
+	c, view := snapshot(t, &kube.Objects{Workloads: []kube.Sourced[v1alpha1.Workload]{{Value: w}}})
+	refusal(t, c, "Workload shop/vm: metadata.labels: have ")
+	if len(view.Workloads()) != 0 || len(c.Refused) != 1 {
+		t.Errorf("%d workloads are told; refused %v", len(view.Workloads()), c.Refused)
 	}
 }

@@ -15,7 +15,8 @@ const external = "EXTERNAL"
 type ByNumber struct {
 	numbers []uint16
 	of      map[uint16][]mesh.Key
-	seen    map[mesh.Key]bool
+	seen    map[mesh.Key]bool // of those that Add has added
+	count   int               // of the endpoints
 }
 
 // Numbers returns them, as they came.
@@ -35,6 +36,7 @@ func (b *ByNumber) Add(number uint16, keys ...mesh.Key) {
 	for _, key := range keys {
 		if !b.seen[key] { // an address of a node, which several pods may have
 			b.of[number], b.seen[key] = append(b.of[number], key), true
+			b.count++
 		}
 	}
 }
@@ -52,14 +54,24 @@ func (b *ByNumber) Target() (target uint16) {
 
 // Place puts the endpoints into a port that has the target; all are the service's.
 func (b *ByNumber) Place(p *mesh.ServicePort, all []mesh.Key) {
-	if only := b.of[p.TargetPort]; len(only) < len(all) || len(only) < len(b.seen) {
-		p.Only = Some(mesh.SortedKeys(slices.Clone(only)))
+	if only := b.of[p.TargetPort]; len(only) < len(all) || len(only) < b.count {
+		p.Only = Some(sorted(only))
 	}
 	for _, number := range slices.Sorted(slices.Values(b.numbers)) {
 		if number != p.TargetPort && len(b.of[number]) > 0 {
-			p.Elsewhere = append(p.Elsewhere, mesh.PortElsewhere{TargetPort: number, Endpoints: mesh.SortedKeys(slices.Clone(b.of[number]))})
+			p.Elsewhere = append(p.Elsewhere, mesh.PortElsewhere{TargetPort: number, Endpoints: sorted(b.of[number])})
 		}
 	}
+}
+
+// sorted returns keys sorted, each once: themselves, where they are. Nobody changes them.
+func sorted(keys []mesh.Key) []mesh.Key {
+	for i := 1; i < len(keys); i++ {
+		if keys[i-1].Compare(keys[i]) >= 0 {
+			return mesh.SortedKeys(slices.Clone(keys))
+		}
+	}
+	return keys
 }
 
 // Some returns endpoints that alone have a port. When there are none, the port is

@@ -44,12 +44,13 @@ func (o *Objects) Analyze(only string) ([]Finding, error) {
 		return nil, err
 	}
 	var all []Finding
-	calls := slices.Concat(o.calls, o.scrapes(enrolled), o.outside())
+	calls := slices.Concat(o.calls, o.scrapes(enrolled), o.outside(), o.hookCalls())
 	for i := range calls {
 		all = append(all, o.refused(&calls[i], enrolled)...)
 	}
 	all = append(all, o.hostNetwork()...)
 	all = append(all, o.datagrams(enrolled)...)
+	all = append(all, o.lifecycle(enrolled)...)
 	all = append(all, o.blocked(enrolled)...)
 	all = slices.DeleteFunc(all, func(f Finding) bool { return only != "" && f.Namespace != only })
 	slices.SortStableFunc(all, func(a, b Finding) int {

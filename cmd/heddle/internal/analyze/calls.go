@@ -21,6 +21,7 @@ const (
 	KindOutside       = "outside-client"
 	KindHostNetwork   = "host-network"
 	KindDatagrams     = "datagrams"
+	KindHook          = "lifecycle-hook"
 	KindNetworkPolicy = "network-policy"
 )
 

@@ -1,6 +1,6 @@
 // Package analyze says what the mesh would cut off, before it does: what calls
 // enrolled pods without an identity (the API server's webhooks and aggregated
-// APIs, scrapes, clients from outside, pods in their nodes' networks), and which
+// APIs, scrapes, clients from outside, kubelet's lifecycle hooks, pods in their nodes' networks), and which
 // NetworkPolicies, enforced by the cluster's network, would block the tunnel. Each
 // finding has the exact object that keeps it working. It reads objects, and
 // changes nothing.

@@ -245,6 +245,31 @@ func TestRights(t *testing.T) {
 	}
 }
 
+// TestStartupTaint: the right to patch nodes, the flag that uses it and the toleration of
+// the taint are there together, or not at all.
+func TestStartupTaint(t *testing.T) {
+	for _, wanted := range []bool{false, true} {
+		objects := render(t, fmt.Sprintf("operator.startupTaint=%v", wanted), "operator.tolerations[0].key=x")
+		rules := one[rbacv1.ClusterRole](t, objects, "ClusterRole", "heddle-operator").Rules
+		right := slices.ContainsFunc(rules, func(r rbacv1.PolicyRule) bool {
+			return slices.Contains(r.Resources, "nodes") && slices.Contains(r.Verbs, "patch")
+		})
+		pod := one[appsv1.Deployment](t, objects, "Deployment", "heddle-operator").Spec.Template.Spec
+		flag := slices.Contains(pod.Containers[0].Args, "--startup-taint")
+		node := corev1.Taint{Key: v1alpha1.TaintAgentNotReady, Value: "true", Effect: corev1.TaintEffectNoExecute}
+		tolerates := slices.ContainsFunc(pod.Tolerations, func(has corev1.Toleration) bool {
+			return has.Key == node.Key && has.Operator == corev1.TolerationOpExists && has.Effect == ""
+		})
+		if right != wanted || flag != wanted || tolerates != wanted || pod.Tolerations[0].Key != "x" {
+			t.Errorf("wanted %v: right %v, flag %v, tolerations %v", wanted, right, flag, pod.Tolerations)
+		}
+	}
+	source, err := os.ReadFile("../../../heddle-operator/main.go")
+	if err != nil || !known(string(source), "--startup-taint") {
+		t.Errorf("the operator has no such flag: %v", err)
+	}
+}
+
 // Each value has its place in the schema, and the other way round; each is
 // documented, by a comment at it or at what it is in.
 func TestValuesAndSchemaAgree(t *testing.T) {

@@ -21,7 +21,7 @@ func (c *Cluster) Diff(ctx context.Context, r Request, rendered *Rendered) (stri
 		if err != nil {
 			return "", err
 		}
-		after, err := c.apply(ctx, o, applying{force: r.ForceConflicts, dryRun: true})
+		after, _, err := c.applyKeeping(ctx, o, applying{force: r.ForceConflicts, dryRun: true, given: rendered.given})
 		if meta.IsNoMatchError(err) || before == nil && apierrors.IsNotFound(err) {
 			after, err = o, nil // its definition, or its namespace, is not there yet
 		}

@@ -10,8 +10,10 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/chart"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/install/keep"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/onemesh"
 )
 
@@ -42,6 +44,7 @@ type Rendered struct {
 	// order of applying.
 	Definitions, Objects []*unstructured.Unstructured
 	values               map[string]any
+	given                map[string]any // of values, what was asked for this time
 	version              string
 }
 
@@ -108,7 +111,9 @@ func (c *Cluster) Prepare(ctx context.Context, r Request, upgrade bool) (*Render
 		if err := c.refuseForeign(ctx, r.Namespace); err != nil {
 			return nil, err
 		}
-	default:
+	}
+	given := runtime.DeepCopyJSON(r.Values)
+	if last != nil {
 		r.Values = chart.Merge(r.Values, last.Values)
 	}
 	if r.Values == nil {
@@ -121,7 +126,12 @@ func (c *Cluster) Prepare(ctx context.Context, r Request, upgrade bool) (*Render
 		}
 		chart.Set(r.Values, ranges, "mesh", "clusterRanges")
 	}
-	return Render(r, c.version)
+	rendered, err := Render(r, c.version)
+	if err != nil {
+		return nil, err
+	}
+	rendered.given = given
+	return rendered, nil
 }
 
 func (c *Cluster) oneMesh() onemesh.Cluster {
@@ -145,7 +155,7 @@ func (c *Cluster) refuseForeign(ctx context.Context, namespace string) error {
 // can be repeated at any time: what is so already is left as it is.
 func (c *Cluster) Apply(ctx context.Context, r Request, rendered *Rendered) error {
 	r.Namespace = cmp.Or(r.Namespace, chart.Namespace)
-	how := applying{force: r.ForceConflicts}
+	how := applying{force: r.ForceConflicts, given: rendered.given}
 	last, err := c.readRecord(ctx, r.Namespace)
 	if err != nil {
 		return err
@@ -212,9 +222,12 @@ func (c *Cluster) bring(ctx context.Context, r Request, o *unstructured.Unstruct
 	if err != nil {
 		return err
 	}
-	after, err := c.apply(ctx, o, how)
+	after, kept, err := c.applyKeeping(ctx, o, how)
 	if err != nil {
 		return err
+	}
+	for _, f := range kept {
+		r.say("%s: %s", refOf(o), keep.Say(f, after))
 	}
 	switch {
 	case before == nil:

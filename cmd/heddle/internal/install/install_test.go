@@ -162,8 +162,58 @@ func TestLifeOnAnAPIServer(t *testing.T) {
 	if out, _ = w.must("install", "--dry-run=server"); !strings.Contains(out, "Nothing would change") {
 		t.Errorf("a dry run after installing shows\n%s", out)
 	}
+	w.patchedMesh()
 	w.upgrade()
 	w.uninstall(before)
+}
+
+// patchedMesh: what people have changed in the Mesh stays through an upgrade, unless it
+// is asked for again, and then it takes force.
+func (w *world) patchedMesh() {
+	t, kind := w.t, schema.GroupVersionKind{Group: "heddle.dev", Version: "v1alpha1", Kind: "Mesh"}
+	t.Helper()
+	r, err := w.resource(kind, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	patch := func(spec string) {
+		t.Helper()
+		if _, err := r.Patch(t.Context(), "default", types.MergePatchType, []byte(`{"spec":`+spec+`}`), metav1.PatchOptions{FieldManager: "kubectl-patch"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	is := func(dns, egress string) {
+		t.Helper()
+		m, err := w.get(t.Context(), kind, "", "default")
+		if err != nil {
+			t.Fatal(err)
+		}
+		hasDNS, _, _ := unstructured.NestedString(m.Object, "spec", "dns", "mode") // "" where there is none
+		hasEgress, _, _ := unstructured.NestedString(m.Object, "spec", "egress", "mode")
+		if hasDNS != dns || hasEgress != egress {
+			t.Errorf("the Mesh is %v; want dns %s, egress %s", m.Object["spec"], dns, egress)
+		}
+	}
+	patch(`{"dns":{"mode":"CAPTURE","namespaces":[{"namespace":"bank","mode":"DIRECT"}]}}`)
+	if out, _ := w.must("upgrade", "--dry-run=server"); strings.Contains(out, "CAPTURE") {
+		t.Errorf("a dry run would change what people have set:\n%s", out)
+	}
+	for range 2 {
+		_, log := w.must("upgrade", "--wait", "0")
+		is("CAPTURE", "ALLOW")
+		if !strings.Contains(log, "Mesh default: spec.dns.mode stays CAPTURE, as kubectl-patch has set it: --set mesh.dns=VALUE with --force-conflicts changes it") {
+			t.Errorf("progress:\n%s", log)
+		}
+	}
+	w.must("upgrade", "--wait", "0", "--set", "mesh.egress=DENY") // another value, and still nothing is taken back
+	is("CAPTURE", "DENY")
+	w.must("upgrade", "--wait", "0", "--set", "mesh.dns=CAPTURE") // the same as it is
+	w.refused("kubectl-patch", "upgrade", "--wait", "0", "--set", "mesh.dns=DIRECT")
+	is("CAPTURE", "DENY")
+	w.must("upgrade", "--wait", "0", "--set", "mesh.dns=DIRECT", "--set", "mesh.egress=ALLOW", "--force-conflicts")
+	is("DIRECT", "ALLOW")
+	w.must("upgrade", "--wait", "0")
+	is("DIRECT", "ALLOW")
 }
 
 func (w *world) upgrade() {

@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/chart"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/install/keep"
 )
 
 // recordName is the ConfigMap that says what was installed.
@@ -105,8 +106,22 @@ func (r *record) with(more []ref) []ref {
 	return all
 }
 
-// applying says how to apply.
-type applying struct{ force, dryRun bool }
+// applying says how to apply; given is what of the values was asked for this time.
+type applying struct {
+	force, dryRun bool
+	given         map[string]any
+}
+
+// applyKeeping applies one object, without the fields that others have set and that may
+// stay theirs. It returns those.
+func (c *Cluster) applyKeeping(ctx context.Context, o *unstructured.Unstructured, how applying) (*unstructured.Unstructured, []keep.Field, error) {
+	after, err := c.apply(ctx, o, how)
+	kept := keep.Fields(o, err, how.given)
+	if len(kept) > 0 {
+		after, err = c.apply(ctx, keep.Without(o, kept), how)
+	}
+	return after, kept, err
+}
 
 // apply brings one object about. What others own of it stays, unless force.
 func (c *Cluster) apply(ctx context.Context, o *unstructured.Unstructured, how applying) (*unstructured.Unstructured, error) {

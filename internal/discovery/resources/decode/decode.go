@@ -117,6 +117,9 @@ func Service(body []byte) (*mesh.Service, error) {
 	if s.Addresses, err = field.Addresses(m.GetAddresses()); err != nil {
 		return nil, err
 	}
+	if s.External, err = field.Addresses(m.GetExternal()); err != nil {
+		return nil, fmt.Errorf("external: %w", err)
+	}
 	for _, p := range m.GetPorts() {
 		port, err := field.Port(p.GetPort())
 		if err != nil {

@@ -1,0 +1,144 @@
+package check
+
+import (
+	"fmt"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/heddle-mesh/heddle/api/v1alpha1"
+	"github.com/heddle-mesh/heddle/internal/kube/fit"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+)
+
+// Settings are what a Mesh says.
+type Settings struct {
+	Mesh mesh.Settings
+	// Mode is that of workloads that no PeerAuthentication speaks for.
+	Mode mesh.Mode
+	DNS  DNSModes
+}
+
+// Mesh reads a Mesh. What is wrong with it is reported; what is only too much of is not,
+// see Bound.
+func Mesh(s Subject, spec *v1alpha1.MeshSpec) (out Settings) {
+	td, err := spiffeid.TrustDomainFromString(spec.TrustDomain)
+	if err != nil || td.Name() != spec.TrustDomain {
+		s.Problem("spec.trustDomain", "write a name such as example.org: lower-case letters, digits, dots, dashes", "%q is not a trust domain", spec.TrustDomain)
+	} else {
+		out.Mesh.TrustDomain = td
+	}
+	if len(spec.ClusterRanges) == 0 {
+		s.Problem("spec.clusterRanges", "write the ranges that hold every workload's and service's address, such as 10.244.0.0/16", "is empty")
+	}
+	out.Mesh.ClusterRanges = s.Blocks("spec.clusterRanges", spec.ClusterRanges)
+	out.Mode = s.Mode("spec.defaults.peerAuthentication", spec.Defaults.PeerAuthentication, mesh.ModeStrict)
+	out.Mesh.Egress = egress(s, "spec.egress.mode", spec.Egress.Mode)
+	out.Mesh.EgressNamespaces = namespaceModes(s, "spec.egress.namespaces", "write ALLOW or DENY", len(spec.Egress.Namespaces),
+		func(i int) (string, v1alpha1.EgressMode) {
+			return spec.Egress.Namespaces[i].Namespace, spec.Egress.Namespaces[i].Mode
+		}, egress)
+	out.DNS = dnsModes(s, &spec.DNS)
+	for i, text := range spec.RevokedIdentities {
+		id, err := spiffeid.FromString(text)
+		if err != nil {
+			s.Problem(fmt.Sprintf("spec.revokedIdentities[%d]", i), "write one such as spiffe://example.org/ns/shop/sa/web", "%q is not a SPIFFE ID: %v", text, err)
+			continue
+		}
+		out.Mesh.RevokedIdentities = append(out.Mesh.RevokedIdentities, id)
+	}
+	return out
+}
+
+// maxPath bounds the path of an identity of a workload, /ns/NAMESPACE/sa/ACCOUNT.
+const maxPath = len("/ns/") + 63 + len("/sa/") + 253
+
+// Bound leaves as many revoked identities to agents as they can be told of, and reports
+// the others, which stay revoked at the signer. First come those that this mesh's signer
+// can have given a certificate: no other has one that a peer would believe.
+func Bound(s Subject, m *mesh.Settings) {
+	n := fit.Revoked(m)
+	if n == len(m.RevokedIdentities) {
+		return
+	}
+	ours, others := make([]spiffeid.ID, 0, len(m.RevokedIdentities)), []spiffeid.ID(nil)
+	for _, id := range m.RevokedIdentities {
+		if id.MemberOf(m.TrustDomain) && len(id.Path()) <= maxPath {
+			ours = append(ours, id)
+		} else {
+			others = append(others, id)
+		}
+	}
+	m.RevokedIdentities = append(ours, others...)
+	n = fit.Revoked(m)
+	m.RevokedIdentities, m.RevokedUntold = m.RevokedIdentities[:n:n], m.RevokedIdentities[n:]
+	s.Problem("spec.revokedIdentities", "take out those whose certificates have ended, and those of others' trust domains; the signer refuses all of them meanwhile",
+		"come to more than agents take: %d of %d are not refused by agents, beginning with %s", len(m.RevokedUntold), len(ours)+len(others), m.RevokedUntold[0])
+}
+
+func egress(s Subject, field string, mode v1alpha1.EgressMode) mesh.EgressMode {
+	switch mode {
+	case "", v1alpha1.EgressAllow:
+		return mesh.EgressAllow
+	case v1alpha1.EgressDeny:
+		return mesh.EgressDeny
+	}
+	s.Problem(field, "write ALLOW or DENY", "%q is not an egress mode", string(mode))
+	return mesh.EgressDeny
+}
+
+// DNSModes say who answers the name queries of a namespace's workloads.
+type DNSModes struct {
+	mesh       mesh.DNSMode
+	namespaces map[string]mesh.DNSMode
+}
+
+// Of returns the mode of a namespace's workloads.
+func (d DNSModes) Of(namespace string) mesh.DNSMode {
+	if mode, ok := d.namespaces[namespace]; ok {
+		return mode
+	}
+	return d.mesh
+}
+
+func dnsModes(s Subject, spec *v1alpha1.DNS) DNSModes {
+	return DNSModes{mesh: dnsMode(s, "spec.dns.mode", spec.Mode), namespaces: namespaceModes(s, "spec.dns.namespaces", "write CAPTURE or DIRECT", len(spec.Namespaces),
+		func(i int) (string, v1alpha1.DNSMode) { return spec.Namespaces[i].Namespace, spec.Namespaces[i].Mode }, dnsMode)}
+}
+
+// namespaceModes reads a list of n namespaces with a mode each; none is nil. remedy is
+// for a mode that is missing.
+func namespaceModes[T ~string, M any](s Subject, list, remedy string, n int, at func(int) (string, T), mode func(Subject, string, T) M) map[string]M {
+	var modes map[string]M
+	for i := range n {
+		field := fmt.Sprintf("%s[%d]", list, i)
+		namespace, text := at(i)
+		if _, twice := modes[namespace]; twice {
+			s.Problem(field+".namespace", "keep one of them", "namespace %q is given twice", namespace)
+			continue
+		}
+		if namespace == "" {
+			s.Problem(field+".namespace", "write the name of a namespace", "is empty")
+		}
+		if text == "" {
+			s.Problem(field+".mode", remedy, "is missing")
+		}
+		if modes == nil {
+			modes = map[string]M{}
+		}
+		modes[namespace] = mode(s, field+".mode", text)
+	}
+	return modes
+}
+
+func dnsMode(s Subject, field string, mode v1alpha1.DNSMode) mesh.DNSMode {
+	switch mode {
+	case "":
+		return mesh.DNSDefault
+	case v1alpha1.DNSCapture:
+		return mesh.DNSCapture
+	case v1alpha1.DNSDirect:
+		return mesh.DNSDirect
+	}
+	s.Problem(field, "write CAPTURE or DIRECT", "%q is not a DNS mode", string(mode))
+	return mesh.DNSDefault
+}
