@@ -343,6 +343,7 @@ func (e *Engine) Thaw(f *hbone.Frozen, ctx hbone.ThawContext) error {
 	t.Memory = ctx.Memory
 	workers, err := e.enter() // for the connection
 	if err != nil {
+		t.Session.Wipe()
 		return err
 	}
 	adopted, err := adopt(z, ctx)
@@ -357,6 +358,7 @@ func (e *Engine) Thaw(f *hbone.Frozen, ctx hbone.ThawContext) error {
 		}
 	}
 	if err != nil {
+		t.Session.Wipe() // they are for whoever has the connection
 		e.release()
 	}
 	return err

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/heddle-mesh/heddle/internal/hbone"
+	"github.com/heddle-mesh/heddle/internal/hbone/fast"
 )
 
 // moves is how often the tests move a site. The demand is 20.
@@ -256,14 +257,15 @@ func TestMoveFails(t *testing.T) {
 	}
 }
 
-// TestThawFails leaves nothing behind in the engine that could not: the
-// connection goes on in the first.
+// TestThawFails leaves nothing behind in the engine that could not, its keys
+// neither: the connection goes on in the first.
 func TestThawFails(t *testing.T) {
 	for _, side := range []string{"client", "server"} {
 		t.Run(side, func(t *testing.T) {
 			w := newWorld(t, newFastEngine, newFastEngine)
 			f := w.mustOpen()
-			s, next := w.client, newFastEngine().(hbone.Mover)
+			ring := &keyRing{t: t}
+			s, next := w.client, fast.New(fast.Config{Loops: 2, GCM: ring.gcm})
 			if side == "server" {
 				s = w.server // and no Serve runs on next
 			}
@@ -273,6 +275,9 @@ func TestThawFails(t *testing.T) {
 			err := s.engine.(hbone.Mover).Freeze(ctx, func(batch []*hbone.Frozen) error { return s.thaw(next, batch[0]) })
 			if err == nil {
 				t.Error("thawed")
+			}
+			if made, left := ring.left(); made != 2 || left != 0 {
+				t.Errorf("%d of %d keys are left, want 0 of 2", left, made)
 			}
 			if err := next.Close(ctx); err != nil {
 				t.Error(err)

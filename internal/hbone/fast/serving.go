@@ -10,7 +10,6 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/heddle-mesh/heddle/internal/eventloop"
 	"github.com/heddle-mesh/heddle/internal/hbone"
 	"github.com/heddle-mesh/heddle/internal/hbone/connect"
 	"github.com/heddle-mesh/heddle/internal/hbone/fast/tunnel"
@@ -141,13 +140,11 @@ func (s *serving) run(conn net.Conn, handshake *hbone.Handshake) {
 		s.connection.Done()
 		return
 	}
-	fd, err := eventloop.TakeOver(conn.(*net.TCPConn))
-	if err != nil {
+	if err := secured.TakeOver(conn.(*net.TCPConn)); err != nil {
 		s.refuse(side.remote, side.local, secured.Peer, fmt.Errorf("%w: %w", hbone.ErrHandshake, err))
 		s.left()
 		return
 	}
-	secured.FD = fd
 	s.eng.hold() // for the connection
 	w := s.eng.nextWorker()
 	w.Post(func() { s.adopt(w, secured, side) })
@@ -159,7 +156,7 @@ func (s *serving) adopt(w *worker, sec *tunnel.Secured, side *serverSide) {
 	side.conn = c
 	if err != nil {
 		s.refuse(side.remote, side.local, sec.Peer, fmt.Errorf("%w: %w", hbone.ErrLimit, err))
-		abort(sec)
+		sec.Abort()
 		s.left()
 		s.eng.release()
 		return
