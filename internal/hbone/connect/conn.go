@@ -95,7 +95,7 @@ type Conn struct {
 	whole  context.Context
 	cut    context.CancelCauseFunc
 	guard  flood.Guard   // of the reading goroutine
-	heard  atomic.Uint64 // frames read
+	heard  atomic.Uint64 // frames read, a header in several as one
 	spoken atomic.Uint64 // DATA frames written
 	tasks  sync.WaitGroup
 
@@ -109,6 +109,7 @@ type wire struct {
 	tcp           net.Conn
 	remote, local netip.AddrPort
 	framer        *http2.Framer
+	begun         begunReader // what framer reads
 	decoder       *hpack.Decoder
 
 	mu      sync.Mutex
@@ -154,7 +155,8 @@ func New(ctx context.Context, set *Settings, secured *tls.Conn, tcp net.Conn, id
 	w := &c.wire
 	w.tls, w.tcp, w.remote, w.local = secured, tcp, AddrPort(tcp.RemoteAddr()), AddrPort(tcp.LocalAddr())
 	w.out = bufio.NewWriterSize(deadlineWriter{secured, set.WriteTimeout}, writeBufferBytes)
-	w.framer = http2.NewFramer(w.out, bufio.NewReader(secured))
+	w.begun.from = bufio.NewReader(secured)
+	w.framer = http2.NewFramer(w.out, &w.begun)
 	w.framer.SetMaxReadFrameSize(relay.BufferBytes)
 	w.framer.SetReuseFrames()
 	w.decoder = hpack.NewDecoder(4096, nil)
@@ -166,6 +168,21 @@ func New(ctx context.Context, set *Settings, secured *tls.Conn, tcp net.Conn, id
 	c.live.wake = make(chan struct{}, 1)
 	c.live.idleSince = time.Now()
 	return c
+}
+
+// begunReader knows that a frame, or a header in several, has begun: whoever reads
+// it says when it has ended.
+type begunReader struct {
+	from *bufio.Reader
+	some atomic.Bool
+}
+
+func (r *begunReader) Read(p []byte) (int, error) {
+	n, err := r.from.Read(p)
+	if n > 0 {
+		r.some.Store(true)
+	}
+	return n, err
 }
 
 // deadlineWriter gives every write its own time.
@@ -455,6 +472,11 @@ func (l *lifeWatch) tick(clock *time.Ticker) {
 	c.live.Lock()
 	defer c.live.Unlock()
 	switch {
+	case silent && l.asked && c.wire.begun.some.Load():
+		err := fmt.Errorf("%w: something was begun and not ended", hbone.ErrTimeout)
+		c.refuse(err)
+		c.cancel(err)
+		return
 	case silent && l.asked:
 		c.cancel(fmt.Errorf("%w: connection lost: no answer to PING in %v", hbone.ErrProtocol, c.set.PingTimeout))
 		return

@@ -51,6 +51,7 @@ func (w *recvWindow) give(n int64) uint32 {
 // that does not read must not keep us from reading.
 func (c *Conn) read() error {
 	for first := true; ; first = false {
+		c.wire.begun.some.Store(false)
 		f, err := c.wire.framer.ReadFrame()
 		c.heard.Add(1)
 		if se := (http2.StreamError{}); errors.As(err, &se) {
