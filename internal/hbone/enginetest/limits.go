@@ -1,6 +1,7 @@
 package enginetest
 
 import (
+	"crypto/tls"
 	"io"
 	"net"
 	"strings"
@@ -16,7 +17,7 @@ import (
 
 func limitTests() []test {
 	tests := []test{
-		{"connections", testConnectionLimit}, {"handshakes", testHandshakeLimit}, {"streams", testStreamLimit}, {"header bytes", testHeaderLimit},
+		{"connections", testConnectionLimit}, {"connections of one identity", testIdentityLimit}, {"handshakes", testHandshakeLimit}, {"streams", testStreamLimit}, {"header bytes", testHeaderLimit},
 		{"stalled handshake", testStalledHandshake}, {"stalled preface", testStalledPreface}, {"flood of connections", testConnectionFlood},
 		{"rapid reset", testRapidReset}, {"window", testWindowLimit},
 		{"made you reset", testMadeYouReset}, {"refusals", testRefusalFlood}, {"settings in one frame", testManySettings},
@@ -46,6 +47,39 @@ func testConnectionLimit(t *testing.T, make New) {
 		}
 	}
 	r.lastRefusal(hbone.ErrLimit)
+}
+
+// testIdentityLimit: one identity's connections are bounded; who is refused is named, the
+// others come in, and it itself again when it has fewer.
+func testIdentityLimit(t *testing.T, make New) {
+	r := newRig(t, make, Options{}, limits(hbone.Limits{PeerConnections: 2}))
+	first := r.rawClient()
+	second := r.rawClient()
+	second.connect(1, false)
+	if code := second.status(1); code != 200 {
+		t.Fatalf("status %d", code)
+	}
+	if _, err := r.rawTLS(func(*tlsConfig) {}); err == nil || isTimeout(err) {
+		t.Errorf("a connection too many: %v", err)
+	}
+	r.lastRefusal(hbone.ErrLimit)
+	r.mu.Lock()
+	if by := r.refused[0].Peer; by != r.ca.ID("client") {
+		t.Errorf("refused %v", by)
+	}
+	r.mu.Unlock()
+	other := r.ca.SVID(t, "other")
+	if _, err := r.rawTLS(func(c *tlsConfig) { c.Certificates = []tls.Certificate{*other} }); err != nil {
+		t.Errorf("another identity: %v", err)
+	}
+	must(t, first.conn.Close())
+	eventually(t, "a place for another connection", func() bool {
+		c, err := r.rawTLS(func(*tlsConfig) {})
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	})
 }
 
 func isTimeout(err error) bool {
