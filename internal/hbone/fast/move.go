@@ -28,8 +28,6 @@ const (
 	// being decided on are refused, too.
 	divertAfter = time.Second
 	refuseAfter = 3 * time.Second
-	// serveWithin is how long Thaw waits for a pod's Serve.
-	serveWithin = 100 * time.Millisecond
 	// moveAgain is how long Freeze waits when nothing could be moved.
 	moveAgain = 3 * time.Millisecond
 )
@@ -459,19 +457,15 @@ func (e *Engine) thawServer(z *frozen.Conn, t *frozen.Thawing, files []int, adop
 }
 
 // servingOf finds the Serve call that new connections of a pod belong to, and
-// counts one for it. A goroutine that is about to call Serve is waited for.
+// counts one for it.
 func (e *Engine) servingOf(local string, peer spiffeid.ID) *serving {
-	for start := time.Now(); ; time.Sleep(time.Millisecond) {
-		servers, _ := e.everything()
-		for _, s := range servers {
-			if s.srv.Local == local && s.take(peer) {
-				return s
-			}
-		}
-		if time.Since(start) > serveWithin {
-			return nil
+	servers, _ := e.everything()
+	for _, s := range servers {
+		if s.srv.Local == local && s.take(peer) {
+			return s
 		}
 	}
+	return nil
 }
 
 // take counts a connection that comes from another process. It has been let in

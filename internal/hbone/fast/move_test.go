@@ -289,6 +289,35 @@ func TestThawFails(t *testing.T) {
 	}
 }
 
+// TestThawDoesNotWait: connections of a pod that nobody serves are refused at once,
+// however many there are.
+func TestThawDoesNotWait(t *testing.T) {
+	const connections, most = 40, 2 * time.Second // they had waited for a tenth of a second each
+	w := newWorld(t, newFastEngine, newFastEngine)
+	f := w.mustOpen()
+	next := newFastEngine().(hbone.Mover)
+	ctx, cancel := context.WithTimeout(context.Background(), moveWait)
+	defer cancel()
+	err := w.server.engine.(hbone.Mover).Freeze(ctx, func(batch []*hbone.Frozen) (err error) {
+		start := time.Now()
+		for range connections {
+			if err = w.server.thaw(next, batch[0]); !errors.Is(err, hbone.ErrUnreachable) {
+				t.Errorf("thawed by nobody: %v", err)
+			}
+		}
+		if took := time.Since(start); took > most {
+			t.Errorf("%v for %d connections", took, connections)
+		}
+		return err
+	})
+	if !errors.Is(err, hbone.ErrUnreachable) {
+		t.Error(err)
+	}
+	if err := errors.Join(next.Close(ctx), f.echo("here"), f.finish()); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestMoveOwned leaves a connection whose stream cannot move.
 func TestMoveOwned(t *testing.T) {
 	w := newWorld(t, newFastEngine, newFastEngine)
