@@ -155,7 +155,7 @@ func New(ctx context.Context, set *Settings, secured *tls.Conn, tcp net.Conn, id
 	w := &c.wire
 	w.tls, w.tcp, w.remote, w.local = secured, tcp, AddrPort(tcp.RemoteAddr()), AddrPort(tcp.LocalAddr())
 	w.out = bufio.NewWriterSize(deadlineWriter{secured, set.WriteTimeout}, writeBufferBytes)
-	w.begun.from = bufio.NewReader(secured)
+	w.begun.from = bufio.NewReader(relay.Data(secured))
 	w.framer = http2.NewFramer(w.out, &w.begun)
 	w.framer.SetMaxReadFrameSize(relay.BufferBytes)
 	w.framer.SetReuseFrames()
@@ -292,6 +292,9 @@ func (c *Conn) failRead(err error) {
 	} else if tooMuch, ok := errors.AsType[*flood.Error](err); ok {
 		code = http2.ErrCodeEnhanceYourCalm
 		err = fmt.Errorf("%w: %w", hbone.ErrLimit, tooMuch)
+		c.refuse(err)
+	} else if errors.Is(err, hbone.ErrLimit) {
+		code = http2.ErrCodeEnhanceYourCalm
 		c.refuse(err)
 	} else if t, ok := errors.AsType[net.Error](err); ok && t.Timeout() {
 		err = fmt.Errorf("%w: no HTTP/2 preface: %w", hbone.ErrTimeout, err)

@@ -151,7 +151,7 @@ func (s *serving) handshake(conn net.Conn) (*connect.Conn, error) {
 	}
 	var peer spiffeid.ID
 	start := time.Now()
-	secured := tls.Server(conn, hbone.ServerTLS(cert, s.srv.Bundles, &peer))
+	secured := tls.Server(relay.NewRecords(conn), hbone.ServerTLS(cert, s.srv.Bundles, &peer))
 	if err := secured.HandshakeContext(s.eng.hard); err != nil {
 		return nil, hbone.HandshakeError(err)
 	}
