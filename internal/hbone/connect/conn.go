@@ -170,21 +170,6 @@ func New(ctx context.Context, set *Settings, secured *tls.Conn, tcp net.Conn, id
 	return c
 }
 
-// begunReader knows that a frame, or a header in several, has begun: whoever reads
-// it says when it has ended.
-type begunReader struct {
-	from *bufio.Reader
-	some atomic.Bool
-}
-
-func (r *begunReader) Read(p []byte) (int, error) {
-	n, err := r.from.Read(p)
-	if n > 0 {
-		r.some.Store(true)
-	}
-	return n, err
-}
-
 // deadlineWriter gives every write its own time.
 type deadlineWriter struct {
 	conn    *tls.Conn

@@ -1,8 +1,10 @@
 package connect
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -45,6 +47,21 @@ func (w *recvWindow) give(n int64) uint32 {
 	n, w.owed = w.owed, 0
 	w.available += n
 	return uint32(n)
+}
+
+// begunReader knows that a frame, or a header in several, has begun: whoever reads
+// it says when it has ended.
+type begunReader struct {
+	from *bufio.Reader
+	some atomic.Bool
+}
+
+func (r *begunReader) Read(p []byte) (int, error) {
+	n, err := r.from.Read(p)
+	if n > 0 {
+		r.some.Store(true)
+	}
+	return n, err
 }
 
 // read is the reading goroutine. It never writes to the connection: a peer
