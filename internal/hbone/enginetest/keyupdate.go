@@ -391,6 +391,9 @@ func testKeyUpdatesAndData(t *testing.T, make New) {
 	p, c := r.tlsClient()
 	c.connect(1, false)
 	application := within(t, r.apps, "the application's connection")
+	if code := c.status(1); code != 200 { // and the SETTINGS before it
+		t.Fatalf("status %d", code)
+	}
 	go func() {
 		defer application.Close()
 		_, _ = io.Copy(io.Discard, application) // until the end, which is what is waited for

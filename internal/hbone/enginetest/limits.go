@@ -171,7 +171,6 @@ func testUnfinished(t *testing.T, make New) {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t, make, Options{PingInterval: 100 * time.Millisecond, PingTimeout: 200 * time.Millisecond, WriteTimeout: time.Minute})
 			c := r.rawClient()
-			must(t, c.fr.WriteSettingsAck())
 			must(t, begin(c))
 			c.dead()
 			r.lastRefusal(hbone.ErrTimeout)
@@ -183,7 +182,6 @@ func testUnfinished(t *testing.T, make New) {
 func testTrickle(t *testing.T, make New) {
 	r := newRig(t, make, Options{PingInterval: 100 * time.Millisecond, PingTimeout: 200 * time.Millisecond, WriteTimeout: 300 * time.Millisecond})
 	c := r.rawClient()
-	must(t, c.fr.WriteSettingsAck())
 	must(t, beginnings()["half a CONTINUATION"](c))
 	var trickling sync.WaitGroup
 	trickling.Go(func() {
