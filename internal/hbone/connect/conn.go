@@ -55,7 +55,8 @@ type Settings struct {
 	// IdleTimeout how long a connection is kept that carries no stream.
 	PrefaceTimeout, IdleTimeout time.Duration
 	// PingInterval is how long a connection may be silent before it is asked
-	// for a sign of life, PingTimeout how long the answer may take.
+	// for a sign of life, PingTimeout how long the answer may take. A frame, or a
+	// header in several, is a sign when it has ended.
 	PingInterval, PingTimeout time.Duration
 	// WriteTimeout is how long a peer may leave the TCP connection stuck.
 	WriteTimeout time.Duration
