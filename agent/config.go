@@ -280,6 +280,7 @@ func (c Config) validateNumbers(bad func(field, wrong, remedy string)) {
 	}{
 		{"Flows.Records", "--flow-records", c.Flows.Records, 1 << 22},
 		{"Budget.Connections", "--max-connections", c.Budget.Connections, 1 << 20},
+		{"Budget.PeerConnections", "--max-peer-connections", c.Budget.PeerConnections, 1 << 20},
 		{"Budget.Handshakes", "--max-handshakes", c.Budget.Handshakes, 1 << 20},
 	} {
 		if n.value < 1 || n.value > n.max {

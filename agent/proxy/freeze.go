@@ -116,6 +116,7 @@ func (p *Proxy) thawTunnel(of mesh.Key, from *hbone.Frozen, made *int) error {
 	if !ok {
 		return fmt.Errorf("thaw: %s is not served", of)
 	}
+	pod.tunnels.Wait() // for goroutines that are about to serve it
 	err := mover.Thaw(from, hbone.ThawContext{
 		Bundles: p.cfg.Identities, Memory: pod.Memory,
 		Adopt: func(state []byte) (*hbone.Adopted, error) {

@@ -17,7 +17,7 @@ import (
 // server answers a pod's tunnel port.
 func (p *Proxy) server(served *pod) *hbone.Server {
 	limits := hbone.DefaultLimits()
-	limits.Connections = p.cfg.Budget.Connections
+	limits.Connections, limits.PeerConnections = p.cfg.Budget.Connections, p.cfg.Budget.PeerConnections
 	server := &hbone.Server{
 		Local: served.name,
 		Certificate: func() (*tls.Certificate, error) {

@@ -42,6 +42,7 @@ type pod struct {
 	// busy counts connections, the goroutines that decide about them, and Serve
 	// itself until over is set: nothing is added afterwards.
 	busy      sync.WaitGroup
+	tunnels   sync.WaitGroup // listeners that the engine does not accept from yet
 	described wire.Described
 	mu        sync.Mutex
 	over      bool
@@ -75,6 +76,7 @@ func (p *Proxy) Serve(ctx context.Context, what Pod) error {
 	defer end(nil)
 	served := &pod{Pod: what, key: what.Key, name: what.Key.String(), serving: serving, Allowance: p.allowanceOf(what.Key)}
 	served.busy.Add(1)
+	served.tunnels.Add(len(what.Listeners.Tunnel))
 	if err := p.add(served); err != nil {
 		what.Listeners.Close()
 		return err
@@ -95,7 +97,8 @@ func (p *Proxy) Serve(ctx context.Context, what Pod) error {
 		from := p.tunnelListener(served, l)
 		accepting.Go(func() {
 			err := p.cfg.Engine.Serve(from, p.server(served))
-			from.End() // when the engine gave up before
+			from.Accepting() // when the engine gave up before
+			from.End()
 			if err != nil && serving.Err() == nil && !errors.Is(err, net.ErrClosed) {
 				failed <- fmt.Errorf("serve tunnel of %s: %w", served.key, err)
 			}
@@ -174,7 +177,7 @@ func (p *Proxy) listener(served *pod, l net.Listener) *budget.Listener {
 
 func (p *Proxy) tunnelListener(served *pod, l net.Listener) *budget.Listener {
 	bounded := p.listener(served, l)
-	bounded.Handshakes = served.Handshakes
+	bounded.Handshakes, bounded.Accepting = served.Handshakes, sync.OnceFunc(served.tunnels.Done)
 	bounded.Over = func(conn net.Conn, why error) {
 		p.refusedTunnel(served, hbone.Refusal{Remote: wire.AddrPort(conn.RemoteAddr()), Local: wire.AddrPort(conn.LocalAddr()), Err: why}, mesh.ReasonBudgetExceeded)
 		wire.Reset(conn)

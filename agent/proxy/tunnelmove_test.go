@@ -16,6 +16,7 @@ import (
 	"github.com/heddle-mesh/heddle/agent/engine"
 	"github.com/heddle-mesh/heddle/agent/proxy"
 	"github.com/heddle-mesh/heddle/internal/flow"
+	"github.com/heddle-mesh/heddle/internal/hbone"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
@@ -214,5 +215,37 @@ func TestManyMove(t *testing.T) {
 	}
 	if left := m.old.flows.all(); len(left) > 0 {
 		t.Errorf("the old proxy made %d records", len(left))
+	}
+}
+
+// slowToServe is an engine whose Serve begins when it is told to.
+type slowToServe struct {
+	hbone.Mover
+	begin chan struct{}
+}
+
+func (e *slowToServe) Serve(l net.Listener, s *hbone.Server) error {
+	<-e.begin
+	return e.Mover.Serve(l, s)
+}
+
+// TestThawWaitsForServe: a connection that comes while its pod is about to be served
+// waits for that, however long it takes, and for nothing else.
+func TestThawWaitsForServe(t *testing.T) {
+	m := newMoving(t, engine.Loop)
+	c := m.far.client("198.18.9.4:7000")
+	greeting(t, c)
+	begin := make(chan struct{})
+	m.renewed = m.w.node("a", func(c *proxy.Config) { c.Engine = &slowToServe{c.Engine.(hbone.Mover), begin} })
+	h, _ := m.old.takeOver(t, m.renewed, m.web, m.near)
+	slow := time.AfterFunc(300*time.Millisecond, func() { close(begin) })
+	defer slow.Stop()
+	h.move()
+	if h.kinds[proxy.KindTunnel] != 1 {
+		t.Errorf("moved %v", h.kinds)
+	}
+	c.Write([]byte("moved\n"))
+	if got := greeting(t, c); got != "moved" {
+		t.Errorf("%q", got)
 	}
 }

@@ -23,6 +23,8 @@ type Carrying struct {
 	frozen bool // at rest, until it is known where it goes on
 	cut    bool // while it was frozen
 	over   bool
+
+	last *ending // nil until one end has broken
 }
 
 // Start carries bytes both ways until both directions have ended or one
@@ -111,6 +113,9 @@ func (c *Carrying) finish() {
 // close closes the sockets: nil in good order, else with RST.
 func (c *Carrying) close(err error) {
 	c.over = true
+	if c.last != nil {
+		c.worker.loop.Clear(&c.last.Timer)
+	}
 	if c.measure != nil {
 		c.measure(c.ways[0].fd, c.ways[1].fd)
 	}

@@ -40,7 +40,8 @@ type batch struct {
 }
 
 // Freeze takes the pairs that have an owner out of the relay, and gives them to
-// move, some at a time, until none is left that can be moved or ctx is done. The
+// move, some at a time, until none is left that can be moved or ctx is done. One of
+// which an end has broken is about to end, and does so here. The
 // caller starts no more. Pairs go on until the moment that they are moved, and
 // are at rest for as long as move runs; the others go on.
 //
@@ -108,7 +109,7 @@ func (m *mover) freeze() (b batch) {
 			break
 		}
 		alone := m.alone[c]
-		if c.owner == nil || c.frozen || m.stays[c] != nil || alone && len(b.pairs) > 0 {
+		if c.owner == nil || c.frozen || c.last != nil || m.stays[c] != nil || alone && len(b.pairs) > 0 {
 			continue
 		}
 		f, err := c.freeze()

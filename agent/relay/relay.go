@@ -5,7 +5,8 @@
 // small messages go through a pooled buffer, bulk goes through a pooled pipe
 // with splice(2) and is never copied to user space. A direction whose reader is
 // slow holds one buffer or one pipe of bytes, and reads no more until they are
-// gone. Live pairs can move to another process. It knows nothing of addresses,
+// gone. What an end said before its RST arrives before it, if its reader takes it
+// within three seconds. Live pairs can move to another process. It knows nothing of addresses,
 // identities or policy.
 //
 // Pairs live on event loops, one for each processor, and no goroutine is theirs.
@@ -18,6 +19,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -59,7 +61,9 @@ type Relay struct {
 		next    int       // the one for the next pair
 		closed  bool
 	}
-	moving sync.RWMutex // held by Freeze and Thaw, which Close waits for
+	// patience is lastWordsWithin.
+	patience time.Duration
+	moving   sync.RWMutex // held by Freeze and Thaw, which Close waits for
 }
 
 type pipe struct{ r, w int }
@@ -68,7 +72,7 @@ type pipe struct{ r, w int }
 // through buffers. 0 never splices. It starts nothing: loops begin with the
 // first Start or Thaw, and end with Close.
 func New(pipes int) *Relay {
-	r := &Relay{buffers: sync.Pool{New: func() any { b := make([]byte, bufferBytes); return &b }}}
+	r := &Relay{patience: lastWordsWithin, buffers: sync.Pool{New: func() any { b := make([]byte, bufferBytes); return &b }}}
 	r.pipes.limit = pipes
 	return r
 }

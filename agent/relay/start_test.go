@@ -155,6 +155,43 @@ func TestBytesBeforeReset(t *testing.T) {
 	}
 }
 
+// TestLastWords: an end that takes no more, while it is written to and while its
+// reader is slow, has said something before: all that was read of it arrives.
+func TestLastWords(t *testing.T) {
+	for _, limit := range []int{0, 8} {
+		r := relay.New(limit)
+		r.Hurry(time.Minute)
+		t.Cleanup(r.Close)
+		c := carryBy(t, r, nil)
+		stalled := stick(t, []*carried{c})[0]
+		said := make(chan struct{})
+		go func() {
+			defer close(said)
+			_, _ = c.server.Write(make([]byte, 24<<20)) // the RST comes before
+		}()
+		var before uint64
+		testenv.Eventually(t, 20*time.Second, "the server is stopped", func() bool {
+			last := before
+			before = c.received.Load()
+			time.Sleep(50 * time.Millisecond)
+			return last == before && before > 0
+		})
+		relay.Reset(c.server)
+		<-said
+		got, err := io.Copy(io.Discard, c.client)
+		if err != nil && !isReset(err) { // it is the client's writer that is told, else
+			t.Errorf("%d pipes: read %d bytes and %v, want a reset", limit, got, err)
+		}
+		if err := c.wait(t); !errors.Is(err, relay.ErrReset) {
+			t.Errorf("%d pipes: ended with %v", limit, err)
+		}
+		if all := c.received.Load(); all <= before || uint64(got) != all {
+			t.Errorf("%d pipes: %d bytes arrived of %d; %d before the RST", limit, got, all, before)
+		}
+		<-stalled.sent
+	}
+}
+
 // TestUrgentData: what comes after it does not stay behind (RFC 6093 says to
 // expect that it is lost or in line).
 func TestUrgentData(t *testing.T) {
@@ -259,6 +296,7 @@ func TestSlowReadersAreBounded(t *testing.T) {
 func TestResetOfStuckSender(t *testing.T) {
 	for _, limit := range []int{0, 1} {
 		r := relay.New(limit)
+		r.Hurry(100 * time.Millisecond)
 		t.Cleanup(r.Close)
 		pipes := openPipes(t)
 		stuck := carryBy(t, r, nil)

@@ -29,13 +29,14 @@ type way struct {
 
 	bulk   bool
 	ended  bool // FIN was read, and passed on
+	broken bool // fd takes no more: its last words are all that is left
 	queued bool // in the worker's list
 }
 
 // Ready implements eventloop.Source.
 func (d *way) Ready(e eventloop.Events) {
 	c := d.pair
-	if c.over || c.frozen {
+	if c.over || c.frozen || c.isParting() {
 		return
 	}
 	// An end that has sent FIN can still reset, and so can one whose bytes
@@ -43,9 +44,11 @@ func (d *way) Ready(e eventloop.Events) {
 	// before the RST is read first.
 	if e.Broken() && (d.ended || d.stuck()) {
 		if errno := eventloop.SocketError(d.fd); errno != 0 {
-			c.fail(errno)
-			return
+			d.lastWords(errno)
 		}
+	}
+	if c.over {
+		return
 	}
 	if e.Writable() && d.to.stuck() {
 		c.worker.queue(d.to)
@@ -63,7 +66,7 @@ func (d *way) stuck() bool { return len(d.held) > 0 || d.pipe != nil }
 // urgent data (net/ipv4/tcp.c, tcp_recvmsg_locked).
 func (d *way) pump() (more bool) {
 	for range readsPerTurn {
-		if d.pair.over || d.pair.frozen || d.stuck() && !d.flush() || d.ended {
+		if d.pair.over || d.pair.frozen || d.pair.isParting() || d.to.broken || d.stuck() && !d.flush() || d.ended {
 			return false
 		}
 		var errno syscall.Errno
@@ -77,7 +80,7 @@ func (d *way) pump() (more bool) {
 		case syscall.EAGAIN:
 			return false
 		default:
-			d.pair.fail(errno)
+			d.part(errno)
 			return false
 		}
 	}
@@ -103,11 +106,16 @@ func (d *way) copy() syscall.Errno {
 	}
 	d.bulk = n == len(scratch)
 	written, errno := d.write(scratch[:n])
-	if errno == syscall.EAGAIN {
+	switch errno {
+	case 0:
+		return 0
+	case syscall.EAGAIN:
 		d.buf = d.pair.worker.relay.buffers.Get().(*[]byte)
 		d.held = (*d.buf)[:copy(*d.buf, scratch[written:n])]
+	default:
+		d.to.lastWords(errno)
 	}
-	return errno
+	return syscall.EAGAIN
 }
 
 // write writes until all is written or the socket takes no more.
@@ -152,10 +160,11 @@ func (d *way) flush() bool {
 			return false
 		}
 		if err == nil && n == 0 {
-			err = errLost
+			d.pair.fail(errLost)
+			return false
 		}
 		if err != nil {
-			d.pair.fail(err)
+			d.to.lastWords(err)
 			return false
 		}
 		d.inPipe -= n
@@ -168,7 +177,7 @@ func (d *way) flush() bool {
 			return false
 		}
 		if errno != 0 {
-			d.pair.fail(errno)
+			d.to.lastWords(errno)
 			return false
 		}
 	}
@@ -190,12 +199,17 @@ func (d *way) drop() {
 	d.pipe, d.inPipe, d.held, d.buf = nil, 0, nil, nil
 }
 
-// passEnd passes the FIN on, which is this direction's only.
+// passEnd passes the FIN on, which is this direction's only. Reading also ends so
+// after a RST whose error was told before (net/ipv4/tcp_input.c, tcp_reset).
 func (d *way) passEnd() syscall.Errno {
-	if err := eventloop.CloseWrite(d.to.fd); err != nil {
-		return err.(syscall.Errno) // shutdown(2) returns no other
+	if d.broken {
+		return syscall.ECONNRESET
 	}
 	d.ended = true
+	if err := eventloop.CloseWrite(d.to.fd); err != nil {
+		d.to.lastWords(err)
+		return syscall.EAGAIN
+	}
 	d.pair.finish()
 	return 0
 }

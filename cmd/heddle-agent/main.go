@@ -140,6 +140,7 @@ func (o *options) register(flags *pflag.FlagSet) {
 	flags.StringSliceVar(&c.CNI.Pass, "cni-pass-namespaces", []string{"heddle-system", "kube-system"}, "namespaces whose new pods never wait for the agent: what it, or the cluster, cannot start without")
 	flags.BoolVar(&o.uninstallCNI, "cni-uninstall", false, "take heddle-cni out of --cni-conf-dir and --cni-bin-dir, and exit")
 	flags.IntVar(&c.Budget.Connections, "max-connections", c.Budget.Connections, "connections of one pod at once")
+	flags.IntVar(&c.Budget.PeerConnections, "max-peer-connections", c.Budget.PeerConnections, "tunnel connections of one peer's identity that one pod accepts at once")
 	flags.IntVar(&c.Budget.Handshakes, "max-handshakes", c.Budget.Handshakes, "tunnel handshakes that one pod accepts per second")
 	flags.Int64Var(&c.Budget.BufferedBytes, "max-buffered-bytes", c.Budget.BufferedBytes, "bytes that tunnels hold for one pod's slow readers")
 	flags.DurationVar(&c.Timeouts.Hold, "hold", c.Timeouts.Hold, "how long a connection to an unknown address of the cluster waits for discovery")

@@ -61,6 +61,9 @@ type Counters struct{ Sent, Received atomic.Uint64 }
 type Limits struct {
 	// Connections and Handshakes (under way at once) per Serve call.
 	Connections, Handshakes int
+	// PeerConnections is how many of them may be of one identity: the others'
+	// are for the others.
+	PeerConnections int
 	// Streams per connection.
 	Streams int
 	// HeaderBytes per request.
@@ -75,7 +78,8 @@ func (l Limits) WithDefaults() Limits {
 	d := DefaultLimits()
 	return Limits{
 		Connections: cmp.Or(l.Connections, d.Connections), Handshakes: cmp.Or(l.Handshakes, d.Handshakes),
-		Streams: cmp.Or(l.Streams, d.Streams), HeaderBytes: cmp.Or(l.HeaderBytes, d.HeaderBytes),
+		PeerConnections: cmp.Or(l.PeerConnections, d.PeerConnections),
+		Streams:         cmp.Or(l.Streams, d.Streams), HeaderBytes: cmp.Or(l.HeaderBytes, d.HeaderBytes),
 		StreamWindow: cmp.Or(l.StreamWindow, d.StreamWindow), ConnectionWindow: cmp.Or(l.ConnectionWindow, d.ConnectionWindow),
 	}
 }
@@ -83,7 +87,7 @@ func (l Limits) WithDefaults() Limits {
 // DefaultLimits are generous for honest peers.
 func DefaultLimits() Limits {
 	return Limits{
-		Connections: 4096, Handshakes: 256, Streams: 200, HeaderBytes: 8 << 10,
+		Connections: 4096, PeerConnections: 2048, Handshakes: 256, Streams: 200, HeaderBytes: 8 << 10,
 		StreamWindow: 16 << 20, ConnectionWindow: 64 << 20,
 	}
 }

@@ -13,7 +13,10 @@ import (
 // peers may send what they were promised before, and no more. The other half is
 // for these promises: the flow-control windows of the pod's connections, beyond
 // the 65,535 bytes that each has by RFC 9113 section 6.9.2. So no more than the
-// limit is held, and these 65,535 bytes of each connection.
+// limit is held, and of each connection these 65,535 bytes, the beginning of one
+// record, and output that its peer does not read, for as long as WriteTimeout of an
+// engine. The beginnings of other things count and are nobody's promise: a
+// connection that has some of a frame or header while the budget IsOver ends.
 //
 // A full budget makes all of its pod's streams wait for some reader to read.
 // What the windows of streams may grow by is a quarter, so that a few large
@@ -72,6 +75,10 @@ func (m *Memory) Give(n int64) {
 
 // Full says that no more should be asked for.
 func (m *Memory) Full() bool { return m != nil && m.used.Load() >= m.limit/2 }
+
+// IsOver says that the whole budget is used up, and more: promises do not come to
+// that, so something holds what nobody was promised.
+func (m *Memory) IsOver() bool { return m != nil && m.used.Load() > m.limit }
 
 // Used is the number of bytes taken.
 func (m *Memory) Used() int64 {

@@ -43,7 +43,8 @@ type Mover interface {
 	// Thaw goes on with a connection that Freeze gave away in another process,
 	// which owns its files from then on; it returns when the connection lives.
 	// For one that a peer had opened, a Serve for the same Server.Local must be
-	// running, or begin in a moment. After an error nothing was taken over, the
+	// running, which it is from its listener's first Accept on: Thaw does not wait
+	// for one. After an error nothing was taken over, the
 	// files are still the caller's, and owners that were adopted are told by
 	// Left. It may be called from several goroutines at once.
 	Thaw(f *Frozen, ctx ThawContext) error

@@ -16,6 +16,10 @@ type Budget struct {
 	// Connections is how many connections of one pod are carried at once, in
 	// both directions together.
 	Connections int
+	// PeerConnections is how many tunnel connections of one identity a pod accepts
+	// at once. All pods of a service account are one identity, and each has a few
+	// with every pod that it talks to.
+	PeerConnections int
 	// Handshakes is how many tunnel connections per second a pod accepts;
 	// HandshakeBurst how many at once.
 	Handshakes, HandshakeBurst int
@@ -29,10 +33,10 @@ type Budget struct {
 	Pipes int
 }
 
-// Default allows 20,000 connections, 1,000 handshakes per second and 256
+// Default allows 20,000 connections, 4,096 of one peer's identity, 1,000 handshakes per second and 256
 // MiB to a pod.
 func Default() Budget {
-	return Budget{Connections: 20000, Handshakes: 1000, HandshakeBurst: 2000, Sockets: 200000, BufferedBytes: 256 << 20, Pipes: 512}
+	return Budget{Connections: 20000, PeerConnections: 4096, Handshakes: 1000, HandshakeBurst: 2000, Sockets: 200000, BufferedBytes: 256 << 20, Pipes: 512}
 }
 
 // OrDefaults fills the zero fields.
@@ -42,7 +46,7 @@ func (b Budget) OrDefaults() Budget {
 		field *int
 		value int
 	}{
-		{&b.Connections, d.Connections}, {&b.Handshakes, d.Handshakes}, {&b.HandshakeBurst, d.HandshakeBurst},
+		{&b.Connections, d.Connections}, {&b.PeerConnections, d.PeerConnections}, {&b.Handshakes, d.Handshakes}, {&b.HandshakeBurst, d.HandshakeBurst},
 		{&b.Sockets, d.Sockets}, {&b.Pipes, d.Pipes},
 	} {
 		if *f.field <= 0 {

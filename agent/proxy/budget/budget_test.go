@@ -73,18 +73,22 @@ func (s *script) Accept() (net.Conn, error) {
 func TestListenerOutlivesErrorsAndEndsAsTold(t *testing.T) {
 	full := os.NewSyscallError("accept4", unix.EMFILE)
 	moved := errors.New("moved")
-	var starved, over int
+	var starved, over, asked int
 	l := &budget.Listener{
 		Listener: &script{answers: []error{full, full, nil, full, nil}}, Stop: make(chan struct{}),
 		Starved: func(error) { starved++ }, End: func() error { return moved },
 		Handshakes: budget.NewHandshakes(1, 2), // of which a source has one
 		Over:       func(c net.Conn, _ error) { over++; c.Close() },
 	}
+	l.Accepting = func() { asked++ }
 	conn, err := l.Accept()
 	if err != nil {
 		t.Fatal(err)
 	}
 	conn.Close()
+	if asked != 1 {
+		t.Errorf("told %d times that somebody accepts", asked)
+	}
 	if _, err := l.Accept(); !errors.Is(err, moved) {
 		t.Errorf("ended with %v", err)
 	}

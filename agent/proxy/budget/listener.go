@@ -20,12 +20,18 @@ type Listener struct {
 	End func() error
 	// Handshakes, when not nil, bounds what is let through.
 	Handshakes *Handshakes
+	// Accepting, when not nil, is called by each Accept: whoever asks for connections
+	// is ready for them.
+	Accepting func()
 	// Over is told of a connection that Handshakes refused, and closes it.
 	Over func(conn net.Conn, why error)
 }
 
 // Accept returns the next connection within the budget.
 func (l *Listener) Accept() (net.Conn, error) {
+	if l.Accepting != nil {
+		l.Accepting()
+	}
 	var b backoff
 	for {
 		conn, err := l.Listener.Accept()

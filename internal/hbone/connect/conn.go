@@ -55,7 +55,8 @@ type Settings struct {
 	// IdleTimeout how long a connection is kept that carries no stream.
 	PrefaceTimeout, IdleTimeout time.Duration
 	// PingInterval is how long a connection may be silent before it is asked
-	// for a sign of life, PingTimeout how long the answer may take.
+	// for a sign of life, PingTimeout how long the answer may take. A frame, or a
+	// header in several, is a sign when it has ended.
 	PingInterval, PingTimeout time.Duration
 	// WriteTimeout is how long a peer may leave the TCP connection stuck.
 	WriteTimeout time.Duration
@@ -95,7 +96,7 @@ type Conn struct {
 	whole  context.Context
 	cut    context.CancelCauseFunc
 	guard  flood.Guard   // of the reading goroutine
-	heard  atomic.Uint64 // frames read
+	heard  atomic.Uint64 // frames read, a header in several as one
 	spoken atomic.Uint64 // DATA frames written
 	tasks  sync.WaitGroup
 
@@ -109,6 +110,7 @@ type wire struct {
 	tcp           net.Conn
 	remote, local netip.AddrPort
 	framer        *http2.Framer
+	begun         begunReader // what framer reads
 	decoder       *hpack.Decoder
 
 	mu      sync.Mutex
@@ -154,7 +156,8 @@ func New(ctx context.Context, set *Settings, secured *tls.Conn, tcp net.Conn, id
 	w := &c.wire
 	w.tls, w.tcp, w.remote, w.local = secured, tcp, AddrPort(tcp.RemoteAddr()), AddrPort(tcp.LocalAddr())
 	w.out = bufio.NewWriterSize(deadlineWriter{secured, set.WriteTimeout}, writeBufferBytes)
-	w.framer = http2.NewFramer(w.out, bufio.NewReader(secured))
+	w.begun.from = bufio.NewReader(relay.Data(secured))
+	w.framer = http2.NewFramer(w.out, &w.begun)
 	w.framer.SetMaxReadFrameSize(relay.BufferBytes)
 	w.framer.SetReuseFrames()
 	w.decoder = hpack.NewDecoder(4096, nil)
@@ -275,6 +278,9 @@ func (c *Conn) failRead(err error) {
 	} else if tooMuch, ok := errors.AsType[*flood.Error](err); ok {
 		code = http2.ErrCodeEnhanceYourCalm
 		err = fmt.Errorf("%w: %w", hbone.ErrLimit, tooMuch)
+		c.refuse(err)
+	} else if errors.Is(err, hbone.ErrLimit) {
+		code = http2.ErrCodeEnhanceYourCalm
 		c.refuse(err)
 	} else if t, ok := errors.AsType[net.Error](err); ok && t.Timeout() {
 		err = fmt.Errorf("%w: no HTTP/2 preface: %w", hbone.ErrTimeout, err)
@@ -455,6 +461,11 @@ func (l *lifeWatch) tick(clock *time.Ticker) {
 	c.live.Lock()
 	defer c.live.Unlock()
 	switch {
+	case silent && l.asked && c.wire.begun.some.Load():
+		err := fmt.Errorf("%w: something was begun and not ended", hbone.ErrTimeout)
+		c.refuse(err)
+		c.cancel(err)
+		return
 	case silent && l.asked:
 		c.cancel(fmt.Errorf("%w: connection lost: no answer to PING in %v", hbone.ErrProtocol, c.set.PingTimeout))
 		return

@@ -1,8 +1,10 @@
 package connect
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -47,10 +49,26 @@ func (w *recvWindow) give(n int64) uint32 {
 	return uint32(n)
 }
 
+// begunReader knows that a frame, or a header in several, has begun: whoever reads
+// it says when it has ended.
+type begunReader struct {
+	from *bufio.Reader
+	some atomic.Bool
+}
+
+func (r *begunReader) Read(p []byte) (int, error) {
+	n, err := r.from.Read(p)
+	if n > 0 {
+		r.some.Store(true)
+	}
+	return n, err
+}
+
 // read is the reading goroutine. It never writes to the connection: a peer
 // that does not read must not keep us from reading.
 func (c *Conn) read() error {
 	for first := true; ; first = false {
+		c.wire.begun.some.Store(false)
 		f, err := c.wire.framer.ReadFrame()
 		c.heard.Add(1)
 		if se := (http2.StreamError{}); errors.As(err, &se) {

@@ -243,7 +243,7 @@ func (st *stream) deliver(r *relay.Relay) {
 		switch {
 		case errors.Is(err, io.EOF):
 			if err := r.DeliverEnd(); err != nil {
-				r.Fail(err)
+				r.DeliveryFailed(err)
 			}
 			return
 		case err != nil:
@@ -254,9 +254,10 @@ func (st *stream) deliver(r *relay.Relay) {
 		st.conn.set.Buffers.Put(ch.buf)
 		st.conn.live.Lock()
 		st.conn.consumed(st, int64(ch.to-ch.from))
+		st.delivering = err == nil
 		st.conn.live.Unlock()
 		if err != nil {
-			r.Fail(err)
+			r.DeliveryFailed(err)
 			return
 		}
 	}

@@ -27,7 +27,7 @@ import (
 func keyTests() []test {
 	return []test{
 		{"KeyUpdate by a client", testKeyUpdateByClient}, {"KeyUpdate by a server", testKeyUpdateByServer},
-		{"KeyUpdate flood", testKeyUpdateFlood}, {"records that are wrong", testBadRecords},
+		{"KeyUpdate flood", testKeyUpdateFlood}, {"KeyUpdate flood with data between", testKeyUpdatesAndData}, {"records that are wrong", testBadRecords},
 	}
 }
 
@@ -375,6 +375,32 @@ func testKeyUpdateFlood(t *testing.T, make New) {
 	go func() {
 		for range 1_000_000 {
 			if p.update(0) != nil {
+				return
+			}
+		}
+	}()
+	c.dead()
+	honest.echo("still here")
+	honest.finish()
+}
+
+// testKeyUpdatesAndData: so do those that have some data between them.
+func testKeyUpdatesAndData(t *testing.T, make New) {
+	r := newRig(t, make, Options{})
+	honest := r.open(r.request())
+	p, c := r.tlsClient()
+	c.connect(1, false)
+	application := within(t, r.apps, "the application's connection")
+	if code := c.status(1); code != 200 { // and the SETTINGS before it
+		t.Fatalf("status %d", code)
+	}
+	go func() {
+		defer application.Close()
+		_, _ = io.Copy(io.Discard, application) // until the end, which is what is waited for
+	}()
+	go func() {
+		for range 30_000 { // within the windows
+			if p.update(0) != nil || c.fr.WriteData(1, false, []byte{1}) != nil {
 				return
 			}
 		}

@@ -102,6 +102,72 @@ func testAnswerBeforeReset(t *testing.T, make New) {
 	<-sending
 }
 
+// testLastWordsBehindWrite: so does the answer of an end that is written to after its
+// RST, while the peer takes nothing: the write fails before the answer has left.
+func testLastWordsBehindWrite(t *testing.T, make New, byProgram bool) {
+	const answer = 4 << 10
+	r := newRig(t, make, Options{})
+	none := http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0}
+	gone, got := newChan[struct{}](0), newChan[int](1)
+	speak := func(c *raw, id uint32) (err error) {
+		if err = c.fr.WriteData(id, false, newBuffer(1000)); err != nil {
+			return err
+		}
+		<-gone
+		if err = errors.Join(c.fr.WriteData(id, false, newBuffer(10)), c.fr.WritePing(false, [8]byte{1})); err == nil {
+			_, err = c.next(func(f http2.Frame) bool { p, ok := f.(*http2.PingFrame); return ok && p.IsAck() })
+		}
+		time.Sleep(100 * time.Millisecond) // an engine may write on another goroutine
+		if err == nil {
+			err = c.fr.WriteWindowUpdate(id, 1<<20)
+		}
+		n := 0
+		if err == nil {
+			_, err = c.next(func(f http2.Frame) bool {
+				if d, ok := f.(*http2.DataFrame); ok {
+					n += len(d.Data())
+				}
+				_, over := f.(*http2.RSTStreamFrame)
+				return over
+			})
+		}
+		got <- n
+		return err
+	}
+	var one *net.TCPConn
+	if byProgram {
+		f := r.start(to(r.request(), r.rawServer([]http2.Setting{none}, func(_ int, c *raw) error {
+			id, err := c.request()
+			if err == nil {
+				err = c.answer(id, 200, false)
+			}
+			if err == nil {
+				err = speak(c, id)
+			}
+			return err
+		})))
+		within(t, f.opened, "Established")
+		one = f.program
+	} else {
+		c := r.rawClient()
+		must(t, c.fr.WriteSettings(none))
+		c.connect(1, false)
+		one = within(t, r.apps, "the application's connection")
+		if code := c.status(1); code != 200 {
+			t.Fatalf("status %d", code)
+		}
+		go func() { _ = speak(c, 1) }() // got says what is wrong
+	}
+	eventually(t, "the question, unread", func() bool { return unread(t, one) == 1000 })
+	_, err := one.Write(newBuffer(answer))
+	must(t, err)
+	must(t, one.Close()) // the kernel makes a RST of it
+	close(gone)
+	if n := within(t, got, "the end"); n != answer {
+		t.Errorf("%d of %d bytes before the RST", n, answer)
+	}
+}
+
 // unread is how much the kernel holds for a socket's reader.
 func unread(t testing.TB, c *net.TCPConn) (n int) {
 	t.Helper()

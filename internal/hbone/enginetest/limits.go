@@ -1,9 +1,11 @@
 package enginetest
 
 import (
+	"crypto/tls"
 	"io"
 	"net"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -15,11 +17,12 @@ import (
 
 func limitTests() []test {
 	tests := []test{
-		{"connections", testConnectionLimit}, {"handshakes", testHandshakeLimit}, {"streams", testStreamLimit}, {"header bytes", testHeaderLimit},
+		{"connections", testConnectionLimit}, {"connections of one identity", testIdentityLimit}, {"handshakes", testHandshakeLimit}, {"streams", testStreamLimit}, {"header bytes", testHeaderLimit},
 		{"stalled handshake", testStalledHandshake}, {"stalled preface", testStalledPreface}, {"flood of connections", testConnectionFlood},
 		{"rapid reset", testRapidReset}, {"window", testWindowLimit},
 		{"made you reset", testMadeYouReset}, {"refusals", testRefusalFlood}, {"settings in one frame", testManySettings},
 		{"window before SETTINGS are known", testEarlyWindow},
+		{"peer that stops inside of something", testUnfinished}, {"peer that says a byte at a time", testTrickle},
 	}
 	for name, f := range floods() {
 		tests = append(tests, test{"flood of " + name, func(t *testing.T, make New) { testFlood(t, make, f) }})
@@ -44,6 +47,39 @@ func testConnectionLimit(t *testing.T, make New) {
 		}
 	}
 	r.lastRefusal(hbone.ErrLimit)
+}
+
+// testIdentityLimit: one identity's connections are bounded; who is refused is named, the
+// others come in, and it itself again when it has fewer.
+func testIdentityLimit(t *testing.T, make New) {
+	r := newRig(t, make, Options{}, limits(hbone.Limits{PeerConnections: 2}))
+	first := r.rawClient()
+	second := r.rawClient()
+	second.connect(1, false)
+	if code := second.status(1); code != 200 {
+		t.Fatalf("status %d", code)
+	}
+	if _, err := r.rawTLS(func(*tlsConfig) {}); err == nil || isTimeout(err) {
+		t.Errorf("a connection too many: %v", err)
+	}
+	r.lastRefusal(hbone.ErrLimit)
+	r.mu.Lock()
+	if by := r.refused[0].Peer; by != r.ca.ID("client") {
+		t.Errorf("refused %v", by)
+	}
+	r.mu.Unlock()
+	other := r.ca.SVID(t, "other")
+	if _, err := r.rawTLS(func(c *tlsConfig) { c.Certificates = []tls.Certificate{*other} }); err != nil {
+		t.Errorf("another identity: %v", err)
+	}
+	must(t, first.conn.Close())
+	eventually(t, "a place for another connection", func() bool {
+		c, err := r.rawTLS(func(*tlsConfig) {})
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	})
 }
 
 func isTimeout(err error) bool {
@@ -106,6 +142,59 @@ func testStalledPreface(t *testing.T, make New) {
 	must(t, err)
 	_, err = c.Write([]byte(http2.ClientPreface[:5]))
 	must(t, err)
+	r.lastRefusal(hbone.ErrTimeout)
+}
+
+// beginnings are what a peer may begin, and not end.
+func beginnings() map[string]func(c *raw) error {
+	headers := func(c *raw) error {
+		return c.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: newBuffer(10)})
+	}
+	return map[string]func(c *raw) error{
+		"half the head of a frame": func(c *raw) error { _, err := c.conn.Write([]byte{0, 0, 8, 6}); return err },
+		"half a PING":              func(c *raw) error { _, err := c.conn.Write([]byte{0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2}); return err },
+		"HEADERS":                  headers,
+		"half a CONTINUATION": func(c *raw) error {
+			err := headers(c)
+			if err == nil {
+				_, err = c.conn.Write([]byte{0, 64, 0, 9, 0, 0, 0, 0, 1, 1, 2})
+			}
+			return err
+		},
+	}
+}
+
+// testUnfinished: what a peer has begun it ends, or its connection does, for that
+// reason.
+func testUnfinished(t *testing.T, make New) {
+	for name, begin := range beginnings() {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, make, Options{PingInterval: 100 * time.Millisecond, PingTimeout: 200 * time.Millisecond, WriteTimeout: time.Minute})
+			c := r.rawClient()
+			must(t, begin(c))
+			c.dead()
+			r.lastRefusal(hbone.ErrTimeout)
+		})
+	}
+}
+
+// testTrickle: a byte now and then is a sign of life, and no end.
+func testTrickle(t *testing.T, make New) {
+	r := newRig(t, make, Options{PingInterval: 100 * time.Millisecond, PingTimeout: 200 * time.Millisecond, WriteTimeout: 300 * time.Millisecond})
+	c := r.rawClient()
+	must(t, beginnings()["half a CONTINUATION"](c))
+	var trickling sync.WaitGroup
+	trickling.Go(func() {
+		for range wait / (10 * time.Millisecond) {
+			if _, err := c.conn.Write([]byte{0}); err != nil {
+				return // the end, which is what is waited for
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	})
+	c.dead()
+	must(t, c.conn.Close())
+	trickling.Wait()
 	r.lastRefusal(hbone.ErrTimeout)
 }
 

@@ -26,6 +26,7 @@ func streamTests() []test {
 	}
 	for _, who := range []string{"program", "application"} {
 		tests = append(tests, test{"last words of the " + who + " before its RST", func(t *testing.T, make New) { testLastWords(t, make, who == "program") }})
+		tests = append(tests, test{"last words of the " + who + " behind a failed write", func(t *testing.T, make New) { testLastWordsBehindWrite(t, make, who == "program") }})
 		for _, when := range []string{"open", "after its FIN", "after the other's FIN", "with data unread"} {
 			tests = append(tests, test{"RST by the " + who + " " + when, func(t *testing.T, make New) { testReset(t, make, who == "program", when) }})
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"io"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -24,7 +25,7 @@ func wireTests() []test {
 		{"malformed requests", testMalformed}, {"odd but good requests", testOddRequests}, {"200 after the upstream", testAnswerAfterUpstream},
 		{"protocol errors", testProtocolErrors}, {"trailers end a stream", testTrailers}, {"padding", testPadding}, {"continuation", testContinuation},
 		{"windows of the peer", testPeerWindow}, {"GOAWAY then PING", testGracefulGoaway}, {"behind the GOAWAY", testBehindGoaway}, {"reset codes", testResetCodes},
-		{"peer refuses streams", testPeerRefuses}, {"peer takes no streams", testPeerTakesNone}, {"peer never ends informing", testEndlessInformation}, {"peer goes away", testPeerGoesAway}, {"peer's limit shrinks", testPeerLimit}, {"peer breaks off", testPeerBreaksOff},
+		{"peer refuses streams", testPeerRefuses}, {"peer takes no streams", testPeerTakesNone}, {"peer never ends informing", testEndlessInformation}, {"peer goes away", testPeerGoesAway}, {"peer's limit shrinks", testPeerLimit}, {"peer breaks off", testPeerBreaksOff}, {"peer pushes", testPushFromServer},
 	}
 }
 
@@ -373,4 +374,24 @@ func testResetCodes(t *testing.T, make New) {
 		t.Errorf("DATA after END_STREAM: %v", code)
 	}
 	expectReset(t, app, true)
+}
+
+// testPushFromServer: a server that pushes what nobody has allowed it to loses its
+// connection (RFC 9113 section 8.4).
+func testPushFromServer(t *testing.T, make New) {
+	r := newRig(t, make, Options{})
+	addr := r.rawServer(nil, func(_ int, c *raw) error {
+		id, err := c.request()
+		if err == nil {
+			err = errors.Join(c.answer(id, 200, false), c.fr.WriteRawFrame(http2.FramePushPromise, http2.FlagPushPromiseEndHeaders, id, []byte{0, 0, 0, 2, 0x82}))
+		}
+		if err == nil {
+			_, err = io.Copy(io.Discard, c.conn)
+		}
+		return err
+	})
+	f := r.start(to(r.request(), addr))
+	if o := f.outcome(); !errors.Is(o.Err, hbone.ErrProtocol) {
+		t.Errorf("outcome %v", o.Err)
+	}
 }

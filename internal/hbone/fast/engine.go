@@ -45,7 +45,9 @@ type Config struct {
 	// PingInterval is how long a connection may be silent before it is asked
 	// for a sign of life, PingTimeout how long the answer may take (15 s, 10 s).
 	PingInterval, PingTimeout time.Duration
-	// WriteTimeout is how long a peer may leave the TCP connection stuck (30 s).
+	// WriteTimeout is how long a peer may leave the TCP connection stuck, and how
+	// long a frame, a header or a record that it has begun without an end (30 s).
+	// It is looked at each PingInterval.
 	WriteTimeout time.Duration
 	// StreamWindow and ConnectionWindow are what the flow-control windows of
 	// outbound connections may become, in bytes (16 MiB, 64 MiB).

@@ -36,7 +36,7 @@ func (side *serverSide) Refuse(err error) {
 // Ended implements tunnel.Role.
 func (side *serverSide) Ended() {
 	side.w.release(side)
-	side.serving.left()
+	side.serving.left(side.conn.Identity().Peer)
 	side.w.eng.release()
 }
 

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
 	"github.com/heddle-mesh/heddle/internal/hbone"
 	"github.com/heddle-mesh/heddle/internal/hbone/fast/frozen"
 	"github.com/heddle-mesh/heddle/internal/hbone/fast/tunnel"
@@ -26,8 +28,6 @@ const (
 	// being decided on are refused, too.
 	divertAfter = time.Second
 	refuseAfter = 3 * time.Second
-	// serveWithin is how long Thaw waits for a pod's Serve.
-	serveWithin = 100 * time.Millisecond
 	// moveAgain is how long Freeze waits when nothing could be moved.
 	moveAgain = 3 * time.Millisecond
 )
@@ -343,6 +343,7 @@ func (e *Engine) Thaw(f *hbone.Frozen, ctx hbone.ThawContext) error {
 	t.Memory = ctx.Memory
 	workers, err := e.enter() // for the connection
 	if err != nil {
+		t.Session.Wipe()
 		return err
 	}
 	adopted, err := adopt(z, ctx)
@@ -357,6 +358,7 @@ func (e *Engine) Thaw(f *hbone.Frozen, ctx hbone.ThawContext) error {
 		}
 	}
 	if err != nil {
+		t.Session.Wipe() // they are for whoever has the connection
 		e.release()
 	}
 	return err
@@ -432,7 +434,7 @@ func (w *worker) thaw(z *frozen.Conn, t *frozen.Thawing, key hbone.Key, files []
 
 // thawServer gives a connection to the Serve call of its pod.
 func (e *Engine) thawServer(z *frozen.Conn, t *frozen.Thawing, files []int, adopted []*hbone.Adopted) error {
-	s := e.servingOf(z.Source)
+	s := e.servingOf(z.Source, t.Peer)
 	if s == nil {
 		return fmt.Errorf("%w: no Serve for %q", hbone.ErrUnreachable, z.Source)
 	}
@@ -446,7 +448,7 @@ func (e *Engine) thawServer(z *frozen.Conn, t *frozen.Thawing, files []int, adop
 			owners[i] = tunnel.Adopted{Owner: in, Progress: a.Progress, Cutter: a.Cutter}
 		}
 		if side.conn, err = w.Thaw(t, files, s.config(), side, owners); err != nil {
-			s.left()
+			s.left(t.Peer)
 			return
 		}
 		s.drainIfStopped(side.conn)
@@ -455,30 +457,26 @@ func (e *Engine) thawServer(z *frozen.Conn, t *frozen.Thawing, files []int, adop
 }
 
 // servingOf finds the Serve call that new connections of a pod belong to, and
-// counts one for it. A goroutine that is about to call Serve is waited for.
-func (e *Engine) servingOf(local string) *serving {
-	for start := time.Now(); ; time.Sleep(time.Millisecond) {
-		servers, _ := e.everything()
-		for _, s := range servers {
-			if s.srv.Local == local && s.take() {
-				return s
-			}
-		}
-		if time.Since(start) > serveWithin {
-			return nil
+// counts one for it.
+func (e *Engine) servingOf(local string, peer spiffeid.ID) *serving {
+	servers, _ := e.everything()
+	for _, s := range servers {
+		if s.srv.Local == local && s.take(peer) {
+			return s
 		}
 	}
+	return nil
 }
 
 // take counts a connection that comes from another process. It has been let in
 // already, so no limit applies.
-func (s *serving) take() bool {
+func (s *serving) take(peer spiffeid.ID) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.draining || s.moving {
 		return false
 	}
-	s.conns++
+	s.peers.Keep(peer)
 	s.connection.Add(1)
 	return true
 }

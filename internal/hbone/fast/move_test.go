@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/heddle-mesh/heddle/internal/hbone"
+	"github.com/heddle-mesh/heddle/internal/hbone/fast"
 )
 
 // moves is how often the tests move a site. The demand is 20.
@@ -256,14 +257,15 @@ func TestMoveFails(t *testing.T) {
 	}
 }
 
-// TestThawFails leaves nothing behind in the engine that could not: the
-// connection goes on in the first.
+// TestThawFails leaves nothing behind in the engine that could not, its keys
+// neither: the connection goes on in the first.
 func TestThawFails(t *testing.T) {
 	for _, side := range []string{"client", "server"} {
 		t.Run(side, func(t *testing.T) {
 			w := newWorld(t, newFastEngine, newFastEngine)
 			f := w.mustOpen()
-			s, next := w.client, newFastEngine().(hbone.Mover)
+			ring := &keyRing{t: t}
+			s, next := w.client, fast.New(fast.Config{Loops: 2, GCM: ring.gcm})
 			if side == "server" {
 				s = w.server // and no Serve runs on next
 			}
@@ -274,6 +276,9 @@ func TestThawFails(t *testing.T) {
 			if err == nil {
 				t.Error("thawed")
 			}
+			if made, left := ring.left(); made != 2 || left != 0 {
+				t.Errorf("%d of %d keys are left, want 0 of 2", left, made)
+			}
 			if err := next.Close(ctx); err != nil {
 				t.Error(err)
 			}
@@ -281,6 +286,35 @@ func TestThawFails(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// TestThawDoesNotWait: connections of a pod that nobody serves are refused at once,
+// however many there are.
+func TestThawDoesNotWait(t *testing.T) {
+	const connections, most = 40, 2 * time.Second // they had waited for a tenth of a second each
+	w := newWorld(t, newFastEngine, newFastEngine)
+	f := w.mustOpen()
+	next := newFastEngine().(hbone.Mover)
+	ctx, cancel := context.WithTimeout(context.Background(), moveWait)
+	defer cancel()
+	err := w.server.engine.(hbone.Mover).Freeze(ctx, func(batch []*hbone.Frozen) (err error) {
+		start := time.Now()
+		for range connections {
+			if err = w.server.thaw(next, batch[0]); !errors.Is(err, hbone.ErrUnreachable) {
+				t.Errorf("thawed by nobody: %v", err)
+			}
+		}
+		if took := time.Since(start); took > most {
+			t.Errorf("%v for %d connections", took, connections)
+		}
+		return err
+	})
+	if !errors.Is(err, hbone.ErrUnreachable) {
+		t.Error(err)
+	}
+	if err := errors.Join(next.Close(ctx), f.echo("here"), f.finish()); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -37,6 +37,7 @@ type site struct {
 	tunnels *net.TCPListener
 	serving chan error
 	accept  *movingListener
+	memory  *hbone.Memory // of what is thawed
 
 	owners struct {
 		sync.Mutex
@@ -251,7 +252,7 @@ func (s *site) thaw(e hbone.Mover, f *hbone.Frozen) error {
 		}
 		copied.Files = append(copied.Files, dup)
 	}
-	err := e.Thaw(&copied, hbone.ThawContext{Adopt: s.adopt})
+	err := e.Thaw(&copied, hbone.ThawContext{Adopt: s.adopt, Memory: s.memory})
 	if err != nil {
 		for _, fd := range copied.Files {
 			unix.Close(fd)

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/heddle-mesh/heddle/internal/eventloop"
 	"github.com/heddle-mesh/heddle/internal/hbone"
 	"github.com/heddle-mesh/heddle/internal/hbone/fast/frozen"
 	"github.com/heddle-mesh/heddle/internal/hbone/fast/tunnel"
@@ -187,17 +186,17 @@ func (e *Engine) dial(req *hbone.ConnectRequest) (*tunnel.Secured, hbone.Timing,
 	if err != nil {
 		roots = nil // looked at again before a stream is opened
 	}
-	fd, err := eventloop.TakeOver(tcp)
-	if err != nil {
-		return nil, timing, hbone.HandshakeError(err)
-	}
-	return &tunnel.Secured{
-		FD: fd, Session: session,
+	secured := &tunnel.Secured{
+		Session: session,
 		Identity: tunnel.Identity{
 			Source: req.Source, Leaf: req.Leaf, Peer: req.Peer,
 			Trust: hbone.NewTrust(state.PeerCertificates, roots), NotAfter: hbone.NotAfter(leaf, state.PeerCertificates[0]),
 		},
-	}, timing, nil
+	}
+	if err := secured.TakeOver(tcp); err != nil {
+		return nil, timing, hbone.HandshakeError(err)
+	}
+	return secured, timing, nil
 }
 
 // dialed takes a dial's result. The connection is not used before the peer's
@@ -209,7 +208,7 @@ func (w *worker) dialed(req *hbone.ConnectRequest, d *dialing, s *tunnel.Secured
 	}
 	d.start = w.Now()
 	if err == nil && w.eng.closing() {
-		abort(s)
+		s.Abort()
 		err = hbone.ErrDraining
 	}
 	if err != nil {
@@ -220,7 +219,7 @@ func (w *worker) dialed(req *hbone.ConnectRequest, d *dialing, s *tunnel.Secured
 	cfg.Patience = w.eng.timeoutOf(req)
 	side := &clientSide{w: w, key: req.Key, dial: d}
 	if side.conn, err = w.Add(s, cfg, side); err != nil {
-		abort(s)
+		s.Abort()
 		w.dialFailed(req.Key, d, fmt.Errorf("%w: %w", hbone.ErrLimit, err))
 		return
 	}

@@ -10,7 +10,6 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
-	"github.com/heddle-mesh/heddle/internal/eventloop"
 	"github.com/heddle-mesh/heddle/internal/hbone"
 	"github.com/heddle-mesh/heddle/internal/hbone/connect"
 	"github.com/heddle-mesh/heddle/internal/hbone/fast/tunnel"
@@ -30,7 +29,7 @@ type serving struct {
 	listener net.Listener
 
 	mu         sync.Mutex
-	conns      int // past their handshake
+	peers      *hbone.Peers // of connections past their handshake
 	pending    *hbone.Handshakes
 	draining   bool
 	moving     bool // accepting ended by ErrMoving
@@ -51,7 +50,7 @@ type serverSide struct {
 // Serve is Engine.Serve. It closes l.
 func (e *Engine) Serve(l net.Listener, srv *hbone.Server) error {
 	s := &serving{eng: e, srv: srv, limits: srv.Limits.WithDefaults(), listener: l}
-	s.pending = hbone.NewHandshakes(s.limits.Handshakes)
+	s.pending, s.peers = hbone.NewHandshakes(s.limits.Handshakes), hbone.NewPeers(s.limits.PeerConnections)
 	defer relay.Close(l)
 	if _, err := e.enter(); errors.Is(err, hbone.ErrDraining) {
 		return nil
@@ -100,7 +99,7 @@ func (s *serving) admit(conn net.Conn) {
 	switch {
 	case s.draining:
 		refused = hbone.ErrDraining
-	case s.conns+s.pending.Len() >= s.limits.Connections:
+	case s.peers.Len()+s.pending.Len() >= s.limits.Connections:
 		refused = fmt.Errorf("%w: %d connections", hbone.ErrLimit, s.limits.Connections)
 	default:
 		peer := connect.AddrPort(conn.RemoteAddr()).Addr()
@@ -128,7 +127,7 @@ func (s *serving) run(conn net.Conn, handshake *hbone.Handshake) {
 		err = hbone.ErrDraining
 	}
 	if err == nil {
-		s.conns++
+		err = s.peers.Enter(secured.Peer)
 	}
 	s.mu.Unlock()
 	if err != nil {
@@ -141,13 +140,11 @@ func (s *serving) run(conn net.Conn, handshake *hbone.Handshake) {
 		s.connection.Done()
 		return
 	}
-	fd, err := eventloop.TakeOver(conn.(*net.TCPConn))
-	if err != nil {
+	if err := secured.TakeOver(conn.(*net.TCPConn)); err != nil {
 		s.refuse(side.remote, side.local, secured.Peer, fmt.Errorf("%w: %w", hbone.ErrHandshake, err))
-		s.left()
+		s.left(secured.Peer)
 		return
 	}
-	secured.FD = fd
 	s.eng.hold() // for the connection
 	w := s.eng.nextWorker()
 	w.Post(func() { s.adopt(w, secured, side) })
@@ -159,8 +156,8 @@ func (s *serving) adopt(w *worker, sec *tunnel.Secured, side *serverSide) {
 	side.conn = c
 	if err != nil {
 		s.refuse(side.remote, side.local, sec.Peer, fmt.Errorf("%w: %w", hbone.ErrLimit, err))
-		abort(sec)
-		s.left()
+		sec.Abort()
+		s.left(sec.Peer)
 		s.eng.release()
 		return
 	}
@@ -187,9 +184,9 @@ func (s *serving) drainIfStopped(c *tunnel.Conn) {
 }
 
 // left is a connection's end.
-func (s *serving) left() {
+func (s *serving) left(peer spiffeid.ID) {
 	s.mu.Lock()
-	s.conns--
+	s.peers.Leave(peer)
 	s.mu.Unlock()
 	s.connection.Done()
 }

@@ -3,7 +3,6 @@ package fast
 import (
 	"sync/atomic"
 
-	"github.com/heddle-mesh/heddle/internal/eventloop"
 	"github.com/heddle-mesh/heddle/internal/hbone"
 	"github.com/heddle-mesh/heddle/internal/hbone/fast/tunnel"
 )
@@ -62,10 +61,4 @@ func (w *worker) cutAll() {
 			o.fail(hbone.ErrDraining)
 		}
 	}
-}
-
-// abort ends a connection that found no place.
-func abort(s *tunnel.Secured) {
-	s.Session.Wipe()
-	eventloop.Abort(s.FD)
 }

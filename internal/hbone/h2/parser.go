@@ -82,6 +82,7 @@ type Parser struct {
 	have    int    // bytes of head
 	left    int    // bytes of the payload to come
 	payload []byte // of a frame that comes in pieces, but for DATA
+	done    uint32 // frames and headers that have ended
 	padding int    // of a DATA frame; -1 when its length is still to come
 	decoder *hpack.Decoder
 	block   struct { // a header without END_HEADERS
@@ -139,6 +140,20 @@ func (p *Parser) Feed(b []byte, v Visitor) error {
 	}
 	return nil
 }
+
+// Held is the number of bytes of memory that what has not ended takes: a frame's
+// payload, unless it is DATA, and a header without END_HEADERS. That is no more
+// than append makes of MaxFrame, and of 2*MaxHeaderBytes + MaxFrame. The decoder's
+// table, of 4 KiB at most, is not in it.
+func (p *Parser) Held() int { return cap(p.payload) + cap(p.block.bytes) }
+
+// Free drops what Held counts, when nothing will be fed any more.
+func (p *Parser) Free() { p.payload, p.block.bytes = nil, nil }
+
+// Unfinished says that the last byte was not the end of a frame, or of a header in
+// several, and how many have ended before: as long as it is the same number, it is
+// the same one that does not end.
+func (p *Parser) Unfinished() (yes bool, before uint32) { return p.have > 0 || p.block.open, p.done }
 
 // Started says whether the peer's first SETTINGS have come.
 func (p *Parser) Started() bool { return p.started }
@@ -205,6 +220,7 @@ func (p *Parser) take(part []byte, v Visitor) error {
 // whole is called at the end of a frame, with its payload unless it is DATA.
 func (p *Parser) whole(b []byte, v Visitor) error {
 	p.have = 0
+	defer p.ended()
 	switch p.kind() {
 	case http2.FrameData:
 		padding := p.padding
@@ -222,6 +238,13 @@ func (p *Parser) whole(b []byte, v Visitor) error {
 		return protocol("PUSH_PROMISE") // we allow none, and a client sends none
 	default:
 		return p.fixed(b, v)
+	}
+}
+
+// ended counts what has ended.
+func (p *Parser) ended() {
+	if !p.block.open {
+		p.done++
 	}
 }
 

@@ -247,7 +247,7 @@ func (o *outbound) receive() {
 		n, err := o.answer.Body.Read(buf[:])
 		if n > 0 {
 			if werr := o.relay.Deliver(buf[:n]); werr != nil {
-				o.relay.Fail(werr)
+				o.relay.DeliveryFailed(werr)
 				return
 			}
 		}
@@ -255,7 +255,7 @@ func (o *outbound) receive() {
 		case err == nil:
 		case errors.Is(err, io.EOF):
 			if err := o.relay.DeliverEnd(); err != nil {
-				o.relay.Fail(err)
+				o.relay.DeliveryFailed(err)
 			}
 			return
 		default:

@@ -249,7 +249,7 @@ func (p *pool) open(ctx context.Context, req *hbone.ConnectRequest, timing *hbon
 	}
 	start = time.Now()
 	defer func() { timing.Handshake = time.Since(start) }()
-	secured := tls.Client(tcp, hbone.ClientTLS(req.Certificate, req.Bundles, req.Peer))
+	secured := tls.Client(relay.NewRecords(tcp), hbone.ClientTLS(req.Certificate, req.Bundles, req.Peer))
 	if err := secured.HandshakeContext(ctx); err != nil {
 		relay.Abort(tcp)
 		if ctx.Err() != nil {
@@ -260,7 +260,7 @@ func (p *pool) open(ctx context.Context, req *hbone.ConnectRequest, timing *hbon
 	c := &clientConn{
 		key: req.Key, chain: secured.ConnectionState().PeerCertificates, gone: true,
 		streams: map[*outbound]struct{}{},
-		wire:    &wireConn{Conn: secured, tcp: tcp, leaf: leaf, ready: make(chan struct{}), closed: make(chan struct{})},
+		wire:    &wireConn{Conn: secured, data: relay.Data(secured), tcp: tcp, leaf: leaf, ready: make(chan struct{}), closed: make(chan struct{})},
 	}
 	c.wire.onClose = func() { p.eng.spawn(func() { p.lost(c) }) }
 	if roots, err := req.Bundles.GetX509BundleForTrustDomain(req.Peer.TrustDomain()); err == nil {
@@ -366,6 +366,7 @@ func (p *pool) drain(match hbone.Match, cause error) {
 // client has read what came first, and when it closes.
 type wireConn struct {
 	*tls.Conn
+	data io.Reader // of Conn
 	tcp  *net.TCPConn
 	leaf *x509.Certificate // ours
 	// ready is closed when the client asks for more after its first bytes: it
@@ -384,7 +385,7 @@ func (w *wireConn) Read(p []byte) (int, error) {
 	if w.reads++; w.reads == 2 {
 		close(w.ready)
 	}
-	n, err := w.Conn.Read(p)
+	n, err := w.data.Read(p)
 	if err != nil {
 		w.failure.CompareAndSwap(nil, &err)
 	}

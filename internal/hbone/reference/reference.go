@@ -34,7 +34,8 @@ type Config struct {
 	// ConnectTimeout stands in for a ConnectRequest.Timeout of 0 (10 s).
 	ConnectTimeout time.Duration
 	// PingInterval is how long a connection may be silent before it is asked
-	// for a sign of life, PingTimeout how long the answer may take (15 s, 10 s).
+	// for a sign of life, PingTimeout how long the answer may take (15 s, 10 s). A
+	// frame, or a header in several, is a sign when it has ended.
 	PingInterval, PingTimeout time.Duration
 	// WriteTimeout is how long a peer may leave the TCP connection stuck (30 s).
 	WriteTimeout time.Duration

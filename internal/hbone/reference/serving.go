@@ -28,6 +28,7 @@ type serving struct {
 
 	mu         sync.Mutex
 	conns      map[*connect.Conn]struct{} // past their handshake
+	peers      *hbone.Peers
 	pending    *hbone.Handshakes
 	draining   bool
 	connection sync.WaitGroup
@@ -44,7 +45,7 @@ func (e *Engine) Serve(l net.Listener, srv *hbone.Server) error {
 		Buffers: &e.buffers, Spawn: e.spawn, Logger: e.log,
 	}
 	s.settings.Limits.StreamWindow = min(s.settings.Limits.StreamWindow, streamWindow)
-	s.pending = hbone.NewHandshakes(s.settings.Limits.Handshakes)
+	s.pending, s.peers = hbone.NewHandshakes(s.settings.Limits.Handshakes), hbone.NewPeers(s.settings.Limits.PeerConnections)
 	defer relay.Close(l)
 	if !e.register(s) {
 		return nil
@@ -106,12 +107,14 @@ func (s *serving) run(conn net.Conn, handshake *hbone.Handshake) {
 	if lost := s.pending.End(handshake); lost != nil {
 		err = lost // that it was cut says less
 	}
+	if err == nil && s.draining {
+		err = hbone.ErrDraining
+	}
 	if err == nil {
-		if s.draining {
-			err = hbone.ErrDraining
-		} else {
-			s.conns[c] = struct{}{}
-		}
+		err = s.peers.Enter(c.Identity().Peer)
+	}
+	if err == nil {
+		s.conns[c] = struct{}{}
 	}
 	s.mu.Unlock()
 	if err != nil {
@@ -127,6 +130,7 @@ func (s *serving) run(conn net.Conn, handshake *hbone.Handshake) {
 	c.Serve()
 	s.mu.Lock()
 	delete(s.conns, c)
+	s.peers.Leave(c.Identity().Peer)
 	s.mu.Unlock()
 }
 
@@ -147,7 +151,7 @@ func (s *serving) handshake(conn net.Conn) (*connect.Conn, error) {
 	}
 	var peer spiffeid.ID
 	start := time.Now()
-	secured := tls.Server(conn, hbone.ServerTLS(cert, s.srv.Bundles, &peer))
+	secured := tls.Server(relay.NewRecords(conn), hbone.ServerTLS(cert, s.srv.Bundles, &peer))
 	if err := secured.HandshakeContext(s.eng.hard); err != nil {
 		return nil, hbone.HandshakeError(err)
 	}

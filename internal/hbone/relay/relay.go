@@ -59,10 +59,13 @@ type Relay struct {
 	reset    func(error)
 
 	finished atomic.Bool // DeliverEnd was called
+	said     atomic.Bool // the local connection's FIN was read
+	broken   atomic.Bool // it takes no more
 
 	mu    sync.Mutex
 	ended bool
 	err   error
+	last  *time.Timer // of DeliveryFailed
 }
 
 // New joins local with a stream that reset ends abruptly, in both directions.
@@ -98,6 +101,9 @@ func (r *Relay) end(err error) bool {
 		return false
 	}
 	r.ended, r.err = true, err
+	if r.last != nil {
+		r.last.Stop()
+	}
 	return true
 }
 
@@ -120,12 +126,42 @@ func (r *Relay) DeliverEnd() error {
 	return nil
 }
 
+// lastWordsWithin bounds how long what a broken local connection's other end said
+// last waits for the tunnel to take it.
+const lastWordsWithin = 3 * time.Second
+
+// DeliveryFailed is for the error of Deliver or DeliverEnd: the local connection
+// takes no more. What its other end said before is still to be read and sent, for a
+// while, as it would arrive without a tunnel; the reader meets the error, or
+// CheckEnd's, behind it. When there is nothing more to read, it is Fail.
+func (r *Relay) DeliveryFailed(err error) {
+	r.broken.Store(true)
+	if r.said.Load() {
+		r.Fail(err)
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.ended && r.last == nil {
+		r.last = time.AfterFunc(lastWordsWithin, func() { r.Fail(err) })
+	}
+}
+
 // CheckEnd is asked when reading from the local connection has found its end:
 // nil means a FIN. After a RST whose error a write has taken, reading finds the
 // end of the stream, too, but the connection is closed (tcp_reset,
 // net/ipv4/tcp_input.c); after a FIN it is not before we have sent ours.
 func (r *Relay) CheckEnd() error {
-	if r.finished.Load() {
+	err := r.checkEnd()
+	r.said.Store(err == nil)
+	return err
+}
+
+func (r *Relay) checkEnd() error {
+	switch {
+	case r.broken.Load():
+		return LocalReset(syscall.ECONNRESET)
+	case r.finished.Load():
 		return nil
 	}
 	raw, err := r.Local.SyscallConn()

@@ -158,6 +158,10 @@ func (t *Session) Wipe() {
 	t.fragment, t.useless, t.updateDue = nil, 0, false
 }
 
+// Held is the number of bytes of memory that the beginning of a handshake message
+// takes; 0 when there is none.
+func (t *Session) Held() int { return cap(t.fragment) }
+
 // Length returns how many bytes the record that begins with head has in all;
 // false when head is shorter than its header. A length that no record may have
 // is an error, before the record is waited for.
@@ -253,37 +257,50 @@ func (t *Session) handshake(data []byte) error {
 	if len(data) == 0 {
 		return broken(UnexpectedMessage, "empty handshake fragment") // section 5.1
 	}
-	t.fragment = append(t.fragment, data...)
-	for len(t.fragment) >= 4 {
-		n := int(t.fragment[1])<<16 | int(t.fragment[2])<<8 | int(t.fragment[3])
-		if n > maxHandshake {
-			return broken(DecodeError, "handshake message too long")
+	rest := append(t.fragment, data...)
+	for len(rest) > 0 {
+		n, err := t.messageBytes(rest)
+		if err != nil {
+			return err
 		}
-		if len(t.fragment) < 4+n {
-			return nil
+		if n == 0 || n > len(rest) {
+			break
 		}
-		kind, body, rest := t.fragment[0], t.fragment[4:4+n], t.fragment[4+n:]
-		switch kind {
-		case messageTicket:
-			if t.server {
-				return broken(UnexpectedMessage, "NewSessionTicket from a client") // sections 4 and 4.6.1
-			}
-			if err := checkTicket(body); err != nil {
-				return err
-			}
-		case messageKeyUpdate:
-			if err := t.takeUpdate(body, len(rest) == 0); err != nil {
-				return err
-			}
-		default: // a CertificateRequest too: we do not offer post_handshake_auth (section 4.6.2)
-			return broken(UnexpectedMessage, "handshake message out of place")
+		kind, body := rest[0], rest[4:n]
+		if rest = rest[n:]; kind == messageKeyUpdate {
+			err = t.takeUpdate(body, len(rest) == 0)
+		} else {
+			err = checkTicket(body)
 		}
-		t.fragment = rest
+		if err != nil {
+			return err
+		}
 	}
-	if len(t.fragment) == 0 {
-		t.fragment = nil
-	}
+	t.fragment = append([]byte(nil), rest...) // not the array: what was before it is gone
 	return nil
+}
+
+// messageBytes is the length of the message that b begins with, 0 as long as that
+// is not known. What is refused is not waited for: of a client, no more than a
+// KeyUpdate's five bytes are ever kept.
+func (t *Session) messageBytes(b []byte) (int, error) {
+	switch {
+	case b[0] == messageTicket && t.server:
+		return 0, broken(UnexpectedMessage, "NewSessionTicket from a client") // sections 4 and 4.6.1
+	case b[0] != messageTicket && b[0] != messageKeyUpdate:
+		// A CertificateRequest too: we do not offer post_handshake_auth (section 4.6.2).
+		return 0, broken(UnexpectedMessage, "handshake message out of place")
+	case len(b) < 4:
+		return 0, nil
+	}
+	n := int(b[1])<<16 | int(b[2])<<8 | int(b[3])
+	switch {
+	case n > maxHandshake:
+		return 0, broken(DecodeError, "handshake message too long")
+	case b[0] == messageKeyUpdate && n != 1:
+		return 0, broken(DecodeError, "malformed KeyUpdate")
+	}
+	return 4 + n, nil
 }
 
 // checkTicket reads a NewSessionTicket (section 4.6.1), which is not kept:
@@ -316,8 +333,6 @@ func checkTicket(b []byte) error {
 // takeUpdate changes the key we read with (section 4.6.3).
 func (t *Session) takeUpdate(body []byte, last bool) error {
 	switch {
-	case len(body) != 1:
-		return broken(DecodeError, "malformed KeyUpdate")
 	case body[0] > 1:
 		return broken(IllegalParameter, "KeyUpdate request neither 0 nor 1")
 	case !last:

@@ -507,3 +507,33 @@ func TestTicketOfClient(t *testing.T) {
 		}
 	}
 }
+
+// TestUnfinishedMessages: a client keeps what it may need of a handshake message, and
+// says how much that is; a server keeps nothing that is no KeyUpdate.
+func TestUnfinishedMessages(t *testing.T) {
+	const half = 10_000
+	ticket := append([]byte{messageTicket, 0, maxHandshake >> 8, 0}, make([]byte, half)...)
+	a, b := two(t, aes128())
+	if _, err := b.Open(record(a, typeHandshake, ticket)); err != nil || b.Held() < len(ticket) || b.Held() > 2*len(ticket) {
+		t.Errorf("%d bytes kept of %d, %v", b.Held(), len(ticket), err)
+	}
+	for name, beginning := range map[string][]byte{
+		"a ticket": {messageTicket}, "a long KeyUpdate": {messageKeyUpdate, 0, 1, 0}, "a certificate request": {13},
+	} {
+		a, b := two(t, aes128())
+		b.server = true
+		if _, err := b.Open(record(a, typeHandshake, beginning)); err == nil {
+			t.Errorf("the beginning of %s is kept", name)
+		}
+	}
+	a, b = two(t, aes128())
+	b.server = true
+	for _, piece := range [][]byte{{messageKeyUpdate}, {0, 0, 1}} {
+		if _, err := b.Open(record(a, typeHandshake, piece)); err != nil || b.Held() == 0 || b.Held() > 16 {
+			t.Errorf("%d bytes kept of a KeyUpdate, %v", b.Held(), err)
+		}
+	}
+	if _, err := b.Open(record(a, typeHandshake, []byte{0})); err != nil || b.Held() != 0 {
+		t.Errorf("%d bytes kept after it, %v", b.Held(), err)
+	}
+}

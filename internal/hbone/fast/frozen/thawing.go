@@ -40,6 +40,7 @@ func (c *Conn) Thaw(bundles x509bundle.Source, gcm tlsrecord.GCM) (*Thawing, err
 		return nil, fmt.Errorf("thaw connection: %w", err)
 	}
 	if t.Parser, err = h2.NewParser(c.Parser); err != nil {
+		t.Session.Wipe()
 		return nil, fmt.Errorf("thaw connection: %w", err)
 	}
 	return t, nil

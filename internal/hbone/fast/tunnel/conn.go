@@ -27,7 +27,6 @@ type Conn struct {
 	client  bool
 	fd      int
 	session *tlsrecord.Session
-	parser  h2.Parser
 	id      Identity
 
 	streams map[uint32]*Stream
@@ -90,8 +89,8 @@ const (
 // descriptor is the connection's from then on, unless there was an error.
 func (l *Loop) Add(s *Secured, cfg Config, role Role) (*Conn, error) {
 	c := &Conn{loop: l, cfg: cfg, role: role, client: !s.Server, fd: s.FD, session: s.Session, id: s.Identity, streams: map[uint32]*Stream{}}
-	c.in, c.out.Output = wire.NewInput(&l.Buffers, c.session, c.fd), wire.NewOutput(&l.Buffers, c.session, c.fd)
-	c.parser.Server, c.parser.MaxHeaderBytes = s.Server, cfg.HeaderBytes
+	c.in = wire.NewInput(&l.Buffers, c.session, c.fd, h2.Parser{Server: s.Server, MaxHeaderBytes: cfg.HeaderBytes})
+	c.out.Output = wire.NewOutput(&l.Buffers, c.session, c.fd)
 	c.flow = connFlow{send: h2.DefaultWindow, initial: h2.DefaultWindow, recv: window.New(cfg.Memory, cfg.StreamWindow, cfg.ConnectionWindow)}
 	c.flow.streams = cfg.Streams
 	if c.client {
@@ -124,6 +123,11 @@ func (c *Conn) Streams() int { return len(c.streams) }
 
 // HasRoom says whether the peer takes another stream (RFC 9113 section 5.1).
 func (c *Conn) HasRoom() bool { return len(c.streams) < c.flow.streams && c.lastID < h2.MaxWindow-2 }
+
+// Room is how many streams the peer takes besides, of how many at once.
+func (c *Conn) Room() (left, limit int) {
+	return max(0, c.flow.streams-len(c.streams)), c.flow.streams
+}
 
 // begin tells the role of the peer's first SETTINGS.
 func (c *Conn) begin() {
@@ -190,7 +194,9 @@ func (c *Conn) read() bool {
 		return !c.closed
 	}
 	c.in.Keep()
-	c.account()
+	if c.account(); c.in.Pieces() > 0 && c.cfg.Memory.IsOver() {
+		c.failRead(wire.ErrPieces)
+	}
 	return (more || c.ended) && !c.closed
 }
 
@@ -203,7 +209,7 @@ func (c *Conn) records() error {
 		if c.session.UpdateDue() {
 			c.touch() // the answer goes out with the next flush
 		}
-		if err := c.parser.Feed(data, c); err != nil {
+		if err := c.in.Parser.Feed(data, c); err != nil {
 			return err
 		}
 		if c.closed || c.out.closing {
@@ -310,6 +316,9 @@ func (c *Conn) tick() {
 	cfg := &c.cfg
 	next := cfg.PingInterval
 	switch {
+	case c.in.IsLate(c.loop.Now(), cfg.WriteTimeout), !c.life.heard && c.life.asked && c.in.IsUnfinished():
+		c.failRead(wire.ErrUnfinished)
+		return
 	case !c.life.heard && c.life.asked:
 		c.lost(fmt.Errorf("%w: connection lost: no answer to PING in %v", hbone.ErrProtocol, cfg.PingTimeout))
 		return
@@ -344,9 +353,6 @@ func (c *Conn) silent() {
 	c.goodbye(err, http2.ErrCodeNo, tlsrecord.CloseNotify)
 }
 
-// drainPing marks the PING of a drain; the others carry zeros.
-func drainPing() [8]byte { return [8]byte{'d', 'r', 'a', 'i', 'n'} }
-
 // Drain begins a graceful end (RFC 9113 section 6.8). A server announces it: a
 // stream that the peer opened before it saw the GOAWAY is still served. A client
 // just opens no more.
@@ -362,7 +368,7 @@ func (c *Conn) Drain() {
 	}
 	c.life.goaway = goawayAnnounced
 	c.goAway(h2.MaxWindow, http2.ErrCodeNo)
-	c.ping(drainPing(), false)
+	c.ping(wire.DrainPing(), false)
 }
 
 func (c *Conn) finishDrain() {
@@ -387,7 +393,7 @@ func (c *Conn) endIfDrained() {
 	switch {
 	case c.life.goaway == goawayFinal:
 		c.goodbye(hbone.ErrDraining, http2.ErrCodeNo, tlsrecord.CloseNotify)
-	case c.client && c.ready, !c.client && c.parser.Started():
+	case c.client && c.ready, !c.client && c.in.Parser.Started():
 		c.loop.SetAfter(&c.life.idle, c.cfg.IdleTimeout, c.idleClose)
 	}
 }

@@ -207,9 +207,9 @@ func (c *Conn) Settings(list []http2.Setting, ack bool) error {
 func (c *Conn) Ping(data [8]byte, ack bool) error {
 	if !ack {
 		c.ping(data, true)
-	} else if data == drainPing() {
+	} else if data == wire.DrainPing() {
 		c.finishDrain()
-	} else if data == pathPing() {
+	} else if data == wire.PathPing() {
 		c.flow.recv.Path.Answered(c.loop.Now())
 	}
 	return c.guard.Spend(flood.Ping)

@@ -24,7 +24,7 @@ type moving struct {
 
 // Obstacle looks at the connection and its streams.
 func (c *Conn) Obstacle() frozen.Obstacle {
-	if c.closed || c.out.closing || c.resting || c.client && !c.ready || !c.client && !c.parser.Started() {
+	if c.closed || c.out.closing || c.resting || c.client && !c.ready || !c.client && !c.in.Parser.Started() {
 		return frozen.Opening
 	}
 	found := frozen.None
@@ -102,7 +102,7 @@ func (c *Conn) freeze() *frozen.Conn {
 	z := &frozen.Conn{
 		Server: !c.client, LastID: c.lastID, DataLen: c.dataLen,
 		Identity: frozen.Identity{Source: c.id.Source, Leaf: c.id.Leaf[:], Peer: c.id.Peer.String(), NotAfter: c.id.NotAfter},
-		Session:  c.session.State(), Parser: c.parser.State(), Guard: c.guard.State(),
+		Session:  c.session.State(), Parser: c.in.Parser.State(), Guard: c.guard.State(),
 		Flow: frozen.Flow{Send: c.flow.send, Initial: c.flow.initial, Recv: c.flow.recv.Window, StreamWindow: c.flow.recv.First, Acked: c.flow.recv.Acked, Streams: c.flow.streams, Sent: c.flow.sent},
 		Life: frozen.Life{Heard: c.life.heard, Asked: c.life.asked, Announced: c.life.announced, Left: c.left, GoAway: int(c.life.goaway), IdleLeft: c.life.idleLeft},
 	}

@@ -27,10 +27,10 @@ func (l *Loop) Thaw(t *frozen.Thawing, files []int, cfg Config, role Role, owner
 			return nil, err
 		}
 	}
-	c := &Conn{loop: l, cfg: cfg, role: role, client: !z.Server, fd: files[0], session: t.Session, parser: t.Parser,
+	c := &Conn{loop: l, cfg: cfg, role: role, client: !z.Server, fd: files[0], session: t.Session,
 		id:      Identity{Source: z.Source, Leaf: [32]byte(z.Leaf), Peer: t.Peer, Trust: t.Trust, NotAfter: z.NotAfter},
 		streams: make(map[uint32]*Stream, len(z.Streams)), lastID: z.LastID, dataLen: z.DataLen, guard: flood.NewGuard(z.Guard)}
-	c.in, c.out.Output = wire.NewInput(&l.Buffers, c.session, c.fd), wire.NewOutput(&l.Buffers, c.session, c.fd)
+	c.in, c.out.Output = wire.NewInput(&l.Buffers, c.session, c.fd, t.Parser), wire.NewOutput(&l.Buffers, c.session, c.fd)
 	c.ready, c.left = c.client, z.Life.Left
 	c.flow = connFlow{send: z.Flow.Send, initial: z.Flow.Initial, recv: window.New(cfg.Memory, cfg.StreamWindow, cfg.ConnectionWindow), streams: z.Flow.Streams, sent: z.Flow.Sent}
 	c.flow.recv.Thaw(z.Flow.Recv, z.Flow.StreamWindow, z.Flow.Acked)

@@ -76,7 +76,8 @@ type Config struct {
 	// PingInterval is how long a connection may be silent before it is asked
 	// for a sign of life, PingTimeout how long the answer may take.
 	PingInterval, PingTimeout time.Duration
-	// WriteTimeout is how long a peer may leave the TCP connection stuck.
+	// WriteTimeout is how long a peer may leave the TCP connection stuck, or
+	// something that it has begun without an end.
 	WriteTimeout time.Duration
 	// StreamWindow and ConnectionWindow are what flow-control windows may become,
 	// in bytes.

@@ -13,6 +13,14 @@ import (
 	"github.com/heddle-mesh/heddle/internal/hbone/tlsrecord"
 )
 
+var (
+	// ErrUnfinished is a frame, header or record whose end has not come in time.
+	ErrUnfinished = fmt.Errorf("%w: something was begun and not ended", hbone.ErrTimeout)
+	// ErrPieces is a frame or header that comes in pieces when its pod's budget of
+	// memory is used up.
+	ErrPieces = fmt.Errorf("%w: the pod holds as much as it may, and a frame comes in pieces", hbone.ErrLimit)
+)
+
 // Failure is what a failed read makes of a connection.
 type Failure struct {
 	Err error
@@ -23,7 +31,7 @@ type Failure struct {
 	Broke, Lost bool
 }
 
-// Judge tells the errors of Input.Next and of h2.Parser.Feed apart.
+// Judge tells the errors of Input.Next and of h2.Parser.Feed apart, and ours.
 func Judge(err error) Failure {
 	var (
 		frame   *h2.Error
@@ -34,6 +42,8 @@ func Judge(err error) Failure {
 	switch {
 	case errors.As(err, &frame):
 		return Failure{fmt.Errorf("%w: %w", hbone.ErrProtocol, err), frame.Code, tlsrecord.CloseNotify, true, false}
+	case errors.Is(err, ErrUnfinished), errors.Is(err, ErrPieces):
+		return Failure{err, http2.ErrCodeEnhanceYourCalm, tlsrecord.CloseNotify, true, false}
 	case errors.As(err, &tooMuch):
 		return Failure{fmt.Errorf("%w: %w", hbone.ErrLimit, err), http2.ErrCodeEnhanceYourCalm, tlsrecord.CloseNotify, true, false}
 	case errors.As(err, &record):

@@ -2,25 +2,67 @@ package wire
 
 import (
 	"syscall"
+	"time"
 
 	"github.com/heddle-mesh/heddle/internal/eventloop"
+	"github.com/heddle-mesh/heddle/internal/hbone/h2"
 	"github.com/heddle-mesh/heddle/internal/hbone/tlsrecord"
 )
 
 // Input is the way in: what a socket has, cut into records and opened in place.
-// Between two turns it holds a buffer only while there is half a record.
+// Between two turns it holds memory only for what has begun and not ended: a
+// record, a handshake message, a frame or a header.
 type Input struct {
+	// Parser reads the frames in what Next returns.
+	Parser h2.Parser
+
 	buffers *Buffers
 	session *tlsrecord.Session
 	fd      int
 	partial []byte // the beginning of a record
 	rest    []byte // of this turn: not opened yet
+	whole   uint32 // records that have ended, and no handshake message went on
+
+	record, frame begun
 }
 
 // NewInput reads from a socket, which stays its owner's.
-func NewInput(b *Buffers, s *tlsrecord.Session, fd int) Input {
-	return Input{buffers: b, session: s, fd: fd}
+func NewInput(b *Buffers, s *tlsrecord.Session, fd int, p h2.Parser) Input {
+	return Input{Parser: p, buffers: b, session: s, fd: fd}
 }
+
+// begun is since when something is known to have begun and not ended.
+type begun struct {
+	whole uint32
+	since time.Time
+}
+
+// isLate is asked now and then: before is how many have ended before it.
+func (b *begun) isLate(unfinished bool, before uint32, now time.Time, within time.Duration) bool {
+	switch {
+	case !unfinished:
+		b.since = time.Time{}
+	case b.since.IsZero() || b.whole != before:
+		b.whole, b.since = before, now
+	}
+	return unfinished && now.Sub(b.since) >= within
+}
+
+// IsLate is asked now and then, and says whether the peer has had so long, since it
+// was asked first, for the end of what it has begun.
+func (in *Input) IsLate(now time.Time, within time.Duration) bool {
+	unfinished, before := in.Parser.Unfinished()
+	record := in.record.isLate(in.isInRecord(), in.whole, now, within)
+	return in.frame.isLate(unfinished, before, now, within) || record
+}
+
+// IsUnfinished says that the peer has begun something, and not ended it.
+func (in *Input) IsUnfinished() bool {
+	unfinished, _ := in.Parser.Unfinished()
+	return unfinished || in.isInRecord()
+}
+
+func (in *Input) isInRecord() bool { return len(in.partial) > 0 || in.session.Held() > 0 }
 
 // Read reads into scratch, which Next then uses. Full says that there may be
 // more to read.
@@ -42,7 +84,9 @@ func (in *Input) Next() (data []byte, ok bool, err error) {
 	}
 	record := in.rest[:n]
 	in.rest = in.rest[n:]
-	data, err = in.session.Open(record)
+	if data, err = in.session.Open(record); in.session.Held() == 0 {
+		in.whole++
+	}
 	return data, err == nil, err
 }
 
@@ -55,7 +99,7 @@ func (in *Input) Keep() {
 // Store is Keep for bytes that came from another process.
 func (in *Input) Store(p []byte) {
 	if len(p) == 0 {
-		in.Free()
+		in.drop()
 		return
 	}
 	if in.partial == nil {
@@ -68,14 +112,23 @@ func (in *Input) Store(p []byte) {
 // Append appends what Keep has saved.
 func (in *Input) Append(b []byte) []byte { return append(b, in.partial...) }
 
-// Free drops it, and what was not opened.
+// Free drops everything, and what was not opened.
 func (in *Input) Free() {
 	in.rest = nil
+	in.Parser.Free()
+	in.drop()
+}
+
+func (in *Input) drop() {
 	if in.partial != nil {
 		in.buffers.PutChunk(in.partial)
 		in.partial = nil
 	}
 }
 
-// Held is the number of bytes of its buffer.
-func (in *Input) Held() int { return cap(in.partial) }
+// Held is the number of bytes of memory of what has begun and not ended.
+func (in *Input) Held() int { return cap(in.partial) + in.Pieces() }
+
+// Pieces is Held without the record, which all senders cut as they like: honest ones
+// hardly ever cut what is left.
+func (in *Input) Pieces() int { return in.Parser.Held() + in.session.Held() }

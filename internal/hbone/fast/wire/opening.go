@@ -6,6 +6,13 @@ import (
 	"github.com/heddle-mesh/heddle/internal/hbone/h2"
 )
 
+// DrainPing marks the PING of a drain, PathPing the one that measures; the others
+// carry zeros.
+func DrainPing() [8]byte { return [8]byte{'d', 'r', 'a', 'i', 'n'} }
+
+// PathPing is described there.
+func PathPing() [8]byte { return [8]byte{'p', 'a', 't', 'h'} }
+
 // Opening is how a connection begins HTTP/2: the preface of a client, and
 // SETTINGS. Streams is how many the peer of a server may open at once, window
 // the initial one of its streams in bytes, headerBytes the bound of a header.

@@ -1,10 +1,12 @@
 package wire
 
 import (
+	"net"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/heddle-mesh/heddle/internal/eventloop"
 	"github.com/heddle-mesh/heddle/internal/hbone"
 	"github.com/heddle-mesh/heddle/internal/hbone/tlsrecord"
 )
@@ -28,4 +30,19 @@ type Secured struct {
 	// Server says that the peer opened it.
 	Server bool
 	Identity
+}
+
+// TakeOver gives the connection its socket, and closes tcp in every case. After an
+// error the keys are wiped: there is no connection that they are for.
+func (s *Secured) TakeOver(tcp *net.TCPConn) (err error) {
+	if s.FD, err = eventloop.TakeOver(tcp); err != nil {
+		s.Session.Wipe()
+	}
+	return err
+}
+
+// Abort ends a connection that found no place.
+func (s *Secured) Abort() {
+	s.Session.Wipe()
+	eventloop.Abort(s.FD)
 }

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/heddle-mesh/heddle/internal/eventloop"
 	"github.com/heddle-mesh/heddle/internal/hbone/tlsrecord"
 )
 
@@ -32,5 +33,37 @@ func TestWipedSessionSendsNothing(t *testing.T) {
 	o.Free()
 	if o.Held() != 0 {
 		t.Errorf("%d bytes are held", o.Held())
+	}
+}
+
+// TestNoSocketNoKeys: the keys of a connection whose socket is gone before a loop
+// has it are forgotten, and so are those of one that finds no place on a loop.
+func TestNoSocketNoKeys(t *testing.T) {
+	sealed := func(s *tlsrecord.Session) int { return s.Seal(make([]byte, tlsrecord.Overhead+1), 1) }
+	session, _ := sessionPair(t, 0)
+	_, gone := connected(t)
+	gone.Close()
+	if sealed(session) == 0 {
+		t.Fatal("a session that seals nothing")
+	}
+	s := Secured{Session: session}
+	if err := s.TakeOver(gone); err == nil {
+		t.Error("a closed socket was taken over")
+	}
+	if n := sealed(session); n != 0 {
+		t.Errorf("a record of %d bytes under keys that nobody needs", n)
+	}
+	session, _ = sessionPair(t, 0)
+	_, there := connected(t)
+	s = Secured{Session: session}
+	if err := s.TakeOver(there); err != nil || sealed(session) == 0 {
+		t.Fatalf("take over: %v", err)
+	}
+	s.Abort()
+	if n := sealed(session); n != 0 {
+		t.Errorf("a record of %d bytes under keys of an aborted connection", n)
+	}
+	if _, errno := eventloop.Read(s.FD, make([]byte, 1)); errno == 0 {
+		t.Error("the socket is open")
 	}
 }
