@@ -1,7 +1,6 @@
 package testenv
 
 import (
-	"os"
 	"os/exec"
 	"testing"
 )
@@ -13,7 +12,7 @@ func Build(t testing.TB, dir, output string, packages ...string) {
 	t.Helper()
 	command := exec.CommandContext(t.Context(), "go", append([]string{"build", "-trimpath", "-ldflags", "-s -w", "-o", output}, packages...)...)
 	command.Dir = dir
-	command.Env = append(os.Environ(), "CGO_ENABLED=0")
+	command.Env = append(command.Environ(), "CGO_ENABLED=0")
 	if out, err := command.CombinedOutput(); err != nil {
 		t.Fatalf("go build %v: %v\n%s", packages, err, out)
 	}
