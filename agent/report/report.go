@@ -141,7 +141,7 @@ func (r *Report) pods() []*meshpb.PodStatus {
 }
 
 func (r *Report) certificate(s identity.Status) *meshpb.CertificateStatus {
-	c := &meshpb.CertificateStatus{Identity: s.ID.String(), NotAfterNs: nanos(s.NotAfter), RenewalNs: nanos(s.RenewAt)}
+	c := &meshpb.CertificateStatus{Identity: s.ID.String(), Serial: s.Serial, NotAfterNs: nanos(s.NotAfter), RenewalNs: nanos(s.RenewAt)}
 	if cert, err := r.Uplink.Source().Certificate(s.ID); err == nil {
 		c.NotBeforeNs = nanos(cert.Leaf.NotBefore)
 	}

@@ -689,7 +689,9 @@ type CertificateStatus struct {
 	// When the agent means to renew it.
 	RenewalNs int64 `protobuf:"varint,4,opt,name=renewal_ns,json=renewalNs,proto3" json:"renewal_ns,omitempty"`
 	// Why there is none, or why the last renewal did not work.
-	Error         string `protobuf:"bytes,5,opt,name=error,proto3" json:"error,omitempty"`
+	Error string `protobuf:"bytes,5,opt,name=error,proto3" json:"error,omitempty"`
+	// In hexadecimal.
+	Serial        string `protobuf:"bytes,6,opt,name=serial,proto3" json:"serial,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -755,6 +757,13 @@ func (x *CertificateStatus) GetRenewalNs() int64 {
 func (x *CertificateStatus) GetError() string {
 	if x != nil {
 		return x.Error
+	}
+	return ""
+}
+
+func (x *CertificateStatus) GetSerial() string {
+	if x != nil {
+		return x.Serial
 	}
 	return ""
 }
@@ -1405,7 +1414,7 @@ const file_admin_proto_rawDesc = "" +
 	"\venrolled_ns\x18\t \x01(\x03R\n" +
 	"enrolledNs\x12\x19\n" +
 	"\bstays_ns\x18\n" +
-	" \x01(\x03R\astaysNs\"\xaa\x01\n" +
+	" \x01(\x03R\astaysNs\"\xc2\x01\n" +
 	"\x11CertificateStatus\x12\x1a\n" +
 	"\bidentity\x18\x01 \x01(\tR\bidentity\x12\"\n" +
 	"\rnot_before_ns\x18\x02 \x01(\x03R\vnotBeforeNs\x12 \n" +
@@ -1413,7 +1422,8 @@ const file_admin_proto_rawDesc = "" +
 	"notAfterNs\x12\x1d\n" +
 	"\n" +
 	"renewal_ns\x18\x04 \x01(\x03R\trenewalNs\x12\x14\n" +
-	"\x05error\x18\x05 \x01(\tR\x05error\"[\n" +
+	"\x05error\x18\x05 \x01(\tR\x05error\x12\x16\n" +
+	"\x06serial\x18\x06 \x01(\tR\x06serial\"[\n" +
 	"\x05Check\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02ok\x18\x02 \x01(\bR\x02ok\x12\x16\n" +

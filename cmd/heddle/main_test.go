@@ -41,7 +41,8 @@ func (f *fakeAgent) Status(context.Context) (*meshpb.AgentStatus, error) {
 		Configuration: &meshpb.ConfigurationStatus{Synced: true, Revision: "0123456789abcdef", Epoch: 3, Source: "operator"},
 		Operator:      &meshpb.OperatorStatus{Target: "100.64.0.1:15012", Connected: true},
 		Pods:          []*meshpb.PodStatus{{Workload: "shop/" + f.node, State: "enrolled", Mode: "STRICT"}},
-		Certificates:  []*meshpb.CertificateStatus{{Identity: "spiffe://m/ns/shop/sa/web", NotAfterNs: now.Add(time.Hour).UnixNano(), RenewalNs: now.UnixNano()}},
+		Certificates:  []*meshpb.CertificateStatus{{Identity: "spiffe://m/ns/shop/sa/web", NotAfterNs: now.Add(time.Hour).UnixNano(), RenewalNs: now.UnixNano()},
+			{Identity: "spiffe://demo.heddle.dev/ns/shop/sa/web", Serial: "ab12", NotAfterNs: now.Add(time.Hour).UnixNano(), RenewalNs: now.UnixNano()}},
 		Checks:        []*meshpb.Check{{Name: "open files", Ok: true, Detail: "the limit is 20000"}},
 	}
 	if f.sick {
@@ -264,6 +265,8 @@ func TestExitCodes(t *testing.T) {
 		{none, "status --name m", 3, "no such mesh"},
 		{none, "status --socket " + none + "/s", 3, "no such socket"},
 		{none, "explain shop/customer shop/web --folder ../../e2e/demo/mesh", 0, "tunnel"},
+		{none, "explain shop/customer shop/web --folder ../../e2e/demo/mesh --socket " + well + "/m/nodes/n1/agent.sock", 0, "certificate of shop/web: ab12 until "},
+		{none, "explain shop/customer shop/web --folder ../../e2e/demo/mesh --socket " + none + "/s", 0, "certificates and key exchange: agent: admin socket"},
 		{none, "explain shop/customer shop/web:81 --folder ../../e2e/demo/mesh", 1, "no such port"},
 		{none, "explain shop/customer shop/nobody --folder ../../e2e/demo/mesh", 2, "there are shop/api"},
 		{none, "explain shop/customer shop/web --folder " + none + "/x", 1, "no such file"},
