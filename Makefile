@@ -195,6 +195,10 @@ k8s-network: ## Run Kubernetes' own network tests outside the mesh and inside it
 	@scripts/deps k8snet
 	go run ./e2e/k8snet -tests $(K8S_NETWORK) $(K8S_NETWORK_FLAGS)
 
+.PHONY: vulncheck
+vulncheck: ## Look for known vulnerabilities in what the programs are built of (HEDDLE_VULN_SCAN=symbol says how they are reached)
+	@scripts/vulncheck
+
 .PHONY: ci
 ci: ## All that must hold before a change lands
 	@scripts/ci

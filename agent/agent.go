@@ -35,6 +35,7 @@ import (
 	"github.com/heddle-mesh/heddle/agent/workloadapi"
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/internal/admin"
+	"github.com/heddle-mesh/heddle/internal/fips"
 	"github.com/heddle-mesh/heddle/internal/flow"
 	"github.com/heddle-mesh/heddle/internal/flow/history"
 	"github.com/heddle-mesh/heddle/internal/hbone"
@@ -146,7 +147,7 @@ func (a *Agent) live(ctx context.Context, l *life) (err error) {
 func (a *Agent) build(ctx context.Context, l *life) (p *parts, err error) {
 	p = &parts{restorePriority: func() {}, life: l}
 	cfg := a.cfg
-	cfg.Log.Info("agent starts", "node", cfg.Node, "version", cfg.Version, "pid", os.Getpid())
+	cfg.Log.Info("agent starts", "node", cfg.Node, "version", cfg.Version, "pid", os.Getpid(), "fips140", fips.Describe())
 	for _, dir := range []string{cfg.RunDir, filepath.Dir(cfg.AdminSocket)} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return p, fmt.Errorf("make directory: %w", err)
@@ -232,7 +233,7 @@ func (a *Agent) wire(cfg Config, p *parts, files uint64) (err error) {
 	p.watch = newPausable(func(ctx context.Context) error { return p.kernel.Run(ctx, store, p.drops, p.pods.Gone) })
 	p.report = &report.Report{
 		Node: cfg.Node, Version: cfg.Version, Started: time.Now(), Uplink: p.uplink, Datapath: p.kernel.Pods(),
-		Enrolments: p.pods, Carrier: p.proxy, MaxFiles: files, Engine: cfg.Engine, Crypto: engine.Describe(cfg.Engine, cfg.Crypto), HandOver: p.handOver.Load, History: p.history.Problem, Kubelet: p.kernel.Kubelet(), Drift: p.kernel.Drift(), NameServers: names.Checks, WorkloadAPI: p.svids.Checks,
+		Enrolments: p.pods, Carrier: p.proxy, MaxFiles: files, Engine: cfg.Engine, Crypto: engine.Describe(cfg.Engine, cfg.Crypto), FIPS140: fips.Describe(), HandOver: p.handOver.Load, History: p.history.Problem, Kubelet: p.kernel.Kubelet(), Drift: p.kernel.Drift(), NameServers: names.Checks, WorkloadAPI: p.svids.Checks,
 	}
 	p.admin, err = admin.NewServer(admin.Config{Node: cfg.Node, Socket: cfg.AdminSocket, Ring: p.ring, History: p.history, Agent: p.report, Log: cfg.Log})
 	if err != nil {
@@ -253,7 +254,7 @@ func (a *Agent) register(p *parts) {
 		UnreportedDrops:   p.kernel.LostDrops,
 		EnrolmentFailures: p.pods.Failures,
 	})
-	p.registry.MustRegister(p.kernel.Drift().Collector(), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	p.registry.MustRegister(p.kernel.Drift().Collector(), fips.Collector(), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	p.registry.MustRegister(p.uplink.Collectors()...)
 }
 

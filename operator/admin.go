@@ -18,6 +18,7 @@ import (
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/internal/admin"
 	"github.com/heddle-mesh/heddle/internal/discovery"
+	"github.com/heddle-mesh/heddle/internal/fips"
 	"github.com/heddle-mesh/heddle/internal/identity/jointoken"
 	"github.com/heddle-mesh/heddle/operator/publish"
 	"github.com/heddle-mesh/heddle/operator/report"
@@ -60,6 +61,7 @@ func (a *adminService) Status(_ context.Context, req *meshpb.OperatorStateReques
 	root := p.authority.Keyring().Signing.Root()
 	sum := sha256.Sum256(root.Raw)
 	return &meshpb.OperatorState{
+		Fips140:       fips.Describe(),
 		Version:       p.cfg.Version,
 		StartedNs:     p.started.UnixNano(),
 		Address:       p.address,

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
+	"github.com/heddle-mesh/heddle/internal/fips"
 	"github.com/heddle-mesh/heddle/internal/identity"
 	"github.com/heddle-mesh/heddle/internal/identity/nodeauth"
 	"github.com/heddle-mesh/heddle/internal/identity/trustfeed"
@@ -32,7 +33,7 @@ func (p *parts) openTrust() (err error) {
 	if err != nil {
 		return err
 	}
-	if err := p.registry.Register(p.authority.Collector()); err != nil {
+	if err := errors.Join(p.registry.Register(p.authority.Collector()), p.registry.Register(fips.Collector())); err != nil {
 		return fmt.Errorf("register metrics: %w", err)
 	}
 	return nil

@@ -21,6 +21,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/internal/discovery"
+	"github.com/heddle-mesh/heddle/internal/fips"
 	"github.com/heddle-mesh/heddle/internal/identity"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/operator/cluster"
@@ -233,7 +234,7 @@ func (p *clusterParts) begin(ctx context.Context, listener net.Listener) error {
 	p.ready.Lock()
 	p.ready.why, p.ready.ask = nil, p.publisher.Ready
 	p.ready.Unlock()
-	p.cfg.Logger.Info("operator started", "address", listener.Addr().String(), "trust_domain", td.Name(),
+	p.cfg.Logger.Info("operator started", "fips140", fips.Describe(), "address", listener.Addr().String(), "trust_domain", td.Name(),
 		"namespace", p.cfg.Kubernetes.Namespace, "replica", p.cfg.Kubernetes.Replica, "version", p.cfg.Version)
 	serving = true
 	g, ctx := errgroup.WithContext(ctx)

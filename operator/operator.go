@@ -20,6 +20,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/internal/discovery"
+	"github.com/heddle-mesh/heddle/internal/fips"
 	"github.com/heddle-mesh/heddle/internal/identity"
 	"github.com/heddle-mesh/heddle/internal/identity/jointoken"
 	"github.com/heddle-mesh/heddle/internal/identity/nodeauth"
@@ -161,7 +162,7 @@ func (o *Operator) runFolder(ctx context.Context) (err error) {
 		}
 	}
 	p.address = cmp.Or(o.cfg.Advertise, listener.Addr().String())
-	o.cfg.Logger.Info("operator started", "address", listener.Addr().String(), "trust_domain", p.authority.TrustDomain().Name(),
+	o.cfg.Logger.Info("operator started", "fips140", fips.Describe(), "address", listener.Addr().String(), "trust_domain", p.authority.TrustDomain().Name(),
 		"folder", o.cfg.Folder, "state", o.cfg.StateDir, "version", o.cfg.Version)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return p.serveAgents(ctx, listener) })

@@ -3,6 +3,7 @@ package proxy_test
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
 	"io"
 	"net"
 	"net/netip"
@@ -15,6 +16,7 @@ import (
 	"github.com/heddle-mesh/heddle/agent/relay"
 	"github.com/heddle-mesh/heddle/internal/flow"
 	"github.com/heddle-mesh/heddle/internal/hbone"
+	"github.com/heddle-mesh/heddle/internal/hbone/secured"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
@@ -43,7 +45,7 @@ func twoNodesWith(t *testing.T, engines map[string]string, app func(*net.TCPConn
 func TestTunnelCarriesAndRecordsOnBothNodes(t *testing.T) { eachPair(t, tunnelCarries) }
 
 func tunnelCarries(t *testing.T, engines map[string]string) {
-	_, a, b, client, _ := twoNodesWith(t, engines, echo)
+	w, a, b, client, _ := twoNodesWith(t, engines, echo)
 	c := client.client(vip)
 	if got := greeting(t, c); got != "hello 198.18.1.1" {
 		t.Errorf("application greeted %q, want the client's own address", got)
@@ -77,6 +79,15 @@ func tunnelCarries(t *testing.T, engines map[string]string) {
 	}
 	if out.Service.Name != "db" {
 		t.Errorf("service %v", out.Service)
+	}
+	for r, peer := range map[*flow.Record]flow.Endpoint{&out: out.Destination, &in: in.Source} {
+		cert, err := w.ca.Certificate(peer.Identity)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if by := secured.Of(tls.X25519MLKEM768, cert.Leaf); r.Secured != by {
+			t.Errorf("%v is secured by %v, want %v", r.Direction, r.Secured, by)
+		}
 	}
 }
 

@@ -177,11 +177,11 @@ func (c *connection) end(why mesh.Reason) {
 	}
 }
 
-// connected notes that the far end has accepted, handshake being that of the
-// tunnel connection.
-func (c *connection) connected(handshake time.Duration) {
+// connected notes that the far end has accepted, handshake and by being those of
+// the tunnel connection.
+func (c *connection) connected(handshake time.Duration, by flow.Secured) {
 	c.edit(func(r *flow.Record) {
-		r.Timing.Handshake = handshake
+		r.Timing.Handshake, r.Secured = handshake, by
 		r.Timing.Connect = time.Since(r.Start)
 	})
 }

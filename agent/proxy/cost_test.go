@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/heddle-mesh/heddle/agent/proxy"
+	"github.com/heddle-mesh/heddle/internal/flow"
 	"github.com/heddle-mesh/heddle/internal/hbone"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/internal/testenv"
@@ -34,7 +35,7 @@ func (h *holder) Connect(local *net.TCPConn, req *hbone.ConnectRequest) {
 	defer h.mu.Unlock()
 	h.requests = append(h.requests, req)
 	go func() {
-		req.Established(hbone.Timing{})
+		req.Established(hbone.Timing{}, flow.Secured{})
 		h.carried <- struct{}{}
 	}()
 }

@@ -111,7 +111,7 @@ func (p *Proxy) arriveNow(served *pod, by Starter, req *hbone.StreamRequest) (_ 
 
 // accepted gives an arrival to the engine.
 func (a *arrival) accepted(to *hbone.Accepted) *hbone.Accepted {
-	a.connected(a.req.Handshake)
+	a.connected(a.req.Handshake, a.req.Secured)
 	a.settle()
 	to.Cutter, to.Owner, to.Progress, to.Done = &a.cutter, a.connection, &a.counters, a.tunnelled
 	return to
@@ -136,7 +136,7 @@ func (p *Proxy) admit(ctx context.Context, served *pod, req *hbone.StreamRequest
 		Direction:   flow.DirectionInbound,
 		Source:      source,
 		Destination: flow.Endpoint{Workload: served.key, Addr: req.Authority},
-		Timing:      flow.Timing{Handshake: req.Handshake},
+		Timing:      flow.Timing{Handshake: req.Handshake}, Wire: flow.Wire{Secured: req.Secured},
 	})
 	if !ok {
 		return nil, mesh.Permit{}, netip.AddrPort{}, &hbone.StatusError{Code: http.StatusServiceUnavailable, Reason: mesh.ReasonBudgetExceeded.String()}
@@ -244,7 +244,7 @@ func (p *Proxy) plaintext(served *pod, remote *net.TCPConn) {
 		refuse(wire.AppReason(err), err)
 		return
 	}
-	c.connected(0)
+	c.connected(0, flow.Secured{})
 	// Sent counts from the application, as it does for streams.
 	p.join(c, app, remote)
 }

@@ -277,7 +277,7 @@ func (m *moving) check(t *testing.T, talks map[string]*talker, before []flow.Rec
 			t.Errorf("%s: from %v for %v, was from %v for %v; %+v", name, r.Start, r.Duration, w.Start, w.Duration, r.Timing)
 		}
 		if r.Source != w.Source || r.Destination != w.Destination || r.Service != w.Service || r.Verdict != w.Verdict ||
-			r.Reason != w.Reason || r.Policy != w.Policy || r.Rule != w.Rule || r.Timing.Handshake != w.Timing.Handshake || r.Timing.Connect != w.Timing.Connect {
+			r.Reason != w.Reason || r.Policy != w.Policy || r.Rule != w.Rule || r.Secured != w.Secured || (r.Transport == flow.TransportTunnel) != (r.Secured != flow.Secured{}) || r.Timing.Handshake != w.Timing.Handshake || r.Timing.Connect != w.Timing.Connect {
 			t.Errorf("%s: %+v\nwas %+v", name, r, w)
 		}
 	}

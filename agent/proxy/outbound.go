@@ -330,7 +330,7 @@ func (p *Proxy) dialPlain(d *departure, target netip.AddrPort) (*net.TCPConn, er
 // carryPlain joins the application and a plaintext connection.
 func (p *Proxy) carryPlain(d *departure, conn *net.TCPConn, reason mesh.Reason) {
 	d.decide(mesh.Decision{Verdict: mesh.VerdictAllow, Reason: reason, Rule: -1})
-	d.connected(0)
+	d.connected(0, flow.Secured{})
 	d.watch(d.view, flow.TransportPlaintext)
 	p.join(d.connection, d.local, conn)
 }
@@ -372,7 +372,7 @@ func (p *Proxy) splice(d *departure, w *mesh.Workload, target netip.AddrPort) (m
 	d.charged(1, there)
 	p.balancer.Reached(w.Key)
 	p.balance(d.connection, w.Key)
-	d.connected(0)
+	d.connected(0, flow.Secured{})
 	d.watch(d.view, flow.TransportSplice)
 	p.join(d.connection, d.local, app)
 	return mesh.ReasonUnknown, nil, false

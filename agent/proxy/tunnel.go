@@ -55,12 +55,12 @@ func (p *Proxy) tunnel(d *departure, w *mesh.Workload, target netip.AddrPort) (m
 }
 
 // established is the peer's 200: the engine has the connection now.
-func (c *connection) established(timing hbone.Timing) {
+func (c *connection) established(timing hbone.Timing, by flow.Secured) {
 	c.mu.Lock()
 	to := c.record.Destination.Workload
 	c.mu.Unlock()
 	c.proxy.balancer.Reached(to)
-	c.connected(timing.Handshake)
+	c.connected(timing.Handshake, by)
 	c.settle().answered(nil)
 }
 

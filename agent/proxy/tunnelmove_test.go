@@ -42,7 +42,13 @@ func TestEverythingMoves(t *testing.T) {
 	}
 	time.Sleep(50 * time.Millisecond)
 	m.check(t, talks, before)
-	greeting(t, m.web.client(vip))
+	next := m.web.client(vip)
+	greeting(t, next)
+	for _, r := range m.renewed.proxy.Live() { // on a tunnel connection that has come from the other
+		if r.Timing.Handshake != 0 || r.Secured.Facts().KeyExchange() != "X25519MLKEM768" || r.Secured.Facts().Serial == "" {
+			t.Errorf("after a handshake of %v, secured by %v", r.Timing.Handshake, r.Secured)
+		}
+	}
 	greeting(t, m.far.client("198.18.9.4:7000"))
 }
 

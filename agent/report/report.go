@@ -45,6 +45,8 @@ type Report struct {
 	MaxFiles uint64
 	// Engine carries the tunnels; Crypto says whose AES-GCM it seals with, and why.
 	Engine, Crypto string
+	// FIPS140 is the process's FIPS 140-3 mode.
+	FIPS140 string
 	// HandOver returns how this agent took over from another; it may be nil, and
 	// return nil, when it did not.
 	HandOver func() *meshpb.HandOver
@@ -75,7 +77,7 @@ func (r *Report) Status(context.Context) (*meshpb.AgentStatus, error) {
 	d := r.Uplink.Discovery().Status()
 	status := &meshpb.AgentStatus{
 		Node: r.Node, Version: r.Version, StartedNs: nanos(r.Started),
-		Pid: int64(os.Getpid()), Engine: r.Engine,
+		Pid: int64(os.Getpid()), Engine: r.Engine, Fips140: r.FIPS140,
 		Configuration: &meshpb.ConfigurationStatus{
 			Synced: r.Uplink.Store().View().Synced(), Revision: d.Revision, Epoch: d.Epoch, Source: "none",
 		},
@@ -143,7 +145,7 @@ func (r *Report) pods() []*meshpb.PodStatus {
 }
 
 func (r *Report) certificate(s identity.Status) *meshpb.CertificateStatus {
-	c := &meshpb.CertificateStatus{Identity: s.ID.String(), NotAfterNs: nanos(s.NotAfter), RenewalNs: nanos(s.RenewAt)}
+	c := &meshpb.CertificateStatus{Identity: s.ID.String(), Serial: s.Serial, NotAfterNs: nanos(s.NotAfter), RenewalNs: nanos(s.RenewAt)}
 	if cert, err := r.Uplink.Source().Certificate(s.ID); err == nil {
 		c.NotBeforeNs = nanos(cert.Leaf.NotBefore)
 	}
@@ -162,7 +164,7 @@ func (r *Report) checks() []*meshpb.Check {
 	if !files.Ok {
 		files.Remedy = "raise it with LimitNOFILE= in the unit, or `ulimit -n`; each connection takes two"
 	}
-	checks := []*meshpb.Check{files, {Name: "engine", Ok: true, Detail: r.Engine + "; " + r.Crypto}}
+	checks := []*meshpb.Check{files, {Name: "engine", Ok: true, Detail: r.Engine + "; " + r.Crypto}, {Name: "FIPS 140-3", Ok: true, Detail: r.FIPS140}}
 	if why := r.Uplink.Discovery().Status().UnsavedError; why != "" {
 		checks = append(checks, &meshpb.Check{Name: "last good configuration", Detail: "what is applied is not on disk: " + why,
 			Remedy: "make room in the agent's state directory, or mend its disk: the agent goes on, and tries again every second"})

@@ -167,7 +167,10 @@ type AgentStatus struct {
 	Pid    int64  `protobuf:"varint,10,opt,name=pid,proto3" json:"pid,omitempty"`
 	Engine string `protobuf:"bytes,11,opt,name=engine,proto3" json:"engine,omitempty"`
 	// How this agent took over from the one before; unset when it did not.
-	HandOver      *HandOver `protobuf:"bytes,12,opt,name=hand_over,json=handOver,proto3" json:"hand_over,omitempty"`
+	HandOver *HandOver `protobuf:"bytes,12,opt,name=hand_over,json=handOver,proto3" json:"hand_over,omitempty"`
+	// "off", or "on" or "only" with the version of the Go Cryptographic Module; "" of a
+	// version that does not say.
+	Fips140       string `protobuf:"bytes,13,opt,name=fips140,proto3" json:"fips140,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -284,6 +287,13 @@ func (x *AgentStatus) GetHandOver() *HandOver {
 		return x.HandOver
 	}
 	return nil
+}
+
+func (x *AgentStatus) GetFips140() string {
+	if x != nil {
+		return x.Fips140
+	}
+	return ""
 }
 
 // HandOver says how an agent took over from the one that ran before it.
@@ -689,7 +699,9 @@ type CertificateStatus struct {
 	// When the agent means to renew it.
 	RenewalNs int64 `protobuf:"varint,4,opt,name=renewal_ns,json=renewalNs,proto3" json:"renewal_ns,omitempty"`
 	// Why there is none, or why the last renewal did not work.
-	Error         string `protobuf:"bytes,5,opt,name=error,proto3" json:"error,omitempty"`
+	Error string `protobuf:"bytes,5,opt,name=error,proto3" json:"error,omitempty"`
+	// In hexadecimal.
+	Serial        string `protobuf:"bytes,6,opt,name=serial,proto3" json:"serial,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -755,6 +767,13 @@ func (x *CertificateStatus) GetRenewalNs() int64 {
 func (x *CertificateStatus) GetError() string {
 	if x != nil {
 		return x.Error
+	}
+	return ""
+}
+
+func (x *CertificateStatus) GetSerial() string {
+	if x != nil {
+		return x.Serial
 	}
 	return ""
 }
@@ -1353,7 +1372,7 @@ const file_admin_proto_rawDesc = "" +
 	"durationNs\"#\n" +
 	"\x0fProfileResponse\x12\x10\n" +
 	"\x03cpu\x18\x01 \x01(\fR\x03cpu\"\x0f\n" +
-	"\rStatusRequest\"\xc3\x04\n" +
+	"\rStatusRequest\"\xdd\x04\n" +
 	"\vAgentStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1d\n" +
@@ -1368,7 +1387,8 @@ const file_admin_proto_rawDesc = "" +
 	"\x03pid\x18\n" +
 	" \x01(\x03R\x03pid\x12\x16\n" +
 	"\x06engine\x18\v \x01(\tR\x06engine\x12;\n" +
-	"\thand_over\x18\f \x01(\v2\x1e.heddle.mesh.v1alpha1.HandOverR\bhandOver\"\xac\x02\n" +
+	"\thand_over\x18\f \x01(\v2\x1e.heddle.mesh.v1alpha1.HandOverR\bhandOver\x12\x18\n" +
+	"\afips140\x18\r \x01(\tR\afips140\"\xac\x02\n" +
 	"\bHandOver\x12!\n" +
 	"\ffrom_version\x18\x01 \x01(\tR\vfromVersion\x12\x19\n" +
 	"\bfrom_pid\x18\x02 \x01(\x03R\afromPid\x12\x1a\n" +
@@ -1405,7 +1425,7 @@ const file_admin_proto_rawDesc = "" +
 	"\venrolled_ns\x18\t \x01(\x03R\n" +
 	"enrolledNs\x12\x19\n" +
 	"\bstays_ns\x18\n" +
-	" \x01(\x03R\astaysNs\"\xaa\x01\n" +
+	" \x01(\x03R\astaysNs\"\xc2\x01\n" +
 	"\x11CertificateStatus\x12\x1a\n" +
 	"\bidentity\x18\x01 \x01(\tR\bidentity\x12\"\n" +
 	"\rnot_before_ns\x18\x02 \x01(\x03R\vnotBeforeNs\x12 \n" +
@@ -1413,7 +1433,8 @@ const file_admin_proto_rawDesc = "" +
 	"notAfterNs\x12\x1d\n" +
 	"\n" +
 	"renewal_ns\x18\x04 \x01(\x03R\trenewalNs\x12\x14\n" +
-	"\x05error\x18\x05 \x01(\tR\x05error\"[\n" +
+	"\x05error\x18\x05 \x01(\tR\x05error\x12\x16\n" +
+	"\x06serial\x18\x06 \x01(\tR\x06serial\"[\n" +
 	"\x05Check\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02ok\x18\x02 \x01(\bR\x02ok\x12\x16\n" +

@@ -728,8 +728,11 @@ type Flow struct {
 	// How many dropped packets, or queries, the record stands for.
 	Packets uint64 `protobuf:"varint,20,opt,name=packets,proto3" json:"packets,omitempty"`
 	// IP protocol number; 0 means TCP.
-	Protocol      uint32 `protobuf:"varint,21,opt,name=protocol,proto3" json:"protocol,omitempty"`
-	Detail        string `protobuf:"bytes,22,opt,name=detail,proto3" json:"detail,omitempty"`
+	Protocol uint32 `protobuf:"varint,21,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Detail   string `protobuf:"bytes,22,opt,name=detail,proto3" json:"detail,omitempty"`
+	// Of a connection through a tunnel; unset of others, and of an agent of a version
+	// that does not say.
+	Secured       *FlowSecured `protobuf:"bytes,23,opt,name=secured,proto3" json:"secured,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -918,6 +921,85 @@ func (x *Flow) GetDetail() string {
 	return ""
 }
 
+func (x *Flow) GetSecured() *FlowSecured {
+	if x != nil {
+		return x.Secured
+	}
+	return nil
+}
+
+// FlowSecured is what secures the tunnel connection that a flow went through.
+type FlowSecured struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The group of the key exchange, such as X25519MLKEM768, and its number (RFC 8446,
+	// section 4.2.7).
+	KeyExchange string `protobuf:"bytes,1,opt,name=key_exchange,json=keyExchange,proto3" json:"key_exchange,omitempty"`
+	Group       uint32 `protobuf:"varint,2,opt,name=group,proto3" json:"group,omitempty"`
+	// The peer's certificate: its serial number in hexadecimal, and when it expires.
+	PeerSerial     string `protobuf:"bytes,3,opt,name=peer_serial,json=peerSerial,proto3" json:"peer_serial,omitempty"`
+	PeerNotAfterNs int64  `protobuf:"varint,4,opt,name=peer_not_after_ns,json=peerNotAfterNs,proto3" json:"peer_not_after_ns,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *FlowSecured) Reset() {
+	*x = FlowSecured{}
+	mi := &file_flow_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FlowSecured) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FlowSecured) ProtoMessage() {}
+
+func (x *FlowSecured) ProtoReflect() protoreflect.Message {
+	mi := &file_flow_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FlowSecured.ProtoReflect.Descriptor instead.
+func (*FlowSecured) Descriptor() ([]byte, []int) {
+	return file_flow_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *FlowSecured) GetKeyExchange() string {
+	if x != nil {
+		return x.KeyExchange
+	}
+	return ""
+}
+
+func (x *FlowSecured) GetGroup() uint32 {
+	if x != nil {
+		return x.Group
+	}
+	return 0
+}
+
+func (x *FlowSecured) GetPeerSerial() string {
+	if x != nil {
+		return x.PeerSerial
+	}
+	return ""
+}
+
+func (x *FlowSecured) GetPeerNotAfterNs() int64 {
+	if x != nil {
+		return x.PeerNotAfterNs
+	}
+	return 0
+}
+
 // FlowEndpoint is one end of a flow; empty fields are not known.
 type FlowEndpoint struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -933,7 +1015,7 @@ type FlowEndpoint struct {
 
 func (x *FlowEndpoint) Reset() {
 	*x = FlowEndpoint{}
-	mi := &file_flow_proto_msgTypes[9]
+	mi := &file_flow_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -945,7 +1027,7 @@ func (x *FlowEndpoint) String() string {
 func (*FlowEndpoint) ProtoMessage() {}
 
 func (x *FlowEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_flow_proto_msgTypes[9]
+	mi := &file_flow_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -958,7 +1040,7 @@ func (x *FlowEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowEndpoint.ProtoReflect.Descriptor instead.
 func (*FlowEndpoint) Descriptor() ([]byte, []int) {
-	return file_flow_proto_rawDescGZIP(), []int{9}
+	return file_flow_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *FlowEndpoint) GetWorkload() string {
@@ -1052,7 +1134,7 @@ const file_flow_proto_rawDesc = "" +
 	"transports\x18\t \x03(\tR\n" +
 	"transports\x12\x19\n" +
 	"\bsince_ns\x18\n" +
-	" \x01(\x03R\asinceNs\"\xb9\x05\n" +
+	" \x01(\x03R\asinceNs\"\xf6\x05\n" +
 	"\x04Flow\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x19\n" +
 	"\bstart_ns\x18\x02 \x01(\x03R\astartNs\x12\x1f\n" +
@@ -1079,8 +1161,15 @@ const file_flow_proto_rawDesc = "" +
 	"\ttransport\x18\x13 \x01(\tR\ttransport\x12\x18\n" +
 	"\apackets\x18\x14 \x01(\x04R\apackets\x12\x1a\n" +
 	"\bprotocol\x18\x15 \x01(\rR\bprotocol\x12\x16\n" +
-	"\x06detail\x18\x16 \x01(\tR\x06detailB\a\n" +
-	"\x05_rule\"`\n" +
+	"\x06detail\x18\x16 \x01(\tR\x06detail\x12;\n" +
+	"\asecured\x18\x17 \x01(\v2!.heddle.mesh.v1alpha1.FlowSecuredR\asecuredB\a\n" +
+	"\x05_rule\"\x92\x01\n" +
+	"\vFlowSecured\x12!\n" +
+	"\fkey_exchange\x18\x01 \x01(\tR\vkeyExchange\x12\x14\n" +
+	"\x05group\x18\x02 \x01(\rR\x05group\x12\x1f\n" +
+	"\vpeer_serial\x18\x03 \x01(\tR\n" +
+	"peerSerial\x12)\n" +
+	"\x11peer_not_after_ns\x18\x04 \x01(\x03R\x0epeerNotAfterNs\"`\n" +
 	"\fFlowEndpoint\x12\x1a\n" +
 	"\bworkload\x18\x01 \x01(\tR\bworkload\x12\x1a\n" +
 	"\bidentity\x18\x02 \x01(\tR\bidentity\x12\x18\n" +
@@ -1101,7 +1190,7 @@ func file_flow_proto_rawDescGZIP() []byte {
 	return file_flow_proto_rawDescData
 }
 
-var file_flow_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_flow_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_flow_proto_goTypes = []any{
 	(*HistoryRequest)(nil),     // 0: heddle.mesh.v1alpha1.HistoryRequest
 	(*HistoryResponse)(nil),    // 1: heddle.mesh.v1alpha1.HistoryResponse
@@ -1112,7 +1201,8 @@ var file_flow_proto_goTypes = []any{
 	(*WatchFlowsResponse)(nil), // 6: heddle.mesh.v1alpha1.WatchFlowsResponse
 	(*FlowFilter)(nil),         // 7: heddle.mesh.v1alpha1.FlowFilter
 	(*Flow)(nil),               // 8: heddle.mesh.v1alpha1.Flow
-	(*FlowEndpoint)(nil),       // 9: heddle.mesh.v1alpha1.FlowEndpoint
+	(*FlowSecured)(nil),        // 9: heddle.mesh.v1alpha1.FlowSecured
+	(*FlowEndpoint)(nil),       // 10: heddle.mesh.v1alpha1.FlowEndpoint
 }
 var file_flow_proto_depIdxs = []int32{
 	2,  // 0: heddle.mesh.v1alpha1.HistoryResponse.summary:type_name -> heddle.mesh.v1alpha1.FlowSummary
@@ -1121,17 +1211,18 @@ var file_flow_proto_depIdxs = []int32{
 	3,  // 3: heddle.mesh.v1alpha1.FlowSummary.destination:type_name -> heddle.mesh.v1alpha1.SummaryEndpoint
 	7,  // 4: heddle.mesh.v1alpha1.WatchFlowsRequest.filter:type_name -> heddle.mesh.v1alpha1.FlowFilter
 	8,  // 5: heddle.mesh.v1alpha1.WatchFlowsResponse.flow:type_name -> heddle.mesh.v1alpha1.Flow
-	9,  // 6: heddle.mesh.v1alpha1.Flow.source:type_name -> heddle.mesh.v1alpha1.FlowEndpoint
-	9,  // 7: heddle.mesh.v1alpha1.Flow.destination:type_name -> heddle.mesh.v1alpha1.FlowEndpoint
-	5,  // 8: heddle.mesh.v1alpha1.Flows.Watch:input_type -> heddle.mesh.v1alpha1.WatchFlowsRequest
-	0,  // 9: heddle.mesh.v1alpha1.Flows.History:input_type -> heddle.mesh.v1alpha1.HistoryRequest
-	6,  // 10: heddle.mesh.v1alpha1.Flows.Watch:output_type -> heddle.mesh.v1alpha1.WatchFlowsResponse
-	1,  // 11: heddle.mesh.v1alpha1.Flows.History:output_type -> heddle.mesh.v1alpha1.HistoryResponse
-	10, // [10:12] is the sub-list for method output_type
-	8,  // [8:10] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	10, // 6: heddle.mesh.v1alpha1.Flow.source:type_name -> heddle.mesh.v1alpha1.FlowEndpoint
+	10, // 7: heddle.mesh.v1alpha1.Flow.destination:type_name -> heddle.mesh.v1alpha1.FlowEndpoint
+	9,  // 8: heddle.mesh.v1alpha1.Flow.secured:type_name -> heddle.mesh.v1alpha1.FlowSecured
+	5,  // 9: heddle.mesh.v1alpha1.Flows.Watch:input_type -> heddle.mesh.v1alpha1.WatchFlowsRequest
+	0,  // 10: heddle.mesh.v1alpha1.Flows.History:input_type -> heddle.mesh.v1alpha1.HistoryRequest
+	6,  // 11: heddle.mesh.v1alpha1.Flows.Watch:output_type -> heddle.mesh.v1alpha1.WatchFlowsResponse
+	1,  // 12: heddle.mesh.v1alpha1.Flows.History:output_type -> heddle.mesh.v1alpha1.HistoryResponse
+	11, // [11:13] is the sub-list for method output_type
+	9,  // [9:11] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_flow_proto_init() }
@@ -1147,7 +1238,7 @@ func file_flow_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_flow_proto_rawDesc), len(file_flow_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -766,7 +766,9 @@ type OperatorState struct {
 	// How many more there are: those of a long list that are well are left out first.
 	PoliciesLeftOut uint32 `protobuf:"varint,8,opt,name=policies_left_out,json=policiesLeftOut,proto3" json:"policies_left_out,omitempty"`
 	// On Kubernetes only.
-	ApiServer     *OperatorAPIServer `protobuf:"bytes,9,opt,name=api_server,json=apiServer,proto3" json:"api_server,omitempty"`
+	ApiServer *OperatorAPIServer `protobuf:"bytes,9,opt,name=api_server,json=apiServer,proto3" json:"api_server,omitempty"`
+	// As in AgentStatus.
+	Fips140       string `protobuf:"bytes,10,opt,name=fips140,proto3" json:"fips140,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -862,6 +864,13 @@ func (x *OperatorState) GetApiServer() *OperatorAPIServer {
 		return x.ApiServer
 	}
 	return nil
+}
+
+func (x *OperatorState) GetFips140() string {
+	if x != nil {
+		return x.Fips140
+	}
+	return ""
 }
 
 // OperatorAPIServer is how the API server has answered this operator lately.
@@ -1766,7 +1775,7 @@ const file_operator_proto_rawDesc = "" +
 	"\x1aRotateCertificatesResponse\x12?\n" +
 	"\brotation\x18\x01 \x01(\v2#.heddle.mesh.v1alpha1.RotationStateR\brotation\"2\n" +
 	"\x14OperatorStateRequest\x12\x1a\n" +
-	"\bpolicies\x18\x01 \x01(\bR\bpolicies\"\xec\x03\n" +
+	"\bpolicies\x18\x01 \x01(\bR\bpolicies\"\x86\x04\n" +
 	"\rOperatorState\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1d\n" +
 	"\n" +
@@ -1778,7 +1787,9 @@ const file_operator_proto_rawDesc = "" +
 	"\bpolicies\x18\a \x03(\v2$.heddle.mesh.v1alpha1.OperatorPolicyR\bpolicies\x12*\n" +
 	"\x11policies_left_out\x18\b \x01(\rR\x0fpoliciesLeftOut\x12F\n" +
 	"\n" +
-	"api_server\x18\t \x01(\v2'.heddle.mesh.v1alpha1.OperatorAPIServerR\tapiServer\"j\n" +
+	"api_server\x18\t \x01(\v2'.heddle.mesh.v1alpha1.OperatorAPIServerR\tapiServer\x12\x18\n" +
+	"\afips140\x18\n" +
+	" \x01(\tR\afips140\"j\n" +
 	"\x11OperatorAPIServer\x12&\n" +
 	"\x0fsilent_since_ns\x18\x01 \x01(\x03R\rsilentSinceNs\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\x12\x17\n" +

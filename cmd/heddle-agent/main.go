@@ -23,6 +23,7 @@ import (
 	"github.com/heddle-mesh/heddle/agent/ready"
 	"github.com/heddle-mesh/heddle/cmd/internal/startup"
 	"github.com/heddle-mesh/heddle/internal/cniwire"
+	"github.com/heddle-mesh/heddle/internal/fips"
 )
 
 var version = "dev" // set by the linker
@@ -51,6 +52,7 @@ type options struct {
 	check               bool
 	uninstallCNI        bool
 	logLevel, logFormat string
+	fips140             bool
 }
 
 // run is main without a process of its own.
@@ -152,6 +154,7 @@ func (o *options) register(flags *pflag.FlagSet) {
 	flags.BoolVar(&c.End.Unenroll, "unenroll-on-exit", false, "take every pod out of the mesh when the agent is told to stop")
 	flags.BoolVar(&c.End.Uninstall, "uninstall-on-exit", false, "the same, and remove all that agents have put on the node: pins, state, sockets, keys")
 	flags.BoolVar(&c.End.StayAfterHandOver, "stay-after-hand-over", false, "do not end when another agent has taken over, but when told to, or when the node has no agent any more: for what restarts programs that end")
+	flags.BoolVar(&o.fips140, "fips140", false, "refuse to run outside FIPS 140-3 mode, which GODEBUG=fips140=on in the environment makes")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	flags.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	flags.BoolVar(&o.check, "check", false, "say whether the flags are in order, and exit")
@@ -160,6 +163,9 @@ func (o *options) register(flags *pflag.FlagSet) {
 func (o *options) run(ctx context.Context, stdout, stderr io.Writer) error {
 	log, err := startup.NewLogger(o.logLevel, o.logFormat, stderr)
 	if err != nil {
+		return err
+	}
+	if err := fips.Require(o.fips140); err != nil {
 		return err
 	}
 	o.cfg.Version, o.cfg.Log = version, log

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -49,6 +50,7 @@ func TestFlagsAndEnvironment(t *testing.T) {
 		{"uninstall from nowhere", []string{"--node", "n1", "--cni-uninstall"}, nil, "--cni-conf-dir", true},
 		{"ready without a node", []string{"ready"}, nil, "--node", true},
 		{"ready without an agent", []string{"ready"}, map[string]string{"HEDDLE_NODE": "nobody"}, `no agent of node "nobody"`, true},
+		{"FIPS 140-3 mode is wanted, and off", []string{"--node", "n1", "--check"}, map[string]string{"HEDDLE_FIPS140": "true"}, "set GODEBUG=fips140=on", true},
 		{"help", []string{"--help"}, nil, "HEDDLE_STATE_DIR", false},
 		{"version", []string{"--version"}, nil, version, false},
 	} {
@@ -92,5 +94,31 @@ func TestUninstallCNI(t *testing.T) {
 	}
 	if !strings.Contains(out.String(), dir) {
 		t.Errorf("said %q", out.String())
+	}
+}
+
+// TestFIPS runs the program in FIPS 140-3 mode: it starts where it is wanted, and takes
+// no loop engine.
+func TestFIPS(t *testing.T) {
+	if args := os.Getenv("TEST_AGENT_ARGS"); args != "" {
+		var out bytes.Buffer
+		err := run(context.Background(), strings.Fields(args), func(string) (string, bool) { return "", false }, &out, &out)
+		if fails := os.Getenv("TEST_AGENT_FAILS"); (err == nil) != (fails == "") || err != nil && !strings.Contains(err.Error(), fails) {
+			t.Errorf("%v, want %q\n%s", err, fails, out.String())
+		}
+		return
+	}
+	for _, mode := range []string{"on", "only"} {
+		for args, fails := range map[string]string{
+			"--node n1 --fips140 --check":                    "",
+			"--node n1 --fips140 --engine reference --check": "",
+			"--node n1 --fips140 --engine loop --check":      "not allowed in FIPS 140-3 mode",
+		} {
+			again := exec.Command("/proc/self/exe", "-test.run=^TestFIPS$", "-test.v")
+			again.Env = append(os.Environ(), "GODEBUG=fips140="+mode, "TEST_AGENT_ARGS="+args, "TEST_AGENT_FAILS="+fails)
+			if out, err := again.CombinedOutput(); err != nil || !bytes.Contains(out, []byte("PASS: TestFIPS")) {
+				t.Errorf("%s, %s: %v\n%s", mode, args, err, out)
+			}
+		}
 	}
 }

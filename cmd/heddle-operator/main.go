@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/heddle-mesh/heddle/cmd/internal/startup"
+	"github.com/heddle-mesh/heddle/internal/fips"
 	"github.com/heddle-mesh/heddle/operator"
 	"github.com/heddle-mesh/heddle/operator/publish"
 )
@@ -45,6 +46,7 @@ type options struct {
 	cluster             operator.Kubernetes
 	check               bool
 	logLevel, logFormat string
+	fips140             bool
 }
 
 // run is main without a process of its own.
@@ -117,6 +119,7 @@ func (o *options) register(flags *pflag.FlagSet) {
 	flags.StringVar(&o.cfg.Health, "health", "", "host:port of GET /livez and /readyz; empty for none")
 	flags.DurationVar(&o.cfg.TTL, "certificate-ttl", 24*time.Hour, "validity of workloads' certificates")
 	flags.DurationVar(&o.cfg.Relist, "relist", 30*time.Second, "how often to read the folder without a sign of a change")
+	flags.BoolVar(&o.fips140, "fips140", false, "refuse to run outside FIPS 140-3 mode, which GODEBUG=fips140=on in the environment makes")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	flags.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	flags.BoolVar(&o.check, "check", false, "read the folder, print what is wrong with it, and exit: 0 when it would be served")
@@ -144,6 +147,9 @@ func serve(ctx context.Context, o options, stderr io.Writer) error {
 		return err
 	}
 	cfg := o.cfg
+	if err := fips.Require(o.fips140); err != nil {
+		return err
+	}
 	cfg.Version, cfg.Logger = version, log
 	if o.kubernetes {
 		if cfg.Kubernetes, err = o.kubernetesConfig(); err != nil {

@@ -11,6 +11,7 @@ import (
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/analyze"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/cluster"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain/observed"
 )
 
 // readBound bounds how long a cluster's objects are read.
@@ -23,6 +24,8 @@ func (a *app) explain() *cobra.Command {
 		Long: `Say where a connection goes, how it travels, and which policy and rule admit or
 refuse it, NetworkPolicies of both ends included, by the model that agents decide
 by: from the objects of a cluster, or of a folder. No connection is opened.
+Agents of a mesh that runs are asked for the certificates of both ends, and for the
+key exchange of their newest connection.
 
 SRC is NAMESPACE/NAME of a pod, of a Service (one of its pods) or of a Deployment,
 or an IP address, which may be outside the mesh. DST is one of these, or a
@@ -42,6 +45,9 @@ one of the endpoints.`,
 			answer, err := explain.Explain(model, args[0], args[1])
 			if err != nil {
 				return fmt.Errorf("%w: %w", errUsage, err)
+			}
+			if folder == "" || a.mesh.Socket != "" {
+				observed.Add(cmd.Context(), &a.mesh, answer)
 			}
 			if a.output == "json" {
 				err = a.document(answer)

@@ -37,12 +37,13 @@ type fakeAgent struct {
 func (f *fakeAgent) Status(context.Context) (*meshpb.AgentStatus, error) {
 	now := time.Now()
 	s := &meshpb.AgentStatus{
-		Node: f.node, Version: "v1", StartedNs: now.Add(-time.Hour).UnixNano(),
+		Node: f.node, Version: "v1", Fips140: "on, Go Cryptographic Module v1.0.0", StartedNs: now.Add(-time.Hour).UnixNano(),
 		Configuration: &meshpb.ConfigurationStatus{Synced: true, Revision: "0123456789abcdef", Epoch: 3, Source: "operator"},
 		Operator:      &meshpb.OperatorStatus{Target: "100.64.0.1:15012", Connected: true},
 		Pods:          []*meshpb.PodStatus{{Workload: "shop/" + f.node, State: "enrolled", Mode: "STRICT"}},
-		Certificates:  []*meshpb.CertificateStatus{{Identity: "spiffe://m/ns/shop/sa/web", NotAfterNs: now.Add(time.Hour).UnixNano(), RenewalNs: now.UnixNano()}},
-		Checks:        []*meshpb.Check{{Name: "open files", Ok: true, Detail: "the limit is 20000"}},
+		Certificates: []*meshpb.CertificateStatus{{Identity: "spiffe://m/ns/shop/sa/web", NotAfterNs: now.Add(time.Hour).UnixNano(), RenewalNs: now.UnixNano()},
+			{Identity: "spiffe://demo.heddle.dev/ns/shop/sa/web", Serial: "ab12", NotAfterNs: now.Add(time.Hour).UnixNano(), RenewalNs: now.UnixNano()}},
+		Checks: []*meshpb.Check{{Name: "open files", Ok: true, Detail: "the limit is 20000"}},
 	}
 	if f.sick {
 		s.Configuration = &meshpb.ConfigurationStatus{}
@@ -258,12 +259,16 @@ func TestExitCodes(t *testing.T) {
 		{none, "join-token list --name m", 3, "no such mesh"},
 		{none, "join-token list --operator-socket " + none + "/o", 3, "no such socket"},
 		{well, "status", 0, "in sync"},
+		{well, "status", 0, "v1 (FIPS 140-3)"},
+		{well, "status -o json", 0, `"fips140": "on, Go Cryptographic Module v1.0.0"`},
 		{well, "status --policies", 0, "NetworkPolicy shop/db"},
 		{well, "status -o json", 0, `"kind": "NetworkPolicy"`},
 		{sick, "status", 1, "not well: pod shop/n1 on node n1 is failed: XDP on the veth"},
 		{none, "status --name m", 3, "no such mesh"},
 		{none, "status --socket " + none + "/s", 3, "no such socket"},
 		{none, "explain shop/customer shop/web --folder ../../e2e/demo/mesh", 0, "tunnel"},
+		{none, "explain shop/customer shop/web --folder ../../e2e/demo/mesh --socket " + well + "/m/nodes/n1/agent.sock", 0, "certificate of shop/web: ab12 until "},
+		{none, "explain shop/customer shop/web --folder ../../e2e/demo/mesh --socket " + none + "/s", 0, "certificates and key exchange: agent: admin socket"},
 		{none, "explain shop/customer shop/web:81 --folder ../../e2e/demo/mesh", 1, "no such port"},
 		{none, "explain shop/customer shop/nobody --folder ../../e2e/demo/mesh", 2, "there are shop/api"},
 		{none, "explain shop/customer shop/web --folder " + none + "/x", 1, "no such file"},
@@ -303,6 +308,7 @@ func TestExitCodes(t *testing.T) {
 		{well, "version", 0, "heddle dev"},
 		{none, "install --dry-run --set mesh.clusterRanges={10.0.0.0/8}", 0, "kind: DaemonSet"},
 		{none, "install --dry-run --set mesh.clusterRanges={10.0.0.0/8} -o json", 0, "\"kind\": \"List\""},
+		{none, "install --dry-run --set mesh.clusterRanges={10.244.0.0/16} --set fips140=true", 0, "value: fips140=on"},
 		{none, "install --dry-run --set mesh.clusterRanges={all}", 2, "/mesh/clusterRanges/0"},
 		{none, "install --kubeconfig " + none + "/k", 3, "name one with --kubeconfig"},
 		{none, "check --cluster --kubeconfig " + none + "/k", 3, "name one with --kubeconfig"},

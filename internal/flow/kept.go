@@ -39,6 +39,7 @@ type alike struct {
 	protocol             uint8
 	verdict              mesh.Verdict
 	reason               mesh.Reason
+	secured              Secured
 }
 
 // address is a netip.AddrPort without its zone, and without a pointer.
@@ -55,7 +56,7 @@ func compact(r *Record) *kept {
 			source: r.Source.Workload, dest: r.Destination.Workload, sourceID: r.Source.Identity, destID: r.Destination.Identity,
 			sourceZone: r.Source.Addr.Addr().Zone(), destZone: r.Destination.Addr.Addr().Zone(),
 			service: r.Service, node: r.Node, policy: r.Policy, rule: r.Rule,
-			direction: r.Direction, transport: r.Transport, protocol: r.Protocol, verdict: r.Verdict, reason: r.Reason,
+			direction: r.Direction, transport: r.Transport, protocol: r.Protocol, verdict: r.Verdict, reason: r.Reason, secured: r.Secured,
 		}),
 		detail: r.Detail, bytesSent: r.BytesSent, bytesReceived: r.BytesReceived, packets: r.Packets,
 		timing: r.Timing, retransmits: r.Retransmits,
@@ -71,7 +72,7 @@ func (k *kept) record() Record {
 		Source:      Endpoint{Workload: a.source, Identity: a.sourceID, Addr: k.source.addrPort(a.sourceZone)},
 		Destination: Endpoint{Workload: a.dest, Identity: a.destID, Addr: k.dest.addrPort(a.destZone)},
 		Service:     a.service, Node: a.node, Verdict: a.verdict, Reason: a.reason, Policy: a.policy, Rule: a.rule,
-		BytesSent: k.bytesSent, BytesReceived: k.bytesReceived, Timing: k.timing, Retransmits: k.retransmits,
+		BytesSent: k.bytesSent, BytesReceived: k.bytesReceived, Timing: k.timing, Wire: Wire{k.retransmits, a.secured},
 		Transport: a.transport, Packets: k.packets, Protocol: a.protocol, Detail: k.detail,
 	}
 }

@@ -1,10 +1,12 @@
 package flow
 
 import (
+	"crypto/tls"
 	"net/netip"
 	"testing"
 	"time"
 
+	"github.com/heddle-mesh/heddle/internal/hbone/secured"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -29,7 +31,7 @@ func sample() Record {
 		Service: mesh.Key{Namespace: "data", Name: "db"}, Node: "one", Verdict: mesh.VerdictAllow,
 		Reason: mesh.ReasonPolicyAllow, Policy: mesh.Key{Namespace: "data", Name: "web-reads"}, Rule: 0,
 		BytesSent: 10, BytesReceived: 20,
-		Timing:      Timing{Handshake: time.Millisecond, Connect: 2 * time.Millisecond, RTT: 30 * time.Microsecond},
-		Retransmits: 2, Transport: TransportTunnel, Packets: 1, Protocol: 6, Detail: "a hint",
+		Timing: Timing{Handshake: time.Millisecond, Connect: 2 * time.Millisecond, RTT: 30 * time.Microsecond},
+		Wire:   Wire{2, secured.Facts{Group: tls.X25519MLKEM768, Serial: "ab12", NotAfter: 1700086400}.By()}, Transport: TransportTunnel, Packets: 1, Protocol: 6, Detail: "a hint",
 	}
 }

@@ -1,12 +1,14 @@
 package flow
 
 import (
+	"crypto/tls"
 	"fmt"
 	"math"
 	"net/netip"
 	"time"
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
+	"github.com/heddle-mesh/heddle/internal/hbone/secured"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
@@ -36,6 +38,10 @@ func (r *Record) ToProto() *meshpb.Flow {
 		Protocol:      uint32(r.Protocol),
 		Detail:        r.Detail,
 	}
+	if r.Secured != (Secured{}) {
+		by := r.Secured.Facts()
+		p.Secured = &meshpb.FlowSecured{KeyExchange: by.KeyExchange(), Group: uint32(by.Group), PeerSerial: by.Serial, PeerNotAfterNs: unixNano(by.Expires())}
+	}
 	if r.Policy != (mesh.Key{}) && r.Rule >= 0 && r.Rule <= math.MaxInt32 {
 		rule := int32(r.Rule)
 		p.Rule = &rule
@@ -64,10 +70,13 @@ func FromProto(p *meshpb.Flow) (r Record, err error) {
 		Timing: Timing{
 			Handshake: time.Duration(p.GetHandshakeNs()), Connect: time.Duration(p.GetConnectNs()), RTT: time.Duration(p.GetRttNs()),
 		},
-		Retransmits: p.GetRetransmits(), Packets: p.GetPackets(), Protocol: uint8(p.GetProtocol()), Detail: p.GetDetail(),
+		Wire: Wire{Retransmits: p.GetRetransmits()}, Packets: p.GetPackets(), Protocol: uint8(p.GetProtocol()), Detail: p.GetDetail(),
 	}
 	if p.Rule != nil {
 		r.Rule = int(p.GetRule())
+	}
+	if by := p.GetSecured(); by != nil {
+		r.Secured = secured.Facts{Group: tls.CurveID(by.GetGroup()), Serial: by.GetPeerSerial(), NotAfter: by.GetPeerNotAfterNs() / int64(time.Second)}.By()
 	}
 	if r.Direction, err = ParseDirection(p.GetDirection()); err != nil {
 		return r, err

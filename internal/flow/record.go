@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/heddle-mesh/heddle/internal/hbone/secured"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
@@ -38,10 +39,8 @@ type Record struct {
 	// payload of the application, without any framing.
 	BytesSent, BytesReceived uint64
 	Timing                   Timing
-	// Retransmits counts segments that the kernel sent again on the wire leg
-	// (tcp_info.tcpi_total_retrans).
-	Retransmits uint32
-	Transport   Transport
+	Wire
+	Transport Transport
 	// Packets is how many dropped packets, or queries, or connections that the kernel
 	// refused, the record stands for; 0 of a connection that the agent had.
 	Packets uint64
@@ -50,6 +49,19 @@ type Record struct {
 	// Detail is an error's text or another hint for a person; never parsed.
 	Detail string
 }
+
+// Wire is what is known of the wire leg.
+type Wire struct {
+	// Retransmits counts segments that the kernel sent again
+	// (tcp_info.tcpi_total_retrans).
+	Retransmits uint32
+	// Secured is the key exchange and the peer's certificate of the tunnel
+	// connection; zero of what went without one.
+	Secured Secured
+}
+
+// Secured is what secures a tunnel connection, which many flows may share.
+type Secured = secured.By
 
 // Timing is what one connection waited for. A zero field was not measured.
 type Timing struct {

@@ -9,6 +9,8 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/heddle-mesh/heddle/internal/hbone/secured"
 )
 
 // Engine carries TCP connections over HBONE, outbound and inbound.
@@ -110,8 +112,8 @@ type ConnectRequest struct {
 	// CONNECT together.
 	Timeout time.Duration
 	// Established, when not nil, is called once when the peer has answered
-	// 200, before Done; same rules as Done.
-	Established func(Timing)
+	// 200, before Done, with what secures the tunnel connection; same rules as Done.
+	Established func(Timing, secured.By)
 	// Progress, when not nil, is kept up to date while bytes flow.
 	Progress *Counters
 	// Cutter, when not nil, ends the stream once the peer has answered 200.
@@ -199,6 +201,8 @@ type StreamRequest struct {
 	Forwarded            netip.AddrPort
 	Baggage, TraceParent string
 	Handshake            time.Duration
+	// Secured is what secures the tunnel connection.
+	Secured secured.By
 }
 
 // Accepted is Accept's answer.

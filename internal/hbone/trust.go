@@ -2,6 +2,7 @@ package hbone
 
 import (
 	"crypto/sha256"
+	"crypto/tls"
 	"crypto/x509"
 	"fmt"
 	"sync"
@@ -9,22 +10,43 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/heddle-mesh/heddle/internal/hbone/secured"
 )
 
-// Trust is a peer's certificate chain, and the roots that vouched for it last.
-// It is safe for concurrent use.
+// Trust is a peer's certificate chain, what its handshake settled, and the roots that
+// vouched for it last. It is safe for concurrent use.
 type Trust struct {
 	chain []*x509.Certificate
+	group tls.CurveID
+	by    secured.By
 	mu    sync.Mutex
 	roots *x509bundle.Bundle
 }
 
-// NewTrust is trust in a chain, leaf first. Roots, unless nil, have vouched for it.
-func NewTrust(chain []*x509.Certificate, roots *x509bundle.Bundle) *Trust {
+// NewTrust is trust in the chain of a handshake. Roots, unless nil, have vouched for it.
+func NewTrust(state tls.ConnectionState, roots *x509bundle.Bundle) *Trust {
 	if roots != nil {
 		roots = roots.Clone()
 	}
-	return &Trust{chain: chain, roots: roots}
+	return (&Trust{chain: state.PeerCertificates, roots: roots}).settled(state.CurveID)
+}
+
+func (t *Trust) settled(group tls.CurveID) *Trust {
+	t.group = group
+	t.by = SecuredBy(group, t.chain)
+	return t
+}
+
+// Secured is what secures the connection.
+func (t *Trust) Secured() secured.By { return t.by }
+
+// SecuredBy is what a handshake settled with a peer of this chain, leaf first.
+func SecuredBy(group tls.CurveID, chain []*x509.Certificate) secured.By {
+	if len(chain) == 0 {
+		return secured.Of(group, nil)
+	}
+	return secured.Of(group, chain[0])
 }
 
 // Check verifies the chain again if the bundle is another than before.
@@ -45,9 +67,9 @@ func (t *Trust) Check(bundles x509bundle.Source, peer spiffeid.ID) error {
 	return nil
 }
 
-// State is the chain in DER, and a digest of the roots; nil when none have
-// vouched.
-func (t *Trust) State() (chain [][]byte, roots []byte) {
+// State is the chain in DER, a digest of the roots, nil when none have vouched, and
+// the group of the key exchange.
+func (t *Trust) State() (chain [][]byte, roots []byte, group tls.CurveID) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, cert := range t.chain {
@@ -56,13 +78,13 @@ func (t *Trust) State() (chain [][]byte, roots []byte) {
 	if t.roots != nil {
 		roots = digest(t.roots)
 	}
-	return chain, roots
+	return chain, roots, t.group
 }
 
-// TrustFrom goes on from a state. It believes what was verified before if the
-// roots of now are the same; else, and with nil for bundles, the next Check
-// verifies.
-func TrustFrom(chain [][]byte, digestBefore []byte, bundles x509bundle.Source, peer spiffeid.ID) (*Trust, error) {
+// TrustFrom goes on from a state, of which the group may be 0, not known. It believes
+// what was verified before if the roots of now are the same; else, and with nil for
+// bundles, the next Check verifies.
+func TrustFrom(chain [][]byte, digestBefore []byte, group tls.CurveID, bundles x509bundle.Source, peer spiffeid.ID) (*Trust, error) {
 	t := &Trust{}
 	for _, der := range chain {
 		cert, err := x509.ParseCertificate(der)
@@ -71,6 +93,7 @@ func TrustFrom(chain [][]byte, digestBefore []byte, bundles x509bundle.Source, p
 		}
 		t.chain = append(t.chain, cert)
 	}
+	t.settled(group)
 	if bundles == nil || len(digestBefore) == 0 {
 		return t, nil
 	}

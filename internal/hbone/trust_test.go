@@ -1,6 +1,7 @@
 package hbone_test
 
 import (
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"testing"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/internal/hbone"
 	"github.com/heddle-mesh/heddle/internal/hbone/enginetest"
+	"github.com/heddle-mesh/heddle/internal/hbone/secured"
 )
 
 // TestTrust: a chain is verified again when the roots are others than before,
@@ -23,8 +25,8 @@ func TestTrust(t *testing.T) {
 		}
 		return b
 	}
-	trust := hbone.NewTrust([]*x509.Certificate{leaf}, nil)
-	if _, vouched := trust.State(); vouched != nil {
+	trust := hbone.NewTrust(tls.ConnectionState{PeerCertificates: []*x509.Certificate{leaf}, CurveID: tls.CurveP384}, nil)
+	if _, vouched, _ := trust.State(); vouched != nil {
 		t.Error("roots vouched before a check")
 	}
 	if err := trust.Check(roots(ca), ca.ID("peer")); err != nil {
@@ -33,22 +35,31 @@ func TestTrust(t *testing.T) {
 	if err := trust.Check(roots(other), ca.ID("peer")); !errors.Is(err, hbone.ErrCertificateUntrusted) {
 		t.Errorf("with the root gone: %v", err)
 	}
-	chain, vouched := trust.State()
+	chain, vouched, group := trust.State()
+	if by := secured.Of(tls.CurveP384, leaf); trust.Secured() != by || group != tls.CurveP384 {
+		t.Errorf("secured by %v, want %v", trust.Secured(), by)
+	}
 	for name, c := range map[string]struct {
 		now  *x509bundle.Bundle
 		want bool
 	}{"same roots": {roots(ca), true}, "a root more": {roots(ca, other), false}, "another root": {roots(other), false}} {
-		moved, err := hbone.TrustFrom(chain, vouched, c.now, ca.ID("peer"))
+		moved, err := hbone.TrustFrom(chain, vouched, group, c.now, ca.ID("peer"))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, again := moved.State(); (again != nil) != c.want {
+		if moved.Secured() != trust.Secured() {
+			t.Errorf("%s: secured by %v, was %v", name, moved.Secured(), trust.Secured())
+		}
+		if _, again, _ := moved.State(); (again != nil) != c.want {
 			t.Errorf("%s: believed is %v", name, again != nil)
 		}
 	}
-	moved, err := hbone.TrustFrom(chain, vouched, nil, ca.ID("peer"))
+	moved, err := hbone.TrustFrom(chain, vouched, 0, nil, ca.ID("peer"))
 	if err != nil {
 		t.Fatal(err)
+	}
+	if by := secured.Of(0, leaf); moved.Secured() != by {
+		t.Errorf("of a version that does not say: %v, want %v", moved.Secured(), by)
 	}
 	if err := moved.Check(roots(other), ca.ID("peer")); !errors.Is(err, hbone.ErrCertificateUntrusted) {
 		t.Errorf("moved, with the root gone: %v", err)
@@ -56,7 +67,7 @@ func TestTrust(t *testing.T) {
 	if err := moved.Check(roots(ca, other), ca.ID("peer")); err != nil {
 		t.Error(err)
 	}
-	if _, err := hbone.TrustFrom([][]byte{{1, 2}}, nil, nil, ca.ID("peer")); err == nil {
+	if _, err := hbone.TrustFrom([][]byte{{1, 2}}, nil, 0, nil, ca.ID("peer")); err == nil {
 		t.Error("a chain that is none was taken")
 	}
 }

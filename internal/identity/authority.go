@@ -17,6 +17,10 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+
+	"github.com/heddle-mesh/heddle/internal/hbone/skew"
+	"github.com/heddle-mesh/heddle/internal/identity/cakey"
 )
 
 // Defaults of AuthorityConfig.
@@ -119,16 +123,12 @@ func NewAuthority(cfg AuthorityConfig) (*Authority, error) {
 // that are roots are trusted; all of them must be of the trust domain.
 func newAuthority(cfg AuthorityConfig, key crypto.Signer, certs []*x509.Certificate) (*Authority, error) {
 	a := &Authority{cfg: cfg, key: key}
-	public, ok := key.Public().(*ecdsa.PublicKey)
-	if !ok {
-		return nil, fmt.Errorf("root key is %T: an ECDSA key is needed", key.Public())
-	}
 	var signing *x509.Certificate
 	for _, cert := range certs {
 		if err := checkRoot(cert, cfg.TrustDomain); err != nil {
 			return nil, fmt.Errorf("certificate %s: %w", cert.SerialNumber.Text(16), err)
 		}
-		if signing == nil && public.Equal(cert.PublicKey) {
+		if signing == nil && cakey.Belongs(key, cert.PublicKey) {
 			signing = cert
 		}
 		if IsRoot(cert) {
@@ -136,11 +136,11 @@ func newAuthority(cfg AuthorityConfig, key crypto.Signer, certs []*x509.Certific
 		}
 	}
 	if signing == nil {
-		return nil, errors.New("root key belongs to none of the root certificates")
+		return nil, errors.New("tls.key belongs to none of the root certificates, and to no intermediate")
 	}
 	for cert := signing; ; cert = issuerAmong(cert, certs) {
 		if cert == nil || len(a.chain) == MaxChain-1 {
-			return nil, fmt.Errorf("intermediate %s: the certificates given lead to no root", signing.SerialNumber.Text(16))
+			return nil, fmt.Errorf("intermediate %s: the certificates given lead to no root; remedy: put the root into ca.crt, or roots.crt", signing.SerialNumber.Text(16))
 		}
 		if now := cfg.Now(); now.After(cert.NotAfter) {
 			return nil, fmt.Errorf("root certificate expired at %s", cert.NotAfter.Format(time.RFC3339))
@@ -148,9 +148,27 @@ func newAuthority(cfg AuthorityConfig, key crypto.Signer, certs []*x509.Certific
 		a.chain = append(a.chain, cert)
 		if IsRoot(cert) {
 			a.root = cert
-			return a, nil
+			return a, a.try()
 		}
 	}
+}
+
+// try has the Authority sign, and verifies it as peers will, so that what constrains
+// its certificates (path length, names, a beginning that is to come) is found now. An
+// Authority at its end signs no more, and is none the worse for what it has signed.
+func (a *Authority) try() error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return fmt.Errorf("generate key: %w", err)
+	}
+	chain, err := a.sign(key.Public(), OperatorID(a.cfg.TrustDomain), 0)
+	if err != nil {
+		return nil
+	}
+	if _, _, err = x509svid.Verify(chain, a.Bundle(), x509svid.WithTime(skew.Moment(chain[0], a.cfg.Now()))); err != nil {
+		return fmt.Errorf("what %s signs is not valid: %w; remedy: a CA whose certificates have path length to spare and no constraints on names", a.Signing().SerialNumber.Text(16), err)
+	}
+	return nil
 }
 
 // IsRoot says whether a certificate of a CA is signed by its own key.
@@ -169,7 +187,7 @@ func issuerAmong(cert *x509.Certificate, certs []*x509.Certificate) *x509.Certif
 
 // newRoot self-signs a root as X509-SVID sections 2 and 4 want a signing
 // certificate: its URI is the trust domain's, without a path.
-func newRoot(cfg AuthorityConfig, key *ecdsa.PrivateKey) (*x509.Certificate, error) {
+func newRoot(cfg AuthorityConfig, key crypto.Signer) (*x509.Certificate, error) {
 	template, err := signingTemplate(cfg, "Heddle mesh root", cfg.Now().Add(cfg.RootTTL))
 	if err != nil {
 		return nil, err

@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
@@ -13,15 +14,18 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/heddle-mesh/heddle/internal/identity/cakey"
 	"github.com/heddle-mesh/heddle/internal/identity/keystore"
 )
 
 // The files of an Authority's directory, in the layout of a TLS Secret.
 const (
-	rootKeyFile  = "tls.key" // PKCS #8, PEM, mode 0600 or less
+	rootKeyFile  = "tls.key" // as cakey.Parse reads it, mode 0600 or less
 	rootCertFile = "tls.crt" // the certificate that signs
 	// bundleFile has further roots that verifiers trust; it is optional.
-	bundleFile           = "ca.crt"
+	bundleFile = "ca.crt"
+	// furtherFile has more of them, where somebody else writes bundleFile.
+	furtherFile          = "roots.crt"
 	configurationKeyFile = "configuration.key"
 	// RootKeyFile is the root's key, as tls.key, where an intermediate signs.
 	RootKeyFile = "root.key"
@@ -59,24 +63,20 @@ func OpenAuthority(dir string, cfg AuthorityConfig) (*Authority, error) {
 	return a, nil
 }
 
-func openRootKey(dir string) (*ecdsa.PrivateKey, error) {
+func openRootKey(dir string) (crypto.Signer, error) {
 	key, err := openKey(filepath.Join(dir, rootKeyFile), func() (any, error) {
 		return ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	})
 	if err != nil {
 		return nil, err
 	}
-	ec, ok := key.(*ecdsa.PrivateKey)
-	if !ok {
-		return nil, fmt.Errorf("%s: is %T, an ECDSA key is needed", filepath.Join(dir, rootKeyFile), key)
-	}
-	return ec, nil
+	return cakey.Signer(filepath.Join(dir, rootKeyFile), key)
 }
 
 // openRoots reads the signing root and the others. A crash, or another
 // operator, may have come between key and certificate: then the certificate is
 // made from the key that is there.
-func openRoots(dir string, cfg AuthorityConfig, key *ecdsa.PrivateKey) ([]*x509.Certificate, error) {
+func openRoots(dir string, cfg AuthorityConfig, key crypto.Signer) ([]*x509.Certificate, error) {
 	path := filepath.Join(dir, rootCertFile)
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		root, err := newRoot(cfg, key)
@@ -92,11 +92,14 @@ func openRoots(dir string, cfg AuthorityConfig, key *ecdsa.PrivateKey) ([]*x509.
 	if err != nil {
 		return nil, err
 	}
-	more, err := readCertificates(filepath.Join(dir, bundleFile))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+	for _, name := range [...]string{bundleFile, furtherFile} {
+		more, err := readCertificates(filepath.Join(dir, name))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		roots = join(roots, more)
 	}
-	return join(roots, more), nil
+	return roots, nil
 }
 
 // OpenConfigurationKey loads the Ed25519 key with which the operator signs
@@ -121,7 +124,7 @@ func OpenConfigurationKey(dir string) (ed25519.PrivateKey, error) {
 	return ed, nil
 }
 
-// openKey reads a PKCS #8 key, after putting a generated one there if need be.
+// openKey reads a key, after putting a generated one there if need be.
 // Creation never replaces a file, so that of several processes one wins and
 // all read the same key.
 func openKey(path string, generate func() (any, error)) (any, error) {
@@ -142,20 +145,7 @@ func openKey(path string, generate func() (any, error)) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return parseKey(path, text)
-}
-
-// parseKey parses a PKCS #8 key; path names it in errors.
-func parseKey(path string, text []byte) (any, error) {
-	block, rest := pem.Decode(text)
-	if block == nil || block.Type != "PRIVATE KEY" || len(rest) > 0 {
-		return nil, fmt.Errorf("%s: not one PEM block PRIVATE KEY (PKCS #8)", path)
-	}
-	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return key, nil
+	return cakey.Parse(path, text)
 }
 
 func keyText(key any) ([]byte, error) {

@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
@@ -10,6 +11,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/heddle-mesh/heddle/internal/identity/cakey"
 	"github.com/heddle-mesh/heddle/internal/identity/keystore"
 )
 
@@ -49,7 +51,7 @@ func AuthorityFromTexts(texts map[string][]byte, cfg AuthorityConfig) (*Authorit
 	if err != nil {
 		return nil, nil, err
 	}
-	key, err := keyFromText[*ecdsa.PrivateKey](texts, rootKeyFile)
+	key, err := signerFromText(texts, rootKeyFile)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -61,15 +63,32 @@ func AuthorityFromTexts(texts map[string][]byte, cfg AuthorityConfig) (*Authorit
 	if err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", rootCertFile, err)
 	}
-	if more := texts[bundleFile]; len(more) > 0 {
-		others, err := keystore.ParseCertificates(more, MaxBundle)
+	for _, name := range [...]string{bundleFile, furtherFile} {
+		if len(texts[name]) == 0 {
+			continue
+		}
+		others, err := keystore.ParseCertificates(texts[name], MaxBundle)
 		if err != nil {
-			return nil, nil, fmt.Errorf("%s: %w", bundleFile, err)
+			return nil, nil, fmt.Errorf("%s: %w", name, err)
 		}
 		roots = join(roots, others)
 	}
 	a, err := newAuthority(cfg, key, roots)
 	return a, configuration, err
+}
+
+// AddConfigurationKey makes the configuration key of texts that somebody else has made
+// and that have none. It returns false, and changes nothing, when they have one.
+func AddConfigurationKey(texts map[string][]byte) (bool, error) {
+	if len(texts[configurationKeyFile]) > 0 {
+		return false, nil
+	}
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return false, fmt.Errorf("generate configuration key: %w", err)
+	}
+	texts[configurationKeyFile], err = keyText(key)
+	return err == nil, err
 }
 
 // join adds what is not there yet.
@@ -101,11 +120,11 @@ func NewIntermediateTexts(texts map[string][]byte, cfg AuthorityConfig) (map[str
 	if len(texts[name]) == 0 {
 		return nil, fmt.Errorf("%s: the key of root %s is not there", name, a.root.SerialNumber.Text(16))
 	}
-	rootKey, err := keyFromText[*ecdsa.PrivateKey](texts, name)
+	rootKey, err := signerFromText(texts, name)
 	if err != nil {
 		return nil, err
 	}
-	if !rootKey.PublicKey.Equal(a.root.PublicKey) {
+	if !cakey.Belongs(rootKey, a.root.PublicKey) {
 		return nil, fmt.Errorf("%s: is not the key of root %s", name, a.root.SerialNumber.Text(16))
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -123,9 +142,17 @@ func NewIntermediateTexts(texts map[string][]byte, cfg AuthorityConfig) (map[str
 	return map[string][]byte{rootCertFile: append(certificateText(cert), certificateText(a.root)...), rootKeyFile: text, RootKeyFile: texts[name]}, nil
 }
 
+func signerFromText(texts map[string][]byte, name string) (crypto.Signer, error) {
+	key, err := cakey.Parse(name, texts[name])
+	if err != nil {
+		return nil, err
+	}
+	return cakey.Signer(name, key)
+}
+
 func keyFromText[K any](texts map[string][]byte, name string) (K, error) {
 	var none K
-	key, err := parseKey(name, texts[name])
+	key, err := cakey.Parse(name, texts[name])
 	if err != nil {
 		return none, err
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
+	"github.com/heddle-mesh/heddle/internal/hbone/skew"
 	"github.com/heddle-mesh/heddle/internal/identity/keystore"
 )
 
@@ -185,13 +186,14 @@ func CheckIssued(e keystore.Entry, bundle *x509bundle.Bundle) error {
 		return fmt.Errorf("issued chain has %d certificates", len(e.Chain))
 	}
 	leaf, now := e.Chain[0], time.Now()
+	moment := skew.Moment(leaf, now)
 	switch {
-	case now.Before(leaf.NotBefore):
+	case moment.Before(leaf.NotBefore):
 		return fmt.Errorf("issued certificate is valid from %s, and here it is %s: the clocks differ", leaf.NotBefore.Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 	case now.After(leaf.NotAfter):
 		return fmt.Errorf("%w: issued certificate ended at %s, and here it is %s", ErrCertificateExpired, leaf.NotAfter.Format(time.RFC3339), now.UTC().Format(time.RFC3339))
 	}
-	id, _, err := x509svid.Verify(e.Chain, bundle, x509svid.WithTime(now))
+	id, _, err := x509svid.Verify(e.Chain, bundle, x509svid.WithTime(moment))
 	switch {
 	case err != nil:
 		return fmt.Errorf("issued certificate: %w", err)
@@ -261,11 +263,12 @@ func (h *held) take(e keystore.Entry) {
 }
 
 // renewAt is half life, give or take a tenth of it, counted from when the
-// certificate came: agents that started together do not renew together.
+// certificate came: agents that started together do not renew together. It is sooner
+// in a short life, so that peers whose clocks are ahead see no expired certificate.
 // received is wall-clock time: a machine that slept renews when it wakes.
 func renewAt(received time.Time, leaf *x509.Certificate) time.Time {
-	life := leaf.NotAfter.Sub(received)
-	at := received.Add(time.Duration(float64(life) * (0.45 + 0.1*mathrand.Float64())))
+	life, useful := leaf.NotAfter.Sub(received), skew.Useful(received, leaf.NotAfter)
+	at := received.Add(min(time.Duration(float64(life)*(0.45+0.1*mathrand.Float64())), useful/10*9))
 	if soonest := received.Add(minRenewal); at.Before(soonest) {
 		return soonest
 	}

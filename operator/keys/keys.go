@@ -3,7 +3,8 @@
 // agents mount. It signs nothing itself.
 //
 // The Secret has the names of an authority's directory: tls.key and tls.crt, what
-// signs; ca.crt, further roots to trust; configuration.key; and those of a
+// signs, of which cert-manager may be the writer; ca.crt and roots.crt, further roots to
+// trust; configuration.key; and those of a
 // rotation, see operator/rotation, whose Store it is. Besides, whoever restores a
 // cluster may add epoch.base. Of replicas that begin together one creates it, and
 // all use that one. To begin anew, delete it and restart replicas and agents.
@@ -59,8 +60,8 @@ type Kept struct {
 }
 
 // Open returns what the Secret in a namespace has in it, and makes it when there
-// is none. The Secret that is there is not changed: one that cannot be read is an
-// error.
+// is none. In the Secret that is there a configuration key is put when it has none, as
+// cert-manager's has not; else it is not changed: one that cannot be read is an error.
 func Open(ctx context.Context, client typedcorev1.SecretsGetter, namespace string, cfg identity.AuthorityConfig) (*Kept, error) {
 	secrets := client.Secrets(namespace)
 	secret, err := secrets.Get(ctx, SecretName, metav1.GetOptions{})
@@ -69,6 +70,9 @@ func Open(ctx context.Context, client typedcorev1.SecretsGetter, namespace strin
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open Secret %s/%s: %w", namespace, SecretName, err)
+	}
+	if secret, err = complete(ctx, secrets, secret); err != nil {
+		return nil, fmt.Errorf("put a configuration key into Secret %s/%s: %w", namespace, SecretName, err)
 	}
 	_, key, err := identity.AuthorityFromTexts(secret.Data, cfg)
 	if err != nil {
@@ -79,6 +83,24 @@ func Open(ctx context.Context, client typedcorev1.SecretsGetter, namespace strin
 		return nil, fmt.Errorf("read Secret %s/%s: %s: %w; remedy: write a decimal number, or leave the entry out", namespace, SecretName, EpochKey, err)
 	}
 	return &Kept{Configuration: key, EpochBase: base}, nil
+}
+
+// complete puts a configuration key into the Secret of a CA that has none. Another
+// replica may be first: then its key is taken.
+func complete(ctx context.Context, secrets typedcorev1.SecretInterface, secret *corev1.Secret) (*corev1.Secret, error) {
+	if len(secret.Data[corev1.TLSPrivateKeyKey]) == 0 {
+		return secret, nil // not a CA's
+	}
+	with := secret.DeepCopy()
+	added, err := identity.AddConfigurationKey(with.Data)
+	if err != nil || !added {
+		return secret, err
+	}
+	made, err := secrets.Update(ctx, with, metav1.UpdateOptions{})
+	if apierrors.IsConflict(err) {
+		return secrets.Get(ctx, SecretName, metav1.GetOptions{})
+	}
+	return made, err
 }
 
 // epochBase reads the entry; none is zero.

@@ -1,10 +1,13 @@
 package keys
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
@@ -45,6 +48,9 @@ func (s *Store) Save(ctx context.Context, texts rotation.Texts, version string) 
 	if string(secret.UID)+"/"+secret.ResourceVersion != version {
 		return rotation.ErrConflict
 	}
+	if err := managed(secret, texts); err != nil {
+		return err
+	}
 	secret.Data = maps.Clone(texts) // the texts are what Load returned, changed
 	_, err = secrets.Update(ctx, secret, metav1.UpdateOptions{})
 	switch {
@@ -54,6 +60,27 @@ func (s *Store) Save(ctx context.Context, texts rotation.Texts, version string) 
 		return fmt.Errorf("%w; remedy: `heddle upgrade` gives the operator the right to update it", err)
 	}
 	return err
+}
+
+// certificateName is the annotation by which cert-manager says whose Secret it is.
+const certificateName = "cert-manager.io/certificate-name"
+
+// ErrManaged is matched when the CA is somebody else's to change.
+var ErrManaged = errors.New("the CA is cert-manager's")
+
+// managed refuses to change what cert-manager would change back.
+func managed(secret *corev1.Secret, texts rotation.Texts) error {
+	name := secret.Annotations[certificateName]
+	if name == "" {
+		return nil
+	}
+	for _, entry := range [...]string{corev1.TLSCertKey, corev1.TLSPrivateKeyKey, "ca.crt"} {
+		if !bytes.Equal(secret.Data[entry], texts[entry]) {
+			return fmt.Errorf("%w, of its Certificate %s/%s, and would be written back; remedy: have cert-manager issue it anew (`cmctl renew %s`), from the same root or one that %s has",
+				ErrManaged, secret.Namespace, name, name, "roots.crt")
+		}
+	}
+	return nil
 }
 
 var _ rotation.Store = (*Store)(nil)

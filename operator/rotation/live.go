@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,6 +22,9 @@ import (
 
 // ErrConflict is matched when somebody else changed the texts first.
 var ErrConflict = errors.New("the authority was changed by somebody else meanwhile")
+
+// ErrNoOverlap is matched when the authority is replaced by one that nobody trusts yet.
+var ErrNoOverlap = errors.New("the authority was replaced without overlap")
 
 // Store keeps the texts.
 type Store interface {
@@ -100,7 +104,8 @@ func (l *Live) Run(ctx context.Context) error {
 	}
 }
 
-// Reload reads the Store at once.
+// Reload reads the Store at once. What it does not take, those before staying in use,
+// is its error: ErrNoOverlap when it is of another root.
 func (l *Live) Reload(ctx context.Context) error {
 	texts, version, err := l.cfg.Store.Load(ctx)
 	if err != nil {
@@ -116,11 +121,17 @@ func (l *Live) Reload(ctx context.Context) error {
 		return nil
 	}
 	keyring, err := Parse(texts, l.cfg.Authority)
+	if err != nil {
+		err = fmt.Errorf("read %s: %w; remedy: restore it from a backup", l.cfg.Store, err)
+	} else if root := keyring.Signing.Root(); !slices.ContainsFunc(l.Keyring().Signing.Roots(), root.Equal) {
+		// In a rotation it has been trusted since the stage before.
+		err = fmt.Errorf("%s: %w: root %s signs, and no node trusts it yet; remedy: restore what was there, and let nodes trust the root first, by an entry %s; "+
+			"or restart operators and agents, whose connections then end", l.cfg.Store, ErrNoOverlap, root.SerialNumber.Text(16), furtherFile)
+	}
 	if err == nil {
 		l.take(keyring, version)
 		return nil
 	}
-	err = fmt.Errorf("read %s: %w; remedy: restore it from a backup", l.cfg.Store, err)
 	l.state.Lock()
 	l.state.problem = err
 	l.state.Unlock()

@@ -420,3 +420,52 @@ func writeJournal(t *testing.T, dir string, texts Texts) {
 		t.Fatal(err)
 	}
 }
+
+// TestReplacedByItsOwner: an intermediate that its owner issues anew below a root that
+// is trusted is taken at once; one of another root when that has been trusted before,
+// by roots.crt, and not else.
+func TestReplacedByItsOwner(t *testing.T) {
+	intermediate := func(root Texts) Texts {
+		t.Helper()
+		made, err := identity.NewIntermediateTexts(root, config())
+		if err != nil {
+			t.Fatal(err)
+		}
+		made["configuration.key"] = root["configuration.key"]
+		return made
+	}
+	one, other := begun(t), begun(t)
+	store := &memory{texts: intermediate(one.texts)}
+	live, err := Open(t.Context(), LiveConfig{Store: store, Authority: config(), Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	replace := func(what string, with Texts, takes bool) {
+		t.Helper()
+		store.mu.Lock()
+		store.texts, store.version = with, store.version+1
+		store.mu.Unlock()
+		before := live.Keyring().Signing.Signing()
+		err := live.Reload(t.Context())
+		switch now := live.Keyring().Signing.Signing(); {
+		case takes && (err != nil || now.Equal(before) || live.Problem() != nil):
+			t.Errorf("%s: %v, %v", what, err, live.Problem())
+		case !takes && (!errors.Is(err, ErrNoOverlap) || !now.Equal(before) || live.Problem() == nil || !strings.Contains(err.Error(), "roots.crt")):
+			t.Errorf("%s: %v, %v", what, err, live.Problem())
+		}
+	}
+	replace("a renewal below the same root", intermediate(one.texts), true)
+	replace("another root", intermediate(other.texts), false)
+	trusting := intermediate(one.texts)
+	trusting["roots.crt"] = other.Signing.BundleText()
+	replace("the other root trusted", trusting, true)
+	if n := len(live.Keyring().Signing.Roots()); n != 2 {
+		t.Errorf("%d roots are trusted", n)
+	}
+	next := intermediate(other.texts)
+	next["roots.crt"] = one.Signing.BundleText()
+	replace("the other root, trusted before", next, true)
+	if n := len(live.Keyring().Signing.Roots()); n != 2 || !live.Keyring().Signing.Root().Equal(other.Signing.Root()) {
+		t.Errorf("%d roots are trusted", n)
+	}
+}

@@ -18,9 +18,11 @@ type Texts map[string][]byte
 
 // The names that this package adds to those of an authority.
 const (
-	certFile     = "tls.crt"
-	keyFile      = "tls.key"
-	moreFile     = "ca.crt"
+	certFile = "tls.crt"
+	keyFile  = "tls.key"
+	moreFile = "ca.crt"
+	// furtherFile has further roots that people trust: no rotation changes it.
+	furtherFile  = "roots.crt"
 	next         = "next."
 	previous     = "previous."
 	rotationFile = "rotation.json"

@@ -4,6 +4,7 @@
 package frozen
 
 import (
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/heddle-mesh/heddle/internal/flow"
+	"github.com/heddle-mesh/heddle/internal/hbone/secured"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
@@ -58,6 +60,10 @@ type state struct {
 	Received    uint64   `json:"received"`
 	Balanced    bool     `json:"balanced,omitempty"`
 	Probe       bool     `json:"probe,omitempty"`
+	// Of a tunnel, as secured.Facts has them; a version before knows none of them.
+	Group        uint16 `json:"group,omitempty"`
+	PeerSerial   string `json:"peerSerial,omitempty"`
+	PeerNotAfter int64  `json:"peerNotAfter,omitempty"`
 }
 
 type key struct {
@@ -82,13 +88,14 @@ func (c *Connection) Pod() mesh.Key {
 
 // Encode writes a connection down.
 func (c *Connection) Encode() ([]byte, error) {
-	r := &c.Record
+	r, by := &c.Record, c.Record.Secured.Facts()
 	return json.Marshal(state{
 		Version: version, Start: r.Start.UnixNano(), Direction: r.Direction.String(), Transport: r.Transport.String(),
 		Source: toEndpoint(r.Source), Destination: toEndpoint(r.Destination), Service: key(r.Service),
 		Verdict: r.Verdict.String(), Reason: r.Reason.String(), Policy: key(r.Policy), Rule: r.Rule,
 		Handshake: int64(r.Timing.Handshake), Connect: int64(r.Timing.Connect),
 		Sent: c.Sent, Received: c.Received, Balanced: c.Balanced, Probe: c.Probe,
+		Group: uint16(by.Group), PeerSerial: by.Serial, PeerNotAfter: by.NotAfter,
 	})
 }
 
@@ -140,6 +147,9 @@ func (s *state) connection() (*Connection, error) {
 		return nil, errors.New("a name is too long")
 	}
 	r.Start = time.Unix(0, s.Start)
+	if r.Transport == flow.TransportTunnel {
+		r.Secured = secured.Facts{Group: tls.CurveID(s.Group), Serial: s.PeerSerial, NotAfter: s.PeerNotAfter}.By()
+	}
 	r.Service, r.Policy, r.Rule = mesh.Key(s.Service), mesh.Key(s.Policy), s.Rule
 	r.Timing = flow.Timing{Handshake: time.Duration(s.Handshake), Connect: time.Duration(s.Connect)}
 	return c, nil

@@ -2,6 +2,7 @@ package frozen_test
 
 import (
 	"bytes"
+	"crypto/tls"
 	_ "embed"
 	"encoding/json"
 	"errors"
@@ -15,13 +16,21 @@ import (
 
 	"github.com/heddle-mesh/heddle/agent/proxy/frozen"
 	"github.com/heddle-mesh/heddle/internal/flow"
+	"github.com/heddle-mesh/heddle/internal/hbone/secured"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
 
 func TestMain(m *testing.M) { testenv.Main(m) }
 
-// carried has something in every field that is kept.
+// secure is carried as later agents of version 1 write it, with what secures it.
+func secure() *frozen.Connection {
+	c := carried()
+	c.Record.Secured = secured.Facts{Group: tls.X25519MLKEM768, Serial: "3f2a", NotAfter: 1700086400}.By()
+	return c
+}
+
+// carried has something in every field that the first agents of version 1 kept.
 func carried() *frozen.Connection {
 	return &frozen.Connection{
 		Record: flow.Record{
@@ -45,6 +54,7 @@ func carried() *frozen.Connection {
 func TestRoundTrip(t *testing.T) {
 	for _, change := range []func(*frozen.Connection){
 		func(*frozen.Connection) {},
+		func(c *frozen.Connection) { *c = *secure() },
 		func(c *frozen.Connection) {
 			c.Record.Direction, c.Record.Transport = flow.DirectionLocal, flow.TransportSplice
 		},
@@ -82,14 +92,24 @@ func TestRoundTrip(t *testing.T) {
 //go:embed testdata/v1.json
 var golden []byte
 
+// goldenSecured is secure, written so for ever.
+//
+//go:embed testdata/v1-secured.json
+var goldenSecured []byte
+
 // TestGolden: what was written once is read, and written again with all that
 // was in it.
 func TestGolden(t *testing.T) {
+	sameAs(t, golden, carried())
+	sameAs(t, goldenSecured, secure())
+}
+
+func sameAs(t *testing.T, golden []byte, want *frozen.Connection) {
+	t.Helper()
 	got, err := frozen.Decode(golden)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := carried()
 	if !got.Record.Start.Equal(want.Record.Start) {
 		t.Errorf("started %v, want %v", got.Record.Start, want.Record.Start)
 	}
@@ -153,6 +173,7 @@ func FuzzDecode(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(good)
+	f.Add(goldenSecured)
 	f.Add([]byte(`{"version":1}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		c, err := frozen.Decode(text)

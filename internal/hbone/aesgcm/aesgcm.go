@@ -16,6 +16,10 @@ import (
 	"fmt"
 )
 
+// ErrFIPS140 is why there is no AES-GCM of our own in FIPS 140-3 mode: it is in no
+// validated module.
+var ErrFIPS140 = errors.New("heddle's own AES-GCM is refused in FIPS 140-3 mode")
+
 const (
 	nonceBytes = 12
 	tagBytes   = 16

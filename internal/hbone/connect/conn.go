@@ -31,6 +31,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/hbone"
 	"github.com/heddle-mesh/heddle/internal/hbone/flood"
 	"github.com/heddle-mesh/heddle/internal/hbone/relay"
+	"github.com/heddle-mesh/heddle/internal/hbone/secured"
 )
 
 const (
@@ -76,8 +77,9 @@ type Identity struct {
 	Leaf [32]byte
 	// NotAfter is when the connection must drain.
 	NotAfter time.Time
-	// Handshake is how long it took.
+	// Handshake is how long it took, Secured what it settled.
 	Handshake time.Duration
+	Secured   secured.By
 }
 
 // Conn is one tunnel connection that a peer opened. Two goroutines run it, one that reads frames and never writes,

@@ -78,7 +78,7 @@ func (st *stream) serve(fields requestFields) {
 		return
 	}
 	c := st.conn
-	req.Peer, req.Remote, req.Local, req.Handshake = c.id.Peer, c.wire.remote, c.wire.local, c.id.Handshake
+	req.Peer, req.Remote, req.Local, req.Handshake, req.Secured = c.id.Peer, c.wire.remote, c.wire.local, c.id.Handshake, c.id.Secured
 	if err := c.stillTrusted(); err != nil {
 		c.refuse(err)
 		st.answerEnd(&hbone.StatusError{Code: http.StatusUnauthorized, Reason: err.Error()})

@@ -14,13 +14,39 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/heddle-mesh/heddle/internal/hbone"
+	"github.com/heddle-mesh/heddle/internal/hbone/secured"
 )
 
 func identityTests() []test {
 	return []test{
 		{"server's certificate", testServerCertificates}, {"client's certificate", testClientCertificates},
 		{"no client certificate", testNoClientCertificate}, {"TLS 1.2", testOldTLS}, {"no ALPN", testNoALPN},
-		{"no SNI and no tickets", testHandshakeShape}, {"other trust domain", testFederation},
+		{"no SNI and no tickets", testHandshakeShape}, {"what secures it is told", testSecured}, {"other trust domain", testFederation},
+	}
+}
+
+// testSecured: both ends know key exchange and peer's certificate of each stream, the
+// first and those on the warm connection; and the key exchange is a post-quantum one.
+func testSecured(t *testing.T, make New) {
+	r := newRig(t, make, Options{})
+	client, server := secured.Of(tls.X25519MLKEM768, r.server.cert.Leaf), secured.Of(tls.X25519MLKEM768, r.client.cert.Leaf)
+	if client == server {
+		t.Fatal("one certificate for both")
+	}
+	for i := range 3 {
+		f := r.open(r.request())
+		if got := within(t, f.secured, "Established"); got != client {
+			t.Errorf("stream %d: the client knows of %v, want %v", i, got, client)
+		}
+		r.mu.Lock()
+		if got := r.requests[i].Secured; got != server {
+			t.Errorf("stream %d: the server knows of %v, want %v", i, got, server)
+		}
+		r.mu.Unlock()
+		f.finish()
+	}
+	if n := r.dialed(); n != 1 {
+		t.Errorf("%d connections", n)
 	}
 }
 

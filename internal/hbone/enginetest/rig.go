@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/heddle-mesh/heddle/internal/hbone"
+	"github.com/heddle-mesh/heddle/internal/hbone/secured"
 )
 
 // wait is how long anything in these tests may take.
@@ -192,6 +193,7 @@ type flow struct {
 	program *net.TCPConn // what the program holds
 	app     *net.TCPConn // what the application accepted
 	opened  chan hbone.Timing
+	secured chan secured.By
 	done    chan hbone.Outcome
 	back    chan hbone.Outcome // Unanswered
 	local   *net.TCPConn       // given to the engine
@@ -210,8 +212,8 @@ func (r *rig) start(req *hbone.ConnectRequest) *flow {
 
 // startOn is start for a connection that is there already.
 func (r *rig) startOn(req *hbone.ConnectRequest, program, local *net.TCPConn) *flow {
-	f := &flow{t: r.t, req: req, program: program, local: local, opened: make(chan hbone.Timing, 2), done: make(chan hbone.Outcome, 2), back: make(chan hbone.Outcome, 2)}
-	req.Established = func(tm hbone.Timing) { f.opened <- tm }
+	f := &flow{t: r.t, req: req, program: program, local: local, opened: make(chan hbone.Timing, 2), secured: make(chan secured.By, 2), done: make(chan hbone.Outcome, 2), back: make(chan hbone.Outcome, 2)}
+	req.Established = func(tm hbone.Timing, by secured.By) { f.secured <- by; f.opened <- tm }
 	req.Done = func(o hbone.Outcome) { f.done <- o }
 	r.client.engine.Connect(local, req)
 	return f

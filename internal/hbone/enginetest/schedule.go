@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/heddle-mesh/heddle/internal/hbone"
+	"github.com/heddle-mesh/heddle/internal/hbone/secured"
 )
 
 func scheduleTests() []test {
@@ -262,7 +263,7 @@ func (s *stage) run(seed uint64, acts []act) (result, error) {
 	opened := newChan[struct{}](1)
 	req := s.request()
 	req.Baggage, req.Cutter = name, &one.cutters[program]
-	req.Established = func(hbone.Timing) { opened <- struct{}{} }
+	req.Established = func(hbone.Timing, secured.By) { opened <- struct{}{} }
 	req.Done = func(o hbone.Outcome) { one.done[program] <- o }
 	s.client.engine.Connect(local, req)
 	select {

@@ -57,7 +57,7 @@ func testEcho(t *testing.T, make New) {
 	}
 	got := *r.requests[0]
 	want := hbone.StreamRequest{Peer: r.ca.ID("client"), Remote: got.Remote, Local: r.endpoint, Authority: req.Authority,
-		Forwarded: req.Forwarded, Baggage: req.Baggage, TraceParent: req.TraceParent, Handshake: got.Handshake}
+		Forwarded: req.Forwarded, Baggage: req.Baggage, TraceParent: req.TraceParent, Handshake: got.Handshake, Secured: got.Secured}
 	if got != want || !got.Remote.IsValid() || got.Handshake <= 0 {
 		t.Errorf("request %+v\nwant %+v", got, want)
 	}

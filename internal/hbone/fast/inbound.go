@@ -99,7 +99,7 @@ func (side *serverSide) request(h h2.Header) (*hbone.StreamRequest, error) {
 		side.Refuse(err)
 		return nil, err
 	}
-	req.Peer, req.Remote, req.Local, req.Handshake = id.Peer, side.remote, side.local, side.handshake
+	req.Peer, req.Remote, req.Local, req.Handshake, req.Secured = id.Peer, side.remote, side.local, side.handshake, id.Trust.Secured()
 	if err := id.Trust.Check(srv.Bundles, id.Peer); err != nil {
 		side.Refuse(err)
 		return nil, untrusted{&hbone.StatusError{Code: http.StatusUnauthorized, Reason: err.Error()}}

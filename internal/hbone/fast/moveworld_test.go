@@ -21,6 +21,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/hbone"
 	"github.com/heddle-mesh/heddle/internal/hbone/enginetest"
 	"github.com/heddle-mesh/heddle/internal/hbone/fast"
+	"github.com/heddle-mesh/heddle/internal/hbone/secured"
 )
 
 // moveWait bounds everything in the tests that move.
@@ -352,7 +353,7 @@ func (w *world) openFrom(source string) (*moveFlow, error) {
 			}
 			return c.(*net.TCPConn), nil
 		},
-		Established: func(t hbone.Timing) { opened <- t }, Progress: &hbone.Counters{}, Cutter: &hbone.Cutter{},
+		Established: func(t hbone.Timing, _ secured.By) { opened <- t }, Progress: &hbone.Counters{}, Cutter: &hbone.Cutter{},
 		Done: done, Owner: w.client.owner(done),
 	}
 	w.client.mu.RLock()

@@ -101,7 +101,7 @@ func (o *outbound) Answered(s *tunnel.Stream) {
 	o.w.Clear(&o.timer)
 	o.timing.Connect = time.Since(o.sentAt)
 	if o.req.Established != nil {
-		o.req.Established(o.timing)
+		o.req.Established(o.timing, s.Conn().Identity().Trust.Secured())
 	}
 	fd, err := o.local.Take()
 	o.local = nil

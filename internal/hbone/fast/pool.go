@@ -190,7 +190,7 @@ func (e *Engine) dial(req *hbone.ConnectRequest) (*tunnel.Secured, hbone.Timing,
 		Session: session,
 		Identity: tunnel.Identity{
 			Source: req.Source, Leaf: req.Leaf, Peer: req.Peer,
-			Trust: hbone.NewTrust(state.PeerCertificates, roots), NotAfter: hbone.NotAfter(leaf, state.PeerCertificates[0]),
+			Trust: hbone.NewTrust(state, roots), NotAfter: hbone.NotAfter(leaf, state.PeerCertificates[0]),
 		},
 	}
 	if err := secured.TakeOver(tcp); err != nil {

@@ -219,7 +219,7 @@ func (s *serving) handshake(conn net.Conn) (*tunnel.Secured, *serverSide, error)
 			Session: session, Server: true,
 			Identity: tunnel.Identity{
 				Source: s.srv.Local, Leaf: hbone.Fingerprint(cert), Peer: peer,
-				Trust: hbone.NewTrust(chain, nil), NotAfter: hbone.NotAfter(leaf, chain[0]),
+				Trust: hbone.NewTrust(state, nil), NotAfter: hbone.NotAfter(leaf, chain[0]),
 			},
 		}, &serverSide{
 			serving: s, remote: connect.AddrPort(conn.RemoteAddr()), local: connect.AddrPort(conn.LocalAddr()), handshake: time.Since(start),

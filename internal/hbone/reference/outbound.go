@@ -65,7 +65,7 @@ func (e *Engine) connect(local *net.TCPConn, req *hbone.ConnectRequest) {
 		return
 	}
 	if req.Established != nil {
-		req.Established(timing)
+		req.Established(timing, c.by)
 	}
 	req.Cutter.Bind(func(cause error) { e.spawn(func() { o.relay.Fail(cause) }) })
 	stop := context.AfterFunc(ctx, func() { o.relay.Fail(o.causeOf(ctx)) })

@@ -18,6 +18,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/internal/hbone"
 	"github.com/heddle-mesh/heddle/internal/hbone/relay"
+	"github.com/heddle-mesh/heddle/internal/hbone/secured"
 )
 
 const (
@@ -84,6 +85,7 @@ type clientConn struct {
 	http   *http.ClientConn
 	wire   *wireConn
 	chain  []*x509.Certificate
+	by     secured.By
 	roots  *x509bundle.Bundle // that chain was verified with last
 	expiry *time.Timer
 
@@ -249,18 +251,19 @@ func (p *pool) open(ctx context.Context, req *hbone.ConnectRequest, timing *hbon
 	}
 	start = time.Now()
 	defer func() { timing.Handshake = time.Since(start) }()
-	secured := tls.Client(relay.NewRecords(tcp), hbone.ClientTLS(req.Certificate, req.Bundles, req.Peer))
-	if err := secured.HandshakeContext(ctx); err != nil {
+	tunnel := tls.Client(relay.NewRecords(tcp), hbone.ClientTLS(req.Certificate, req.Bundles, req.Peer))
+	if err := tunnel.HandshakeContext(ctx); err != nil {
 		relay.Abort(tcp)
 		if ctx.Err() != nil {
 			err = fmt.Errorf("%w: handshake with %s", context.Cause(ctx), req.Endpoint)
 		}
 		return nil, hbone.HandshakeError(err)
 	}
+	state := tunnel.ConnectionState()
 	c := &clientConn{
-		key: req.Key, chain: secured.ConnectionState().PeerCertificates, gone: true,
+		key: req.Key, chain: state.PeerCertificates, by: hbone.SecuredBy(state.CurveID, state.PeerCertificates), gone: true,
 		streams: map[*outbound]struct{}{},
-		wire:    &wireConn{Conn: secured, data: relay.Data(secured), tcp: tcp, leaf: leaf, ready: make(chan struct{}), closed: make(chan struct{})},
+		wire:    &wireConn{Conn: tunnel, data: relay.Data(tunnel), tcp: tcp, leaf: leaf, ready: make(chan struct{}), closed: make(chan struct{})},
 	}
 	c.wire.onClose = func() { p.eng.spawn(func() { p.lost(c) }) }
 	if roots, err := req.Bundles.GetX509BundleForTrustDomain(req.Peer.TrustDomain()); err == nil {

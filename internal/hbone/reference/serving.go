@@ -155,10 +155,11 @@ func (s *serving) handshake(conn net.Conn) (*connect.Conn, error) {
 	if err := secured.HandshakeContext(s.eng.hard); err != nil {
 		return nil, hbone.HandshakeError(err)
 	}
-	chain := secured.ConnectionState().PeerCertificates
+	state := secured.ConnectionState()
+	chain := state.PeerCertificates
 	return connect.New(s.eng.hard, &s.settings, secured, conn, connect.Identity{
 		Peer: peer, Chain: chain, Leaf: hbone.Fingerprint(cert),
-		NotAfter: hbone.NotAfter(leaf, chain[0]), Handshake: time.Since(start),
+		NotAfter: hbone.NotAfter(leaf, chain[0]), Handshake: time.Since(start), Secured: hbone.SecuredBy(state.CurveID, chain),
 	}), nil
 }
 

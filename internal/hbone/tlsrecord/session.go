@@ -8,6 +8,7 @@
 package tlsrecord
 
 import (
+	"crypto/fips140"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -124,9 +125,17 @@ func (s *State) Check() error {
 	return nil
 }
 
+// ErrFIPS140 is why there is no Session in FIPS 140-3 mode: a validated module must
+// choose the nonces of AES-GCM itself, which this record layer does (SP 800-38D,
+// section 8.2; FIPS 140-3 IG C.H).
+var ErrFIPS140 = errors.New("heddle's own record layer is refused in FIPS 140-3 mode; remedy: use the reference engine")
+
 // New goes on from a state, which it owns from then on. gcm makes the AES-GCM of
-// its keys; nil is the standard library's.
+// its keys; nil is the standard library's. In FIPS 140-3 mode it returns ErrFIPS140.
 func New(s State, gcm GCM) (*Session, error) {
+	if fips140.Enabled() {
+		return nil, ErrFIPS140
+	}
 	if gcm == nil {
 		gcm = StandardGCM
 	}

@@ -3,6 +3,7 @@ package tlsrecord
 import (
 	"bytes"
 	"context"
+	"crypto/fips140"
 	"crypto/tls"
 	"encoding/binary"
 	"encoding/hex"
@@ -27,6 +28,9 @@ func Server(ctx context.Context, conn net.Conn, cfg *tls.Config, gcm GCM) (*Sess
 }
 
 func shake(ctx context.Context, conn net.Conn, cfg *tls.Config, gcm GCM, client bool) (*Session, tls.ConnectionState, error) {
+	if fips140.Enabled() {
+		return nil, tls.ConnectionState{}, ErrFIPS140 // before any secret leaves crypto/tls
+	}
 	var secrets trafficSecrets
 	defer secrets.erase()
 	cfg = cfg.Clone()

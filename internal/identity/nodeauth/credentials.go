@@ -17,6 +17,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"google.golang.org/grpc/credentials"
 
+	"github.com/heddle-mesh/heddle/internal/hbone/skew"
 	"github.com/heddle-mesh/heddle/internal/identity"
 )
 
@@ -114,7 +115,7 @@ func (v verifier) verify(state tls.ConnectionState) error {
 	}
 	// Verify checks chain, validity, exactly one URI name, and that it is no
 	// CA's; X509-SVID section 4.4 leaves the extended key usage to us.
-	id, _, err := x509svid.Verify(certs, v.bundles)
+	id, _, err := x509svid.Verify(certs, v.bundles, x509svid.WithTime(skew.Moment(certs[0], time.Now())))
 	if err != nil {
 		return err
 	}

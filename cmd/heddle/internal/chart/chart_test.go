@@ -488,3 +488,25 @@ func TestKnown(t *testing.T) {
 		}
 	}
 }
+
+// TestFIPS: the value puts both programs into FIPS 140-3 mode, and has them refuse to
+// run outside it; without, nothing of it is there.
+func TestFIPS(t *testing.T) {
+	for _, on := range []bool{false, true} {
+		objects := render(t, fmt.Sprintf("fips140=%v", on))
+		for program, env := range map[string][]corev1.EnvVar{
+			"heddle-operator": one[appsv1.Deployment](t, objects, "Deployment", "heddle-operator").Spec.Template.Spec.Containers[0].Env,
+			"heddle-agent":    one[appsv1.DaemonSet](t, objects, "DaemonSet", "heddle-agent").Spec.Template.Spec.Containers[0].Env,
+		} {
+			for _, want := range []corev1.EnvVar{{Name: "GODEBUG", Value: "fips140=on"}, {Name: "HEDDLE_FIPS140", Value: "true"}} {
+				if slices.Contains(env, want) != on {
+					t.Errorf("fips140=%v: %s has %+v", on, program, env)
+				}
+			}
+			source, err := os.ReadFile("../../../" + program + "/main.go")
+			if err != nil || !known(string(source), "--fips140") {
+				t.Errorf("%s has no --fips140: %v", program, err)
+			}
+		}
+	}
+}

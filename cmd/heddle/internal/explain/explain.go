@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
@@ -54,6 +55,22 @@ type End struct {
 	// DNS is who answers the source's name queries, "agent" or "server"; "" when the
 	// Mesh does not say, or the source is not in the mesh.
 	DNS string `json:"dns,omitempty"`
+	// Certificate is the SVID by which its agent proves it; nil when no agent said.
+	Certificate *Certificate `json:"certificate,omitempty"`
+}
+
+// Certificate is an SVID that an agent holds.
+type Certificate struct {
+	Serial   string    `json:"serial"`
+	NotAfter time.Time `json:"notAfter"`
+}
+
+// Secured is the key exchange of a tunnel connection that there was.
+type Secured struct {
+	KeyExchange string `json:"keyExchange"`
+	PostQuantum bool   `json:"postQuantum"`
+	// At is the beginning of the flow that tells it.
+	At time.Time `json:"at"`
 }
 
 // Endpoint is a workload that may take the connection.
@@ -75,6 +92,9 @@ type Endpoint struct {
 	// workload is selected by, as "ALLOW shop/web".
 	Audited   []string `json:"audited,omitempty"`
 	Selecting []string `json:"selecting,omitempty"`
+	// Secured is that of the newest connection of the source with it; nil when agents
+	// know of none, or were not asked.
+	Secured *Secured `json:"secured,omitempty"`
 }
 
 // Denied reports whether the connection, or one of those that it may become, is

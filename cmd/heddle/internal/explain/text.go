@@ -30,6 +30,9 @@ func Print(out io.Writer, color bool, a *Answer) error {
 			return err
 		}
 	}
+	if err := security(out, a); err != nil {
+		return err
+	}
 	for i := range a.NetworkPolicies {
 		if _, err := fmt.Fprintf(out, "NetworkPolicy %s: %s\n", &a.NetworkPolicies[i], a.NetworkPolicies[i].Verdict); err != nil {
 			return err
@@ -42,6 +45,33 @@ func Print(out io.Writer, color bool, a *Answer) error {
 	}
 	return nil
 }
+
+// security names certificates and key exchange, as far as agents told.
+func security(out io.Writer, a *Answer) error {
+	var lines []string
+	certificate := func(e *End) {
+		if c := e.Certificate; c != nil {
+			lines = append(lines, fmt.Sprintf("certificate of %s: %s until %s", e.Workload, c.Serial, c.NotAfter.Local().Format(minutes)))
+		}
+	}
+	certificate(&a.Source)
+	for i := range a.Endpoints {
+		e := &a.Endpoints[i]
+		certificate(&e.End)
+		if s := e.Secured; s != nil {
+			lines = append(lines, fmt.Sprintf("key exchange with %s: %s%s, at %s", e.Workload, s.KeyExchange, map[bool]string{true: " (post-quantum)"}[s.PostQuantum], s.At.Local().Format(minutes)))
+		}
+	}
+	for _, line := range lines {
+		if _, err := fmt.Fprintln(out, line); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// minutes is how precise these moments are.
+const minutes = "2006-01-02 15:04"
 
 // known reports whether a reason says anything.
 func known(reason string) bool { return reason != "" && reason != "Unknown" }

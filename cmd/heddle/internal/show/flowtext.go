@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
+	"github.com/heddle-mesh/heddle/internal/hbone/secured"
 )
 
 // FlowJSON is a flow as -o json prints it, one object per line. Durations are
@@ -28,11 +29,11 @@ type FlowJSON struct {
 	BytesSent     uint64       `json:"bytesSent"`
 	BytesReceived uint64       `json:"bytesReceived"`
 	Timing        timingJSON   `json:"timing"`
-	Retransmits   uint32       `json:"retransmits"`
-	Transport     string       `json:"transport"`
-	Packets       uint64       `json:"packets,omitempty"`
-	Protocol      uint32       `json:"protocol,omitempty"`
-	Detail        string       `json:"detail,omitempty"`
+	wireJSON
+	Transport string `json:"transport"`
+	Packets   uint64 `json:"packets,omitempty"`
+	Protocol  uint32 `json:"protocol,omitempty"`
+	Detail    string `json:"detail,omitempty"`
 }
 
 type endpointJSON struct {
@@ -47,6 +48,34 @@ type timingJSON struct {
 	RTT       float64 `json:"rtt,omitempty"`
 }
 
+type wireJSON struct {
+	Retransmits uint32       `json:"retransmits"`
+	Secured     *securedJSON `json:"secured,omitempty"`
+}
+
+// securedJSON is what secures the tunnel connection.
+type securedJSON struct {
+	KeyExchange     string           `json:"keyExchange"`
+	PostQuantum     bool             `json:"postQuantum"`
+	PeerCertificate *certificateJSON `json:"peerCertificate,omitempty"`
+}
+
+type certificateJSON struct {
+	Serial   string    `json:"serial"`
+	NotAfter time.Time `json:"notAfter"`
+}
+
+func toSecured(s *meshpb.FlowSecured) *securedJSON {
+	if s == nil {
+		return nil
+	}
+	j := &securedJSON{KeyExchange: s.GetKeyExchange(), PostQuantum: secured.PostQuantum(s.GetKeyExchange())}
+	if s.GetPeerSerial() != "" {
+		j.PeerCertificate = &certificateJSON{s.GetPeerSerial(), time.Unix(0, s.GetPeerNotAfterNs()).UTC()}
+	}
+	return j
+}
+
 // ToJSON returns the JSON form of a flow.
 func ToJSON(f *meshpb.Flow) FlowJSON {
 	seconds := func(ns int64) float64 { return time.Duration(ns).Seconds() }
@@ -58,8 +87,8 @@ func ToJSON(f *meshpb.Flow) FlowJSON {
 		Source: end(f.GetSource()), Destination: end(f.GetDestination()), Service: f.GetService(), Node: f.GetNode(),
 		Verdict: f.GetVerdict(), Reason: f.GetReason(), Policy: f.GetPolicy(), Rule: f.Rule,
 		BytesSent: f.GetBytesSent(), BytesReceived: f.GetBytesReceived(),
-		Timing:      timingJSON{seconds(f.GetHandshakeNs()), seconds(f.GetConnectNs()), seconds(f.GetRttNs())},
-		Retransmits: f.GetRetransmits(), Transport: f.GetTransport(), Packets: f.GetPackets(), Protocol: f.GetProtocol(), Detail: f.GetDetail(),
+		Timing:   timingJSON{seconds(f.GetHandshakeNs()), seconds(f.GetConnectNs()), seconds(f.GetRttNs())},
+		wireJSON: wireJSON{f.GetRetransmits(), toSecured(f.GetSecured())}, Transport: f.GetTransport(), Packets: f.GetPackets(), Protocol: f.GetProtocol(), Detail: f.GetDetail(),
 	}
 }
 
@@ -76,7 +105,7 @@ type FlowPrinter struct {
 func NewFlowPrinter(out io.Writer, color, json, wide bool) *FlowPrinter {
 	header := []string{"TIME", "VERDICT", "REASON", "DIRECTION", "SOURCE", "DESTINATION", "TRANSPORT", "SENT", "RECEIVED", "DURATION"}
 	if wide {
-		header = append(header, "NODE", "SERVICE", "SOURCE IDENTITY", "DESTINATION IDENTITY", "CONNECT", "HANDSHAKE", "RTT", "RETRANS", "DETAIL")
+		header = append(header, "NODE", "SERVICE", "SOURCE IDENTITY", "DESTINATION IDENTITY", "CONNECT", "HANDSHAKE", "RTT", "RETRANS", "KEY EXCHANGE", "PEER CERTIFICATE", "DETAIL")
 	}
 	p := &FlowPrinter{out: out, json: json, wide: wide, table: NewTable(out, color, header...)}
 	p.table.Widen(12, 7, 19, 9, 20, 24, 9, 8, 8, 8)
@@ -137,9 +166,18 @@ func (p *FlowPrinter) row(f *meshpb.Flow) []Cell {
 	if p.wide {
 		row = append(row, Text(f.GetNode()), Text(f.GetService()), Text(f.GetSource().GetIdentity()), Text(f.GetDestination().GetIdentity()),
 			Text(Duration(time.Duration(f.GetConnectNs()))), Text(Duration(time.Duration(f.GetHandshakeNs()))),
-			Text(Duration(time.Duration(f.GetRttNs()))), Text(fmt.Sprint(f.GetRetransmits())), Text(f.GetDetail()))
+			Text(Duration(time.Duration(f.GetRttNs()))), Text(fmt.Sprint(f.GetRetransmits())),
+			Text(f.GetSecured().GetKeyExchange()), Text(certificateText(f.GetSecured())), Text(f.GetDetail()))
 	}
 	return row
+}
+
+// certificateText is the peer's certificate, as `heddle certs` names it, and its end.
+func certificateText(s *meshpb.FlowSecured) string {
+	if s.GetPeerSerial() == "" {
+		return ""
+	}
+	return s.GetPeerSerial() + " until " + time.Unix(0, s.GetPeerNotAfterNs()).Format("2006-01-02 15:04")
 }
 
 // reasonText is the reason, and the policy and rule that decided.

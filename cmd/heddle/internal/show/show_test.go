@@ -2,6 +2,7 @@ package show
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -134,5 +135,35 @@ func TestWho(t *testing.T) {
 		if got := p.who(Counter{Class: tc.class, Direction: tc.direction}); got != tc.want {
 			t.Errorf("%s %s%q, want %q", tc.class, tc.direction, got, tc.want)
 		}
+	}
+}
+
+// TestFlowSecured: what secures a tunnel is told, and nothing of what went without one.
+func TestFlowSecured(t *testing.T) {
+	f := &meshpb.Flow{Transport: "tunnel", Retransmits: 3, Secured: &meshpb.FlowSecured{
+		KeyExchange: "X25519MLKEM768", Group: 4588, PeerSerial: "ab12", PeerNotAfterNs: time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC).UnixNano(),
+	}}
+	text := func(f *meshpb.Flow, json bool) string {
+		var out bytes.Buffer
+		p := NewFlowPrinter(&out, false, json, true)
+		if err := errors.Join(p.Print(f), p.Flush()); err != nil {
+			t.Fatal(err)
+		}
+		return out.String()
+	}
+	want := `"retransmits":3,"secured":{"keyExchange":"X25519MLKEM768","postQuantum":true,"peerCertificate":{"serial":"ab12","notAfter":"2030-01-02T03:04:05Z"}},"transport":"tunnel"`
+	if got := text(f, true); !strings.Contains(got, want) {
+		t.Errorf("%s lacks %s", got, want)
+	}
+	if got := text(f, false); !strings.Contains(got, "X25519MLKEM768") || !strings.Contains(got, "ab12 until 2030-01-0") {
+		t.Error(got)
+	}
+	f.Secured = &meshpb.FlowSecured{KeyExchange: "X25519", Group: 29}
+	if got := text(f, true); !strings.Contains(got, `"secured":{"keyExchange":"X25519","postQuantum":false},`) {
+		t.Error(got)
+	}
+	f.Secured = nil
+	if got := text(f, true); strings.Contains(got, "secured") {
+		t.Error(got)
 	}
 }

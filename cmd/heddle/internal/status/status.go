@@ -45,6 +45,8 @@ type Summary struct {
 type Operator struct {
 	Name    string `json:"name"`
 	Version string `json:"version,omitempty"`
+	// FIPS140 is its FIPS 140-3 mode: "off", or "on" or "only" with the module's version.
+	FIPS140 string `json:"fips140,omitempty"`
 	Epoch   uint64 `json:"epoch,omitempty"`
 	// Nodes is how many agents are connected to it.
 	Nodes       int       `json:"nodes"`
@@ -56,6 +58,7 @@ type Operator struct {
 type Node struct {
 	Name      string `json:"name"`
 	Version   string `json:"version,omitempty"`
+	FIPS140   string `json:"fips140,omitempty"`
 	Connected bool   `json:"connected"`
 	Epoch     uint64 `json:"epoch,omitempty"`
 	// LagSeconds is how long ago what the agent has not applied yet was
@@ -176,7 +179,7 @@ func (s *Summary) operators(answers []reach.Answer[*meshpb.OperatorState]) (newe
 			continue
 		}
 		c := answer.Value.GetConfiguration()
-		o.Version, o.Epoch, o.RootExpires = answer.Value.GetVersion(), c.GetEpoch(), moment(answer.Value.GetAuthority().GetRootNotAfterNs())
+		o.Version, o.FIPS140, o.Epoch, o.RootExpires = answer.Value.GetVersion(), answer.Value.GetFips140(), c.GetEpoch(), moment(answer.Value.GetAuthority().GetRootNotAfterNs())
 		for _, n := range answer.Value.GetNodes() {
 			if n.GetConnected() {
 				o.Nodes++
@@ -260,7 +263,7 @@ func (s *Summary) nodes(answers []reach.Answer[*meshpb.AgentStatus], newest publ
 
 func (s *Summary) node(n *Node, status *meshpb.AgentStatus, newest published) {
 	c := status.GetConfiguration()
-	n.Version, n.Connected, n.Epoch, n.Pods = status.GetVersion(), status.GetOperator().GetConnected(), c.GetEpoch(), len(status.GetPods())
+	n.Version, n.FIPS140, n.Connected, n.Epoch, n.Pods = status.GetVersion(), status.GetFips140(), status.GetOperator().GetConnected(), c.GetEpoch(), len(status.GetPods())
 	switch {
 	case !c.GetSynced():
 		s.problem("node %s has no configuration yet", n.Name)

@@ -27,7 +27,7 @@ func (s *Summary) Print(out io.Writer, color, allPolicies bool) error {
 		case o.Name == s.Leader:
 			state = show.In("leader", show.Green)
 		}
-		operators.Add(show.Text(o.Name), show.Text(o.Version), number(o.Epoch), show.Text(fmt.Sprint(o.Nodes)), until(o.RootExpires), state)
+		operators.Add(show.Text(o.Name), show.Text(versionText(o.Version, o.FIPS140)), number(o.Epoch), show.Text(fmt.Sprint(o.Nodes)), until(o.RootExpires), state)
 	}
 	nodes := show.NewTable(out, color, "NODE", "VERSION", "EPOCH", "LAG", "PODS", "CONNECTIONS", "CERTIFICATES", "FIRST EXPIRES", "STATE")
 	for _, n := range s.Nodes {
@@ -41,7 +41,7 @@ func (s *Summary) Print(out io.Writer, color, allPolicies bool) error {
 		if n.LagSeconds > 0 {
 			lag = show.In(show.Duration(time.Duration(n.LagSeconds*float64(time.Second))), show.Yellow)
 		}
-		nodes.Add(show.Text(n.Name), show.Text(n.Version), number(n.Epoch), lag, show.Text(fmt.Sprintf("%d/%d", n.Enrolled, n.Pods)), show.Text(fmt.Sprint(n.Connections)),
+		nodes.Add(show.Text(n.Name), show.Text(versionText(n.Version, n.FIPS140)), number(n.Epoch), lag, show.Text(fmt.Sprintf("%d/%d", n.Enrolled, n.Pods)), show.Text(fmt.Sprint(n.Connections)),
 			show.Text(fmt.Sprint(n.Certificates)), until(n.Expires), state)
 	}
 	namespaces := show.NewTable(out, color, "NAMESPACE", "LABEL", "IN THE MESH", "STRICT")
@@ -127,4 +127,12 @@ func until(t time.Time) show.Cell {
 		return show.In("in "+left.Round(time.Second).String(), show.Red)
 	}
 	return show.Text(fmt.Sprintf("in %dh%02dm", int(left.Hours()), int(left.Minutes())%60))
+}
+
+// versionText is a program's version, and that it is in FIPS 140-3 mode.
+func versionText(version, mode string) string {
+	if mode == "" || mode == "off" {
+		return version
+	}
+	return version + " (FIPS 140-3)"
 }

@@ -8,6 +8,7 @@
 package frozen
 
 import (
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -77,6 +78,8 @@ type Identity struct {
 	// that vouched for them last.
 	Chain [][]byte
 	Roots []byte `json:",omitempty"`
+	// Group is the key exchange of the handshake, 0 when it is not known.
+	Group tls.CurveID `json:",omitzero"`
 }
 
 // Pool is what a connection's place in the pool needs beside its identity.

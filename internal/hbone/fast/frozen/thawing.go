@@ -32,7 +32,7 @@ func (c *Conn) Thaw(bundles x509bundle.Source, gcm tlsrecord.GCM) (*Thawing, err
 	if t.Peer, err = spiffeid.FromString(c.Peer); err != nil {
 		return nil, fmt.Errorf("thaw connection: peer: %w", err)
 	}
-	if t.Trust, err = hbone.TrustFrom(c.Chain, c.Roots, bundles, t.Peer); err != nil {
+	if t.Trust, err = hbone.TrustFrom(c.Chain, c.Roots, c.Group, bundles, t.Peer); err != nil {
 		return nil, fmt.Errorf("thaw connection: %w", err)
 	}
 	c.Session.Server = c.Server
