@@ -14,8 +14,6 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
-
-	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
 // Bounds of a connection. No request of the X.509 profile has content; one of the JWT
@@ -39,7 +37,7 @@ const header, headerValue = "workload.spiffe.io", "true"
 type endpoint struct {
 	workload.UnimplementedSpiffeWorkloadAPIServer
 	*Server
-	key     mesh.Key
+	pod     Pod
 	ended   context.Context
 	streams chan struct{} // a token for each that is open
 	begin   *rate.Limiter
@@ -47,9 +45,9 @@ type endpoint struct {
 
 // answer serves a pod at its listener, which it closes, until ctx is done, or the
 // listener fails.
-func (s *Server) answer(ctx context.Context, key mesh.Key, listener net.Listener) error {
+func (s *Server) answer(ctx context.Context, pod Pod, listener net.Listener) error {
 	e := &endpoint{
-		Server: s, key: key, ended: ctx, streams: make(chan struct{}, s.cfg.Limits.Streams),
+		Server: s, pod: pod, ended: ctx, streams: make(chan struct{}, s.cfg.Limits.Streams),
 		begin: rate.NewLimiter(rate.Limit(s.cfg.Limits.Rate), s.cfg.Limits.Rate),
 	}
 	g := grpc.NewServer(

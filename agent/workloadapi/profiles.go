@@ -19,7 +19,7 @@ import (
 func (e *endpoint) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerStreamingServer[workload.X509SVIDResponse]) error {
 	return follow(e, stream.Context(), e.svids, func(m *workload.X509SVIDResponse) error {
 		e.metrics.keys.Inc()
-		e.cfg.Log.Debug("pod is given its SVID", "workload", e.key, "identity", m.GetSvids()[0].GetSpiffeId())
+		e.cfg.Log.Debug("pod is given its SVID", "workload", e.pod.Key, "identity", m.GetSvids()[0].GetSpiffeId())
 		return stream.Send(m)
 	})
 }
@@ -106,9 +106,9 @@ func follow[M proto.Message](e *endpoint, ctx context.Context, state func(spiffe
 	for {
 		view, changed := e.cfg.Store.Snapshot()
 		renewed := e.cfg.Identities.Changed() // before looking
-		w, ok := e.asking(view, e.key)
+		w, ok := e.asking(view, e.pod)
 		if !ok {
-			return status.Error(codes.PermissionDenied, "the pod does not ask for the Workload API any more, or has left the mesh")
+			return status.Error(codes.PermissionDenied, "the pod does not ask for the Workload API any more, has left the mesh, or has a successor of its name")
 		}
 		id := w.Identity
 		if view.Revoked(id) {
@@ -134,10 +134,10 @@ func follow[M proto.Message](e *endpoint, ctx context.Context, state func(spiffe
 		case <-late:
 			return status.Errorf(codes.Unavailable, "there is no SVID to be had yet: %v", why)
 		case <-e.ended.Done():
-			if _, asks := e.asking(e.cfg.Store.View(), e.key); !asks {
+			if _, asks := e.asking(e.cfg.Store.View(), e.pod); !asks {
 				continue // that is why
 			}
-			return status.Error(codes.Unavailable, "the agent ends or is replaced: ask again")
+			return status.Error(codes.Unavailable, "the agent ends or is replaced, or enrolls the pod anew: ask again")
 		case <-ctx.Done():
 			return status.FromContextError(ctx.Err()).Err()
 		}

@@ -39,6 +39,9 @@ import (
 
 func TestMain(m *testing.M) { testenv.Main(m) }
 
+// first is the UID of each pod that was enrolled.
+const first = "uid-1"
+
 // world is a Server with pods whose listeners are on ports of this machine.
 type world struct {
 	t         *testing.T
@@ -52,6 +55,7 @@ type world struct {
 	revision int
 	labels   map[string]string // of Label, by workload
 	revoked  []spiffeid.ID
+	named    map[string]string // other UIDs than first, by workload; of other service accounts, too
 	at       map[string]string // the pods' newest listeners
 	opened   map[string]int
 	refuse   error // of Listen
@@ -59,7 +63,7 @@ type world struct {
 
 func newWorld(t *testing.T, limits Limits) *world {
 	t.Helper()
-	w := &world{t: t, td: spiffeid.RequireTrustDomainFromString("mesh.test"), store: mesh.NewStore(), labels: map[string]string{}, at: map[string]string{}, opened: map[string]int{}}
+	w := &world{t: t, td: spiffeid.RequireTrustDomainFromString("mesh.test"), store: mesh.NewStore(), labels: map[string]string{}, named: map[string]string{}, at: map[string]string{}, opened: map[string]int{}}
 	w.authority = w.newAuthority()
 	var err error
 	w.source, err = identity.NewSource(identity.SourceConfig{TrustDomain: w.td, Signer: w, Bundle: w.authority.Bundle()})
@@ -77,7 +81,7 @@ func newWorld(t *testing.T, limits Limits) *world {
 	running.Go(func() { w.server.Run(ctx) })
 	for _, name := range []string{"web", "api"} {
 		running.Go(func() {
-			w.server.Serve(ctx, Pod{Key: mesh.Key{Namespace: "shop", Name: name}, Listen: func(ctx context.Context) (net.Listener, error) { return w.listen(ctx, name) }})
+			w.server.Serve(ctx, Pod{Key: mesh.Key{Namespace: "shop", Name: name}, UID: first, Listen: func(ctx context.Context) (net.Listener, error) { return w.listen(ctx, name) }})
 		})
 	}
 	t.Cleanup(func() { stop(); running.Wait() })
@@ -134,6 +138,15 @@ func (w *world) label(pairs ...string) {
 	w.publish()
 }
 
+// succeed gives a pod's name to another one, and publishes.
+func (w *world) succeed(name, uid string) {
+	w.t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.named[name] = uid
+	w.publish()
+}
+
 func (w *world) revoke(ids ...spiffeid.ID) {
 	w.t.Helper()
 	w.mu.Lock()
@@ -148,11 +161,14 @@ func (w *world) publish() {
 	var all []mesh.Workload
 	for i, name := range []string{"web", "api", "far"} {
 		one := mesh.Workload{
-			Key: mesh.Key{Namespace: "shop", Name: name}, Node: "n1", ServiceAccount: name, Identity: w.id(name), Enrolled: true,
+			Key: mesh.Key{Namespace: "shop", Name: name}, Node: "n1", ServiceAccount: name, Identity: w.id(name), Enrolled: true, UID: first,
 			Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 0, 0, byte(1 + i)})}, Labels: map[string]string{},
 		}
 		if name == "far" {
 			one.Node = "n2"
+		}
+		if uid := w.named[name]; uid != "" {
+			one.UID, one.ServiceAccount, one.Identity = uid, "successor", w.id("successor")
 		}
 		if value := w.labels[name]; value != "" {
 			one.Labels[Label] = value
@@ -423,6 +439,65 @@ func TestWhoIsServed(t *testing.T) {
 	})
 }
 
+// TestSuccessor: what a pod's successor of the same name asks for, and is, the pod whose
+// processes still run is not given.
+func TestSuccessor(t *testing.T) {
+	w := newWorld(t, Limits{})
+	w.label("web", Enabled)
+	ctx := withHeader(t.Context(), header, headerValue)
+	at := w.address("web")
+	stream, err := w.raw("web").FetchX509SVID(ctx, &workload.X509SVIDRequest{})
+	if m, err := receive(stream, err); err != nil || m.GetSvids()[0].GetSpiffeId() != w.id("web").String() {
+		t.Fatal(m, err)
+	}
+	w.succeed("web", "uid-2")
+	if m, err := stream.Recv(); status.Code(err) != codes.PermissionDenied {
+		t.Errorf("its successor is in the mesh: %v, %v", m, err)
+	}
+	testenv.Eventually(t, 10*time.Second, "nobody listens any more", func() bool {
+		conn, err := net.Dial("tcp4", at)
+		if err == nil {
+			conn.Close()
+		}
+		return err != nil
+	})
+	w.succeed("api", "uid-2")
+	w.label("api", Enabled) // the successor's
+	w.succeed("web", "")    // as it was: what is published before it is seen by now
+	testenv.Eventually(t, 10*time.Second, "web has a listener again", func() bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return w.at["web"] != at
+	})
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.opened["api"] != 0 {
+		t.Error("a pod that did not ask has a listener, since its successor asks")
+	}
+}
+
+// TestWhatWasEnrolled: a workload is a pod's unless it is surely another's.
+func TestWhatWasEnrolled(t *testing.T) {
+	for _, one := range []struct {
+		pod  Pod
+		uid  string
+		at   string
+		want bool
+	}{
+		{Pod{UID: "1", NetNS: "/run/netns/a"}, "1", "", true},
+		{Pod{UID: "1", NetNS: "/run/netns/a"}, "", "", true},
+		{Pod{NetNS: "/run/netns/a"}, "1", "", true},
+		{Pod{UID: "1", NetNS: "/run/netns/a"}, "2", "", false},
+		{Pod{NetNS: "/run/netns/a"}, "", "/run/netns/a", true},
+		{Pod{NetNS: "/run/netns/a"}, "", "/run/netns/b", false},
+		{Pod{}, "", "/run/netns/b", false},
+	} {
+		if got := one.pod.is(&mesh.Workload{UID: one.uid, NetNS: one.at}); got != one.want {
+			t.Errorf("%+v: %v, want %v", one, got, one.want)
+		}
+	}
+}
+
 // TestNoCertificateYet: a client is not left without a word, and gets what comes.
 func TestNoCertificateYet(t *testing.T) {
 	w := newWorld(t, Limits{Patience: 50 * time.Millisecond})
@@ -542,7 +617,7 @@ func TestOnlyLoopback(t *testing.T) {
 		conns <- foreigner{c, remote}
 	}
 	close(conns)
-	err = w.server.answer(t.Context(), mesh.Key{Namespace: "shop", Name: "web"}, once{l, conns})
+	err = w.server.answer(t.Context(), Pod{Key: mesh.Key{Namespace: "shop", Name: "web"}}, once{l, conns})
 	if !errors.Is(err, net.ErrClosed) {
 		t.Errorf("the listener's end: %v", err)
 	}
