@@ -19,6 +19,12 @@ import (
 // Bounds of a connection. No request of the X.509 profile has content; one of the JWT
 // profile, which is refused, is at most a token.
 const (
+	// streamsPerConnection are open at once, admitted or not.
+	streamsPerConnection = 8
+	// windowBytes is what a client may send of one request, and by one connection, before
+	// the server has taken it: HTTP/2's own, which grpc-go would raise to 16 MiB for a
+	// client that is fast.
+	windowBytes     = 64 << 10
 	maxRequestBytes = 16 << 10
 	maxHeaderBytes  = 8 << 10
 	bufferBytes     = 4 << 10
@@ -53,25 +59,22 @@ func (s *Server) answer(ctx context.Context, pod Pod, listener net.Listener) err
 	g := grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxRequestBytes), grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.ReadBufferSize(bufferBytes), grpc.WriteBufferSize(bufferBytes),
-		grpc.MaxConcurrentStreams(uint32(s.cfg.Limits.Streams)), grpc.ConnectionTimeout(handshakeWithin), grpc.WaitForHandlers(true),
+		grpc.StaticStreamWindowSize(windowBytes), grpc.StaticConnWindowSize(windowBytes),
+		grpc.MaxConcurrentStreams(streamsPerConnection), grpc.ConnectionTimeout(handshakeWithin), grpc.WaitForHandlers(true),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleConnection, Time: pingAfter, Timeout: pingWithin}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingsAtMost, PermitWithoutStream: true}),
-		grpc.UnaryInterceptor(func(ctx context.Context, request any, _ *grpc.UnaryServerInfo, call grpc.UnaryHandler) (answer any, err error) {
-			err = e.within(ctx, func() error { answer, err = call(ctx, request); return err })
-			return answer, err
-		}),
 		grpc.StreamInterceptor(func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, call grpc.StreamHandler) error {
 			return e.within(stream.Context(), func() error { return call(srv, stream) })
 		}),
-		// Or it would not go through the above.
+		// Or it would not go through the above; there are no unary methods.
 		grpc.UnknownServiceHandler(func(any, grpc.ServerStream) error {
 			return status.Error(codes.Unimplemented, "only the SPIFFE Workload API is served here")
 		}),
 	)
-	workload.RegisterSpiffeWorkloadAPIServer(g, e)
-	served := make(chan error, 1)
+	g.RegisterService(served(), e)
+	ended := make(chan error, 1)
 	go func() {
-		served <- g.Serve(&bounded{Listener: listener, limits: e, open: make(chan struct{}, s.cfg.Limits.Connections)})
+		ended <- g.Serve(&bounded{Listener: listener, limits: e, open: make(chan struct{}, s.cfg.Limits.Connections)})
 	}()
 	var err error
 	select {
@@ -79,8 +82,8 @@ func (s *Server) answer(ctx context.Context, pod Pod, listener net.Listener) err
 		late := time.AfterFunc(ending, g.Stop)
 		g.GracefulStop()
 		late.Stop()
-		<-served
-	case err = <-served:
+		<-ended
+	case err = <-ended:
 		err = errors.Join(errors.New("its listener has failed"), err)
 	}
 	g.Stop() // nothing is left to stop after a graceful one

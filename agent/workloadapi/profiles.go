@@ -29,26 +29,33 @@ func (e *endpoint) FetchX509Bundles(_ *workload.X509BundlesRequest, stream grpc.
 	return follow(e, stream.Context(), e.bundles, stream.Send)
 }
 
-// The JWT-SVID profile (section 6) is not there: see docs/workload-api.md.
-
-// FetchJWTSVID implements workload.SpiffeWorkloadAPIServer.
-func (e *endpoint) FetchJWTSVID(context.Context, *workload.JWTSVIDRequest) (*workload.JWTSVIDResponse, error) {
-	return nil, noTokens()
+// served returns the Workload API with what is not served of it, which is the JWT-SVID
+// profile (section 6) and the experimental one of WITs: see docs/workload-api.md. That
+// is refused without its message, which a client may never send: generated code would
+// wait for one before anything else is asked.
+func served() *grpc.ServiceDesc {
+	all := workload.SpiffeWorkloadAPI_ServiceDesc
+	desc := all
+	desc.Methods, desc.Streams = nil, nil
+	refuse := func(name string) {
+		desc.Streams = append(desc.Streams, grpc.StreamDesc{StreamName: name, ServerStreams: true, Handler: noTokens})
+	}
+	for _, m := range all.Methods {
+		refuse(m.MethodName)
+	}
+	for _, m := range all.Streams {
+		if m.StreamName == "FetchX509SVID" || m.StreamName == "FetchX509Bundles" {
+			desc.Streams = append(desc.Streams, m)
+			continue
+		}
+		refuse(m.StreamName)
+	}
+	return &desc
 }
 
-// FetchJWTBundles implements workload.SpiffeWorkloadAPIServer.
-func (e *endpoint) FetchJWTBundles(*workload.JWTBundlesRequest, grpc.ServerStreamingServer[workload.JWTBundlesResponse]) error {
-	return noTokens()
-}
-
-// ValidateJWTSVID implements workload.SpiffeWorkloadAPIServer. To call a token invalid
-// would be to have looked at it.
-func (e *endpoint) ValidateJWTSVID(context.Context, *workload.ValidateJWTSVIDRequest) (*workload.ValidateJWTSVIDResponse, error) {
-	return nil, noTokens()
-}
-
-func noTokens() error {
-	return status.Error(codes.Unimplemented, "the JWT-SVID profile is not served: this mesh's authority signs certificates, and no tokens")
+// noTokens is a grpc.StreamHandler. To call a token invalid would be to have looked at it.
+func noTokens(any, grpc.ServerStream) error {
+	return status.Error(codes.Unimplemented, "only the X.509-SVID profile is served: this mesh's authority signs certificates, and no tokens")
 }
 
 // svids is the pod's one SVID.

@@ -49,8 +49,8 @@ type Identities interface {
 
 // Limits bound what one pod can have.
 type Limits struct {
-	// Connections and Streams are how many are open at once, Rate how many of
-	// either may begin in a second.
+	// Connections and Streams are how many are open at once, of requests those that
+	// were admitted, Rate how many of either may begin in a second.
 	Connections, Streams, Rate int
 	// Patience is how long a stream waits for an SVID that was not issued yet.
 	Patience time.Duration

@@ -1,6 +1,7 @@
 package workloadapi
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -26,6 +27,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	client "github.com/spiffe/go-spiffe/v2/workloadapi"
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -552,15 +555,107 @@ func TestBounds(t *testing.T) {
 		_, err := receive(second.FetchX509SVID(ctx, &workload.X509SVIDRequest{}))
 		return err == nil
 	})
-	_, err = first.ValidateJWTSVID(ctx, &workload.ValidateJWTSVIDRequest{Svid: strings.Repeat("a", maxRequestBytes)})
-	wantCode(t, "a large request", err, codes.ResourceExhausted)
+}
+
+// TestLargeRequest: what no request has is not read.
+func TestLargeRequest(t *testing.T) {
+	w := newWorld(t, Limits{})
+	w.label("web", Enabled)
+	stream, err := w.conn("web").NewStream(withHeader(t.Context(), header, headerValue), &grpc.StreamDesc{ServerStreams: true}, workload.SpiffeWorkloadAPI_FetchX509SVID_FullMethodName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.SendMsg(&workload.ValidateJWTSVIDRequest{Svid: strings.Repeat("a", maxRequestBytes)}); err != nil {
+		t.Fatal(err)
+	}
+	wantCode(t, "a large request", stream.RecvMsg(&workload.X509SVIDResponse{}), codes.ResourceExhausted)
+}
+
+// TestNoMessage: a method that is not served answers though its message is not sent, and
+// so does one whose request is not admitted: nothing of a pod's waits that is not counted.
+func TestNoMessage(t *testing.T) {
+	w := newWorld(t, Limits{})
+	w.label("web", Enabled)
+	conn := w.conn("web")
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	silent := func(ctx context.Context, method string) error {
+		stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, method)
+		if err != nil {
+			return err
+		}
+		return stream.RecvMsg(&workload.JWTSVIDResponse{})
+	}
+	for _, method := range []string{
+		workload.SpiffeWorkloadAPI_FetchJWTSVID_FullMethodName, workload.SpiffeWorkloadAPI_ValidateJWTSVID_FullMethodName,
+		workload.SpiffeWorkloadAPI_FetchJWTBundles_FullMethodName, workload.SpiffeWorkloadAPI_FetchWITSVID_FullMethodName,
+	} {
+		wantCode(t, method, silent(withHeader(ctx, header, headerValue), method), codes.Unimplemented)
+		wantCode(t, method+" without the header", silent(ctx, method), codes.InvalidArgument)
+	}
+	wantCode(t, "FetchX509SVID without the header", silent(ctx, workload.SpiffeWorkloadAPI_FetchX509SVID_FullMethodName), codes.InvalidArgument)
+}
+
+// TestWindows: what a connection may send before it is taken stays as it is, however fast
+// its client is, and how many requests it has at once is said.
+func TestWindows(t *testing.T) {
+	w := newWorld(t, Limits{})
+	w.label("web", Enabled)
+	conn, err := net.Dial("tcp4", w.address("web"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	var fields bytes.Buffer
+	e := hpack.NewEncoder(&fields)
+	for _, f := range []hpack.HeaderField{
+		{Name: ":method", Value: "POST"}, {Name: ":scheme", Value: "http"}, {Name: ":authority", Value: "x"},
+		{Name: ":path", Value: workload.SpiffeWorkloadAPI_FetchX509SVID_FullMethodName},
+		{Name: "content-type", Value: "application/grpc"}, {Name: "te", Value: "trailers"}, {Name: header, Value: headerValue},
+	} {
+		if err := e.WriteField(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f := http2.NewFramer(conn, conn)
+	_, err = io.WriteString(conn, http2.ClientPreface)
+	if err := errors.Join(err, f.WriteSettings(), f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: fields.Bytes(), EndHeaders: true}),
+		f.WriteData(1, true, make([]byte, 5))); err != nil { // an empty message
+		t.Fatal(err)
+	}
+	said := map[http2.SettingID]uint32{}
+	for {
+		frame, err := f.ReadFrame()
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch frame := frame.(type) {
+		case *http2.SettingsFrame:
+			if err := frame.ForeachSetting(func(s http2.Setting) error { said[s.ID] = s.Val; return nil }); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		case *http2.PingFrame: // by which it would find out how fast that is, to send a larger window
+			t.Error("the server measures its client")
+		case *http2.DataFrame:
+		default:
+			continue
+		}
+		break
+	}
+	if said[http2.SettingInitialWindowSize] != windowBytes || said[http2.SettingMaxConcurrentStreams] != streamsPerConnection {
+		t.Errorf("the server's settings are %v", said)
+	}
 }
 
 // TestRate: a pod that asks without a pause is refused, and those refusals are bounded,
 // too, though it does not wait for them.
 func TestRate(t *testing.T) {
-	const streams, asked = 4, 40
-	w := newWorld(t, Limits{Rate: 5, Streams: streams})
+	const asked = 40
+	w := newWorld(t, Limits{Rate: 5})
 	w.label("web", Enabled)
 	c := w.raw("web")
 	ctx := withHeader(t.Context(), header, headerValue)
@@ -575,7 +670,7 @@ func TestRate(t *testing.T) {
 	}
 	testenv.Eventually(t, 10*time.Second, "too many in a second", func() bool { return refused() > 0 })
 	n, took := refused(), time.Since(begun)
-	if most := streams * took.Seconds() / penalty.Seconds(); n > most {
+	if most := streamsPerConnection * took.Seconds() / penalty.Seconds(); n > most {
 		t.Errorf("%v were refused in %v, at most %v can be", n, took, most)
 	}
 }
