@@ -121,8 +121,11 @@ func (e *endpoint) admit(ctx context.Context, do func() error) error {
 
 // penalty keeps the place of a request that is too many, whether or not its client still
 // wants it: refusals cost time, too, and a connection has so many places.
-func (e *endpoint) penalty() {
-	timer := time.NewTimer(penalty)
+func (e *endpoint) penalty() { e.pause(penalty) }
+
+// pause takes so long, or until the endpoint ends.
+func (e *endpoint) pause(d time.Duration) {
+	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
@@ -148,26 +151,28 @@ func (b *bounded) Accept() (net.Conn, error) {
 		// The listener's address is loopback's, and the gate lets nothing in that is
 		// for it: this is the second wall.
 		if !local(conn.RemoteAddr()) || !local(conn.LocalAddr()) {
-			b.limits.metrics.outcomes.WithLabelValues(string(foreign)).Inc()
-			_ = conn.Close() // it is nobody's
+			b.refuse(conn, foreign) // it is nobody's
 			continue
 		}
 		if !b.limits.begin.Allow() {
-			b.refuse(conn)
+			b.refuse(conn, overBudget)
 			continue
 		}
 		select {
 		case b.open <- struct{}{}:
 			return &counted{Conn: conn, leave: sync.OnceFunc(func() { <-b.open })}, nil
 		default:
-			b.refuse(conn)
+			b.refuse(conn, overBudget)
 		}
 	}
 }
 
-func (b *bounded) refuse(conn net.Conn) {
-	b.limits.metrics.outcomes.WithLabelValues(string(overBudget)).Inc()
+// refuse closes a connection, and takes as long as one may have by the rate: a client that
+// tries again at once is to wait in the kernel.
+func (b *bounded) refuse(conn net.Conn, why outcome) {
+	b.limits.metrics.outcomes.WithLabelValues(string(why)).Inc()
 	_ = conn.Close() // the client tries again
+	b.limits.pause(time.Second / time.Duration(b.limits.cfg.Limits.Rate))
 }
 
 func local(a net.Addr) bool {

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -29,6 +30,7 @@ import (
 	client "github.com/spiffe/go-spiffe/v2/workloadapi"
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -675,13 +677,48 @@ func TestRate(t *testing.T) {
 	}
 }
 
-// foreigner is a connection that did not come by loopback.
+// TestRefusedConnections: a pod that connects in a loop has no more refusals than it may
+// have connections, and the endpoint's end waits for none.
+func TestRefusedConnections(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const perSecond, tried = 10, 30
+		ctx, end := context.WithCancel(t.Context())
+		s := New(Config{Limits: Limits{Rate: perSecond}})
+		l := &bounded{limits: &endpoint{Server: s, ended: ctx, begin: rate.NewLimiter(perSecond, perSecond)}, open: make(chan struct{}, 1)}
+		l.open <- struct{}{} // as many as it may have
+		accept := func() time.Duration {
+			conns := make(chan net.Conn, tried)
+			for range tried {
+				a, b := net.Pipe()
+				defer b.Close()
+				conns <- foreigner{a, &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 1}, &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: Port}}
+			}
+			close(conns)
+			l.Listener = once{conns: conns}
+			begun := time.Now()
+			if c, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
+				t.Errorf("accepted %v, %v", c, err)
+			}
+			return time.Since(begun)
+		}
+		if took := accept(); took != tried*time.Second/perSecond {
+			t.Errorf("%d were refused in %v", tried, took)
+		}
+		end()
+		if took := accept(); took != 0 {
+			t.Errorf("the end waited %v for what is refused", took)
+		}
+	})
+}
+
+// foreigner is a connection that came from, and to, where it says.
 type foreigner struct {
 	net.Conn
-	remote net.Addr
+	remote, local net.Addr
 }
 
 func (f foreigner) RemoteAddr() net.Addr { return f.remote }
+func (f foreigner) LocalAddr() net.Addr  { return f.local }
 
 type once struct {
 	net.Listener
@@ -709,7 +746,7 @@ func TestOnlyLoopback(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		conns <- foreigner{c, remote}
+		conns <- foreigner{c, remote, c.LocalAddr()}
 	}
 	close(conns)
 	err = w.server.answer(t.Context(), Pod{Key: mesh.Key{Namespace: "shop", Name: "web"}}, once{l, conns})
