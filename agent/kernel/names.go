@@ -72,6 +72,7 @@ func lasting(ctx context.Context) (names, svids context.Context, stop func()) {
 func (s answering) give(ctx context.Context, enrolled proxy.Pod) {
 	pod, ok := s.datapath.node.Pods()[podnet.Name(enrolled.Key)]
 	if !ok {
+		s.datapath.log.Warn("pod has no Workload API, whether or not it asks: the node does not have it any more", "workload", enrolled.Key)
 		return
 	}
 	s.svids.Serve(ctx, workloadapi.Pod{Key: enrolled.Key, UID: enrolled.UID, NetNS: enrolled.NetNS, Listen: func(ctx context.Context) (ln net.Listener, err error) {

@@ -3,11 +3,26 @@ package kernel
 import (
 	"context"
 	"errors"
+	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/heddle-mesh/heddle/agent/podnet"
 	"github.com/heddle-mesh/heddle/agent/proxy"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/testenv"
 )
+
+// TestGiveNobody: a pod that is gone before it can be given anything is in the log.
+func TestGiveNobody(t *testing.T) {
+	var log testenv.Log
+	s := answering{datapath: &Datapath{node: &podnet.Node{}, log: slog.New(slog.NewTextHandler(&log, nil))}}
+	s.give(t.Context(), proxy.Pod{Key: mesh.Key{Namespace: "shop", Name: "web"}})
+	if text := log.String(); !strings.Contains(text, "pod has no Workload API") || !strings.Contains(text, "workload=shop/web") {
+		t.Errorf("said %q", text)
+	}
+}
 
 // TestLasting: what is carried until it has drained looks up names; keys are not given
 // to what has left the mesh, nor anything by an agent that another one has succeeded.

@@ -273,12 +273,18 @@ func (s *Server) Checks() []*meshpb.Check {
 				check.Detail = fmt.Sprintf("the label %s is %q, which asks for nothing", Label, value)
 				check.Remedy = "write enabled or disabled"
 			}
+		case view.Revoked(w.Identity):
+			check.Detail = fmt.Sprintf("identity %s is revoked: it is given no SVID", w.Identity)
+			check.Remedy = "take it out of spec.revokedIdentities of the Mesh when its key cannot be abused any more, or take the label away"
 		case problem != nil:
 			check.Detail, check.Remedy = problem.Error(), "move the program that has the port, or take the label away: the agent tries again by itself"
 		case missing != nil:
 			check.Detail, check.Remedy = missing.Error(), "see why the operator does not sign: the agent tries again by itself"
 		case open:
 			served++
+		default:
+			check.Detail = "nothing listens in the pod: this agent does not serve it (yet), or what it serves is the pod's predecessor of the same name"
+			check.Remedy = "see in the agent's log why it is not enrolled; a predecessor that was deleted by force goes on until its processes are stopped on the node"
 		}
 		if check.Detail != "" {
 			failed = append(failed, check)

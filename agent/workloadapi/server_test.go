@@ -789,6 +789,29 @@ func TestChecks(t *testing.T) {
 	})
 }
 
+// TestChecksOfWhatIsNotGiven: an identity that is revoked, and a pod that nobody serves, are
+// not among those that can have their SVIDs.
+func TestChecksOfWhatIsNotGiven(t *testing.T) {
+	w := newWorld(t, Limits{})
+	says := func(what, remedy string) {
+		t.Helper()
+		testenv.Eventually(t, 10*time.Second, what, func() bool {
+			checks := w.server.Checks()
+			return len(checks) == 1 && !checks[0].GetOk() && strings.Contains(checks[0].GetDetail(), what) && strings.Contains(checks[0].GetRemedy(), remedy)
+		})
+	}
+	w.label("web", Enabled)
+	testenv.Eventually(t, 10*time.Second, "it is served", func() bool {
+		checks := w.server.Checks()
+		return len(checks) == 1 && checks[0].GetOk()
+	})
+	w.revoke(w.id("web"))
+	says("is revoked", "spec.revokedIdentities of the Mesh")
+	w.revoke()
+	w.succeed("web", "uid-2")
+	says("nothing listens in the pod", "the agent's log")
+}
+
 // TestDocumentedMetrics compares docs/metrics.md with what is registered.
 func TestDocumentedMetrics(t *testing.T) {
 	page, err := os.ReadFile("../../docs/metrics.md")
