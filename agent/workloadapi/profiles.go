@@ -18,9 +18,12 @@ import (
 // FetchX509SVID implements the X.509-SVID profile (SPIFFE Workload API, section 5.2.1).
 func (e *endpoint) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerStreamingServer[workload.X509SVIDResponse]) error {
 	return follow(e, stream.Context(), e.svids, func(m *workload.X509SVIDResponse) error {
+		if err := stream.Send(m); err != nil {
+			return err
+		}
 		e.metrics.keys.Inc()
 		e.cfg.Log.Debug("pod is given its SVID", "workload", e.pod.Key, "identity", m.GetSvids()[0].GetSpiffeId())
-		return stream.Send(m)
+		return nil
 	})
 }
 

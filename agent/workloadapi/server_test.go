@@ -503,6 +503,38 @@ func TestWhatWasEnrolled(t *testing.T) {
 	}
 }
 
+// gone is a stream whose client has gone.
+type gone struct {
+	grpc.ServerStreamingServer[workload.X509SVIDResponse]
+	ctx   context.Context
+	tried *int
+}
+
+func (g gone) Context() context.Context { return g.ctx }
+
+func (g gone) Send(*workload.X509SVIDResponse) error {
+	*g.tried++
+	return io.ErrClosedPipe
+}
+
+// TestKeyThatIsNotSent: what could not be sent was not given.
+func TestKeyThatIsNotSent(t *testing.T) {
+	w := newWorld(t, Limits{})
+	w.label("web", Enabled)
+	e := &endpoint{Server: w.server, pod: Pod{Key: mesh.Key{Namespace: "shop", Name: "web"}}, ended: t.Context()}
+	tried := 0
+	if err := e.FetchX509SVID(nil, gone{ctx: t.Context(), tried: &tried}); !errors.Is(err, io.ErrClosedPipe) || tried != 1 {
+		t.Errorf("sent %d times: %v", tried, err)
+	}
+	if n := testutil.ToFloat64(w.server.metrics.keys); n != 0 {
+		t.Errorf("%v keys were given", n)
+	}
+	if _, err := w.client("web").FetchX509SVID(t.Context()); err != nil {
+		t.Error(err)
+	}
+	testenv.Eventually(t, 5*time.Second, "one is counted", func() bool { return testutil.ToFloat64(w.server.metrics.keys) == 1 })
+}
+
 // TestNoCertificateYet: a client is not left without a word, and gets what comes.
 func TestNoCertificateYet(t *testing.T) {
 	w := newWorld(t, Limits{Patience: 50 * time.Millisecond})
