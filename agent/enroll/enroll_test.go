@@ -266,6 +266,29 @@ func TestUnenrollIsRetried(t *testing.T) {
 	})
 }
 
+// TestAnotherUID: a pod that takes the place of another is enrolled and served anew, since
+// what is served is of a UID.
+func TestAnotherUID(t *testing.T) {
+	reconciled(t, nil, func(f *fake, _ *Reconciler, store *mesh.Store, _ func()) {
+		for _, step := range []struct{ uid, want string }{
+			{"1", "enroll web; serve web"},
+			{"", ""},
+			{"1", ""},
+			{"", ""},
+			{"2", "drain web; enroll web; serve web"},
+		} {
+			w := workload("web", "/run/netns/a", 1)
+			w.UID = step.uid
+			store.Replace(view(t, w))
+			did := f.took()
+			if rest, ok := strings.CutPrefix(did, "prune but [web]; "); ok { // at first
+				did = rest
+			}
+			expect(t, did, step.want)
+		}
+	})
+}
+
 func TestGonePodsAreEnrolledAnew(t *testing.T) {
 	reconciled(t, nil, func(f *fake, r *Reconciler, store *mesh.Store, _ func()) {
 		store.Replace(view(t, workload("web", "/ns/web", 1)))

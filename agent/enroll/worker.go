@@ -1,6 +1,7 @@
 package enroll
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -244,13 +245,16 @@ func (w *worker) step(ctx context.Context) error {
 			return err
 		}
 	}
-	w.realized = t.workload
+	now := *t.workload
+	now.UID = cmp.Or(now.UID, w.realized.UID) // it is served as that
+	w.realized = &now
 	return nil
 }
 
-// samePlace reports whether a pod may stay enrolled as it is.
+// samePlace reports whether a pod may stay enrolled as it is: one of another UID is
+// another pod, wherever it is. Not everybody says a UID.
 func samePlace(a, b *mesh.Workload) bool {
-	return a.NetNS == b.NetNS && slices.Equal(a.Addresses, b.Addresses)
+	return a.NetNS == b.NetNS && slices.Equal(a.Addresses, b.Addresses) && (a.UID == "" || b.UID == "" || a.UID == b.UID)
 }
 
 func sameModes(a, b *mesh.Workload) bool {

@@ -171,7 +171,7 @@ func (d *Datapath) Enroll(ctx context.Context, w *mesh.Workload) (proxy.Pod, err
 	d.keys.Unlock()
 	listeners := pod.Listeners()
 	return proxy.Pod{
-		Key: w.Key, Addresses: w.Addresses,
+		Key: w.Key, UID: w.UID, NetNS: w.NetNS, Addresses: w.Addresses,
 		Listeners: proxy.Listeners{
 			Outbound: widen(listeners.Outbound), Inbound: widen(listeners.Inbound), Tunnel: widen(listeners.Tunnel),
 		},

@@ -19,6 +19,9 @@ import (
 // Pod is one enrolled workload, as Serve needs it.
 type Pod struct {
 	Key mesh.Key
+	// UID and NetNS say which of those that have the key, one after the other, was
+	// enrolled; a UID may be "".
+	UID, NetNS string
 	// Addresses are the pod's own, as its gate has them: of a new pod the node knows
 	// them before the configuration does.
 	Addresses []netip.Addr

@@ -19,7 +19,8 @@
 // # Bounds
 //
 // Each pod has connections, streams and a rate of its own (Limits), so that no pod
-// takes from its neighbours.
+// takes from its neighbours. Requests that are not admitted, and their bytes, are
+// bounded by connection (endpoint.go).
 //
 // # Concurrency
 //

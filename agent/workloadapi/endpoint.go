@@ -14,13 +14,17 @@ import (
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
-
-	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
 // Bounds of a connection. No request of the X.509 profile has content; one of the JWT
 // profile, which is refused, is at most a token.
 const (
+	// streamsPerConnection are open at once, admitted or not.
+	streamsPerConnection = 8
+	// windowBytes is what a client may send of one request, and by one connection, before
+	// the server has taken it: HTTP/2's own, which grpc-go would raise to 16 MiB for a
+	// client that is fast.
+	windowBytes     = 64 << 10
 	maxRequestBytes = 16 << 10
 	maxHeaderBytes  = 8 << 10
 	bufferBytes     = 4 << 10
@@ -39,7 +43,7 @@ const header, headerValue = "workload.spiffe.io", "true"
 type endpoint struct {
 	workload.UnimplementedSpiffeWorkloadAPIServer
 	*Server
-	key     mesh.Key
+	pod     Pod
 	ended   context.Context
 	streams chan struct{} // a token for each that is open
 	begin   *rate.Limiter
@@ -47,33 +51,30 @@ type endpoint struct {
 
 // answer serves a pod at its listener, which it closes, until ctx is done, or the
 // listener fails.
-func (s *Server) answer(ctx context.Context, key mesh.Key, listener net.Listener) error {
+func (s *Server) answer(ctx context.Context, pod Pod, listener net.Listener) error {
 	e := &endpoint{
-		Server: s, key: key, ended: ctx, streams: make(chan struct{}, s.cfg.Limits.Streams),
+		Server: s, pod: pod, ended: ctx, streams: make(chan struct{}, s.cfg.Limits.Streams),
 		begin: rate.NewLimiter(rate.Limit(s.cfg.Limits.Rate), s.cfg.Limits.Rate),
 	}
 	g := grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxRequestBytes), grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.ReadBufferSize(bufferBytes), grpc.WriteBufferSize(bufferBytes),
-		grpc.MaxConcurrentStreams(uint32(s.cfg.Limits.Streams)), grpc.ConnectionTimeout(handshakeWithin), grpc.WaitForHandlers(true),
+		grpc.StaticStreamWindowSize(windowBytes), grpc.StaticConnWindowSize(windowBytes),
+		grpc.MaxConcurrentStreams(streamsPerConnection), grpc.ConnectionTimeout(handshakeWithin), grpc.WaitForHandlers(true),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleConnection, Time: pingAfter, Timeout: pingWithin}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingsAtMost, PermitWithoutStream: true}),
-		grpc.UnaryInterceptor(func(ctx context.Context, request any, _ *grpc.UnaryServerInfo, call grpc.UnaryHandler) (answer any, err error) {
-			err = e.within(ctx, func() error { answer, err = call(ctx, request); return err })
-			return answer, err
-		}),
 		grpc.StreamInterceptor(func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, call grpc.StreamHandler) error {
 			return e.within(stream.Context(), func() error { return call(srv, stream) })
 		}),
-		// Or it would not go through the above.
+		// Or it would not go through the above; there are no unary methods.
 		grpc.UnknownServiceHandler(func(any, grpc.ServerStream) error {
 			return status.Error(codes.Unimplemented, "only the SPIFFE Workload API is served here")
 		}),
 	)
-	workload.RegisterSpiffeWorkloadAPIServer(g, e)
-	served := make(chan error, 1)
+	g.RegisterService(served(), e)
+	ended := make(chan error, 1)
 	go func() {
-		served <- g.Serve(&bounded{Listener: listener, limits: e, open: make(chan struct{}, s.cfg.Limits.Connections)})
+		ended <- g.Serve(&bounded{Listener: listener, limits: e, open: make(chan struct{}, s.cfg.Limits.Connections)})
 	}()
 	var err error
 	select {
@@ -81,8 +82,8 @@ func (s *Server) answer(ctx context.Context, key mesh.Key, listener net.Listener
 		late := time.AfterFunc(ending, g.Stop)
 		g.GracefulStop()
 		late.Stop()
-		<-served
-	case err = <-served:
+		<-ended
+	case err = <-ended:
 		err = errors.Join(errors.New("its listener has failed"), err)
 	}
 	g.Stop() // nothing is left to stop after a graceful one
@@ -120,8 +121,11 @@ func (e *endpoint) admit(ctx context.Context, do func() error) error {
 
 // penalty keeps the place of a request that is too many, whether or not its client still
 // wants it: refusals cost time, too, and a connection has so many places.
-func (e *endpoint) penalty() {
-	timer := time.NewTimer(penalty)
+func (e *endpoint) penalty() { e.pause(penalty) }
+
+// pause takes so long, or until the endpoint ends.
+func (e *endpoint) pause(d time.Duration) {
+	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
@@ -147,26 +151,28 @@ func (b *bounded) Accept() (net.Conn, error) {
 		// The listener's address is loopback's, and the gate lets nothing in that is
 		// for it: this is the second wall.
 		if !local(conn.RemoteAddr()) || !local(conn.LocalAddr()) {
-			b.limits.metrics.outcomes.WithLabelValues(string(foreign)).Inc()
-			_ = conn.Close() // it is nobody's
+			b.refuse(conn, foreign) // it is nobody's
 			continue
 		}
 		if !b.limits.begin.Allow() {
-			b.refuse(conn)
+			b.refuse(conn, overBudget)
 			continue
 		}
 		select {
 		case b.open <- struct{}{}:
 			return &counted{Conn: conn, leave: sync.OnceFunc(func() { <-b.open })}, nil
 		default:
-			b.refuse(conn)
+			b.refuse(conn, overBudget)
 		}
 	}
 }
 
-func (b *bounded) refuse(conn net.Conn) {
-	b.limits.metrics.outcomes.WithLabelValues(string(overBudget)).Inc()
+// refuse closes a connection, and takes as long as one may have by the rate: a client that
+// tries again at once is to wait in the kernel.
+func (b *bounded) refuse(conn net.Conn, why outcome) {
+	b.limits.metrics.outcomes.WithLabelValues(string(why)).Inc()
 	_ = conn.Close() // the client tries again
+	b.limits.pause(time.Second / time.Duration(b.limits.cfg.Limits.Rate))
 }
 
 func local(a net.Addr) bool {

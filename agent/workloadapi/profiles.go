@@ -18,9 +18,12 @@ import (
 // FetchX509SVID implements the X.509-SVID profile (SPIFFE Workload API, section 5.2.1).
 func (e *endpoint) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerStreamingServer[workload.X509SVIDResponse]) error {
 	return follow(e, stream.Context(), e.svids, func(m *workload.X509SVIDResponse) error {
+		if err := stream.Send(m); err != nil {
+			return err
+		}
 		e.metrics.keys.Inc()
-		e.cfg.Log.Debug("pod is given its SVID", "workload", e.key, "identity", m.GetSvids()[0].GetSpiffeId())
-		return stream.Send(m)
+		e.cfg.Log.Debug("pod is given its SVID", "workload", e.pod.Key, "identity", m.GetSvids()[0].GetSpiffeId())
+		return nil
 	})
 }
 
@@ -29,26 +32,33 @@ func (e *endpoint) FetchX509Bundles(_ *workload.X509BundlesRequest, stream grpc.
 	return follow(e, stream.Context(), e.bundles, stream.Send)
 }
 
-// The JWT-SVID profile (section 6) is not there: see docs/workload-api.md.
-
-// FetchJWTSVID implements workload.SpiffeWorkloadAPIServer.
-func (e *endpoint) FetchJWTSVID(context.Context, *workload.JWTSVIDRequest) (*workload.JWTSVIDResponse, error) {
-	return nil, noTokens()
+// served returns the Workload API with what is not served of it, which is the JWT-SVID
+// profile (section 6) and the experimental one of WITs: see docs/workload-api.md. That
+// is refused without its message, which a client may never send: generated code would
+// wait for one before anything else is asked.
+func served() *grpc.ServiceDesc {
+	all := workload.SpiffeWorkloadAPI_ServiceDesc
+	desc := all
+	desc.Methods, desc.Streams = nil, nil
+	refuse := func(name string) {
+		desc.Streams = append(desc.Streams, grpc.StreamDesc{StreamName: name, ServerStreams: true, Handler: noTokens})
+	}
+	for _, m := range all.Methods {
+		refuse(m.MethodName)
+	}
+	for _, m := range all.Streams {
+		if m.StreamName == "FetchX509SVID" || m.StreamName == "FetchX509Bundles" {
+			desc.Streams = append(desc.Streams, m)
+			continue
+		}
+		refuse(m.StreamName)
+	}
+	return &desc
 }
 
-// FetchJWTBundles implements workload.SpiffeWorkloadAPIServer.
-func (e *endpoint) FetchJWTBundles(*workload.JWTBundlesRequest, grpc.ServerStreamingServer[workload.JWTBundlesResponse]) error {
-	return noTokens()
-}
-
-// ValidateJWTSVID implements workload.SpiffeWorkloadAPIServer. To call a token invalid
-// would be to have looked at it.
-func (e *endpoint) ValidateJWTSVID(context.Context, *workload.ValidateJWTSVIDRequest) (*workload.ValidateJWTSVIDResponse, error) {
-	return nil, noTokens()
-}
-
-func noTokens() error {
-	return status.Error(codes.Unimplemented, "the JWT-SVID profile is not served: this mesh's authority signs certificates, and no tokens")
+// noTokens is a grpc.StreamHandler. To call a token invalid would be to have looked at it.
+func noTokens(any, grpc.ServerStream) error {
+	return status.Error(codes.Unimplemented, "only the X.509-SVID profile is served: this mesh's authority signs certificates, and no tokens")
 }
 
 // svids is the pod's one SVID.
@@ -106,9 +116,9 @@ func follow[M proto.Message](e *endpoint, ctx context.Context, state func(spiffe
 	for {
 		view, changed := e.cfg.Store.Snapshot()
 		renewed := e.cfg.Identities.Changed() // before looking
-		w, ok := e.asking(view, e.key)
+		w, ok := e.asking(view, e.pod)
 		if !ok {
-			return status.Error(codes.PermissionDenied, "the pod does not ask for the Workload API any more, or has left the mesh")
+			return status.Error(codes.PermissionDenied, "the pod does not ask for the Workload API any more, has left the mesh, or has a successor of its name")
 		}
 		id := w.Identity
 		if view.Revoked(id) {
@@ -134,10 +144,10 @@ func follow[M proto.Message](e *endpoint, ctx context.Context, state func(spiffe
 		case <-late:
 			return status.Errorf(codes.Unavailable, "there is no SVID to be had yet: %v", why)
 		case <-e.ended.Done():
-			if _, asks := e.asking(e.cfg.Store.View(), e.key); !asks {
+			if _, asks := e.asking(e.cfg.Store.View(), e.pod); !asks {
 				continue // that is why
 			}
-			return status.Error(codes.Unavailable, "the agent ends or is replaced: ask again")
+			return status.Error(codes.Unavailable, "the agent ends or is replaced, or enrolls the pod anew: ask again")
 		case <-ctx.Done():
 			return status.FromContextError(ctx.Err()).Err()
 		}

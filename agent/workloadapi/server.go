@@ -49,8 +49,8 @@ type Identities interface {
 
 // Limits bound what one pod can have.
 type Limits struct {
-	// Connections and Streams are how many are open at once, Rate how many of
-	// either may begin in a second.
+	// Connections and Streams are how many are open at once, of requests those that
+	// were admitted, Rate how many of either may begin in a second.
 	Connections, Streams, Rate int
 	// Patience is how long a stream waits for an SVID that was not issued yet.
 	Patience time.Duration
@@ -104,10 +104,10 @@ func (s *Server) asks(w *mesh.Workload) bool {
 	return w.Enrolled && w.Node == s.cfg.Node && w.Labels[Label] == Enabled
 }
 
-// asking finds a workload that is to be served.
-func (s *Server) asking(view *mesh.View, key mesh.Key) (*mesh.Workload, bool) {
-	w, ok := view.Workload(key)
-	return w, ok && s.asks(w)
+// asking finds what is known of a pod that is to be served.
+func (s *Server) asking(view *mesh.View, pod Pod) (*mesh.Workload, bool) {
+	w, ok := view.Workload(pod.Key)
+	return w, ok && s.asks(w) && pod.is(w)
 }
 
 // Run says which SVIDs are needed, until ctx is done.
@@ -144,8 +144,18 @@ func (s *Server) Run(ctx context.Context) {
 // Pod is one enrolled workload.
 type Pod struct {
 	Key mesh.Key
+	// UID and NetNS are what was enrolled, as mesh.Workload has them; without a UID any
+	// will do. A workload of this name that has others is its successor, and what is the
+	// successor's must not be served here: processes of a pod that was deleted by force
+	// go on.
+	UID, NetNS string
 	// Listen opens a listener on Port of 127.0.0.1 in the pod's network namespace.
 	Listen func(ctx context.Context) (net.Listener, error)
+}
+
+// is reports whether a workload is what was enrolled.
+func (p Pod) is(w *mesh.Workload) bool {
+	return (p.UID == "" || w.UID == "" || p.UID == w.UID) && (w.NetNS == "" || w.NetNS == p.NetNS)
 }
 
 // Serve serves a pod for as long as its label asks for it, and returns when ctx is
@@ -153,7 +163,7 @@ type Pod struct {
 func (s *Server) Serve(ctx context.Context, pod Pod) {
 	for ctx.Err() == nil {
 		view, changed := s.cfg.Store.Snapshot()
-		if _, ok := s.asking(view, pod.Key); ok {
+		if _, ok := s.asking(view, pod); ok {
 			s.serve(ctx, pod)
 			continue
 		}
@@ -172,7 +182,7 @@ func (s *Server) serve(ctx context.Context, pod Pod) {
 	go func() {
 		defer close(watched)
 		defer stop()
-		s.watch(ctx, pod.Key)
+		s.watch(ctx, pod)
 	}()
 	defer func() {
 		stop()
@@ -186,7 +196,7 @@ func (s *Server) serve(ctx context.Context, pod Pod) {
 			s.note(pod.Key, nil, true)
 			s.cfg.Log.Info("pod has the Workload API", "workload", pod.Key, "port", Port)
 			pause = retryFirst
-			err = s.answer(ctx, pod.Key, listener)
+			err = s.answer(ctx, pod, listener)
 		}
 		if ctx.Err() != nil {
 			return
@@ -206,10 +216,10 @@ func (s *Server) serve(ctx context.Context, pod Pod) {
 }
 
 // watch returns when the pod does not ask for the Workload API any more.
-func (s *Server) watch(ctx context.Context, key mesh.Key) {
+func (s *Server) watch(ctx context.Context, pod Pod) {
 	for {
 		view, changed := s.cfg.Store.Snapshot()
-		if _, ok := s.asking(view, key); !ok {
+		if _, ok := s.asking(view, pod); !ok {
 			return
 		}
 		select {
@@ -263,12 +273,18 @@ func (s *Server) Checks() []*meshpb.Check {
 				check.Detail = fmt.Sprintf("the label %s is %q, which asks for nothing", Label, value)
 				check.Remedy = "write enabled or disabled"
 			}
+		case view.Revoked(w.Identity):
+			check.Detail = fmt.Sprintf("identity %s is revoked: it is given no SVID", w.Identity)
+			check.Remedy = "take it out of spec.revokedIdentities of the Mesh when its key cannot be abused any more, or take the label away"
 		case problem != nil:
 			check.Detail, check.Remedy = problem.Error(), "move the program that has the port, or take the label away: the agent tries again by itself"
 		case missing != nil:
 			check.Detail, check.Remedy = missing.Error(), "see why the operator does not sign: the agent tries again by itself"
 		case open:
 			served++
+		default:
+			check.Detail = "nothing listens in the pod: this agent does not serve it (yet), or what it serves is the pod's predecessor of the same name"
+			check.Remedy = "see in the agent's log why it is not enrolled; a predecessor that was deleted by force goes on until its processes are stopped on the node"
 		}
 		if check.Detail != "" {
 			failed = append(failed, check)

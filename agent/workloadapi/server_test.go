@@ -1,6 +1,7 @@
 package workloadapi
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -14,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -26,6 +28,9 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	client "github.com/spiffe/go-spiffe/v2/workloadapi"
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -38,6 +43,9 @@ import (
 )
 
 func TestMain(m *testing.M) { testenv.Main(m) }
+
+// first is the UID of each pod that was enrolled.
+const first = "uid-1"
 
 // world is a Server with pods whose listeners are on ports of this machine.
 type world struct {
@@ -52,6 +60,7 @@ type world struct {
 	revision int
 	labels   map[string]string // of Label, by workload
 	revoked  []spiffeid.ID
+	named    map[string]string // other UIDs than first, by workload; of other service accounts, too
 	at       map[string]string // the pods' newest listeners
 	opened   map[string]int
 	refuse   error // of Listen
@@ -59,7 +68,7 @@ type world struct {
 
 func newWorld(t *testing.T, limits Limits) *world {
 	t.Helper()
-	w := &world{t: t, td: spiffeid.RequireTrustDomainFromString("mesh.test"), store: mesh.NewStore(), labels: map[string]string{}, at: map[string]string{}, opened: map[string]int{}}
+	w := &world{t: t, td: spiffeid.RequireTrustDomainFromString("mesh.test"), store: mesh.NewStore(), labels: map[string]string{}, named: map[string]string{}, at: map[string]string{}, opened: map[string]int{}}
 	w.authority = w.newAuthority()
 	var err error
 	w.source, err = identity.NewSource(identity.SourceConfig{TrustDomain: w.td, Signer: w, Bundle: w.authority.Bundle()})
@@ -77,7 +86,7 @@ func newWorld(t *testing.T, limits Limits) *world {
 	running.Go(func() { w.server.Run(ctx) })
 	for _, name := range []string{"web", "api"} {
 		running.Go(func() {
-			w.server.Serve(ctx, Pod{Key: mesh.Key{Namespace: "shop", Name: name}, Listen: func(ctx context.Context) (net.Listener, error) { return w.listen(ctx, name) }})
+			w.server.Serve(ctx, Pod{Key: mesh.Key{Namespace: "shop", Name: name}, UID: first, Listen: func(ctx context.Context) (net.Listener, error) { return w.listen(ctx, name) }})
 		})
 	}
 	t.Cleanup(func() { stop(); running.Wait() })
@@ -134,6 +143,15 @@ func (w *world) label(pairs ...string) {
 	w.publish()
 }
 
+// succeed gives a pod's name to another one, and publishes.
+func (w *world) succeed(name, uid string) {
+	w.t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.named[name] = uid
+	w.publish()
+}
+
 func (w *world) revoke(ids ...spiffeid.ID) {
 	w.t.Helper()
 	w.mu.Lock()
@@ -148,11 +166,14 @@ func (w *world) publish() {
 	var all []mesh.Workload
 	for i, name := range []string{"web", "api", "far"} {
 		one := mesh.Workload{
-			Key: mesh.Key{Namespace: "shop", Name: name}, Node: "n1", ServiceAccount: name, Identity: w.id(name), Enrolled: true,
+			Key: mesh.Key{Namespace: "shop", Name: name}, Node: "n1", ServiceAccount: name, Identity: w.id(name), Enrolled: true, UID: first,
 			Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 0, 0, byte(1 + i)})}, Labels: map[string]string{},
 		}
 		if name == "far" {
 			one.Node = "n2"
+		}
+		if uid := w.named[name]; uid != "" {
+			one.UID, one.ServiceAccount, one.Identity = uid, "successor", w.id("successor")
 		}
 		if value := w.labels[name]; value != "" {
 			one.Labels[Label] = value
@@ -423,6 +444,97 @@ func TestWhoIsServed(t *testing.T) {
 	})
 }
 
+// TestSuccessor: what a pod's successor of the same name asks for, and is, the pod whose
+// processes still run is not given.
+func TestSuccessor(t *testing.T) {
+	w := newWorld(t, Limits{})
+	w.label("web", Enabled)
+	ctx := withHeader(t.Context(), header, headerValue)
+	at := w.address("web")
+	stream, err := w.raw("web").FetchX509SVID(ctx, &workload.X509SVIDRequest{})
+	if m, err := receive(stream, err); err != nil || m.GetSvids()[0].GetSpiffeId() != w.id("web").String() {
+		t.Fatal(m, err)
+	}
+	w.succeed("web", "uid-2")
+	if m, err := stream.Recv(); status.Code(err) != codes.PermissionDenied {
+		t.Errorf("its successor is in the mesh: %v, %v", m, err)
+	}
+	testenv.Eventually(t, 10*time.Second, "nobody listens any more", func() bool {
+		conn, err := net.Dial("tcp4", at)
+		if err == nil {
+			conn.Close()
+		}
+		return err != nil
+	})
+	w.succeed("api", "uid-2")
+	w.label("api", Enabled) // the successor's
+	w.succeed("web", "")    // as it was: what is published before it is seen by now
+	testenv.Eventually(t, 10*time.Second, "web has a listener again", func() bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return w.at["web"] != at
+	})
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.opened["api"] != 0 {
+		t.Error("a pod that did not ask has a listener, since its successor asks")
+	}
+}
+
+// TestWhatWasEnrolled: a workload is a pod's unless it is surely another's.
+func TestWhatWasEnrolled(t *testing.T) {
+	for _, one := range []struct {
+		pod  Pod
+		uid  string
+		at   string
+		want bool
+	}{
+		{Pod{UID: "1", NetNS: "/run/netns/a"}, "1", "", true},
+		{Pod{UID: "1", NetNS: "/run/netns/a"}, "", "", true},
+		{Pod{NetNS: "/run/netns/a"}, "1", "", true},
+		{Pod{UID: "1", NetNS: "/run/netns/a"}, "2", "", false},
+		{Pod{NetNS: "/run/netns/a"}, "", "/run/netns/a", true},
+		{Pod{NetNS: "/run/netns/a"}, "", "/run/netns/b", false},
+		{Pod{}, "", "/run/netns/b", false},
+	} {
+		if got := one.pod.is(&mesh.Workload{UID: one.uid, NetNS: one.at}); got != one.want {
+			t.Errorf("%+v: %v, want %v", one, got, one.want)
+		}
+	}
+}
+
+// gone is a stream whose client has gone.
+type gone struct {
+	grpc.ServerStreamingServer[workload.X509SVIDResponse]
+	ctx   context.Context
+	tried *int
+}
+
+func (g gone) Context() context.Context { return g.ctx }
+
+func (g gone) Send(*workload.X509SVIDResponse) error {
+	*g.tried++
+	return io.ErrClosedPipe
+}
+
+// TestKeyThatIsNotSent: what could not be sent was not given.
+func TestKeyThatIsNotSent(t *testing.T) {
+	w := newWorld(t, Limits{})
+	w.label("web", Enabled)
+	e := &endpoint{Server: w.server, pod: Pod{Key: mesh.Key{Namespace: "shop", Name: "web"}}, ended: t.Context()}
+	tried := 0
+	if err := e.FetchX509SVID(nil, gone{ctx: t.Context(), tried: &tried}); !errors.Is(err, io.ErrClosedPipe) || tried != 1 {
+		t.Errorf("sent %d times: %v", tried, err)
+	}
+	if n := testutil.ToFloat64(w.server.metrics.keys); n != 0 {
+		t.Errorf("%v keys were given", n)
+	}
+	if _, err := w.client("web").FetchX509SVID(t.Context()); err != nil {
+		t.Error(err)
+	}
+	testenv.Eventually(t, 5*time.Second, "one is counted", func() bool { return testutil.ToFloat64(w.server.metrics.keys) == 1 })
+}
+
 // TestNoCertificateYet: a client is not left without a word, and gets what comes.
 func TestNoCertificateYet(t *testing.T) {
 	w := newWorld(t, Limits{Patience: 50 * time.Millisecond})
@@ -477,15 +589,107 @@ func TestBounds(t *testing.T) {
 		_, err := receive(second.FetchX509SVID(ctx, &workload.X509SVIDRequest{}))
 		return err == nil
 	})
-	_, err = first.ValidateJWTSVID(ctx, &workload.ValidateJWTSVIDRequest{Svid: strings.Repeat("a", maxRequestBytes)})
-	wantCode(t, "a large request", err, codes.ResourceExhausted)
+}
+
+// TestLargeRequest: what no request has is not read.
+func TestLargeRequest(t *testing.T) {
+	w := newWorld(t, Limits{})
+	w.label("web", Enabled)
+	stream, err := w.conn("web").NewStream(withHeader(t.Context(), header, headerValue), &grpc.StreamDesc{ServerStreams: true}, workload.SpiffeWorkloadAPI_FetchX509SVID_FullMethodName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.SendMsg(&workload.ValidateJWTSVIDRequest{Svid: strings.Repeat("a", maxRequestBytes)}); err != nil {
+		t.Fatal(err)
+	}
+	wantCode(t, "a large request", stream.RecvMsg(&workload.X509SVIDResponse{}), codes.ResourceExhausted)
+}
+
+// TestNoMessage: a method that is not served answers though its message is not sent, and
+// so does one whose request is not admitted: nothing of a pod's waits that is not counted.
+func TestNoMessage(t *testing.T) {
+	w := newWorld(t, Limits{})
+	w.label("web", Enabled)
+	conn := w.conn("web")
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	silent := func(ctx context.Context, method string) error {
+		stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, method)
+		if err != nil {
+			return err
+		}
+		return stream.RecvMsg(&workload.JWTSVIDResponse{})
+	}
+	for _, method := range []string{
+		workload.SpiffeWorkloadAPI_FetchJWTSVID_FullMethodName, workload.SpiffeWorkloadAPI_ValidateJWTSVID_FullMethodName,
+		workload.SpiffeWorkloadAPI_FetchJWTBundles_FullMethodName, workload.SpiffeWorkloadAPI_FetchWITSVID_FullMethodName,
+	} {
+		wantCode(t, method, silent(withHeader(ctx, header, headerValue), method), codes.Unimplemented)
+		wantCode(t, method+" without the header", silent(ctx, method), codes.InvalidArgument)
+	}
+	wantCode(t, "FetchX509SVID without the header", silent(ctx, workload.SpiffeWorkloadAPI_FetchX509SVID_FullMethodName), codes.InvalidArgument)
+}
+
+// TestWindows: what a connection may send before it is taken stays as it is, however fast
+// its client is, and how many requests it has at once is said.
+func TestWindows(t *testing.T) {
+	w := newWorld(t, Limits{})
+	w.label("web", Enabled)
+	conn, err := net.Dial("tcp4", w.address("web"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	var fields bytes.Buffer
+	e := hpack.NewEncoder(&fields)
+	for _, f := range []hpack.HeaderField{
+		{Name: ":method", Value: "POST"}, {Name: ":scheme", Value: "http"}, {Name: ":authority", Value: "x"},
+		{Name: ":path", Value: workload.SpiffeWorkloadAPI_FetchX509SVID_FullMethodName},
+		{Name: "content-type", Value: "application/grpc"}, {Name: "te", Value: "trailers"}, {Name: header, Value: headerValue},
+	} {
+		if err := e.WriteField(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f := http2.NewFramer(conn, conn)
+	_, err = io.WriteString(conn, http2.ClientPreface)
+	if err := errors.Join(err, f.WriteSettings(), f.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: fields.Bytes(), EndHeaders: true}),
+		f.WriteData(1, true, make([]byte, 5))); err != nil { // an empty message
+		t.Fatal(err)
+	}
+	said := map[http2.SettingID]uint32{}
+	for {
+		frame, err := f.ReadFrame()
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch frame := frame.(type) {
+		case *http2.SettingsFrame:
+			if err := frame.ForeachSetting(func(s http2.Setting) error { said[s.ID] = s.Val; return nil }); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		case *http2.PingFrame: // by which it would find out how fast that is, to send a larger window
+			t.Error("the server measures its client")
+		case *http2.DataFrame:
+		default:
+			continue
+		}
+		break
+	}
+	if said[http2.SettingInitialWindowSize] != windowBytes || said[http2.SettingMaxConcurrentStreams] != streamsPerConnection {
+		t.Errorf("the server's settings are %v", said)
+	}
 }
 
 // TestRate: a pod that asks without a pause is refused, and those refusals are bounded,
 // too, though it does not wait for them.
 func TestRate(t *testing.T) {
-	const streams, asked = 4, 40
-	w := newWorld(t, Limits{Rate: 5, Streams: streams})
+	const asked = 40
+	w := newWorld(t, Limits{Rate: 5})
 	w.label("web", Enabled)
 	c := w.raw("web")
 	ctx := withHeader(t.Context(), header, headerValue)
@@ -500,18 +704,53 @@ func TestRate(t *testing.T) {
 	}
 	testenv.Eventually(t, 10*time.Second, "too many in a second", func() bool { return refused() > 0 })
 	n, took := refused(), time.Since(begun)
-	if most := streams * took.Seconds() / penalty.Seconds(); n > most {
+	if most := streamsPerConnection * took.Seconds() / penalty.Seconds(); n > most {
 		t.Errorf("%v were refused in %v, at most %v can be", n, took, most)
 	}
 }
 
-// foreigner is a connection that did not come by loopback.
+// TestRefusedConnections: a pod that connects in a loop has no more refusals than it may
+// have connections, and the endpoint's end waits for none.
+func TestRefusedConnections(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const perSecond, tried = 10, 30
+		ctx, end := context.WithCancel(t.Context())
+		s := New(Config{Limits: Limits{Rate: perSecond}})
+		l := &bounded{limits: &endpoint{Server: s, ended: ctx, begin: rate.NewLimiter(perSecond, perSecond)}, open: make(chan struct{}, 1)}
+		l.open <- struct{}{} // as many as it may have
+		accept := func() time.Duration {
+			conns := make(chan net.Conn, tried)
+			for range tried {
+				a, b := net.Pipe()
+				defer b.Close()
+				conns <- foreigner{a, &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 1}, &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: Port}}
+			}
+			close(conns)
+			l.Listener = once{conns: conns}
+			begun := time.Now()
+			if c, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
+				t.Errorf("accepted %v, %v", c, err)
+			}
+			return time.Since(begun)
+		}
+		if took := accept(); took != tried*time.Second/perSecond {
+			t.Errorf("%d were refused in %v", tried, took)
+		}
+		end()
+		if took := accept(); took != 0 {
+			t.Errorf("the end waited %v for what is refused", took)
+		}
+	})
+}
+
+// foreigner is a connection that came from, and to, where it says.
 type foreigner struct {
 	net.Conn
-	remote net.Addr
+	remote, local net.Addr
 }
 
 func (f foreigner) RemoteAddr() net.Addr { return f.remote }
+func (f foreigner) LocalAddr() net.Addr  { return f.local }
 
 type once struct {
 	net.Listener
@@ -539,10 +778,10 @@ func TestOnlyLoopback(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		conns <- foreigner{c, remote}
+		conns <- foreigner{c, remote, c.LocalAddr()}
 	}
 	close(conns)
-	err = w.server.answer(t.Context(), mesh.Key{Namespace: "shop", Name: "web"}, once{l, conns})
+	err = w.server.answer(t.Context(), Pod{Key: mesh.Key{Namespace: "shop", Name: "web"}}, once{l, conns})
 	if !errors.Is(err, net.ErrClosed) {
 		t.Errorf("the listener's end: %v", err)
 	}
@@ -580,6 +819,29 @@ func TestChecks(t *testing.T) {
 		checks := w.server.Checks()
 		return len(checks) == 1 && checks[0].GetOk() && strings.HasPrefix(checks[0].GetDetail(), "1 pods")
 	})
+}
+
+// TestChecksOfWhatIsNotGiven: an identity that is revoked, and a pod that nobody serves, are
+// not among those that can have their SVIDs.
+func TestChecksOfWhatIsNotGiven(t *testing.T) {
+	w := newWorld(t, Limits{})
+	says := func(what, remedy string) {
+		t.Helper()
+		testenv.Eventually(t, 10*time.Second, what, func() bool {
+			checks := w.server.Checks()
+			return len(checks) == 1 && !checks[0].GetOk() && strings.Contains(checks[0].GetDetail(), what) && strings.Contains(checks[0].GetRemedy(), remedy)
+		})
+	}
+	w.label("web", Enabled)
+	testenv.Eventually(t, 10*time.Second, "it is served", func() bool {
+		checks := w.server.Checks()
+		return len(checks) == 1 && checks[0].GetOk()
+	})
+	w.revoke(w.id("web"))
+	says("is revoked", "spec.revokedIdentities of the Mesh")
+	w.revoke()
+	w.succeed("web", "uid-2")
+	says("nothing listens in the pod", "the agent's log")
 }
 
 // TestDocumentedMetrics compares docs/metrics.md with what is registered.
