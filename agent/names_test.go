@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -429,7 +430,8 @@ func (n *node) metric(t *testing.T, series string) (value float64) {
 func (w *world) askAcrossHandOver(t *testing.T, p *podNS) {
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
-	asked, again := 0, 0
+	var asked atomic.Int64
+	again := 0
 	wg.Go(func() {
 		for i := 0; ; i++ {
 			select {
@@ -441,7 +443,7 @@ func (w *world) askAcrossHandOver(t *testing.T, p *podNS) {
 			if i%2 == 1 {
 				name, want = "www.example.test", "192.0.2.1"
 			}
-			asked++
+			asked.Add(1)
 			got := p.dig("+short", "+time=1", upstream4, name, "A")
 			if !strings.Contains(got, want) {
 				again++
@@ -461,11 +463,15 @@ func (w *world) askAcrossHandOver(t *testing.T, p *podNS) {
 			t.Fatalf("the donor: %v\n%s", err, log)
 		}
 		w.n1.await("enrolled")
+		// However slow the machine, some are asked before, between and after.
+		for since := asked.Load(); asked.Load() < since+4 && !t.Failed(); {
+			time.Sleep(20 * time.Millisecond)
+		}
 	}
 	close(stop)
 	wg.Wait()
-	t.Logf("asked %d times, %d of them twice", asked, again)
-	if asked < 10 || again > 4 {
-		t.Errorf("asked %d times, %d of them twice", asked, again)
+	t.Logf("asked %d times, %d of them twice", asked.Load(), again)
+	if again > 4 {
+		t.Errorf("asked %d times, %d of them twice", asked.Load(), again)
 	}
 }
