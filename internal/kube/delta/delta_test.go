@@ -140,7 +140,7 @@ func (s state) change(t *rapid.T) Change {
 		object = drawPod(t, key)
 		if was, ok := s["pod"][key].(*kube.Pod); ok && rapid.Bool().Draw(t, "readiness only") {
 			as := *was
-			as.Ready, as.Terminating = !as.Ready, rapid.Bool().Draw(t, "leaving")
+			as.Ready, as.ReadySince, as.Terminating = !as.Ready, as.ReadySince+1, rapid.Bool().Draw(t, "leaving")
 			object = &as
 		}
 	case "service":
