@@ -233,7 +233,7 @@ func (a *concern) subset() (*kube.Objects, bool) {
 		}
 		spaces[key.Namespace] = true
 		picked, known := a.selected(key.Namespace, s.Spec.Selector)
-		if !known || a.workloads[key.Namespace] || a.anyDisputed(addressesOf(s)) || a.anyContested(externalOf(s)) || slices.ContainsFunc(picked, a.entangled) {
+		if !known || a.workloads[key.Namespace] || a.anyDisputed(addressesOf(s)) || slices.ContainsFunc(picked, a.entangled) {
 			return nil, false
 		}
 		for _, p := range picked {
@@ -270,10 +270,6 @@ func (c *Compiler) entangled(p *kube.Pod) bool {
 
 func (c *Compiler) anyDisputed(addrs []netip.Addr) bool {
 	return slices.ContainsFunc(addrs, func(addr netip.Addr) bool { return c.disputed[addr] })
-}
-
-func (c *Compiler) anyContested(addrs []netip.Addr) bool {
-	return slices.ContainsFunc(addrs, func(addr netip.Addr) bool { return c.contested[addr] })
 }
 
 // addPicked adds one workload that a policy's selector picks, if there is one: it is

@@ -50,9 +50,7 @@ type Compiler struct {
 	// pods has the pods that may be selected, by namespace and label, then by value.
 	pods map[group]map[string][]*kube.Pod
 	// disputed are addresses that more than one object speaks of.
-	disputed map[netip.Addr]bool
-	// contested are external addresses of a service that others have, or want, too.
-	contested         map[netip.Addr]bool
+	disputed          map[netip.Addr]bool
 	refused, warnings map[kube.Ref][]*kube.Problem
 	result            Result
 }
@@ -77,7 +75,7 @@ func (c *Compiler) remember(objs *kube.Objects, compiled *kube.Compiled) {
 	small.Pods, small.Services, small.Slices = nil, nil, nil
 	*c = Compiler{objects: &small, authentications: map[string][]kube.Sourced[v1alpha1.PeerAuthentication]{}, workloads: map[string]bool{},
 		services: map[string]map[string]*corev1.Service{}, policies: map[string]map[string]*v1alpha1.AuthorizationPolicy{},
-		pods: map[group]map[string][]*kube.Pod{}, disputed: map[netip.Addr]bool{}, contested: map[netip.Addr]bool{},
+		pods: map[group]map[string][]*kube.Pod{}, disputed: map[netip.Addr]bool{},
 		refused: byObject(compiled.Refused), warnings: byObject(compiled.Warnings)}
 	c.result = Result{Refused: compiled.Refused, Warnings: compiled.Warnings, Objects: &small}
 	for _, pa := range objs.PeerAuthentications {
@@ -154,21 +152,16 @@ func (c *Compiler) dispute(objs *kube.Objects) {
 		for _, addr := range addressesOf(s.Value) {
 			claim(addr)
 		}
+		for _, addr := range externalOf(s.Value) { // a service that has lost one is refused something
+			c.disputed[addr] = true
+		}
 		c.disputeRefused("Service", s.Value.Namespace, s.Value.Name, addressesOf(s.Value))
 	}
 	for _, w := range objs.Workloads {
 		for _, text := range w.Value.Spec.Addresses {
 			if addr, err := netip.ParseAddr(text); err == nil {
-				c.disputed[addr.Unmap()], claimed[addr.Unmap()] = true, true
+				c.disputed[addr.Unmap()] = true
 			}
-		}
-	}
-	for _, s := range objs.Services {
-		for _, addr := range externalOf(s.Value) {
-			if claimed[addr] {
-				c.contested[addr] = true
-			}
-			c.disputed[addr], claimed[addr] = true, true
 		}
 	}
 	for _, s := range objs.Slices {

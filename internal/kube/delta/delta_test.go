@@ -275,7 +275,7 @@ func TestChangesAreTheSameAsCompilingEverything(t *testing.T) {
 // TestASharedAddressIsNobodysAlone: a pod of a service that has lost its external address
 // to another does not give it back; one whose address nobody else wants is compiled alone.
 func TestASharedAddressIsNobodysAlone(t *testing.T) {
-	for what, shared := range map[string]bool{"shared": true, "its own": false} {
+	for what, shared := range map[string]bool{"lost to another": true, "its own": false} {
 		objs := large(20)
 		first, second := objs.Services[0].Value, objs.Services[1].Value
 		first.Spec.ExternalIPs, second.Spec.ExternalIPs = []string{"192.0.2.1"}, []string{"192.0.2.2"}
