@@ -432,25 +432,31 @@ func TestExternalAddresses(t *testing.T) {
 // only where that was asked for.
 func TestStartupTaint(t *testing.T) {
 	s := newCluster(t)
-	taints := func() string {
-		spec, _ := s.Get(core+"/nodes", "n1")["spec"].(map[string]any)
+	taintsOf := func(node string) string {
+		spec, _ := s.Get(core+"/nodes", node)["spec"].(map[string]any)
 		return fmt.Sprint(spec["taints"])
 	}
+	taints := func() string { return taintsOf("n1") }
 	tainted := func(node string) {
 		s.Put(t, core+"/nodes", object{"apiVersion": "v1", "kind": "Node", "metadata": meta("", node, nil), "spec": object{"taints": []any{
 			object{"key": v1alpha1.TaintAgentNotReady, "effect": "NoSchedule"}, object{"key": "other", "effect": "NoExecute"}, object{"key": v1alpha1.TaintAgentNotReady, "effect": "NoExecute"}}}})
 	}
+	tainted("n0") // looked at before n1
 	tainted("n1")
 	agentPod := func(namespace, account, node, ready string) {
 		p := podObject(namespace, account, node, "192.0.2.1")
+		p["metadata"].(map[string]any)["name"] = account + "-on-" + node
 		p["spec"].(map[string]any)["hostNetwork"] = true
 		p["status"].(map[string]any)["conditions"] = []any{object{"type": "Ready", "status": ready}}
 		s.Put(t, core+"/namespaces/"+namespace+"/pods", p)
 	}
 	off := startReplica(t, s, "heddle-operator-0")
 	off.awaitReady(t)
-	agentPod("shop", "heddle-agent", "n1", "True") // anybody's
-	agentPod("heddle-system", "other", "n1", "True")
+	others := taintsOf("n0")
+	for _, node := range []string{"n0", "n1"} {
+		agentPod("shop", "heddle-agent", node, "True") // anybody's
+		agentPod("heddle-system", "other", node, "True")
+	}
 	agentPod("heddle-system", "heddle-agent", "n1", "True")
 	a := off.agent(t, off.mustJoin(t, s, "n1"), "n1")
 	s.Put(t, core+"/namespaces/shop/pods", podObject("shop", "late", "n2", "10.0.0.3"))
@@ -468,6 +474,9 @@ func TestStartupTaint(t *testing.T) {
 	testenv.Eventually(t, 20*time.Second, "the taint goes", func() bool { return !strings.Contains(taints(), v1alpha1.TaintAgentNotReady) })
 	if !strings.Contains(taints(), "other") {
 		t.Errorf("left are %s", taints())
+	}
+	if got := taintsOf("n0"); got != others || len(others) < 20 || s.Requests()["patch nodes n0"] > 0 {
+		t.Errorf("with no ready pod but others', the taints became %s", got)
 	}
 }
 

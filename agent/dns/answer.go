@@ -288,5 +288,9 @@ func mayAsk(view *mesh.View, of mesh.Key, server netip.AddrPort) bool {
 	}
 	w, _ := view.Workload(of)
 	r := view.Route(w, server)
+	if r.Service != nil && slices.Contains(r.Service.External, server.Addr().Unmap()) {
+		// Queries go to the server itself, which is whose it would be without the service.
+		return view.InCluster(server.Addr().Unmap()) || view.Settings().EgressOf(of.Namespace) != mesh.EgressDeny
+	}
 	return r.Kind != mesh.RouteReject || r.Reason != mesh.ReasonEgressDenied
 }

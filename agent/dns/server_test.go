@@ -603,6 +603,32 @@ func TestEgress(t *testing.T) {
 	}
 }
 
+// TestEgressToAnExternalAddress: a service takes TCP connections to its external addresses,
+// ready or not; queries leave for whoever has the address, and so may not.
+func TestEgressToAnExternalAddress(t *testing.T) {
+	id, err := mesh.IdentityFor(spiffeid.RequireTrustDomainFromString("test.heddle.dev"), "shop", "w")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, workloads := range map[string][]mesh.Workload{"nobody is ready": nil, "ready": {{Key: mesh.Key{Namespace: "shop", Name: "w"}, ServiceAccount: "w", Identity: id, Node: "n1", Addresses: []netip.Addr{netip.MustParseAddr("10.1.0.3")}, Ready: true}}} {
+		settings := mesh.Settings{TrustDomain: spiffeid.RequireTrustDomainFromString("test.heddle.dev"), Egress: mesh.EgressAllow, EgressNamespaces: map[string]mesh.EgressMode{"bank": mesh.EgressDeny},
+			ClusterRanges: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}
+		view, err := mesh.NewView("1", settings, workloads, []mesh.Service{{Key: mesh.Key{Namespace: "shop", Name: "dns"}, Addresses: []netip.Addr{netip.MustParseAddr("10.96.0.10")},
+			External: []netip.Addr{netip.MustParseAddr("8.8.8.8"), netip.MustParseAddr("10.9.9.9")}, Ports: []mesh.ServicePort{{Port: 53, TargetPort: 53}}, Endpoints: []mesh.Key{{Namespace: "shop", Name: "w"}}}}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range []struct {
+			of, server string
+			may        bool
+		}{{"bank", "8.8.8.8:53", false}, {"bank", "[::ffff:8.8.8.8]:53", false}, {"shop", "8.8.8.8:53", true}, {"bank", "10.9.9.9:53", true}, {"bank", "10.96.0.10:53", true}, {"bank", "10.1.0.3:53", true}} {
+			if got := mayAsk(view, mesh.Key{Namespace: c.of, Name: "web"}, netip.MustParseAddrPort(c.server)); got != c.may {
+				t.Errorf("%s: %s of %s: %v", what, c.server, c.of, got)
+			}
+		}
+	}
+}
+
 // TestServerGone: nobody listens, which is known at once.
 func TestServerGone(t *testing.T) {
 	up := newServer(t, silent)

@@ -287,11 +287,12 @@ func (d *Datapath) record(view *mesh.View, drops *flow.Drops, drop *podnet.Drop)
 	if known {
 		own.Workload = key
 	}
-	if w, ok := view.Workload(key); ok {
+	w, ok := view.Workload(key)
+	if ok {
 		own.Identity = w.Identity
 	}
 	if drop.Reason == mesh.ReasonNoEndpoint {
-		if s, ok := view.ServiceAt(drop.Destination.Addr()); ok {
+		if s := view.Route(w, drop.Destination).Service; s != nil { // also at its external addresses
 			r.Service = s.Key
 		}
 		drops.AddRefusal(key, r)

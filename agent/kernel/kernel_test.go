@@ -113,27 +113,29 @@ func TestDropsFromBeforeTheAgent(t *testing.T) {
 // recorded as what the proxy refuses for it.
 func TestRefusalsAreConnections(t *testing.T) {
 	td := spiffeid.RequireTrustDomainFromString("example.test")
-	service := mesh.Service{Key: mesh.Key{Namespace: "shop", Name: "down"}, Addresses: []netip.Addr{netip.MustParseAddr("10.96.0.7")}, Ports: []mesh.ServicePort{{Port: 80, TargetPort: 80}}}
+	service := mesh.Service{Key: mesh.Key{Namespace: "shop", Name: "down"}, Addresses: []netip.Addr{netip.MustParseAddr("10.96.0.7")}, External: []netip.Addr{netip.MustParseAddr("192.0.2.7")}, Ports: []mesh.ServicePort{{Port: 80, TargetPort: 80}}}
 	view, err := mesh.NewView("1", mesh.Settings{TrustDomain: td}, nil, []mesh.Service{service}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &Datapath{log: slog.New(slog.DiscardHandler)}
-	s := &sink{}
-	drops := flow.NewDrops(s)
-	web := mesh.Key{Namespace: "shop", Name: "web"}
-	for port := range uint16(3) {
-		d.record(view, drops, &podnet.Drop{Pod: podnet.Name(web), Reason: podnet.ReasonOf(bpf.RefusedNoEndpoint), Drop: bpf.Drop{
-			Time: time.Now(), Direction: bpf.Outbound, Protocol: 6,
-			Source: netip.AddrPortFrom(netip.MustParseAddr("10.0.0.1"), 40000+port), Destination: netip.MustParseAddrPort("10.96.0.7:80"),
-		}})
-	}
-	drops.Flush()
-	if len(s.records) != 1 {
-		t.Fatalf("%d records: %+v", len(s.records), s.records)
-	}
-	if r := s.records[0]; r.Direction != flow.DirectionOutbound || r.Verdict != mesh.VerdictDeny || r.Reason != mesh.ReasonNoEndpoint ||
-		r.Service != service.Key || r.Source.Workload != web || r.Packets != 3 {
-		t.Errorf("%+v", r)
+	for _, at := range []string{"10.96.0.7:80", "192.0.2.7:80"} {
+		d := &Datapath{log: slog.New(slog.DiscardHandler)}
+		s := &sink{}
+		drops := flow.NewDrops(s)
+		web := mesh.Key{Namespace: "shop", Name: "web"}
+		for port := range uint16(3) {
+			d.record(view, drops, &podnet.Drop{Pod: podnet.Name(web), Reason: podnet.ReasonOf(bpf.RefusedNoEndpoint), Drop: bpf.Drop{
+				Time: time.Now(), Direction: bpf.Outbound, Protocol: 6,
+				Source: netip.AddrPortFrom(netip.MustParseAddr("10.0.0.1"), 40000+port), Destination: netip.MustParseAddrPort(at),
+			}})
+		}
+		drops.Flush()
+		if len(s.records) != 1 {
+			t.Fatalf("%s: %d records: %+v", at, len(s.records), s.records)
+		}
+		if r := s.records[0]; r.Direction != flow.DirectionOutbound || r.Verdict != mesh.VerdictDeny || r.Reason != mesh.ReasonNoEndpoint ||
+			r.Service != service.Key || r.Source.Workload != web || r.Packets != 3 {
+			t.Errorf("%s: %+v", at, r)
+		}
 	}
 }

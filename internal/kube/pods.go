@@ -27,6 +27,8 @@ type Pod struct {
 	// Created is in seconds of Unix time.
 	Created int64
 	Ready   bool
+	// ReadySince is when it became ready, in seconds of Unix time; 0 while it is not.
+	ReadySince int64
 	// Terminating pods have a deletion timestamp: they get no new connections while
 	// others are ready.
 	Terminating bool

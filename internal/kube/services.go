@@ -36,10 +36,10 @@ func (c *compiler) compileServices() {
 		}
 		out[i].Sticky, out[i].StickyFor = s.sticky(spec)
 	}
+	c.externalAddresses(services, out)
 	for i, svc := range services {
 		s := c.subject("Service", svc.Value, svc.Origin)
 		endpoints, enrolled := c.endpoints(s, svc.Value)
-		out[i].External = s.externalAddresses(svc.Value, out[i].Addresses)
 		out[i].Endpoints, out[i].Ports = endpoints, s.servicePorts(svc.Value, endpoints, enrolled)
 		if n := fit.Ports(&out[i]); n < len(out[i].Ports) {
 			s.Problem("spec.ports", "let several services have the ports, or give the workloads of one service the same ports", "with the workloads of each, come to more than agents take: the first %d of %d are there", n, len(out[i].Ports))

@@ -189,9 +189,9 @@ func (b *viewBuilder) forgetService(was *serviceEntry) {
 	for _, addr := range was.service.Addresses {
 		b.virtual.Remove(index.OfAddress(addr), func(e *serviceEntry) bool { return e == was })
 	}
-	for _, addr := range was.service.External {
-		b.external.Remove(index.OfAddress(addr), func(e *serviceEntry) bool { return e == was })
-	}
+	was.service.eachExternal(func(addr netip.Addr, port uint16) {
+		b.external.Remove(index.OfAddressPort(addr, port), func(e *serviceEntry) bool { return e == was })
+	})
 }
 
 // refer notes whose endpoints a service has.
@@ -361,10 +361,9 @@ func (b *viewBuilder) claimAll(workloads []*Workload, services []*serviceEntry) 
 	for _, e := range services {
 		b.claim("service", e.service.Key, e.service.Addresses, func(addr netip.Addr) { b.virtual.Add(index.OfAddress(addr), e) })
 		for i, addr := range e.service.External { // others may have it, too
-			if b.unicast("service", e.service.Key, e.service.External[:i], addr) {
-				b.external.Add(index.OfAddress(addr), e)
-			}
+			b.unicast("service", e.service.Key, e.service.External[:i], addr)
 		}
+		e.service.eachExternal(func(addr netip.Addr, port uint16) { b.external.Add(index.OfAddressPort(addr, port), e) })
 	}
 }
 

@@ -137,20 +137,32 @@ func workloadAt(owners index.Index[*Workload], addr netip.Addr) []*Workload {
 
 func countExternal(services []*Service) (n int) {
 	for _, s := range services {
-		n += len(s.External)
+		n += len(s.External) * len(s.Ports)
 	}
 	return n
 }
 
 // externalAt returns the service that has a port at one of its external addresses; nil
-// when none has.
+// when none has. That costs the same however many services share the address.
 func externalAt(external index.Index[*serviceEntry], addr netip.Addr, port uint16) (at *serviceEntry) {
-	for _, e := range external.Bucket(index.OfAddress(addr)) {
-		if _, has := e.portIndex(port); has && slices.Contains(e.service.External, addr) && (at == nil || e.service.Key.Compare(at.service.Key) < 0) {
+	for _, e := range external.Bucket(index.OfAddressPort(addr, port)) {
+		if !slices.Contains(e.service.External, addr) || at != nil && e.service.Key.Compare(at.service.Key) >= 0 {
+			continue
+		}
+		if _, has := e.portIndex(port); has {
 			at = e
 		}
 	}
 	return at
+}
+
+// eachExternal calls f for each external address of a service, with each port.
+func (s *Service) eachExternal(f func(netip.Addr, uint16)) {
+	for _, addr := range s.External {
+		for i := range s.Ports {
+			f(addr, s.Ports[i].Port)
+		}
+	}
 }
 
 func serviceAt(virtual index.Index[*serviceEntry], addr netip.Addr) *serviceEntry {

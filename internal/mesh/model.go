@@ -100,8 +100,8 @@ type Service struct {
 	// Addresses are the virtual addresses; may be empty (headless).
 	Addresses []netip.Addr
 	// External are addresses that lead to the service at its ports only, and are
-	// anybody's otherwise: several services may have one. Of those that have the same
-	// port, the first by name has it. Sorted.
+	// anybody's otherwise: several services may have one. Whoever makes services gives
+	// an address and port to one; of several, the first by name has it. Sorted.
 	External []netip.Addr
 	Ports    []ServicePort
 	// Endpoints names the selected workloads, ready or not, sorted.

@@ -38,7 +38,7 @@ func (v *View) Route(src *Workload, dst netip.AddrPort) Route {
 	if service := serviceAt(v.virtual, addr); service != nil {
 		return service.route(src, dst.Port(), false)
 	}
-	if v.inCluster(addr) {
+	if v.InCluster(addr) {
 		return Route{Kind: RouteHold, Port: dst.Port(), Reason: ReasonUnknownDestination}
 	}
 	namespace := ""
@@ -110,7 +110,8 @@ func (s *serviceEntry) portIndex(port uint16) (int, bool) {
 	return 0, false
 }
 
-func (v *View) inCluster(addr netip.Addr) bool {
+// InCluster reports whether an address lies in the mesh's cluster ranges, whoever has it.
+func (v *View) InCluster(addr netip.Addr) bool {
 	addr = addr.WithZone("") // a prefix contains no address that has a zone
 	for _, block := range v.settings.ClusterRanges {
 		if block.Contains(addr) {

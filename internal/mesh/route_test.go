@@ -232,6 +232,37 @@ func TestPortsThatDiffer(t *testing.T) {
 	}
 }
 
+// TestManyShareAnExternalAddress: finding one costs no more for that.
+func TestManyShareAnExternalAddress(t *testing.T) {
+	shared := netip.MustParseAddr("192.0.2.1")
+	var services []mesh.Service
+	for i := range 1000 {
+		s := service(fmt.Sprintf("s%d", i), fmt.Sprintf("10.96.%d.%d", i/200, i%200), uint16(1000+i), 80)
+		s.External = []netip.Addr{shared}
+		services = append(services, s)
+	}
+	v := mustView(t, settings(), nil, services, nil)
+	for i := range 1000 {
+		at := netip.AddrPortFrom(shared, uint16(1000+i))
+		if n := v.LookedAt(at); n > 100 { // of 64 buckets or more
+			t.Fatalf("%d services are looked at", n)
+		}
+		if r := v.Route(nil, at); r.Service == nil || r.Service.Name != fmt.Sprintf("s%d", i) {
+			t.Fatalf("%v leads to %v", at, r.Service)
+		}
+	}
+	if n := len(v.Vacant("n")); n != 2000 {
+		t.Errorf("%d addresses are vacant", n)
+	}
+	next, err := v.With("2", mesh.Change{GoneServices: []mesh.Key{services[1].Key}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := next.Route(nil, netip.AddrPortFrom(shared, 1001)); r.Service != nil {
+		t.Errorf("a service that is gone: %v", r.Service.Key)
+	}
+}
+
 // TestExternalAddresses: those lead to services at their ports, whoever has them
 // otherwise, and to any node's workloads.
 func TestExternalAddresses(t *testing.T) {

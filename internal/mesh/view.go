@@ -29,7 +29,7 @@ type View struct {
 	compiled  []*policy.Compiled         // parallel to policies
 	owners    index.Index[*Workload]     // by address
 	virtual   index.Index[*serviceEntry] // by address
-	external  index.Index[*serviceEntry] // by each external address
+	external  index.Index[*serviceEntry] // by each external address, with each port
 	nodes     index.Index[*nodeEntry]    // by name
 	endpoints index.Index[*Key]          // names of services, by those of their endpoints
 	revoked   map[spiffeid.ID]struct{}

@@ -46,7 +46,9 @@ func kubernetesResources() []resource {
 		},
 		{
 			group: corev1.SchemeGroupVersion, name: "nodes", example: &corev1.Node{},
-			trim: whole(func(t *trim.Trimmer, n *corev1.Node) *node { return &node{n.Name, t.Zone(n), startupTaints(n)} }),
+			trim: whole(func(t *trim.Trimmer, n *corev1.Node) *node {
+				return &node{n.Name, t.Zone(n), startupTaints(n), n.CreationTimestamp.Unix()}
+			}),
 			same: equal(func(n *node) any { return *n }),
 			add:  func(o *kube.Objects, row any) { o.Zones[row.(*node).name] = row.(*node).zone },
 		},
@@ -127,6 +129,8 @@ type node struct {
 	name, zone string
 	// taints are all of the node's while it has the startup taint, else nil.
 	taints []corev1.Taint
+	// created is in seconds of Unix time.
+	created int64
 }
 
 func startupTaints(n *corev1.Node) []corev1.Taint {

@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/heddle-mesh/heddle/api/v1alpha1"
 	"github.com/heddle-mesh/heddle/internal/discovery"
 	"github.com/heddle-mesh/heddle/internal/kube"
 	"github.com/heddle-mesh/heddle/internal/mesh"
@@ -75,5 +76,34 @@ func say(source *Source, random *rand.Rand, version, i int) error {
 		return source.table("services").Update(s)
 	default: // the watch was lost: everything is listed anew
 		return source.table("nodes").Replace([]any{&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: p.Spec.NodeName, Labels: map[string]string{corev1.LabelTopologyZone: string("abc"[random.IntN(3)])}}}}, p.ResourceVersion)
+	}
+}
+
+// TestAReplacedNodeIsNotReady: the agent's pod of a node that is gone says nothing of the
+// node that has taken its name.
+func TestAReplacedNodeIsNotReady(t *testing.T) {
+	source := NewSource((&clustertest.Server{}).Config(), slog.New(slog.DiscardHandler))
+	put := func(resource string, object any) {
+		t.Helper()
+		if err := source.table(resource).Update(object); err != nil {
+			t.Fatal(err)
+		}
+	}
+	at := func(seconds int64) metav1.Time { return metav1.Unix(1e9+seconds, 0) }
+	agent := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "heddle-system", Name: "agent", CreationTimestamp: at(0)}, Spec: corev1.PodSpec{NodeName: "n1", ServiceAccountName: "heddle-agent"}}
+	for i, c := range []struct {
+		node, since int64
+		status      corev1.ConditionStatus
+		ready       bool
+	}{{0, 0, corev1.ConditionTrue, true}, {0, 9, corev1.ConditionTrue, true}, {10, 9, corev1.ConditionTrue, false}, {10, 12, corev1.ConditionFalse, false}, {10, 14, corev1.ConditionTrue, true}} {
+		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", ResourceVersion: fmt.Sprint(2*i + 1), CreationTimestamp: at(c.node)}, Spec: corev1.NodeSpec{Taints: []corev1.Taint{{Key: v1alpha1.TaintAgentNotReady, Effect: corev1.TaintEffectNoSchedule}}}}
+		p := agent.DeepCopy()
+		p.ResourceVersion = fmt.Sprint(2*i + 2)
+		p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: c.status, LastTransitionTime: at(c.since)}}
+		put("nodes", n)
+		put("pods", p)
+		if all := source.Tainted("heddle-system", "heddle-agent"); len(all) != 1 || all[0].Ready != c.ready {
+			t.Errorf("a node of %d, and an agent that is ready %s since %d: %+v", c.node, c.status, c.since, all)
+		}
 	}
 }

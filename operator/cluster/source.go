@@ -188,7 +188,8 @@ type Tainted struct {
 	Name string
 	// Taints are all that it has: read only.
 	Taints []corev1.Taint
-	// Ready is set when the node's agent is.
+	// Ready is set when the node's agent is, and became so after the node was created: one
+	// that was ready before was on another node of that name, and its pod is about to go.
 	Ready bool
 }
 
@@ -199,9 +200,10 @@ func (s *Source) Tainted(namespace, account string) []Tainted {
 	s.mirror.Lock()
 	defer s.mirror.Unlock()
 	var all []Tainted
+	created := map[string]int64{}
 	for _, row := range nodes.rows {
 		if n := row.(*node); n.taints != nil {
-			all = append(all, Tainted{Name: n.name, Taints: n.taints})
+			all, created[n.name] = append(all, Tainted{Name: n.name, Taints: n.taints}), n.created
 		}
 	}
 	if len(all) == 0 {
@@ -209,7 +211,8 @@ func (s *Source) Tainted(namespace, account string) []Tainted {
 	}
 	ready := map[string]bool{}
 	for _, row := range pods.rows {
-		if p := row.(*kube.Pod); p.Namespace == namespace && p.ServiceAccount == account && p.Ready && !p.Terminating && !p.Finished {
+		p := row.(*kube.Pod)
+		if since, tainted := created[p.Node]; tainted && p.Namespace == namespace && p.ServiceAccount == account && p.Ready && p.ReadySince >= since && !p.Terminating && !p.Finished {
 			ready[p.Node] = true
 		}
 	}

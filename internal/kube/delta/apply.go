@@ -114,7 +114,7 @@ func (a *concern) pod(was, is *kube.Pod, key mesh.Key) bool {
 // alike reports whether only a pod's readiness, or that it leaves, is different.
 func alike(was, is *kube.Pod) bool {
 	as := *was
-	as.Ready, as.Terminating = is.Ready, is.Terminating
+	as.Ready, as.ReadySince, as.Terminating = is.Ready, is.ReadySince, is.Terminating
 	return reflect.DeepEqual(&as, is)
 }
 

@@ -152,7 +152,7 @@ func (c *Compiler) dispute(objs *kube.Objects) {
 		for _, addr := range addressesOf(s.Value) {
 			claim(addr)
 		}
-		for _, addr := range externalOf(s.Value) {
+		for _, addr := range externalOf(s.Value) { // a service that has lost one is refused something
 			c.disputed[addr] = true
 		}
 		c.disputeRefused("Service", s.Value.Namespace, s.Value.Name, addressesOf(s.Value))
@@ -214,16 +214,20 @@ func addressesOf(s *corev1.Service) (addrs []netip.Addr) {
 	return addrs
 }
 
-// externalOf returns the addresses of others that may lead to a service.
+// externalOf returns the addresses of others that may lead to a service, each once: of
+// those that are looked at.
 func externalOf(s *corev1.Service) (addrs []netip.Addr) {
-	texts := slices.Clone(s.Spec.ExternalIPs)
-	for _, at := range s.Status.LoadBalancer.Ingress {
-		texts = append(texts, at.IP)
-	}
-	for _, text := range texts {
-		if addr, err := netip.ParseAddr(text); err == nil {
+	look := func(text string) {
+		if addr, err := netip.ParseAddr(text); err == nil && !slices.Contains(addrs, addr.Unmap()) {
 			addrs = append(addrs, addr.Unmap())
 		}
+	}
+	balanced := s.Status.LoadBalancer.Ingress
+	for i := range min(len(balanced), kube.MaxOutside) {
+		look(balanced[i].IP)
+	}
+	for i := range min(len(s.Spec.ExternalIPs), max(0, kube.MaxOutside-len(balanced))) {
+		look(s.Spec.ExternalIPs[i])
 	}
 	return addrs
 }

@@ -103,7 +103,8 @@ func drawService(t *rapid.T, key mesh.Key) *corev1.Service {
 	}
 	s.Spec.ClusterIP = one(t, "ip", "None", "", fmt.Sprintf("10.0.2.%d", len(key.Namespace)*16+int(key.Name[1]-'0')))
 	if seldom(t, "external") {
-		s.Spec.ExternalIPs = []string{fmt.Sprintf("10.0.0.%d", rapid.IntRange(1, 3).Draw(t, "external")), "192.0.2.200"}
+		s.Spec.ExternalIPs = []string{one(t, "external IP", "10.0.0.1", "192.0.2.1", "192.0.2.201"), "192.0.2.200"}
+		s.CreationTimestamp = metav1.Unix(int64(rapid.IntRange(1, 3).Draw(t, "created")), 0)
 	}
 	if seldom(t, "balanced") {
 		s.Status.LoadBalancer.Ingress = []corev1.LoadBalancerIngress{{IP: "192.0.2.201"}}
@@ -139,7 +140,7 @@ func (s state) change(t *rapid.T) Change {
 		object = drawPod(t, key)
 		if was, ok := s["pod"][key].(*kube.Pod); ok && rapid.Bool().Draw(t, "readiness only") {
 			as := *was
-			as.Ready, as.Terminating = !as.Ready, rapid.Bool().Draw(t, "leaving")
+			as.Ready, as.ReadySince, as.Terminating = !as.Ready, as.ReadySince+1, rapid.Bool().Draw(t, "leaving")
 			object = &as
 		}
 	case "service":
@@ -268,6 +269,36 @@ func TestChangesAreTheSameAsCompilingEverything(t *testing.T) {
 	t.Logf("%d of %d changes without compiling everything", applied, all)
 	if applied < all/8 {
 		t.Errorf("%d of %d changes without compiling everything: this test says little", applied, all)
+	}
+}
+
+// TestASharedAddressIsNobodysAlone: a pod of a service that has lost its external address
+// to another does not give it back; one whose address nobody else wants is compiled alone.
+func TestASharedAddressIsNobodysAlone(t *testing.T) {
+	for what, shared := range map[string]bool{"lost to another": true, "its own": false} {
+		objs := large(20)
+		first, second := objs.Services[0].Value, objs.Services[1].Value
+		first.Spec.ExternalIPs, second.Spec.ExternalIPs = []string{"192.0.2.1"}, []string{"192.0.2.2"}
+		if shared {
+			second.Spec.ExternalIPs = first.Spec.ExternalIPs
+			second.CreationTimestamp = metav1.Unix(1e9, 0)
+		}
+		var c Compiler
+		compiled, err := c.Compile(objs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		is, err := compiled.View("")
+		if err != nil {
+			t.Fatal(err)
+		}
+		i := slices.IndexFunc(objs.Pods, func(p *kube.Pod) bool { return selects(second.Spec.Selector, p.Labels) })
+		later := *objs.Pods[i]
+		later.Ports = append(slices.Clone(later.Ports), kube.NamedPort{Name: "later", Port: 9}) // so that its services are compiled
+		r, ok := c.Apply(is, []Change{{Was: objs.Pods[i], Is: &later}})
+		if ok == shared || len(r.Change.Services) > 0 {
+			t.Errorf("%s: compiled alone is %v, with %d services changed", what, ok, len(r.Change.Services))
+		}
 	}
 }
 

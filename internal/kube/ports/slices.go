@@ -10,6 +10,10 @@ import (
 // more of them would not fit into a message to an agent.
 const MaxWork = 64 << 10
 
+// maxLooks bounds the slices that are looked at for all ports of one service: each port is
+// compared in each slice, also in those that have no endpoint.
+const maxLooks = 16 * MaxWork
+
 // Slices finds the numbers of ports by the slices of a service's endpoints. Ports of which
 // all slices say the same, but for the numbers, are found once: as a rule, all of them.
 type Slices struct {
@@ -17,6 +21,7 @@ type Slices struct {
 	numbers []map[string]uint16
 	groups  map[string]*groups
 	work    int
+	looks   int
 	refused int
 }
 
@@ -38,6 +43,11 @@ func (s *Slices) Add(keys []mesh.Key, numbers map[string]uint16) {
 // Numbers returns the numbers that a port has, each with those endpoints whose slices say
 // so. It returns false when too much is said of the service's ports to look at this one.
 func (s *Slices) Numbers(port string) (ByNumber, bool) {
+	if s.looks += len(s.numbers); s.looks > maxLooks {
+		s.looks = maxLooks
+		s.refused++
+		return ByNumber{}, false
+	}
 	var numbers []uint16
 	place := map[uint16]uint64{} // of a number, among those of the port, from 1
 	var pattern []byte

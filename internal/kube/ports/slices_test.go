@@ -95,3 +95,27 @@ func TestWorkIsBounded(t *testing.T) {
 		t.Error("what is known already is refused")
 	}
 }
+
+// TestEmptySlicesAreWork: ports times slices are bounded, also where no slice has an
+// endpoint.
+func TestEmptySlicesAreWork(t *testing.T) {
+	const slices = 4096
+	var s Slices
+	numbers := map[string]uint16{"a": 80}
+	for range slices {
+		s.Add(nil, numbers)
+	}
+	for i := range maxLooks / slices {
+		if _, ok := s.Numbers("a"); !ok {
+			t.Fatalf("port %d is refused", i)
+		}
+	}
+	for range 2 {
+		if _, ok := s.Numbers("a"); ok {
+			t.Fatal("a port is looked for in more slices than may be")
+		}
+	}
+	if s.Refused() != 2 {
+		t.Errorf("%d ports are refused", s.Refused())
+	}
+}

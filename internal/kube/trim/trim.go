@@ -92,7 +92,9 @@ func (t *Trimmer) Pod(p *corev1.Pod) *kube.Pod {
 	}
 	for _, c := range p.Status.Conditions {
 		if c.Type == corev1.PodReady {
-			out.Ready = c.Status == corev1.ConditionTrue
+			if out.Ready = c.Status == corev1.ConditionTrue; out.Ready {
+				out.ReadySince = max(0, c.LastTransitionTime.Unix())
+			}
 		}
 	}
 	texts := make([]string, 0, 2)

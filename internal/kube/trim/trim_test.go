@@ -41,11 +41,11 @@ func TestPod(t *testing.T) {
 			ReadinessProbe: &corev1.Probe{ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(70000)}}},
 		}}},
 		Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIP: "10.0.0.1", PodIPs: []corev1.PodIP{{IP: "10.0.0.1"}, {IP: "fd00::1"}},
-			Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}},
+			Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue, LastTransitionTime: metav1.Unix(9, 0)}}},
 	})
 	want := &kube.Pod{Namespace: "shop", Name: "web-1", UID: "u", Node: "n1", ServiceAccount: "default", Labels: map[string]string{"app": "web"},
 		Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}, ProbePorts: []uint16{6060, 7070, 8080},
-		Ports: []kube.NamedPort{{Name: "http", Port: 8080}}, Created: 7, Ready: true, Terminating: true}
+		Ports: []kube.NamedPort{{Name: "http", Port: 8080}}, Created: 7, Ready: true, ReadySince: 9, Terminating: true}
 	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 		t.Error(diff)
 	}

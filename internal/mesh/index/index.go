@@ -104,6 +104,11 @@ func OfAddress(addr netip.Addr) uint64 {
 	return mix(mix(binary.BigEndian.Uint64(octets[:8])) ^ binary.BigEndian.Uint64(octets[8:]))
 }
 
+// OfAddressPort returns the hash of an address, whose zone does not count, and a port.
+func OfAddressPort(addr netip.Addr, port uint16) uint64 {
+	return mix(OfAddress(addr) + uint64(port))
+}
+
 // OfTexts returns the hash of two texts.
 func OfTexts(a, b string) uint64 {
 	hash := uint64(14695981039346656037) // FNV-1a, and a finalizer: its high bits are weak
