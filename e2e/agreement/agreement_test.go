@@ -218,9 +218,10 @@ func judged(view *mesh.View, a asked, want mesh.Decision, probe bool) error {
 	return nil
 }
 
-// gated asks the gate about a connection's SYN, by BPF_PROG_RUN.
+// gated asks the gate about a connection's SYN, by BPF_PROG_RUN. It comes from a port that the
+// kernel gives no client, lest it be that of a connection which the agent still holds.
 func (w *world) gated(a asked, drop bool) error {
-	verdict, err := w.gate.Run(&ebpf.RunOptions{Data: synFrame(a.source, w.addressFor(a.source), 50000, a.port)})
+	verdict, err := w.gate.Run(&ebpf.RunOptions{Data: synFrame(a.source, w.addressFor(a.source), 1000, a.port)})
 	if err != nil {
 		return err
 	}
