@@ -148,15 +148,22 @@ func newAuthority(cfg AuthorityConfig, key crypto.Signer, certs []*x509.Certific
 		a.chain = append(a.chain, cert)
 		if IsRoot(cert) {
 			a.root = cert
-			return a, a.try()
+			if err := a.try(a.Bundle()); err != nil {
+				return nil, fmt.Errorf("what %s signs is not valid: %w; remedy: a CA whose certificates have path length to spare and no constraints on names", signing.SerialNumber.Text(16), err)
+			}
+			return a, nil
 		}
 	}
 }
 
-// try has the Authority sign, and verifies it as peers will, so that what constrains
-// its certificates (path length, names, a beginning that is to come) is found now. An
-// Authority at its end signs no more, and is none the worse for what it has signed.
-func (a *Authority) try() error {
+// AcceptedBy says whether whoever trusts another Authority's roots accepts what this one
+// signs; the error says why not. What is at its end signs nothing more, and is accepted.
+func (a *Authority) AcceptedBy(other *Authority) error { return a.try(other.Bundle()) }
+
+// try has the Authority sign, and verifies it by a bundle as peers will, so that what
+// constrains its certificates (path length, names, a beginning that is to come) is found
+// now. An Authority at its end signs no more, and is none the worse for what it has signed.
+func (a *Authority) try(by *x509bundle.Bundle) error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return fmt.Errorf("generate key: %w", err)
@@ -165,10 +172,8 @@ func (a *Authority) try() error {
 	if err != nil {
 		return nil
 	}
-	if _, _, err = x509svid.Verify(chain, a.Bundle(), x509svid.WithTime(skew.Moment(chain[0], a.cfg.Now()))); err != nil {
-		return fmt.Errorf("what %s signs is not valid: %w; remedy: a CA whose certificates have path length to spare and no constraints on names", a.Signing().SerialNumber.Text(16), err)
-	}
-	return nil
+	_, _, err = x509svid.Verify(chain, by, x509svid.WithTime(skew.Moment(chain[0], a.cfg.Now())))
+	return err
 }
 
 // IsRoot says whether a certificate of a CA is signed by its own key.

@@ -3,12 +3,15 @@ package rotation
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"log/slog"
 	"maps"
+	"math/big"
 	"os"
 	"path/filepath"
 	"strings"
@@ -462,10 +465,55 @@ func TestReplacedByItsOwner(t *testing.T) {
 	if n := len(live.Keyring().Signing.Roots()); n != 2 {
 		t.Errorf("%d roots are trusted", n)
 	}
+	replace("the other root alone: SVIDs of the first are still in use", intermediate(other.texts), false)
 	next := intermediate(other.texts)
 	next["roots.crt"] = one.Signing.BundleText()
 	replace("the other root, trusted before", next, true)
 	if n := len(live.Keyring().Signing.Roots()); n != 2 || !live.Keyring().Signing.Root().Equal(other.Signing.Root()) {
 		t.Errorf("%d roots are trusted", n)
+	}
+}
+
+// TestRootIssuedAnew: a root that its owner issues anew with the same key is taken at
+// once, since each verifies what the other has signed.
+func TestRootIssuedAnew(t *testing.T) {
+	first := begun(t)
+	store := &memory{texts: first.texts}
+	live, err := Open(t.Context(), LiveConfig{Store: store, Authority: config(), Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := first.Signing.Root()
+	block, _ := pem.Decode(first.texts["tls.key"])
+	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := *old
+	again.SerialNumber, again.NotAfter = big.NewInt(1), old.NotAfter.Add(time.Hour)
+	der, err := x509.CreateCertificate(rand.Reader, &again, &again, old.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	store.set("tls.crt", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})))
+	if err := live.Reload(t.Context()); err != nil || live.Keyring().Signing.Root().Equal(old) || live.Problem() != nil {
+		t.Errorf("%v, %v", err, live.Problem())
+	}
+}
+
+// TestReplicaThatMissedAStage takes the rotation's end: the others have waited for nodes.
+func TestReplicaThatMissedAStage(t *testing.T) {
+	distribute := begin(t, begun(t), KindRoot)
+	store := &memory{texts: distribute.texts}
+	live, err := Open(t.Context(), LiveConfig{Store: store, Authority: config(), Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := advance(t, advance(t, distribute))
+	if err := store.Save(t.Context(), done.texts, "a"); err != nil {
+		t.Fatal(err)
+	}
+	if err := live.Reload(t.Context()); err != nil || !live.Keyring().Signing.Root().Equal(done.Signing.Root()) {
+		t.Errorf("%v", err)
 	}
 }
