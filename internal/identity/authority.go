@@ -145,6 +145,9 @@ func newAuthority(cfg AuthorityConfig, key crypto.Signer, certs []*x509.Certific
 		if now := cfg.Now(); now.After(cert.NotAfter) {
 			return nil, fmt.Errorf("root certificate expired at %s", cert.NotAfter.Format(time.RFC3339))
 		}
+		if err := cakey.Public(cert.PublicKey); err != nil {
+			return nil, fmt.Errorf("certificate %s: %w", cert.SerialNumber.Text(16), err)
+		}
 		a.chain = append(a.chain, cert)
 		if IsRoot(cert) {
 			a.root = cert
