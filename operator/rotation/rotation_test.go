@@ -14,6 +14,7 @@ import (
 	"math/big"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -181,6 +182,53 @@ func TestFurtherRootsStay(t *testing.T) {
 			t.Fatalf("%d roots", len(roots))
 		}
 	}
+}
+
+// TestFurtherRootsOfPeopleMayGo: a root of roots.crt is trusted throughout rotations, and
+// no longer than its owner leaves it there, whatever stage it is taken out in.
+func TestFurtherRootsOfPeopleMayGo(t *testing.T) {
+	first, other := begun(t), begun(t)
+	texts := maps.Clone(first.texts)
+	texts["roots.crt"] = other.Signing.BundleText()
+	gone := other.Signing.Root().Equal
+	check := func(k *Keyring) {
+		t.Helper()
+		if !slices.ContainsFunc(k.Signing.Roots(), gone) || !slices.ContainsFunc(k.Own.Roots(), gone) {
+			t.Errorf("not trusted in %+v", k.Record)
+		}
+		without := maps.Clone(k.texts)
+		delete(without, "roots.crt")
+		if left := parse(t, without); slices.ContainsFunc(left.Signing.Roots(), gone) || len(left.Signing.Roots()) != len(k.Signing.Roots())-1 {
+			t.Errorf("still trusted in %+v, %d of %d roots left", k.Record, len(left.Signing.Roots()), len(k.Signing.Roots()))
+		}
+	}
+	k := parse(t, texts)
+	for _, kind := range []string{KindRoot, KindIntermediate, KindRoot} {
+		for k = begin(t, k, kind); k.Active(); k = advance(t, k) {
+			check(k)
+			texts, err := k.Abort(time.Now())
+			check(step(t, texts, err))
+		}
+		check(k)
+	}
+}
+
+// TestRootOfRotationInRoots: one that is in roots.crt is not retired, and one that is
+// taken out of there meanwhile stays until the rotation is at its end.
+func TestRootOfRotationInRoots(t *testing.T) {
+	first := begun(t)
+	old := first.Signing.Root()
+	texts := maps.Clone(first.texts)
+	texts["roots.crt"] = first.Signing.BundleText()
+	reissue := advance(t, begin(t, parse(t, texts), KindRoot))
+	kept := advance(t, reissue)
+	is(t, kept, "left in roots.crt", kept.Signing.Root(), kept.Signing.Root(), 2)
+	withdrawn := maps.Clone(reissue.texts)
+	delete(withdrawn, "roots.crt")
+	going := parse(t, withdrawn)
+	is(t, going, "withdrawn meanwhile", going.Signing.Root(), old, 2)
+	done := advance(t, going)
+	is(t, done, "after that", done.Signing.Root(), done.Signing.Root(), 1)
 }
 
 // report is what a node reports that is in a keyring's stage.
