@@ -59,22 +59,30 @@ func AuthorityFromTexts(texts map[string][]byte, cfg AuthorityConfig) (*Authorit
 	if err != nil {
 		return nil, nil, err
 	}
-	roots, err := keystore.ParseCertificates(texts[rootCertFile], MaxBundle)
+	roots, err := certificatesFromTexts(texts)
 	if err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", rootCertFile, err)
-	}
-	for _, name := range [...]string{bundleFile, furtherFile} {
-		if len(texts[name]) == 0 {
-			continue
-		}
-		others, err := keystore.ParseCertificates(texts[name], MaxBundle)
-		if err != nil {
-			return nil, nil, fmt.Errorf("%s: %w", name, err)
-		}
-		roots = join(roots, others)
+		return nil, nil, err
 	}
 	a, err := newAuthority(cfg, key, roots)
 	return a, configuration, err
+}
+
+// certificateFiles are the names of texts with certificates, of which only the first
+// must be there: a rotation leaves an empty bundleFile when it needs none.
+func certificateFiles() [3]string { return [...]string{rootCertFile, bundleFile, furtherFile} }
+
+func certificatesFromTexts(texts map[string][]byte) (all []*x509.Certificate, err error) {
+	for _, name := range certificateFiles() {
+		if len(texts[name]) == 0 && name != rootCertFile {
+			continue
+		}
+		certs, err := keystore.ParseCertificates(texts[name], MaxBundle)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		all = join(all, certs)
+	}
+	return all, nil
 }
 
 // AddConfigurationKey makes the configuration key of texts that somebody else has made

@@ -342,6 +342,37 @@ func TestDirFinishesWhatACrashInterrupted(t *testing.T) {
 	}
 }
 
+// TestDirAfterARotation is opened again: no further root is left in it.
+func TestDirAfterARotation(t *testing.T) {
+	dir := t.TempDir()
+	cfg := LiveConfig{Authority: config(), Logger: slog.New(slog.DiscardHandler)}
+	live, err := OpenDir(t.Context(), dir, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := NewDir(dir)
+	for _, next := range []Texts{begin(t, live.Keyring(), KindIntermediate).texts, nil} {
+		_, version, err := d.Load(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if next == nil {
+			next = advance(t, live.Keyring()).texts
+		}
+		if err := d.Save(t.Context(), next, version); err != nil {
+			t.Fatal(err)
+		}
+		if err := live.Reload(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	again, err := OpenDir(t.Context(), dir, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	is(t, again.Keyring(), "opened again", live.Keyring().Signing.Root(), live.Keyring().Signing.Root(), 1)
+}
+
 // memory is a Store.
 type memory struct {
 	mu      sync.Mutex
