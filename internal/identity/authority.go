@@ -120,7 +120,7 @@ func NewAuthority(cfg AuthorityConfig) (*Authority, error) {
 
 // newAuthority checks what it is given: key must belong to one of certs, which is
 // the one that signs, and a root or with a chain of them to one. Those of certs
-// that are roots are trusted; all of them must be of the trust domain.
+// that are roots are trusted, MaxBundle at most; all of them must be of the trust domain.
 func newAuthority(cfg AuthorityConfig, key crypto.Signer, certs []*x509.Certificate) (*Authority, error) {
 	a := &Authority{cfg: cfg, key: key}
 	var signing *x509.Certificate
@@ -134,6 +134,9 @@ func newAuthority(cfg AuthorityConfig, key crypto.Signer, certs []*x509.Certific
 		if IsRoot(cert) {
 			a.roots = append(a.roots, cert)
 		}
+	}
+	if len(a.roots) > MaxBundle {
+		return nil, fmt.Errorf("%d roots in %s, %s and %s together, and nodes take %d at most; remedy: take out those that nothing uses", len(a.roots), rootCertFile, bundleFile, furtherFile, MaxBundle)
 	}
 	if signing == nil {
 		return nil, errors.New("tls.key belongs to none of the root certificates, and to no intermediate")

@@ -188,3 +188,24 @@ func TestUnrelatedWeakRoot(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestMoreRootsThanNodesTake are refused by name, however they are spread over the texts.
+func TestMoreRootsThanNodesTake(t *testing.T) {
+	texts, err := NewAuthorityTexts(AuthorityConfig{TrustDomain: testTD})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var others []*x509.Certificate
+	key := newKey(t)
+	for range MaxBundle {
+		others = append(others, foreignCA(t, "other", key, nil, nil))
+	}
+	texts["ca.crt"], texts["roots.crt"] = CertificatesText(others[:20]), CertificatesText(others[15:MaxBundle-1])
+	if a, _, err := AuthorityFromTexts(texts, AuthorityConfig{TrustDomain: testTD}); err != nil || len(a.Roots()) != MaxBundle {
+		t.Errorf("as many as nodes take: %v", err)
+	}
+	texts["roots.crt"] = CertificatesText(others[15:])
+	if _, _, err := AuthorityFromTexts(texts, AuthorityConfig{TrustDomain: testTD}); err == nil || !strings.Contains(err.Error(), "33 roots in tls.crt, ca.crt and roots.crt together") {
+		t.Errorf("one more: %v", err)
+	}
+}

@@ -162,7 +162,7 @@ func (k *Keyring) Begin(kind string, now time.Time) (Texts, error) {
 
 func (k *Keyring) beginRoot(record Record) (Texts, error) {
 	if len(k.Signing.Roots()) >= identity.MaxBundle {
-		return nil, fmt.Errorf("%w: %d roots are trusted, and no more are possible; remedy: take those that nothing uses out of %s", ErrRefused, len(k.Signing.Roots()), moreFile)
+		return nil, fmt.Errorf("%w: %d roots are trusted, and no more are possible; remedy: take those that nothing uses out of %s and %s", ErrRefused, len(k.Signing.Roots()), moreFile, furtherFile)
 	}
 	made, err := identity.NewAuthorityTexts(k.cfg)
 	if err != nil {
