@@ -63,10 +63,10 @@ func foreignTexts(t *testing.T, key []byte, kind, tls, ca string) map[string][]b
 	if ca != "" {
 		texts["ca.crt"] = []byte(ca)
 	}
-	if added, err := AddConfigurationKey(texts); err != nil || !added {
+	if added, err := AddConfigurationKey(texts, nil); err != nil || !added {
 		t.Fatalf("no configuration key: %v", err)
 	}
-	if added, err := AddConfigurationKey(texts); err != nil || added {
+	if added, err := AddConfigurationKey(texts, nil); err != nil || added {
 		t.Fatalf("a second configuration key: %v", err)
 	}
 	return texts

@@ -85,15 +85,18 @@ func certificatesFromTexts(texts map[string][]byte) (all []*x509.Certificate, er
 	return all, nil
 }
 
-// AddConfigurationKey makes the configuration key of texts that somebody else has made
-// and that have none. It returns false, and changes nothing, when they have one.
-func AddConfigurationKey(texts map[string][]byte) (bool, error) {
+// AddConfigurationKey puts a configuration key into texts that somebody else has made
+// and that have none: the given one, or with nil a new one. It returns false, and changes
+// nothing, when they have one.
+func AddConfigurationKey(texts map[string][]byte, key ed25519.PrivateKey) (bool, error) {
 	if len(texts[configurationKeyFile]) > 0 {
 		return false, nil
 	}
-	_, key, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		return false, fmt.Errorf("generate configuration key: %w", err)
+	var err error
+	if key == nil {
+		if _, key, err = ed25519.GenerateKey(rand.Reader); err != nil {
+			return false, fmt.Errorf("generate configuration key: %w", err)
+		}
 	}
 	texts[configurationKeyFile], err = keyText(key)
 	return err == nil, err
