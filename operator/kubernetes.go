@@ -255,7 +255,7 @@ func (p *clusterParts) openKeys(ctx context.Context, td spiffeid.TrustDomain) er
 	for delay := time.Second; ; delay = min(2*delay, 30*time.Second) {
 		kept, err := keys.Open(ctx, p.core, p.cfg.Kubernetes.Namespace, cfg)
 		if err == nil {
-			p.authority, err = rotation.Open(ctx, rotation.LiveConfig{Store: keys.NewStore(p.core, p.cfg.Kubernetes.Namespace), Authority: cfg, Logger: p.cfg.Logger})
+			p.authority, err = rotation.Open(ctx, rotation.LiveConfig{Store: keys.NewStore(p.core, p.cfg.Kubernetes.Namespace, kept, p.cfg.Logger), Authority: cfg, Logger: p.cfg.Logger})
 		}
 		if err == nil {
 			p.key, p.epochBase = kept.Configuration, kept.EpochBase

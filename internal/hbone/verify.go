@@ -14,6 +14,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
+	"github.com/heddle-mesh/heddle/internal/hbone/approved"
 	"github.com/heddle-mesh/heddle/internal/hbone/skew"
 )
 
@@ -28,7 +29,7 @@ func Fingerprint(cert *tls.Certificate) [32]byte {
 
 // VerifyPeer says which identity a chain of certificates, leaf first, proves at
 // the given moment, or in one of a clock that is ahead (skew.Moment): the leaf is an X.509-SVID with exactly one URI name and
-// chains to the bundle of its trust domain. The error matches one of
+// chains to the bundle of its trust domain, in FIPS 140-3 mode by approved keys. The error matches one of
 // ErrCertificateInvalid, ErrCertificateExpired and ErrCertificateUntrusted.
 func VerifyPeer(chain []*x509.Certificate, bundles x509bundle.Source, now time.Time) (spiffeid.ID, error) {
 	if len(chain) == 0 {
@@ -37,7 +38,10 @@ func VerifyPeer(chain []*x509.Certificate, bundles x509bundle.Source, now time.T
 	if _, err := x509svid.IDFromCert(chain[0]); err != nil {
 		return spiffeid.ID{}, fmt.Errorf("%w: %w", ErrCertificateInvalid, err)
 	}
-	id, _, err := x509svid.Verify(chain, bundles, x509svid.WithTime(skew.Moment(chain[0], now)))
+	id, verified, err := x509svid.Verify(chain, bundles, x509svid.WithTime(skew.Moment(chain[0], now)))
+	if err == nil {
+		err = approved.Chains(verified)
+	}
 	switch invalid := (x509.CertificateInvalidError{}); {
 	case err == nil && id.Path() == "":
 		return spiffeid.ID{}, fmt.Errorf("%w: %s has no path (X509-SVID section 4.1)", ErrCertificateInvalid, id)

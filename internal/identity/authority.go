@@ -120,7 +120,7 @@ func NewAuthority(cfg AuthorityConfig) (*Authority, error) {
 
 // newAuthority checks what it is given: key must belong to one of certs, which is
 // the one that signs, and a root or with a chain of them to one. Those of certs
-// that are roots are trusted; all of them must be of the trust domain.
+// that are roots are trusted, MaxBundle at most; all of them must be of the trust domain.
 func newAuthority(cfg AuthorityConfig, key crypto.Signer, certs []*x509.Certificate) (*Authority, error) {
 	a := &Authority{cfg: cfg, key: key}
 	var signing *x509.Certificate
@@ -135,6 +135,9 @@ func newAuthority(cfg AuthorityConfig, key crypto.Signer, certs []*x509.Certific
 			a.roots = append(a.roots, cert)
 		}
 	}
+	if len(a.roots) > MaxBundle {
+		return nil, fmt.Errorf("%d roots in %s, %s and %s together, and nodes take %d at most; remedy: take out those that nothing uses", len(a.roots), rootCertFile, bundleFile, furtherFile, MaxBundle)
+	}
 	if signing == nil {
 		return nil, errors.New("tls.key belongs to none of the root certificates, and to no intermediate")
 	}
@@ -145,18 +148,28 @@ func newAuthority(cfg AuthorityConfig, key crypto.Signer, certs []*x509.Certific
 		if now := cfg.Now(); now.After(cert.NotAfter) {
 			return nil, fmt.Errorf("root certificate expired at %s", cert.NotAfter.Format(time.RFC3339))
 		}
+		if err := cakey.Public(cert.PublicKey); err != nil {
+			return nil, fmt.Errorf("certificate %s: %w", cert.SerialNumber.Text(16), err)
+		}
 		a.chain = append(a.chain, cert)
 		if IsRoot(cert) {
 			a.root = cert
-			return a, a.try()
+			if err := a.try(a.Bundle()); err != nil {
+				return nil, fmt.Errorf("what %s signs is not valid: %w; remedy: a CA whose certificates have path length to spare and no constraints on names", signing.SerialNumber.Text(16), err)
+			}
+			return a, nil
 		}
 	}
 }
 
-// try has the Authority sign, and verifies it as peers will, so that what constrains
-// its certificates (path length, names, a beginning that is to come) is found now. An
-// Authority at its end signs no more, and is none the worse for what it has signed.
-func (a *Authority) try() error {
+// AcceptedBy says whether whoever trusts another Authority's roots accepts what this one
+// signs; the error says why not. What is at its end signs nothing more, and is accepted.
+func (a *Authority) AcceptedBy(other *Authority) error { return a.try(other.Bundle()) }
+
+// try has the Authority sign, and verifies it by a bundle as peers will, so that what
+// constrains its certificates (path length, names, a beginning that is to come) is found
+// now. An Authority at its end signs no more, and is none the worse for what it has signed.
+func (a *Authority) try(by *x509bundle.Bundle) error {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return fmt.Errorf("generate key: %w", err)
@@ -165,10 +178,8 @@ func (a *Authority) try() error {
 	if err != nil {
 		return nil
 	}
-	if _, _, err = x509svid.Verify(chain, a.Bundle(), x509svid.WithTime(skew.Moment(chain[0], a.cfg.Now()))); err != nil {
-		return fmt.Errorf("what %s signs is not valid: %w; remedy: a CA whose certificates have path length to spare and no constraints on names", a.Signing().SerialNumber.Text(16), err)
-	}
-	return nil
+	_, _, err = x509svid.Verify(chain, by, x509svid.WithTime(skew.Moment(chain[0], a.cfg.Now())))
+	return err
 }
 
 // IsRoot says whether a certificate of a CA is signed by its own key.

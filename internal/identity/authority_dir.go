@@ -88,18 +88,19 @@ func openRoots(dir string, cfg AuthorityConfig, key crypto.Signer) ([]*x509.Cert
 			return nil, fmt.Errorf("store root certificate: %w", err)
 		}
 	}
-	roots, err := readCertificates(path)
-	if err != nil {
-		return nil, err
-	}
-	for _, name := range [...]string{bundleFile, furtherFile} {
-		more, err := readCertificates(filepath.Join(dir, name))
+	texts := map[string][]byte{}
+	for _, name := range certificateFiles() {
+		text, err := keystore.ReadFile(filepath.Join(dir, name), maxCertFile)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
-		roots = join(roots, more)
+		texts[name] = text
 	}
-	return roots, nil
+	certs, err := certificatesFromTexts(texts)
+	if err != nil {
+		return nil, fmt.Errorf("authority in %s: %w", dir, err)
+	}
+	return certs, nil
 }
 
 // OpenConfigurationKey loads the Ed25519 key with which the operator signs
@@ -154,16 +155,4 @@ func keyText(key any) ([]byte, error) {
 		return nil, fmt.Errorf("encode key: %w", err)
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), nil
-}
-
-func readCertificates(path string) ([]*x509.Certificate, error) {
-	text, err := keystore.ReadFile(path, maxCertFile)
-	if err != nil {
-		return nil, err
-	}
-	certs, err := keystore.ParseCertificates(text, MaxBundle)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return certs, nil
 }

@@ -63,10 +63,10 @@ func foreignTexts(t *testing.T, key []byte, kind, tls, ca string) map[string][]b
 	if ca != "" {
 		texts["ca.crt"] = []byte(ca)
 	}
-	if added, err := AddConfigurationKey(texts); err != nil || !added {
+	if added, err := AddConfigurationKey(texts, nil); err != nil || !added {
 		t.Fatalf("no configuration key: %v", err)
 	}
-	if added, err := AddConfigurationKey(texts); err != nil || added {
+	if added, err := AddConfigurationKey(texts, nil); err != nil || added {
 		t.Fatalf("a second configuration key: %v", err)
 	}
 	return texts
@@ -142,6 +142,12 @@ func TestForeignAuthorityRefused(t *testing.T) {
 	below := func(by *x509.Certificate, changes ...func(*x509.Certificate)) *x509.Certificate {
 		return foreignCA(t, "below", key, by, rootKey, changes...)
 	}
+	t.Setenv("GODEBUG", "rsa1024min=0")
+	weakKey, err := rsa.GenerateKey(rand.Reader, 1024)
+	if err != nil {
+		t.Fatal(err)
+	}
+	weak := foreignCA(t, "weak", weakKey, nil, nil)
 	for name, c := range map[string]struct {
 		key     []byte
 		tls, ca string
@@ -156,11 +162,50 @@ func TestForeignAuthorityRefused(t *testing.T) {
 		"of tomorrow":         {der, text(below(root, func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Hour) })), text(root), "is not valid"},
 		"ended":               {der, text(below(root, func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Hour) })), text(root), "expired"},
 		"another domain's":    {der, text(below(root, func(c *x509.Certificate) { c.URIs = append(c.URIs, foreigns.URL()) })), text(root), "is of "},
+		"a root of 1024 bits": {der, text(foreignCA(t, "below", key, weak, weakKey)), text(weak), "RSA of 1024 bits is not taken"},
 		"a curve of 224 bits": {smallDER, text(root), text(root), "cert-manager: spec.privateKey"},
 	} {
 		texts := foreignTexts(t, c.key, "PRIVATE KEY", c.tls, c.ca)
 		if _, _, err := AuthorityFromTexts(maps.Clone(texts), AuthorityConfig{TrustDomain: testTD}); err == nil || !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %v, want %q", name, err, c.says)
 		}
+	}
+}
+
+// TestUnrelatedWeakRoot: a root of 1024 bits that signs nothing here is trusted on.
+func TestUnrelatedWeakRoot(t *testing.T) {
+	t.Setenv("GODEBUG", "rsa1024min=0")
+	weakKey, err := rsa.GenerateKey(rand.Reader, 1024)
+	if err != nil {
+		t.Fatal(err)
+	}
+	texts, err := NewAuthorityTexts(AuthorityConfig{TrustDomain: testTD})
+	if err != nil {
+		t.Fatal(err)
+	}
+	texts["ca.crt"] = CertificatesText([]*x509.Certificate{foreignCA(t, "weak", weakKey, nil, nil)})
+	if a, _, err := AuthorityFromTexts(texts, AuthorityConfig{TrustDomain: testTD}); err != nil || len(a.Roots()) != 2 {
+		t.Error(err)
+	}
+}
+
+// TestMoreRootsThanNodesTake are refused by name, however they are spread over the texts.
+func TestMoreRootsThanNodesTake(t *testing.T) {
+	texts, err := NewAuthorityTexts(AuthorityConfig{TrustDomain: testTD})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var others []*x509.Certificate
+	key := newKey(t)
+	for range MaxBundle {
+		others = append(others, foreignCA(t, "other", key, nil, nil))
+	}
+	texts["ca.crt"], texts["roots.crt"] = CertificatesText(others[:20]), CertificatesText(others[15:MaxBundle-1])
+	if a, _, err := AuthorityFromTexts(texts, AuthorityConfig{TrustDomain: testTD}); err != nil || len(a.Roots()) != MaxBundle {
+		t.Errorf("as many as nodes take: %v", err)
+	}
+	texts["roots.crt"] = CertificatesText(others[15:])
+	if _, _, err := AuthorityFromTexts(texts, AuthorityConfig{TrustDomain: testTD}); err == nil || !strings.Contains(err.Error(), "33 roots in tls.crt, ca.crt and roots.crt together") {
+		t.Errorf("one more: %v", err)
 	}
 }

@@ -59,33 +59,44 @@ func AuthorityFromTexts(texts map[string][]byte, cfg AuthorityConfig) (*Authorit
 	if err != nil {
 		return nil, nil, err
 	}
-	roots, err := keystore.ParseCertificates(texts[rootCertFile], MaxBundle)
+	roots, err := certificatesFromTexts(texts)
 	if err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", rootCertFile, err)
-	}
-	for _, name := range [...]string{bundleFile, furtherFile} {
-		if len(texts[name]) == 0 {
-			continue
-		}
-		others, err := keystore.ParseCertificates(texts[name], MaxBundle)
-		if err != nil {
-			return nil, nil, fmt.Errorf("%s: %w", name, err)
-		}
-		roots = join(roots, others)
+		return nil, nil, err
 	}
 	a, err := newAuthority(cfg, key, roots)
 	return a, configuration, err
 }
 
-// AddConfigurationKey makes the configuration key of texts that somebody else has made
-// and that have none. It returns false, and changes nothing, when they have one.
-func AddConfigurationKey(texts map[string][]byte) (bool, error) {
+// certificateFiles are the names of texts with certificates, of which only the first
+// must be there: a rotation leaves an empty bundleFile when it needs none.
+func certificateFiles() [3]string { return [...]string{rootCertFile, bundleFile, furtherFile} }
+
+func certificatesFromTexts(texts map[string][]byte) (all []*x509.Certificate, err error) {
+	for _, name := range certificateFiles() {
+		if len(texts[name]) == 0 && name != rootCertFile {
+			continue
+		}
+		certs, err := keystore.ParseCertificates(texts[name], MaxBundle)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		all = join(all, certs)
+	}
+	return all, nil
+}
+
+// AddConfigurationKey puts a configuration key into texts that somebody else has made
+// and that have none: the given one, or with nil a new one. It returns false, and changes
+// nothing, when they have one.
+func AddConfigurationKey(texts map[string][]byte, key ed25519.PrivateKey) (bool, error) {
 	if len(texts[configurationKeyFile]) > 0 {
 		return false, nil
 	}
-	_, key, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		return false, fmt.Errorf("generate configuration key: %w", err)
+	var err error
+	if key == nil {
+		if _, key, err = ed25519.GenerateKey(rand.Reader); err != nil {
+			return false, fmt.Errorf("generate configuration key: %w", err)
+		}
 	}
 	texts[configurationKeyFile], err = keyText(key)
 	return err == nil, err

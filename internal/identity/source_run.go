@@ -264,11 +264,12 @@ func (h *held) take(e keystore.Entry) {
 
 // renewAt is half life, give or take a tenth of it, counted from when the
 // certificate came: agents that started together do not renew together. It is sooner
-// in a short life, so that peers whose clocks are ahead see no expired certificate.
+// in a short life, so that peers whose clocks are ahead see no expired certificate, with
+// the same spread: a tenth more of nine tenths is still of use.
 // received is wall-clock time: a machine that slept renews when it wakes.
 func renewAt(received time.Time, leaf *x509.Certificate) time.Time {
 	life, useful := leaf.NotAfter.Sub(received), skew.Useful(received, leaf.NotAfter)
-	at := received.Add(min(time.Duration(float64(life)*(0.45+0.1*mathrand.Float64())), useful/10*9))
+	at := received.Add(time.Duration(float64(min(life/2, useful/10*9)) * (0.9 + 0.2*mathrand.Float64())))
 	if soonest := received.Add(minRenewal); at.Before(soonest) {
 		return soonest
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
+	"github.com/heddle-mesh/heddle/internal/hbone/skew"
 	"github.com/heddle-mesh/heddle/internal/identity/keystore"
 )
 
@@ -143,13 +144,22 @@ func TestRenewalAtHalfLife(t *testing.T) {
 	})
 }
 
+// TestRenewalsAreSpread over a fifth of the time to them, in a short life, too, and come
+// while the certificate is of use to peers whose clocks are ahead.
 func TestRenewalsAreSpread(t *testing.T) {
-	now, times := time.Now(), map[time.Duration]int{}
-	for range 200 {
-		times[renewAt(now, &x509.Certificate{NotAfter: now.Add(24 * time.Hour)}).Sub(now).Truncate(10*time.Minute)]++
-	}
-	if len(times) < 10 {
-		t.Errorf("200 renewals fall into %d times of 10 minutes", len(times))
+	now := time.Now()
+	for ttl, middle := range map[time.Duration]time.Duration{24 * time.Hour: 12 * time.Hour, time.Hour: 30 * time.Minute, 40 * time.Minute: 18 * time.Minute} {
+		leaf, times := &x509.Certificate{NotAfter: now.Add(ttl)}, map[time.Duration]int{}
+		for range 200 {
+			in := renewAt(now, leaf).Sub(now)
+			if in < middle/10*9 || in > middle/10*11 || in >= skew.Useful(now, leaf.NotAfter) {
+				t.Errorf("of %v: renewed in %v", ttl, in)
+			}
+			times[in.Truncate(middle/100)]++
+		}
+		if len(times) < 10 {
+			t.Errorf("of %v: 200 renewals fall into %d of 20 times", ttl, len(times))
+		}
 	}
 }
 

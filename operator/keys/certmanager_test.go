@@ -1,8 +1,10 @@
 package keys
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"maps"
 	"strings"
 	"testing"
@@ -12,6 +14,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 
 	"github.com/heddle-mesh/heddle/internal/identity"
@@ -96,11 +99,67 @@ func TestCertManagersSecret(t *testing.T) {
 	}
 }
 
+// TestSecretMadeAnew: whoever runs puts back the configuration key that it signs with, and
+// its base of epochs, before or after another replica does; and warns when there is another.
+func TestSecretMadeAnew(t *testing.T) {
+	s, cfg := certManagers(t)
+	s.kept.Data[EpochKey] = []byte("7000")
+	held, err := Open(t.Context(), s, "heddle-system", cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var log bytes.Buffer
+	store := NewStore(s, "heddle-system", held, slog.New(slog.NewTextHandler(&log, nil)))
+	anew := func(uid types.UID) {
+		s.kept.UID, s.updates = uid, 0
+		delete(s.kept.Data, "configuration.key")
+		delete(s.kept.Data, EpochKey)
+	}
+	anew("second")
+	for range 2 {
+		if _, version, err := store.Load(t.Context()); err != nil || s.updates != 1 || !strings.HasPrefix(version, "second/") || version != "second/"+s.kept.ResourceVersion {
+			t.Fatalf("version %s, %d updates, %v", version, s.updates, err)
+		}
+	}
+	if started, err := Open(t.Context(), s, "heddle-system", cfg); err != nil || !started.Configuration.Equal(held.Configuration) || started.EpochBase != 7000 || s.updates != 1 {
+		t.Errorf("a replica that starts has another key: %v", err)
+	}
+	text := s.kept.Data["configuration.key"]
+	anew("third")
+	s.first = func() { // another replica, which runs, too
+		s.first, s.kept.ResourceVersion = nil, s.kept.ResourceVersion+"y"
+		s.kept.Data["configuration.key"] = text
+	}
+	if texts, _, err := store.Load(t.Context()); err != nil || s.updates != 0 || !bytes.Equal(texts["configuration.key"], text) {
+		t.Errorf("the other replica was first: %d updates, %v", s.updates, err)
+	}
+	if log.Len() > 0 {
+		t.Errorf("warned of nothing: %s", &log)
+	}
+	anew("fourth")
+	if other, err := Open(t.Context(), s, "heddle-system", cfg); err != nil || other.Configuration.Equal(held.Configuration) {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if _, _, err := store.Load(t.Context()); err != nil || s.updates != 1 {
+			t.Errorf("another's key was replaced: %d updates, %v", s.updates, err)
+		}
+	}
+	if strings.Count(log.String(), "another configuration key") != 1 {
+		t.Errorf("said: %q", log.String())
+	}
+}
+
 // TestRotationOfCertManagers is refused: cert-manager would undo it. Its record and
 // further roots may be written.
 func TestRotationOfCertManagers(t *testing.T) {
-	s, _ := certManagers(t)
-	store := NewStore(s, "heddle-system")
+	s, cfg := certManagers(t)
+	held, err := Open(t.Context(), s, "heddle-system", cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.updates = 0
+	store := NewStore(s, "heddle-system", held, slog.New(slog.DiscardHandler))
 	texts, version, err := store.Load(t.Context())
 	if err != nil {
 		t.Fatal(err)

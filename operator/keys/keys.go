@@ -7,7 +7,9 @@
 // trust; configuration.key; and those of a
 // rotation, see operator/rotation, whose Store it is. Besides, whoever restores a
 // cluster may add epoch.base. Of replicas that begin together one creates it, and
-// all use that one. To begin anew, delete it and restart replicas and agents.
+// all use that one. To begin anew, delete it and restart replicas and agents. When
+// somebody makes it anew while replicas run, as cert-manager does of one that was deleted,
+// the first of them puts back the configuration key that it signs with.
 //
 // # Rights
 //
@@ -71,7 +73,7 @@ func Open(ctx context.Context, client typedcorev1.SecretsGetter, namespace strin
 	if err != nil {
 		return nil, fmt.Errorf("open Secret %s/%s: %w", namespace, SecretName, err)
 	}
-	if secret, err = complete(ctx, secrets, secret); err != nil {
+	if secret, err = complete(ctx, secrets, secret, Kept{}); err != nil {
 		return nil, fmt.Errorf("put a configuration key into Secret %s/%s: %w", namespace, SecretName, err)
 	}
 	_, key, err := identity.AuthorityFromTexts(secret.Data, cfg)
@@ -85,16 +87,20 @@ func Open(ctx context.Context, client typedcorev1.SecretsGetter, namespace strin
 	return &Kept{Configuration: key, EpochBase: base}, nil
 }
 
-// complete puts a configuration key into the Secret of a CA that has none. Another
-// replica may be first: then its key is taken.
-func complete(ctx context.Context, secrets typedcorev1.SecretInterface, secret *corev1.Secret) (*corev1.Secret, error) {
+// complete puts a configuration key into the Secret of a CA that has none, and with it a
+// base of epochs: those that are held, or with no key a new one. Another replica may be
+// first: then its key is taken.
+func complete(ctx context.Context, secrets typedcorev1.SecretInterface, secret *corev1.Secret, held Kept) (*corev1.Secret, error) {
 	if len(secret.Data[corev1.TLSPrivateKeyKey]) == 0 {
 		return secret, nil // not a CA's
 	}
 	with := secret.DeepCopy()
-	added, err := identity.AddConfigurationKey(with.Data)
+	added, err := identity.AddConfigurationKey(with.Data, held.Configuration)
 	if err != nil || !added {
 		return secret, err
+	}
+	if len(with.Data[EpochKey]) == 0 && held.EpochBase > 0 {
+		with.Data[EpochKey] = strconv.AppendUint(nil, held.EpochBase, 10)
 	}
 	made, err := secrets.Update(ctx, with, metav1.UpdateOptions{})
 	if apierrors.IsConflict(err) {

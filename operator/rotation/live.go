@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"time"
 
@@ -23,7 +22,8 @@ import (
 // ErrConflict is matched when somebody else changed the texts first.
 var ErrConflict = errors.New("the authority was changed by somebody else meanwhile")
 
-// ErrNoOverlap is matched when the authority is replaced by one that nobody trusts yet.
+// ErrNoOverlap is matched when the authority is replaced by one that nobody trusts yet, or
+// that no longer trusts what the one before has signed.
 var ErrNoOverlap = errors.New("the authority was replaced without overlap")
 
 // Store keeps the texts.
@@ -105,7 +105,7 @@ func (l *Live) Run(ctx context.Context) error {
 }
 
 // Reload reads the Store at once. What it does not take, those before staying in use,
-// is its error: ErrNoOverlap when it is of another root.
+// is its error: ErrNoOverlap when it and the one before do not trust each other.
 func (l *Live) Reload(ctx context.Context) error {
 	texts, version, err := l.cfg.Store.Load(ctx)
 	if err != nil {
@@ -123,10 +123,8 @@ func (l *Live) Reload(ctx context.Context) error {
 	keyring, err := Parse(texts, l.cfg.Authority)
 	if err != nil {
 		err = fmt.Errorf("read %s: %w; remedy: restore it from a backup", l.cfg.Store, err)
-	} else if root := keyring.Signing.Root(); !slices.ContainsFunc(l.Keyring().Signing.Roots(), root.Equal) {
-		// In a rotation it has been trusted since the stage before.
-		err = fmt.Errorf("%s: %w: root %s signs, and no node trusts it yet; remedy: restore what was there, and let nodes trust the root first, by an entry %s; "+
-			"or restart operators and agents, whose connections then end", l.cfg.Store, ErrNoOverlap, root.SerialNumber.Text(16), furtherFile)
+	} else if err = l.Keyring().overlaps(keyring); err != nil {
+		err = fmt.Errorf("%s: %w; or restart operators and agents, whose connections then end", l.cfg.Store, err)
 	}
 	if err == nil {
 		l.take(keyring, version)
@@ -136,6 +134,23 @@ func (l *Live) Reload(ctx context.Context) error {
 	l.state.problem = err
 	l.state.Unlock()
 	return err
+}
+
+// overlaps says whether nodes that trust what this Keyring does go on without a connection
+// that fails when the other takes its place: each must accept what the other signs, since
+// not all nodes take it at the same moment. In a rotation each stage does so.
+func (k *Keyring) overlaps(with *Keyring) error {
+	const remedy = "remedy: restore what was there, and put the old root and the new one into " + furtherFile + " first, until every node trusts both"
+	if err := with.Signing.AcceptedBy(k.Signing); err != nil {
+		return fmt.Errorf("%w: no node accepts yet what root %s signs (%w); %s", ErrNoOverlap, with.Signing.Root().SerialNumber.Text(16), err, remedy)
+	}
+	if k.Next != nil && k.Next.Signing().Equal(with.Signing.Signing()) {
+		return nil // the rotation went on, and has replaced what this one signed
+	}
+	if err := k.Signing.AcceptedBy(with.Signing); err != nil {
+		return fmt.Errorf("%w: no node would accept any more what root %s has signed (%w); %s", ErrNoOverlap, k.Signing.Root().SerialNumber.Text(16), err, remedy)
+	}
+	return nil
 }
 
 func (l *Live) take(k *Keyring, version string) {

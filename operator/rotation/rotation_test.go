@@ -3,14 +3,18 @@ package rotation
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"log/slog"
 	"maps"
+	"math/big"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -180,6 +184,53 @@ func TestFurtherRootsStay(t *testing.T) {
 	}
 }
 
+// TestFurtherRootsOfPeopleMayGo: a root of roots.crt is trusted throughout rotations, and
+// no longer than its owner leaves it there, whatever stage it is taken out in.
+func TestFurtherRootsOfPeopleMayGo(t *testing.T) {
+	first, other := begun(t), begun(t)
+	texts := maps.Clone(first.texts)
+	texts["roots.crt"] = other.Signing.BundleText()
+	gone := other.Signing.Root().Equal
+	check := func(k *Keyring) {
+		t.Helper()
+		if !slices.ContainsFunc(k.Signing.Roots(), gone) || !slices.ContainsFunc(k.Own.Roots(), gone) {
+			t.Errorf("not trusted in %+v", k.Record)
+		}
+		without := maps.Clone(k.texts)
+		delete(without, "roots.crt")
+		if left := parse(t, without); slices.ContainsFunc(left.Signing.Roots(), gone) || len(left.Signing.Roots()) != len(k.Signing.Roots())-1 {
+			t.Errorf("still trusted in %+v, %d of %d roots left", k.Record, len(left.Signing.Roots()), len(k.Signing.Roots()))
+		}
+	}
+	k := parse(t, texts)
+	for _, kind := range []string{KindRoot, KindIntermediate, KindRoot} {
+		for k = begin(t, k, kind); k.Active(); k = advance(t, k) {
+			check(k)
+			texts, err := k.Abort(time.Now())
+			check(step(t, texts, err))
+		}
+		check(k)
+	}
+}
+
+// TestRootOfRotationInRoots: one that is in roots.crt is not retired, and one that is
+// taken out of there meanwhile stays until the rotation is at its end.
+func TestRootOfRotationInRoots(t *testing.T) {
+	first := begun(t)
+	old := first.Signing.Root()
+	texts := maps.Clone(first.texts)
+	texts["roots.crt"] = first.Signing.BundleText()
+	reissue := advance(t, begin(t, parse(t, texts), KindRoot))
+	kept := advance(t, reissue)
+	is(t, kept, "left in roots.crt", kept.Signing.Root(), kept.Signing.Root(), 2)
+	withdrawn := maps.Clone(reissue.texts)
+	delete(withdrawn, "roots.crt")
+	going := parse(t, withdrawn)
+	is(t, going, "withdrawn meanwhile", going.Signing.Root(), old, 2)
+	done := advance(t, going)
+	is(t, done, "after that", done.Signing.Root(), done.Signing.Root(), 1)
+}
+
 // report is what a node reports that is in a keyring's stage.
 func report(k *Keyring) *meshpb.TrustReport {
 	issuer := sha256.Sum256(k.Signing.Signing().Raw)
@@ -289,6 +340,37 @@ func TestDirFinishesWhatACrashInterrupted(t *testing.T) {
 	if bytes.Equal(texts["ca.crt"], saved["ca.crt"]) {
 		t.Error("ca.crt is as before")
 	}
+}
+
+// TestDirAfterARotation is opened again: no further root is left in it.
+func TestDirAfterARotation(t *testing.T) {
+	dir := t.TempDir()
+	cfg := LiveConfig{Authority: config(), Logger: slog.New(slog.DiscardHandler)}
+	live, err := OpenDir(t.Context(), dir, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := NewDir(dir)
+	for _, next := range []Texts{begin(t, live.Keyring(), KindIntermediate).texts, nil} {
+		_, version, err := d.Load(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if next == nil {
+			next = advance(t, live.Keyring()).texts
+		}
+		if err := d.Save(t.Context(), next, version); err != nil {
+			t.Fatal(err)
+		}
+		if err := live.Reload(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	again, err := OpenDir(t.Context(), dir, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	is(t, again.Keyring(), "opened again", live.Keyring().Signing.Root(), live.Keyring().Signing.Root(), 1)
 }
 
 // memory is a Store.
@@ -462,10 +544,55 @@ func TestReplacedByItsOwner(t *testing.T) {
 	if n := len(live.Keyring().Signing.Roots()); n != 2 {
 		t.Errorf("%d roots are trusted", n)
 	}
+	replace("the other root alone: SVIDs of the first are still in use", intermediate(other.texts), false)
 	next := intermediate(other.texts)
 	next["roots.crt"] = one.Signing.BundleText()
 	replace("the other root, trusted before", next, true)
 	if n := len(live.Keyring().Signing.Roots()); n != 2 || !live.Keyring().Signing.Root().Equal(other.Signing.Root()) {
 		t.Errorf("%d roots are trusted", n)
+	}
+}
+
+// TestRootIssuedAnew: a root that its owner issues anew with the same key is taken at
+// once, since each verifies what the other has signed.
+func TestRootIssuedAnew(t *testing.T) {
+	first := begun(t)
+	store := &memory{texts: first.texts}
+	live, err := Open(t.Context(), LiveConfig{Store: store, Authority: config(), Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := first.Signing.Root()
+	block, _ := pem.Decode(first.texts["tls.key"])
+	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := *old
+	again.SerialNumber, again.NotAfter = big.NewInt(1), old.NotAfter.Add(time.Hour)
+	der, err := x509.CreateCertificate(rand.Reader, &again, &again, old.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	store.set("tls.crt", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})))
+	if err := live.Reload(t.Context()); err != nil || live.Keyring().Signing.Root().Equal(old) || live.Problem() != nil {
+		t.Errorf("%v, %v", err, live.Problem())
+	}
+}
+
+// TestReplicaThatMissedAStage takes the rotation's end: the others have waited for nodes.
+func TestReplicaThatMissedAStage(t *testing.T) {
+	distribute := begin(t, begun(t), KindRoot)
+	store := &memory{texts: distribute.texts}
+	live, err := Open(t.Context(), LiveConfig{Store: store, Authority: config(), Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := advance(t, advance(t, distribute))
+	if err := store.Save(t.Context(), done.texts, "a"); err != nil {
+		t.Fatal(err)
+	}
+	if err := live.Reload(t.Context()); err != nil || !live.Keyring().Signing.Root().Equal(done.Signing.Root()) {
+		t.Errorf("%v", err)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/heddle-mesh/heddle/internal/identity"
+	"github.com/heddle-mesh/heddle/internal/identity/keystore"
 )
 
 // Texts are what a Store keeps, by name.
@@ -21,7 +22,8 @@ const (
 	certFile = "tls.crt"
 	keyFile  = "tls.key"
 	moreFile = "ca.crt"
-	// furtherFile has further roots that people trust: no rotation changes it.
+	// furtherFile has further roots that people trust: no rotation changes it,
+	// or copies them elsewhere.
 	furtherFile  = "roots.crt"
 	next         = "next."
 	previous     = "previous."
@@ -64,8 +66,9 @@ func (r *Record) Active() bool { return r.Stage != "" }
 
 // Keyring is a set of texts, read.
 type Keyring struct {
-	texts Texts
-	cfg   identity.AuthorityConfig
+	texts   Texts
+	cfg     identity.AuthorityConfig
+	further []*x509.Certificate // of furtherFile
 	// Signing signs for others, Own the operator's own certificates. Both trust
 	// the same roots.
 	Signing, Own *identity.Authority
@@ -85,6 +88,11 @@ func Parse(texts Texts, cfg identity.AuthorityConfig) (*Keyring, error) {
 	var err error
 	if k.Signing, _, err = identity.AuthorityFromTexts(texts, cfg); err != nil {
 		return nil, err
+	}
+	if text := texts[furtherFile]; len(text) > 0 {
+		if k.further, err = keystore.ParseCertificates(text, identity.MaxBundle); err != nil {
+			return nil, fmt.Errorf("%s: %w", furtherFile, err)
+		}
 	}
 	k.Own = k.Signing
 	switch k.Stage {
@@ -154,7 +162,7 @@ func (k *Keyring) Begin(kind string, now time.Time) (Texts, error) {
 
 func (k *Keyring) beginRoot(record Record) (Texts, error) {
 	if len(k.Signing.Roots()) >= identity.MaxBundle {
-		return nil, fmt.Errorf("%w: %d roots are trusted, and no more are possible; remedy: take those that nothing uses out of %s", ErrRefused, len(k.Signing.Roots()), moreFile)
+		return nil, fmt.Errorf("%w: %d roots are trusted, and no more are possible; remedy: take those that nothing uses out of %s and %s", ErrRefused, len(k.Signing.Roots()), moreFile, furtherFile)
 	}
 	made, err := identity.NewAuthorityTexts(k.cfg)
 	if err != nil {
@@ -171,7 +179,7 @@ func (k *Keyring) beginRoot(record Record) (Texts, error) {
 	if err != nil {
 		return nil, err
 	}
-	texts[moreFile] = identity.CertificatesText(append(others(k.Signing), a.Root()))
+	texts[moreFile] = k.more(append(others(k.Signing), a.Root()))
 	return k.with(texts, record)
 }
 
@@ -206,7 +214,7 @@ func (k *Keyring) Advance(now time.Time) (texts Texts, what string, err error) {
 		roots := k.Signing.Roots()
 		move(texts, "tls.", previous)
 		move(texts, next, "tls.")
-		texts[moreFile] = identity.CertificatesText(without(roots, k.Next.Root()))
+		texts[moreFile] = k.more(without(roots, k.Next.Root()), k.Signing.Root())
 		texts, err = k.with(texts, record)
 		return texts, "the new root signs", err
 	case StageReissue:
@@ -219,7 +227,7 @@ func (k *Keyring) Advance(now time.Time) (texts Texts, what string, err error) {
 			left = without(left, gone.Root())
 		}
 		drop(texts, previous)
-		texts[moreFile] = identity.CertificatesText(without(left, k.Signing.Root()))
+		texts[moreFile] = k.more(without(left, k.Signing.Root()))
 		texts, err = k.with(texts, ended(record, now))
 		return texts, "the old " + k.Kind + " is gone", err
 	}
@@ -246,7 +254,7 @@ func (k *Keyring) Abort(now time.Time) (Texts, error) {
 		return nil, fmt.Errorf("%w: the rotation is being aborted already, since %s", ErrRefused, k.Since.UTC().Format(time.RFC3339))
 	case k.Stage == StageDistribute: // nothing was signed by the new root
 		drop(texts, next)
-		texts[moreFile] = identity.CertificatesText(without(others(k.Signing), k.Next.Root()))
+		texts[moreFile] = k.more(without(others(k.Signing), k.Next.Root()))
 		return k.with(texts, ended(record, now))
 	}
 	before, err := k.other(previous)
@@ -267,7 +275,7 @@ func (k *Keyring) Abort(now time.Time) (Texts, error) {
 			texts[name] = text
 		}
 	}
-	texts[moreFile] = identity.CertificatesText(without(k.Signing.Roots(), before.Root()))
+	texts[moreFile] = k.more(without(k.Signing.Roots(), before.Root()), k.Signing.Root())
 	return k.with(texts, record)
 }
 
@@ -316,6 +324,15 @@ func names(from, to string) map[string]string {
 		return prefix + identity.RootKeyFile
 	}
 	return map[string]string{from + "crt": to + "crt", from + "key": to + "key", rootKey(from): rootKey(to)}
+}
+
+// more is the text of moreFile for roots. Those of furtherFile are left out, so that its
+// owner ends their trust by taking them out of there; but not those that are part of the
+// rotation, which goes on when they are taken out.
+func (k *Keyring) more(roots []*x509.Certificate, part ...*x509.Certificate) []byte {
+	return identity.CertificatesText(slices.DeleteFunc(slices.Clone(roots), func(root *x509.Certificate) bool {
+		return slices.ContainsFunc(k.further, root.Equal) && !slices.ContainsFunc(part, root.Equal)
+	}))
 }
 
 // others are the roots that an authority trusts besides its own.

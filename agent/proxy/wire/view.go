@@ -11,6 +11,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/internal/flow"
 	"github.com/heddle-mesh/heddle/internal/hbone"
+	"github.com/heddle-mesh/heddle/internal/hbone/skew"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
@@ -162,7 +163,8 @@ func EndpointAt(view *mesh.View, addr netip.AddrPort) flow.Endpoint {
 }
 
 // Certificate returns a workload's valid SVID, or the reason why its
-// connections must be refused.
+// connections must be refused. One that has not begun by this clock is valid as
+// peers judge it, by skew.Moment.
 func Certificate(from Identities, view *mesh.View, w *mesh.Workload) (*tls.Certificate, mesh.Reason, error) {
 	if view.Revoked(w.Identity) {
 		return nil, mesh.ReasonIdentityRevoked, fmt.Errorf("%s is on the deny-list", w.Identity)
@@ -171,7 +173,7 @@ func Certificate(from Identities, view *mesh.View, w *mesh.Workload) (*tls.Certi
 	if err != nil {
 		return nil, mesh.ReasonNoCertificate, err
 	}
-	if now := time.Now(); cert.Leaf != nil && (now.After(cert.Leaf.NotAfter) || now.Before(cert.Leaf.NotBefore)) {
+	if now := time.Now(); cert.Leaf != nil && (now.After(cert.Leaf.NotAfter) || skew.Moment(cert.Leaf, now).Before(cert.Leaf.NotBefore)) {
 		return nil, mesh.ReasonNoCertificate, fmt.Errorf("SVID of %s is valid from %s to %s only", w.Identity, cert.Leaf.NotBefore, cert.Leaf.NotAfter)
 	}
 	return cert, mesh.ReasonUnknown, nil

@@ -2,10 +2,14 @@ package wire_test
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"testing"
+	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/sys/unix"
 
 	"github.com/heddle-mesh/heddle/agent/proxy/wire"
@@ -50,5 +54,35 @@ func TestHeaders(t *testing.T) {
 	one, two := wire.TraceParent(), wire.TraceParent()
 	if one == two || !hbone.ValidTraceParent(one) || !hbone.ValidTraceParent(two) {
 		t.Errorf("trace parents %q and %q", one, two)
+	}
+}
+
+// holds is an Identities with one certificate.
+type holds struct {
+	wire.Identities
+	cert *tls.Certificate
+}
+
+func (h holds) Certificate(spiffeid.ID) (*tls.Certificate, error) { return h.cert, nil }
+
+// TestCertificateOfAClockAhead: an SVID whose authority began by a clock that is ahead is
+// presented as soon as peers take it.
+func TestCertificateOfAClockAhead(t *testing.T) {
+	w := &mesh.Workload{Identity: spiffeid.RequireFromString("spiffe://mesh.test/ns/shop/sa/web")}
+	now := time.Now()
+	for _, c := range []struct {
+		begins, ends time.Duration
+		want         mesh.Reason
+	}{
+		{-time.Hour, time.Hour, mesh.ReasonUnknown},
+		{15 * time.Minute, time.Hour, mesh.ReasonUnknown},
+		{25 * time.Minute, time.Hour, mesh.ReasonNoCertificate},
+		{-time.Hour, -time.Minute, mesh.ReasonNoCertificate},
+	} {
+		cert := &tls.Certificate{Leaf: &x509.Certificate{NotBefore: now.Add(c.begins), NotAfter: now.Add(c.ends)}}
+		got, reason, err := wire.Certificate(holds{cert: cert}, mesh.NewStore().View(), w)
+		if reason != c.want || (err == nil) != (c.want == mesh.ReasonUnknown) || err == nil && got != cert {
+			t.Errorf("from %v to %v: %v, %v", c.begins, c.ends, reason, err)
+		}
 	}
 }

@@ -1,5 +1,5 @@
 // Package cakey reads the private keys of certificate authorities, as whoever made
-// them wrote them down, and says which may sign for a mesh. It keeps nothing.
+// them wrote them down, and says which keys may sign for a mesh. It keeps nothing.
 package cakey
 
 import (
@@ -56,23 +56,44 @@ func Parse(name string, text []byte) (any, error) {
 	return key, nil
 }
 
-// Signer returns the key if it may sign for a mesh: ECDSA with P-256, P-384 or P-521,
-// or RSA of 2048 to 8192 bits, which all peers verify. The error has a remedy.
+// remedy is that of keys that are not taken.
+const remedy = "have the CA made with an ECDSA key, or RSA of 2048 bits or more (cert-manager: spec.privateKey)"
+
+// Signer returns the key if it may sign for a mesh: if Public takes its public key. The
+// error has a remedy.
 func Signer(name string, key any) (crypto.Signer, error) {
-	const remedy = "have the CA made with an ECDSA key, or RSA of 2048 bits or more (cert-manager: spec.privateKey)"
+	var signer crypto.Signer
 	switch k := key.(type) {
 	case *ecdsa.PrivateKey:
-		if c := k.Curve; c == elliptic.P256() || c == elliptic.P384() || c == elliptic.P521() {
-			return k, nil
-		}
-		return nil, fmt.Errorf("%s: ECDSA with %s is not taken; remedy: %s", name, k.Curve.Params().Name, remedy)
+		signer = k
 	case *rsa.PrivateKey:
-		if n := k.N.BitLen(); n < minRSA || n > maxRSA {
-			return nil, fmt.Errorf("%s: RSA of %d bits is not taken, %d to %d are; remedy: %s", name, n, minRSA, maxRSA, remedy)
-		}
-		return k, nil
+		signer = k
+	default:
+		return nil, fmt.Errorf("%s: a key of %T is not taken; remedy: %s", name, key, remedy)
 	}
-	return nil, fmt.Errorf("%s: a key of %T is not taken; remedy: %s", name, key, remedy)
+	if err := Public(signer.Public()); err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return signer, nil
+}
+
+// Public says whether a public key may be one that signs for a mesh: ECDSA with P-256,
+// P-384 or P-521, or RSA of 2048 to 8192 bits, which all peers verify. The error has a
+// remedy.
+func Public(key any) error {
+	switch k := key.(type) {
+	case *ecdsa.PublicKey:
+		if c := k.Curve; c == elliptic.P256() || c == elliptic.P384() || c == elliptic.P521() {
+			return nil
+		}
+		return fmt.Errorf("ECDSA with %s is not taken; remedy: %s", k.Curve.Params().Name, remedy)
+	case *rsa.PublicKey:
+		if n := k.N.BitLen(); n < minRSA || n > maxRSA {
+			return fmt.Errorf("RSA of %d bits is not taken, %d to %d are; remedy: %s", n, minRSA, maxRSA, remedy)
+		}
+		return nil
+	}
+	return fmt.Errorf("a key of %T is not taken; remedy: %s", key, remedy)
 }
 
 // Belongs says whether a key is that of a public key.

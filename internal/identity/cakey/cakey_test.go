@@ -9,6 +9,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/pem"
+	"math/big"
 	"strings"
 	"testing"
 
@@ -98,6 +99,29 @@ func TestRefused(t *testing.T) {
 		t.Error(err)
 	} else if _, err := cakey.Signer("tls.key", small); err == nil || !strings.Contains(err.Error(), "RSA of 1024 bits") {
 		t.Errorf("RSA of 1024 bits: %v", err)
+	}
+}
+
+// TestPublic: those of other certificates of a chain are judged as the key itself is.
+func TestPublic(t *testing.T) {
+	bits := func(n uint) any { return &rsa.PublicKey{N: new(big.Int).Lsh(big.NewInt(1), n-1), E: 65537} }
+	for name, c := range map[string]struct {
+		key  any
+		says string // "" when it is taken
+	}{
+		"P-256":       {&ecdsa.PublicKey{Curve: elliptic.P256()}, ""},
+		"P-521":       {&ecdsa.PublicKey{Curve: elliptic.P521()}, ""},
+		"P-224":       {&ecdsa.PublicKey{Curve: elliptic.P224()}, "ECDSA with P-224 is not taken; remedy"},
+		"RSA of 2047": {bits(2047), "RSA of 2047 bits is not taken"},
+		"RSA of 2048": {bits(2048), ""},
+		"RSA of 8192": {bits(8192), ""},
+		"RSA of 8193": {bits(8193), "RSA of 8193 bits is not taken"},
+		"Ed25519":     {ed25519.PublicKey{}, "ed25519.PublicKey is not taken; remedy"},
+		"none":        {nil, "is not taken"},
+	} {
+		if err := cakey.Public(c.key); (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: %v, want %q", name, err, c.says)
+		}
 	}
 }
 

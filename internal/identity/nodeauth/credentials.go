@@ -17,6 +17,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"google.golang.org/grpc/credentials"
 
+	"github.com/heddle-mesh/heddle/internal/hbone/approved"
 	"github.com/heddle-mesh/heddle/internal/hbone/skew"
 	"github.com/heddle-mesh/heddle/internal/identity"
 )
@@ -115,9 +116,12 @@ func (v verifier) verify(state tls.ConnectionState) error {
 	}
 	// Verify checks chain, validity, exactly one URI name, and that it is no
 	// CA's; X509-SVID section 4.4 leaves the extended key usage to us.
-	id, _, err := x509svid.Verify(certs, v.bundles, x509svid.WithTime(skew.Moment(certs[0], time.Now())))
+	id, verified, err := x509svid.Verify(certs, v.bundles, x509svid.WithTime(skew.Moment(certs[0], time.Now())))
 	if err != nil {
 		return err
+	}
+	if err := approved.Chains(verified); err != nil {
+		return fmt.Errorf("certificate of %s: %w", id, err)
 	}
 	if !slices.Contains(certs[0].ExtKeyUsage, v.usage) {
 		return fmt.Errorf("certificate of %s is not for this end of TLS", id)
