@@ -42,7 +42,7 @@ func beginnings() map[string]func(c *raw) error {
 // stops elsewhere. Its connection ends and it is blamed for nothing; a stream that
 // both ends have finished goes on until its application has everything.
 func testUnfinished(t *testing.T, make New) {
-	r := newRig(t, make, Options{PingInterval: 100 * time.Millisecond, PingTimeout: 200 * time.Millisecond, WriteTimeout: 200 * time.Millisecond}, tinyApps)
+	r := newRig(t, make, Options{PingInterval: 100 * time.Millisecond, PingTimeout: 2 * time.Second, WriteTimeout: 2 * time.Second}, tinyApps) // both are over at once
 	stopped, apps := map[string]*raw{}, map[string]*net.TCPConn{}
 	for name, begin := range beginnings() {
 		stopped[name] = r.rawClient()
@@ -105,7 +105,7 @@ func (r *rig) finished(c *raw) (app *net.TCPConn) {
 
 // testTrickle: a byte now and then is a sign of life, and no end.
 func testTrickle(t *testing.T, make New) {
-	r := newRig(t, make, Options{PingInterval: 100 * time.Millisecond, PingTimeout: 200 * time.Millisecond, WriteTimeout: 300 * time.Millisecond})
+	r := newRig(t, make, Options{PingInterval: 100 * time.Millisecond, PingTimeout: time.Second, WriteTimeout: 300 * time.Millisecond})
 	c := r.rawClient()
 	must(t, beginnings()["half a CONTINUATION"](c))
 	var trickling sync.WaitGroup
