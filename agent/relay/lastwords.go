@@ -25,8 +25,10 @@ func (d *way) lastWords(err error) {
 	c := d.pair
 	switch {
 	case c.over || d.broken:
-	case d.ended || d.to.broken:
+	case d.to.broken:
 		c.fail(err)
+	case d.ended:
+		d.part(err)
 	default:
 		d.broken = true
 		d.to.drop() // nobody takes it
@@ -35,8 +37,8 @@ func (d *way) lastWords(err error) {
 	}
 }
 
-// part ends the pair for an error of reading, once the other end's kernel has what
-// was passed on, which a RST would drop, or has had its time.
+// part ends the pair for an error of an end of which all is read, once the other end's
+// kernel has what was passed on, which a RST would drop, or has had its time.
 func (d *way) part(err error) {
 	c := d.pair
 	if c.over {

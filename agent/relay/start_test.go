@@ -192,6 +192,37 @@ func TestLastWords(t *testing.T) {
 	}
 }
 
+// TestResetBehindEnd: what an end said before its FIN, and then a RST, arrives, though
+// its reader has not taken it yet.
+func TestResetBehindEnd(t *testing.T) {
+	const said = 200 << 10 // more than the reader's kernel takes, and less than the relay's holds
+	r := relay.New(0)
+	r.Hurry(time.Minute)
+	t.Cleanup(r.Close)
+	c := carryBy(t, r, nil)
+	if _, err := c.server.Write(make([]byte, said)); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, 20*time.Second, "everything is passed on", func() bool { return c.received.Load() == said })
+	c.server.CloseWrite()
+	c.server.SetReadDeadline(time.Now().Add(20 * time.Second))
+	for range 2 { // behind which the FIN is passed on, too
+		c.client.Write([]byte("x"))
+		if _, err := io.ReadFull(c.server, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	relay.Reset(c.server)
+	time.Sleep(100 * time.Millisecond) // for the relay to know of it
+	c.client.SetReadDeadline(time.Now().Add(20 * time.Second))
+	if got, err := io.Copy(io.Discard, c.client); got != said || err != nil && !isReset(err) {
+		t.Errorf("read %d of %d bytes, %v", got, said, err)
+	}
+	if err := c.wait(t); !errors.Is(err, relay.ErrReset) {
+		t.Errorf("ended with %v", err)
+	}
+}
+
 // TestUrgentData: what comes after it does not stay behind (RFC 6093 says to
 // expect that it is lost or in line).
 func TestUrgentData(t *testing.T) {

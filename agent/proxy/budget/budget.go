@@ -17,8 +17,8 @@ type Budget struct {
 	// both directions together.
 	Connections int
 	// PeerConnections is how many tunnel connections of one identity a pod accepts
-	// at once. All pods of a service account are one identity, and each has a few
-	// with every pod that it talks to.
+	// at once. All pods of a service account are one identity, and each has one or a
+	// few with every pod that it talks to: a DaemonSet has as many as there are nodes.
 	PeerConnections int
 	// Handshakes is how many tunnel connections per second a pod accepts;
 	// HandshakeBurst how many at once.
@@ -33,10 +33,10 @@ type Budget struct {
 	Pipes int
 }
 
-// Default allows 20,000 connections, 4,096 of one peer's identity, 1,000 handshakes per second and 256
-// MiB to a pod.
+// Default allows 20,000 connections, half of them tunnel connections of one peer's
+// identity, 1,000 handshakes per second and 256 MiB to a pod.
 func Default() Budget {
-	return Budget{Connections: 20000, PeerConnections: 4096, Handshakes: 1000, HandshakeBurst: 2000, Sockets: 200000, BufferedBytes: 256 << 20, Pipes: 512}
+	return Budget{Connections: 20000, PeerConnections: 10000, Handshakes: 1000, HandshakeBurst: 2000, Sockets: 200000, BufferedBytes: 256 << 20, Pipes: 512}
 }
 
 // OrDefaults fills the zero fields.

@@ -50,6 +50,17 @@ func TestOneSourceCannotUseAllHandshakes(t *testing.T) {
 	}
 }
 
+// TestOneIdentityIsALargeCluster: the pods of one service account on every node of
+// a large cluster, two connections each, are within what one identity may have; and
+// that is not everything.
+func TestOneIdentityIsALargeCluster(t *testing.T) {
+	const nodes = 5000 // https://kubernetes.io/docs/setup/best-practices/cluster-large/
+	d := budget.Default()
+	if d.PeerConnections < 2*nodes || 2*d.PeerConnections > d.Connections {
+		t.Errorf("%d connections of one identity, of %d", d.PeerConnections, d.Connections)
+	}
+}
+
 // script answers Accept from a list, and then as closed.
 type script struct {
 	net.Listener

@@ -112,7 +112,7 @@ type wire struct {
 	tcp           net.Conn
 	remote, local netip.AddrPort
 	framer        *http2.Framer
-	begun         begunReader // what framer reads
+	in            countingReader // what framer reads
 	decoder       *hpack.Decoder
 
 	mu      sync.Mutex
@@ -158,8 +158,8 @@ func New(ctx context.Context, set *Settings, secured *tls.Conn, tcp net.Conn, id
 	w := &c.wire
 	w.tls, w.tcp, w.remote, w.local = secured, tcp, AddrPort(tcp.RemoteAddr()), AddrPort(tcp.LocalAddr())
 	w.out = bufio.NewWriterSize(deadlineWriter{secured, set.WriteTimeout}, writeBufferBytes)
-	w.begun.from = bufio.NewReader(relay.Data(secured))
-	w.framer = http2.NewFramer(w.out, &w.begun)
+	w.in.from = bufio.NewReader(relay.Data(secured))
+	w.framer = http2.NewFramer(w.out, &w.in)
 	w.framer.SetMaxReadFrameSize(relay.BufferBytes)
 	w.framer.SetReuseFrames()
 	w.decoder = hpack.NewDecoder(4096, nil)
@@ -447,9 +447,9 @@ func (w *wire) writeLast(frames []controlFrame) error {
 
 // lifeWatch finds connections whose peer has gone, and idle ones.
 type lifeWatch struct {
-	conn  *Conn
-	heard uint64
-	asked bool
+	conn         *Conn
+	heard, given uint64
+	asked        bool
 	// announced: the last tick saw a drain whose PING was not answered.
 	announced bool
 }
@@ -460,10 +460,13 @@ func (l *lifeWatch) tick(clock *time.Ticker) {
 	heard := c.heard.Load()
 	silent := heard == l.heard
 	l.heard = heard
+	given := c.wire.in.given.Load()
+	speaks := given != l.given // and ends nothing, if it is silent
+	l.given = given
 	c.live.Lock()
 	defer c.live.Unlock()
 	switch {
-	case silent && l.asked && c.wire.begun.some.Load():
+	case silent && l.asked && speaks:
 		err := fmt.Errorf("%w: something was begun and not ended", hbone.ErrTimeout)
 		c.refuse(err)
 		c.cancel(err)

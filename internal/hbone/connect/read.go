@@ -49,17 +49,16 @@ func (w *recvWindow) give(n int64) uint32 {
 	return uint32(n)
 }
 
-// begunReader knows that a frame, or a header in several, has begun: whoever reads
-// it says when it has ended.
-type begunReader struct {
-	from *bufio.Reader
-	some atomic.Bool
+// countingReader counts the reads that give something.
+type countingReader struct {
+	from  *bufio.Reader
+	given atomic.Uint64
 }
 
-func (r *begunReader) Read(p []byte) (int, error) {
+func (r *countingReader) Read(p []byte) (int, error) {
 	n, err := r.from.Read(p)
 	if n > 0 {
-		r.some.Store(true)
+		r.given.Add(1)
 	}
 	return n, err
 }
@@ -68,7 +67,6 @@ func (r *begunReader) Read(p []byte) (int, error) {
 // that does not read must not keep us from reading.
 func (c *Conn) read() error {
 	for first := true; ; first = false {
-		c.wire.begun.some.Store(false)
 		f, err := c.wire.framer.ReadFrame()
 		c.heard.Add(1)
 		if se := (http2.StreamError{}); errors.As(err, &se) {

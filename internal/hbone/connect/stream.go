@@ -255,8 +255,13 @@ func (st *stream) deliver(r *relay.Relay) {
 		st.conn.live.Lock()
 		st.conn.consumed(st, int64(ch.to-ch.from))
 		st.delivering = err == nil
+		fate := st.fate
 		st.conn.live.Unlock()
-		if err != nil {
+		switch {
+		case err != nil && fate != nil: // nobody is left at either end
+			r.Fail(fate)
+			return
+		case err != nil:
 			r.DeliveryFailed(err)
 			return
 		}

@@ -21,7 +21,7 @@ import (
 func boundTests() []test {
 	return []test{
 		{"memory of slow readers", testSlowMemory}, {"memory at zero windows", testZeroWindows}, {"neighbours of slow readers", testNeighbours},
-		{"RST with data pending", testResetPending},
+		{"RST with data pending", testResetPending}, {"RST from both ends", testResetByBoth},
 		{"peer that stops reading", testStuckPeer}, {"server that stops reading", testStuckServer}, {"peer that answers no PING", testNoPong},
 		{"header bombs", testHeaderBombs}, {"window games", testWindowGames}, {"short streams", testShortStreams},
 	}

@@ -168,6 +168,29 @@ func testLastWordsBehindWrite(t *testing.T, make New, byProgram bool) {
 	}
 }
 
+// testResetByBoth: a stream that the peer has reset, and whose application breaks before
+// it has taken what came before that, has not ended well.
+func testResetByBoth(t *testing.T, make New) {
+	r := newRig(t, make, Options{}, tinyApps)
+	c := r.rawClient()
+	must(t, c.fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0}))
+	c.connect(1, false)
+	app := within(t, r.apps, "the application's connection")
+	if code := c.status(1); code != 200 {
+		t.Fatalf("status %d", code)
+	}
+	send(t, app, "this goes nowhere")
+	must(t, errors.Join(c.fr.WriteData(1, false, newBuffer(16000)), c.fr.WriteData(1, false, newBuffer(16000)), c.fr.WriteData(1, false, newBuffer(16000))))
+	eventually(t, "the kernel is full", func() bool { return unread(t, app) > 4<<10 })
+	must(t, errors.Join(c.fr.WriteRSTStream(1, http2.ErrCodeCancel), c.fr.WritePing(false, [8]byte{1})))
+	_, err := c.next(func(f http2.Frame) bool { p, ok := f.(*http2.PingFrame); return ok && p.IsAck() })
+	must(t, err)
+	reset(t, app)
+	if in := r.lastInbound(1); !errors.Is(in.Err, hbone.ErrReset) {
+		t.Errorf("server's outcome %v, want a reset", in.Err)
+	}
+}
+
 // unread is how much the kernel holds for a socket's reader.
 func unread(t testing.TB, c *net.TCPConn) (n int) {
 	t.Helper()

@@ -5,7 +5,6 @@ import (
 	"io"
 	"net"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -142,59 +141,6 @@ func testStalledPreface(t *testing.T, make New) {
 	must(t, err)
 	_, err = c.Write([]byte(http2.ClientPreface[:5]))
 	must(t, err)
-	r.lastRefusal(hbone.ErrTimeout)
-}
-
-// beginnings are what a peer may begin, and not end.
-func beginnings() map[string]func(c *raw) error {
-	headers := func(c *raw) error {
-		return c.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: newBuffer(10)})
-	}
-	return map[string]func(c *raw) error{
-		"half the head of a frame": func(c *raw) error { _, err := c.conn.Write([]byte{0, 0, 8, 6}); return err },
-		"half a PING":              func(c *raw) error { _, err := c.conn.Write([]byte{0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2}); return err },
-		"HEADERS":                  headers,
-		"half a CONTINUATION": func(c *raw) error {
-			err := headers(c)
-			if err == nil {
-				_, err = c.conn.Write([]byte{0, 64, 0, 9, 0, 0, 0, 0, 1, 1, 2})
-			}
-			return err
-		},
-	}
-}
-
-// testUnfinished: what a peer has begun it ends, or its connection does, for that
-// reason.
-func testUnfinished(t *testing.T, make New) {
-	for name, begin := range beginnings() {
-		t.Run(name, func(t *testing.T) {
-			r := newRig(t, make, Options{PingInterval: 100 * time.Millisecond, PingTimeout: 200 * time.Millisecond, WriteTimeout: time.Minute})
-			c := r.rawClient()
-			must(t, begin(c))
-			c.dead()
-			r.lastRefusal(hbone.ErrTimeout)
-		})
-	}
-}
-
-// testTrickle: a byte now and then is a sign of life, and no end.
-func testTrickle(t *testing.T, make New) {
-	r := newRig(t, make, Options{PingInterval: 100 * time.Millisecond, PingTimeout: 200 * time.Millisecond, WriteTimeout: 300 * time.Millisecond})
-	c := r.rawClient()
-	must(t, beginnings()["half a CONTINUATION"](c))
-	var trickling sync.WaitGroup
-	trickling.Go(func() {
-		for range wait / (10 * time.Millisecond) {
-			if _, err := c.conn.Write([]byte{0}); err != nil {
-				return // the end, which is what is waited for
-			}
-			time.Sleep(10 * time.Millisecond)
-		}
-	})
-	c.dead()
-	must(t, c.conn.Close())
-	trickling.Wait()
 	r.lastRefusal(hbone.ErrTimeout)
 }
 

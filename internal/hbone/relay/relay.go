@@ -153,8 +153,14 @@ func (r *Relay) DeliveryFailed(err error) {
 // net/ipv4/tcp_input.c); after a FIN it is not before we have sent ours.
 func (r *Relay) CheckEnd() error {
 	err := r.checkEnd()
-	r.said.Store(err == nil)
-	return err
+	if err != nil {
+		return err
+	}
+	r.said.Store(true)
+	if r.broken.Load() { // meanwhile, before DeliveryFailed could know
+		return LocalReset(syscall.ECONNRESET)
+	}
+	return nil
 }
 
 func (r *Relay) checkEnd() error {

@@ -4,6 +4,9 @@ import (
 	"errors"
 	"io"
 	"net"
+	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -92,5 +95,34 @@ func TestCheckEndOfFIN(t *testing.T) {
 				t.Errorf("a FIN passes for a RST: %v", err)
 			}
 		})
+	}
+}
+
+// TestBreaksAtItsEnd: a connection that breaks while its end is looked at is no FIN, or
+// fails the relay, whichever comes first.
+func TestBreaksAtItsEnd(t *testing.T) {
+	for i := range 400 {
+		r, program := pair(t)
+		if err := program.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		var looks atomic.Bool
+		var both sync.WaitGroup
+		both.Go(func() {
+			for spins := 5 * i; spins > 0; { // from before it looks to after
+				if looks.Load() {
+					spins--
+				}
+			}
+			r.DeliveryFailed(LocalReset(syscall.EPIPE))
+		})
+		looks.Store(true)
+		err := r.CheckEnd()
+		both.Wait()
+		if orderly := r.end(nil); orderly && err == nil {
+			t.Fatal("nobody says that it has broken")
+		}
+		program.Close()
+		r.Local.Close()
 	}
 }

@@ -316,7 +316,7 @@ func (c *Conn) tick() {
 	cfg := &c.cfg
 	next := cfg.PingInterval
 	switch {
-	case c.in.IsLate(c.loop.Now(), cfg.WriteTimeout), !c.life.heard && c.life.asked && c.in.IsUnfinished():
+	case c.life.heard && c.in.IsLate(c.loop.Now(), cfg.WriteTimeout): // a peer that says nothing may be gone, and has broken no rule
 		c.failRead(wire.ErrUnfinished)
 		return
 	case !c.life.heard && c.life.asked:

@@ -56,12 +56,6 @@ func (in *Input) IsLate(now time.Time, within time.Duration) bool {
 	return in.frame.isLate(unfinished, before, now, within) || record
 }
 
-// IsUnfinished says that the peer has begun something, and not ended it.
-func (in *Input) IsUnfinished() bool {
-	unfinished, _ := in.Parser.Unfinished()
-	return unfinished || in.isInRecord()
-}
-
 func (in *Input) isInRecord() bool { return len(in.partial) > 0 || in.session.Held() > 0 }
 
 // Read reads into scratch, which Next then uses. Full says that there may be
