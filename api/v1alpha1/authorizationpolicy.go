@@ -46,6 +46,12 @@ const (
 // AuthorizationPolicySpec is what is wanted of the policy.
 // +kubebuilder:validation:XValidation:rule="!has(self.action) || self.action == 'ALLOW' || (has(self.rules) && size(self.rules) > 0)",message="a DENY or AUDIT policy without rules never matches; to match every connection write rules: [{}]"
 type AuthorizationPolicySpec struct {
+	requestFields `json:",inline"`
+	foreignFields `json:",inline"`
+	sourceFields  `json:",inline"`
+	portFields    `json:",inline"`
+	ruleFields    `json:",inline"`
+
 	// selector picks the workloads; all of the namespace without one.
 	// +optional
 	Selector *Selector `json:"selector,omitempty"`
@@ -64,6 +70,12 @@ type AuthorizationPolicySpec struct {
 // Rule matches a connection when one entry of from matches it and one entry of
 // to does. A list that is left out matches every connection.
 type Rule struct {
+	requestFields `json:",inline"`
+	foreignFields `json:",inline"`
+	sourceFields  `json:",inline"`
+	portFields    `json:",inline"`
+	policyFields  `json:",inline"`
+
 	// from says who connects.
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=32
@@ -87,6 +99,12 @@ type Rule struct {
 // +kubebuilder:validation:MinProperties=1
 // +kubebuilder:validation:XValidation:rule="!(has(self.identities) && has(self.serviceAccounts))",message="give identities or serviceAccounts, not both; two sources match either"
 type Source struct {
+	requestFields `json:",inline"`
+	foreignFields `json:",inline"`
+	portFields    `json:",inline"`
+	ruleFields    `json:",inline"`
+	policyFields  `json:",inline"`
+
 	// identities are SPIFFE IDs. "*" stands for one whole segment of the path,
 	// and as the last segment for one or more:
 	// spiffe://example.org/ns/shop/sa/*.
@@ -153,6 +171,12 @@ type Source struct {
 // Destination matches a connection when every field that is given matches it.
 // +kubebuilder:validation:MinProperties=1
 type Destination struct {
+	requestFields `json:",inline"`
+	foreignFields `json:",inline"`
+	sourceFields  `json:",inline"`
+	ruleFields    `json:",inline"`
+	policyFields  `json:",inline"`
+
 	// ports of the workload (not of a service).
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=256

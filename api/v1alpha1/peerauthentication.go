@@ -53,6 +53,8 @@ const (
 // PeerAuthenticationSpec is what is wanted of the workloads.
 // +kubebuilder:validation:XValidation:rule="has(self.mode) || (has(self.portModes) && size(self.portModes) > 0)",message="mode or portModes must be given"
 type PeerAuthenticationSpec struct {
+	foreignModes `json:",inline"`
+
 	// selector picks the workloads; all of the namespace without one.
 	// +optional
 	Selector *Selector `json:"selector,omitempty"`

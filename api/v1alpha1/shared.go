@@ -51,6 +51,8 @@ const (
 
 // Selector picks workloads of the object's own namespace by their labels.
 type Selector struct {
+	expressionFields `json:",inline"`
+
 	// matchLabels must all be among a workload's labels, with these values.
 	// At least one; leave the selector out to pick every workload of the
 	// namespace.

@@ -17,6 +17,7 @@ import (
 	"k8s.io/apiextensions-apiserver/pkg/apiserver/schema/cel"
 	"k8s.io/apiextensions-apiserver/pkg/apiserver/schema/defaulting"
 	"k8s.io/apiextensions-apiserver/pkg/apiserver/schema/listtype"
+	"k8s.io/apiextensions-apiserver/pkg/apiserver/schema/pruning"
 	"k8s.io/apiextensions-apiserver/pkg/apiserver/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
@@ -80,6 +81,8 @@ func definitions(t *testing.T) map[string]*definition {
 
 // refuse returns what an API server would refuse about an object, or nothing.
 func (d *definition) refuse(object, old map[string]any) field.ErrorList {
+	pruning.Prune(object, d.structural, true)
+	defaulting.PruneNonNullableNullsWithoutDefaults(object, d.structural)
 	defaulting.Default(object, d.structural)
 	errs := validation.ValidateCustomResource(nil, object, d.schema)
 	if len(errs) > 0 {
@@ -273,7 +276,7 @@ func refusals() []refusal {
 			list = append(list, refusal{kind, "{" + spec + "selector: {matchLabels: {" + labels + "}}}", "matchLabels"})
 		}
 	}
-	return list
+	return append(list, foreign()...)
 }
 
 // What internal/kube refuses, an API server refuses as well, about the same
