@@ -4,11 +4,14 @@ import "k8s.io/apimachinery/pkg/util/intstr"
 
 // What follows is in the schemas to be refused, and nothing reads it. An API server
 // takes fields out that its schema does not have, and tells only the clients that ask:
-// of a rule that has nothing but when, {} would be left, which matches everyone. So the
-// names that people bring along from other meshes, and those that belong elsewhere in a
-// policy, are fields wherever they would be taken out, and a rule refuses each. The structs
+// of a rule that has nothing but when, {} would be left, which matches everyone. So
+// policies keep unknown fields, and a rule refuses each object that has one: it counts
+// the object's fields, as an API server's size(dyn(self)) counts unknown ones, and those
+// that are null (k8s.io/apiserver, pkg/cel/common, unstructuredMap). No rule can name
+// what is unknown: the names that people bring along from other meshes, and those that
+// belong elsewhere in a policy, are fields here, with rules that say why. The structs
 // are not exported, so that a folder is told of these names as of any that is unknown
-// (internal/kube/strict).
+// (internal/kube/strict). See ADR 87.
 
 // Unread is an object that is refused for being there.
 // +kubebuilder:pruning:PreserveUnknownFields

@@ -56,11 +56,33 @@ func foreign() []refusal {
 			if at.level == level {
 				continue
 			}
-			for _, value := range []string{at.value, "[]", "{}", "5"} {
+			values := []string{at.value}
+			if level == "rule" { // of whatever type: the levels' schemas are the same
+				values = append(values, "[]", "{}", "5")
+			}
+			for _, value := range values {
 				list = append(list, refusal{"AuthorizationPolicy", fmt.Sprintf(spec, ", "+name+": "+value), name})
 			}
 		}
 	}
+	for level, spec := range levels() {
+		for _, slip := range []string{"form: [{namespaces: [a]}]", "acton: DENY", "identites: [a]", "port: 80", "x-y: {a: b}", `"": 5`} {
+			list = append(list, refusal{"AuthorizationPolicy", fmt.Sprintf(spec, ", "+slip), map[string]string{"spec": "spec", "rule": "a rule", "from": "of from", "to": "of to"}[level] + " has no other fields"})
+		}
+	}
+	for name, at := range placed() {
+		if spec := levels()[at.level]; spec != "" && at.level != "spec" && !strings.Contains(spec, name+":") {
+			list = append(list, refusal{"AuthorizationPolicy", fmt.Sprintf(spec, ", "+name+": null"), "has no other fields"})
+		}
+	}
+	for _, rule := range []string{"{form: [{namespaces: [a]}]}", "{from: null}", "{from: [{namespaces: [a]}], to: null}"} {
+		list = append(list, refusal{"AuthorizationPolicy", "{rules: [" + rule + "]}", "a rule has no other fields"})
+	}
+	list = append(list, refusal{"AuthorizationPolicy", "{selecter: {matchLabels: {a: b}}, rules: [{}]}", "spec has no other fields"},
+		refusal{"AuthorizationPolicy", "{selector: null, rules: [{}]}", "spec has no other fields"},
+		refusal{"PeerAuthentication", "{mode: PERMISSIVE, selector: null}", "spec has no other fields"},
+		refusal{"PeerAuthentication", "{mode: PERMISSIVE, portMode: [{port: 80, mode: STRICT}]}", "spec has no other fields"},
+		refusal{"PeerAuthentication", "{mode: PERMISSIVE, selector: {matchLabels: {a: b}, matchLabel: {c: d}}}", "a selector has no other fields"})
 	for kind, spec := range map[string]string{"AuthorizationPolicy": "", "PeerAuthentication": "mode: PERMISSIVE, "} {
 		list = append(list, refusal{kind, "{" + spec + "selector: {matchLabels: {a: b}, matchExpressions: [{key: c, operator: Exists}]}}", "matchExpressions"})
 	}

@@ -59,9 +59,16 @@ func foreignPolicies(t *testing.T, s *server) {
 		"expressions":     {"AuthorizationPolicy", `{selector: {matchLabels: {a: b}, matchExpressions: [{key: c, operator: Exists}]}, rules: [{}]}`, "matchExpressions"},
 		"ports of mTLS":   {"PeerAuthentication", `{mode: PERMISSIVE, portLevelMtls: {"80": {mode: STRICT}}}`, "portLevelMtls"},
 		"mTLS by another": {"PeerAuthentication", `{mode: PERMISSIVE, mtls: {mode: STRICT}}`, "mtls"},
+		"a slip":          {"AuthorizationPolicy", `{rules: [{form: [{namespaces: [a]}]}]}`, "no other fields"},
+		"a slip in spec":  {"AuthorizationPolicy", `{acton: DENY, rules: [{from: [{namespaces: [a]}]}]}`, "no other fields"},
+		"nobody":          {"AuthorizationPolicy", `{rules: [{from: null}]}`, "no other fields"},
+		"no block":        {"AuthorizationPolicy", `{rules: [{from: [{namespaces: [a], ipBlocks: null}]}]}`, "no other fields"},
+		"a mode's slip":   {"PeerAuthentication", `{mode: PERMISSIVE, portMode: [{port: 80, mode: STRICT}]}`, "no other fields"},
+		"everyone":        {"AuthorizationPolicy", `{rules: [{}]}`, ""},
+		"strict":          {"PeerAuthentication", `{selector: {matchLabels: {a: b}}, portModes: [{port: 80, mode: STRICT}]}`, ""},
 		"good":            {"AuthorizationPolicy", `{rules: [{from: [{namespaces: [a]}], to: [{ports: [80]}]}]}`, ""},
 	} {
-		for _, validation := range []string{"Ignore", "Warn"} {
+		for _, validation := range []string{"Ignore", "Warn", "Strict"} {
 			text, err := yaml.YAMLToJSON(fmt.Appendf(nil, "apiVersion: heddle.dev/v1alpha1\nkind: %s\nmetadata: {generateName: x-}\nspec: %s\n", c.kind, c.spec))
 			if err != nil {
 				t.Fatal(err)
@@ -72,6 +79,7 @@ func foreignPolicies(t *testing.T, s *server) {
 			switch {
 			case c.want == "" && code != http.StatusCreated:
 				t.Errorf("%s, %s: %d %s", name, validation, code, message)
+			case c.want != "" && validation == "Strict" && code == http.StatusBadRequest: // unknown fields below one that is there to be refused
 			case c.want != "" && (code != http.StatusUnprocessableEntity || !strings.Contains(message, c.want)):
 				t.Errorf("%s, %s: %d %q, want a refusal that says %q; the object is %v", name, validation, code, message, c.want, answer["spec"])
 			}
