@@ -41,7 +41,7 @@ func placed() map[string]struct{ level, value string } {
 	return all
 }
 
-// levels are specs that are good without the %s.
+// levels are specs that are good without the %s, which TestAccepted shows.
 func levels() map[string]string {
 	return map[string]string{"spec": `{rules: [{}]%s}`, "rule": `{rules: [{from: [{namespaces: [shop]}]%s}]}`,
 		"from": `{rules: [{from: [{notIpBlocks: [10.0.0.0/8]%s}]}]}`, "to": `{rules: [{to: [{ports: [80]%s}]}]}`}
@@ -94,20 +94,6 @@ func foreign() []refusal {
 		refusal{"PeerAuthentication", `{mode: PERMISSIVE, mtls: {mode: STRICT}}`, "mtls"},
 		refusal{"PeerAuthentication", `{mtls: {mode: STRICT}}`, "mtls"},
 		refusal{"PeerAuthentication", `{mode: PERMISSIVE, portLevelMtls: {"80": {mode: STRICT}}}`, "portLevelMtls"})
-}
-
-// The levels are good by themselves, so that TestRefusedByBoth is about the fields.
-func TestLevelsAreGood(t *testing.T) {
-	all := definitions(t)
-	for _, spec := range levels() {
-		spec = fmt.Sprintf(spec, "")
-		if errs := all["AuthorizationPolicy"].refuse(parse(t, object("AuthorizationPolicy", spec)), nil); len(errs) > 0 {
-			t.Errorf("%s: %v", spec, errs)
-		}
-		if problems := compile(t, "AuthorizationPolicy", spec); len(problems) > 0 {
-			t.Errorf("%s: %v", spec, problems)
-		}
-	}
 }
 
 // Both give the same reason for what is about requests.

@@ -139,7 +139,7 @@ func compile(t *testing.T, kind, spec string) []*kube.Problem {
 
 // accepted are specs that everyone takes.
 func accepted() map[string][]string {
-	return map[string][]string{
+	all := map[string][]string{
 		"Mesh": {
 			goodMesh,
 			`{trustDomain: a_b.c-d, clusterRanges: [0.0.0.0/0, "::/0"], defaults: {peerAuthentication: PERMISSIVE}, egress: {mode: DENY, namespaces: [{namespace: a, mode: ALLOW}]}}`,
@@ -163,6 +163,10 @@ func accepted() map[string][]string {
 			`{rules: [{from: [{serviceAccounts: [web, shop/web.v2], namespaces: [shop], notNamespaces: [bank]}]}]}`,
 		},
 	}
+	for _, spec := range levels() {
+		all["AuthorizationPolicy"] = append(all["AuthorizationPolicy"], fmt.Sprintf(spec, ""))
+	}
+	return all
 }
 
 func TestAccepted(t *testing.T) {
