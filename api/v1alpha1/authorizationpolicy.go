@@ -45,8 +45,17 @@ const (
 
 // AuthorizationPolicySpec is what is wanted of the policy.
 // +kubebuilder:validation:XValidation:rule="!has(self.action) || self.action == 'ALLOW' || (has(self.rules) && size(self.rules) > 0)",message="a DENY or AUDIT policy without rules never matches; to match every connection write rules: [{}]"
+// +kubebuilder:pruning:PreserveUnknownFields
+// +kubebuilder:validation:XValidation:rule="size(dyn(self)) == (has(self.selector) ? 1 : 0) + (has(self.action) ? 1 : 0) + (has(self.rules) ? 1 : 0)",message="spec has no other fields than selector, action and rules: an unknown field, or one without a value, must not leave less than you mean"
 type AuthorizationPolicySpec struct {
+	requestFields `json:",inline"`
+	foreignFields `json:",inline"`
+	sourceFields  `json:",inline"`
+	portFields    `json:",inline"`
+	ruleFields    `json:",inline"`
+
 	// selector picks the workloads; all of the namespace without one.
+	// +nullable
 	// +optional
 	Selector *Selector `json:"selector,omitempty"`
 	// action is what a match does. ALLOW unless set.
@@ -63,17 +72,27 @@ type AuthorizationPolicySpec struct {
 
 // Rule matches a connection when one entry of from matches it and one entry of
 // to does. A list that is left out matches every connection.
+// +kubebuilder:pruning:PreserveUnknownFields
+// +kubebuilder:validation:XValidation:rule="size(dyn(self)) == (has(self.from) ? 1 : 0) + (has(self.to) ? 1 : 0)",message="a rule has no other fields than from and to: an unknown field, or one without a value, must not leave less than you mean"
 type Rule struct {
+	requestFields `json:",inline"`
+	foreignFields `json:",inline"`
+	sourceFields  `json:",inline"`
+	portFields    `json:",inline"`
+	policyFields  `json:",inline"`
+
 	// from says who connects.
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=32
 	// +listType=atomic
+	// +nullable
 	// +optional
 	From []Source `json:"from,omitempty"`
 	// to says where to.
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=64
 	// +listType=atomic
+	// +nullable
 	// +optional
 	To []Destination `json:"to,omitempty"`
 }
@@ -86,7 +105,15 @@ type Rule struct {
 // is let in for want of proof.
 // +kubebuilder:validation:MinProperties=1
 // +kubebuilder:validation:XValidation:rule="!(has(self.identities) && has(self.serviceAccounts))",message="give identities or serviceAccounts, not both; two sources match either"
+// +kubebuilder:pruning:PreserveUnknownFields
+// +kubebuilder:validation:XValidation:rule="size(dyn(self)) == (has(self.identities) ? 1 : 0) + (has(self.notIdentities) ? 1 : 0) + (has(self.serviceAccounts) ? 1 : 0) + (has(self.namespaces) ? 1 : 0) + (has(self.notNamespaces) ? 1 : 0) + (has(self.ipBlocks) ? 1 : 0) + (has(self.notIpBlocks) ? 1 : 0)",message="an entry of from has no other fields than identities, notIdentities, serviceAccounts, namespaces, notNamespaces, ipBlocks and notIpBlocks: an unknown field, or one without a value, must not leave less than you mean"
 type Source struct {
+	requestFields `json:",inline"`
+	foreignFields `json:",inline"`
+	portFields    `json:",inline"`
+	ruleFields    `json:",inline"`
+	policyFields  `json:",inline"`
+
 	// identities are SPIFFE IDs. "*" stands for one whole segment of the path,
 	// and as the last segment for one or more:
 	// spiffe://example.org/ns/shop/sa/*.
@@ -96,6 +123,7 @@ type Source struct {
 	// +kubebuilder:validation:items:MaxLength=2048
 	// +kubebuilder:validation:items:Pattern=`^spiffe://[a-z0-9._-]+(/(\*|\.?[a-zA-Z0-9_-][a-zA-Z0-9._-]*|\.\.[a-zA-Z0-9._-]+))+$`
 	// +listType=set
+	// +nullable
 	// +optional
 	Identities []string `json:"identities,omitempty"`
 	// notIdentities are SPIFFE IDs, as identities, that must not match.
@@ -105,6 +133,7 @@ type Source struct {
 	// +kubebuilder:validation:items:MaxLength=2048
 	// +kubebuilder:validation:items:Pattern=`^spiffe://[a-z0-9._-]+(/(\*|\.?[a-zA-Z0-9_-][a-zA-Z0-9._-]*|\.\.[a-zA-Z0-9._-]+))+$`
 	// +listType=set
+	// +nullable
 	// +optional
 	NotIdentities []string `json:"notIdentities,omitempty"`
 	// serviceAccounts of this mesh's trust domain, as NAMESPACE/NAME or as NAME
@@ -115,6 +144,7 @@ type Source struct {
 	// +kubebuilder:validation:items:MaxLength=317
 	// +kubebuilder:validation:items:Pattern=`^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?/)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`
 	// +listType=set
+	// +nullable
 	// +optional
 	ServiceAccounts []string `json:"serviceAccounts,omitempty"`
 	// namespaces of this mesh's trust domain.
@@ -124,6 +154,7 @@ type Source struct {
 	// +kubebuilder:validation:items:MaxLength=63
 	// +kubebuilder:validation:items:Pattern=`^[^*]+$`
 	// +listType=set
+	// +nullable
 	// +optional
 	Namespaces []string `json:"namespaces,omitempty"`
 	// notNamespaces are namespaces that must not match.
@@ -133,6 +164,7 @@ type Source struct {
 	// +kubebuilder:validation:items:MaxLength=63
 	// +kubebuilder:validation:items:Pattern=`^[^*]+$`
 	// +listType=set
+	// +nullable
 	// +optional
 	NotNamespaces []string `json:"notNamespaces,omitempty"`
 	// ipBlocks hold the client's address. For more than 64, write several
@@ -140,29 +172,41 @@ type Source struct {
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=64
 	// +listType=set
+	// +nullable
 	// +optional
 	IPBlocks []AddressBlock `json:"ipBlocks,omitempty"`
 	// notIpBlocks do not hold the client's address.
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=64
 	// +listType=set
+	// +nullable
 	// +optional
 	NotIPBlocks []AddressBlock `json:"notIpBlocks,omitempty"`
 }
 
 // Destination matches a connection when every field that is given matches it.
 // +kubebuilder:validation:MinProperties=1
+// +kubebuilder:pruning:PreserveUnknownFields
+// +kubebuilder:validation:XValidation:rule="size(dyn(self)) == (has(self.ports) ? 1 : 0) + (has(self.notPorts) ? 1 : 0)",message="an entry of to has no other fields than ports and notPorts: an unknown field, or one without a value, must not leave less than you mean"
 type Destination struct {
+	requestFields `json:",inline"`
+	foreignFields `json:",inline"`
+	sourceFields  `json:",inline"`
+	ruleFields    `json:",inline"`
+	policyFields  `json:",inline"`
+
 	// ports of the workload (not of a service).
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=256
 	// +listType=set
+	// +nullable
 	// +optional
 	Ports []Port `json:"ports,omitempty"`
 	// notPorts are ports that must not match.
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=256
 	// +listType=set
+	// +nullable
 	// +optional
 	NotPorts []Port `json:"notPorts,omitempty"`
 }

@@ -52,8 +52,13 @@ const (
 
 // PeerAuthenticationSpec is what is wanted of the workloads.
 // +kubebuilder:validation:XValidation:rule="has(self.mode) || (has(self.portModes) && size(self.portModes) > 0)",message="mode or portModes must be given"
+// +kubebuilder:pruning:PreserveUnknownFields
+// +kubebuilder:validation:XValidation:rule="size(dyn(self)) == (has(self.selector) ? 1 : 0) + (has(self.mode) ? 1 : 0) + (has(self.portModes) ? 1 : 0)",message="spec has no other fields than selector, mode and portModes: an unknown field, or one without a value, must not leave less than you mean"
 type PeerAuthenticationSpec struct {
+	foreignModes `json:",inline"`
+
 	// selector picks the workloads; all of the namespace without one.
+	// +nullable
 	// +optional
 	Selector *Selector `json:"selector,omitempty"`
 	// mode of the ports that portModes does not name. Without it, those ports

@@ -50,7 +50,11 @@ const (
 )
 
 // Selector picks workloads of the object's own namespace by their labels.
+// +kubebuilder:pruning:PreserveUnknownFields
+// +kubebuilder:validation:XValidation:rule="size(dyn(self)) == (has(self.matchLabels) ? 1 : 0)",message="a selector has no other fields than matchLabels: an unknown field, or one without a value, must not leave less than you mean"
 type Selector struct {
+	expressionFields `json:",inline"`
+
 	// matchLabels must all be among a workload's labels, with these values.
 	// At least one; leave the selector out to pick every workload of the
 	// namespace.

@@ -17,6 +17,7 @@ import (
 	"k8s.io/apiextensions-apiserver/pkg/apiserver/schema/cel"
 	"k8s.io/apiextensions-apiserver/pkg/apiserver/schema/defaulting"
 	"k8s.io/apiextensions-apiserver/pkg/apiserver/schema/listtype"
+	"k8s.io/apiextensions-apiserver/pkg/apiserver/schema/pruning"
 	"k8s.io/apiextensions-apiserver/pkg/apiserver/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
@@ -80,6 +81,8 @@ func definitions(t *testing.T) map[string]*definition {
 
 // refuse returns what an API server would refuse about an object, or nothing.
 func (d *definition) refuse(object, old map[string]any) field.ErrorList {
+	pruning.Prune(object, d.structural, true)
+	defaulting.PruneNonNullableNullsWithoutDefaults(object, d.structural)
 	defaulting.Default(object, d.structural)
 	errs := validation.ValidateCustomResource(nil, object, d.schema)
 	if len(errs) > 0 {
@@ -136,7 +139,7 @@ func compile(t *testing.T, kind, spec string) []*kube.Problem {
 
 // accepted are specs that everyone takes.
 func accepted() map[string][]string {
-	return map[string][]string{
+	all := map[string][]string{
 		"Mesh": {
 			goodMesh,
 			`{trustDomain: a_b.c-d, clusterRanges: [0.0.0.0/0, "::/0"], defaults: {peerAuthentication: PERMISSIVE}, egress: {mode: DENY, namespaces: [{namespace: a, mode: ALLOW}]}}`,
@@ -160,6 +163,10 @@ func accepted() map[string][]string {
 			`{rules: [{from: [{serviceAccounts: [web, shop/web.v2], namespaces: [shop], notNamespaces: [bank]}]}]}`,
 		},
 	}
+	for _, spec := range levels() {
+		all["AuthorizationPolicy"] = append(all["AuthorizationPolicy"], fmt.Sprintf(spec, ""))
+	}
+	return all
 }
 
 func TestAccepted(t *testing.T) {
@@ -273,7 +280,7 @@ func refusals() []refusal {
 			list = append(list, refusal{kind, "{" + spec + "selector: {matchLabels: {" + labels + "}}}", "matchLabels"})
 		}
 	}
-	return list
+	return append(list, foreign()...)
 }
 
 // What internal/kube refuses, an API server refuses as well, about the same

@@ -1,0 +1,125 @@
+package v1alpha1_test
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// Values of the types that other meshes have for the fields.
+const (
+	words   = `["a"]`
+	objects = `[{key: "request.headers[x]", values: ["a"]}]`
+	single  = `{a: b}`
+)
+
+// requestWords are those of internal/kube/strict, which see.
+func requestWords() map[string]string {
+	return map[string]string{"hosts": words, "notHosts": words, "methods": words, "notMethods": words, "paths": words, "notPaths": words,
+		"headers": objects, "notHeaders": objects, "requestPrincipals": words, "notRequestPrincipals": words, "jwt": single, "claims": single, "when": objects}
+}
+
+// placed are fields with where they are known: at the other levels they are refused.
+func placed() map[string]struct{ level, value string } {
+	type at = struct{ level, value string }
+	all := map[string]at{"ports": {"to", `[80]`}, "notPorts": {"to", `["80"]`}, "from": {"rule", objects}, "to": {"rule", objects},
+		"action": {"spec", "DENY"}, "selector": {"spec", single}, "rules": {"spec", objects}}
+	for _, name := range []string{"identities", "notIdentities", "serviceAccounts", "namespaces", "notNamespaces", "ipBlocks", "notIpBlocks"} {
+		all[name] = at{"from", words}
+	}
+	for name, value := range requestWords() {
+		all[name] = at{"", value}
+	}
+	for _, name := range []string{"principals", "notPrincipals", "notServiceAccounts", "remoteIpBlocks", "notRemoteIpBlocks", "trustDomains", "notTrustDomains"} {
+		all[name] = at{"", words}
+	}
+	for _, name := range []string{"source", "operation", "provider", "targetRef"} {
+		all[name] = at{"", single}
+	}
+	all["targetRefs"] = at{"", objects}
+	return all
+}
+
+// levels are specs that are good without the %s, which TestAccepted shows.
+func levels() map[string]string {
+	return map[string]string{"spec": `{rules: [{}]%s}`, "rule": `{rules: [{from: [{namespaces: [shop]}]%s}]}`,
+		"from": `{rules: [{from: [{notIpBlocks: [10.0.0.0/8]%s}]}]}`, "to": `{rules: [{to: [{ports: [80]%s}]}]}`}
+}
+
+// foreign are policies that an API server would make wider, by taking out what its
+// schema does not have.
+func foreign() []refusal {
+	var list []refusal
+	for name, at := range placed() {
+		for level, spec := range levels() {
+			if at.level == level {
+				continue
+			}
+			values := []string{at.value}
+			if level == "rule" { // of whatever type: the levels' schemas are the same
+				values = append(values, "[]", "{}", "5")
+			}
+			for _, value := range values {
+				list = append(list, refusal{"AuthorizationPolicy", fmt.Sprintf(spec, ", "+name+": "+value), name})
+			}
+		}
+	}
+	for level, spec := range levels() {
+		for _, slip := range []string{"form: [{namespaces: [a]}]", "acton: DENY", "identites: [a]", "port: 80", "x-y: {a: b}", `"": 5`} {
+			list = append(list, refusal{"AuthorizationPolicy", fmt.Sprintf(spec, ", "+slip), map[string]string{"spec": "spec", "rule": "a rule", "from": "of from", "to": "of to"}[level] + " has no other fields"})
+		}
+	}
+	for name, at := range placed() {
+		if spec := levels()[at.level]; spec != "" && at.level != "spec" && !strings.Contains(spec, name+":") {
+			list = append(list, refusal{"AuthorizationPolicy", fmt.Sprintf(spec, ", "+name+": null"), "has no other fields"})
+		}
+	}
+	for _, rule := range []string{"{form: [{namespaces: [a]}]}", "{from: null}", "{from: [{namespaces: [a]}], to: null}"} {
+		list = append(list, refusal{"AuthorizationPolicy", "{rules: [" + rule + "]}", "a rule has no other fields"})
+	}
+	list = append(list, refusal{"AuthorizationPolicy", "{selecter: {matchLabels: {a: b}}, rules: [{}]}", "spec has no other fields"},
+		refusal{"AuthorizationPolicy", "{selector: null, rules: [{}]}", "spec has no other fields"},
+		refusal{"PeerAuthentication", "{mode: PERMISSIVE, selector: null}", "spec has no other fields"},
+		refusal{"PeerAuthentication", "{mode: PERMISSIVE, portMode: [{port: 80, mode: STRICT}]}", "spec has no other fields"},
+		refusal{"PeerAuthentication", "{mode: PERMISSIVE, selector: {matchLabels: {a: b}, matchLabel: {c: d}}}", "a selector has no other fields"})
+	for kind, spec := range map[string]string{"AuthorizationPolicy": "", "PeerAuthentication": "mode: PERMISSIVE, "} {
+		list = append(list, refusal{kind, "{" + spec + "selector: {matchLabels: {a: b}, matchExpressions: [{key: c, operator: Exists}]}}", "matchExpressions"})
+	}
+	return append(list, refusal{"AuthorizationPolicy", `{action: CUSTOM, provider: {name: x}, rules: [{}]}`, "action"},
+		refusal{"AuthorizationPolicy", `{rules: [{when: [{key: "request.headers[x]", values: [a]}]}]}`, "when"},
+		refusal{"AuthorizationPolicy", `{rules: [{to: [{operation: {methods: [GET]}}]}]}`, "operation"},
+		refusal{"AuthorizationPolicy", `{rules: [{to: [{methods: [GET]}]}]}`, "methods"},
+		refusal{"AuthorizationPolicy", `{rules: [{from: [{source: {principals: [a]}}]}]}`, "source"},
+		refusal{"PeerAuthentication", `{mode: PERMISSIVE, mtls: {mode: STRICT}}`, "mtls"},
+		refusal{"PeerAuthentication", `{mtls: {mode: STRICT}}`, "mtls"},
+		refusal{"PeerAuthentication", `{mode: PERMISSIVE, portLevelMtls: {"80": {mode: STRICT}}}`, "portLevelMtls"})
+}
+
+// Both give the same reason for what is about requests.
+func TestRequestsAreRefusedForTheSameReason(t *testing.T) {
+	all := definitions(t)
+	for name, value := range requestWords() {
+		for level, spec := range levels() {
+			if level == "spec" {
+				continue // strict knows the names in rules
+			}
+			spec = fmt.Sprintf(spec, ", "+name+": "+value)
+			problems := compile(t, "AuthorizationPolicy", spec)
+			if len(problems) != 1 {
+				t.Errorf("%s: internal/kube says %v", spec, problems)
+				continue
+			}
+			text := problems[0].Error()
+			_, reason, cut := strings.Cut(text, "about HTTP requests, ")
+			reason, _, _ = strings.Cut(reason, ";")
+			var said []string
+			for _, err := range all["AuthorizationPolicy"].refuse(parse(t, object("AuthorizationPolicy", spec)), nil) {
+				said = append(said, err.Error())
+			}
+			if !cut || !slices.ContainsFunc(said, func(s string) bool { return strings.Contains(s, reason[:40]) }) {
+				t.Errorf("%s: internal/kube says %q, an API server %q", spec, text, said)
+			}
+		}
+	}
+}

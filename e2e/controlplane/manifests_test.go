@@ -1,0 +1,88 @@
+package controlplane
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"sigs.k8s.io/yaml"
+)
+
+// kubectlAlone returns a shell that has kubectl, and nothing of Heddle's.
+func kubectlAlone(t *testing.T) *shell {
+	t.Helper()
+	s := &shell{t: t, dir: t.TempDir(), bin: t.TempDir()}
+	if err := os.Symlink(filepath.Join(filepath.Dir(kubeProgram(t)), "kubectl"), filepath.Join(s.bin, "kubectl")); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// TestManifests applies the plain manifests as docs/install.md says, again on top of
+// themselves, and posts policies to the API server that has them.
+func TestManifests(t *testing.T) {
+	page, err := os.ReadFile("../../docs/install.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, commands, _ := strings.Cut(string(page), "```text\nkubectl apply --server-side ")
+	commands, _, _ = strings.Cut("kubectl apply --server-side "+commands, "```")
+	if strings.Count(commands, "\n") != 3 || !strings.HasSuffix(commands, " -k manifests\n") {
+		t.Fatalf("install.md has not the three commands: %q", commands)
+	}
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, k := startServer(t), kubectlAlone(t)
+	k.on(s, "cd "+root+"\n"+commands)
+	k.on(s, "cd "+root+"\nkubectl apply --server-side --dry-run=server -k manifests")
+	t.Run("foreign policies", func(t *testing.T) { foreignPolicies(t, s) })
+}
+
+// foreignPolicies posts what other meshes' users write, as clients do that do not ask the
+// API server about fields that it does not know: it must refuse the object, and not take
+// the field out, which would leave a policy that lets in more than was meant.
+func foreignPolicies(t *testing.T, s *server) {
+	for name, c := range map[string]struct{ kind, spec, want string }{
+		"conditions":      {"AuthorizationPolicy", `{rules: [{when: [{key: "request.headers[x]", values: [a]}]}]}`, "HTTP requests"},
+		"methods":         {"AuthorizationPolicy", `{rules: [{to: [{ports: [80], methods: [GET]}]}]}`, "HTTP requests"},
+		"no methods":      {"AuthorizationPolicy", `{rules: [{to: [{ports: [80], methods: []}]}]}`, "HTTP requests"},
+		"another type":    {"AuthorizationPolicy", `{rules: [{when: {a: b}}]}`, "when"},
+		"operation":       {"AuthorizationPolicy", `{rules: [{to: [{operation: {methods: [GET]}}]}]}`, "operation"},
+		"target":          {"AuthorizationPolicy", `{targetRefs: [{kind: Service, name: web}], rules: [{from: [{namespaces: [a]}]}]}`, "targetRefs"},
+		"indentation":     {"AuthorizationPolicy", `{rules: [{from: [{namespaces: [a], to: [{ports: [80]}]}]}]}`, "side by side"},
+		"action":          {"AuthorizationPolicy", `{rules: [{from: [{namespaces: [a]}], action: DENY}]}`, "indentation"},
+		"expressions":     {"AuthorizationPolicy", `{selector: {matchLabels: {a: b}, matchExpressions: [{key: c, operator: Exists}]}, rules: [{}]}`, "matchExpressions"},
+		"ports of mTLS":   {"PeerAuthentication", `{mode: PERMISSIVE, portLevelMtls: {"80": {mode: STRICT}}}`, "portLevelMtls"},
+		"mTLS by another": {"PeerAuthentication", `{mode: PERMISSIVE, mtls: {mode: STRICT}}`, "mtls"},
+		"a slip":          {"AuthorizationPolicy", `{rules: [{form: [{namespaces: [a]}]}]}`, "no other fields"},
+		"a slip in spec":  {"AuthorizationPolicy", `{acton: DENY, rules: [{from: [{namespaces: [a]}]}]}`, "no other fields"},
+		"nobody":          {"AuthorizationPolicy", `{rules: [{from: null}]}`, "no other fields"},
+		"no block":        {"AuthorizationPolicy", `{rules: [{from: [{namespaces: [a], ipBlocks: null}]}]}`, "no other fields"},
+		"a mode's slip":   {"PeerAuthentication", `{mode: PERMISSIVE, portMode: [{port: 80, mode: STRICT}]}`, "no other fields"},
+		"everyone":        {"AuthorizationPolicy", `{rules: [{}]}`, ""},
+		"strict":          {"PeerAuthentication", `{selector: {matchLabels: {a: b}}, portModes: [{port: 80, mode: STRICT}]}`, ""},
+		"good":            {"AuthorizationPolicy", `{rules: [{from: [{namespaces: [a]}], to: [{ports: [80]}]}]}`, ""},
+	} {
+		for _, validation := range []string{"Ignore", "Warn", "Strict"} {
+			text, err := yaml.YAMLToJSON(fmt.Appendf(nil, "apiVersion: heddle.dev/v1alpha1\nkind: %s\nmetadata: {generateName: x-}\nspec: %s\n", c.kind, c.spec))
+			if err != nil {
+				t.Fatal(err)
+			}
+			resource := map[string]string{"AuthorizationPolicy": "authorizationpolicies", "PeerAuthentication": "peerauthentications"}[c.kind]
+			code, answer := s.do(http.MethodPost, "/apis/heddle.dev/v1alpha1/namespaces/default/"+resource+"?fieldValidation="+validation, text)
+			message, _ := answer["message"].(string)
+			switch {
+			case c.want == "" && code != http.StatusCreated:
+				t.Errorf("%s, %s: %d %s", name, validation, code, message)
+			case c.want != "" && validation == "Strict" && code == http.StatusBadRequest: // unknown fields below one that is there to be refused
+			case c.want != "" && (code != http.StatusUnprocessableEntity || !strings.Contains(message, c.want)):
+				t.Errorf("%s, %s: %d %q, want a refusal that says %q; the object is %v", name, validation, code, message, c.want, answer["spec"])
+			}
+		}
+	}
+}
