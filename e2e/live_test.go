@@ -132,7 +132,8 @@ func drainsWithin(t *testing.T, took []time.Duration) {
 	if least < liveDrain {
 		t.Errorf("a connection of a workload that left ended after %v, before the %v that it has", least, liveDrain)
 	}
-	within := liveDrain + liveDrainLate + liveWithin
+	// Both bounds run from when the agent hears of it, one after the other.
+	within := liveDrain + liveDrainLate + 3*liveWithin
 	if testenv.Overloaded(t) {
 		within += liveLoaded
 	}
