@@ -13,6 +13,7 @@ import (
 
 	"github.com/cilium/ebpf"
 
+	"github.com/heddle-mesh/heddle/e2e/testbed"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
 
@@ -133,4 +134,45 @@ func TestDrift(t *testing.T) {
 		t.Errorf("the agent's log does not say it %d times: %v\n%s", repairs, err, said)
 	}
 	exchange(t, b, "shop/client", "shop/server", "10.244.2.10:7400")
+
+	// The status of a policy counts neither a node whose maps drift again and again, nor
+	// one with a pod that cannot be enrolled.
+	policyLiveOn(t, b, "2/2", "", func() {})
+	b.Write(t, "nowhere.yaml", nowhereYAML)
+	policyLiveOn(t, b, "0/2", "n1, n2", func() {
+		if err := ports.Put(uint16(22), uint32(permissive)); err != nil {
+			t.Fatal(err)
+		}
+	})
+	b.Remove(t, "nowhere.yaml")
+	policyLiveOn(t, b, "2/2", "", func() {})
+}
+
+// nowhereYAML is a workload of node n1 with a network namespace that is not there.
+const nowhereYAML = `apiVersion: heddle.dev/v1alpha1
+kind: Workload
+metadata: {namespace: shop, name: nowhere}
+spec: {node: n1, serviceAccount: nowhere, addresses: ["10.244.1.99"], networkNamespace: /run/netns/heddle-e2e-drift-nowhere}
+`
+
+// policyLiveOn waits until the status of the mesh says on how many nodes shop/strict is in
+// force, and on which it is not. It does something before every look.
+func policyLiveOn(t *testing.T, b *testbed.Bed, live, not string, before func()) {
+	t.Helper()
+	var said string
+	defer func() {
+		if t.Failed() {
+			t.Logf("heddle status:\n%s", said)
+		}
+	}()
+	testenv.Eventually(t, 30*time.Second, "shop/strict is live on "+live, func() bool {
+		before()
+		said, _ = b.Heddle("status", "--name", b.Mesh.Plan.Name) // it fails while a pod is unwell
+		for line := range strings.Lines(said) {
+			if f := strings.Fields(line); len(f) > 3 && f[1] == "shop/strict" {
+				return f[3] == live && (not == "" || strings.Contains(line, "not yet on "+not))
+			}
+		}
+		return false
+	})
 }

@@ -23,6 +23,9 @@ const (
 	liveSpared  = 7502
 	liveWithin  = time.Second // p99, from the file to the client's reset
 	liveLoaded  = 10 * time.Second
+	// The bounds of a workload that leaves: for what it has, and for what began since.
+	liveDrain     = 5 * time.Second
+	liveDrainLate = 500 * time.Millisecond
 )
 
 // livePermissive lets plaintext to the two ports of shop/server; the 1,000 policies beside
@@ -65,7 +68,8 @@ type liveConn struct {
 // TestChangesActOnLiveConnections opens many connections, through the tunnel, within a node
 // and in plaintext, and changes policy, modes and the deny-list under them: what is not
 // allowed any more ends within a second, with its reason in the flow, and nothing else does.
-// There are 1,000 policies.
+// What a workload has that leaves the mesh ends when it has had its time. There are 1,000
+// policies.
 func TestChangesActOnLiveConnections(t *testing.T) {
 	b := up(t, "e2e-live")
 	b.Write(t, "policies.yaml", livePermissive())
@@ -80,7 +84,7 @@ func TestChangesActOnLiveConnections(t *testing.T) {
 	all := openLive(t, b)
 	took = append(took, endsExactly(t, all, func(c liveConn) bool { return c.port == liveDoomed }, func() { b.Write(t, "doomed.yaml", liveDeny) })...)
 	b.Remove(t, "doomed.yaml")
-	reasons(t, b, "PolicyChanged", 3)
+	reasons(t, b, "deny", "PolicyChanged", 3)
 
 	all = openLive(t, b)
 	strict := strings.ReplaceAll(livePermissive(), fmt.Sprintf("{port: %d, mode: PERMISSIVE}, ", liveDoomed), "")
@@ -95,7 +99,14 @@ func TestChangesActOnLiveConnections(t *testing.T) {
 	took = append(took, endsExactly(t, all, func(c liveConn) bool { return c.way != "plaintext" }, func() {
 		b.Write(t, "mesh.yaml", strings.Replace(meshFile, "spec:\n  trustDomain", revoke, 1))
 	})...)
-	reasons(t, b, "IdentityRevoked", 2)
+	reasons(t, b, "deny", "IdentityRevoked", 2)
+	b.Write(t, "mesh.yaml", meshFile)
+
+	all = openLive(t, b)
+	leaving := strings.Replace(meshFile, "labels: {app: server}", `labels: {app: server, heddle.dev/mesh: disabled}`, 1)
+	drained := endsExactly(t, all, func(c liveConn) bool { return c.way != "splice" }, func() { b.Write(t, "mesh.yaml", leaving) })
+	reasons(t, b, "allow", "Unenrolled", 2) // nothing forbade them
+	drainsWithin(t, drained)
 
 	slices.Sort(took)
 	p99 := took[len(took)*99/100]
@@ -106,6 +117,28 @@ func TestChangesActOnLiveConnections(t *testing.T) {
 	}
 	if p99 > within {
 		t.Errorf("p99 of the ends is %v, more than %v", p99, within)
+	}
+}
+
+// drainsWithin judges how long after their workload was to leave the mesh connections ended:
+// they have the time that docs/enrollment.md says.
+func drainsWithin(t *testing.T, took []time.Duration) {
+	t.Helper()
+	if len(took) == 0 {
+		return // said already
+	}
+	least, most := slices.Min(took), slices.Max(took)
+	t.Logf("%d connections of a workload that left ended after %v to %v", len(took), least, most)
+	if least < liveDrain {
+		t.Errorf("a connection of a workload that left ended after %v, before the %v that it has", least, liveDrain)
+	}
+	// Both bounds run from when the agent hears of it, one after the other.
+	within := liveDrain + liveDrainLate + 3*liveWithin
+	if testenv.Overloaded(t) {
+		within += liveLoaded
+	}
+	if most > within {
+		t.Errorf("a connection of a workload that left ended after %v, more than %v", most, within)
 	}
 }
 
@@ -226,14 +259,14 @@ func endsExactly(t *testing.T, all []liveConn, must func(liveConn) bool, change 
 	return took
 }
 
-// reasons waits for flows of a reason by so many transports.
-func reasons(t *testing.T, b *testbed.Bed, reason string, ways int) {
+// reasons waits for flows of a verdict and a reason by so many transports.
+func reasons(t *testing.T, b *testbed.Bed, verdict, reason string, ways int) {
 	t.Helper()
 	seen := map[string]bool{}
 	deadline := time.Now().Add(10 * time.Second)
 	for len(seen) < ways && time.Now().Before(deadline) {
 		for _, f := range b.Flows(t, "--reason", reason) {
-			if f.Verdict == "deny" {
+			if f.Verdict == verdict {
 				seen[f.Transport] = true
 			}
 		}

@@ -20,6 +20,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/discovery"
 	"github.com/heddle-mesh/heddle/internal/fips"
 	"github.com/heddle-mesh/heddle/internal/identity/jointoken"
+	"github.com/heddle-mesh/heddle/internal/identity/trustfeed"
 	"github.com/heddle-mesh/heddle/operator/publish"
 	"github.com/heddle-mesh/heddle/operator/report"
 )
@@ -71,6 +72,7 @@ func (a *adminService) Status(_ context.Context, req *meshpb.OperatorStateReques
 			RootNotAfterNs: root.NotAfter.UnixNano(), Roots: uint32(len(p.authority.Roots())),
 		},
 		Nodes:    nodesOf(p.discovery),
+		Pods:     podsOf(p.trust),
 		Policies: policies, PoliciesLeftOut: uint32(leftOut),
 		ApiServer: apiServer,
 	}, nil
@@ -85,6 +87,17 @@ func nodesOf(server *discovery.Server) []*meshpb.OperatorNode {
 		})
 	}
 	return nodes
+}
+
+// podsOf is what agents have reported of their pods.
+func podsOf(server *trustfeed.Server) []*meshpb.NodePods {
+	var all []*meshpb.NodePods
+	for _, r := range server.Reports() {
+		if r.Report != nil {
+			all = append(all, &meshpb.NodePods{Node: r.Node, Amiss: r.Report.GetPodsAmiss(), ReportedNs: nanos(r.Received)})
+		}
+	}
+	return all
 }
 
 // folderConfiguration says what is served of a folder.

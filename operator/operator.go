@@ -219,7 +219,7 @@ func (p *parts) open(first publish.Loaded) error {
 	p.configuration = func() *meshpb.OperatorConfiguration { return folderConfiguration(p.cfg.Folder, p.publisher.Status()) }
 	p.policies = func() []*meshpb.OperatorPolicy {
 		outcome := p.publisher.Outcome()
-		return report.OfFolder(&outcome, acknowledged(nodesOf(p.discovery)))
+		return report.OfFolder(&outcome, acknowledged(nodesOf(p.discovery), podsOf(p.trust)))
 	}
 	if err := p.registry.Register(p.publisher); err != nil {
 		return fmt.Errorf("register metrics: %w", err)

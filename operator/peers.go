@@ -76,8 +76,8 @@ func newPeers(p *clusterParts) *peers {
 	return all
 }
 
-// nodes returns what all nodes have acknowledged, to this replica and to the
-// others. A replica that does not answer is left out: its nodes count as they
+// nodes returns what all nodes have acknowledged and reported, to this replica and to
+// the others. A replica that does not answer is left out: its nodes count as they
 // were acknowledged elsewhere.
 func (a *peers) nodes(ctx context.Context) []report.Node {
 	newest := map[string]*meshpb.OperatorNode{}
@@ -89,25 +89,34 @@ func (a *peers) nodes(ctx context.Context) []report.Node {
 		}
 	}
 	take(nodesOf(a.parts.discovery))
+	pods := podsOf(a.parts.trust)
 	addresses := a.addresses()
-	answers := make([][]*meshpb.OperatorNode, len(addresses))
+	answers := make([]*meshpb.OperatorState, len(addresses))
 	var wg sync.WaitGroup
 	for i, address := range addresses {
 		wg.Go(func() { answers[i] = a.ask(ctx, address) })
 	}
 	wg.Wait()
-	for _, nodes := range answers {
-		take(nodes)
+	for _, answer := range answers { // nil, which has nothing, of one that does not answer
+		take(answer.GetNodes())
+		pods = append(pods, answer.GetPods()...)
 	}
 	a.closeOthers(addresses)
-	return acknowledged(slices.Collect(maps.Values(newest)))
+	return acknowledged(slices.Collect(maps.Values(newest)), pods)
 }
 
-// acknowledged is what nodes have applied.
-func acknowledged(nodes []*meshpb.OperatorNode) []report.Node {
+// acknowledged is what nodes have applied, with the newest of what was reported of each
+// one's pods.
+func acknowledged(nodes []*meshpb.OperatorNode, pods []*meshpb.NodePods) []report.Node {
+	newest := map[string]*meshpb.NodePods{}
+	for _, p := range pods {
+		if known := newest[p.GetNode()]; known == nil || known.GetReportedNs() < p.GetReportedNs() {
+			newest[p.GetNode()] = p
+		}
+	}
 	all := make([]report.Node, 0, len(nodes))
 	for _, n := range nodes {
-		all = append(all, report.Node{Name: n.GetName(), Revision: n.GetRevision(), Epoch: n.GetEpoch()})
+		all = append(all, report.Node{Name: n.GetName(), Revision: n.GetRevision(), Epoch: n.GetEpoch(), Amiss: newest[n.GetName()].GetAmiss()})
 	}
 	return all
 }
@@ -134,7 +143,7 @@ func (a *peers) addresses() []string {
 	return all
 }
 
-func (a *peers) ask(ctx context.Context, address string) []*meshpb.OperatorNode {
+func (a *peers) ask(ctx context.Context, address string) *meshpb.OperatorState {
 	conn, err := a.conn(address)
 	if err != nil {
 		a.parts.cfg.Logger.Warn("other replica cannot be asked", "address", address, "error", err)
@@ -147,7 +156,7 @@ func (a *peers) ask(ctx context.Context, address string) []*meshpb.OperatorNode 
 		a.parts.cfg.Logger.Debug("other replica does not answer", "address", address, "error", err)
 		return nil
 	}
-	return state.GetNodes()
+	return state
 }
 
 func (a *peers) conn(address string) (*grpc.ClientConn, error) {

@@ -5,7 +5,9 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -15,6 +17,7 @@ import (
 	"github.com/heddle-mesh/heddle/api/v1alpha1"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/internal/testenv"
+	"github.com/heddle-mesh/heddle/operator/report"
 )
 
 // policies are what an operator says of them, each a line.
@@ -174,4 +177,52 @@ func TestEveryKindHasAStatus(t *testing.T) {
 	// A Mesh that is refused changes nothing, and says why.
 	put("Mesh", "default", kinds["Mesh"].bad)
 	says("Mesh", "default", v1alpha1.ConditionAccepted, "False Invalid: "+kinds["Mesh"].says)
+}
+
+// TestPodsAmiss: a node has a policy in force only while its pods are as its agent has
+// acknowledged; the status says which node it is, and so does what `heddle status` asks.
+func TestPodsAmiss(t *testing.T) {
+	s := newCluster(t)
+	policies := heddle + "/namespaces/shop/authorizationpolicies"
+	s.Put(t, policies, object{"apiVersion": "heddle.dev/v1alpha1", "kind": "AuthorizationPolicy", "metadata": meta("shop", "good", nil),
+		"spec": object{"rules": []any{object{"from": []any{object{"namespaces": []any{"shop"}}}}}}})
+	r := startReplica(t, s, "heddle-operator-0")
+	r.awaitReady(t)
+	var amiss atomic.Int32
+	for _, node := range []string{"n1", "n2"} {
+		n := r.mustJoin(t, s, node)
+		r.agent(t, n, node)
+		if node == "n2" {
+			followWith(t, n, "spiffe://test.example/ns/shop/sa/api", func() int { return int(amiss.Load()) })
+		}
+	}
+	says := func(want string, live uint32, pending ...string) {
+		t.Helper()
+		testenv.Eventually(t, 15*time.Second, "the status says "+want, func() bool { return condition(s.Get(policies, "good"), v1alpha1.ConditionLive) == want })
+		state, err := r.admin.Status(t.Context(), &meshpb.OperatorStateRequest{Policies: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range state.GetPolicies() {
+			if p.GetName() == "good" && (p.GetLive() != live || p.GetNodes() != 2 || !slices.Equal(p.GetPending(), pending)) {
+				t.Errorf("while the status says %q, the operator says %v", want, p)
+			}
+		}
+	}
+	says("True Live: on all of 2 nodes", 2)
+	amiss.Store(3)
+	says("False Pending: on 1 of 2 nodes; not on n2 (3 of its pods not as they should be: `heddle check` there says why)", 1, "n2")
+	amiss.Store(0)
+	says("True Live: on all of 2 nodes", 2)
+}
+
+// TestNewestReportCounts: agents that have gone to another replica leave their old
+// reports behind.
+func TestNewestReportCounts(t *testing.T) {
+	nodes := []*meshpb.OperatorNode{{Name: "n1", Epoch: 7}, {Name: "n2", Epoch: 7}, {Name: "n3", Epoch: 7}}
+	pods := []*meshpb.NodePods{{Node: "n1", Amiss: 2, ReportedNs: 1}, {Node: "n2", ReportedNs: 1}, {Node: "n1", ReportedNs: 2}, {Node: "n2", Amiss: 1, ReportedNs: 2}, {Node: "n2", ReportedNs: 1}}
+	want := []report.Node{{Name: "n1", Epoch: 7}, {Name: "n2", Epoch: 7, Amiss: 1}, {Name: "n3", Epoch: 7}}
+	if got := acknowledged(nodes, pods); !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
 }

@@ -22,6 +22,12 @@ import (
 // follow runs what an agent has of the authority, until the test ends.
 func follow(t *testing.T, n *nodeauth.Node, workload string) *identity.Source {
 	t.Helper()
+	return followWith(t, n, workload, nil)
+}
+
+// followWith is follow of an agent that has so many pods amiss.
+func followWith(t *testing.T, n *nodeauth.Node, workload string, amiss func() int) *identity.Source {
+	t.Helper()
 	bundle, err := n.Bundle()
 	if err != nil {
 		t.Fatal(err)
@@ -33,7 +39,7 @@ func follow(t *testing.T, n *nodeauth.Node, workload string) *identity.Source {
 	if err := source.Want([]spiffeid.ID{spiffeid.RequireFromString(workload)}); err != nil {
 		t.Fatal(err)
 	}
-	follower, err := trustfeed.NewFollower(trustfeed.FollowerConfig{TrustDomain: n.TrustDomain(), Conn: n.Conn(), Node: n.Source(), Workloads: source})
+	follower, err := trustfeed.NewFollower(trustfeed.FollowerConfig{TrustDomain: n.TrustDomain(), Conn: n.Conn(), Node: n.Source(), Workloads: source, Amiss: amiss, Look: 20 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}

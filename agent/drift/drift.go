@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -29,6 +30,9 @@ const (
 	every = time.Second
 	// shown is for how long `heddle check` fails because of what was repaired.
 	shown = 10 * time.Minute
+	// settled is for how long a pod's maps must have held until they count as what
+	// policy says: who changes them again and again is not to be missed in between.
+	settled = 3 * every
 )
 
 // Watch looks after the maps of a node's pods. It is safe for concurrent use.
@@ -37,8 +41,9 @@ type Watch struct {
 	log     *slog.Logger
 	repairs prometheus.Counter
 
-	mu   sync.Mutex
-	last map[string]repair // by pod
+	mu     sync.Mutex
+	last   map[string]repair    // by pod
+	unread map[string]time.Time // by pod: when its maps could last not be read, or mended
 }
 
 // repair is what was found of a pod last.
@@ -50,7 +55,7 @@ type repair struct {
 // New returns a Watch of a node's pods that does not look yet.
 func New(node *podnet.Node, log *slog.Logger) *Watch {
 	return &Watch{
-		node: node, log: log, last: map[string]repair{},
+		node: node, log: log, last: map[string]repair{}, unread: map[string]time.Time{},
 		repairs: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "heddle_gate_drift_total", Help: "Entries of the kernel's maps that somebody else had changed, found and repaired.",
 		}),
@@ -90,10 +95,21 @@ func (w *Watch) Problem(pod string) error {
 		r.at.UTC().Format(time.TimeOnly), r.found)
 }
 
+// Drifting reports whether a pod's maps were other than written a moment ago, or could
+// not be read back.
+func (w *Watch) Drifting(pod string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return time.Since(w.last[pod].at) < settled || time.Since(w.unread[pod]) < settled
+}
+
 func (w *Watch) look(name string, pod *podnet.Pod) {
 	found, err := reconcile(pod)
 	if err != nil && !errors.Is(err, podnet.ErrClosed) {
 		w.log.Warn("the kernel's maps of a pod cannot be read back", "workload", name, "error", err)
+		w.mu.Lock()
+		w.unread[name] = time.Now()
+		w.mu.Unlock()
 	}
 	if len(found) == 0 {
 		return
@@ -133,9 +149,7 @@ func reconcile(pod *podnet.Pod) (found []string, err error) {
 func (w *Watch) forget(pods map[string]*podnet.Pod) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for name := range w.last {
-		if _, ok := pods[name]; !ok {
-			delete(w.last, name)
-		}
-	}
+	gone := func(name string) bool { return pods[name] == nil }
+	maps.DeleteFunc(w.last, func(name string, _ repair) bool { return gone(name) })
+	maps.DeleteFunc(w.unread, func(name string, _ time.Time) bool { return gone(name) })
 }

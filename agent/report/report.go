@@ -30,8 +30,11 @@ type Enrolments interface{ Status() []enroll.Status }
 type Carrier interface{ Live() []flow.Record }
 
 // Drift says what somebody else had changed in the kernel's maps of a pod, by its name
-// there; nil is nothing.
-type Drift interface{ Problem(pod string) error }
+// there; nil is nothing. Drifting is set of a pod whose maps have not held since.
+type Drift interface {
+	Problem(pod string) error
+	Drifting(pod string) bool
+}
 
 // Report answers for one agent. Its fields must be set before it is used.
 type Report struct {
@@ -279,4 +282,20 @@ func (r *Report) PodStates() map[string]int {
 		count[string(s.State)]++
 	}
 	return count
+}
+
+// PodsAmiss counts the node's pods that are not as the configuration says: those that
+// could not be enrolled, or changed, and those whose maps drift. What is being deleted
+// may be half gone.
+func (r *Report) PodsAmiss() int {
+	amiss := 0
+	for _, s := range r.Enrolments.Status() {
+		if s.Workload != nil && s.Workload.Leaving {
+			continue
+		}
+		if s.Err != nil || r.Drift.Drifting(podnet.Name(s.Key)) {
+			amiss++
+		}
+	}
+	return amiss
 }

@@ -56,6 +56,7 @@ type Uplink struct {
 	client *discovery.Client
 	trust  *trustfeed.Follower
 	store  *mesh.Store
+	amiss  func() int
 }
 
 // Join loads or gets the node's credential, trying until ctx is done while the
@@ -71,7 +72,7 @@ func Join(ctx context.Context, cfg Config) (*Uplink, error) {
 	if err != nil {
 		return nil, err
 	}
-	u := &Uplink{node: node, store: mesh.NewStore()}
+	u := &Uplink{node: node, store: mesh.NewStore(), amiss: func() int { return 0 }}
 	if err := u.prepare(ctx, cfg); err != nil {
 		return nil, errors.Join(err, node.Close())
 	}
@@ -105,7 +106,8 @@ func (u *Uplink) prepare(ctx context.Context, cfg Config) error {
 		return err
 	}
 	u.trust, err = trustfeed.NewFollower(trustfeed.FollowerConfig{
-		TrustDomain: u.node.TrustDomain(), Conn: u.node.Conn(), Node: u.node.Source(), Workloads: u.source, Given: u.given, Logger: cfg.Log,
+		TrustDomain: u.node.TrustDomain(), Conn: u.node.Conn(), Node: u.node.Source(), Workloads: u.source, Given: u.given,
+		Amiss: func() int { return u.amiss() }, Logger: cfg.Log,
 	})
 	if err != nil {
 		return err
@@ -146,6 +148,10 @@ func (u *Uplink) Run(ctx context.Context) error {
 	}
 	return group.Wait()
 }
+
+// TellAmiss has the operator told how many of the node's pods are not as the
+// configuration says. It must be called before Run; amiss is called about once a second.
+func (u *Uplink) TellAmiss(amiss func() int) { u.amiss = amiss }
 
 // Close ends the connections. Run must have returned.
 func (u *Uplink) Close() error { return u.node.Close() }

@@ -768,7 +768,9 @@ type OperatorState struct {
 	// On Kubernetes only.
 	ApiServer *OperatorAPIServer `protobuf:"bytes,9,opt,name=api_server,json=apiServer,proto3" json:"api_server,omitempty"`
 	// As in AgentStatus.
-	Fips140       string `protobuf:"bytes,10,opt,name=fips140,proto3" json:"fips140,omitempty"`
+	Fips140 string `protobuf:"bytes,10,opt,name=fips140,proto3" json:"fips140,omitempty"`
+	// What agents have reported of their pods to this replica. Sorted by node.
+	Pods          []*NodePods `protobuf:"bytes,11,rep,name=pods,proto3" json:"pods,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -873,6 +875,75 @@ func (x *OperatorState) GetFips140() string {
 	return ""
 }
 
+func (x *OperatorState) GetPods() []*NodePods {
+	if x != nil {
+		return x.Pods
+	}
+	return nil
+}
+
+// NodePods is what a node's agent said last of its pods.
+type NodePods struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	// As in TrustReport.
+	Amiss         uint32 `protobuf:"varint,2,opt,name=amiss,proto3" json:"amiss,omitempty"`
+	ReportedNs    int64  `protobuf:"varint,3,opt,name=reported_ns,json=reportedNs,proto3" json:"reported_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodePods) Reset() {
+	*x = NodePods{}
+	mi := &file_operator_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodePods) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodePods) ProtoMessage() {}
+
+func (x *NodePods) ProtoReflect() protoreflect.Message {
+	mi := &file_operator_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodePods.ProtoReflect.Descriptor instead.
+func (*NodePods) Descriptor() ([]byte, []int) {
+	return file_operator_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *NodePods) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *NodePods) GetAmiss() uint32 {
+	if x != nil {
+		return x.Amiss
+	}
+	return 0
+}
+
+func (x *NodePods) GetReportedNs() int64 {
+	if x != nil {
+		return x.ReportedNs
+	}
+	return 0
+}
+
 // OperatorAPIServer is how the API server has answered this operator lately.
 type OperatorAPIServer struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -887,7 +958,7 @@ type OperatorAPIServer struct {
 
 func (x *OperatorAPIServer) Reset() {
 	*x = OperatorAPIServer{}
-	mi := &file_operator_proto_msgTypes[10]
+	mi := &file_operator_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -899,7 +970,7 @@ func (x *OperatorAPIServer) String() string {
 func (*OperatorAPIServer) ProtoMessage() {}
 
 func (x *OperatorAPIServer) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[10]
+	mi := &file_operator_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -912,7 +983,7 @@ func (x *OperatorAPIServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperatorAPIServer.ProtoReflect.Descriptor instead.
 func (*OperatorAPIServer) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{10}
+	return file_operator_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *OperatorAPIServer) GetSilentSinceNs() int64 {
@@ -949,7 +1020,8 @@ type OperatorPolicy struct {
 	// Of a policy in use: what is to be noted about it, if anything.
 	Message string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
 	// The nodes that need it, and how many of these have applied it, as their agents
-	// acknowledged. Both are 0 when no enrolled workload is concerned.
+	// acknowledged, and have no pod amiss. Both are 0 when no enrolled workload is
+	// concerned.
 	Nodes uint32 `protobuf:"varint,6,opt,name=nodes,proto3" json:"nodes,omitempty"`
 	Live  uint32 `protobuf:"varint,7,opt,name=live,proto3" json:"live,omitempty"`
 	// Some of those that have not.
@@ -960,7 +1032,7 @@ type OperatorPolicy struct {
 
 func (x *OperatorPolicy) Reset() {
 	*x = OperatorPolicy{}
-	mi := &file_operator_proto_msgTypes[11]
+	mi := &file_operator_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -972,7 +1044,7 @@ func (x *OperatorPolicy) String() string {
 func (*OperatorPolicy) ProtoMessage() {}
 
 func (x *OperatorPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[11]
+	mi := &file_operator_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -985,7 +1057,7 @@ func (x *OperatorPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperatorPolicy.ProtoReflect.Descriptor instead.
 func (*OperatorPolicy) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{11}
+	return file_operator_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *OperatorPolicy) GetKind() string {
@@ -1072,7 +1144,7 @@ type OperatorConfiguration struct {
 
 func (x *OperatorConfiguration) Reset() {
 	*x = OperatorConfiguration{}
-	mi := &file_operator_proto_msgTypes[12]
+	mi := &file_operator_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1084,7 +1156,7 @@ func (x *OperatorConfiguration) String() string {
 func (*OperatorConfiguration) ProtoMessage() {}
 
 func (x *OperatorConfiguration) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[12]
+	mi := &file_operator_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1097,7 +1169,7 @@ func (x *OperatorConfiguration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperatorConfiguration.ProtoReflect.Descriptor instead.
 func (*OperatorConfiguration) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{12}
+	return file_operator_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *OperatorConfiguration) GetFolder() string {
@@ -1199,7 +1271,7 @@ type OperatorAuthority struct {
 
 func (x *OperatorAuthority) Reset() {
 	*x = OperatorAuthority{}
-	mi := &file_operator_proto_msgTypes[13]
+	mi := &file_operator_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1211,7 +1283,7 @@ func (x *OperatorAuthority) String() string {
 func (*OperatorAuthority) ProtoMessage() {}
 
 func (x *OperatorAuthority) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[13]
+	mi := &file_operator_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1224,7 +1296,7 @@ func (x *OperatorAuthority) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperatorAuthority.ProtoReflect.Descriptor instead.
 func (*OperatorAuthority) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{13}
+	return file_operator_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *OperatorAuthority) GetTrustDomain() string {
@@ -1274,7 +1346,7 @@ type OperatorNode struct {
 
 func (x *OperatorNode) Reset() {
 	*x = OperatorNode{}
-	mi := &file_operator_proto_msgTypes[14]
+	mi := &file_operator_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1286,7 +1358,7 @@ func (x *OperatorNode) String() string {
 func (*OperatorNode) ProtoMessage() {}
 
 func (x *OperatorNode) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[14]
+	mi := &file_operator_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1299,7 +1371,7 @@ func (x *OperatorNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperatorNode.ProtoReflect.Descriptor instead.
 func (*OperatorNode) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{14}
+	return file_operator_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *OperatorNode) GetName() string {
@@ -1362,7 +1434,7 @@ type CreateJoinTokenRequest struct {
 
 func (x *CreateJoinTokenRequest) Reset() {
 	*x = CreateJoinTokenRequest{}
-	mi := &file_operator_proto_msgTypes[15]
+	mi := &file_operator_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1374,7 +1446,7 @@ func (x *CreateJoinTokenRequest) String() string {
 func (*CreateJoinTokenRequest) ProtoMessage() {}
 
 func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[15]
+	mi := &file_operator_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1387,7 +1459,7 @@ func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenRequest) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{15}
+	return file_operator_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CreateJoinTokenRequest) GetNode() string {
@@ -1417,7 +1489,7 @@ type CreateJoinTokenResponse struct {
 
 func (x *CreateJoinTokenResponse) Reset() {
 	*x = CreateJoinTokenResponse{}
-	mi := &file_operator_proto_msgTypes[16]
+	mi := &file_operator_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1429,7 +1501,7 @@ func (x *CreateJoinTokenResponse) String() string {
 func (*CreateJoinTokenResponse) ProtoMessage() {}
 
 func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[16]
+	mi := &file_operator_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1442,7 +1514,7 @@ func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenResponse) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{16}
+	return file_operator_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CreateJoinTokenResponse) GetToken() string {
@@ -1474,7 +1546,7 @@ type ListJoinTokensRequest struct {
 
 func (x *ListJoinTokensRequest) Reset() {
 	*x = ListJoinTokensRequest{}
-	mi := &file_operator_proto_msgTypes[17]
+	mi := &file_operator_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1486,7 +1558,7 @@ func (x *ListJoinTokensRequest) String() string {
 func (*ListJoinTokensRequest) ProtoMessage() {}
 
 func (x *ListJoinTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[17]
+	mi := &file_operator_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1499,7 +1571,7 @@ func (x *ListJoinTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJoinTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListJoinTokensRequest) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{17}
+	return file_operator_proto_rawDescGZIP(), []int{18}
 }
 
 type ListJoinTokensResponse struct {
@@ -1511,7 +1583,7 @@ type ListJoinTokensResponse struct {
 
 func (x *ListJoinTokensResponse) Reset() {
 	*x = ListJoinTokensResponse{}
-	mi := &file_operator_proto_msgTypes[18]
+	mi := &file_operator_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1523,7 +1595,7 @@ func (x *ListJoinTokensResponse) String() string {
 func (*ListJoinTokensResponse) ProtoMessage() {}
 
 func (x *ListJoinTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[18]
+	mi := &file_operator_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1536,7 +1608,7 @@ func (x *ListJoinTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJoinTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListJoinTokensResponse) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{18}
+	return file_operator_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListJoinTokensResponse) GetTokens() []*JoinToken {
@@ -1563,7 +1635,7 @@ type JoinToken struct {
 
 func (x *JoinToken) Reset() {
 	*x = JoinToken{}
-	mi := &file_operator_proto_msgTypes[19]
+	mi := &file_operator_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1575,7 +1647,7 @@ func (x *JoinToken) String() string {
 func (*JoinToken) ProtoMessage() {}
 
 func (x *JoinToken) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[19]
+	mi := &file_operator_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1588,7 +1660,7 @@ func (x *JoinToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinToken.ProtoReflect.Descriptor instead.
 func (*JoinToken) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{19}
+	return file_operator_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *JoinToken) GetId() string {
@@ -1642,7 +1714,7 @@ type RevokeJoinTokenRequest struct {
 
 func (x *RevokeJoinTokenRequest) Reset() {
 	*x = RevokeJoinTokenRequest{}
-	mi := &file_operator_proto_msgTypes[20]
+	mi := &file_operator_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1654,7 +1726,7 @@ func (x *RevokeJoinTokenRequest) String() string {
 func (*RevokeJoinTokenRequest) ProtoMessage() {}
 
 func (x *RevokeJoinTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[20]
+	mi := &file_operator_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1667,7 +1739,7 @@ func (x *RevokeJoinTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeJoinTokenRequest.ProtoReflect.Descriptor instead.
 func (*RevokeJoinTokenRequest) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{20}
+	return file_operator_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RevokeJoinTokenRequest) GetId() string {
@@ -1685,7 +1757,7 @@ type RevokeJoinTokenResponse struct {
 
 func (x *RevokeJoinTokenResponse) Reset() {
 	*x = RevokeJoinTokenResponse{}
-	mi := &file_operator_proto_msgTypes[21]
+	mi := &file_operator_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1697,7 +1769,7 @@ func (x *RevokeJoinTokenResponse) String() string {
 func (*RevokeJoinTokenResponse) ProtoMessage() {}
 
 func (x *RevokeJoinTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[21]
+	mi := &file_operator_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1710,7 +1782,7 @@ func (x *RevokeJoinTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeJoinTokenResponse.ProtoReflect.Descriptor instead.
 func (*RevokeJoinTokenResponse) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{21}
+	return file_operator_proto_rawDescGZIP(), []int{22}
 }
 
 var File_operator_proto protoreflect.FileDescriptor
@@ -1775,7 +1847,7 @@ const file_operator_proto_rawDesc = "" +
 	"\x1aRotateCertificatesResponse\x12?\n" +
 	"\brotation\x18\x01 \x01(\v2#.heddle.mesh.v1alpha1.RotationStateR\brotation\"2\n" +
 	"\x14OperatorStateRequest\x12\x1a\n" +
-	"\bpolicies\x18\x01 \x01(\bR\bpolicies\"\x86\x04\n" +
+	"\bpolicies\x18\x01 \x01(\bR\bpolicies\"\xba\x04\n" +
 	"\rOperatorState\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1d\n" +
 	"\n" +
@@ -1789,7 +1861,13 @@ const file_operator_proto_rawDesc = "" +
 	"\n" +
 	"api_server\x18\t \x01(\v2'.heddle.mesh.v1alpha1.OperatorAPIServerR\tapiServer\x12\x18\n" +
 	"\afips140\x18\n" +
-	" \x01(\tR\afips140\"j\n" +
+	" \x01(\tR\afips140\x122\n" +
+	"\x04pods\x18\v \x03(\v2\x1e.heddle.mesh.v1alpha1.NodePodsR\x04pods\"U\n" +
+	"\bNodePods\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
+	"\x05amiss\x18\x02 \x01(\rR\x05amiss\x12\x1f\n" +
+	"\vreported_ns\x18\x03 \x01(\x03R\n" +
+	"reportedNs\"j\n" +
 	"\x11OperatorAPIServer\x12&\n" +
 	"\x0fsilent_since_ns\x18\x01 \x01(\x03R\rsilentSinceNs\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\x12\x17\n" +
@@ -1877,7 +1955,7 @@ func file_operator_proto_rawDescGZIP() []byte {
 }
 
 var file_operator_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_operator_proto_goTypes = []any{
 	(RotateCertificatesRequest_Action)(0), // 0: heddle.mesh.v1alpha1.RotateCertificatesRequest.Action
 	(*CertificatesRequest)(nil),           // 1: heddle.mesh.v1alpha1.CertificatesRequest
@@ -1890,51 +1968,53 @@ var file_operator_proto_goTypes = []any{
 	(*RotateCertificatesResponse)(nil),    // 8: heddle.mesh.v1alpha1.RotateCertificatesResponse
 	(*OperatorStateRequest)(nil),          // 9: heddle.mesh.v1alpha1.OperatorStateRequest
 	(*OperatorState)(nil),                 // 10: heddle.mesh.v1alpha1.OperatorState
-	(*OperatorAPIServer)(nil),             // 11: heddle.mesh.v1alpha1.OperatorAPIServer
-	(*OperatorPolicy)(nil),                // 12: heddle.mesh.v1alpha1.OperatorPolicy
-	(*OperatorConfiguration)(nil),         // 13: heddle.mesh.v1alpha1.OperatorConfiguration
-	(*OperatorAuthority)(nil),             // 14: heddle.mesh.v1alpha1.OperatorAuthority
-	(*OperatorNode)(nil),                  // 15: heddle.mesh.v1alpha1.OperatorNode
-	(*CreateJoinTokenRequest)(nil),        // 16: heddle.mesh.v1alpha1.CreateJoinTokenRequest
-	(*CreateJoinTokenResponse)(nil),       // 17: heddle.mesh.v1alpha1.CreateJoinTokenResponse
-	(*ListJoinTokensRequest)(nil),         // 18: heddle.mesh.v1alpha1.ListJoinTokensRequest
-	(*ListJoinTokensResponse)(nil),        // 19: heddle.mesh.v1alpha1.ListJoinTokensResponse
-	(*JoinToken)(nil),                     // 20: heddle.mesh.v1alpha1.JoinToken
-	(*RevokeJoinTokenRequest)(nil),        // 21: heddle.mesh.v1alpha1.RevokeJoinTokenRequest
-	(*RevokeJoinTokenResponse)(nil),       // 22: heddle.mesh.v1alpha1.RevokeJoinTokenResponse
-	(*TrustReport)(nil),                   // 23: heddle.mesh.v1alpha1.TrustReport
+	(*NodePods)(nil),                      // 11: heddle.mesh.v1alpha1.NodePods
+	(*OperatorAPIServer)(nil),             // 12: heddle.mesh.v1alpha1.OperatorAPIServer
+	(*OperatorPolicy)(nil),                // 13: heddle.mesh.v1alpha1.OperatorPolicy
+	(*OperatorConfiguration)(nil),         // 14: heddle.mesh.v1alpha1.OperatorConfiguration
+	(*OperatorAuthority)(nil),             // 15: heddle.mesh.v1alpha1.OperatorAuthority
+	(*OperatorNode)(nil),                  // 16: heddle.mesh.v1alpha1.OperatorNode
+	(*CreateJoinTokenRequest)(nil),        // 17: heddle.mesh.v1alpha1.CreateJoinTokenRequest
+	(*CreateJoinTokenResponse)(nil),       // 18: heddle.mesh.v1alpha1.CreateJoinTokenResponse
+	(*ListJoinTokensRequest)(nil),         // 19: heddle.mesh.v1alpha1.ListJoinTokensRequest
+	(*ListJoinTokensResponse)(nil),        // 20: heddle.mesh.v1alpha1.ListJoinTokensResponse
+	(*JoinToken)(nil),                     // 21: heddle.mesh.v1alpha1.JoinToken
+	(*RevokeJoinTokenRequest)(nil),        // 22: heddle.mesh.v1alpha1.RevokeJoinTokenRequest
+	(*RevokeJoinTokenResponse)(nil),       // 23: heddle.mesh.v1alpha1.RevokeJoinTokenResponse
+	(*TrustReport)(nil),                   // 24: heddle.mesh.v1alpha1.TrustReport
 }
 var file_operator_proto_depIdxs = []int32{
 	3,  // 0: heddle.mesh.v1alpha1.CertificatesResponse.authority:type_name -> heddle.mesh.v1alpha1.AuthorityCertificate
 	4,  // 1: heddle.mesh.v1alpha1.CertificatesResponse.nodes:type_name -> heddle.mesh.v1alpha1.NodeCertificates
 	5,  // 2: heddle.mesh.v1alpha1.CertificatesResponse.rotation:type_name -> heddle.mesh.v1alpha1.RotationState
-	23, // 3: heddle.mesh.v1alpha1.NodeCertificates.report:type_name -> heddle.mesh.v1alpha1.TrustReport
+	24, // 3: heddle.mesh.v1alpha1.NodeCertificates.report:type_name -> heddle.mesh.v1alpha1.TrustReport
 	6,  // 4: heddle.mesh.v1alpha1.RotationState.waiting:type_name -> heddle.mesh.v1alpha1.RotationWait
 	0,  // 5: heddle.mesh.v1alpha1.RotateCertificatesRequest.action:type_name -> heddle.mesh.v1alpha1.RotateCertificatesRequest.Action
 	5,  // 6: heddle.mesh.v1alpha1.RotateCertificatesResponse.rotation:type_name -> heddle.mesh.v1alpha1.RotationState
-	13, // 7: heddle.mesh.v1alpha1.OperatorState.configuration:type_name -> heddle.mesh.v1alpha1.OperatorConfiguration
-	14, // 8: heddle.mesh.v1alpha1.OperatorState.authority:type_name -> heddle.mesh.v1alpha1.OperatorAuthority
-	15, // 9: heddle.mesh.v1alpha1.OperatorState.nodes:type_name -> heddle.mesh.v1alpha1.OperatorNode
-	12, // 10: heddle.mesh.v1alpha1.OperatorState.policies:type_name -> heddle.mesh.v1alpha1.OperatorPolicy
-	11, // 11: heddle.mesh.v1alpha1.OperatorState.api_server:type_name -> heddle.mesh.v1alpha1.OperatorAPIServer
-	20, // 12: heddle.mesh.v1alpha1.ListJoinTokensResponse.tokens:type_name -> heddle.mesh.v1alpha1.JoinToken
-	9,  // 13: heddle.mesh.v1alpha1.OperatorAdmin.Status:input_type -> heddle.mesh.v1alpha1.OperatorStateRequest
-	16, // 14: heddle.mesh.v1alpha1.OperatorAdmin.CreateJoinToken:input_type -> heddle.mesh.v1alpha1.CreateJoinTokenRequest
-	18, // 15: heddle.mesh.v1alpha1.OperatorAdmin.ListJoinTokens:input_type -> heddle.mesh.v1alpha1.ListJoinTokensRequest
-	21, // 16: heddle.mesh.v1alpha1.OperatorAdmin.RevokeJoinToken:input_type -> heddle.mesh.v1alpha1.RevokeJoinTokenRequest
-	1,  // 17: heddle.mesh.v1alpha1.OperatorAdmin.Certificates:input_type -> heddle.mesh.v1alpha1.CertificatesRequest
-	7,  // 18: heddle.mesh.v1alpha1.OperatorAdmin.RotateCertificates:input_type -> heddle.mesh.v1alpha1.RotateCertificatesRequest
-	10, // 19: heddle.mesh.v1alpha1.OperatorAdmin.Status:output_type -> heddle.mesh.v1alpha1.OperatorState
-	17, // 20: heddle.mesh.v1alpha1.OperatorAdmin.CreateJoinToken:output_type -> heddle.mesh.v1alpha1.CreateJoinTokenResponse
-	19, // 21: heddle.mesh.v1alpha1.OperatorAdmin.ListJoinTokens:output_type -> heddle.mesh.v1alpha1.ListJoinTokensResponse
-	22, // 22: heddle.mesh.v1alpha1.OperatorAdmin.RevokeJoinToken:output_type -> heddle.mesh.v1alpha1.RevokeJoinTokenResponse
-	2,  // 23: heddle.mesh.v1alpha1.OperatorAdmin.Certificates:output_type -> heddle.mesh.v1alpha1.CertificatesResponse
-	8,  // 24: heddle.mesh.v1alpha1.OperatorAdmin.RotateCertificates:output_type -> heddle.mesh.v1alpha1.RotateCertificatesResponse
-	19, // [19:25] is the sub-list for method output_type
-	13, // [13:19] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	14, // 7: heddle.mesh.v1alpha1.OperatorState.configuration:type_name -> heddle.mesh.v1alpha1.OperatorConfiguration
+	15, // 8: heddle.mesh.v1alpha1.OperatorState.authority:type_name -> heddle.mesh.v1alpha1.OperatorAuthority
+	16, // 9: heddle.mesh.v1alpha1.OperatorState.nodes:type_name -> heddle.mesh.v1alpha1.OperatorNode
+	13, // 10: heddle.mesh.v1alpha1.OperatorState.policies:type_name -> heddle.mesh.v1alpha1.OperatorPolicy
+	12, // 11: heddle.mesh.v1alpha1.OperatorState.api_server:type_name -> heddle.mesh.v1alpha1.OperatorAPIServer
+	11, // 12: heddle.mesh.v1alpha1.OperatorState.pods:type_name -> heddle.mesh.v1alpha1.NodePods
+	21, // 13: heddle.mesh.v1alpha1.ListJoinTokensResponse.tokens:type_name -> heddle.mesh.v1alpha1.JoinToken
+	9,  // 14: heddle.mesh.v1alpha1.OperatorAdmin.Status:input_type -> heddle.mesh.v1alpha1.OperatorStateRequest
+	17, // 15: heddle.mesh.v1alpha1.OperatorAdmin.CreateJoinToken:input_type -> heddle.mesh.v1alpha1.CreateJoinTokenRequest
+	19, // 16: heddle.mesh.v1alpha1.OperatorAdmin.ListJoinTokens:input_type -> heddle.mesh.v1alpha1.ListJoinTokensRequest
+	22, // 17: heddle.mesh.v1alpha1.OperatorAdmin.RevokeJoinToken:input_type -> heddle.mesh.v1alpha1.RevokeJoinTokenRequest
+	1,  // 18: heddle.mesh.v1alpha1.OperatorAdmin.Certificates:input_type -> heddle.mesh.v1alpha1.CertificatesRequest
+	7,  // 19: heddle.mesh.v1alpha1.OperatorAdmin.RotateCertificates:input_type -> heddle.mesh.v1alpha1.RotateCertificatesRequest
+	10, // 20: heddle.mesh.v1alpha1.OperatorAdmin.Status:output_type -> heddle.mesh.v1alpha1.OperatorState
+	18, // 21: heddle.mesh.v1alpha1.OperatorAdmin.CreateJoinToken:output_type -> heddle.mesh.v1alpha1.CreateJoinTokenResponse
+	20, // 22: heddle.mesh.v1alpha1.OperatorAdmin.ListJoinTokens:output_type -> heddle.mesh.v1alpha1.ListJoinTokensResponse
+	23, // 23: heddle.mesh.v1alpha1.OperatorAdmin.RevokeJoinToken:output_type -> heddle.mesh.v1alpha1.RevokeJoinTokenResponse
+	2,  // 24: heddle.mesh.v1alpha1.OperatorAdmin.Certificates:output_type -> heddle.mesh.v1alpha1.CertificatesResponse
+	8,  // 25: heddle.mesh.v1alpha1.OperatorAdmin.RotateCertificates:output_type -> heddle.mesh.v1alpha1.RotateCertificatesResponse
+	20, // [20:26] is the sub-list for method output_type
+	14, // [14:20] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_operator_proto_init() }
@@ -1949,7 +2029,7 @@ func file_operator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_operator_proto_rawDesc), len(file_operator_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   22,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

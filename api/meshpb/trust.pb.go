@@ -97,7 +97,12 @@ type TrustReport struct {
 	// Sorted by identity: the node's own, and the workloads'.
 	Certificates []*HeldCertificate `protobuf:"bytes,2,rep,name=certificates,proto3" json:"certificates,omitempty"`
 	// How many more there are: those of the issuer that signs are left out first.
-	LeftOut       uint32 `protobuf:"varint,3,opt,name=left_out,json=leftOut,proto3" json:"left_out,omitempty"`
+	LeftOut uint32 `protobuf:"varint,3,opt,name=left_out,json=leftOut,proto3" json:"left_out,omitempty"`
+	// How many of the node's pods are not as the configuration that the agent has
+	// acknowledged says: they could not be enrolled or changed, or what the kernel
+	// holds of them was not what the agent had written a moment ago. An agent that
+	// does not know of it says 0.
+	PodsAmiss     uint32 `protobuf:"varint,4,opt,name=pods_amiss,json=podsAmiss,proto3" json:"pods_amiss,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -149,6 +154,13 @@ func (x *TrustReport) GetCertificates() []*HeldCertificate {
 func (x *TrustReport) GetLeftOut() uint32 {
 	if x != nil {
 		return x.LeftOut
+	}
+	return 0
+}
+
+func (x *TrustReport) GetPodsAmiss() uint32 {
+	if x != nil {
+		return x.PodsAmiss
 	}
 	return 0
 }
@@ -267,11 +279,13 @@ const file_trust_proto_rawDesc = "" +
 	"\vTrustUpdate\x12\x14\n" +
 	"\x05roots\x18\x01 \x03(\fR\x05roots\x12\x16\n" +
 	"\x06issuer\x18\x02 \x01(\fR\x06issuer\x12\x1b\n" +
-	"\tspread_ns\x18\x03 \x01(\x03R\bspreadNs\"\x89\x01\n" +
+	"\tspread_ns\x18\x03 \x01(\x03R\bspreadNs\"\xa8\x01\n" +
 	"\vTrustReport\x12\x14\n" +
 	"\x05roots\x18\x01 \x03(\fR\x05roots\x12I\n" +
 	"\fcertificates\x18\x02 \x03(\v2%.heddle.mesh.v1alpha1.HeldCertificateR\fcertificates\x12\x19\n" +
-	"\bleft_out\x18\x03 \x01(\rR\aleftOut\"\xea\x01\n" +
+	"\bleft_out\x18\x03 \x01(\rR\aleftOut\x12\x1d\n" +
+	"\n" +
+	"pods_amiss\x18\x04 \x01(\rR\tpodsAmiss\"\xea\x01\n" +
 	"\x0fHeldCertificate\x12\x1a\n" +
 	"\bidentity\x18\x01 \x01(\tR\bidentity\x12\x16\n" +
 	"\x06serial\x18\x02 \x01(\tR\x06serial\x12\x16\n" +

@@ -43,7 +43,8 @@ const (
 	ReasonConflict = "Conflict"
 	// ReasonLive is that of a Live condition that is True.
 	ReasonLive = "Live"
-	// ReasonPending: some nodes have not confirmed yet.
+	// ReasonPending: some nodes have not confirmed yet, or have pods that are not as
+	// they should be.
 	ReasonPending = "Pending"
 	// ReasonNotNeeded: no node has a workload that the object is about.
 	ReasonNotNeeded = "NotNeeded"

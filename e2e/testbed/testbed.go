@@ -17,10 +17,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
 
 	"github.com/heddle-mesh/heddle/e2e/wire"
 	"github.com/heddle-mesh/heddle/internal/local"
@@ -208,6 +212,57 @@ func (b *Bed) Listen(t testing.TB, pod, address string) *net.TCPListener {
 	}
 	t.Cleanup(func() { l.Close() })
 	return l.(*net.TCPListener)
+}
+
+// ListenOutside opens a listener on the bridge between the nodes, 100.64.0.1 and fd00:64::1:
+// a server that belongs to no mesh, and has a route to every pod.
+func (b *Bed) ListenOutside(t testing.TB, address string) *net.TCPListener {
+	t.Helper()
+	ns, err := netns.GetFromPath(b.pods.FabricPath())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	opened := make(chan net.Listener, 1)
+	go func() {
+		defer close(opened)
+		runtime.LockOSThread() // for good: the thread ends with its namespace
+		if err := errors.Join(netns.Set(ns), routePods(b.pods.Plan.Nodes)); err != nil {
+			t.Errorf("outside: %v", err)
+			return
+		}
+		l, err := net.Listen("tcp", address)
+		if err != nil {
+			t.Errorf("listen outside: %v", err)
+			return
+		}
+		opened <- l
+	}()
+	l, ok := <-opened
+	if !ok {
+		t.FailNow()
+	}
+	t.Cleanup(func() { l.Close() })
+	return l.(*net.TCPListener)
+}
+
+// routePods tells the namespace that the thread is in which node has which pod.
+func routePods(nodes []local.Node) error {
+	for _, n := range nodes {
+		for _, p := range n.Pods {
+			for _, addr := range p.Addresses {
+				via := n.Underlay4
+				if addr.Is6() {
+					via = n.Underlay6
+				}
+				to := &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(addr.BitLen(), addr.BitLen())}
+				if err := netlink.RouteReplace(&netlink.Route{Dst: to, Gw: via.AsSlice()}); err != nil {
+					return fmt.Errorf("route %s by node %s: %w", addr, n.Name, err)
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // Dial connects from a pod, as an app would.

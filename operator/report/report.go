@@ -25,10 +25,12 @@ const (
 	interval = time.Second
 )
 
-// Node is what one node's agent has acknowledged.
+// Node is what one node's agent has acknowledged, and how many of its pods are not as
+// that says.
 type Node struct {
 	Name, Revision string
 	Epoch          uint64
+	Amiss          uint32
 }
 
 // Config says what is reported, and how.
@@ -38,7 +40,7 @@ type Config struct {
 	// Outcome returns what compiling came to last, and a channel that is closed
 	// at the next time.
 	Outcome func() (publish.Outcome, <-chan struct{})
-	// Nodes returns all nodes' acknowledgements, those to other replicas too.
+	// Nodes returns all nodes' acknowledgements and reports, those to other replicas too.
 	Nodes func(context.Context) []Node
 	// Heddle reaches the heddle.dev group.
 	Heddle rest.Interface

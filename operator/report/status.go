@@ -44,7 +44,7 @@ type objectReport struct {
 	number   int64
 	// have is the present status, want the one to be.
 	have, want v1alpha1.Status
-	// pending are the nodes that have not applied it.
+	// pending are the nodes that have not applied it, or not to every pod.
 	pending []string
 }
 
@@ -215,7 +215,8 @@ func sentence(p *kube.Problem) string {
 	return alone.Error()
 }
 
-// live says on which of the nodes that need an object its generation is applied.
+// live says on which of the nodes that need an object its generation is applied: to every
+// pod of the node, as agents do not say which are amiss.
 func (r *Reporter) live(o *objectReport, wanted map[string]bool, nodes map[string]Node, outcome *publish.Outcome) (metav1.Condition, v1alpha1.NodeCount) {
 	since, known := r.since[o.generation()]
 	if !known {
@@ -223,11 +224,14 @@ func (r *Reporter) live(o *objectReport, wanted map[string]bool, nodes map[strin
 		r.since[o.generation()] = since
 	}
 	revision := outcome.Snapshot.View().Revision()
-	var missing []string
+	var missing, why []string
 	for _, name := range slices.Sorted(maps.Keys(wanted)) {
 		n, ok := nodes[name]
-		if !ok || n.Revision != revision && (n.Epoch == 0 || n.Epoch < since) {
-			missing = append(missing, name)
+		switch {
+		case !ok || n.Revision != revision && (n.Epoch == 0 || n.Epoch < since):
+			missing, why = append(missing, name), append(why, name)
+		case n.Amiss > 0:
+			missing, why = append(missing, name), append(why, fmt.Sprintf("%s (%d of its pods not as they should be: `heddle check` there says why)", name, n.Amiss))
 		}
 	}
 	count := v1alpha1.NodeCount{Live: int32(len(wanted) - len(missing)), Wanted: int32(len(wanted))}
@@ -240,7 +244,7 @@ func (r *Reporter) live(o *objectReport, wanted map[string]bool, nodes map[strin
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, v1alpha1.ReasonNotNeeded, "no node has an enrolled workload that it is about"
 	case len(missing) > 0:
 		c.Status, c.Reason = metav1.ConditionFalse, v1alpha1.ReasonPending
-		c.Message = fmt.Sprintf("on %d of %d nodes; not on %s", count.Live, len(wanted), strings.Join(o.pending, ", "))
+		c.Message = fmt.Sprintf("on %d of %d nodes; not on %s", count.Live, len(wanted), strings.Join(why[:len(o.pending)], ", "))
 		if more := len(missing) - maxNamed; more > 0 {
 			c.Message += fmt.Sprintf(" and %d more", more)
 		}

@@ -40,7 +40,8 @@ const (
 	askOlder = time.Minute
 )
 
-// FollowerConfig says what a Follower follows. All fields but Given and Logger are needed.
+// FollowerConfig says what a Follower follows. All fields but Given,
+// Amiss, Look and Logger are needed.
 type FollowerConfig struct {
 	TrustDomain spiffeid.TrustDomain
 	// Conn is to the operator, as this node. It stays its owner's.
@@ -48,7 +49,11 @@ type FollowerConfig struct {
 	// Node and Workloads are what trusts and holds.
 	Node, Workloads *identity.Source
 	// Given holds what pods are given keys of, by the Workload API; nil for none.
-	Given  *identity.Source
+	Given *identity.Source
+	// Amiss returns how many of the node's pods are not as the configuration says; nil
+	// is none. It is called every Look, one second when zero, by one goroutine at a time.
+	Amiss  func() int
+	Look   time.Duration
 	Logger *slog.Logger
 }
 
@@ -60,12 +65,22 @@ type Follower struct {
 	// between; issuer is that of the last, by its SHA-256.
 	taking sync.Mutex
 	issuer [sha256.Size]byte
+	// amiss is what is reported of the pods, looked what the last look at them found.
+	// They are the reporting goroutine's.
+	amiss, looked uint32
 }
 
 // NewFollower checks the configuration.
 func NewFollower(cfg FollowerConfig) (*Follower, error) {
 	if cfg.TrustDomain.IsZero() || cfg.Conn == nil || cfg.Node == nil || cfg.Workloads == nil {
 		return nil, errors.New("new trust follower: TrustDomain, Conn, Node and Workloads are needed")
+	}
+	if cfg.Look < 0 {
+		return nil, errors.New("new trust follower: Look is negative")
+	}
+	cfg.Look = cmp.Or(cfg.Look, time.Second)
+	if cfg.Amiss == nil {
+		cfg.Amiss = func() int { return 0 }
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -198,13 +213,17 @@ func (f *Follower) report(ctx context.Context, stream grpc.BidiStreamingClient[m
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+	look := time.NewTicker(f.cfg.Look)
+	defer look.Stop()
 	for {
 		node, workloads := f.cfg.Node.Changed(), f.cfg.Workloads.Changed()
 		var given <-chan struct{} // nil, which never is ready, without it
 		if f.cfg.Given != nil {
 			given = f.cfg.Given.Changed()
 		}
-		if err := stream.Send(f.holdings()); err != nil {
+		said := f.holdings()
+		said.PodsAmiss = f.amiss
+		if err := stream.Send(said); err != nil {
 			return err
 		}
 		timer := time.NewTimer(coalesce)
@@ -214,15 +233,28 @@ func (f *Follower) report(ctx context.Context, stream grpc.BidiStreamingClient[m
 			return ctx.Err()
 		case <-timer.C:
 		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-taken:
-		case <-node:
-		case <-workloads:
-		case <-given:
+		for same := true; same; {
+			same = false
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-taken:
+			case <-node:
+			case <-workloads:
+			case <-given:
+			case <-look.C:
+				same = !f.lookAtPods()
+			}
 		}
 	}
+}
+
+// lookAtPods reports whether something else is to be said of the pods. What one look alone
+// finds is passing, such as a namespace that goes a moment before its pod.
+func (f *Follower) lookAtPods() (changed bool) {
+	now, before := uint32(f.cfg.Amiss()), f.amiss
+	f.amiss, f.looked = min(now, f.looked), now
+	return f.amiss != before
 }
 
 // holdings is the report of this moment: the roots that every Source trusts, and

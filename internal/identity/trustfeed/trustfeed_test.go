@@ -10,6 +10,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -104,7 +105,9 @@ func TestFollow(t *testing.T) {
 		return s
 	}
 	node, workloads, given := source("/node/n1"), source("/ns/shop/sa/web", "/ns/shop/sa/db"), source("/ns/shop/sa/web")
-	follower, err := NewFollower(FollowerConfig{TrustDomain: td, Conn: conn, Node: node, Workloads: workloads, Given: given})
+	var amiss atomic.Int32
+	follower, err := NewFollower(FollowerConfig{TrustDomain: td, Conn: conn, Node: node, Workloads: workloads, Given: given,
+		Amiss: func() int { return int(amiss.Load()) }, Look: 10 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,6 +147,11 @@ func TestFollow(t *testing.T) {
 	reported("the new issuer", after, before, after)
 	say.say(after, after.Root())
 	reported("the old root's end", after, after)
+
+	for _, n := range []int32{2, 1, 0} {
+		amiss.Store(n)
+		testenv.Eventually(t, 10*time.Second, fmt.Sprintf("%d pods amiss", n), func() bool { return server.Reports()[0].Report.GetPodsAmiss() == uint32(n) })
+	}
 
 	server.Drain()
 	testenv.Eventually(t, 5*time.Second, "disconnected", func() bool { return !server.Reports()[0].Connected })
@@ -233,4 +241,20 @@ func FuzzUpdate(f *testing.F) {
 			t.Errorf("what was parsed is not taken: %v", err)
 		}
 	})
+}
+
+// TestPassingFaults: what a single look finds of the pods is not reported.
+func TestPassingFaults(t *testing.T) {
+	now := 0
+	f := &Follower{cfg: FollowerConfig{Amiss: func() int { return now }}}
+	for i, look := range []struct {
+		found   int
+		changed bool
+		amiss   uint32
+	}{{0, false, 0}, {3, false, 0}, {0, false, 0}, {2, false, 0}, {3, true, 2}, {3, true, 3}, {1, true, 1}, {1, false, 1}, {0, true, 0}} {
+		now = look.found
+		if changed := f.lookAtPods(); changed != look.changed || f.amiss != look.amiss {
+			t.Errorf("look %d: %d amiss, changed %v; want %d, %v", i, f.amiss, changed, look.amiss, look.changed)
+		}
+	}
 }
