@@ -137,7 +137,9 @@ func attachTypes() []ebpf.AttachType {
 }
 
 // CgroupPrograms lists the network programs of a cgroup and of those below it, one line
-// for each place that has any: "agent: 1 programs at CGroupInetSockCreate".
+// for each place that has any: "agent: 1 programs at CGroupInetSockCreate". Where the first
+// version of cgroups is mounted too, root may be the folder of all hierarchies: only the
+// second has network programs.
 func CgroupPrograms(root string) ([]string, error) {
 	var all []string
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
@@ -145,6 +147,9 @@ func CgroupPrograms(root string) ([]string, error) {
 			return nil // it has gone meanwhile
 		}
 		if err != nil || !d.IsDir() {
+			return err
+		}
+		if unified, err := isUnified(path); err != nil || !unified {
 			return err
 		}
 		name, err := filepath.Rel(root, path)
@@ -158,6 +163,17 @@ func CgroupPrograms(root string) ([]string, error) {
 		return err
 	})
 	return all, err
+}
+
+// isUnified reports whether a folder is a cgroup of the second version (include/uapi/linux/magic.h);
+// false, too, for one that has gone.
+func isUnified(path string) (bool, error) {
+	var at unix.Statfs_t
+	err := unix.Statfs(path, &at)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+		return false, nil
+	}
+	return err == nil && at.Type == unix.CGROUP2_SUPER_MAGIC, err
 }
 
 // programsOf lists the programs of one cgroup.

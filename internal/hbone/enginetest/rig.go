@@ -55,7 +55,7 @@ type rig struct {
 	requests []*hbone.StreamRequest
 	refused  []hbone.Refusal
 	inbound  []hbone.Outcome
-	wires    []net.Addr // the local addresses of what the client dialed
+	wires    []net.Conn // what the client dialed
 	via      string     // what it dials in place of the endpoint, unless empty
 	small    bool       // the kernel holds little of what programs send and do not read
 }
@@ -181,7 +181,7 @@ func (r *rig) dial(ctx context.Context) (*net.TCPConn, error) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.wires = append(r.wires, c.LocalAddr())
+	r.wires = append(r.wires, c)
 	return c.(*net.TCPConn), nil
 }
 
