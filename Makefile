@@ -7,7 +7,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 BINARIES := heddle heddle-agent heddle-cni heddle-operator
 GOTESTSUM := go tool gotestsum --format pkgname-and-test-fails --hide-summary=skipped --
-# What meets real time in a kernel fails now and then on a machine that others load: tests that failed, if
+# What meets real time and real sockets fails now and then on a machine that others load: tests that failed, if
 # they are few, run once more, alone. They are printed as failed, and scripts/summary names them; a data race is never run again.
 GOTESTSUM_AGAIN = go tool gotestsum --format pkgname-and-test-fails --hide-summary=skipped \
   --rerun-fails=1 --rerun-fails-run-root-test --rerun-fails-max-failures=8 --rerun-fails-abort-on-data-race --packages="$(1)" --
@@ -59,7 +59,7 @@ test: deps build ## All tests: unit with the race detector, kernel and end-to-en
 
 .PHONY: test-unit
 test-unit: ## Tests that need no root, with the race detector
-	CGO_ENABLED=1 $(GOTESTSUM) -race -timeout 12m . $(UNIT_PACKAGES)
+	CGO_ENABLED=1 $(call GOTESTSUM_AGAIN,. $(UNIT_PACKAGES)) -race -timeout 12m
 	go test -count=1 -timeout 12m ./internal/hbone/fast # its pairings with the reference engine
 
 .PHONY: test-root
