@@ -105,6 +105,7 @@ initramfs() {
 	mkdir -p "$root"/{bin,tools,proc,sys,dev,tmp,run,modules,tests}
 	cp /bin/busybox "$root/bin/"
 	cp "$CACHE"/tests/*.test "$root/tests/"
+	cp -r docs "$root/docs" # tests run in /tmp, and hold pages to what the kernel does
 	for tool in $TOOLS; do add_tool "$root" "$tool"; done
 	for module in $MODULES; do
 		file=$(find "$1/tree" -name "$module.ko*" | head -1)
