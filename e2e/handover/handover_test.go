@@ -97,12 +97,7 @@ func TestHandOver(t *testing.T) {
 	t.Cleanup(func() { nothingLeft(t) })
 	b := testbed.Up(t, "../..", meshName, meshYAML)
 	next := filepath.Join(t.TempDir(), "heddle-agent")
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-X main.version=next", "-o", next, "./cmd/heddle-agent")
-	build.Dir = "../.."
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build the next agent: %v\n%s", err, out)
-	}
+	testenv.Go(t, "../..", "build", "-trimpath", "-ldflags", "-X main.version=next", "-o", next, "./cmd/heddle-agent")
 	res := &results{}
 	for _, pod := range []string{"shop/web", "shop/api", "shop/db", "plain/answers"} {
 		go echo(res, b.Listen(t, pod, ":7000"))

@@ -28,7 +28,7 @@ func TestSkew(t *testing.T) {
 	w := newWorld(t)
 	now := w.heddle
 	old := filepath.Join(t.TempDir(), "heddle")
-	goIn(t, folder, "build", "-trimpath", "-ldflags", "-s -w", "-o", old, "./cmd/heddle")
+	testenv.Build(t, folder, old, "./cmd/heddle")
 	w.loadImages(t, folder, before)
 	w.apply(t, "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n"+
 		podYAML("server", "n2", itsShare, "serve")+podYAML("client", "n1", "", "wait")+podYAML("holder", "n1", "", "wait")+podYAML("beside", "n1", itsShare, "serve"))

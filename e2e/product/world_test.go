@@ -47,7 +47,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w := &world{root: root, heddle: filepath.Join(t.TempDir(), "heddle")}
-	goIn(t, root, "build", "-trimpath", "-ldflags", "-s -w", "-o", w.heddle, "./cmd/heddle")
+	testenv.Build(t, root, w.heddle, "./cmd/heddle")
 	w.Cluster = clustertest.Up(t, cluster.Options{Name: "ht-product"})
 	clustertest.LoadProgram(t, w.Cluster, "./workload", workloadImage)
 	w.loadImages(t, root, version)
@@ -61,24 +61,13 @@ func newWorld(t *testing.T) *world {
 func (w *world) loadImages(t *testing.T, folder, tag string) {
 	t.Helper()
 	images := t.TempDir()
-	goIn(t, folder, "run", "./manifests/images", "-architectures", runtime.GOARCH, "-folder", images, "-registry", registry, "-version", tag)
+	testenv.Go(t, folder, "run", "./manifests/images", "-architectures", runtime.GOARCH, "-folder", images, "-registry", registry, "-version", tag)
 	archives, err := filepath.Glob(images + "/*.tar")
 	if err != nil || len(archives) != 2 {
 		t.Fatalf("images %v, %v", archives, err)
 	}
 	if err := w.LoadImage(t.Context(), archives...); err != nil {
 		t.Fatal(err)
-	}
-}
-
-// goIn runs the go command in a checkout.
-func goIn(t *testing.T, root string, args ...string) {
-	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "go", args...)
-	cmd.Dir = root
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("go %s: %v: %s", strings.Join(args, " "), err, out)
 	}
 }
 

@@ -128,11 +128,7 @@ func showLogs(t testing.TB, c *cluster.Cluster) {
 func LoadProgram(t testing.TB, c *cluster.Cluster, pkg, reference string) {
 	t.Helper()
 	program := filepath.Join(t.TempDir(), "program")
-	command := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-o", program, pkg)
-	command.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := command.CombinedOutput(); err != nil {
-		t.Fatalf("go build %s: %v: %s", pkg, err, out)
-	}
+	testenv.Build(t, ".", program, pkg)
 	img, err := image.Build(image.Spec{
 		Reference: reference, Entrypoint: []string{"/program"},
 		Platforms: []image.Platform{{Architecture: runtime.GOARCH, Files: []image.File{{Path: "/program", Source: program}}}},
