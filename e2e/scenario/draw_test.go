@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/heddle-mesh/heddle/e2e/scenario/drawn"
 	"github.com/heddle-mesh/heddle/e2e/scenario/script"
 )
 
@@ -23,7 +24,7 @@ type story struct {
 
 func newStory(t *testing.T, text string) *story {
 	s := &story{at: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
-	s.Trace = newTrace(mustParse(t, "testdata/story.txtar", text), "a story")
+	s.Trace = newTrace(drawn.Parse(t, "testdata/story.txtar", text), "a story")
 	s.now = func() time.Time { return s.at }
 	s.began = s.at
 	return s

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/heddle-mesh/heddle/e2e/scenario/drawn"
 	"github.com/heddle-mesh/heddle/e2e/scenario/script"
 	"github.com/heddle-mesh/heddle/e2e/wire"
 )
@@ -77,7 +78,7 @@ func (p *paper) Clear(context.Context, string) error {
 // outcome runs a scenario on paper after two workloads are deployed.
 func (p *paper) outcome(t *testing.T, steps string) error {
 	t.Helper()
-	_, err := runThen(t.Context(), p, mustParse(t, "x.txtar", "deploy a on n1\ndeploy b on n2\n"+steps), 0)
+	_, err := runThen(t.Context(), p, drawn.Parse(t, "x.txtar", "deploy a on n1\ndeploy b on n2\n"+steps), 0)
 	return err
 }
 
@@ -184,7 +185,7 @@ func TestEnrolledExactly(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
 	p = &paper{script: "echo " + marker, follow: [][]string{{"a", "b", "c"}}}
-	_, err := runThen(ctx, p, mustParse(t, "x.txtar", "deploy a on n1\ndeploy b on n2\n"+steps), 0)
+	_, err := runThen(ctx, p, drawn.Parse(t, "x.txtar", "deploy a on n1\ndeploy b on n2\n"+steps), 0)
 	if err == nil || !strings.Contains(err.Error(), "x.txtar:4: enroll: in the mesh are [a b c], want [a b]") {
 		t.Errorf("one too many is in the mesh: %v", err)
 	}
