@@ -54,9 +54,9 @@ agent as a file, --join-token-file.`,
 					return err
 				}
 				if a.output == "json" {
-					return a.document(map[string]string{"token": t.GetToken(), "id": t.GetId(), "expires": moment(t.GetExpiresNs())})
+					return a.document(map[string]string{"token": t.GetToken(), "id": t.GetId(), "expires": show.Moment(t.GetExpiresNs())})
 				}
-				fmt.Fprintf(a.log, "Token %s for node %s, valid until %s.\n", t.GetId(), args[0], moment(t.GetExpiresNs()))
+				fmt.Fprintf(a.log, "Token %s for node %s, valid until %s.\n", t.GetId(), args[0], show.Moment(t.GetExpiresNs()))
 				_, err = fmt.Fprintln(a.out, t.GetToken())
 				return err
 			})
@@ -99,21 +99,13 @@ func (a *app) printTokens(tokens []*meshpb.JoinToken) error {
 		list := []map[string]string{}
 		for _, t := range tokens {
 			list = append(list, map[string]string{"id": t.GetId(), "node": t.GetNode(), "state": t.GetState(),
-				"created": moment(t.GetCreatedNs()), "expires": moment(t.GetExpiresNs()), "ended": moment(t.GetEndedNs())})
+				"created": show.Moment(t.GetCreatedNs()), "expires": show.Moment(t.GetExpiresNs()), "ended": show.Moment(t.GetEndedNs())})
 		}
 		return a.document(list)
 	}
 	t := show.NewTable(a.out, a.color, "ID", "NODE", "STATE", "CREATED", "EXPIRES", "ENDED")
 	for _, k := range tokens {
-		t.Add(show.Text(k.GetId()), show.Text(k.GetNode()), show.Text(k.GetState()), show.Text(moment(k.GetCreatedNs())), show.Text(moment(k.GetExpiresNs())), show.Text(moment(k.GetEndedNs())))
+		t.Add(show.Text(k.GetId()), show.Text(k.GetNode()), show.Text(k.GetState()), show.Text(show.Moment(k.GetCreatedNs())), show.Text(show.Moment(k.GetExpiresNs())), show.Text(show.Moment(k.GetEndedNs())))
 	}
 	return t.Flush()
-}
-
-// moment is a time in RFC 3339; "" for 0.
-func moment(ns int64) string {
-	if ns == 0 {
-		return ""
-	}
-	return time.Unix(0, ns).UTC().Format(time.RFC3339)
 }

@@ -132,7 +132,10 @@ func isListed(listed []difference, name string) bool {
 	return slices.ContainsFunc(listed, func(d difference) bool { return d.is(name) })
 }
 
+// tag is one of a test's name: [LinuxOnly], [Conformance].
+var tag = regexp.MustCompile(`\[[^\]]*\]`)
+
 // is reports whether it is this test; tags of the test's name do not count.
 func (d difference) is(name string) bool {
-	return strings.Join(strings.Fields(regexp.MustCompile(`\[[^\]]*\]`).ReplaceAllString(name, " ")), " ") == d.name
+	return strings.Join(strings.Fields(tag.ReplaceAllString(name, " ")), " ") == d.name
 }

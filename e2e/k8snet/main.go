@@ -29,7 +29,7 @@ import (
 func main() {
 	var o options
 	flag.StringVar(&o.focus, "focus", "", "regular expression: only the tests whose names match")
-	flag.StringVar(&o.tests, "tests", "network", "network: all tests that this cluster can run; telling: about twenty of them")
+	flag.StringVar(&o.tests, "tests", "network", "network: all tests that this cluster can run; telling: about thirty of them")
 	flag.StringVar(&o.name, "name", "k8snet", "name of the cluster; one that runs is used and left running")
 	flag.StringVar(&o.mode, "mode", "PERMISSIVE", "what enrolled pods accept: PERMISSIVE or STRICT, which refuses what the suite sends from hosts")
 	flag.StringVar(&o.probe, "probe", plain, "how pods try TCP: plain as Kubernetes does, or patient, which also waits whether the connection lasts")

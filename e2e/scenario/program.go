@@ -112,8 +112,7 @@ func (r *run) try(ctx context.Context, c *script.Connect, address string) error 
 		return nil
 	}
 	return poll(ctx, flowPatience, func(ctx context.Context) error {
-		_, err := r.findFlow(ctx, c.Pair, began, map[string]string{"verdict": "deny", "reason": c.Reason})
-		return err
+		return r.findFlow(ctx, c.Pair, began, map[string]string{"verdict": "deny", "reason": c.Reason})
 	})
 }
 

@@ -329,24 +329,23 @@ func (r *run) agent(ctx context.Context, a *script.Agent) error {
 
 func (r *run) expectFlow(ctx context.Context, e *script.Flow) error {
 	return meet(ctx, e.Span, flowPatience, func(ctx context.Context) error {
-		_, err := r.findFlow(ctx, e.Pair, r.tried[e.Pair], e.Fields)
-		return err
+		return r.findFlow(ctx, e.Pair, r.tried[e.Pair], e.Fields)
 	})
 }
 
-// findFlow finds a flow of a pair that began after since.
-func (r *run) findFlow(ctx context.Context, who script.Pair, since time.Time, fields map[string]string) (Flow, error) {
+// findFlow is nil when there is such a flow of a pair that began after since.
+func (r *run) findFlow(ctx context.Context, who script.Pair, since time.Time, fields map[string]string) error {
 	from, err := r.world.Address(ctx, r.Name, who.Client)
 	if err != nil {
-		return Flow{}, err
+		return err
 	}
 	to, err := r.world.Address(ctx, r.Name, who.Target)
 	if err != nil {
-		return Flow{}, err
+		return err
 	}
 	flows, err := r.world.Flows(ctx, r.Name)
 	if err != nil {
-		return Flow{}, err
+		return err
 	}
 	r.trace.addFlows(flows)
 	var others []string
@@ -355,14 +354,14 @@ func (r *run) findFlow(ctx context.Context, who script.Pair, since time.Time, fi
 			continue
 		}
 		if r.fits(f, fields) {
-			return f, nil
+			return nil
 		}
 		others = append(others, f.String())
 	}
 	if len(others) == 0 {
-		return Flow{}, fmt.Errorf("no agent recorded a flow of %s", who)
+		return fmt.Errorf("no agent recorded a flow of %s", who)
 	}
-	return Flow{}, fmt.Errorf("no flow of %s is so; recorded are: %s", who, strings.Join(others, "; "))
+	return fmt.Errorf("no flow of %s is so; recorded are: %s", who, strings.Join(others, "; "))
 }
 
 // clockSlack is how far the kernel's clock, which drops have, may be from ours.

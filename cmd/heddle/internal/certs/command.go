@@ -167,7 +167,7 @@ func (p Program) doRotate(ctx context.Context, w what) error {
 	if w.wait > 0 {
 		ended := ""
 		if state != nil {
-			ended = moment(state.GetEndedNs())
+			ended = show.Moment(state.GetEndedNs())
 		}
 		if state, err = p.await(ctx, w.wait, ended, request == nil); err != nil {
 			return err

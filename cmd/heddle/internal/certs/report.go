@@ -82,21 +82,14 @@ type Wait struct {
 	Forcible bool   `json:"forcible"`
 }
 
-func moment(ns int64) string {
-	if ns == 0 {
-		return ""
-	}
-	return time.Unix(0, ns).UTC().Format(time.RFC3339)
-}
-
 // postQuantum goes by the kind of key: FIPS 204 and 205 name those that do.
 func postQuantum(key string) bool {
 	return strings.HasPrefix(key, "ML-DSA") || strings.HasPrefix(key, "SLH-DSA")
 }
 
 func rotationOf(s *meshpb.RotationState) Rotation {
-	r := Rotation{Kind: s.GetKind(), Stage: s.GetStage(), Aborting: s.GetAborting(), Started: moment(s.GetStartedNs()), Since: moment(s.GetSinceNs()),
-		Nodes: s.GetNodes(), Done: s.GetDone(), Waiting: []Wait{}, Without: s.GetWithout(), Ended: s.GetEnded(), EndedAt: moment(s.GetEndedNs())}
+	r := Rotation{Kind: s.GetKind(), Stage: s.GetStage(), Aborting: s.GetAborting(), Started: show.Moment(s.GetStartedNs()), Since: show.Moment(s.GetSinceNs()),
+		Nodes: s.GetNodes(), Done: s.GetDone(), Waiting: []Wait{}, Without: s.GetWithout(), Ended: s.GetEnded(), EndedAt: show.Moment(s.GetEndedNs())}
 	for _, w := range s.GetWaiting() {
 		r.Waiting = append(r.Waiting, Wait{w.GetPart(), w.GetName(), w.GetReason(), w.GetForcible()})
 	}
@@ -134,7 +127,7 @@ func (r *Report) bad(format string, args ...any) {
 }
 
 func (r *Report) node(n *meshpb.NodeCertificates, serials map[string]string, now time.Time) {
-	out := Node{Node: n.GetNode(), Connected: n.GetConnected(), Reported: moment(n.GetReportedNs()), Roots: len(n.GetReport().GetRoots()),
+	out := Node{Node: n.GetNode(), Connected: n.GetConnected(), Reported: show.Moment(n.GetReportedNs()), Roots: len(n.GetReport().GetRoots()),
 		LeftOut: n.GetReport().GetLeftOut(), Certificates: []Certificate{}}
 	switch {
 	case !n.GetConnected():
@@ -144,7 +137,7 @@ func (r *Report) node(n *meshpb.NodeCertificates, serials map[string]string, now
 	}
 	for _, c := range n.GetReport().GetCertificates() {
 		cert := Certificate{Kind: "svid", Identity: c.GetIdentity(), Serial: c.GetSerial(), Issuer: cmp.Or(serials[string(c.GetIssuer())], hex.EncodeToString(c.GetIssuer())),
-			Key: c.GetKey(), PostQuantum: postQuantum(c.GetKey()), Renewal: moment(c.GetRenewalNs()), Error: c.GetError()}
+			Key: c.GetKey(), PostQuantum: postQuantum(c.GetKey()), Renewal: show.Moment(c.GetRenewalNs()), Error: c.GetError()}
 		cert.times(now, c.GetNotBeforeNs(), c.GetNotAfterNs())
 		cert.renews = time.Unix(0, c.GetRenewalNs()).Sub(now)
 		cert.soon = cert.expires < time.Duration(c.GetNotAfterNs()-c.GetNotBeforeNs())/4
@@ -160,7 +153,7 @@ func (r *Report) node(n *meshpb.NodeCertificates, serials map[string]string, now
 }
 
 func (c *Certificate) times(now time.Time, from, until int64) {
-	c.NotBefore, c.NotAfter = moment(from), moment(until)
+	c.NotBefore, c.NotAfter = show.Moment(from), show.Moment(until)
 	c.expires = time.Unix(0, until).Sub(now)
 	c.ExpiresInSeconds = int64(c.expires / time.Second)
 }

@@ -120,13 +120,9 @@ func look(ctx context.Context, c *cluster.Cluster, agents Agents, namespace stri
 			reported[p.GetWorkload()] = p
 		}
 	}
-	for _, node := range nodes {
-		if _, asked := answers[node]; asked {
-			continue
-		}
-		if answers[node], err = unasked(ctx, c, node); err != nil {
-			return nil, err
-		}
+	silent := slices.DeleteFunc(slices.Clone(nodes), func(node string) bool { _, asked := answers[node]; return asked })
+	if err := unasked(ctx, c, silent, answers); err != nil {
+		return nil, err
 	}
 	for i := range pods {
 		p := &pods[i]
@@ -147,27 +143,33 @@ func look(ctx context.Context, c *cluster.Cluster, agents Agents, namespace stri
 // errNoAgentMeant is matched of nodes that the agents' DaemonSet leaves out.
 var errNoAgentMeant = errors.New("its node is to have no agent (agent.nodeSelector)")
 
-// unasked says why a node has no agent that could be asked. The error is that of the
-// API server.
-func unasked(ctx context.Context, c *cluster.Cluster, node string) (why, err error) {
+// unasked says why each of the nodes has no agent that could be asked. The error is that
+// of the API server.
+func unasked(ctx context.Context, c *cluster.Cluster, nodes []string, why map[string]error) error {
+	if len(nodes) == 0 {
+		return nil
+	}
 	sets, err := c.Core.AppsV1().DaemonSets(c.Namespace()).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/part-of=heddle,app.kubernetes.io/component=" + cluster.Agent})
 	if err != nil {
-		return nil, c.Explain("list the DaemonSets of namespace "+c.Namespace(), err)
+		return c.Explain("list the DaemonSets of namespace "+c.Namespace(), err)
 	}
-	n, err := c.Core.CoreV1().Nodes().Get(ctx, node, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		return errors.New("its node is no part of the cluster any more; remedy: delete the pod"), nil
+	for _, node := range nodes {
+		n, err := c.Core.CoreV1().Nodes().Get(ctx, node, metav1.GetOptions{})
+		meant := func(set appsv1.DaemonSet) bool {
+			return labels.SelectorFromSet(set.Spec.Template.Spec.NodeSelector).Matches(labels.Set(n.Labels))
+		}
+		switch {
+		case apierrors.IsNotFound(err):
+			why[node] = errors.New("its node is no part of the cluster any more; remedy: delete the pod")
+		case err != nil:
+			return c.Explain("get node "+node, err)
+		case len(sets.Items) > 0 && !slices.ContainsFunc(sets.Items, meant):
+			why[node] = errNoAgentMeant
+		default:
+			why[node] = errors.New("no agent is on its node, so nobody knows; remedy: `kubectl -n " + c.Namespace() + " get pods -o wide` shows what keeps it away")
+		}
 	}
-	if err != nil {
-		return nil, c.Explain("get node "+node, err)
-	}
-	meant := func(set appsv1.DaemonSet) bool {
-		return labels.SelectorFromSet(set.Spec.Template.Spec.NodeSelector).Matches(labels.Set(n.Labels))
-	}
-	if len(sets.Items) > 0 && !slices.ContainsFunc(sets.Items, meant) {
-		return errNoAgentMeant, nil
-	}
-	return errors.New("no agent is on its node, so nobody knows; remedy: `kubectl -n " + c.Namespace() + " get pods -o wide` shows what keeps it away"), nil
+	return nil
 }
 
 // stays says why a pod is in the mesh that is to leave it; "" of others.

@@ -19,6 +19,15 @@ import (
 
 func TestMain(m *testing.M) { testenv.Main(m) }
 
+// fromFolder compiles a folder, as the operator does.
+func fromFolder(folder string) (*Model, error) {
+	written, err := ReadFolder(folder)
+	if err != nil {
+		return nil, err
+	}
+	return written.Model()
+}
+
 const folder = `
 apiVersion: heddle.dev/v1alpha1
 kind: Mesh
@@ -70,7 +79,7 @@ func view(t *testing.T) (string, *Model) {
 	if err := os.WriteFile(filepath.Join(dir, "mesh.yaml"), fmt.Appendf(nil, folder, strings.Join(workloads, "\n---\n")), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	v, err := FromFolder(dir)
+	v, err := fromFolder(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -172,7 +181,7 @@ func TestQuestions(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "bad.yaml"), []byte("kind: x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := FromFolder(dir); err == nil {
+	if _, err := fromFolder(dir); err == nil {
 		t.Error("a folder with a mistake was compiled")
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)

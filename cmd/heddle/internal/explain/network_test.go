@@ -66,7 +66,7 @@ func TestNetworkPolicies(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "np.yaml"), []byte(networkPolicies), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	m, err := FromFolder(dir)
+	m, err := fromFolder(dir)
 	if err != nil {
 		t.Fatal(err)
 	}

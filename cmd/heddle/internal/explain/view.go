@@ -108,15 +108,6 @@ func Of(ctx context.Context, m *reach.Mesh, folder, flag string) (Written, error
 	return ReadCluster(ctx, c.Config())
 }
 
-// FromFolder compiles a folder, as the operator does.
-func FromFolder(folder string) (*Model, error) {
-	written, err := ReadFolder(folder)
-	if err != nil {
-		return nil, err
-	}
-	return written.Model()
-}
-
 // ReadCluster reads a cluster's objects, as the operator does.
 func ReadCluster(ctx context.Context, cfg *rest.Config) (Written, error) {
 	cfg.Timeout = 0 // watches last

@@ -37,18 +37,13 @@ func Apply(written explain.Written, changed *kube.Objects, deleted []string) (ex
 	for _, name := range deleted {
 		gone[strings.ToLower(name)] = true
 	}
-	apply := []func(){
-		func() { merge("Namespace", &out.Namespaces, changed.Namespaces, gone) },
-		func() { merge("Service", &out.Services, changed.Services, gone) },
-		func() { merge("Mesh", &out.Meshes, changed.Meshes, gone) },
-		func() { merge("Workload", &out.Workloads, changed.Workloads, gone) },
-		func() { merge("PeerAuthentication", &out.PeerAuthentications, changed.PeerAuthentications, gone) },
-		func() { merge("AuthorizationPolicy", &out.AuthorizationPolicies, changed.AuthorizationPolicies, gone) },
-		func() { merge("NetworkPolicy", &out.NetworkPolicies, changed.NetworkPolicies, gone) },
-	}
-	for _, one := range apply {
-		one()
-	}
+	merge("Namespace", &out.Namespaces, changed.Namespaces, gone)
+	merge("Service", &out.Services, changed.Services, gone)
+	merge("Mesh", &out.Meshes, changed.Meshes, gone)
+	merge("Workload", &out.Workloads, changed.Workloads, gone)
+	merge("PeerAuthentication", &out.PeerAuthentications, changed.PeerAuthentications, gone)
+	merge("AuthorizationPolicy", &out.AuthorizationPolicies, changed.AuthorizationPolicies, gone)
+	merge("NetworkPolicy", &out.NetworkPolicies, changed.NetworkPolicies, gone)
 	for _, name := range deleted {
 		if gone[strings.ToLower(name)] {
 			return explain.Written{}, fmt.Errorf("delete %q: there is no such object; write KIND/NAMESPACE/NAME, such as AuthorizationPolicy/shop/web", name)

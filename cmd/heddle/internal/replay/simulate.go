@@ -99,8 +99,7 @@ func (r *Result) judge(now, then *judge, c *connection) {
 	before, unclear := now.decide(c)
 	var after Decision
 	if unclear == judged {
-		switch after, unclear = then.decide(c); unclear {
-		case goneServer: // the change takes it away
+		if after, unclear = then.decide(c); unclear == goneServer { // the change takes it away
 			after, unclear = Decision{Verdict: "deny", Reason: mesh.ReasonUnknownDestination.String(), Rule: -1}, judged
 		}
 	}

@@ -159,6 +159,14 @@ func Duration(d time.Duration) string {
 	}
 }
 
+// Moment is a time in RFC 3339, of nanoseconds since 1970; "" for 0.
+func Moment(ns int64) string {
+	if ns == 0 {
+		return ""
+	}
+	return time.Unix(0, ns).UTC().Format(time.RFC3339)
+}
+
 // Document prints v as indented JSON.
 func Document(out io.Writer, v any) error {
 	enc := json.NewEncoder(out)
