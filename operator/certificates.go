@@ -168,13 +168,13 @@ func (a *adminService) Certificates(ctx context.Context, req *meshpb.Certificate
 		own[r.Node] = &meshpb.NodeCertificates{Node: r.Node, Connected: r.Connected, ReportedNs: nanos(r.Received), Report: r.Report}
 	}
 	if !req.GetOwn() {
-		for _, n := range p.fleet(ctx).Nodes {
+		fleet := p.fleet(ctx)
+		for _, n := range fleet.Nodes {
 			if known := own[n.Name]; known == nil || !known.GetConnected() && n.Connected || known.GetReport() == nil {
 				own[n.Name] = &meshpb.NodeCertificates{Node: n.Name, Connected: n.Connected, Report: n.Report}
 			}
 		}
-		record, progress := p.rotator.Now(ctx)
-		out.Rotation = rotationState(record, progress)
+		out.Rotation = rotationState(keyring.Record, keyring.Progress(fleet))
 	}
 	out.Nodes = slices.SortedFunc(maps.Values(own), func(a, b *meshpb.NodeCertificates) int { return cmp.Compare(a.GetNode(), b.GetNode()) })
 	return out, nil

@@ -148,23 +148,6 @@ func (c *compiler) indexSlices() {
 	}
 }
 
-// hostEndpoints returns some of the pods in their nodes' networks that a service
-// selects, as external endpoints: those that are ready, or all where it publishes all.
-func (c *compiler) hostEndpoints(svc *corev1.Service, of func(*Pod) bool) (keys []mesh.Key) {
-	for _, p := range c.hosts[svc.Namespace] {
-		takes := p.Ready && !p.Terminating || svc.Spec.PublishNotReadyAddresses
-		if !takes || p.Finished || !selects(svc.Spec.Selector, p.Labels) || !of(p) {
-			continue
-		}
-		for _, addr := range p.Addresses {
-			if key, ok := c.externalKey(Endpoint{Addr: addr, Node: p.Node}); ok {
-				keys = append(keys, key)
-			}
-		}
-	}
-	return keys
-}
-
 // numbers returns the numbers that a port has at a service's endpoints, as these or
 // their slices say. A pod without the name has none: the port does not lead to it. It
 // returns false when the slices say too much.
@@ -185,7 +168,7 @@ func (c *compiler) numbers(svc *corev1.Service, p *corev1.ServicePort, endpoints
 	}
 	for _, pod := range c.hosts[svc.Namespace] {
 		if selects(svc.Spec.Selector, pod.Labels) {
-			add(pod, c.hostEndpoints(svc, func(p *Pod) bool { return p == pod })...)
+			add(pod, c.hostKeys(svc, pod)...)
 		}
 	}
 	return numbers, true
@@ -195,4 +178,27 @@ func (c *compiler) numbers(svc *corev1.Service, p *corev1.ServicePort, endpoints
 // in a cluster, all of services whose endpoints say the ports.
 func (c *compiler) byName(svc *corev1.Service, p *corev1.ServicePort) bool {
 	return c.each && (p.TargetPort.Type == intstr.String || len(svc.Spec.Selector) == 0)
+}
+
+// hostEndpoints returns the pods in their nodes' networks that a service selects, as
+// external endpoints: those that are ready, or all where it publishes all.
+func (c *compiler) hostEndpoints(svc *corev1.Service) (keys []mesh.Key) {
+	for _, p := range c.hosts[svc.Namespace] {
+		keys = append(keys, c.hostKeys(svc, p)...)
+	}
+	return keys
+}
+
+// hostKeys is hostEndpoints of one pod.
+func (c *compiler) hostKeys(svc *corev1.Service, p *Pod) (keys []mesh.Key) {
+	takes := p.Ready && !p.Terminating || svc.Spec.PublishNotReadyAddresses
+	if !takes || p.Finished || !selects(svc.Spec.Selector, p.Labels) {
+		return nil
+	}
+	for _, addr := range p.Addresses {
+		if key, ok := c.externalKey(Endpoint{Addr: addr, Node: p.Node}); ok {
+			keys = append(keys, key)
+		}
+	}
+	return keys
 }

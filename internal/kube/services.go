@@ -264,7 +264,7 @@ func (c *compiler) endpoints(s subject, svc *corev1.Service) (keys []mesh.Key, e
 			enrolled = enrolled || w.Enrolled
 		}
 	}
-	keys = mesh.SortedKeys(append(keys, c.hostEndpoints(svc, func(*Pod) bool { return true })...))
+	keys = mesh.SortedKeys(append(keys, c.hostEndpoints(svc)...))
 	keys = s.few("spec.selector", "let several services select the workloads", keys)
 	if len(keys) == 0 {
 		s.Warn("spec.selector", "compare with the labels of the workloads", "picks no workload of namespace %q", svc.Namespace)

@@ -196,7 +196,7 @@ func (c *Cluster) settle(ctx context.Context, changed <-chan struct{}) {
 func (c *Cluster) compile() {
 	began := time.Now()
 	now, _ := c.Outcome()
-	next, err := c.compileChanges(&now)
+	next, err := c.compileChanges(&now), error(nil)
 	if next == nil {
 		next, err = c.compileAll(&now)
 	}
@@ -231,29 +231,29 @@ func (c *Cluster) compile() {
 
 // compileChanges compiles what has changed since the last time; nil when it takes a
 // compilation of everything.
-func (c *Cluster) compileChanges(now *Outcome) (*Outcome, error) {
+func (c *Cluster) compileChanges(now *Outcome) *Outcome {
 	if now.Snapshot == nil || now.Err != nil {
-		return nil, nil
+		return nil
 	}
 	changes, epoch, mark, ok := c.cfg.Source.Since(c.mark)
 	if !ok {
-		return nil, nil
+		return nil
 	}
 	result, ok := c.compiler.Apply(now.Snapshot.View(), changes)
 	if !ok {
-		return nil, nil
+		return nil
 	}
 	c.mark = mark
 	next := &Outcome{Snapshot: now.Snapshot, Published: now.Published, Checked: now.Checked, Objects: result.Objects, Refused: result.Refused, Warnings: result.Warnings}
 	if result.Change.Size() == 0 {
-		return next, nil
+		return next
 	}
 	snapshot, err := now.Snapshot.With(result.Change, max(epoch+c.cfg.EpochBase, now.Snapshot.Epoch()))
 	if err != nil {
-		return nil, err // compiling everything says more
+		return nil // compiling everything says more
 	}
 	next.Snapshot = c.serve(snapshot, now.Snapshot)
-	return next, nil
+	return next
 }
 
 // compileAll compiles everything.

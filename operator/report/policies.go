@@ -10,6 +10,7 @@ import (
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/api/v1alpha1"
 	"github.com/heddle-mesh/heddle/internal/kube"
+	"github.com/heddle-mesh/heddle/internal/kube/problem"
 	"github.com/heddle-mesh/heddle/operator/publish"
 )
 
@@ -43,7 +44,7 @@ func OfFolder(outcome *publish.Outcome, nodes []Node) []*meshpb.OperatorPolicy {
 	for _, p := range policies {
 		known[kube.Ref{Kind: p.GetKind(), Namespace: p.GetNamespace(), Name: p.GetName()}] = true
 	}
-	for ref, problems := range byObject(outcome.Refused) {
+	for ref, problems := range problem.ByObject(outcome.Refused) {
 		if isPolicy(ref.Kind) && !known[ref] {
 			policies = append(policies, &meshpb.OperatorPolicy{Kind: ref.Kind, Namespace: ref.Namespace, Name: ref.Name, Message: message(problems)})
 		}

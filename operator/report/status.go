@@ -18,6 +18,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/kube"
 	"github.com/heddle-mesh/heddle/internal/kube/problem"
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/mesh/keyed"
 	"github.com/heddle-mesh/heddle/internal/mesh/netpolicy"
 	"github.com/heddle-mesh/heddle/operator/publish"
 )
@@ -74,7 +75,7 @@ func subjects(objs *kube.Objects) []subject {
 		key := mesh.Key{Namespace: w.Value.Namespace, Name: w.Value.Name}
 		all = append(all, subject{refOf("Workload", &w.Value.ObjectMeta), "workloads", &w.Value.ObjectMeta, &w.Value.Status,
 			func(v *mesh.View) map[string]bool {
-				return nodesWith(of(v, key.Namespace), func(w *mesh.Workload) bool { return w.Key == key })
+				return nodesWith(keyed.In(key.Namespace, v.Workloads()), func(w *mesh.Workload) bool { return w.Key == key })
 			}})
 	}
 	for _, p := range objs.PeerAuthentications {
@@ -83,7 +84,9 @@ func subjects(objs *kube.Objects) []subject {
 			selector.Selector = p.Value.Spec.Selector.Labels()
 		}
 		all = append(all, subject{refOf("PeerAuthentication", &p.Value.ObjectMeta), "peerauthentications", &p.Value.ObjectMeta, &p.Value.Status,
-			func(v *mesh.View) map[string]bool { return nodesWith(of(v, selector.Namespace), selected(&selector)) }})
+			func(v *mesh.View) map[string]bool {
+				return nodesWith(keyed.In(selector.Namespace, v.Workloads()), selected(&selector))
+			}})
 	}
 	for _, p := range objs.AuthorizationPolicies {
 		selector := mesh.Policy{Key: mesh.Key{Namespace: p.Value.Namespace}}
@@ -91,12 +94,16 @@ func subjects(objs *kube.Objects) []subject {
 			selector.Selector = p.Value.Spec.Selector.Labels()
 		}
 		all = append(all, subject{refOf("AuthorizationPolicy", &p.Value.ObjectMeta), "authorizationpolicies", &p.Value.ObjectMeta, &p.Value.Status,
-			func(v *mesh.View) map[string]bool { return nodesWith(of(v, selector.Namespace), selected(&selector)) }})
+			func(v *mesh.View) map[string]bool {
+				return nodesWith(keyed.In(selector.Namespace, v.Workloads()), selected(&selector))
+			}})
 	}
 	for _, p := range objs.NetworkPolicies {
 		name := netpolicy.Name{Namespace: p.Value.Namespace, Name: p.Value.Name}
 		all = append(all, subject{refOf("NetworkPolicy", &p.Value.ObjectMeta), "", &p.Value.ObjectMeta, &v1alpha1.Status{},
-			func(v *mesh.View) map[string]bool { return nodesWith(of(v, name.Namespace), isolated(v, name)) }})
+			func(v *mesh.View) map[string]bool {
+				return nodesWith(keyed.In(name.Namespace, v.Workloads()), isolated(v, name))
+			}})
 	}
 	slices.SortFunc(all, func(a, b subject) int {
 		return cmp.Or(cmp.Compare(a.ref.Kind, b.ref.Kind), cmp.Compare(a.ref.Namespace, b.ref.Namespace), cmp.Compare(a.ref.Name, b.ref.Name))
@@ -106,16 +113,6 @@ func subjects(objs *kube.Objects) []subject {
 
 func refOf(kind string, m *metav1.ObjectMeta) kube.Ref {
 	return kube.Ref{Kind: kind, Namespace: m.Namespace, Name: m.Name}
-}
-
-// of returns the workloads of a namespace: a View has them in order.
-func of(v *mesh.View, namespace string) []*mesh.Workload {
-	all := v.Workloads()
-	find := func(namespace string) int {
-		i, _ := slices.BinarySearchFunc(all, namespace, func(w *mesh.Workload, namespace string) int { return cmp.Compare(w.Namespace, namespace) })
-		return i
-	}
-	return all[find(namespace):find(namespace+"\x00")]
 }
 
 // isolated says which workloads a NetworkPolicy picks.
@@ -143,9 +140,9 @@ func (r *Reporter) reports(outcome *publish.Outcome, objs *kube.Objects, acknowl
 	for _, s := range subjects(outcome.Objects) {
 		compiled[generation{s.ref, string(s.meta.UID), s.meta.Generation}] = true
 	}
-	refused, warnings := byObject(outcome.Refused), byObject(outcome.Warnings)
+	refused, warnings := problem.ByObject(outcome.Refused), problem.ByObject(outcome.Warnings)
 	if outcome.Err != nil {
-		refused = byObject(kube.Problems(outcome.Err))
+		refused = problem.ByObject(kube.Problems(outcome.Err))
 	}
 	nodes := map[string]Node{}
 	for _, n := range acknowledged {
@@ -168,14 +165,6 @@ func (r *Reporter) reports(outcome *publish.Outcome, objs *kube.Objects, acknowl
 		all = append(all, o)
 	}
 	return all
-}
-
-func byObject(problems []*kube.Problem) map[kube.Ref][]*kube.Problem {
-	by := map[kube.Ref][]*kube.Problem{}
-	for _, p := range problems {
-		by[p.Ref] = append(by[p.Ref], p)
-	}
-	return by
 }
 
 func accepted(refused, warnings []*kube.Problem) metav1.Condition {

@@ -261,18 +261,10 @@ func (k *Keyring) Abort(now time.Time) (Texts, error) {
 	if err != nil {
 		return nil, err
 	}
-	swap := Texts{}
-	for _, name := range []string{certFile, keyFile, identity.RootKeyFile} {
-		from := name
-		if name != identity.RootKeyFile {
-			from = name[len("tls."):]
-		}
-		swap[name] = texts[previous+from]
-	}
 	move(texts, "tls.", previous)
-	for name, text := range swap {
-		if len(text) > 0 {
-			texts[name] = text
+	for from, to := range names(previous, "tls.") {
+		if text := k.texts[from]; len(text) > 0 {
+			texts[to] = text
 		}
 	}
 	texts[moreFile] = k.more(without(k.Signing.Roots(), before.Root()), k.Signing.Root())

@@ -76,22 +76,13 @@ func EncodeService(s *mesh.Service) (*Resource, error) {
 	m := &meshpb.Service{Key: field.FromKey(s.Key), Addresses: field.FromAddresses(s.Addresses), Prefer: meshpb.Nearness(s.Prefer), Sticky: s.Sticky,
 		StickySeconds: uint32(s.StickyFor / time.Second), Unready: s.Unready, External: field.FromAddresses(s.External)}
 	for _, p := range s.Ports {
-		port := &meshpb.ServicePort{Name: p.Name, Port: uint32(p.Port), TargetPort: uint32(p.TargetPort)}
-		for _, e := range p.Only {
-			port.Only = append(port.Only, field.FromKey(e))
-		}
+		port := &meshpb.ServicePort{Name: p.Name, Port: uint32(p.Port), TargetPort: uint32(p.TargetPort), Only: field.FromKeys(p.Only)}
 		for _, at := range p.Elsewhere {
-			elsewhere := &meshpb.PortElsewhere{TargetPort: uint32(at.TargetPort)}
-			for _, e := range at.Endpoints {
-				elsewhere.Endpoints = append(elsewhere.Endpoints, field.FromKey(e))
-			}
-			port.Elsewhere = append(port.Elsewhere, elsewhere)
+			port.Elsewhere = append(port.Elsewhere, &meshpb.PortElsewhere{TargetPort: uint32(at.TargetPort), Endpoints: field.FromKeys(at.Endpoints)})
 		}
 		m.Ports = append(m.Ports, port)
 	}
-	for _, e := range s.Endpoints {
-		m.Endpoints = append(m.Endpoints, field.FromKey(e))
-	}
+	m.Endpoints = field.FromKeys(s.Endpoints)
 	return encodeKeyed(KindService, s.Key, m)
 }
 

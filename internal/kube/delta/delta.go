@@ -76,7 +76,7 @@ func (c *Compiler) remember(objs *kube.Objects, compiled *kube.Compiled) {
 	*c = Compiler{objects: &small, authentications: map[string][]kube.Sourced[v1alpha1.PeerAuthentication]{}, workloads: map[string]bool{},
 		services: map[string]map[string]*corev1.Service{}, policies: map[string]map[string]*v1alpha1.AuthorizationPolicy{},
 		pods: map[group]map[string][]*kube.Pod{}, disputed: map[netip.Addr]bool{},
-		refused: byObject(compiled.Refused), warnings: byObject(compiled.Warnings)}
+		refused: problem.ByObject(compiled.Refused), warnings: problem.ByObject(compiled.Warnings)}
 	c.result = Result{Refused: compiled.Refused, Warnings: compiled.Warnings, Objects: &small}
 	for _, pa := range objs.PeerAuthentications {
 		c.authentications[pa.Value.Namespace] = append(c.authentications[pa.Value.Namespace], pa)
@@ -182,14 +182,6 @@ func (c *Compiler) disputeRefused(kind, namespace, name string, addrs []netip.Ad
 	}
 }
 
-func byObject(problems []*kube.Problem) map[kube.Ref][]*kube.Problem {
-	found := map[kube.Ref][]*kube.Problem{}
-	for _, p := range problems {
-		found[p.Ref] = append(found[p.Ref], p)
-	}
-	return found
-}
-
 func put[T any](into map[string]map[string]*T, namespace, name string, object *T) {
 	if into[namespace] == nil {
 		into[namespace] = map[string]*T{}
@@ -251,7 +243,7 @@ func selects(selector, labels map[string]string) bool {
 
 // replace puts what is wrong with some objects in the place of what was.
 func replace(all map[kube.Ref][]*kube.Problem, list []*kube.Problem, refs map[kube.Ref]bool, now []*kube.Problem) []*kube.Problem {
-	is := byObject(now)
+	is := problem.ByObject(now)
 	same := true
 	for ref := range refs {
 		if len(all[ref]) == 0 && len(is[ref]) == 0 {

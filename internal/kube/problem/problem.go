@@ -108,6 +108,15 @@ func Sort(problems []*Problem) {
 	})
 }
 
+// ByObject returns problems by the object that they are about, in their order.
+func ByObject(problems []*Problem) map[Ref][]*Problem {
+	by := map[Ref][]*Problem{}
+	for _, p := range problems {
+		by[p.Ref] = append(by[p.Ref], p)
+	}
+	return by
+}
+
 // Join makes one error of problems, in order of place, or nil of none.
 func Join(problems []*Problem) error {
 	Sort(problems)

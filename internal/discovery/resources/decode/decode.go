@@ -129,18 +129,13 @@ func Service(body []byte) (*mesh.Service, error) {
 		if err != nil {
 			return nil, fmt.Errorf("target: %w", err)
 		}
-		decoded := mesh.ServicePort{Name: p.GetName(), Port: port, TargetPort: target}
-		for _, e := range p.GetOnly() {
-			decoded.Only = append(decoded.Only, field.Key(e))
-		}
+		decoded := mesh.ServicePort{Name: p.GetName(), Port: port, TargetPort: target, Only: field.Keys(p.GetOnly())}
 		if decoded.Elsewhere, err = elsewhereOf(p.GetElsewhere()); err != nil {
 			return nil, fmt.Errorf("port %d: %w", port, err)
 		}
 		s.Ports = append(s.Ports, decoded)
 	}
-	for _, e := range m.GetEndpoints() {
-		s.Endpoints = append(s.Endpoints, field.Key(e))
-	}
+	s.Endpoints = field.Keys(m.GetEndpoints())
 	return s, nil
 }
 
@@ -150,10 +145,7 @@ func elsewhereOf(all []*meshpb.PortElsewhere) (out []mesh.PortElsewhere, err err
 		if e.TargetPort, err = field.Port(m.GetTargetPort()); err != nil {
 			return nil, fmt.Errorf("elsewhere: %w", err)
 		}
-		for _, key := range m.GetEndpoints() {
-			e.Endpoints = append(e.Endpoints, field.Key(key))
-		}
-		e.Endpoints = mesh.SortedKeys(e.Endpoints)
+		e.Endpoints = mesh.SortedKeys(field.Keys(m.GetEndpoints()))
 		out = append(out, e)
 	}
 	return out, nil

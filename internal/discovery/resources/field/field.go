@@ -23,6 +23,14 @@ func FromKey(k mesh.Key) *meshpb.ObjectKey {
 	return &meshpb.ObjectKey{Namespace: k.Namespace, Name: k.Name}
 }
 
+// FromKeys encodes names.
+func FromKeys(keys []mesh.Key) (all []*meshpb.ObjectKey) {
+	for _, k := range keys {
+		all = append(all, FromKey(k))
+	}
+	return all
+}
+
 // FromMode encodes a mode.
 func FromMode(m mesh.Mode) meshpb.Mode {
 	if m == mesh.ModePermissive {
@@ -125,6 +133,14 @@ func checkKnown(m protoreflect.Message) (err error) {
 // Key decodes a name; that of nil is empty.
 func Key(k *meshpb.ObjectKey) mesh.Key {
 	return mesh.Key{Namespace: k.GetNamespace(), Name: k.GetName()}
+}
+
+// Keys decodes names.
+func Keys(raw []*meshpb.ObjectKey) (all []mesh.Key) {
+	for _, k := range raw {
+		all = append(all, Key(k))
+	}
+	return all
 }
 
 // Mode decodes a mode, and refuses one that is not known.
