@@ -79,21 +79,6 @@ func (n *Node) keepVacant(wanted map[gateService]bool) error {
 	return nil
 }
 
-// Vacant returns the list that SetVacant has set, an earlier agent's too, in no order.
-func (n *Node) Vacant() ([]netip.AddrPort, error) {
-	var key gateService
-	var value uint32
-	var all []netip.AddrPort
-	entries := n.vacant.Iterate()
-	for entries.Next(&key, &value) {
-		all = append(all, key.addrPort())
-	}
-	if err := entries.Err(); err != nil {
-		return nil, fmt.Errorf("list what nobody serves: %w", err)
-	}
-	return all, nil
-}
-
 func (s gateService) addrPort() netip.AddrPort {
 	return netip.AddrPortFrom(fromAddress(s.Address), s.Port)
 }

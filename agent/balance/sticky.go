@@ -12,9 +12,9 @@ import (
 // 250 bytes each. Beyond it the one that was away for longest is forgotten.
 const maxClients = 1 << 14
 
-// Client is who is kept with a workload: an address, at one port of one service, as
+// clientKey is who is kept with a workload: an address, at one port of one service, as
 // kube-proxy has it.
-type Client struct {
+type clientKey struct {
 	Addr    netip.Addr
 	Service mesh.Key
 	Port    uint16
@@ -22,18 +22,18 @@ type Client struct {
 
 // stay is where a client is.
 type stay struct {
-	client Client
+	client clientKey
 	with   mesh.Key
 	last   time.Time // when it last connected
 }
 
 // clients are those of sticky services, the last to connect first.
 type clients struct {
-	byClient map[Client]*list.Element
+	byClient map[clientKey]*list.Element
 	recent   *list.List // of *stay
 }
 
-func newClients() clients { return clients{map[Client]*list.Element{}, list.New()} }
+func newClients() clients { return clients{map[clientKey]*list.Element{}, list.New()} }
 
 // PickFor is Pick for a connection of a client to a service. A sticky service keeps
 // the client with its workload for as long as that is a candidate and it connects
@@ -47,7 +47,7 @@ func (b *Balancer) PickFor(client netip.Addr, port uint16, service *mesh.Service
 	if service == nil || !service.Sticky || len(candidates) == 0 {
 		return b.pick(candidates, tried)
 	}
-	c := Client{client.Unmap(), service.Key, port}
+	c := clientKey{client.Unmap(), service.Key, port}
 	w, known := b.clients.with(c, service, candidates, tried)
 	if w == nil && !known && len(tried) == 0 {
 		w = first(c, candidates)
@@ -63,7 +63,7 @@ func (b *Balancer) PickFor(client netip.Addr, port uint16, service *mesh.Service
 
 // with returns the workload that a client stays with; nil when it may go, and
 // whether it was ever seen.
-func (cs *clients) with(c Client, service *mesh.Service, candidates []*mesh.Workload, tried []mesh.Key) (w *mesh.Workload, known bool) {
+func (cs *clients) with(c clientKey, service *mesh.Service, candidates []*mesh.Workload, tried []mesh.Key) (w *mesh.Workload, known bool) {
 	at, known := cs.byClient[c]
 	if !known {
 		return nil, false
@@ -84,7 +84,7 @@ func (cs *clients) with(c Client, service *mesh.Service, candidates []*mesh.Work
 	return nil, true
 }
 
-func (cs *clients) keep(c Client, with mesh.Key) {
+func (cs *clients) keep(c clientKey, with mesh.Key) {
 	if at, ok := cs.byClient[c]; ok {
 		s := at.Value.(*stay)
 		s.with, s.last = with, time.Now()
@@ -110,7 +110,7 @@ func (cs *clients) prune(view *mesh.View) {
 
 // first picks by rendezvous hashing: it gives a client another workload only when
 // that workload goes, or when a new one is its own.
-func first(c Client, candidates []*mesh.Workload) *mesh.Workload {
+func first(c clientKey, candidates []*mesh.Workload) *mesh.Workload {
 	best, pick := uint64(0), candidates[0]
 	for _, w := range candidates {
 		if score := mix(c.Addr, w.Addresses[0]); score >= best {

@@ -125,7 +125,7 @@ func TestStickyClientsAreBounded(t *testing.T) {
 	if n, m := len(b.clients.byClient), b.clients.recent.Len(); n != maxClients || m != n {
 		t.Errorf("%d and %d clients are remembered, want %d", n, m, maxClients)
 	}
-	if _, kept := b.clients.byClient[Client{netip.AddrFrom4([4]byte{10, 0, 0, 1}), service.Key, 80}]; kept {
+	if _, kept := b.clients.byClient[clientKey{netip.AddrFrom4([4]byte{10, 0, 0, 1}), service.Key, 80}]; kept {
 		t.Error("the one that was away for longest is not the one that was forgotten")
 	}
 	view, err := mesh.NewView("", mesh.Settings{TrustDomain: spiffeid.RequireTrustDomainFromString("test.example")}, nil, nil, nil)

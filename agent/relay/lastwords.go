@@ -3,8 +3,6 @@ package relay
 import (
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/heddle-mesh/heddle/internal/eventloop"
 )
 
@@ -46,7 +44,7 @@ func (d *way) part(err error) {
 	}
 	c.hurry()
 	c.last.parting = true
-	if d.to.broken || !c.worker.loop.Now().Before(c.last.until) || unsent(d.to.fd) == 0 {
+	if d.to.broken || !c.worker.loop.Now().Before(c.last.until) || eventloop.Unsent(d.to.fd) == 0 {
 		c.fail(err)
 		return
 	}
@@ -71,13 +69,3 @@ func (c *Carrying) hurry() {
 }
 
 func (c *Carrying) isParting() bool { return c.last != nil && c.last.parting }
-
-// unsent is how much of what was written the other end's kernel has not taken, in
-// bytes; 0 of a connection that broke.
-func unsent(fd int) int {
-	n, err := unix.IoctlGetInt(fd, unix.TIOCOUTQ)
-	if err != nil {
-		return 0
-	}
-	return n
-}

@@ -102,7 +102,7 @@ func (e *endpoint) admit(ctx context.Context, do func() error) error {
 		e.penalty()
 		return status.Errorf(codes.ResourceExhausted, "more than %d requests of the pod in a second", e.cfg.Limits.Rate)
 	}
-	md, _ := metadata.FromIncomingContext(ctx)
+	md, _ := metadata.FromIncomingContext(ctx) // none has no header either
 	if v := md.Get(header); len(v) != 1 || v[0] != headerValue {
 		return status.Errorf(codes.InvalidArgument, "security header missing: a request of the Workload API has the metadata %s: %s", header, headerValue)
 	}

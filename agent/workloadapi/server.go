@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"slices"
 	"sync"
@@ -161,16 +162,8 @@ func (p Pod) is(w *mesh.Workload) bool {
 // Serve serves a pod for as long as its label asks for it, and returns when ctx is
 // done and nothing of the pod's is left.
 func (s *Server) Serve(ctx context.Context, pod Pod) {
-	for ctx.Err() == nil {
-		view, changed := s.cfg.Store.Snapshot()
-		if _, ok := s.asking(view, pod); ok {
-			s.serve(ctx, pod)
-			continue
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-		}
+	for ctx.Err() == nil && s.await(ctx, pod, true) {
+		s.serve(ctx, pod)
 	}
 }
 
@@ -182,7 +175,7 @@ func (s *Server) serve(ctx context.Context, pod Pod) {
 	go func() {
 		defer close(watched)
 		defer stop()
-		s.watch(ctx, pod)
+		s.await(ctx, pod, false)
 	}()
 	defer func() {
 		stop()
@@ -215,17 +208,18 @@ func (s *Server) serve(ctx context.Context, pod Pod) {
 	}
 }
 
-// watch returns when the pod does not ask for the Workload API any more.
-func (s *Server) watch(ctx context.Context, pod Pod) {
+// await returns true when the pod asks for the Workload API, or does not, as is said;
+// false when ctx is done before.
+func (s *Server) await(ctx context.Context, pod Pod, asks bool) bool {
 	for {
 		view, changed := s.cfg.Store.Snapshot()
-		if _, ok := s.asking(view, pod); !ok {
-			return
+		if _, ok := s.asking(view, pod); ok == asks {
+			return true
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return
+			return false
 		}
 	}
 }
@@ -251,10 +245,7 @@ func (s *Server) note(key mesh.Key, problem error, there bool) {
 // empty when no pod asks.
 func (s *Server) Checks() []*meshpb.Check {
 	s.pods.Lock()
-	problems := make(map[mesh.Key]error, len(s.pods.open))
-	for key, err := range s.pods.open {
-		problems[key] = err
-	}
+	problems := maps.Clone(s.pods.open)
 	s.pods.Unlock()
 	view := s.cfg.Store.View()
 	var failed []*meshpb.Check

@@ -173,6 +173,16 @@ func SocketError(fd int) syscall.Errno {
 	return syscall.Errno(code)
 }
 
+// Unsent is how much of what was written the other end's kernel has not taken, in
+// bytes (tcp(7), SIOCOUTQ); 0 of a connection that broke.
+func Unsent(fd int) int {
+	n, err := unix.IoctlGetInt(fd, unix.TIOCOUTQ)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
 // Abort closes a TCP socket with a RST.
 func Abort(fd int) {
 	_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}) // fails on no TCP socket

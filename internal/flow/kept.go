@@ -14,7 +14,7 @@ import (
 // have alike is there once for all of them, and goes with the last of them.
 type kept struct {
 	id              uint64
-	start, duration int64 // nanoseconds, start as unixNano has it
+	start, duration int64 // nanoseconds, start as UnixNano has it
 	alike           unique.Handle[alike]
 	detail          string
 	bytesSent       uint64
@@ -51,7 +51,7 @@ type address struct {
 
 func compact(r *Record) *kept {
 	return &kept{
-		id: r.ID, start: unixNano(r.Start), duration: int64(r.Duration),
+		id: r.ID, start: UnixNano(r.Start), duration: int64(r.Duration),
 		alike: unique.Make(alike{
 			source: r.Source.Workload, dest: r.Destination.Workload, sourceID: r.Source.Identity, destID: r.Destination.Identity,
 			sourceZone: r.Source.Addr.Addr().Zone(), destZone: r.Destination.Addr.Addr().Zone(),

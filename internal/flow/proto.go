@@ -17,16 +17,16 @@ import (
 func (r *Record) ToProto() *meshpb.Flow {
 	p := &meshpb.Flow{
 		Id:            r.ID,
-		StartNs:       unixNano(r.Start),
+		StartNs:       UnixNano(r.Start),
 		DurationNs:    int64(r.Duration),
 		Direction:     r.Direction.String(),
 		Source:        r.Source.toProto(),
 		Destination:   r.Destination.toProto(),
-		Service:       keyWord(r.Service),
+		Service:       KeyWord(r.Service),
 		Node:          r.Node,
 		Verdict:       r.Verdict.String(),
 		Reason:        r.Reason.String(),
-		Policy:        keyWord(r.Policy),
+		Policy:        KeyWord(r.Policy),
 		BytesSent:     r.BytesSent,
 		BytesReceived: r.BytesReceived,
 		HandshakeNs:   int64(r.Timing.Handshake),
@@ -40,7 +40,7 @@ func (r *Record) ToProto() *meshpb.Flow {
 	}
 	if r.Secured != (Secured{}) {
 		by := r.Secured.Facts()
-		p.Secured = &meshpb.FlowSecured{KeyExchange: by.KeyExchange(), Group: uint32(by.Group), PeerSerial: by.Serial, PeerNotAfterNs: unixNano(by.Expires())}
+		p.Secured = &meshpb.FlowSecured{KeyExchange: by.KeyExchange(), Group: uint32(by.Group), PeerSerial: by.Serial, PeerNotAfterNs: UnixNano(by.Expires())}
 	}
 	if r.Policy != (mesh.Key{}) && r.Rule >= 0 && r.Rule <= math.MaxInt32 {
 		rule := int32(r.Rule)
@@ -50,7 +50,7 @@ func (r *Record) ToProto() *meshpb.Flow {
 }
 
 func (e *Endpoint) toProto() *meshpb.FlowEndpoint {
-	p := &meshpb.FlowEndpoint{Workload: keyWord(e.Workload)}
+	p := &meshpb.FlowEndpoint{Workload: KeyWord(e.Workload)}
 	if !e.Identity.IsZero() {
 		p.Identity = e.Identity.String()
 	}
@@ -116,7 +116,7 @@ func endpointOf(p *meshpb.FlowEndpoint) (e Endpoint, err error) {
 
 // ToProto returns the filter as it goes over the admin socket.
 func (f *Filter) ToProto() *meshpb.FlowFilter {
-	p := &meshpb.FlowFilter{Namespaces: f.Namespaces, Identities: f.Identities, SinceNs: unixNano(f.Since)}
+	p := &meshpb.FlowFilter{Namespaces: f.Namespaces, Identities: f.Identities, SinceNs: UnixNano(f.Since)}
 	for _, k := range f.Workloads {
 		if k.Namespace == "" {
 			p.Workloads = append(p.Workloads, k.Name)
@@ -172,8 +172,8 @@ func FilterFromProto(p *meshpb.FlowFilter) (Filter, error) {
 	return f, nil
 }
 
-// keyWord is "namespace/name", or "" for the zero Key.
-func keyWord(k mesh.Key) string {
+// KeyWord is "namespace/name", or "" for the zero Key.
+func KeyWord(k mesh.Key) string {
 	if k == (mesh.Key{}) {
 		return ""
 	}
@@ -187,8 +187,8 @@ func wordKey(word string) mesh.Key {
 	return parseWorkload(word)
 }
 
-// unixNano maps the zero time, which has no UnixNano, to 0.
-func unixNano(t time.Time) int64 {
+// UnixNano maps the zero time, which has no UnixNano, to 0.
+func UnixNano(t time.Time) int64 {
 	if t.IsZero() {
 		return 0
 	}

@@ -18,7 +18,6 @@ import (
 // vouched for it last. It is safe for concurrent use.
 type Trust struct {
 	chain []*x509.Certificate
-	group tls.CurveID
 	by    secured.By
 	mu    sync.Mutex
 	roots *x509bundle.Bundle
@@ -29,13 +28,7 @@ func NewTrust(state tls.ConnectionState, roots *x509bundle.Bundle) *Trust {
 	if roots != nil {
 		roots = roots.Clone()
 	}
-	return (&Trust{chain: state.PeerCertificates, roots: roots}).settled(state.CurveID)
-}
-
-func (t *Trust) settled(group tls.CurveID) *Trust {
-	t.group = group
-	t.by = SecuredBy(group, t.chain)
-	return t
+	return &Trust{chain: state.PeerCertificates, by: SecuredBy(state.CurveID, state.PeerCertificates), roots: roots}
 }
 
 // Secured is what secures the connection.
@@ -78,7 +71,7 @@ func (t *Trust) State() (chain [][]byte, roots []byte, group tls.CurveID) {
 	if t.roots != nil {
 		roots = digest(t.roots)
 	}
-	return chain, roots, t.group
+	return chain, roots, t.by.Facts().Group
 }
 
 // TrustFrom goes on from a state, of which the group may be 0, not known. It believes
@@ -93,7 +86,7 @@ func TrustFrom(chain [][]byte, digestBefore []byte, group tls.CurveID, bundles x
 		}
 		t.chain = append(t.chain, cert)
 	}
-	t.settled(group)
+	t.by = SecuredBy(group, t.chain)
 	if bundles == nil || len(digestBefore) == 0 {
 		return t, nil
 	}

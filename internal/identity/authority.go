@@ -183,13 +183,16 @@ func (a *Authority) try(by *x509bundle.Bundle) error {
 }
 
 // IsRoot says whether a certificate of a CA is signed by its own key.
-func IsRoot(cert *x509.Certificate) bool {
-	return string(cert.RawSubject) == string(cert.RawIssuer) && cert.CheckSignatureFrom(cert) == nil
+func IsRoot(cert *x509.Certificate) bool { return signedBy(cert, cert) }
+
+// signedBy says whether a certificate names by as its issuer, and has its signature.
+func signedBy(cert, by *x509.Certificate) bool {
+	return string(cert.RawIssuer) == string(by.RawSubject) && cert.CheckSignatureFrom(by) == nil
 }
 
 func issuerAmong(cert *x509.Certificate, certs []*x509.Certificate) *x509.Certificate {
 	for _, by := range certs {
-		if string(by.RawSubject) == string(cert.RawIssuer) && cert.CheckSignatureFrom(by) == nil {
+		if signedBy(cert, by) {
 			return by
 		}
 	}

@@ -150,7 +150,7 @@ func NewIntermediateTexts(texts map[string][]byte, cfg AuthorityConfig) (map[str
 	if err != nil {
 		return nil, err
 	}
-	return map[string][]byte{rootCertFile: append(certificateText(cert), certificateText(a.root)...), rootKeyFile: text, RootKeyFile: texts[name]}, nil
+	return map[string][]byte{rootCertFile: CertificatesText([]*x509.Certificate{cert, a.root}), rootKeyFile: text, RootKeyFile: texts[name]}, nil
 }
 
 func signerFromText(texts map[string][]byte, name string) (crypto.Signer, error) {

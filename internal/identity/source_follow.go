@@ -73,7 +73,7 @@ func issuedBy(chain []*x509.Certificate, issuer *x509.Certificate) bool {
 	if len(chain) > 1 {
 		return chain[1].Equal(issuer)
 	}
-	return string(chain[0].RawIssuer) == string(issuer.RawSubject) && chain[0].CheckSignatureFrom(issuer) == nil
+	return signedBy(chain[0], issuer)
 }
 
 // checkFollowed is CheckIssued, with the roots and the issuer that are followed

@@ -22,5 +22,9 @@ func Until(limit time.Duration, so func() bool) {
 
 // Disjoint reports whether two lists have nothing in common.
 func Disjoint[T comparable](a, b []T) bool {
-	return !slices.ContainsFunc(a, func(one T) bool { return slices.Contains(b, one) })
+	in := make(map[T]bool, len(a)) // a pod has up to 20,000 connections
+	for _, one := range a {
+		in[one] = true
+	}
+	return !slices.ContainsFunc(b, func(one T) bool { return in[one] })
 }

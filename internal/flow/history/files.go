@@ -38,8 +38,6 @@ const (
 	maxSummaryBytes = 8 << 10
 	maxFileBytes    = 32 << 20
 	maxFiles        = 4096
-	tempPrefix      = ".new-" // keystore's
-	staleTemp       = time.Hour
 )
 
 // hourForm is how a file's name says its hour, in UTC.
@@ -173,7 +171,8 @@ func (h *History) write(own string, summaries []*meshpb.FlowSummary) error {
 	path := filepath.Join(h.cfg.Dir, own)
 	err = keystore.ReplaceFile(path, data, 0o600)
 	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
-		if files, _ := h.list(); len(files) > 0 && files[0].name != own && h.drop(files[0]) == nil {
+		files, _ := h.list() // without a list the first error stands
+		if len(files) > 0 && files[0].name != own && h.drop(files[0]) == nil {
 			err = keystore.ReplaceFile(path, data, 0o600)
 		}
 	}
@@ -235,9 +234,8 @@ func (h *History) sweep() {
 	defer h.files.Unlock()
 	entries, _ := os.ReadDir(h.cfg.Dir) // list says what is wrong with it
 	for _, entry := range entries {
-		info, err := entry.Info()
 		// One that is new may be another agent's, which this one takes over from.
-		if err == nil && strings.HasPrefix(entry.Name(), tempPrefix) && h.cfg.Now().Sub(info.ModTime()) > staleTemp {
+		if keystore.Abandoned(entry, h.cfg.Now()) {
 			_ = os.Remove(filepath.Join(h.cfg.Dir, entry.Name())) // it is in nobody's way
 		}
 	}

@@ -126,9 +126,9 @@ func (s *sums) add(r *flow.Record) {
 
 func (k *key) summary(begin time.Time, s *sums) *meshpb.FlowSummary {
 	p := &meshpb.FlowSummary{
-		HourNs: begin.UnixNano(), FirstNs: nanos(s.first), LastNs: nanos(s.last), Node: k.node, Direction: k.direction.String(),
-		Source: k.source.proto(), Destination: k.destination.proto(), Service: word(k.service), Port: uint32(k.port),
-		Verdict: k.verdict.String(), Reason: k.reason.String(), Policy: word(k.policy), Transport: k.transport.String(),
+		HourNs: begin.UnixNano(), FirstNs: flow.UnixNano(s.first), LastNs: flow.UnixNano(s.last), Node: k.node, Direction: k.direction.String(),
+		Source: k.source.proto(), Destination: k.destination.proto(), Service: flow.KeyWord(k.service), Port: uint32(k.port),
+		Verdict: k.verdict.String(), Reason: k.reason.String(), Policy: flow.KeyWord(k.policy), Transport: k.transport.String(),
 		Count: s.count, BytesSent: s.sent, BytesReceived: s.received, Protocol: uint32(k.protocol),
 	}
 	if k.policy != (mesh.Key{}) && k.rule >= 0 && k.rule <= math.MaxInt32 {
@@ -139,7 +139,7 @@ func (k *key) summary(begin time.Time, s *sums) *meshpb.FlowSummary {
 }
 
 func (e *end) proto() *meshpb.SummaryEndpoint {
-	p := &meshpb.SummaryEndpoint{Workload: word(e.workload)}
+	p := &meshpb.SummaryEndpoint{Workload: flow.KeyWord(e.workload)}
 	if !e.identity.IsZero() {
 		p.Identity = e.identity.String()
 	}
@@ -147,20 +147,6 @@ func (e *end) proto() *meshpb.SummaryEndpoint {
 		p.Address = e.address.String()
 	}
 	return p
-}
-
-func nanos(t time.Time) int64 {
-	if t.IsZero() {
-		return 0
-	}
-	return t.UnixNano()
-}
-
-func word(k mesh.Key) string {
-	if k == (mesh.Key{}) {
-		return ""
-	}
-	return k.String()
 }
 
 // Summarize returns a summary of one connection that is open: of the hour that now

@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/heddle-mesh/heddle/internal/eventloop"
 	"github.com/heddle-mesh/heddle/internal/hbone"
 )
 
@@ -205,7 +206,7 @@ func (r *Relay) AwaitTaken(ctx context.Context) {
 func (r *Relay) unsent() (n int) {
 	raw, err := r.Local.SyscallConn()
 	if err == nil {
-		err = raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.TIOCOUTQ) })
+		err = raw.Control(func(fd uintptr) { n = eventloop.Unsent(int(fd)) })
 	}
 	if err != nil {
 		return 0

@@ -131,3 +131,14 @@ func ParseCertificates(text []byte, limit int) ([]*x509.Certificate, error) {
 	}
 	return certs, nil
 }
+
+// maxDER bounds a certificate that came over the wire, in bytes.
+const maxDER = 16 << 10
+
+// ParseDER reads one certificate that came over the wire.
+func ParseDER(der []byte) (*x509.Certificate, error) {
+	if len(der) > maxDER {
+		return nil, fmt.Errorf("certificate of %d bytes, the limit is %d", len(der), maxDER)
+	}
+	return x509.ParseCertificate(der)
+}

@@ -151,7 +151,7 @@ func (s *Store) Prune(keep map[spiffeid.ID]struct{}) error {
 	for _, f := range files {
 		name := f.Name()
 		stale := strings.HasSuffix(name, entrySuffix) && !names[name]
-		if !stale && !abandoned(f) {
+		if !stale && !Abandoned(f, time.Now()) {
 			continue
 		}
 		if err := os.Remove(filepath.Join(s.dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -161,14 +161,14 @@ func (s *Store) Prune(keep map[spiffeid.ID]struct{}) error {
 	return errors.Join(failed...)
 }
 
-// abandoned reports whether a file is one that a writer left behind: writing
+// Abandoned reports whether a file is one that a writer left behind: writing
 // takes milliseconds, so that an hour says that the writer is gone.
-func abandoned(f fs.DirEntry) bool {
+func Abandoned(f fs.DirEntry, now time.Time) bool {
 	if !strings.HasPrefix(f.Name(), tempPrefix) {
 		return false
 	}
 	info, err := f.Info()
-	return err == nil && time.Since(info.ModTime()) > time.Hour
+	return err == nil && now.Sub(info.ModTime()) > time.Hour
 }
 
 // PutBundle stores the trust bundle.

@@ -12,13 +12,11 @@ import (
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/internal/identity"
+	"github.com/heddle-mesh/heddle/internal/identity/keystore"
 )
 
-// The bounds of an answer, besides those of package identity.
-const (
-	maxCertificateBytes  = 16 << 10
-	maxConfigurationKeys = 8
-)
+// maxConfigurationKeys bounds an answer, besides the bounds of identity and keystore.
+const maxConfigurationKeys = 8
 
 // Client is the identity.Signer of an agent: it asks the operator. The connection must
 // be the node's own (Node.Conn): the operator goes by the node's SVID.
@@ -89,10 +87,7 @@ func parseDER(ders [][]byte, limit int) ([]*x509.Certificate, error) {
 	}
 	certs := make([]*x509.Certificate, 0, len(ders))
 	for _, der := range ders {
-		if len(der) > maxCertificateBytes {
-			return nil, fmt.Errorf("certificate of %d bytes, the limit is %d", len(der), maxCertificateBytes)
-		}
-		cert, err := x509.ParseCertificate(der)
+		cert, err := keystore.ParseDER(der)
 		if err != nil {
 			return nil, err
 		}

@@ -22,12 +22,12 @@ import (
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/internal/identity"
+	"github.com/heddle-mesh/heddle/internal/identity/keystore"
 )
 
 const (
-	// maxCertificateBytes and maxReported bound the two messages.
-	maxCertificateBytes = 16 << 10
-	maxReported         = 4096
+	// maxReported bounds a report, keystore an update's certificates.
+	maxReported = 4096
 	// coalesce is the least time between two reports.
 	coalesce = 100 * time.Millisecond
 	// maxSpread bounds what an operator may ask for.
@@ -193,10 +193,7 @@ func parseUpdate(td spiffeid.TrustDomain, update *meshpb.TrustUpdate) (identity.
 }
 
 func parseCertificate(der []byte) (*x509.Certificate, error) {
-	if len(der) > maxCertificateBytes {
-		return nil, fmt.Errorf("certificate of %d bytes, the limit is %d", len(der), maxCertificateBytes)
-	}
-	cert, err := x509.ParseCertificate(der)
+	cert, err := keystore.ParseDER(der)
 	if err != nil {
 		return nil, err
 	}

@@ -167,13 +167,7 @@ func (s *Socket) Finish(over bool) error {
 
 // Unsent is how much of what was written the other end's kernel has not taken, in
 // bytes.
-func (s *Socket) Unsent() int {
-	n, err := unix.IoctlGetInt(s.FD, unix.TIOCOUTQ)
-	if err != nil {
-		return 0 // it is broken
-	}
-	return n
-}
+func (s *Socket) Unsent() int { return eventloop.Unsent(s.FD) }
 
 // Close closes the socket, if it is open: in good order, or with a RST.
 func (s *Socket) Close(l *eventloop.Loop, orderly bool) {
