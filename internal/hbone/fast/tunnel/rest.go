@@ -34,6 +34,8 @@ func (c *Conn) Obstacle() frozen.Obstacle {
 	for _, s := range c.streams {
 		switch {
 		case s.accepting:
+		case s.fate != nil:
+			found = frozen.Deciding // until fated
 		case !s.answered:
 			return frozen.Opening
 		case !s.owner.Movable():
