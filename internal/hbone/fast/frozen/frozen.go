@@ -108,6 +108,9 @@ type Life struct {
 	GoAway                        int  `json:",omitzero"`
 	// IdleLeft is the time left to an idle connection.
 	IdleLeft time.Duration `json:",omitzero"`
+	// FrameAge and RecordAge are for how long a frame, or header, and a record have
+	// been without their end.
+	FrameAge, RecordAge time.Duration `json:",omitzero"`
 }
 
 // Stream is one stream, answered and not over.

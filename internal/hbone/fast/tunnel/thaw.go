@@ -53,6 +53,7 @@ func (l *Loop) Thaw(t *frozen.Thawing, files []int, cfg Config, role Role, owner
 		c.streams[z.Streams[i].ID].bind(a.Cutter)
 	}
 	c.in.Store(z.Bytes(z.Partial))
+	c.in.Age(l.Now(), z.Life.FrameAge, z.Life.RecordAge)
 	c.out.Queue(z.Bytes(z.Out))
 	c.account()
 	c.grant() // which a full budget may have withheld
