@@ -9,9 +9,6 @@ import (
 	"github.com/heddle-mesh/heddle/internal/hbone/h2"
 )
 
-// goAwayStates is how many tunnel has.
-const goAwayStates = 3
-
 // maxSpan bounds times of a connection's life.
 const maxSpan = 24 * time.Hour
 
@@ -34,7 +31,7 @@ func (c *Conn) check(files int) error {
 		return errors.New("too many bytes on their way")
 	case c.LastID > h2.MaxWindow || c.DataLen < 0 || c.DataLen > h2.MaxFrame:
 		return errors.New("ids or lengths out of range")
-	case c.Life.GoAway < 0 || c.Life.GoAway >= goAwayStates || !span(c.Life.IdleLeft) || !span(c.Life.FrameAge) || !span(c.Life.RecordAge):
+	case c.Life.GoAway < 0 || c.Life.GoAway > GoAwayFinal || !span(c.Life.IdleLeft) || !span(c.Life.FrameAge) || !span(c.Life.RecordAge):
 		return errors.New("no state of life")
 	}
 	if err := errors.Join(c.Session.Check(), c.Flow.check()); err != nil {

@@ -21,12 +21,6 @@ const lastWordsWithin = 3 * time.Second
 // has taken the last bytes, of which it tells nobody.
 const partingEvery = 20 * time.Millisecond
 
-// fate is the end of a stream that the peer has reset.
-type fate struct {
-	err   error
-	until time.Time // it comes by then
-}
-
 // lastWords lets the application's last bytes out before the stream ends for a
 // broken local socket: reading meets the error behind them. When nobody reads any
 // more, that is now; when the peer takes nothing, it is soon.
@@ -54,11 +48,10 @@ func (s *Stream) LocalFailed(err error) {
 // delivered, and ends the stream when both directions have. Our own END_STREAM
 // must have left for that.
 func (s *Stream) settle() {
-	switch {
-	case s.dead || !s.local.IsOpen():
+	if s.dead || !s.local.IsOpen() {
 		return
-	case s.fate != nil:
-		s.unplace()
+	}
+	if s.fate != nil {
 		s.fated()
 		return
 	}
@@ -86,7 +79,7 @@ func (s *Stream) settle() {
 func (s *Stream) finished() {
 	switch {
 	case s.dead || s.fate != nil || s.conn.atRest(s.finished):
-	case s.parting && s.local.Unsent() > 0:
+	case s.parting && !s.local.IsTaken():
 		s.after(partingEvery, s.finished)
 	default:
 		s.end(nil)
@@ -98,13 +91,11 @@ func (s *Stream) finished() {
 // receiver's queue, where a RST leaves it (net/ipv4/tcp_input.c, tcp_reset). A RST
 // of ours drops what is still in our own.
 func (s *Stream) fated() {
-	switch {
-	case s.dead || s.conn.atRest(s.fated):
-	case !s.local.IsBroken() && (s.local.Waits() || s.local.Unsent() > 0) && s.conn.loop.Now().Before(s.fate.until):
-		s.after(partingEvery, s.fated)
-	default:
-		s.end(s.fate.err)
+	if s.local.IsTaken() || !s.conn.loop.Now().Before(s.fatedBy) {
+		s.end(s.fate)
+		return
 	}
+	s.after(partingEvery, s.fated)
 }
 
 func (s *Stream) after(d time.Duration, do func()) {
@@ -140,7 +131,9 @@ func (s *Stream) end(err error) {
 	s.free()
 	s.local.Close(c.loop.Loop, err == nil)
 	s.unplace()
-	s.owner.Ended(s, err)
+	if !s.repeated {
+		s.owner.Ended(s, err)
+	}
 	c.endIfDrained()
 }
 
@@ -156,9 +149,7 @@ func (s *Stream) unplace() {
 // elsewhere ends a stream that the peer has not processed: nothing of its
 // payload is gone.
 func (s *Stream) elsewhere(err error) {
-	if s.owner.Repeat(err) {
-		s.owner = nobody{}
-	}
+	s.repeated = s.owner.Repeat(err)
 	s.end(err)
 }
 
@@ -177,14 +168,10 @@ func (s *Stream) peerReset(code http2.ErrCode) {
 		s.settle()
 		return
 	}
-	err := wire.ResetError(s.conn.client, code)
-	if !s.local.IsOpen() {
-		s.end(err)
-		return
-	}
-	s.fate = &fate{err, s.conn.loop.Now().Add(lastWordsWithin)}
+	s.fate, s.fatedBy = wire.ResetError(s.conn.client, code), s.conn.loop.Now().Add(lastWordsWithin)
 	s.sentEnd, s.recvEnd = true, true // nothing is read any more, no window given
-	s.settle()
+	s.unplace()
+	s.fated()
 }
 
 // connectionFailed ends the stream with its connection.

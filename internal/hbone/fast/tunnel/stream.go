@@ -3,6 +3,7 @@ package tunnel
 import (
 	"net/http"
 	"syscall"
+	"time"
 
 	"golang.org/x/net/http2"
 
@@ -30,7 +31,8 @@ type Stream struct {
 	progress       *hbone.Counters
 	place          window.Place
 	last           *eventloop.Timer // of lastWords, of finished and of fated
-	fate           *fate            // nil until the peer has reset the stream
+	fate           error            // of a stream that the peer has reset, which ends so
+	fatedBy        time.Time
 
 	flags
 }
@@ -48,6 +50,7 @@ type flags struct {
 	parting    bool // the peer wants no more: what the program sends is not read
 	exposed    bool // the application may have what was sent before the peer's 200
 	alone      bool // its connection is lost: its delivery is all that is left
+	repeated   bool // elsewhere: its owner hears no more of it
 	dead       bool
 }
 
