@@ -332,13 +332,8 @@ func (p *Pod) SetListener(slot Slot, fd uintptr) error {
 	// One that came from another agent is there already, and is not put a second
 	// time: the kernel would unlink the two entries together (sock_map_del_link,
 	// net/core/sock_map.c).
-	cookie, err := unix.GetsockoptUint64(int(fd), unix.SOL_SOCKET, unix.SO_COOKIE)
-	if err != nil {
-		return fmt.Errorf("read the cookie of a listener: %w", err)
-	}
-	var have uint64
-	if err := p.maps[table].Lookup(index, &have); err == nil && have == cookie {
-		return nil
+	if leads, err := p.LeadsTo(slot, fd); err != nil || leads {
+		return err
 	}
 	if err := p.maps[table].Put(index, uint64(fd)); err != nil {
 		return fmt.Errorf("put the listener in slot %d: %w", slot, err)

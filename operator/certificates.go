@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"sync"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -78,7 +77,9 @@ func (a *peers) fleet(ctx context.Context) rotation.Fleet {
 	k := a.parts.cfg.Kubernetes
 	nodes := nodesOfReports(a.parts.trust.Reports())
 	var f rotation.Fleet
-	for _, r := range a.certificates(ctx) {
+	for _, r := range askAll(ctx, a, func(ctx context.Context, c meshpb.OperatorAdminClient) (*meshpb.CertificatesResponse, error) {
+		return c.Certificates(ctx, &meshpb.CertificatesRequest{Own: true}) // what it knows by itself
+	}) {
 		f.Replicas = append(f.Replicas, replicaOf(r))
 		for _, n := range r.answer.GetNodes() {
 			known, ok := nodes[n.GetNode()]
@@ -103,7 +104,7 @@ func (a *peers) fleet(ctx context.Context) rotation.Fleet {
 	return f
 }
 
-func replicaOf(r peerCertificates) rotation.Replica {
+func replicaOf(r answered[*meshpb.CertificatesResponse]) rotation.Replica {
 	out := rotation.Replica{Name: cmp.Or(r.answer.GetReplica(), r.address), Err: r.err}
 	if problem := r.answer.GetProblem(); problem != "" {
 		out.Err = errors.New(problem)
@@ -117,36 +118,6 @@ func replicaOf(r peerCertificates) rotation.Replica {
 		}
 	}
 	return out
-}
-
-// peerCertificates is one replica's answer.
-type peerCertificates struct {
-	address string
-	answer  *meshpb.CertificatesResponse
-	err     error
-}
-
-// certificates asks the other replicas for what they know by themselves.
-func (a *peers) certificates(ctx context.Context) []peerCertificates {
-	addresses := a.addresses()
-	answers := make([]peerCertificates, len(addresses))
-	var wg sync.WaitGroup
-	for i, address := range addresses {
-		wg.Go(func() {
-			answers[i].address = address
-			conn, err := a.conn(address)
-			if err != nil {
-				answers[i].err = err
-				return
-			}
-			ctx, cancel := context.WithTimeout(ctx, askPeer)
-			defer cancel()
-			answers[i].answer, answers[i].err = meshpb.NewOperatorAdminClient(conn).Certificates(ctx, &meshpb.CertificatesRequest{Own: true})
-		})
-	}
-	wg.Wait()
-	a.closeOthers(addresses)
-	return answers
 }
 
 // Certificates implements meshpb.OperatorAdminServer.

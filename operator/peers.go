@@ -90,18 +90,15 @@ func (a *peers) nodes(ctx context.Context) []report.Node {
 	}
 	take(nodesOf(a.parts.discovery))
 	pods := podsOf(a.parts.trust)
-	addresses := a.addresses()
-	answers := make([]*meshpb.OperatorState, len(addresses))
-	var wg sync.WaitGroup
-	for i, address := range addresses {
-		wg.Go(func() { answers[i] = a.ask(ctx, address) })
+	for _, r := range askAll(ctx, a, func(ctx context.Context, c meshpb.OperatorAdminClient) (*meshpb.OperatorState, error) {
+		return c.Status(ctx, &meshpb.OperatorStateRequest{})
+	}) {
+		if r.err != nil {
+			a.parts.cfg.Logger.Debug("other replica does not answer", "address", r.address, "error", r.err)
+		}
+		take(r.answer.GetNodes()) // nil, which has nothing, of one that does not answer
+		pods = append(pods, r.answer.GetPods()...)
 	}
-	wg.Wait()
-	for _, answer := range answers { // nil, which has nothing, of one that does not answer
-		take(answer.GetNodes())
-		pods = append(pods, answer.GetPods()...)
-	}
-	a.closeOthers(addresses)
 	return acknowledged(slices.Collect(maps.Values(newest)), pods)
 }
 
@@ -143,20 +140,35 @@ func (a *peers) addresses() []string {
 	return all
 }
 
-func (a *peers) ask(ctx context.Context, address string) *meshpb.OperatorState {
-	conn, err := a.conn(address)
-	if err != nil {
-		a.parts.cfg.Logger.Warn("other replica cannot be asked", "address", address, "error", err)
-		return nil
+// answered is what one replica has answered, or why it has not.
+type answered[T any] struct {
+	address string
+	answer  T
+	err     error
+}
+
+// askAll asks the other replicas at once, and waits for each.
+func askAll[T any](ctx context.Context, a *peers, ask func(context.Context, meshpb.OperatorAdminClient) (T, error)) []answered[T] {
+	addresses := a.addresses()
+	all := make([]answered[T], len(addresses))
+	var wg sync.WaitGroup
+	for i, address := range addresses {
+		wg.Go(func() {
+			r := &all[i]
+			r.address = address
+			conn, err := a.conn(address)
+			if err != nil {
+				r.err = err
+				return
+			}
+			ctx, cancel := context.WithTimeout(ctx, askPeer)
+			defer cancel()
+			r.answer, r.err = ask(ctx, meshpb.NewOperatorAdminClient(conn))
+		})
 	}
-	ctx, cancel := context.WithTimeout(ctx, askPeer)
-	defer cancel()
-	state, err := meshpb.NewOperatorAdminClient(conn).Status(ctx, &meshpb.OperatorStateRequest{})
-	if err != nil {
-		a.parts.cfg.Logger.Debug("other replica does not answer", "address", address, "error", err)
-		return nil
-	}
-	return state
+	wg.Wait()
+	a.closeOthers(addresses)
+	return all
 }
 
 func (a *peers) conn(address string) (*grpc.ClientConn, error) {

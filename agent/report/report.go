@@ -79,13 +79,13 @@ func (r *Report) Connections(context.Context) ([]flow.Record, error) {
 func (r *Report) Status(context.Context) (*meshpb.AgentStatus, error) {
 	d := r.Uplink.Discovery().Status()
 	status := &meshpb.AgentStatus{
-		Node: r.Node, Version: r.Version, StartedNs: nanos(r.Started),
+		Node: r.Node, Version: r.Version, StartedNs: flow.UnixNano(r.Started),
 		Pid: int64(os.Getpid()), Engine: r.Engine, Fips140: r.FIPS140,
 		Configuration: &meshpb.ConfigurationStatus{
 			Synced: r.Uplink.Store().View().Synced(), Revision: d.Revision, Epoch: d.Epoch, Source: "none",
 		},
 		Operator: &meshpb.OperatorStatus{
-			Target: r.Uplink.Operator(), Connected: d.Connected, SinceNs: nanos(d.Since),
+			Target: r.Uplink.Operator(), Connected: d.Connected, SinceNs: flow.UnixNano(d.Since),
 		},
 	}
 	if r.HandOver != nil {
@@ -111,13 +111,6 @@ func (r *Report) Status(context.Context) (*meshpb.AgentStatus, error) {
 	return status, nil
 }
 
-func nanos(t time.Time) int64 {
-	if t.IsZero() {
-		return 0
-	}
-	return t.UnixNano()
-}
-
 func (r *Report) pods() []*meshpb.PodStatus {
 	carried := map[string]uint32{}
 	for _, c := range r.Carrier.Live() {
@@ -133,9 +126,9 @@ func (r *Report) pods() []*meshpb.PodStatus {
 			p.Error = s.Err.Error()
 		}
 		if s.State == enroll.Enrolled {
-			p.EnrolledNs = nanos(s.Since)
+			p.EnrolledNs = flow.UnixNano(s.Since)
 		}
-		p.StaysNs = nanos(s.Stays)
+		p.StaysNs = flow.UnixNano(s.Stays)
 		if w := s.Workload; w != nil {
 			p.Identity, p.NetworkNamespace, p.Mode = w.Identity.String(), w.NetNS, w.Mode.String()
 			for _, a := range w.Addresses {
@@ -148,9 +141,9 @@ func (r *Report) pods() []*meshpb.PodStatus {
 }
 
 func (r *Report) certificate(s identity.Status) *meshpb.CertificateStatus {
-	c := &meshpb.CertificateStatus{Identity: s.ID.String(), Serial: s.Serial, NotAfterNs: nanos(s.NotAfter), RenewalNs: nanos(s.RenewAt)}
+	c := &meshpb.CertificateStatus{Identity: s.ID.String(), Serial: s.Serial, NotAfterNs: flow.UnixNano(s.NotAfter), RenewalNs: flow.UnixNano(s.RenewAt)}
 	if cert, err := r.Uplink.Source().Certificate(s.ID); err == nil {
-		c.NotBeforeNs = nanos(cert.Leaf.NotBefore)
+		c.NotBeforeNs = flow.UnixNano(cert.Leaf.NotBefore)
 	}
 	if s.LastErr != nil {
 		c.Error = s.LastErr.Error()

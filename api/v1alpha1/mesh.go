@@ -28,6 +28,8 @@ type Mesh struct {
 }
 
 // MeshSpec is what is wanted of the mesh.
+// +kubebuilder:pruning:PreserveUnknownFields
+// +kubebuilder:validation:XValidation:rule="size(dyn(self)) == (has(self.trustDomain) ? 1 : 0) + (has(self.clusterRanges) ? 1 : 0) + (has(self.defaults) ? 1 : 0) + (has(self.egress) ? 1 : 0) + (has(self.dns) ? 1 : 0) + (has(self.revokedIdentities) ? 1 : 0)",message="spec has no other fields than trustDomain, clusterRanges, defaults, egress, dns and revokedIdentities: an unknown field must not be lost, and leave less than you mean"
 type MeshSpec struct {
 	// trustDomain is the SPIFFE trust domain: every identity of the mesh begins
 	// with spiffe://TRUST_DOMAIN/. It cannot be changed: every certificate and
@@ -65,6 +67,8 @@ type MeshSpec struct {
 }
 
 // MeshDefaults hold where nothing more specific is said.
+// +kubebuilder:pruning:PreserveUnknownFields
+// +kubebuilder:validation:XValidation:rule="size(dyn(self)) == (has(self.peerAuthentication) ? 1 : 0)",message="defaults have no other fields than peerAuthentication: an unknown field must not be lost, and leave less than you mean"
 type MeshDefaults struct {
 	// peerAuthentication is the mode of workloads that no PeerAuthentication
 	// speaks for. STRICT unless set.
@@ -88,6 +92,8 @@ const (
 )
 
 // Egress says what may leave the mesh.
+// +kubebuilder:pruning:PreserveUnknownFields
+// +kubebuilder:validation:XValidation:rule="size(dyn(self)) == (has(self.mode) ? 1 : 0) + (has(self.namespaces) ? 1 : 0)",message="egress has no other fields than mode and namespaces: an unknown field must not be lost, and leave less than you mean"
 type Egress struct {
 	// mode holds for namespaces that are not listed. ALLOW unless set.
 	// +kubebuilder:default=ALLOW
@@ -102,6 +108,8 @@ type Egress struct {
 }
 
 // NamespaceEgress says what may leave the mesh from one namespace.
+// +kubebuilder:pruning:PreserveUnknownFields
+// +kubebuilder:validation:XValidation:rule="size(dyn(self)) == (has(self.namespace) ? 1 : 0) + (has(self.mode) ? 1 : 0)",message="an entry of egress.namespaces has no other fields than namespace and mode: an unknown field must not be lost, and leave less than you mean"
 type NamespaceEgress struct {
 	// namespace is its name.
 	// +kubebuilder:validation:MinLength=1
@@ -125,6 +133,8 @@ const (
 )
 
 // DNS says who answers the name queries of enrolled pods.
+// +kubebuilder:pruning:PreserveUnknownFields
+// +kubebuilder:validation:XValidation:rule="size(dyn(self)) == (has(self.mode) ? 1 : 0) + (has(self.namespaces) ? 1 : 0)",message="dns has no other fields than mode and namespaces: an unknown field must not be lost, and leave less than you mean"
 type DNS struct {
 	// mode holds for namespaces that are not listed. Unless set, it is what each
 	// node's agent was started with, --dns.
@@ -139,6 +149,8 @@ type DNS struct {
 }
 
 // NamespaceDNS says who answers the name queries of one namespace's pods.
+// +kubebuilder:pruning:PreserveUnknownFields
+// +kubebuilder:validation:XValidation:rule="size(dyn(self)) == (has(self.namespace) ? 1 : 0) + (has(self.mode) ? 1 : 0)",message="an entry of dns.namespaces has no other fields than namespace and mode: an unknown field must not be lost, and leave less than you mean"
 type NamespaceDNS struct {
 	// namespace is its name.
 	// +kubebuilder:validation:MinLength=1

@@ -74,6 +74,8 @@ type PeerAuthenticationSpec struct {
 }
 
 // PortMode is the mode of one port.
+// +kubebuilder:pruning:PreserveUnknownFields
+// +kubebuilder:validation:XValidation:rule="size(dyn(self)) == (has(self.port) ? 1 : 0) + (has(self.mode) ? 1 : 0)",message="an entry of portModes has no other fields than port and mode: an unknown field must not be lost, and leave less than you mean"
 type PortMode struct {
 	// port of the workload.
 	Port Port `json:"port"`

@@ -2,9 +2,12 @@ package v1alpha1_test
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
+
+	"k8s.io/apiextensions-apiserver/pkg/apiserver/schema"
 )
 
 // Values of the types that other meshes have for the fields.
@@ -45,6 +48,51 @@ func placed() map[string]struct{ level, value string } {
 func levels() map[string]string {
 	return map[string]string{"spec": `{rules: [{}]%s}`, "rule": `{rules: [{from: [{namespaces: [shop]}]%s}]}`,
 		"from": `{rules: [{from: [{notIpBlocks: [10.0.0.0/8]%s}]}]}`, "to": `{rules: [{to: [{ports: [80]%s}]}]}`}
+}
+
+// slips are objects of the other kinds, and entries of portModes, with a field too many.
+func slips() []refusal {
+	mesh := func(rest string) string {
+		return "{trustDomain: example.org, clusterRanges: [10.0.0.0/8], " + rest + "}"
+	}
+	return []refusal{
+		{"Mesh", mesh(`revokedIdentites: ["spiffe://example.org/ns/shop/sa/web"]`), "spec has no other fields"},
+		{"Mesh", mesh("peerAuthentication: PERMISSIVE"), "spec has no other fields"},
+		{"Mesh", mesh("defaults: {peerAuthentification: PERMISSIVE}"), "defaults have no other fields"},
+		{"Mesh", mesh("egress: {mod: DENY}"), "egress has no other fields"},
+		{"Mesh", mesh("egress: {namespaces: [{namespace: a, mode: DENY, x-y: {a: b}}]}"), "an entry of egress.namespaces has no other fields"},
+		{"Mesh", mesh("dns: {modes: DIRECT}"), "dns has no other fields"},
+		{"Mesh", mesh("dns: {namespaces: [{namespace: a, mode: DIRECT, \"\": 5}]}"), "an entry of dns.namespaces has no other fields"},
+		{"Workload", "{node: n1, networkNamespace: /run/netns/x, addresses: [10.1.0.1], probePort: 80}", "spec has no other fields"},
+		{"Workload", "{node: n1, networkNamespace: /run/netns/x, addresses: [10.1.0.1], labels: {app: web}}", "spec has no other fields"},
+		{"PeerAuthentication", "{portModes: [{port: 80, mode: PERMISSIVE, selector: {matchLabels: {a: b}}}]}", "an entry of portModes has no other fields"},
+		{"PeerAuthentication", "{mode: STRICT, portModes: [{port: 80, mode: PERMISSIVE, form: [a]}]}", "an entry of portModes has no other fields"},
+	}
+}
+
+// TestEveryLevelKeepsItsFields: whatever an object of ours has fields at, is refused with
+// one too many, and a rule speaks of each that it has.
+func TestEveryLevelKeepsItsFields(t *testing.T) {
+	for kind, d := range definitions(t) {
+		spec := d.structural.Properties["spec"]
+		visit(&spec, func(s *schema.Structural) {
+			if len(s.Properties) == 0 {
+				return
+			}
+			rules := ""
+			for _, rule := range s.XValidations {
+				rules += rule.Rule + "\n"
+			}
+			if !s.XPreserveUnknownFields || !strings.Contains(rules, "size(dyn(self)) == ") {
+				t.Errorf("%s: what is unknown is taken out, and nobody told, beside %v", kind, slices.Sorted(maps.Keys(s.Properties)))
+			}
+			for name := range s.Properties {
+				if !strings.Contains(rules, "has(self."+name+")") {
+					t.Errorf("%s: no rule counts %s, or refuses it", kind, name)
+				}
+			}
+		})
+	}
 }
 
 // foreign are policies that an API server would make wider, by taking out what its

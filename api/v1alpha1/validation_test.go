@@ -280,7 +280,7 @@ func refusals() []refusal {
 			list = append(list, refusal{kind, "{" + spec + "selector: {matchLabels: {" + labels + "}}}", "matchLabels"})
 		}
 	}
-	return append(list, foreign()...)
+	return append(append(list, foreign()...), slips()...)
 }
 
 // What internal/kube refuses, an API server refuses as well, about the same

@@ -33,6 +33,8 @@ type Workload struct {
 }
 
 // WorkloadSpec describes a workload.
+// +kubebuilder:pruning:PreserveUnknownFields
+// +kubebuilder:validation:XValidation:rule="size(dyn(self)) == (has(self.node) ? 1 : 0) + (has(self.serviceAccount) ? 1 : 0) + (has(self.addresses) ? 1 : 0) + (has(self.networkNamespace) ? 1 : 0) + (has(self.probePorts) ? 1 : 0) + (has(self.ready) ? 1 : 0)",message="spec has no other fields than node, serviceAccount, addresses, networkNamespace, probePorts and ready: an unknown field must not be lost, and leave less than you mean"
 type WorkloadSpec struct {
 	// node is the name of the node whose agent serves the workload.
 	// +kubebuilder:validation:MinLength=1

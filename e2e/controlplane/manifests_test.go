@@ -47,7 +47,7 @@ func TestManifests(t *testing.T) {
 // API server about fields that it does not know: it must refuse the object, and not take
 // the field out, which would leave a policy that lets in more than was meant.
 func foreignPolicies(t *testing.T, s *server) {
-	for name, c := range map[string]struct{ kind, spec, want string }{
+	for what, c := range map[string]struct{ kind, spec, want string }{
 		"conditions":      {"AuthorizationPolicy", `{rules: [{when: [{key: "request.headers[x]", values: [a]}]}]}`, "HTTP requests"},
 		"methods":         {"AuthorizationPolicy", `{rules: [{to: [{ports: [80], methods: [GET]}]}]}`, "HTTP requests"},
 		"no methods":      {"AuthorizationPolicy", `{rules: [{to: [{ports: [80], methods: []}]}]}`, "HTTP requests"},
@@ -64,24 +64,34 @@ func foreignPolicies(t *testing.T, s *server) {
 		"nobody":          {"AuthorizationPolicy", `{rules: [{from: null}]}`, "no other fields"},
 		"no block":        {"AuthorizationPolicy", `{rules: [{from: [{namespaces: [a], ipBlocks: null}]}]}`, "no other fields"},
 		"a mode's slip":   {"PeerAuthentication", `{mode: PERMISSIVE, portMode: [{port: 80, mode: STRICT}]}`, "no other fields"},
+		"a port's slip":   {"PeerAuthentication", `{portModes: [{port: 80, mode: PERMISSIVE, form: [a]}]}`, "no other fields"},
+		"a mesh's slip":   {"Mesh", `{trustDomain: example.org, clusterRanges: [10.0.0.0/8], revokedIdentites: [a]}`, "no other fields"},
+		"an egress' slip": {"Mesh", `{trustDomain: example.org, clusterRanges: [10.0.0.0/8], egress: {mod: DENY}}`, "no other fields"},
+		"a name's slip":   {"Mesh", `{trustDomain: example.org, clusterRanges: [10.0.0.0/8], dns: {namespaces: [{namespace: a, mode: DIRECT, x: 1}]}}`, "no other fields"},
+		"a probe's slip":  {"Workload", `{node: n1, addresses: [10.1.0.1], probePort: 80}`, "no other fields"},
+		"a workload":      {"Workload", `{node: n1, addresses: [10.1.0.1], probePorts: [80]}`, ""},
 		"everyone":        {"AuthorizationPolicy", `{rules: [{}]}`, ""},
 		"strict":          {"PeerAuthentication", `{selector: {matchLabels: {a: b}}, portModes: [{port: 80, mode: STRICT}]}`, ""},
 		"good":            {"AuthorizationPolicy", `{rules: [{from: [{namespaces: [a]}], to: [{ports: [80]}]}]}`, ""},
 	} {
 		for _, validation := range []string{"Ignore", "Warn", "Strict"} {
-			text, err := yaml.YAMLToJSON(fmt.Appendf(nil, "apiVersion: heddle.dev/v1alpha1\nkind: %s\nmetadata: {generateName: x-}\nspec: %s\n", c.kind, c.spec))
+			name, path := "generateName: x-", "namespaces/default/"
+			if c.kind == "Mesh" { // which is there already: the schema is asked first
+				name, path = "name: default", ""
+			}
+			text, err := yaml.YAMLToJSON(fmt.Appendf(nil, "apiVersion: heddle.dev/v1alpha1\nkind: %s\nmetadata: {%s}\nspec: %s\n", c.kind, name, c.spec))
 			if err != nil {
 				t.Fatal(err)
 			}
-			resource := map[string]string{"AuthorizationPolicy": "authorizationpolicies", "PeerAuthentication": "peerauthentications"}[c.kind]
-			code, answer := s.do(http.MethodPost, "/apis/heddle.dev/v1alpha1/namespaces/default/"+resource+"?fieldValidation="+validation, text)
+			resource := map[string]string{"AuthorizationPolicy": "authorizationpolicies", "PeerAuthentication": "peerauthentications", "Mesh": "meshes", "Workload": "workloads"}[c.kind]
+			code, answer := s.do(http.MethodPost, "/apis/heddle.dev/v1alpha1/"+path+resource+"?fieldValidation="+validation, text)
 			message, _ := answer["message"].(string)
 			switch {
 			case c.want == "" && code != http.StatusCreated:
-				t.Errorf("%s, %s: %d %s", name, validation, code, message)
+				t.Errorf("%s, %s: %d %s", what, validation, code, message)
 			case c.want != "" && validation == "Strict" && code == http.StatusBadRequest: // unknown fields below one that is there to be refused
 			case c.want != "" && (code != http.StatusUnprocessableEntity || !strings.Contains(message, c.want)):
-				t.Errorf("%s, %s: %d %q, want a refusal that says %q; the object is %v", name, validation, code, message, c.want, answer["spec"])
+				t.Errorf("%s, %s: %d %q, want a refusal that says %q; the object is %v", what, validation, code, message, c.want, answer["spec"])
 			}
 		}
 	}

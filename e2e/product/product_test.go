@@ -47,6 +47,7 @@ func TestProduct(t *testing.T) {
 	t.Run("new pods", func(t *testing.T) { w.testNewPods(t, server) })
 	t.Run("rolls", func(t *testing.T) { w.testRolls(t) })
 	t.Run("services", func(t *testing.T) { w.testServices(t) })
+	t.Run("what the API server calls", func(t *testing.T) { w.testCalled(t) })
 	t.Run("scenarios", func(t *testing.T) { w.testScenarios(t) })
 	t.Run("dns", func(t *testing.T) { w.testDNS(t) })
 	t.Run("upgrade", func(t *testing.T) {

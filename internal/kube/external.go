@@ -167,7 +167,7 @@ func (c *compiler) numbers(svc *corev1.Service, p *corev1.ServicePort, endpoints
 		}
 	}
 	for _, pod := range c.hosts[svc.Namespace] {
-		if selects(svc.Spec.Selector, pod.Labels) {
+		if mesh.Selects(svc.Spec.Selector, pod.Labels) {
 			add(pod, c.hostKeys(svc, pod)...)
 		}
 	}
@@ -192,7 +192,7 @@ func (c *compiler) hostEndpoints(svc *corev1.Service) (keys []mesh.Key) {
 // hostKeys is hostEndpoints of one pod.
 func (c *compiler) hostKeys(svc *corev1.Service, p *Pod) (keys []mesh.Key) {
 	takes := p.Ready && !p.Terminating || svc.Spec.PublishNotReadyAddresses
-	if !takes || p.Finished || !selects(svc.Spec.Selector, p.Labels) {
+	if !takes || p.Finished || !mesh.Selects(svc.Spec.Selector, p.Labels) {
 		return nil
 	}
 	for _, addr := range p.Addresses {

@@ -47,13 +47,3 @@ func (c *compiler) candidates(namespace string, selector map[string]string) []*m
 	}
 	return group[selector[label]]
 }
-
-// selects reports whether labels have everything that a selector wants.
-func selects(selector, labels map[string]string) bool {
-	for key, want := range selector {
-		if have, ok := labels[key]; !ok || have != want {
-			return false
-		}
-	}
-	return true
-}

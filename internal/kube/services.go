@@ -259,7 +259,7 @@ func (c *compiler) endpoints(s subject, svc *corev1.Service) (keys []mesh.Key, e
 	}
 	s.Labels("spec.selector", svc.Spec.Selector)
 	for _, w := range c.candidates(svc.Namespace, svc.Spec.Selector) {
-		if selects(svc.Spec.Selector, w.Labels) {
+		if mesh.Selects(svc.Spec.Selector, w.Labels) {
 			keys = append(keys, w.Key)
 			enrolled = enrolled || w.Enrolled
 		}

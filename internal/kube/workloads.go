@@ -63,7 +63,7 @@ func (c *compiler) compilePeerAuthentications() map[string][]authentication {
 // looks just like that.
 func (s subject) warnUnselected(namespace string, selector map[string]string) {
 	for _, w := range s.compiler.candidates(namespace, selector) {
-		if selects(selector, w.Labels) {
+		if mesh.Selects(selector, w.Labels) {
 			return
 		}
 	}
@@ -83,7 +83,7 @@ func resolve(all []authentication, labels map[string]string, unset mesh.Mode) (m
 		var level authentication
 		level.ports = map[uint16]statement{}
 		for _, a := range all {
-			if (a.selector != nil) != selected || !selects(a.selector, labels) {
+			if (a.selector != nil) != selected || !mesh.Selects(a.selector, labels) {
 				continue
 			}
 			if a.mode != nil {

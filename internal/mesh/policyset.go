@@ -6,6 +6,10 @@ import (
 	"github.com/heddle-mesh/heddle/internal/mesh/policy"
 )
 
+// Selects reports whether labels have everything that a selector wants, as policies'
+// selectors do.
+func Selects(selector, labels map[string]string) bool { return policy.Selects(selector, labels) }
+
 // policySet is what the policies say of one workload.
 type policySet struct {
 	*policy.Set

@@ -71,10 +71,9 @@ func New(cfg Config) (*Remover, error) {
 func (r *Remover) Run(ctx context.Context) error {
 	r.cfg.Logger.Info("operator takes startup taints away from nodes whose agents are ready", "taint", v1alpha1.TaintAgentNotReady)
 	for {
-		changed := r.cfg.Changed()
-		timer := time.NewTimer(interval)
-		if !r.pass(ctx) {
-			changed = nil
+		changed, timer := r.cfg.Changed(), time.NewTimer(interval)
+		complete := r.pass(ctx)
+		if !complete {
 			timer.Reset(r.cfg.Again)
 		}
 		select {
@@ -83,22 +82,15 @@ func (r *Remover) Run(ctx context.Context) error {
 			return nil
 		case <-timer.C:
 		}
+		if !complete {
+			continue
+		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-orNow(changed):
+		case <-changed:
 		}
 	}
-}
-
-// orNow returns the channel, or one that is closed where there is none.
-func orNow(changed <-chan struct{}) <-chan struct{} {
-	if changed != nil {
-		return changed
-	}
-	now := make(chan struct{})
-	close(now)
-	return now
 }
 
 // pass looks at each node once. It returns false when one could not be changed.

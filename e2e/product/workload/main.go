@@ -26,11 +26,12 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 )
 
-const usage = `usage: workload serve | leave | once ADDRESS TEXT [PATIENCE] | each N ADDRESS... | hold ADDRESS TEXT |
+const usage = `usage: workload serve | leave | review CERTIFICATE KEY | once ADDRESS TEXT [PATIENCE] | each N ADDRESS... | hold ADDRESS TEXT |
        load ADDRESS CONNECTIONS RATE | ask ADDRESS CONNECTIONS RATE | dial ADDRESS |
        resolve NAME | names NAME... | ok | wait
 serve  echo lines on :7000 and :7001, answer HTTP on :8080 and gRPC health on :9090
 leave  the same, and end a second after being told to, whoever is connected
+review the same as serve, and answer admission reviews by TLS on :8443
 once   send TEXT over a connection of its own and print what comes back; wait for PATIENCE, 5s unless set
 each   send something over N connections to each ADDRESS, one after the other
 hold   do so again and again over one connection, and print a line each time
@@ -65,6 +66,8 @@ func run(ctx context.Context, args []string) error {
 		return serve(ctx)
 	case command == "leave":
 		return leave(ctx)
+	case command == "review" && len(args) == 3:
+		return review(ctx, args[1], args[2])
 	case command == "once" && (len(args) == 3 || len(args) == 4):
 		return onceWithin(args[1:])
 	case command == "each" && len(args) > 2:

@@ -153,14 +153,14 @@ func (st *stream) carry(a *hbone.Accepted) {
 	defer stop()
 	stopCut := context.AfterFunc(c.whole, func() { r.Fail(context.Cause(c.whole)) })
 	defer stopCut()
+	c.live.Lock()
+	st.delivering = st.err == nil // before the peer can know
+	c.live.Unlock()
 	if st.ctx.Err() != nil {
 		r.Fail(st.failure())
 	} else if err := st.answer(http.StatusOK, false); err != nil {
 		r.Fail(err)
 	} else {
-		st.conn.live.Lock()
-		st.delivering = true
-		st.conn.live.Unlock()
 		var down sync.WaitGroup
 		down.Add(1)
 		c.set.Spawn(func() {
@@ -246,6 +246,9 @@ func (st *stream) deliver(r *relay.Relay) {
 				r.DeliveryFailed(err)
 			}
 			return
+		case errors.Is(err, errFated):
+			r.FailBehind(st.fate) // set once
+			return
 		case err != nil:
 			r.Fail(err)
 			return
@@ -302,8 +305,7 @@ func (st *stream) next() (chunk, error) {
 			}
 			return ch, nil
 		case st.fate != nil:
-			st.drop(st.fate)
-			return chunk{}, st.fate
+			return chunk{}, errFated
 		case st.recvEnd:
 			st.delivering = false
 			return chunk{}, io.EOF
@@ -327,7 +329,8 @@ func (st *stream) drop(err error) {
 // that the peer has reset.
 const lastWordsWithin = 3 * time.Second
 
-// errFated ends the writing to a stream that the peer has reset.
+// errFated ends the writing to a stream that the peer has reset, and the reading from
+// it behind what came before.
 var errFated = errors.New("the peer has reset the stream")
 
 // peerReset is the peer's RST_STREAM: what came before it goes to the application

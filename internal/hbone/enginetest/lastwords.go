@@ -168,6 +168,91 @@ func testLastWordsBehindWrite(t *testing.T, make New, byProgram bool) {
 	}
 }
 
+// testLastWordsTo: what the peer sent before its RST_STREAM arrives before the RST,
+// though the kernel of the local connection holds a part of it only, as it is all in
+// the queue of a receiver when a RST of TCP's comes (net/ipv4/tcp_input.c, tcp_reset).
+func testLastWordsTo(t *testing.T, make New, toProgram bool) {
+	const answer = 4 * 16000 // fits a stream's first window
+	r := newRig(t, make, Options{}, tinyApps)
+	known := newChan[error](1)
+	speak := func(c *raw, id uint32) (err error) {
+		for range 4 {
+			err = errors.Join(err, c.fr.WriteData(id, false, newBuffer(answer/4)))
+		}
+		if err = errors.Join(err, c.fr.WriteRSTStream(id, http2.ErrCodeCancel), c.fr.WritePing(false, [8]byte{1})); err == nil {
+			_, err = c.next(func(f http2.Frame) bool { p, ok := f.(*http2.PingFrame); return ok && p.IsAck() })
+		}
+		known <- err
+		return err
+	}
+	var reader *net.TCPConn
+	var f *flow
+	if toProgram {
+		program, local := pair(t)
+		must(t, errors.Join(program.SetReadBuffer(4<<10), smallBuffers(local)))
+		f = r.startOn(to(r.request(), r.rawServer(nil, func(_ int, c *raw) error {
+			id, err := c.request()
+			if err == nil {
+				err = c.answer(id, 200, false)
+			}
+			if err == nil {
+				err = speak(c, id)
+			}
+			if err == nil {
+				_, err = io.Copy(io.Discard, c.conn)
+			}
+			return err
+		})), program, local)
+		within(t, f.opened, "Established")
+		reader = program
+	} else {
+		c := r.rawClient()
+		c.connect(1, false)
+		reader = within(t, r.apps, "the application's connection")
+		if code := c.status(1); code != 200 {
+			t.Fatalf("status %d", code)
+		}
+		must(t, speak(c, 1))
+	}
+	must(t, within(t, known, "the RST_STREAM's arrival"))
+	time.Sleep(100 * time.Millisecond) // an engine may deliver on another goroutine
+	if n := unread(t, reader); n == answer {
+		t.Fatal("the kernel holds all of it: nothing is tried")
+	}
+	must(t, reader.SetReadDeadline(time.Now().Add(wait)))
+	if n, err := io.Copy(io.Discard, reader); n != answer || !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("%d of %d bytes before the RST, %v", n, answer, err)
+	}
+	var o hbone.Outcome
+	if toProgram {
+		o = f.outcome()
+	} else {
+		o = r.lastInbound(1)
+	}
+	if !errors.Is(o.Err, hbone.ErrReset) || o.Received != answer {
+		t.Errorf("outcome %v with %d bytes received, want a reset and all", o.Err, o.Received)
+	}
+}
+
+// testResetUntaken: who takes nothing has had its time before lastInbound's is over.
+func testResetUntaken(t *testing.T, make New) {
+	r := newRig(t, make, Options{}, tinyApps)
+	c := r.rawClient()
+	c.connect(1, false)
+	app := within(t, r.apps, "the application's connection")
+	if code := c.status(1); code != 200 {
+		t.Fatalf("status %d", code)
+	}
+	must(t, errors.Join(c.fr.WriteData(1, false, newBuffer(16000)), c.fr.WriteData(1, false, newBuffer(16000)), c.fr.WriteData(1, false, newBuffer(16000)), c.fr.WriteRSTStream(1, http2.ErrCodeCancel)))
+	if in := r.lastInbound(1); !errors.Is(in.Err, hbone.ErrReset) {
+		t.Errorf("server's outcome %v, want a reset", in.Err)
+	}
+	must(t, app.SetReadDeadline(time.Now().Add(wait)))
+	if n, err := io.Copy(io.Discard, app); n == 0 || n >= 3*16000 || !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("%d bytes before the RST, %v: want what the kernel had", n, err)
+	}
+}
+
 // testResetByBoth: a stream that the peer has reset, and whose application breaks before
 // it has taken what came before that, has not ended well.
 func testResetByBoth(t *testing.T, make New) {

@@ -258,6 +258,9 @@ func (o *outbound) receive() {
 				o.relay.DeliveryFailed(err)
 			}
 			return
+		case errors.As(err, &http2.StreamError{}):
+			o.relay.FailBehind(tunnelFailure(err))
+			return
 		default:
 			o.relay.Fail(tunnelFailure(err))
 			return

@@ -127,8 +127,8 @@ func (r *Relay) DeliverEnd() error {
 	return nil
 }
 
-// lastWordsWithin bounds how long what a broken local connection's other end said
-// last waits for the tunnel to take it.
+// lastWordsWithin bounds how long what one end said before it broke waits for the
+// other to take it.
 const lastWordsWithin = 3 * time.Second
 
 // DeliveryFailed is for the error of Deliver or DeliverEnd: the local connection
@@ -200,6 +200,16 @@ func (r *Relay) AwaitTaken(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// FailBehind is Fail for the peer's reset, which it lets wait until the local
+// connection's other end has all that Deliver wrote, or has had its time: a RST of
+// TCP's leaves what the receiver's kernel has. It blocks meanwhile.
+func (r *Relay) FailBehind(err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), lastWordsWithin)
+	defer cancel()
+	r.AwaitTaken(ctx)
+	r.Fail(err)
 }
 
 // unsent is 0 for a connection that broke.

@@ -97,7 +97,9 @@ func (a *concern) pod(was, is *kube.Pod, key mesh.Key) bool {
 		return false
 	}
 	a.regroup(was, is)
-	labels := func(p *kube.Pod, selector map[string]string) bool { return p != nil && selects(selector, p.Labels) }
+	labels := func(p *kube.Pod, selector map[string]string) bool {
+		return p != nil && mesh.Selects(selector, p.Labels)
+	}
 	for name, s := range a.Compiler.services[key.Namespace] {
 		if len(s.Spec.Selector) > 0 && (labels(was, s.Spec.Selector) || labels(is, s.Spec.Selector)) {
 			a.services[mesh.Key{Namespace: key.Namespace, Name: name}] = s
@@ -286,7 +288,7 @@ func (a *concern) addPicked(pods map[mesh.Key]*kube.Pod, namespace string, selec
 		if _, is := a.pods[p.Key()]; is {
 			continue // in any case
 		}
-		if w, ok := a.view.Workload(p.Key()); ok && selects(selector, w.Labels) {
+		if w, ok := a.view.Workload(p.Key()); ok && mesh.Selects(selector, w.Labels) {
 			pods[p.Key()] = p
 			break
 		}

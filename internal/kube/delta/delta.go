@@ -122,7 +122,7 @@ func (c *Compiler) group(p *kube.Pod, change func([]*kube.Pod) []*kube.Pod) {
 func (c *Compiler) selected(namespace string, selector map[string]string) (picked []*kube.Pod, known bool) {
 	byValue := c.pods[group{namespace, first(selector)}]
 	for _, p := range byValue[selector[first(selector)]] {
-		if selects(selector, p.Labels) {
+		if mesh.Selects(selector, p.Labels) {
 			picked = append(picked, p)
 		}
 	}
@@ -230,15 +230,6 @@ func first(selector map[string]string) string {
 		return ""
 	}
 	return slices.Min(slices.Collect(maps.Keys(selector)))
-}
-
-func selects(selector, labels map[string]string) bool {
-	for key, want := range selector {
-		if have, ok := labels[key]; !ok || have != want {
-			return false
-		}
-	}
-	return true
 }
 
 // replace puts what is wrong with some objects in the place of what was.

@@ -292,7 +292,7 @@ func TestASharedAddressIsNobodysAlone(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		i := slices.IndexFunc(objs.Pods, func(p *kube.Pod) bool { return selects(second.Spec.Selector, p.Labels) })
+		i := slices.IndexFunc(objs.Pods, func(p *kube.Pod) bool { return mesh.Selects(second.Spec.Selector, p.Labels) })
 		later := *objs.Pods[i]
 		later.Ports = append(slices.Clone(later.Ports), kube.NamedPort{Name: "later", Port: 9}) // so that its services are compiled
 		r, ok := c.Apply(is, []Change{{Was: objs.Pods[i], Is: &later}})

@@ -77,7 +77,7 @@ type Destination struct {
 // Selects reports whether the policy is for workloads of a namespace with such
 // labels: of its own namespace, with the labels of its selector.
 func (p *Policy) Selects(namespace string, labels map[string]string) bool {
-	return p.Namespace == namespace && selects(p.Selector, labels)
+	return p.Namespace == namespace && Selects(p.Selector, labels)
 }
 
 // Validate reports what is wrong with a policy, but for its name.

@@ -230,7 +230,7 @@ type Buckets [indexKinds + 1]*bucket
 func NewSet(policies []*Compiled, labels map[string]string) *Set {
 	set := &Set{empty: true}
 	for _, p := range policies {
-		if !selects(p.policy.Selector, labels) {
+		if !Selects(p.policy.Selector, labels) {
 			continue
 		}
 		set.empty = false
@@ -260,7 +260,8 @@ func (s *Set) file(c *clause) {
 	}
 }
 
-func selects(selector, labels map[string]string) bool {
+// Selects reports whether labels have everything that a selector wants.
+func Selects(selector, labels map[string]string) bool {
 	for k, v := range selector {
 		if have, ok := labels[k]; !ok || have != v {
 			return false

@@ -9,11 +9,8 @@ import (
 	"github.com/heddle-mesh/heddle/internal/hbone/h2"
 )
 
-// goAwayStates is how many tunnel has.
-const goAwayStates = 3
-
-// maxIdle bounds IdleLeft.
-const maxIdle = 24 * time.Hour
+// maxSpan bounds times of a connection's life.
+const maxSpan = 24 * time.Hour
 
 // check says whether the value is one that a connection can have.
 func (c *Conn) check(files int) error {
@@ -34,7 +31,7 @@ func (c *Conn) check(files int) error {
 		return errors.New("too many bytes on their way")
 	case c.LastID > h2.MaxWindow || c.DataLen < 0 || c.DataLen > h2.MaxFrame:
 		return errors.New("ids or lengths out of range")
-	case c.Life.GoAway < 0 || c.Life.GoAway >= goAwayStates || c.Life.IdleLeft < 0 || c.Life.IdleLeft > maxIdle:
+	case c.Life.GoAway < 0 || c.Life.GoAway > GoAwayFinal || !span(c.Life.IdleLeft) || !span(c.Life.FrameAge) || !span(c.Life.RecordAge):
 		return errors.New("no state of life")
 	}
 	if err := errors.Join(c.Session.Check(), c.Flow.check()); err != nil {
@@ -45,6 +42,8 @@ func (c *Conn) check(files int) error {
 	}
 	return c.checkSpans()
 }
+
+func span(d time.Duration) bool { return d >= 0 && d <= maxSpan }
 
 func (f *Flow) check() error {
 	switch {

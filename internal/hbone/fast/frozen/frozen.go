@@ -104,11 +104,24 @@ type Flow struct {
 
 // Life is what ends a connection, as tunnel has it.
 type Life struct {
-	Heard, Asked, Announced, Left bool `json:",omitzero"`
-	GoAway                        int  `json:",omitzero"`
+	Heard, Asked, Announced, Left bool   `json:",omitzero"`
+	GoAway                        GoAway `json:",omitzero"`
 	// IdleLeft is the time left to an idle connection.
 	IdleLeft time.Duration `json:",omitzero"`
+	// FrameAge and RecordAge are for how long a frame, or header, and a record have
+	// been without their end.
+	FrameAge, RecordAge time.Duration `json:",omitzero"`
 }
+
+// GoAway is how far a drain has come.
+type GoAway int
+
+// The steps of a drain.
+const (
+	GoAwayNone      GoAway = iota
+	GoAwayAnnounced        // GOAWAY with the highest id was sent, and a PING after it
+	GoAwayFinal            // no new stream is served, or opened
+)
 
 // Stream is one stream, answered and not over.
 type Stream struct {

@@ -7,6 +7,6 @@ type Obstacle int
 const (
 	None     Obstacle = iota
 	Opening           // its beginning, its end, or an answer to a CONNECT is awaited
-	Deciding          // a stream's owner decides; Hold keeps the peer from opening more
+	Deciding          // a stream's owner decides, or what came before its reset is delivered; Hold keeps the peer from adding to these
 	Owned             // a stream's owner stays
 )

@@ -9,6 +9,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/internal/eventloop"
 	"github.com/heddle-mesh/heddle/internal/hbone"
+	"github.com/heddle-mesh/heddle/internal/hbone/fast/frozen"
 	"github.com/heddle-mesh/heddle/internal/hbone/fast/window"
 	"github.com/heddle-mesh/heddle/internal/hbone/fast/wire"
 	"github.com/heddle-mesh/heddle/internal/hbone/flood"
@@ -68,7 +69,7 @@ type connLife struct {
 	heardAt             time.Time
 	path                wire.Path
 	asked               bool // a PING waits for its answer
-	goaway              goawayState
+	goaway              frozen.GoAway
 	announced           bool          // the last tick saw a drain whose PING was not answered
 	idleLeft            time.Duration // of idle when the connection came to rest
 }
@@ -76,14 +77,6 @@ type connLife struct {
 func (l *connLife) timers() [3]*eventloop.Timer {
 	return [...]*eventloop.Timer{&l.clock, &l.idle, &l.expiry}
 }
-
-type goawayState int
-
-const (
-	goawayNone      goawayState = iota
-	goawayAnnounced             // GOAWAY with the highest id was sent, and a PING after it
-	goawayFinal                 // no new stream is served, or opened
-)
 
 // Add makes a secured connection live on the loop, and begins HTTP/2. The
 // descriptor is the connection's from then on, unless there was an error.
@@ -125,9 +118,7 @@ func (c *Conn) Streams() int { return len(c.streams) }
 func (c *Conn) HasRoom() bool { return len(c.streams) < c.flow.streams && c.lastID < h2.MaxWindow-2 }
 
 // Room is how many streams the peer takes besides, of how many at once.
-func (c *Conn) Room() (left, limit int) {
-	return max(0, c.flow.streams-len(c.streams)), c.flow.streams
-}
+func (c *Conn) Room() (left, limit int) { return max(0, c.flow.streams-len(c.streams)), c.flow.streams }
 
 // begin tells the role of the peer's first SETTINGS.
 func (c *Conn) begin() {
@@ -302,7 +293,7 @@ func (c *Conn) gone() {
 
 // endStreams ends all streams for one cause, and takes no more.
 func (c *Conn) endStreams(err error) {
-	c.life.goaway = goawayFinal
+	c.life.goaway = frozen.GoAwayFinal
 	c.data = nil
 	c.leave(err)
 	for _, s := range c.streams {
@@ -333,10 +324,10 @@ func (c *Conn) tick() {
 		c.life.asked = false
 	}
 	c.life.heard = false
-	if c.life.goaway == goawayAnnounced && c.life.announced {
+	if c.life.goaway == frozen.GoAwayAnnounced && c.life.announced {
 		c.finishDrain()
 	}
-	c.life.announced = c.life.goaway == goawayAnnounced
+	c.life.announced = c.life.goaway == frozen.GoAwayAnnounced
 	if !c.closed && !c.out.closing {
 		c.loop.SetAfter(&c.life.clock, next, c.tick)
 	}
@@ -357,25 +348,25 @@ func (c *Conn) silent() {
 // stream that the peer opened before it saw the GOAWAY is still served. A client
 // just opens no more.
 func (c *Conn) Drain() {
-	if c.life.goaway != goawayNone || c.atRest(c.Drain) {
+	if c.life.goaway != frozen.GoAwayNone || c.atRest(c.Drain) {
 		return
 	}
 	if c.client {
-		c.life.goaway = goawayFinal
+		c.life.goaway = frozen.GoAwayFinal
 		c.leave(nil)
 		c.endIfDrained()
 		return
 	}
-	c.life.goaway = goawayAnnounced
+	c.life.goaway = frozen.GoAwayAnnounced
 	c.goAway(h2.MaxWindow, http2.ErrCodeNo)
 	c.ping(wire.DrainPing(), false)
 }
 
 func (c *Conn) finishDrain() {
-	if c.life.goaway != goawayAnnounced {
+	if c.life.goaway != frozen.GoAwayAnnounced {
 		return
 	}
-	c.life.goaway = goawayFinal
+	c.life.goaway = frozen.GoAwayFinal
 	c.goAway(c.lastID, http2.ErrCodeNo)
 	c.endIfDrained()
 }
@@ -391,7 +382,7 @@ func (c *Conn) endIfDrained() {
 		return
 	}
 	switch {
-	case c.life.goaway == goawayFinal:
+	case c.life.goaway == frozen.GoAwayFinal:
 		c.goodbye(hbone.ErrDraining, http2.ErrCodeNo, tlsrecord.CloseNotify)
 	case c.client && c.ready, !c.client && c.in.Parser.Started():
 		c.loop.SetAfter(&c.life.idle, c.cfg.IdleTimeout, c.idleClose)
@@ -399,7 +390,7 @@ func (c *Conn) endIfDrained() {
 }
 
 func (c *Conn) idleClose() {
-	c.life.goaway = goawayFinal
+	c.life.goaway = frozen.GoAwayFinal
 	c.leave(nil)
 	c.endIfDrained()
 }

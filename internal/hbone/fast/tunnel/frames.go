@@ -7,6 +7,7 @@ import (
 	"golang.org/x/net/http2"
 
 	"github.com/heddle-mesh/heddle/internal/hbone"
+	"github.com/heddle-mesh/heddle/internal/hbone/fast/frozen"
 	"github.com/heddle-mesh/heddle/internal/hbone/fast/wire"
 	"github.com/heddle-mesh/heddle/internal/hbone/flood"
 	"github.com/heddle-mesh/heddle/internal/hbone/h2"
@@ -19,15 +20,7 @@ import (
 // more before it knew, which we have not: what comes on them is passed over
 // (section 6.8).
 func (c *Conn) idle(id uint32) bool {
-	return id%2 == 0 || id > c.lastID && (c.client || c.life.goaway != goawayFinal)
-}
-
-func idleStream() error {
-	return &h2.Error{Code: http2.ErrCodeProtocol, Reason: "frame on an idle stream"}
-}
-
-func overflow() error {
-	return &h2.Error{Code: http2.ErrCodeFlowControl, Reason: "more than the connection's window"}
+	return id%2 == 0 || id > c.lastID && (c.client || c.life.goaway != frozen.GoAwayFinal)
 }
 
 // DataBegins implements h2.Visitor.
@@ -35,7 +28,7 @@ func (c *Conn) DataBegins(id uint32, length int) error {
 	c.data, c.dataLen = nil, length
 	n := int64(length)
 	if !c.flow.recv.Take(n) {
-		return overflow()
+		return wire.Overflow()
 	}
 	// The connection's window is given back for what the peer has sent, whatever
 	// becomes of it: it is the streams' windows, and the pod's budget, that bound
@@ -45,7 +38,7 @@ func (c *Conn) DataBegins(id uint32, length int) error {
 	s := c.streams[id]
 	if s == nil {
 		if c.idle(id) {
-			return idleStream()
+			return wire.IdleStream()
 		}
 		return c.guard.Spend(flood.Other) // sent before the peer knew that the stream is over
 	}
@@ -100,7 +93,7 @@ func (c *Conn) Headers(h h2.Header) error {
 	case !c.client && h.ID%2 == 1 && h.ID > c.lastID:
 		return c.request(h)
 	case s == nil && c.idle(h.ID):
-		return idleStream()
+		return wire.IdleStream()
 	case s == nil:
 		return c.guard.Spend(flood.Other) // over; the peer may not know yet
 	case c.client && !s.answered:
@@ -118,7 +111,7 @@ func (c *Conn) Headers(h h2.Header) error {
 
 // request opens a stream that the peer asks for.
 func (c *Conn) request(h h2.Header) error {
-	if c.life.goaway == goawayFinal {
+	if c.life.goaway == frozen.GoAwayFinal {
 		return c.guard.Spend(flood.Refused) // above the GOAWAY's id: the peer repeats it elsewhere
 	}
 	// Streams that have ended but for a slow application count too, less.
@@ -161,7 +154,7 @@ func (s *Stream) answer(h h2.Header) error {
 // Reset implements h2.Visitor.
 func (c *Conn) Reset(id uint32, code http2.ErrCode) error {
 	if c.idle(id) {
-		return idleStream()
+		return wire.IdleStream()
 	}
 	if err := c.guard.Spend(flood.Reset); err != nil {
 		return err
@@ -183,7 +176,7 @@ func (c *Conn) Settings(list []http2.Setting, ack bool) error {
 	if last, largest, ok := h2.InitialWindow(list); ok {
 		for _, s := range c.streams {
 			if s.sendWindow+largest-c.flow.initial > h2.MaxWindow {
-				return overflow()
+				return wire.Overflow()
 			}
 			s.sendWindow += last - c.flow.initial
 			s.retry()
@@ -250,7 +243,7 @@ func (c *Conn) WindowUpdate(id, increment uint32) error {
 	s := c.streams[id]
 	if s == nil {
 		if c.idle(id) {
-			return idleStream()
+			return wire.IdleStream()
 		}
 		return nil
 	}

@@ -29,6 +29,16 @@ func (e *ends) Ended()                         { e.ended++ }
 func (*ends) Freeze(*frozen.Conn)              {}
 func (*ends) Left()                            {}
 
+// nobody owns the streams of these tests.
+type nobody struct{}
+
+func (nobody) Answered(*Stream)                      {}
+func (nobody) Repeat(error) bool                     { return false }
+func (nobody) Ended(*Stream, error)                  {}
+func (nobody) Movable() bool                         { return false }
+func (nobody) Freeze() ([]byte, hbone.Timing, error) { return nil, hbone.Timing{}, nil }
+func (nobody) Left()                                 {}
+
 // connection is a client's, on a loop that does not run, with its peer's socket.
 func connection(t *testing.T, memory *hbone.Memory, role Role) (*Conn, int) {
 	t.Helper()

@@ -34,6 +34,8 @@ func (c *Conn) Obstacle() frozen.Obstacle {
 	for _, s := range c.streams {
 		switch {
 		case s.accepting:
+		case s.fate != nil:
+			found = frozen.Deciding // until fated
 		case !s.answered:
 			return frozen.Opening
 		case !s.owner.Movable():
@@ -104,8 +106,9 @@ func (c *Conn) freeze() *frozen.Conn {
 		Identity: frozen.Identity{Source: c.id.Source, Leaf: c.id.Leaf[:], Peer: c.id.Peer.String(), NotAfter: c.id.NotAfter},
 		Session:  c.session.State(), Parser: c.in.Parser.State(), Guard: c.guard.State(),
 		Flow: frozen.Flow{Send: c.flow.send, Initial: c.flow.initial, Recv: c.flow.recv.Window, StreamWindow: c.flow.recv.First, Acked: c.flow.recv.Acked, Streams: c.flow.streams, Sent: c.flow.sent},
-		Life: frozen.Life{Heard: c.life.heard, Asked: c.life.asked, Announced: c.life.announced, Left: c.left, GoAway: int(c.life.goaway), IdleLeft: c.life.idleLeft},
+		Life: frozen.Life{Heard: c.life.heard, Asked: c.life.asked, Announced: c.life.announced, Left: c.left, GoAway: c.life.goaway, IdleLeft: c.life.idleLeft},
 	}
+	z.Life.FrameAge, z.Life.RecordAge = c.in.Ages(c.loop.Now())
 	z.Chain, z.Roots, z.Group = c.id.Trust.State()
 	if c.data != nil {
 		z.DataID = c.data.id

@@ -1,8 +1,6 @@
 package tunnel
 
 import (
-	"errors"
-	"fmt"
 	"net/http"
 	"syscall"
 	"time"
@@ -20,14 +18,6 @@ import (
 // minRead is the least room in a record for which reading is worth it.
 const minRead = 2 << 10
 
-// lastWordsWithin bounds how long a broken local socket's last bytes wait for the
-// peer to take them.
-const lastWordsWithin = 3 * time.Second
-
-// partingEvery is how often the kernel is asked whether a program has taken the
-// last of an answer, of which it tells nobody.
-const partingEvery = 20 * time.Millisecond
-
 // Stream is one CONNECT stream with its local socket.
 type Stream struct {
 	conn  *Conn
@@ -40,7 +30,9 @@ type Stream struct {
 	sent, received uint64
 	progress       *hbone.Counters
 	place          window.Place
-	last           *eventloop.Timer // of lastWords and of finished
+	last           *eventloop.Timer // of lastWords, of finished and of fated
+	fate           error            // of a stream that the peer has reset, which ends so
+	fatedBy        time.Time
 
 	flags
 }
@@ -58,6 +50,7 @@ type flags struct {
 	parting    bool // the peer wants no more: what the program sends is not read
 	exposed    bool // the application may have what was sent before the peer's 200
 	alone      bool // its connection is lost: its delivery is all that is left
+	repeated   bool // elsewhere: its owner hears no more of it
 	dead       bool
 }
 
@@ -165,29 +158,6 @@ func (s *Stream) Ready(e eventloop.Events) {
 	if e.Readable() {
 		s.conn.loop.queueStream(s)
 	}
-}
-
-// lastWords lets the application's last bytes out before the stream ends for a
-// broken local socket: reading meets the error behind them. When nobody reads any
-// more, that is now; when the peer takes nothing, it is soon.
-func (s *Stream) lastWords() {
-	s.local.Free(&s.conn.loop.Buffers) // nobody takes it
-	s.account()
-	switch {
-	case s.dead:
-	case s.sentEnd || !s.answered:
-		if errno := s.local.Reset(); errno != 0 {
-			s.LocalFailed(errno)
-		}
-	case s.last == nil:
-		s.after(lastWordsWithin, func() { s.LocalFailed(syscall.ECONNRESET) })
-		s.conn.loop.queueStream(s)
-	}
-}
-
-// LocalFailed ends the stream for an error of its local socket.
-func (s *Stream) LocalFailed(err error) {
-	s.Fail(fmt.Errorf("%w: by the local end: %w", hbone.ErrReset, err), http2.ErrCodeConnect)
 }
 
 // retry looks again whether there is something to send, after a change of the
@@ -360,134 +330,6 @@ func (s *Stream) receivedBytes(n int) {
 		s.progress.Received.Store(s.received)
 	}
 	s.consumed(int64(n))
-}
-
-// settle carries END_STREAM over as a FIN when everything before it is
-// delivered, and ends the stream when both directions have. Our own END_STREAM
-// must have left for that.
-func (s *Stream) settle() {
-	if s.dead || !s.local.IsOpen() {
-		return
-	}
-	over := s.sentEnd && (s.alone || s.conn.out.IsEmpty())
-	if s.recvEnd {
-		if err := s.local.Finish(over && !s.parting); err != nil {
-			s.local.Break(&s.conn.loop.Buffers)
-			s.lastWords()
-			return
-		}
-	}
-	s.unplace()
-	if s.local.FinSent && s.sentEnd && !s.finishing {
-		if s.finishing = true; over {
-			s.finished()
-			return
-		}
-		s.conn.out.finishing = append(s.conn.out.finishing, s)
-		s.conn.touch()
-	}
-}
-
-// finished is the end in good order. Closing drops what a program has not taken,
-// with a RST, when something of its own is unread (net/ipv4/tcp.c, __tcp_close).
-func (s *Stream) finished() {
-	switch {
-	case s.dead || s.conn.atRest(s.finished):
-	case s.parting && s.local.Unsent() > 0:
-		s.after(partingEvery, s.finished)
-	default:
-		s.end(nil)
-	}
-}
-
-func (s *Stream) after(d time.Duration, do func()) {
-	if s.last == nil {
-		s.last = &eventloop.Timer{}
-	}
-	s.conn.loop.SetAfter(s.last, d, do)
-}
-
-// Fail ends the stream with a reset of both ends.
-func (s *Stream) Fail(err error, code http2.ErrCode) {
-	if s.dead || s.conn.atRest(func() { s.Fail(err, code) }) {
-		return
-	}
-	if !s.resetKnown && !s.conn.out.closing && !s.conn.closed {
-		s.conn.resetStream(s.id, code)
-	}
-	s.resetKnown = true
-	s.end(err)
-}
-
-// end ends the stream: nil in good order, else with a RST to the local peer.
-func (s *Stream) end(err error) {
-	if s.dead {
-		return
-	}
-	s.dead = true
-	c := s.conn
-	delete(c.streams, s.id)
-	if c.data == s {
-		c.data = nil
-	}
-	s.free()
-	s.local.Close(c.loop.Loop, err == nil)
-	s.unplace()
-	s.owner.Ended(s, err)
-	c.endIfDrained()
-}
-
-// unplace gives the stream's place back once both of its directions have ended
-// and the owner has decided.
-func (s *Stream) unplace() {
-	if s.placed && !s.accepting && (s.dead || s.recvEnd && s.sentEnd) {
-		s.placed = false
-		s.conn.flow.places--
-	}
-}
-
-// elsewhere ends a stream that the peer has not processed: nothing of its
-// payload is gone.
-func (s *Stream) elsewhere(err error) {
-	if s.owner.Repeat(err) {
-		s.owner = nobody{}
-	}
-	s.end(err)
-}
-
-// peerReset is a RST_STREAM.
-func (s *Stream) peerReset(code http2.ErrCode) {
-	if s.conn.client && !s.answered && code == http2.ErrCodeRefusedStream {
-		s.exposed = false
-		s.elsewhere(fmt.Errorf("%w: by the peer: %v", hbone.ErrLimit, code)) // RFC 9113 section 8.7
-		return
-	}
-	if s.conn.client && s.recvEnd && code == http2.ErrCodeNo {
-		s.sentEnd, s.parting = true, true // the answer is whole all the same (RFC 9113 section 8.1)
-		s.settle()
-		return
-	}
-	s.end(wire.ResetError(s.conn.client, code))
-}
-
-// connectionFailed ends the stream with its connection.
-func (s *Stream) connectionFailed(err error) {
-	s.resetKnown = true
-	if s.conn.client && !s.answered && !s.exposed {
-		s.elsewhere(err)
-		return
-	}
-	// The peer may close a connection whose streams have ended.
-	if s.alone = s.alone || errors.Is(err, hbone.ErrProtocol) && s.undelivered(); s.alone {
-		return
-	}
-	s.end(err)
-}
-
-// undelivered says that both ends have said their last, and the local socket
-// has yet to take some of it.
-func (s *Stream) undelivered() bool {
-	return s.recvEnd && s.sentEnd && (!s.local.FinSent || s.parting) && s.conn.out.IsEmpty()
 }
 
 // Outcome is how an answered stream ended, or stands.

@@ -35,7 +35,7 @@ func (l *Loop) Thaw(t *frozen.Thawing, files []int, cfg Config, role Role, owner
 	c.flow = connFlow{send: z.Flow.Send, initial: z.Flow.Initial, recv: window.New(cfg.Memory, cfg.StreamWindow, cfg.ConnectionWindow), streams: z.Flow.Streams, sent: z.Flow.Sent}
 	c.flow.recv.Thaw(z.Flow.Recv, z.Flow.StreamWindow, z.Flow.Acked)
 	c.life.heard, c.life.asked, c.life.announced = z.Life.Heard, z.Life.Asked, z.Life.Announced
-	c.life.goaway, c.life.idleLeft = goawayState(z.Life.GoAway), z.Life.IdleLeft
+	c.life.goaway, c.life.idleLeft = z.Life.GoAway, z.Life.IdleLeft
 	for i := range z.Streams {
 		s := c.thawStream(&z.Streams[i], files[1+i], owners[i])
 		s.local.Store(&l.Buffers, z.Bytes(z.Streams[i].Pending))
@@ -53,6 +53,7 @@ func (l *Loop) Thaw(t *frozen.Thawing, files []int, cfg Config, role Role, owner
 		c.streams[z.Streams[i].ID].bind(a.Cutter)
 	}
 	c.in.Store(z.Bytes(z.Partial))
+	c.in.Age(l.Now(), z.Life.FrameAge, z.Life.RecordAge)
 	c.out.Queue(z.Bytes(z.Out))
 	c.account()
 	c.grant() // which a full budget may have withheld

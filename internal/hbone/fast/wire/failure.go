@@ -21,6 +21,16 @@ var (
 	ErrPieces = fmt.Errorf("%w: the pod holds as much as it may, and a frame comes in pieces", hbone.ErrLimit)
 )
 
+// IdleStream is what a frame on a stream that was never opened breaks.
+func IdleStream() error {
+	return &h2.Error{Code: http2.ErrCodeProtocol, Reason: "frame on an idle stream"}
+}
+
+// Overflow is what more DATA than the windows allow breaks.
+func Overflow() error {
+	return &h2.Error{Code: http2.ErrCodeFlowControl, Reason: "more than the connection's window"}
+}
+
 // Failure is what a failed read makes of a connection.
 type Failure struct {
 	Err error

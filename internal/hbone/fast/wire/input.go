@@ -56,6 +56,33 @@ func (in *Input) IsLate(now time.Time, within time.Duration) bool {
 	return in.frame.isLate(unfinished, before, now, within) || record
 }
 
+// Ages are for how long a frame, or header, and a record have had no end, as IsLate
+// counts; 0 of what has ended.
+func (in *Input) Ages(now time.Time) (frame, record time.Duration) {
+	in.IsLate(now, 0) // takes note of what began since it was asked
+	return in.frame.age(now), in.record.age(now)
+}
+
+// Age makes what Store and the parser have begun as old as another process's Ages.
+func (in *Input) Age(now time.Time, frame, record time.Duration) {
+	in.IsLate(now, 0)
+	in.frame.makeOlder(frame)
+	in.record.makeOlder(record)
+}
+
+func (b *begun) age(now time.Time) time.Duration {
+	if b.since.IsZero() {
+		return 0
+	}
+	return now.Sub(b.since)
+}
+
+func (b *begun) makeOlder(age time.Duration) {
+	if !b.since.IsZero() {
+		b.since = b.since.Add(-age)
+	}
+}
+
 func (in *Input) isInRecord() bool { return len(in.partial) > 0 || in.session.Held() > 0 }
 
 // Read reads into scratch, which Next then uses. Full says that there may be

@@ -165,9 +165,10 @@ func (s *Socket) Finish(over bool) error {
 	return eventloop.CloseWrite(s.FD)
 }
 
-// Unsent is how much of what was written the other end's kernel has not taken, in
-// bytes.
-func (s *Socket) Unsent() int { return eventloop.Unsent(s.FD) }
+// IsTaken says that the other end's kernel has everything, or takes no more.
+func (s *Socket) IsTaken() bool {
+	return !s.IsOpen() || s.IsBroken() || !s.Waits() && eventloop.Unsent(s.FD) == 0
+}
 
 // Close closes the socket, if it is open: in good order, or with a RST.
 func (s *Socket) Close(l *eventloop.Loop, orderly bool) {
