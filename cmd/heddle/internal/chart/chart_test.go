@@ -350,17 +350,13 @@ func TestBadValuesAreNamed(t *testing.T) {
 // TestAlerts: the object has all of the rule file's groups, as they are there; what
 // they say is e2e/alerts'.
 func TestAlerts(t *testing.T) {
-	for _, o := range render(t) {
-		if o.GetKind() == "PrometheusRule" {
-			t.Error("it is made unasked: not every cluster knows the kind")
-		}
+	if Alerts(render(t)) != nil {
+		t.Error("it is made unasked: not every cluster knows the kind")
 	}
-	objects := render(t, "alerts.create=true", "alerts.labels.release=prometheus")
-	at := slices.IndexFunc(objects, func(o *unstructured.Unstructured) bool { return o.GetKind() == "PrometheusRule" })
-	if at < 0 {
+	rule := Alerts(render(t, "alerts.create=true", "alerts.labels.release=prometheus"))
+	if rule == nil {
 		t.Fatal("there is no PrometheusRule")
 	}
-	rule := objects[at]
 	if rule.GetAPIVersion() != "monitoring.coreos.com/v1" || rule.GetLabels()["release"] != "prometheus" || rule.GetNamespace() != Namespace {
 		t.Errorf("%s in %s, labels %v", rule.GetAPIVersion(), rule.GetNamespace(), rule.GetLabels())
 	}

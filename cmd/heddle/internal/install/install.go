@@ -131,20 +131,12 @@ func (c *Cluster) Prepare(ctx context.Context, r Request, upgrade bool) (*Render
 		return nil, err
 	}
 	rendered.given = given
-	return rendered, c.knowsAlerts(rendered)
-}
-
-// knowsAlerts fails when alerts are asked for of a cluster that has no kind for them.
-func (c *Cluster) knowsAlerts(rendered *Rendered) error {
-	for _, o := range rendered.Objects {
-		if o.GetKind() != "PrometheusRule" {
-			continue
-		}
-		if _, err := c.resource(o.GroupVersionKind(), o.GetNamespace()); err != nil {
-			return fmt.Errorf("%w: alerts.create: %w; remedy: install the Prometheus operator first, or leave it out, and give manifests/heddle/rules/heddle.yaml to your Prometheus", chart.ErrValues, err)
+	if rule := chart.Alerts(rendered.Objects); rule != nil {
+		if _, err := c.resource(rule.GroupVersionKind(), ""); err != nil {
+			return nil, fmt.Errorf("%w: alerts.create: %w; remedy: install the Prometheus operator first, or leave it out, and give manifests/heddle/rules/heddle.yaml to your Prometheus", chart.ErrValues, err)
 		}
 	}
-	return nil
+	return rendered, nil
 }
 
 func (c *Cluster) oneMesh() onemesh.Cluster {
