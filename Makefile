@@ -61,6 +61,7 @@ test: deps build ## All tests: unit with the race detector, kernel and end-to-en
 test-unit: ## Tests that need no root, with the race detector
 	CGO_ENABLED=1 $(call GOTESTSUM_AGAIN,. $(UNIT_PACKAGES)) -race -timeout 12m
 	go test -count=1 -timeout 12m ./internal/hbone/fast # its pairings with the reference engine
+	go test -count=1 -timeout 12m -run 'Cost$$' ./internal/mesh ./operator/issuing # what a decision and a certificate cost
 
 .PHONY: test-root
 test-root: build ## Tests in the kernel and in network namespaces of their own (root)
@@ -82,7 +83,7 @@ bench: ## Measure beside no mesh, the reference engine and Envoy; BENCH=quick fo
 
 .PHONY: bench-go
 bench-go: ## Go benchmarks, and the tests of their ceilings of allocations and memory, which fail
-	go test -count=1 -run 'Allocat|Cost' -bench . -benchmem ./internal/... ./bpf/... ./agent/... ./cmd/...
+	go test -count=1 -run 'Allocat|Cost' -bench . -benchmem ./internal/... ./bpf/... ./agent/... ./operator/... ./cmd/...
 
 .PHONY: fuzz
 FUZZTIME ?= 30s
@@ -129,6 +130,11 @@ SCALE ?= 100:1000,500:5000,1000:10000,2000:20000,500:50000
 scale: ## Measure a control plane at the sizes of SCALE, and print the table of docs/scale.md
 	HEDDLE_SCALE=$(SCALE) go test -count=1 -v -timeout 4h -run TestScale ./e2e/scale
 
+CHANGES ?= 500
+.PHONY: enforcement
+enforcement: ## Change policies and endpoints of 10,000 workloads CHANGES times each; at p99 all nodes must decide by it within a second
+	HEDDLE_CHANGES=$(CHANGES) go test -count=1 -v -timeout 2h -run TestChangeToEnforcement ./operator/cluster
+
 # KERNEL_PACKAGES=./bpf is what CI has time for.
 KERNEL_PACKAGES ?= ./bpf ./agent/podnet
 .PHONY: kernel-matrix
@@ -142,9 +148,12 @@ prove: ## Have kernel, agent, evaluator and documentation decide about AGREEMENT
 	HEDDLE_AGREEMENT_CONNECTIONS=$(AGREEMENT) go test -count=1 -v -timeout 4h -run 'TestAgreement$$' ./e2e/agreement
 
 .PHONY: chaos
-KILLS ?= 100
-chaos: build ## Kill an agent KILLS times under traffic and count plaintext bytes on the wire (root)
-	HEDDLE_CHAOS_KILLS=$(KILLS) $(GOTESTSUM) -count=1 -timeout 60m -run Chaos ./e2e/chaos
+KILLS ?= 1000
+REBOOTS ?= 20
+chaos: build ## Kill agents KILLS times, and reboot a node of a cluster REBOOTS times, under traffic; count plaintext bytes on the wire (root)
+	@scripts/deps cluster
+	HEDDLE_CHAOS_KILLS=$(KILLS) go test -count=1 -timeout 4h -v -run Chaos ./e2e/chaos
+	HEDDLE_REBOOTS=$(REBOOTS) go test -count=1 -timeout 2h -v -run 'TestProduct/^reboot$$' ./e2e/product
 
 .PHONY: rotation
 CONNECTIONS ?= 100000

@@ -1,10 +1,8 @@
 package e2e
 
 import (
-	"context"
 	"encoding/binary"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -25,16 +23,9 @@ spec: {mode: STRICT, portModes: [{port: 7401, mode: PERMISSIVE}]}
 `
 
 // driftOf is what a node's agent counts of repaired entries.
-func driftOf(t *testing.T, node string) string {
+func driftOf(t *testing.T, b *testbed.Bed, node string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	page, err := exec.CommandContext(ctx, "ip", "netns", "exec", "heddle-"+node, "bash", "-c",
-		`exec 3<>/dev/tcp/127.0.0.1/15020 && printf 'GET /metrics HTTP/1.0\r\n\r\n' >&3 && cat <&3`).CombinedOutput()
-	if err != nil {
-		t.Fatalf("the metrics of %s: %v\n%s", node, err, page)
-	}
-	for line := range strings.Lines(string(page)) {
+	for line := range strings.Lines(b.Metrics(t, node)) {
 		if value, ok := strings.CutPrefix(line, "heddle_gate_drift_total "); ok {
 			return strings.TrimSpace(value)
 		}
@@ -116,9 +107,9 @@ func TestDrift(t *testing.T) {
 	}
 	// It is counted once it is mended, which is a moment later.
 	testenv.Eventually(t, 20*time.Second, "heddle_gate_drift_total counts each entry", func() bool {
-		return driftOf(t, b.Mesh.Plan.Name+"-n2") == strconv.Itoa(repairs)
+		return driftOf(t, b, "n2") == strconv.Itoa(repairs)
 	})
-	if counted := driftOf(t, b.Mesh.Plan.Name+"-n1"); counted != "0" {
+	if counted := driftOf(t, b, "n1"); counted != "0" {
 		t.Errorf("heddle_gate_drift_total of the node that nobody touched is %q", counted)
 	}
 	out, err := b.Heddle("check", "--name", b.Mesh.Plan.Name)

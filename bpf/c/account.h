@@ -82,11 +82,10 @@ static __always_inline void note_drop_peer(struct packet *p, __u32 reason, __u32
 }
 
 /* Counts and records a packet that is dropped, and returns the verdict. */
-static __noinline int drop(struct packet *p, __u32 pod, __u32 reason, __u32 hook)
+static __noinline int drop(struct packet *p, __u32 pod, __u32 reason, __u32 hook, __u64 now)
 {
 	__u32 direction = hook == HOOK_HOST_OUTBOUND || hook == HOOK_POD_OUTBOUND ? OUTBOUND : INBOUND;
 	struct counters *c = pod_counters();
-	__u64 now = bpf_ktime_get_coarse_ns();
 	struct drop_record *record;
 
 	if (!p || !c || reason >= DROP_REASONS)

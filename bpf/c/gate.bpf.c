@@ -374,7 +374,7 @@ static __always_inline int gate(struct __sk_buff *skb, enum hook hook, enum dire
 		q.kind = kind;
 	}
 	if (reason)
-		return drop(&q.p, pod->pod, reason, hook);
+		return drop(&q.p, pod->pod, reason, hook, q.now);
 	if (counts(pod, hook) && q.kind < FLOW_KINDS)
 		count_passed(&q.p, c, q.kind, direction, q.now);
 	return NEXT;

@@ -97,14 +97,19 @@ static __always_inline void *header_at(struct __sk_buff *skb, __u32 offset, __u3
 
 /*
  * Makes the headers linear. The stack's own packets have them so; those of
- * packet sockets may not.
+ * packet sockets may not. A short frame that is linear as a whole, such as a bare
+ * ACK, has nothing to be pulled.
  */
 static __always_inline void linearize(struct __sk_buff *skb)
 {
-	if (header_at(skb, 0, ETH_LEN + IPV6_LEN + TCP_LEN))
+	__u32 wanted = ETH_LEN + IPV6_LEN + TCP_LEN;
+
+	if (skb->len < wanted)
+		wanted = skb->len;
+	if (header_at(skb, 0, wanted))
 		return;
 	/* When it fails the headers are missed later, and the frame drops as malformed. */
-	bpf_skb_pull_data(skb, skb->len < ETH_LEN + IPV6_LEN + TCP_LEN ? skb->len : ETH_LEN + IPV6_LEN + TCP_LEN);
+	bpf_skb_pull_data(skb, wanted);
 }
 
 static __always_inline bool is_tcp(const struct packet *p)

@@ -1,12 +1,10 @@
 package badinput
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"regexp"
@@ -221,15 +219,7 @@ func (w *world) logSays(t *testing.T, part string, words ...string) {
 // metric reads one series of a program, "operator" or a node: 0 if there is none.
 func (w *world) metric(t *testing.T, part, series string) float64 {
 	t.Helper()
-	netns := "/run/netns/heddle-" + meshName + "-" + part
-	if part == "operator" {
-		netns = w.Mesh.FabricPath()
-	}
-	body, err := get(t.Context(), netns)
-	if err != nil {
-		t.Fatalf("read metrics of %s: %v", part, err)
-	}
-	for line := range strings.Lines(body) {
+	for line := range strings.Lines(w.Metrics(t, part)) {
 		if rest, ok := strings.CutPrefix(line, series+" "); ok {
 			value, err := strconv.ParseFloat(strings.TrimSpace(rest), 64)
 			if err != nil {
@@ -241,40 +231,13 @@ func (w *world) metric(t *testing.T, part, series string) float64 {
 	return 0
 }
 
-// get fetches /metrics inside a network namespace.
-func get(ctx context.Context, netns string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, address string) (c net.Conn, err error) {
-		err = inNetNS(netns, func() error {
-			c, err = new(net.Dialer).DialContext(ctx, network, address)
-			return err
-		})
-		return c, err
-	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:15020/metrics", nil)
-	if err != nil {
-		return "", err
-	}
-	resp, err := transport.RoundTrip(req)
-	if err != nil {
-		return "", err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	return string(body), err
-}
-
 // metricsPage compares what the operator serves with docs/metrics.md.
 func (w *world) metricsPage(t *testing.T) {
 	page, err := os.ReadFile("../../docs/metrics.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	body, err := get(t.Context(), w.Mesh.FabricPath())
-	if err != nil {
-		t.Fatal(err)
-	}
+	body := w.Metrics(t, "operator")
 	served := regexp.MustCompile(`(?m)^# TYPE (heddle_\w+) (\w+)`).FindAllStringSubmatch(body, -1)
 	if len(served) < 8 {
 		t.Errorf("the operator serves %d metrics of its own:\n%s", len(served), body)

@@ -23,7 +23,7 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 
 const (
 	secret       = "nobody-else-must-read-this"
-	defaultKills = 100
+	defaultKills = 30 // `make chaos` has a thousand, and reboots nodes (e2e/product)
 	meshName     = "chaos"
 )
 

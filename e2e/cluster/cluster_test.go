@@ -32,8 +32,9 @@ const probeImage = "localhost/probe:test"
 // patience is how long pods may take to be what they are asked to be.
 const patience = time.Minute
 
-// warmStart is how long a cluster may take to be ready whose programs are built.
-const warmStart = 3 * time.Minute // a minute, on a machine that is idle
+// warmStart is how long a cluster may take to be ready whose programs are built: 20 s
+// on a machine that is idle.
+const warmStart = time.Minute
 
 // TestClusters brings up two clusters beside each other, asks of one all that it
 // is for, and takes both down.

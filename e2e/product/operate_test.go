@@ -3,7 +3,6 @@ package product
 import (
 	"fmt"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -79,15 +78,8 @@ func (w *world) testFaults(t *testing.T, server string) {
 	t.Run("a label flaps", w.testFlapping)
 	t.Run("the API server", w.testAPIServer)
 	t.Run("the operator is gone", func(t *testing.T) { w.testOutage(t, server) })
-	t.Run("containerd is restarted", func(t *testing.T) {
-		if _, err := w.node(t, "n1").Exec(t.Context(), "bash", "-c", "kill -9 $(pidof containerd)"); err != nil {
-			t.Fatal(err)
-		}
-		w.works(t, "client", server+":7000")
-		w.apply(t, podYAML("after", "n1", "", "dial", server+":7000"))
-		w.waitReady(t, "after")
-		w.enrolled(t, "n1", "shop/after")
-	})
+	t.Run("containerd is restarted", func(t *testing.T) { w.testRuntimeRestart(t, server) })
+	t.Run("the CNI configuration is written anew", func(t *testing.T) { w.testRewrite(t, server) })
 	t.Run("the agent is killed during CNI ADD", func(t *testing.T) {
 		c := w.capture(t)
 		w.apply(t, podYAML("midway", "n1", "", "dial", server+":7000"))
@@ -108,33 +100,4 @@ func (w *world) testFaults(t *testing.T, server string) {
 func (w *world) killAgent(t *testing.T, node string) {
 	t.Helper()
 	_, _ = w.node(t, node).Exec(t.Context(), "bash", "-c", agentPID+"; kill -9 $pid") // it may be on its way
-}
-
-// testReboot: while a node boots, and its pods come up before, beside or after its
-// agent, nothing leaves them in plaintext.
-func (w *world) testReboot(t *testing.T) {
-	c := w.capture(t)
-	started := time.Now()
-	if err := w.node(t, "n2").Reboot(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	w.putCLI(t, w.node(t, "n2"))
-	var server string
-	eventually(t, 2*time.Minute, "the server is back in the mesh", func() error {
-		p := w.pod(t, "server")
-		if !p.ready() || p.Status.PodIP == "" {
-			return fmt.Errorf("%+v", p.Status)
-		}
-		server = p.Status.PodIP
-		_, err := w.inPod(t, "client", "once", server+":7000", marker)
-		return err
-	})
-	w.enrolled(t, "n2", "shop/server")
-	t.Logf("from the power cut to the first answer: %v", time.Since(started).Round(time.Second))
-	found := c.Stop(t, marker, only(server))
-	// Others may still send to whoever had the pod's address before the power cut; its gate drops that.
-	leaves := func(flow string) bool { return strings.HasPrefix(flow, server+":") }
-	if found.Markers != 0 || slices.ContainsFunc(found.PlaintextFlows, leaves) || found.TLSBytes == 0 {
-		t.Errorf("around a reboot: %s %v", found, found.PlaintextFlows)
-	}
 }

@@ -1,20 +1,20 @@
 package product
 
 import (
-	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/heddle-mesh/heddle/e2e/kernelstate"
 	"github.com/heddle-mesh/heddle/e2e/scenario/kubernetes"
 	"github.com/heddle-mesh/heddle/e2e/testbed"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
 
 // TestProduct is two lives of Heddle on a cluster, from `heddle install` to `heddle
-// uninstall`. Its parts go on from where the ones before them ended.
+// uninstall`, and a third by kubectl. Its parts go on from where the ones before them
+// ended.
 func TestProduct(t *testing.T) {
 	w := newWorld(t)
 	// Scenarios take a node's agent away by this label.
@@ -30,6 +30,7 @@ func TestProduct(t *testing.T) {
 	n1, n2 := w.node(t, "n1"), w.node(t, "n2")
 	clean := nodeState(t, n1) + nodeState(t, n2) + podState(t, n1, client) + podState(t, n2, server)
 	files := fileState(t, n1) + fileState(t, n2)
+	w.network = w.onDisk(t, "n1", network)
 
 	w.install(t)
 	t.Run("enroll", func(t *testing.T) { w.testEnroll(t, server) })
@@ -44,12 +45,14 @@ func TestProduct(t *testing.T) {
 
 	w.install(t)
 	w.enroll(t)
+	t.Run("joining", func(t *testing.T) { w.testJoining(t) })
 	t.Run("new pods", func(t *testing.T) { w.testNewPods(t, server) })
 	t.Run("rolls", func(t *testing.T) { w.testRolls(t) })
 	t.Run("services", func(t *testing.T) { w.testServices(t) })
 	t.Run("what the API server calls", func(t *testing.T) { w.testCalled(t) })
 	t.Run("scenarios", func(t *testing.T) { w.testScenarios(t) })
 	t.Run("dns", func(t *testing.T) { w.testDNS(t) })
+	t.Run("attack", func(t *testing.T) { w.testAttack(t) })
 	t.Run("upgrade", func(t *testing.T) {
 		defer w.namesGoOn(t)()
 		w.testUpgrade(t, server)
@@ -65,6 +68,7 @@ func TestProduct(t *testing.T) {
 	if now := podState(t, n1, client); now == inMesh || difference(linesOf(clean, client), now) != "" {
 		t.Errorf("after all of it, the pod that was there from the beginning differs:\n%s", difference(linesOf(clean, client), now))
 	}
+	t.Run("by hand", func(t *testing.T) { w.testByHand(t, files) })
 }
 
 func (w *world) install(t *testing.T) {
@@ -76,33 +80,10 @@ func (w *world) install(t *testing.T) {
 
 func (w *world) uninstall(t *testing.T) {
 	t.Helper()
-	var objects []kernelstate.Object
-	for _, name := range []string{"n1", "n2"} {
-		pinned := kernelObjects(t, w.node(t, name))
-		if len(pinned) == 0 {
-			t.Errorf("before the uninstall %s has no pinned BPF object: nothing can be missed", name)
-		}
-		objects = append(objects, pinned...)
-	}
-	w.kubectl(t, "label", "namespace", "shop", "heddle.dev/mesh-")
-	w.cli(t, "uninstall", "--crds")
-	eventually(t, patience, "no BPF object of the agents is left in the kernel", func() error {
-		left, err := kernelstate.Alive(objects)
-		if err == nil && len(left) > 0 {
-			err = fmt.Errorf("left are %v", left)
-		}
-		return err
+	w.left(t, func() {
+		w.kubectl(t, "label", "namespace", "shop", "heddle.dev/mesh-")
+		w.cli(t, "uninstall", "--crds")
 	})
-}
-
-// enroll labels the namespace whose pods run.
-func (w *world) enroll(t *testing.T) {
-	t.Helper()
-	started := time.Now()
-	w.kubectl(t, "label", "namespace", "shop", "heddle.dev/mesh=enabled")
-	w.enrolled(t, "n1", "shop/client", "shop/holder")
-	w.enrolled(t, "n2", "shop/server")
-	t.Logf("from the label to all three enrolled: %v", time.Since(started).Round(10*time.Millisecond))
 }
 
 // capture starts to look at what crosses between nodes.
@@ -124,8 +105,10 @@ func (w *world) plaintextIsSeen(t *testing.T, server string) {
 	}
 }
 
-func only(addr string) func(netip.Addr) bool {
-	return func(a netip.Addr) bool { return a.String() == addr }
+func only(addr string) func(netip.Addr) bool { return among([]string{addr}) }
+
+func among(addrs []string) func(netip.Addr) bool {
+	return func(a netip.Addr) bool { return slices.Contains(addrs, a.String()) }
 }
 
 // notBroken fails when a holder's connection broke, or does not go on.

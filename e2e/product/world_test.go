@@ -38,6 +38,8 @@ const (
 type world struct {
 	*cluster.Cluster
 	root, heddle string
+	joined       []time.Duration // see enroll
+	network      string          // CNI configuration of n1, as the cluster has made it
 }
 
 func newWorld(t *testing.T) *world {

@@ -3,6 +3,7 @@ package attack
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,6 +30,11 @@ type packet struct {
 
 // encode returns the IP packets: one, or two fragments.
 func (p packet) encode() [][]byte {
+	if p.fragments {
+		// A node that tracks connections puts fragments together, and cuts them anew by the
+		// longer one: the marker stays whole.
+		p.payload = append(slices.Clip(p.payload), make([]byte, 64)...)
+	}
 	body, protocol := p.transport(), p.protocol
 	if protocol == 0 {
 		protocol = unix.IPPROTO_TCP

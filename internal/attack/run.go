@@ -40,8 +40,8 @@ type Config struct {
 	// may be the Peer.
 	Peer, Other Pod
 	// Client is a pod that may connect to the target through the mesh, so that
-	// the agent carries a connection while its tuple is tried; the Peer where
-	// it has no address.
+	// the agent carries a connection while its tuple is tried, on any node; the Peer
+	// where it has no address.
 	Client Pod
 	// Port is an application's port; TunnelPort is 15008 where 0.
 	Port, TunnelPort uint16
@@ -263,6 +263,10 @@ func (r *runner) control(ctx context.Context, a aim, t try) (bool, error) {
 		}
 	}
 	p := craft(source, marker)
+	if p.destination == a.client {
+		// A client of the same node has a gate of its own, before the tap.
+		p.destination = netip.AddrPortFrom(a.peer, a.client.Port())
+	}
 	r.wire.expect(signOf(a, t, source, marker))
 	defer r.wire.expect()
 	if err := r.open.send(p.encode(), false); err != nil {

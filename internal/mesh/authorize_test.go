@@ -170,45 +170,56 @@ func manyPolicies(t testing.TB) (v *mesh.View, allowed, denied, unmatched mesh.C
 	return v, connection("caller-900-4"), connection("caller-950-4"), connection("stranger")
 }
 
-func TestAuthorizeAllocatesNothing(t *testing.T) {
-	v, allowed, denied, unmatched := manyPolicies(t)
-	for _, test := range []struct {
-		c    mesh.Connection
-		want mesh.Reason
-	}{{allowed, mesh.ReasonPolicyAllow}, {denied, mesh.ReasonPolicyDeny}, {unmatched, mesh.ReasonPolicyNoMatch}} {
-		if _, d := v.Authorize(test.c); d.Reason != test.want {
-			t.Errorf("%v: %v, want %v", test.c.Peer, d.Reason, test.want)
+// unindexed is a View of 1,000 policies, of which 20 select shop/api whose sources no
+// index can tell apart: all are looked at, and none admits the connection.
+func unindexed(t testing.TB) (v *mesh.View, unmatched mesh.Connection) {
+	var ps []mesh.Policy
+	for i := range 1000 {
+		p := policy(fmt.Sprintf("p%04d", i), mesh.ActionAllow, mesh.Rule{From: []mesh.Source{{
+			Identities: []mesh.IdentityPattern{"spiffe://example.org/ns/shop/*"}, IPBlocks: []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.%d.0.0/16", i/50+1))},
+		}}})
+		p.Selector = map[string]string{"app": fmt.Sprintf("other-%d", i)}
+		if i%50 == 0 {
+			p.Selector = map[string]string{"app": "api"}
 		}
-		if n := testing.AllocsPerRun(100, func() { v.Authorize(test.c) }); n != 0 {
-			t.Errorf("%v: %v allocations, want none", test.want, n)
+		ps = append(ps, p)
+	}
+	v = mustView(t, settings(), []mesh.Workload{workload("shop", "api", "10.0.0.1")}, nil, ps)
+	return v, mesh.Connection{Peer: identity("shop", "stranger"), Source: netip.MustParseAddr("10.0.0.9"), Destination: v.Workloads()[0], Port: 9090}
+}
+
+// evaluation is one connection that a View decides about.
+type evaluation struct {
+	name string
+	view *mesh.View
+	c    mesh.Connection
+	want mesh.Reason
+}
+
+func evaluations(t testing.TB) []evaluation {
+	v, allowed, denied, unmatched := manyPolicies(t)
+	plain, c := unindexed(t)
+	return []evaluation{{"allow", v, allowed, mesh.ReasonPolicyAllow}, {"deny", v, denied, mesh.ReasonPolicyDeny},
+		{"nomatch", v, unmatched, mesh.ReasonPolicyNoMatch}, {"unindexed", plain, c, mesh.ReasonPolicyNoMatch}}
+}
+
+func TestAuthorizeAllocatesNothing(t *testing.T) {
+	for _, e := range evaluations(t) {
+		if _, d := e.view.Authorize(e.c); d.Reason != e.want {
+			t.Errorf("%s: %v, want %v", e.name, d.Reason, e.want)
+		}
+		if n := testing.AllocsPerRun(100, func() { e.view.Authorize(e.c) }); n != 0 {
+			t.Errorf("%s: %v allocations, want none", e.name, n)
 		}
 	}
 }
 
 func BenchmarkAuthorize(b *testing.B) {
-	v, allowed, denied, unmatched := manyPolicies(b)
-	// Twenty policies whose sources no index can tell apart: all are looked at.
-	var blocks []mesh.Policy
-	for i := range 20 {
-		p := policy(fmt.Sprintf("p%02d", i), mesh.ActionAllow, mesh.Rule{From: []mesh.Source{{
-			Identities: []mesh.IdentityPattern{"spiffe://example.org/ns/shop/*"}, IPBlocks: []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.%d.0.0/16", i+1))},
-		}}})
-		blocks = append(blocks, p)
-	}
-	linear := mustView(b, settings(), []mesh.Workload{workload("shop", "api", "10.0.0.1")}, nil, blocks)
-	b.Run("unindexed", func(b *testing.B) {
-		c := unmatched
-		c.Destination = linear.Workloads()[0]
-		b.ReportAllocs()
-		for b.Loop() {
-			linear.Authorize(c)
-		}
-	})
-	for name, c := range map[string]mesh.Connection{"allow": allowed, "deny": denied, "nomatch": unmatched} {
-		b.Run(name, func(b *testing.B) {
+	for _, e := range evaluations(b) {
+		b.Run(e.name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				v.Authorize(c)
+				e.view.Authorize(e.c)
 			}
 		})
 	}

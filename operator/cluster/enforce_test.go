@@ -8,7 +8,9 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -120,16 +122,24 @@ func enforced(t testing.TB, what string, stores map[string]*mesh.Store, holds fu
 }
 
 // TestChangeToEnforcement changes policies and endpoints of a cluster of 1,000
-// services and 10,000 workloads, and measures until every node that is concerned
-// decides by it: the destination's for a policy, all for an endpoint. The nodes
-// share this machine's cores with the operator and with other tests, so that the
-// ceiling is loose; docs/scale.md has what an idle machine measures.
+// services, as many policies and 10,000 workloads, and measures until every node that is
+// concerned decides by it: the destination's for a policy, all for an endpoint. That may
+// take a second at p99: `make enforcement` holds it to that, over a thousand changes.
+// Among other tests, with which the operator and all nodes share two cores, it is the
+// median that is held to it.
 func TestChangeToEnforcement(t *testing.T) {
 	const (
-		nodes   = 20
-		changes = 15 // of each kind
-		ceiling = 10 * time.Second
+		nodes = 20
+		most  = time.Second
 	)
+	changes, percentile := 15, 50 // changes of each kind
+	if text := os.Getenv("HEDDLE_CHANGES"); text != "" {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 100 || n > manyServices {
+			t.Fatalf("HEDDLE_CHANGES=%q: want a number from 100 to %d", text, manyServices)
+		}
+		changes, percentile = n, 99
+	}
 	p := startPlane(t)
 	stores := map[string]*mesh.Store{}
 	for i := range nodes {
@@ -164,7 +174,7 @@ func TestChangeToEnforcement(t *testing.T) {
 			t.Fatalf("%d workloads decide by the policy, want all 10", judged)
 		}
 
-		gone := pod(i)
+		gone := pod(i) // of a service each
 		gone.ResourceVersion = fmt.Sprint(1_000_000 + i)
 		gone.Status.Conditions[0].Status = corev1.ConditionFalse
 		key := mesh.Key{Namespace: gone.Namespace, Name: gone.Name}
@@ -182,10 +192,10 @@ func TestChangeToEnforcement(t *testing.T) {
 	}
 	for kind, all := range took {
 		slices.Sort(all)
-		p99 := all[len(all)*99/100]
-		t.Logf("%s: to enforcement on %d nodes: p50 %v, p99 %v, of %d changes", kind, nodes, all[len(all)/2], p99, len(all))
-		if p99 > ceiling {
-			t.Errorf("%s: p99 is %v, more than %v", kind, p99, ceiling)
+		at := func(percent int) time.Duration { return all[len(all)*percent/100] }
+		t.Logf("%s: to enforcement on %d nodes: p50 %v, p99 %v, longest %v, of %d changes", kind, nodes, at(50), at(99), all[len(all)-1], len(all))
+		if took := at(percentile); took > most {
+			t.Errorf("%s: p%d is %v, more than %v", kind, percentile, took, most)
 		}
 	}
 	testenv.Eventually(t, 10*time.Second, "no node is behind", func() bool { return len(p.compiler.Behind()) == 0 })

@@ -148,6 +148,10 @@ func matchPort(to []Destination, port uint16) bool {
 func (s *Source) match(a *Attributes, action Action) bool {
 	// What is not proved satisfies a negative everywhere but in an ALLOW.
 	unproved := action != Allow
+	// Of what must all be so, what costs least to know comes first.
+	if len(s.IPBlocks) > 0 && !matchBlock(s.IPBlocks, a.Source) {
+		return false
+	}
 	if len(s.Identities) > 0 && !matchIdentity(s.Identities, a.Peer) {
 		return false
 	}
@@ -171,9 +175,6 @@ func (s *Source) match(a *Attributes, action Action) bool {
 		} else if slices.Contains(s.NotNamespaces, a.Namespace) {
 			return false
 		}
-	}
-	if len(s.IPBlocks) > 0 && !matchBlock(s.IPBlocks, a.Source) {
-		return false
 	}
 	if len(s.NotIPBlocks) > 0 {
 		if !a.Source.IsValid() {

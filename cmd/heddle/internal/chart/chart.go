@@ -150,6 +150,17 @@ func Objects(files ...File) ([]*unstructured.Unstructured, error) {
 	return objects, nil
 }
 
+// Alerts returns the PrometheusRule among objects, whose kind not every cluster has; nil
+// when there is none.
+func Alerts(objects []*unstructured.Unstructured) *unstructured.Unstructured {
+	for _, o := range objects {
+		if o.GetKind() == "PrometheusRule" {
+			return o
+		}
+	}
+	return nil
+}
+
 // rank puts before an object what it needs.
 func rank(o *unstructured.Unstructured) int {
 	order := [...]string{"Namespace", "CustomResourceDefinition", "ServiceAccount", "ClusterRole", "ClusterRoleBinding",

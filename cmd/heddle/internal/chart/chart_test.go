@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -322,6 +323,7 @@ func TestBadValuesAreNamed(t *testing.T) {
 		"mesh.peerAuthentication=DISABLE":     "/mesh/peerAuthentication",
 		"mesh.egress=LOG":                     "/mesh/egress",
 		"mesh.dns=capture":                    "/mesh/dns",
+		"alerts.create=maybe":                 "/alerts/create",
 		"operator.replicas=0":                 "/operator/replicas",
 		"operator.logLevel=loud":              "/operator/logLevel",
 		"operator.certificateTTL=1 day":       "/operator/certificateTTL",
@@ -342,6 +344,32 @@ func TestBadValuesAreNamed(t *testing.T) {
 		if _, _, err := Render(Options{Values: values}); !errors.Is(err, ErrValues) || !strings.Contains(fmt.Sprint(err), says) {
 			t.Errorf("%s: got %v, want a word about %s", setting, err, says)
 		}
+	}
+}
+
+// TestAlerts: the object has all of the rule file's groups, as they are there; what
+// they say is e2e/alerts'.
+func TestAlerts(t *testing.T) {
+	if Alerts(render(t)) != nil {
+		t.Error("it is made unasked: not every cluster knows the kind")
+	}
+	rule := Alerts(render(t, "alerts.create=true", "alerts.labels.release=prometheus"))
+	if rule == nil {
+		t.Fatal("there is no PrometheusRule")
+	}
+	if rule.GetAPIVersion() != "monitoring.coreos.com/v1" || rule.GetLabels()["release"] != "prometheus" || rule.GetNamespace() != Namespace {
+		t.Errorf("%s in %s, labels %v", rule.GetAPIVersion(), rule.GetNamespace(), rule.GetLabels())
+	}
+	text, err := os.ReadFile(root + "/heddle/rules/heddle.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var file map[string]any
+	if err := yaml.Unmarshal(text, &file); err != nil {
+		t.Fatal(err)
+	}
+	if spec := rule.Object["spec"]; !reflect.DeepEqual(spec, any(file)) || len(file["groups"].([]any)) < 3 {
+		t.Errorf("the object says %v\nthe file says %v", spec, file)
 	}
 }
 

@@ -23,6 +23,7 @@ import (
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/chart"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/health"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/onemesh"
+	"github.com/heddle-mesh/heddle/internal/testenv"
 )
 
 // heddle runs a command line as the program does.
@@ -385,6 +386,30 @@ func TestForeignInstallationIsRefused(t *testing.T) {
 	w.refused(`installed by "Helm"`, "install", "--set", "mesh.clusterRanges={10.0.0.0/8}")
 	w.put(`{apiVersion: v1, kind: ConfigMap, metadata: {name: heddle-install, namespace: heddle-system}, data: {version: 0.0.1, values: "", objects: "[]"}}`)
 	w.refused("`heddle upgrade` brings it to", "install")
+}
+
+// Alerts are made where their kind is known, and go with the installation; where it is
+// not, nothing is begun.
+func TestAlertsNeedTheirKind(t *testing.T) {
+	w := newWorld(t)
+	w.put(`{apiVersion: v1, kind: Node, metadata: {name: n1}, spec: {podCIDRs: [10.244.1.0/24]}}`)
+	args := []string{"install", "--wait", "0", "--set", "alerts.create=true", "--set", "alerts.labels.release=prometheus"}
+	w.refused("install the Prometheus operator first", args...)
+	if w.has(core("Namespace"), "", chart.Namespace) {
+		t.Error("a refused installation was begun")
+	}
+	w.put(`{apiVersion: apiextensions.k8s.io/v1, kind: CustomResourceDefinition, metadata: {name: prometheusrules.monitoring.coreos.com}, spec: {group: monitoring.coreos.com, scope: Namespaced,
+  names: {kind: PrometheusRule, plural: prometheusrules, singular: prometheusrule}, versions: [{name: v1, served: true, storage: true, schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}}]}}`)
+	kind := schema.GroupVersionKind{Group: "monitoring.coreos.com", Version: "v1", Kind: "PrometheusRule"}
+	testenv.Eventually(t, 20*time.Second, "the kind is known", func() bool { _, err := w.resource(kind, chart.Namespace); return err == nil })
+	w.must(args...)
+	if !w.has(kind, chart.Namespace, "heddle") {
+		t.Error("there are no alerts")
+	}
+	w.must("upgrade", "--wait", "0", "--set", "alerts.create=false")
+	if w.has(kind, chart.Namespace, "heddle") {
+		t.Error("alerts that are not wanted any more are there")
+	}
 }
 
 // A second mesh is refused, whatever tells of the first one; nothing is made.
