@@ -231,7 +231,7 @@ func (s *search) header(c *condition) bool {
 	}
 	at, again := s.req.field(c.name)
 	switch {
-	case at < 0:
+	case at < 0 || s.work < 0:
 		return false
 	case again:
 		return s.value(c, s.joined(at))

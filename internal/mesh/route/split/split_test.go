@@ -107,32 +107,40 @@ func TestEveryWindow(t *testing.T) {
 	}
 }
 
-// TestRounds: counted in whole rounds from the beginning of the period, every backend is
-// less than one request off.
+// rounds takes requests from the beginning of the period, and holds every backend to less
+// than one request off after each whole round.
+func rounds(t fatal, weights []uint32, rounds int64) {
+	t.Helper()
+	s, err := split.New(weights, 0)
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
+	total, all := int64(0), make([]int64, len(weights))
+	for _, w := range weights {
+		total += int64(w)
+	}
+	for round := range rounds {
+		for range split.Window {
+			all[s.Next()]++
+		}
+		for i, w := range weights {
+			if off := all[i]*total - (round+1)*split.Window*int64(w); off <= -total || off >= total {
+				t.Fatalf("weights %v: after %d rounds backend %d has %d of %d/%d", weights, round+1, i, all[i], (round+1)*split.Window*int64(w), total)
+			}
+		}
+	}
+}
+
+// TestRounds tries drawn weights, and all of few that add up to little.
 func TestRounds(t *testing.T) {
+	for k, most := range map[uint32]uint32{4: 12, 6: 9, 7: 8} {
+		for total := uint32(3); total <= most; total++ {
+			compositions(k, total, func(weights []uint32) { rounds(t, weights, int64(total)) })
+		}
+	}
 	rapid.Check(t, func(t *rapid.T) {
-		weights := rapid.SliceOfN(rapid.Uint32Range(0, 300), 2, 16).Draw(t, "weights")
-		s, err := split.New(weights, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		total, all := int64(0), make([]int64, len(weights))
-		for _, w := range weights {
-			total += int64(w)
-		}
-		if total == 0 {
-			return
-		}
-		for round := range int64(300) {
-			for range split.Window {
-				all[s.Next()]++
-			}
-			for i, w := range weights {
-				if off := all[i]*total - (round+1)*split.Window*int64(w); off <= -total || off >= total {
-					t.Fatalf("weights %v: after %d rounds backend %d has %d of %d/%d", weights, round+1, i, all[i], (round+1)*split.Window*int64(w), total)
-				}
-			}
-		}
+		weights := rapid.SliceOfN(rapid.Uint32Range(1, rapid.SampledFrom([]uint32{3, 20, 300}).Draw(t, "most")), 2, 16).Draw(t, "weights")
+		rounds(t, weights, 300)
 	})
 }
 
