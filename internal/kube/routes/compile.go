@@ -62,9 +62,12 @@ type Status struct {
 // are in force that can be ("Dropped Rule"). If none can, it is not accepted, and what was last good of it goes on. References that lead nowhere are no
 // such fault: their share of the requests is answered with 500, as the API wants it.
 func Compile(objs *Objects, good Good) *Compiled {
-	c := &compiler{services: map[keyed.Key]*corev1.Service{}, grants: objs.Grants, out: Compiled{Good: Good{}}}
+	c := &compiler{services: map[keyed.Key]*corev1.Service{}, grants: map[string][]*gatewayv1.ReferenceGrant{}, out: Compiled{Good: Good{}}}
 	for _, s := range objs.Services {
 		c.services[keyed.Key{Namespace: s.Namespace, Name: s.Name}] = s
+	}
+	for _, g := range objs.Grants {
+		c.grants[g.Namespace] = append(c.grants[g.Namespace], g)
 	}
 	var all []*attached
 	for _, s := range sources(objs) {
@@ -81,7 +84,7 @@ func Compile(objs *Objects, good Good) *Compiled {
 
 type compiler struct {
 	services map[keyed.Key]*corev1.Service
-	grants   []*gatewayv1.ReferenceGrant
+	grants   map[string][]*gatewayv1.ReferenceGrant // by namespace
 	out      Compiled
 }
 

@@ -112,11 +112,10 @@ func (c *compiler) isOwnParent(s *source, key keyed.Key) bool {
 
 // granted reports whether a ReferenceGrant of a service's namespace lets a route refer to it.
 func (c *compiler) granted(s *source, to keyed.Key) bool {
-	return slices.ContainsFunc(c.grants, func(g *gatewayv1.ReferenceGrant) bool {
-		return g.Namespace == to.Namespace &&
-			slices.ContainsFunc(g.Spec.From, func(f gatewayv1.ReferenceGrantFrom) bool {
-				return f.Group == gatewayv1.GroupName && string(f.Kind) == s.id.Kind.String() && string(f.Namespace) == s.id.Namespace
-			}) &&
+	return slices.ContainsFunc(c.grants[to.Namespace], func(g *gatewayv1.ReferenceGrant) bool {
+		return slices.ContainsFunc(g.Spec.From, func(f gatewayv1.ReferenceGrantFrom) bool {
+			return f.Group == gatewayv1.GroupName && string(f.Kind) == s.id.Kind.String() && string(f.Namespace) == s.id.Namespace
+		}) &&
 			slices.ContainsFunc(g.Spec.To, func(t gatewayv1.ReferenceGrantTo) bool {
 				return t.Group == "" && t.Kind == "Service" && (t.Name == nil || *t.Name == "" || string(*t.Name) == to.Name)
 			})
