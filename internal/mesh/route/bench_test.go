@@ -115,13 +115,17 @@ func TestMatchIsFast(t *testing.T) {
 		if n := testing.AllocsPerRun(100, func() { table.Match(&requests[7]) }); n != 0 {
 			t.Errorf("%s: Match allocates %v times", s.name, n)
 		}
+		// A few at a time: what other processes take of this core then falls on some of
+		// the samples, and not on the median.
 		var times []time.Duration
 		for range 41 {
-			start := time.Now()
-			for i := range requests {
-				table.Match(&requests[i])
+			for few := range slices.Chunk(requests, 16) {
+				start := time.Now()
+				for i := range few {
+					table.Match(&few[i])
+				}
+				times = append(times, time.Since(start)/time.Duration(len(few)))
 			}
-			times = append(times, time.Since(start)/time.Duration(len(requests)))
 		}
 		slices.Sort(times)
 		median := times[len(times)/2]

@@ -105,7 +105,8 @@ func (m *Mirror) shares() []Backend {
 // Backend returns the backend of a request that Match found a target for, in the Table of
 // these Splits; nil when the rule has none with a weight. What is Broken may be whose
 // turn it is. Requests of one session go to one backend, as long as it has a weight: by
-// its hash, so that every replica sends it there.
+// its hash, so that every replica sends it there. Who begins a session makes its key, and
+// puts it into the request, before asking: the first request would go elsewhere else.
 func (s *Splits) Backend(target *Target, r *Request) *Backend {
 	at := &s.turns[target.number]
 	var i int
