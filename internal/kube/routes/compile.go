@@ -39,7 +39,9 @@ type GoodRoute struct {
 type Compiled struct {
 	// Routes are in force, sorted by kind and name: route.NewTable takes them.
 	Routes []route.Route
-	// Statuses are those of all routes that have a Service for a parent, in the same order.
+	// Statuses are those of all routes that have a Service for a parent, in the same order. A
+	// route that has none any more is not among them: whoever wrote a status for it before has
+	// to write Merge(have, nil).
 	Statuses []Status
 	// Good is for the next Compile.
 	Good Good
@@ -226,14 +228,7 @@ func (c *compiler) attach(s, good *source) *attached {
 	if a.served == nil && len(rules) > 0 {
 		a.served = s
 	}
-	from := s
-	if a.served != nil {
-		from = a.served
-	}
 	a.rules = rules
-	for i := range a.rules {
-		a.refs = append(a.refs, c.resolve(from, &a.rules[i])...)
-	}
 	return a
 }
 
@@ -309,13 +304,20 @@ func (l *link) lose(taken func(route.Parent) (route.ID, bool)) {
 	l.ports = kept
 }
 
-// finish puts a route into force and says so.
+// finish looks up what a route refers to, puts it into force and says so.
 func (c *compiler) finish(a *attached) {
 	parents := map[route.Parent]bool{}
 	for _, l := range a.links {
 		for _, p := range l.ports {
 			parents[p] = true
 		}
+	}
+	from := a.source
+	if a.served != nil {
+		from = a.served
+	}
+	for i := range a.rules {
+		a.refs = append(a.refs, c.resolve(from, parents, &a.rules[i])...)
 	}
 	if a.served != nil && len(parents) > 0 {
 		r := route.Route{ID: a.source.id, Created: a.source.meta.CreationTimestamp.Time, Parents: slices.SortedFunc(maps.Keys(parents), compareParents)}

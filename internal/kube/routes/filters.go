@@ -9,6 +9,7 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/heddle-mesh/heddle/internal/mesh/route"
+	"github.com/heddle-mesh/heddle/internal/mesh/route/uri"
 )
 
 // compileFilters compiles filters but for what they refer to, in their order.
@@ -84,10 +85,17 @@ func compileFilter(field string, from *gatewayv1.HTTPRouteFilter, matches []rout
 	return out, f
 }
 
-// reserved reports whether a header is the proxy's own affair: about one connection, or how
-// long a message is. Who could set it could make one request two.
-func reserved(name string) bool {
-	return slices.Contains([]string{"connection", "content-length", "host", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}, name)
+// reserved returns why a header, in lower case, is the proxy's own affair; "" when it is not.
+// Who could set how long a message is could make one request two; who could set where a
+// request is from could speak for others.
+func reserved(name string) string {
+	switch {
+	case slices.Contains([]string{"connection", "content-length", "expect", "host", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}, name):
+		return "is about a connection, or the length of a message"
+	case name == "forwarded" || strings.HasPrefix(name, "x-forwarded-"):
+		return "says where a request is from, which backends believe the proxy"
+	}
+	return ""
 }
 
 func headers(field string, from *gatewayv1.HTTPHeaderFilter) (*route.Headers, *fault) {
@@ -97,8 +105,10 @@ func headers(field string, from *gatewayv1.HTTPHeaderFilter) (*route.Headers, *f
 		switch {
 		case !isToken(text):
 			return "", unsupported(field, "%q is not the name of a header; write one such as x-version", text)
-		case reserved(lower):
-			return "", unsupported(field, "%s is not a header that a filter may change; take it out (URLRewrite changes the host)", text)
+		case lower == "host":
+			return "", unsupported(field, "%s is not a header that a filter may change; take it out, and use URLRewrite", text)
+		case reserved(lower) != "":
+			return "", unsupported(field, "%s is not a header that a filter may change: it %s; take it out", text, reserved(lower))
 		case seen[lower]:
 			return "", unsupported(field, "%s is there twice: a filter does one thing with a header; take one out", text)
 		}
@@ -191,7 +201,7 @@ func pathChange(field string, from *gatewayv1.HTTPPathModifier, matches []route.
 	if *given == "" {
 		return out, nil // the root
 	}
-	normal, ok := route.NormalPath(*given)
+	normal, ok := uri.NormalPath(*given)
 	if !ok || normal == "*" {
 		return nil, unsupported(field+"."+name, "%q is not a path; write one such as /shop", *given)
 	}

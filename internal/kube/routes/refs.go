@@ -23,8 +23,16 @@ type target struct {
 	port    uint16
 }
 
+// referrer is a route that refers to Services.
+type referrer struct {
+	*source
+	// at are the ports where it is in force.
+	at map[route.Parent]bool
+}
+
 // resolve looks up what a rule refers to, and marks as broken what cannot be had.
-func (c *compiler) resolve(s *source, r *compiledRule) (problems []refProblem) {
+func (c *compiler) resolve(of *source, at map[route.Parent]bool, r *compiledRule) (problems []refProblem) {
+	s := &referrer{of, at}
 	from := &s.rules[r.index]
 	field := fmt.Sprintf("spec.rules[%d]", r.index)
 	filters := func(field string, from []gatewayv1.HTTPRouteFilter, to []route.Filter) {
@@ -46,7 +54,7 @@ func (c *compiler) resolve(s *source, r *compiledRule) (problems []refProblem) {
 	return problems
 }
 
-func (c *compiler) resolveFilter(s *source, field string, from *gatewayv1.HTTPRouteFilter, to *route.Filter) []refProblem {
+func (c *compiler) resolveFilter(s *referrer, field string, from *gatewayv1.HTTPRouteFilter, to *route.Filter) []refProblem {
 	switch {
 	case to.Mirror != nil:
 		at, p := c.lookUp(s, field+".requestMirror.backendRef", &from.RequestMirror.BackendRef)
@@ -62,7 +70,7 @@ func (c *compiler) resolveFilter(s *source, field string, from *gatewayv1.HTTPRo
 }
 
 // lookUp returns what a reference leads to, as far as it says, and what is wrong with it.
-func (c *compiler) lookUp(s *source, field string, ref *gatewayv1.BackendObjectReference) (target, *refProblem) {
+func (c *compiler) lookUp(s *referrer, field string, ref *gatewayv1.BackendObjectReference) (target, *refProblem) {
 	key := keyed.Key{Namespace: namespaceOf(ref.Namespace, s.id.Namespace), Name: string(ref.Name)}
 	to := target{key, 0}
 	wrong := func(reason gatewayv1.RouteConditionReason, format string, args ...any) (target, *refProblem) {
@@ -73,7 +81,7 @@ func (c *compiler) lookUp(s *source, field string, ref *gatewayv1.BackendObjectR
 			valueOr(ref.Kind, "Service"), valueOr(ref.Group, ""))
 	}
 	// Before existence, which is the other namespace's own affair.
-	if key.Namespace != s.id.Namespace && !c.isOwnParent(s, key) && !c.granted(s, key) {
+	if key.Namespace != s.id.Namespace && !s.isOwnParent(key, ref.Port) && !c.granted(s, key) {
 		return wrong(gatewayv1.RouteReasonRefNotPermitted, "no ReferenceGrant in namespace %s lets a %s of namespace %s refer to Service %s; add one there",
 			key.Namespace, s.id.Kind, s.id.Namespace, key.Name)
 	}
@@ -94,24 +102,22 @@ func (c *compiler) lookUp(s *source, field string, ref *gatewayv1.BackendObjectR
 	return to, nil
 }
 
-// isOwnParent reports whether the route is about one service only, this one: its clients
-// reach that anyhow, so that the consumer's route needs no grant to lead them there (GEP-1426,
-// "Namespace boundaries").
-func (c *compiler) isOwnParent(s *source, key keyed.Key) bool {
-	own := false
+// isOwnParent reports whether the route is about one service only, this one, and in force at
+// this port of it: its clients dial that anyhow, so that the consumer's route needs no grant
+// to lead them there (GEP-1426, "Namespace boundaries"). They may not dial other ports.
+func (s *referrer) isOwnParent(key keyed.Key, port *gatewayv1.PortNumber) bool {
 	for _, ref := range s.parents {
 		same := isService(ref.Group, ref.Kind, gatewayv1.GroupName, "Gateway") &&
 			namespaceOf(ref.Namespace, s.id.Namespace) == key.Namespace && string(ref.Name) == key.Name
 		if !same {
 			return false
 		}
-		own = true
 	}
-	return own
+	return port != nil && 0 < *port && *port <= 65535 && s.at[route.Parent{Service: key, Port: uint16(*port)}]
 }
 
 // granted reports whether a ReferenceGrant of a service's namespace lets a route refer to it.
-func (c *compiler) granted(s *source, to keyed.Key) bool {
+func (c *compiler) granted(s *referrer, to keyed.Key) bool {
 	return slices.ContainsFunc(c.grants[to.Namespace], func(g *gatewayv1.ReferenceGrant) bool {
 		return slices.ContainsFunc(g.Spec.From, func(f gatewayv1.ReferenceGrantFrom) bool {
 			return f.Group == gatewayv1.GroupName && string(f.Kind) == s.id.Kind.String() && string(f.Namespace) == s.id.Namespace

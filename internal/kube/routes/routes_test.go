@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/tools/txtar"
@@ -242,7 +243,8 @@ spec: {ports: [{port: 80}]}`)), nil)
 		if i < 100 {
 			r.Headers = []route.Header{{Name: "x-canary", Value: "1"}}
 		}
-		counts[splits.Backend(table.Match(r).Target, r).Service.Name]++
+		b, _ := splits.Backend(table.Match(r).Target, r, time.Now())
+		counts[b.Service.Name]++
 	}
 	if counts["cart-v2"] != 100+10 || counts["cart"] != 990 {
 		t.Errorf("requests go to %v, want 110 of 1100 to cart-v2: 100 that ask for it, and 1%% of 1000", counts)

@@ -41,14 +41,25 @@ const maxWeight = 1_000_000
 // compileRules compiles what rules say, but for what they refer to. Each rule is compiled or
 // has a fault.
 func compileRules(s *source) (rules []compiledRule, faults []fault) {
-	matches := 0
+	var room route.Room
+	sessions := map[route.Session]string{} // whose each name is
+	if len(s.rules) == 0 {
+		faults = append(faults, *unsupported("spec.rules", "is empty, so that it routes nothing; write a rule"))
+	}
 	for i := range s.rules {
 		field := fmt.Sprintf("spec.rules[%d]", i)
 		rule, f := compileRule(s.id.Kind, field, &s.rules[i])
-		if n := max(1, len(rule.Matches)); f == nil && matches+n > route.MaxMatches {
-			f = unsupported(field+".matches", "the route has more than %d matches; split it into several", route.MaxMatches)
-		} else if f == nil {
-			matches += n
+		if f == nil && rule.Session != nil && rule.Session.Name != "" {
+			name := route.Session{Name: strings.ToLower(rule.Session.Name), Header: rule.Session.Header}
+			if other, taken := sessions[name]; taken {
+				f = unsupported(field+".sessionPersistence.sessionName", "%q is that of %s already, and rules do not share sessions; write another one, or none", rule.Session.Name, other)
+			}
+			sessions[name] = field
+		}
+		if f == nil {
+			if err := room.Take(&rule); err != nil {
+				f = &fault{gatewayv1.RouteReasonUnsupportedValue, field + "." + err.Error()}
+			}
 		}
 		if f != nil {
 			faults = append(faults, *f)
@@ -56,6 +67,9 @@ func compileRules(s *source) (rules []compiledRule, faults []fault) {
 		}
 		if rule.Name == "" {
 			rule.Name = fmt.Sprintf("rules[%d]", i)
+		}
+		if rule.Session != nil && rule.Session.Name == "" {
+			rule.Session.Name = rule.DefaultSessionName(s.id)
 		}
 		rules = append(rules, compiledRule{i, rule})
 	}
@@ -250,7 +264,7 @@ func session(field string, from *gatewayv1.SessionPersistence) (s *route.Session
 	if from == nil {
 		return nil, nil
 	}
-	s = &route.Session{Name: valueOr(from.SessionName, "heddle-session")}
+	s = &route.Session{Name: valueOr(from.SessionName, "")}
 	switch kind := valueOr(from.Type, gatewayv1.CookieBasedSessionPersistence); kind {
 	case gatewayv1.CookieBasedSessionPersistence:
 	case gatewayv1.HeaderBasedSessionPersistence:
@@ -258,8 +272,11 @@ func session(field string, from *gatewayv1.SessionPersistence) (s *route.Session
 	default:
 		return nil, unsupported(field+".type", "%q is not known; write Cookie or Header", kind)
 	}
-	if !isToken(s.Name) {
+	if s.Name != "" && !isToken(s.Name) {
 		return nil, unsupported(field+".sessionName", "%q is not a name of a header or a cookie; write one such as session", s.Name)
+	}
+	if why := reserved(strings.ToLower(s.Name)); s.Header && why != "" {
+		return nil, unsupported(field+".sessionName", "%s %s; write another name", s.Name, why)
 	}
 	if s.AbsoluteTimeout, f = duration(field+".absoluteTimeout", from.AbsoluteTimeout); f != nil {
 		return nil, f

@@ -57,7 +57,7 @@ func (a *attached) accepted(l *link) metav1.Condition {
 	switch {
 	case l.reason != "":
 		return refuse(l.reason, l.message)
-	case len(a.faults) > 0 && len(a.faults) == len(a.source.rules):
+	case len(a.faults) > 0 && len(a.faults) >= len(a.source.rules):
 		return refuse(a.faults[0].reason, a.said()+a.goesOn(l))
 	case l.idle:
 		return refuse(gatewayv1.RouteReasonUnsupportedValue, a.said()+a.goesOn(l))
@@ -90,20 +90,26 @@ func (a *attached) goesOn(l *link) string {
 	return ""
 }
 
+// resolved is about the references of what is in force, and has its generation.
 func (a *attached) resolved() metav1.Condition {
-	if len(a.refs) == 0 {
-		return a.condition(gatewayv1.RouteConditionResolvedRefs, metav1.ConditionTrue, gatewayv1.RouteReasonResolvedRefs, "all references lead somewhere")
+	c := a.condition(gatewayv1.RouteConditionResolvedRefs, metav1.ConditionTrue, gatewayv1.RouteReasonResolvedRefs, "all references lead somewhere")
+	if len(a.refs) > 0 {
+		texts := make([]string, len(a.refs))
+		for i, r := range a.refs {
+			texts[i] = r.text
+		}
+		c = a.condition(gatewayv1.RouteConditionResolvedRefs, metav1.ConditionFalse, a.refs[0].reason, several(texts))
 	}
-	texts := make([]string, len(a.refs))
-	for i, r := range a.refs {
-		texts[i] = r.text
+	if a.fellBack() {
+		c.ObservedGeneration = a.served.meta.Generation
+		c.Message = fmt.Sprintf("of generation %d, which goes on: %s", c.ObservedGeneration, c.Message)
 	}
-	return a.condition(gatewayv1.RouteConditionResolvedRefs, metav1.ConditionFalse, a.refs[0].reason, several(texts))
+	return c
 }
 
 // partial is set when some of the rules are good, and some are not.
 func (a *attached) partial() (metav1.Condition, bool) {
-	if len(a.faults) == 0 || len(a.faults) == len(a.source.rules) {
+	if len(a.faults) == 0 || len(a.faults) >= len(a.source.rules) {
 		return metav1.Condition{}, false
 	}
 	message := "Dropped Rule: " + a.said()

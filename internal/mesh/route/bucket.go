@@ -1,19 +1,24 @@
 package route
 
+import (
+	"github.com/heddle-mesh/heddle/internal/mesh/route/pattern"
+	"github.com/heddle-mesh/heddle/internal/mesh/route/uri"
+)
+
 // entry is one match, compiled.
 type entry struct {
 	target *Target
 	prefix string // that was matched, without a slash at its end
 	method string
 	// path is an expression for the HTTP path or the gRPC service, call for its method.
-	path, call      *expression
+	path, call      *pattern.Pattern
 	headers, params []condition
 }
 
 // condition is on one header or parameter.
 type condition struct {
 	name, value string
-	expression  *expression
+	expression  *pattern.Pattern
 }
 
 // always reports whether an entry matches all that is looked up where it is.
@@ -37,9 +42,16 @@ type bucket struct {
 
 // pairs are places of entries by a name and a value.
 type pairs struct {
-	byName map[string]map[string][]int32
+	byName map[string]*named
 	// lengths has a bit for the length of each name, modulo 64.
 	lengths uint64
+}
+
+// named are the places of entries that ask for one name.
+type named struct {
+	name    string
+	number  int // among the names, from 0
+	byValue map[string][]int32
 }
 
 func newBucket(entries []entry) *bucket {
@@ -100,28 +112,31 @@ func rarest(users map[[2]string]int, all []condition) (best *condition, n int) {
 
 func (p *pairs) add(c *condition, place int32) {
 	if p.byName == nil {
-		p.byName = map[string]map[string][]int32{}
+		p.byName = map[string]*named{}
 	}
-	if p.byName[c.name] == nil {
-		p.byName[c.name] = map[string][]int32{}
+	at := p.byName[c.name]
+	if at == nil {
+		at = &named{name: c.name, number: len(p.byName), byValue: map[string][]int32{}}
+		p.byName[c.name] = at
 	}
-	p.byName[c.name][c.value] = append(p.byName[c.name][c.value], place)
+	at.byValue[c.value] = append(at.byValue[c.value], place)
 	p.lengths |= 1 << (len(c.name) % 64)
 }
 
-// find returns the first entry that matches, or nil.
+// find returns the first entry that matches, or nil. Entries that are looked up come
+// first: of the open ones only those before them are tried.
 func (b *bucket) find(s *search) *entry {
-	if b == nil {
+	if b == nil || s.work < 0 {
 		return nil
 	}
-	best := b.first(s, b.open, len(b.entries))
+	best := len(b.entries)
 	if b.headers.byName != nil {
 		best = b.byHeader(s, best)
 	}
 	if b.params.byName != nil {
 		best = b.byParam(s, best)
 	}
-	if best == len(b.entries) {
+	if best = b.first(s, b.open, best); best == len(b.entries) {
 		return nil
 	}
 	return &b.entries[best]
@@ -130,7 +145,7 @@ func (b *bucket) find(s *search) *entry {
 // first returns the first of some places whose entry matches, or best if that is earlier.
 func (b *bucket) first(s *search, places []int32, best int) int {
 	for _, i := range places {
-		if int(i) >= best {
+		if int(i) >= best || s.work < 0 {
 			break
 		}
 		if s.matches(&b.entries[i]) {
@@ -142,44 +157,63 @@ func (b *bucket) first(s *search, places []int32, best int) int {
 
 // byHeader is first of the places that the request's headers lead to.
 func (b *bucket) byHeader(s *search, best int) int {
-	if values := b.headers.byName["host"]; values != nil {
-		best = b.first(s, values[s.req.Host], best)
+	if host := b.headers.byName["host"]; host != nil {
+		best = b.first(s, host.byValue[s.req.Host], best)
 	}
-	for i := range s.req.Headers {
+	s.spend(len(s.req.Headers))
+	var done seen
+	for i := 0; i < len(s.req.Headers) && s.work >= 0; i++ {
 		field := &s.req.Headers[i]
 		if b.headers.lengths&(1<<(len(field.Name)%64)) == 0 || len(field.Name) > maxName {
 			continue
 		}
 		var buf [maxName]byte
-		values := b.headers.byName[string(lower(buf[:0], field.Name))]
-		if values == nil || field.isHost() {
+		at := b.headers.byName[string(lower(buf[:0], field.Name))]
+		if at == nil || field.isHost() || done.again(at.number) {
 			continue
 		}
-		value := field.Value
-		if first, again := s.req.field(field.Name); first != i {
-			continue // it was seen with the first
-		} else if again {
-			value = s.joined(i)
-		}
-		best = b.first(s, values[value], best)
+		value, _ := s.lookUp(at.name, false)
+		best = b.first(s, at.byValue[value], best)
 	}
 	return best
 }
 
 // byParam is first of the places that the parameters of the request's query lead to.
 func (b *bucket) byParam(s *search, best int) int {
-	var name, value [maxParam]byte
-	for query, at := s.req.Query, 0; at < len(query); {
-		p := nextParam(query, &at)
-		if len(p.name) > maxParam || len(p.value) > maxParam {
+	query := s.query()
+	var done seen
+	var buf [maxParam]byte
+	for at := 0; at < len(query) && s.work >= 0; {
+		p := uri.NextParam(query, &at)
+		name, whole := uri.Unescape(buf[:0], p.Name)
+		if !whole {
 			continue
 		}
-		key := unescape(name[:0], p.name)
-		values := b.params.byName[string(key)]
-		if values == nil || !firstOf(query, p, key) {
+		to := b.params.byName[string(name)]
+		if to == nil || done.again(to.number) {
 			continue
 		}
-		best = b.first(s, values[string(unescape(value[:0], p.value))], best)
+		best = b.first(s, to.byValue[s.decoded(p.Value)], best)
 	}
 	return best
+}
+
+// seen says which numbers were there before.
+type seen struct {
+	few  [16]uint64
+	more []uint64
+}
+
+// again reports whether a number was given before.
+func (s *seen) again(n int) bool {
+	words := s.few[:]
+	if n >= 64*len(words) {
+		if missing := n/64 + 1 - len(s.more); missing > 0 {
+			s.more = append(s.more, make([]uint64, missing)...)
+		}
+		words = s.more
+	}
+	was := words[n/64]
+	words[n/64] |= 1 << (n % 64)
+	return words[n/64] == was
 }

@@ -2,22 +2,27 @@ package route
 
 import (
 	"fmt"
-	"regexp"
-	"regexp/syntax"
 	"slices"
 	"strings"
+
+	"github.com/heddle-mesh/heddle/internal/mesh/route/pattern"
+	"github.com/heddle-mesh/heddle/internal/mesh/route/uri"
 )
 
 // Bounds of what a Rule may say. Those of the Gateway API are the same or lower.
 const (
-	// MaxExpression is the length of the longest regular expression, in octets.
-	MaxExpression = 1024
-	// MaxProgram is the number of instructions that one may compile to.
-	MaxProgram = 1000
 	// MaxMatches is the number of matches of a Route.
 	MaxMatches = 128
 	// MaxValues is the number of headers, and of parameters, in a Match.
 	MaxValues = 16
+	// MaxSegments is the number of segments of a prefix.
+	MaxSegments = 64
+	// MaxSteps and MaxRanges are those that all regular expressions of a Route may have; see
+	// package pattern, which has what one may. Each counts as stepsEach steps more.
+	MaxSteps, MaxRanges = 64 << 10, 32 << 10
+	stepsEach           = 24
+	// maxValue is the length of the longest value that is compared, in octets.
+	maxValue = 4096
 )
 
 // Fault is what is wrong with a Rule.
@@ -82,8 +87,12 @@ func (p *PathMatch) check() *Fault {
 	if strings.HasSuffix(p.Value, "/.") || strings.HasSuffix(p.Value, "/..") {
 		return &Fault{"path.value", fmt.Sprintf("%q ends in a dot segment", p.Value), "write the path that it leads to"}
 	}
-	if _, ok := NormalPath(p.Value); !ok || p.Value[0] != '/' {
+	normal, ok := uri.NormalPath(p.Value)
+	if !ok || normal[0] != '/' {
 		return &Fault{"path.value", fmt.Sprintf("%q is not a path", p.Value), "write one such as /shop, of at most 8192 characters"}
+	}
+	if n := strings.Count(strings.TrimSuffix(normal, "/"), "/"); p.Type == PathPrefix && n > MaxSegments {
+		return &Fault{"path.value", fmt.Sprintf("has %d segments", n), fmt.Sprintf("write a prefix of at most %d", MaxSegments)}
 	}
 	return nil
 }
@@ -116,6 +125,9 @@ func checkValues(field string, all []ValueMatch) *Fault {
 		if v.Name == "" || field == "headers" && !isToken(v.Name) {
 			return &Fault{fmt.Sprintf("%s[%d].name", field, i), fmt.Sprintf("%q is not a name", v.Name), "write one such as x-version"}
 		}
+		if limit := map[string]int{"headers": maxName, "queryParams": maxParam}[field]; len(v.Name) > limit || len(v.Value) > maxValue {
+			return &Fault{fmt.Sprintf("%s[%d]", field, i), "is too long", fmt.Sprintf("write a name of at most %d octets and a value of at most %d", limit, maxValue)}
+		}
 		if !v.Expression {
 			continue
 		}
@@ -135,38 +147,55 @@ func isToken(text string) bool {
 }
 
 func checkExpression(field, text string) *Fault {
-	if _, err := newExpression(text); err != nil {
-		return &Fault{field, err.Error(), fmt.Sprintf("write one in the syntax of RE2, of at most %d characters", MaxExpression)}
+	if _, err := pattern.Measure(text); err != nil {
+		return &Fault{field, err.Error(), fmt.Sprintf("write one in the syntax of RE2, of at most %d characters", pattern.MaxLength)}
 	}
 	return nil
 }
 
-// expression matches whole values.
-type expression struct {
-	*regexp.Regexp
-	size int // in instructions
+// Room counts what the rules of one Route hold together, so that no Route holds much
+// memory. The zero Room is that of a Route without rules.
+type Room struct{ matches, steps, ranges int }
+
+// Take counts a Rule that Check has nothing against. The error is a *Fault, and the Rule
+// not counted, when there is no room for it.
+func (u *Room) Take(r *Rule) error {
+	sum := *u
+	sum.matches += max(1, len(r.Matches))
+	for i := range r.Matches {
+		m := &r.Matches[i]
+		if m.Path.Type == PathExpression {
+			sum.add(m.Path.Value)
+		}
+		if m.Call.Expression {
+			sum.add(m.Call.Service)
+			sum.add(m.Call.Method)
+		}
+		for _, list := range [][]ValueMatch{m.Headers, m.Params} {
+			for _, v := range list {
+				if v.Expression {
+					sum.add(v.Value)
+				}
+			}
+		}
+	}
+	switch {
+	case sum.matches > MaxMatches:
+		return &Fault{"matches", fmt.Sprintf("the route has more than %d matches", MaxMatches), "split it"}
+	case sum.steps > MaxSteps || sum.ranges > MaxRanges:
+		return &Fault{"matches", fmt.Sprintf("the regular expressions of the route have %d steps and %d ranges of characters, at most %d and %d may be",
+			sum.steps, sum.ranges, MaxSteps, MaxRanges), "write smaller ones, or split it"}
+	}
+	*u = sum
+	return nil
 }
 
-func newExpression(text string) (*expression, error) {
-	if len(text) > MaxExpression {
-		return nil, fmt.Errorf("a regular expression of %d characters is too long: at most %d", len(text), MaxExpression)
+func (u *Room) add(text string) {
+	size, err := pattern.Measure(text)
+	if text == "" || err != nil {
+		return // none, or one that Check has refused
 	}
-	parsed, err := syntax.Parse(text, syntax.Perl)
-	if err != nil {
-		return nil, fmt.Errorf("%q is not a regular expression: %w", text, err)
-	}
-	program, err := syntax.Compile(parsed.Simplify())
-	if err != nil {
-		return nil, fmt.Errorf("compile regular expression %q: %w", text, err)
-	}
-	if len(program.Inst) > MaxProgram {
-		return nil, fmt.Errorf("regular expression %q is too large: it has %d steps, at most %d may be", text, len(program.Inst), MaxProgram)
-	}
-	re, err := regexp.Compile(`\A(?:` + text + `)\z`)
-	if err != nil {
-		return nil, fmt.Errorf("compile regular expression %q: %w", text, err)
-	}
-	return &expression{re, len(program.Inst) + 8}, nil
+	u.steps, u.ranges = u.steps+size.Steps+stepsEach, u.ranges+size.Ranges
 }
 
 // firsts returns those of several conditions that are the first of their names, which

@@ -3,6 +3,8 @@ package route
 import (
 	"strconv"
 	"strings"
+
+	"github.com/heddle-mesh/heddle/internal/mesh/route/uri"
 )
 
 // CORS says what browsers may let pages of other origins do (Gateway API,
@@ -31,31 +33,48 @@ func (c *CORS) Preflight(r *Request) ([]Header, bool) {
 	if answer == nil {
 		return nil, true
 	}
+	if !c.anyone() {
+		answer = append(answer, Header{"vary", "Origin"})
+	}
 	answer = c.list(answer, "access-control-allow-methods", c.Methods, method)
 	answer = c.list(answer, "access-control-allow-headers", c.Headers, r.first("access-control-request-headers"))
 	return append(answer, Header{"access-control-max-age", strconv.Itoa(c.MaxAge)}), true
 }
 
-// Response returns the headers that a response to a request gets in place of the
-// backend's own of these names.
-func (c *CORS) Response(r *Request) []Header {
-	answer := c.allowed(r)
-	if answer == nil || c.Credentials && len(c.Expose) == 1 && c.Expose[0] == "*" {
-		return answer // with credentials "*" would be the name of a header
+// Apply returns the headers of a backend's response to a request after the change. The
+// backend's own word on other origins does not count: all of its access-control-* headers
+// are gone. It changes the slice that it is given, and appends to it.
+func (c *CORS) Apply(r *Request, fields []Header) []Header {
+	const ours = "access-control-"
+	kept := fields[:0]
+	for _, f := range fields {
+		if len(f.Name) < len(ours) || !fold(f.Name[:len(ours)], ours) {
+			kept = append(kept, f)
+		}
 	}
-	return c.list(answer, "access-control-expose-headers", c.Expose, "")
+	if !c.anyone() { // also when the request has no origin, or the answer would be kept for others
+		kept = append(kept, Header{"vary", "Origin"})
+	}
+	kept = append(kept, c.allowed(r)...)
+	if !c.allows(r.first("origin")) || c.Credentials && len(c.Expose) == 1 && c.Expose[0] == "*" {
+		return kept // with credentials "*" would be the name of a header
+	}
+	return c.list(kept, "access-control-expose-headers", c.Expose, "")
 }
+
+// anyone reports whether the answer to every origin is the same.
+func (c *CORS) anyone() bool { return len(c.Origins) == 1 && c.Origins[0] == "*" && !c.Credentials }
 
 // allowed returns what is said to every request of an origin that is allowed, or nil.
 func (c *CORS) allowed(r *Request) []Header {
 	origin := r.first("origin")
-	if origin == "" || !c.allows(origin) {
+	if !c.allows(origin) {
 		return nil
 	}
-	if len(c.Origins) == 1 && c.Origins[0] == "*" && !c.Credentials {
+	if c.anyone() {
 		return []Header{{"access-control-allow-origin", "*"}}
 	}
-	answer := []Header{{"access-control-allow-origin", origin}, {"vary", "Origin"}}
+	answer := []Header{{"access-control-allow-origin", origin}}
 	if c.Credentials {
 		answer = append(answer, Header{"access-control-allow-credentials", "true"})
 	}
@@ -65,6 +84,9 @@ func (c *CORS) allowed(r *Request) []Header {
 // allows reports whether an origin is among those allowed.
 func (c *CORS) allows(origin string) bool {
 	lowered := strings.ToLower(origin)
+	if origin == "" {
+		return false
+	}
 	for _, allowed := range c.Origins {
 		if allowed == "*" || originMatches(allowed, lowered) {
 			return true
@@ -92,7 +114,7 @@ func splitOrigin(origin string) (scheme, host, port string) {
 	if !ok {
 		return "", "", ""
 	}
-	if host = hostOf(rest); len(host) < len(rest) {
+	if host = uri.Host(rest); len(host) < len(rest) {
 		port = strings.TrimPrefix(strings.TrimPrefix(rest[len(host):], "."), ":")
 	}
 	if port == "" {

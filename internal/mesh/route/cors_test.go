@@ -37,7 +37,7 @@ func TestOrigins(t *testing.T) {
 	} {
 		c := route.CORS{Origins: []string{test.allowed}}
 		r := route.Request{Headers: []route.Header{{Name: "Origin", Value: test.origin}}}
-		if got := len(c.Response(&r)) > 0; got != test.want {
+		if got := len(c.Apply(&r, nil)) > len(c.Apply(&route.Request{}, nil)); got != test.want {
 			t.Errorf("%s allows %s: %v, want %v", test.allowed, test.origin, got, test.want)
 		}
 	}
@@ -58,18 +58,20 @@ func TestPreflight(t *testing.T) {
 	}{
 		{closed, fields("access-control-allow-origin", "https://a.example", "vary", "Origin", "access-control-allow-methods", "PUT, GET",
 			"access-control-allow-headers", "x-a", "access-control-max-age", "5"),
-			fields("access-control-allow-origin", "https://a.example", "vary", "Origin", "access-control-expose-headers", "x-c")},
+			fields("vary", "Accept", "vary", "Origin", "access-control-allow-origin", "https://a.example", "access-control-expose-headers", "x-c")},
 		{open, fields("access-control-allow-origin", "*", "access-control-allow-methods", "*", "access-control-allow-headers", "*", "access-control-max-age", "60"),
-			fields("access-control-allow-origin", "*", "access-control-expose-headers", "*")},
-		{credentials, fields("access-control-allow-origin", "https://a.example", "vary", "Origin", "access-control-allow-credentials", "true",
+			fields("vary", "Accept", "access-control-allow-origin", "*", "access-control-expose-headers", "*")},
+		{credentials, fields("access-control-allow-origin", "https://a.example", "access-control-allow-credentials", "true", "vary", "Origin",
 			"access-control-allow-methods", "PUT", "access-control-allow-headers", "x-a, x-b", "access-control-max-age", "60"),
-			fields("access-control-allow-origin", "https://a.example", "vary", "Origin", "access-control-allow-credentials", "true")},
+			fields("vary", "Accept", "vary", "Origin", "access-control-allow-origin", "https://a.example", "access-control-allow-credentials", "true")},
 	} {
 		got, ok := test.cors.Preflight(asks(put...))
 		if diff := cmp.Diff(test.preflight, got); diff != "" || !ok {
 			t.Errorf("%+v answers a preflight, %v, -want +got:\n%s", test.cors, ok, diff)
 		}
-		if diff := cmp.Diff(test.response, test.cors.Response(asks())); diff != "" {
+		// The backend allows another origin, with credentials: its word does not count.
+		backend := fields("Access-Control-Allow-Origin", "https://evil.example", "vary", "Accept", "access-control-allow-credentials", "true", "Access-Control-Expose-Headers", "x-secret")
+		if diff := cmp.Diff(test.response, test.cors.Apply(asks(), backend)); diff != "" {
 			t.Errorf("%+v answers a request, -want +got:\n%s", test.cors, diff)
 		}
 	}
@@ -78,5 +80,20 @@ func TestPreflight(t *testing.T) {
 	}
 	if _, ok := open.Preflight(asks()); ok {
 		t.Error("OPTIONS without a method to ask for is taken for a preflight")
+	}
+}
+
+// TestOtherOriginsGetNothing: not from the backend either; and caches keep answers apart.
+func TestOtherOriginsGetNothing(t *testing.T) {
+	c := route.CORS{Origins: []string{"https://a.example"}}
+	for _, origin := range []string{"https://evil.example", ""} {
+		r := &route.Request{Method: "GET"}
+		if origin != "" {
+			r.Headers = fields("origin", origin)
+		}
+		got := c.Apply(r, fields("access-control-allow-origin", "*", "content-type", "text/plain"))
+		if diff := cmp.Diff(fields("content-type", "text/plain", "vary", "Origin"), got); diff != "" {
+			t.Errorf("origin %q, -want +got:\n%s", origin, diff)
+		}
 	}
 }

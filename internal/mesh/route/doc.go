@@ -12,15 +12,18 @@
 //
 // # What is matched is what is forwarded
 //
-// A path is brought into one form (NormalPath), that form is matched, and that form
-// is what goes to the backend: no rule can be passed by writing a path in another
-// way that the backend reads as the same. Query and headers are forwarded as they
-// came; how they are compared is said at ValueMatch.
+// A path is brought into one form (uri.NormalPath), that form is matched, and that form
+// is what goes to the backend. Escapes and dot segments are no way around a rule. What
+// backends read in different ways is another path here, and stays as it is: "//" and "/",
+// %2F and "/", ";" and %3B, "+" and %2B, and the segment with ";x" and without. A backend
+// that takes the two for the same has to be given rules for both. Query and headers are
+// forwarded as they came; how they are compared is said at ValueMatch.
 //
 // # Bounds
 //
 // Regular expressions are RE2's, so that their time is linear in what they are
-// matched with; each is at most MaxExpression octets long and compiles to at most
-// MaxProgram instructions, and all of them together may cost one request MaxWork
-// steps. A request that would cost more is refused (TooCostly), never let through.
+// matched with; package pattern bounds each, Room those of one Route, before any is
+// compiled. All that one request is compared with may cost MaxWork steps: names of headers
+// and parameters are looked up once, expressions that a literal text excludes cost next to
+// nothing. A request that would cost more is refused (TooCostly), never let through.
 package route

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/heddle-mesh/heddle/internal/mesh/route"
+	"github.com/heddle-mesh/heddle/internal/mesh/route/uri"
 )
 
 // FuzzMatch: whatever a request says, the Table decides as the oracle does.
@@ -31,7 +32,7 @@ func FuzzMatch(f *testing.F) {
 	f.Add("B.EXAMPLE.", "/a//b", "%70=3&&=", "Cookie", "a=1", "cookie", "b=2")
 	f.Add("[::1]:80", "*", "p%", "host", "x", "x-v", "")
 	f.Fuzz(func(t *testing.T, host, path, query, name, value, name2, value2 string) {
-		normal, ok := route.NormalPath(path)
+		normal, ok := uri.NormalPath(path)
 		if !ok {
 			return
 		}
@@ -48,7 +49,9 @@ func FuzzMatch(f *testing.F) {
 		if outcome == route.Routed {
 			want = fmt.Sprintf("%s rules[%d]", id, rule)
 		}
-		if got := said(table.Match(&r)); got != want && got != "TooCostly" {
+		// Five expressions of less than 40 steps: short requests are never too costly.
+		costly := len(host)+len(normal)+len(query)+len(name)+len(value)+len(name2)+len(value2) > 4096
+		if got := said(table.Match(&r)); got != want && (got != "TooCostly" || !costly) {
 			t.Errorf("%+v goes to %s, want %s", r, got, want)
 		}
 	})

@@ -1,6 +1,11 @@
 package route
 
-import "strings"
+import (
+	"strings"
+
+	"github.com/heddle-mesh/heddle/internal/mesh/route/pattern"
+	"github.com/heddle-mesh/heddle/internal/mesh/route/uri"
+)
 
 // Request is what is known of a request. Match does not change it.
 type Request struct {
@@ -12,7 +17,7 @@ type Request struct {
 	Host string
 	// Method is the HTTP method.
 	Method string
-	// Path is in the form of NormalPath, without the query.
+	// Path is in the form of uri.NormalPath, without the query.
 	Path string
 	// Query is what follows "?", as it was sent.
 	Query string
@@ -51,14 +56,18 @@ type Decision struct {
 	Prefix string
 }
 
-// MaxWork is what the regular expressions of one Match may cost: for each that is
-// tried, its instructions times the length of what it is matched with.
+// MaxWork is what one Match may cost, in steps: for each regular expression that is
+// tried its instructions times the length of what it is matched with, and less for each
+// match, header and octet of a query that is looked at.
 const MaxWork = 1 << 20
 
+// MaxQuery is the length of the longest query that rules look for parameters in, in octets.
+const MaxQuery = 64 << 10
+
 const (
-	maxHost  = 253 // RFC 1035
-	maxName  = 256 // the Gateway API's longest name of a header
-	maxParam = 1024
+	maxHost  = 253  // RFC 1035
+	maxName  = 256  // the Gateway API's longest name of a header
+	maxParam = 1024 // of its name
 )
 
 // search is one Match.
@@ -67,10 +76,26 @@ type search struct {
 	work int // that is left
 	// service and call are the two parts of a gRPC path.
 	service, call string
+	// found are the headers and parameters that were looked up last, and how many ever were.
+	found [8]found
+	asked int
+}
+
+// found is what a request has by one name.
+type found struct {
+	name, value  string
+	param, there bool
+}
+
+// spend takes from the work that is left, and reports whether that was enough.
+func (s *search) spend(n int) bool {
+	s.work -= n
+	return s.work >= 0
 }
 
 // Match decides about a request. It allocates only to join a header that the request
-// repeats, and to decode a parameter for a regular expression.
+// repeats, to decode a parameter that has escapes, and where rules of one path look for
+// parameters of more than 1,024 names.
 func (t *Table) Match(r *Request) Decision {
 	at := t.parents[r.To]
 	if at == nil {
@@ -104,7 +129,7 @@ func (s *site) find(q *search) *entry {
 	}
 	if len(s.hosts) > 0 || len(s.wild) > 0 {
 		var buf [maxHost]byte
-		if name := hostOf(q.req.Host); len(name) <= maxHost {
+		if name := uri.Host(q.req.Host); len(name) <= maxHost {
 			host := lower(buf[:0], name)
 			if e := s.hosts[string(host)].find(q, s.kind); e != nil {
 				return e
@@ -142,34 +167,9 @@ func (s *shelves) find(q *search, kind Kind) *entry {
 			e = s.anyCall.find(q)
 		}
 	default:
-		for n := s.root.deepest(q.req.Path); n != nil && e == nil; n = n.up {
-			e = n.bucket.find(q)
-		}
+		e = s.prefixes.find(q)
 	}
 	return e
-}
-
-// deepest returns the node of the longest prefix of a path, with a bucket or without.
-func (n *node) deepest(path string) *node {
-	if n == nil || path == "" || path[0] != '/' {
-		return n
-	}
-	for rest := path[1:]; ; {
-		end := strings.IndexByte(rest, '/')
-		segment := rest
-		if end >= 0 {
-			segment = rest[:end]
-		}
-		below := n.next[segment]
-		if below == nil {
-			return n
-		}
-		n = below
-		if end < 0 {
-			return n
-		}
-		rest = rest[end+1:]
-	}
 }
 
 // splitCall takes a path apart into a gRPC service and a method, and reports whether the
@@ -193,16 +193,16 @@ func (s *search) splitCall() bool {
 }
 
 func (s *search) matches(e *entry) bool {
-	if e.method != "" && e.method != s.req.Method {
+	if !s.spend(2) || e.method != "" && e.method != s.req.Method {
 		return false
 	}
 	for i := range e.headers {
-		if !s.header(&e.headers[i]) {
+		if !s.holds(&e.headers[i], false) {
 			return false
 		}
 	}
 	for i := range e.params {
-		if !s.param(&e.params[i]) {
+		if !s.holds(&e.params[i], true) {
 			return false
 		}
 	}
@@ -213,54 +213,77 @@ func (s *search) matches(e *entry) bool {
 	return (e.path == nil || s.try(e.path, path)) && (e.call == nil || s.try(e.call, s.call))
 }
 
-// try matches a value by an expression, as long as there is work left.
-func (s *search) try(e *expression, value string) bool {
-	if s.work < 0 {
-		return false
-	}
-	if s.work -= e.size * (len(value) + 1); s.work < 0 {
-		return false
-	}
-	return e.MatchString(value)
-}
-
-// header compares a header with a condition.
-func (s *search) header(c *condition) bool {
-	if c.name == "host" {
-		return s.value(c, s.req.Host)
-	}
-	at, again := s.req.field(c.name)
+// holds reports whether a header or a parameter is as a condition has it.
+func (s *search) holds(c *condition, param bool) bool {
+	value, there := s.lookUp(c.name, param)
 	switch {
-	case at < 0 || s.work < 0:
+	case !there || s.work < 0:
 		return false
-	case again:
-		return s.value(c, s.joined(at))
-	}
-	return s.value(c, s.req.Headers[at].Value)
-}
-
-func (s *search) value(c *condition, value string) bool {
-	if c.expression != nil {
+	case c.expression != nil:
 		return s.try(c.expression, value)
 	}
 	return value == c.value
 }
 
-// param compares the first parameter of a name with a condition.
-func (s *search) param(c *condition) bool {
-	query := s.req.Query
-	for at := 0; at < len(query); {
-		p := nextParam(query, &at)
-		if !equalsUnescaped(p.name, c.name) {
-			continue
+// try matches a value by an expression, as long as there is work left.
+func (s *search) try(e *pattern.Pattern, value string) bool {
+	return s.spend(1+len(value)/32) && !e.Excludes(value) && s.spend(e.Cost(value)) && e.Match(value)
+}
+
+// lookUp returns the value of a header, or of a parameter, and whether there is one. It
+// looks for each name once, as long as few are asked for.
+func (s *search) lookUp(name string, param bool) (string, bool) {
+	for i := range min(s.asked, len(s.found)) {
+		if f := &s.found[i]; f.param == param && f.name == name {
+			return f.value, f.there
 		}
-		if c.expression == nil {
-			return equalsUnescaped(p.value, c.value)
-		}
-		if strings.IndexByte(p.value, '%') >= 0 || strings.IndexByte(p.value, '+') >= 0 {
-			return s.try(c.expression, string(unescape(nil, p.value)))
-		}
-		return s.try(c.expression, p.value)
 	}
-	return false
+	f := &s.found[s.asked%len(s.found)]
+	s.asked++
+	f.name, f.param = name, param
+	if param {
+		f.value, f.there = s.param(name)
+	} else {
+		f.value, f.there = s.header(name)
+	}
+	return f.value, f.there
+}
+
+func (s *search) header(name string) (string, bool) {
+	if name == "host" {
+		return s.req.Host, true
+	}
+	if !s.spend(1 + len(s.req.Headers)/2) {
+		return "", false
+	}
+	at, again := s.req.field(name)
+	switch {
+	case at < 0:
+		return "", false
+	case again:
+		return s.joined(at), true
+	}
+	return s.req.Headers[at].Value, true
+}
+
+func (s *search) param(name string) (string, bool) {
+	query := s.query()
+	for at := 0; at < len(query); {
+		if p := uri.NextParam(query, &at); uri.EqualsUnescaped(p.Name, name) {
+			return s.decoded(p.Value), true
+		}
+	}
+	return "", false
+}
+
+// query returns the query, to be looked through once; nothing when that costs too much.
+func (s *search) query() string {
+	query := s.req.Query
+	if len(query) > MaxQuery {
+		s.work = -1
+	}
+	if !s.spend(len(query) / 4) {
+		return ""
+	}
+	return query
 }

@@ -215,9 +215,10 @@ type Retry struct {
 	Backoff time.Duration
 }
 
-// Session keeps the requests of one client at one backend.
+// Session keeps the requests of one client at one backend, by a token: see Splits.Backend.
 type Session struct {
-	// Name is that of a cookie, or of a header if Header is set.
+	// Name is that of a cookie, or of a header if Header is set. No two rules that answer one
+	// client may have the same.
 	Name   string
 	Header bool
 	// Permanent cookies outlive the client's process, until AbsoluteTimeout.

@@ -3,11 +3,16 @@ package route
 import (
 	"strconv"
 	"strings"
+
+	"github.com/heddle-mesh/heddle/internal/mesh/route/uri"
 )
 
-// Apply returns a path after the change, in the form of NormalPath if Value is. Prefix is
-// that of the Decision.
+// Apply returns a path after the change, in the form of uri.NormalPath if Value is. Prefix is
+// that of the Decision. The "*" of OPTIONS is about no path, and stays.
 func (c *PathChange) Apply(path, prefix string) string {
+	if path == "*" {
+		return path
+	}
 	changed := c.Value
 	if c.Prefix {
 		changed = strings.TrimSuffix(c.Value, "/") + strings.TrimPrefix(path, prefix)
@@ -35,7 +40,7 @@ func (r *Redirect) Location(req *Request, scheme, prefix string) string {
 	}
 	host := r.Hostname
 	if host == "" {
-		host = hostOf(req.Host)
+		host = uri.Host(req.Host)
 	}
 	if port != 0 && port != wellKnown(scheme) {
 		host += ":" + strconv.Itoa(int(port))
@@ -43,6 +48,9 @@ func (r *Redirect) Location(req *Request, scheme, prefix string) string {
 	path := req.Path
 	if r.Path != nil {
 		path = r.Path.Apply(path, prefix)
+	}
+	if path == "*" {
+		path = "" // the server as a whole (RFC 9112, section 3.2.4)
 	}
 	if req.Query != "" {
 		path += "?" + req.Query

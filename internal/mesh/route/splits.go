@@ -2,6 +2,7 @@ package route
 
 import (
 	"fmt"
+	"hash/fnv"
 	"slices"
 	"strings"
 
@@ -19,28 +20,49 @@ type Splits struct {
 // turn is who shares the requests of a rule, or of a mirror, and whose turn it is.
 type turn struct {
 	backends  []Backend
-	names     []uint64 // of the backends, for sessions
+	names     []uint64 // of the backends in the tokens of sessions
 	scheduler *split.Scheduler
 }
 
-// turnKey names a rule in whatever table it is; place is 0 for its backends, else that of a mirror.
+// turnKey names a rule in whatever table it is, and wherever it is in its route.
 type turnKey struct {
 	route ID
-	rule  int
-	place int
+	rule  uint64 // its identity
+	again int    // how many rules before it have the same
+	place int    // 0 for its backends, else that of a mirror
+}
+
+// identity tells a rule from the others of its route: by its own name, else by its matches.
+func (r *Rule) identity() uint64 {
+	if r.Name != "" && !strings.HasPrefix(r.Name, "rules[") {
+		return hash(r.Name)
+	}
+	return hash(fmt.Sprintf("%+v", r.Matches))
+}
+
+// hash is FNV-1a: no secret, and the same everywhere.
+func hash(text string) uint64 {
+	h := fnv.New64a()
+	h.Write([]byte(text))
+	return h.Sum64()
 }
 
 // NewSplits returns the Splits of a table. What is as it was in those before, which may
 // be nil, goes on where it is; what is new begins where phase says, which is called for
-// each: a random number, so that replicas do not all begin with the same backend. It is an error when the weights of
-// a rule add up to more than split.MaxTotal.
+// each: a random number, so that replicas do not all begin with the same backend. A rule is
+// the same as before when its name is, or, without one, when its matches are: other rules
+// of its route do not matter. It is an error when the weights of a rule add up to more than
+// split.MaxTotal.
 func NewSplits(t *Table, before *Splits, phase func() uint64) (*Splits, error) {
 	s := &Splits{mirrors: map[*Mirror]*split.Scheduler{}, known: map[turnKey]turn{}}
 	if before == nil {
 		before = &Splits{}
 	}
 	for _, target := range t.targets {
-		key := turnKey{target.Route, target.Index, 0}
+		key := turnKey{route: target.Route, rule: target.Rule.identity()}
+		for _, taken := s.known[key]; taken; _, taken = s.known[key] {
+			key.again++
+		}
 		at, err := before.turn(key, target.Rule.Backends, phase)
 		if err != nil {
 			return nil, fmt.Errorf("%s: rules[%d].backendRefs: %w", target.Route, target.Index, err)
@@ -71,7 +93,7 @@ func (s *Splits) turn(key turnKey, backends []Backend, phase func() uint64) (tur
 	scheduler, err := split.New(weights, phase())
 	at := turn{backends: backends, scheduler: scheduler}
 	for i := range backends {
-		at.names = append(at.names, split.Hash(fmt.Sprintf("%s:%d", backends[i].Service, backends[i].Port)))
+		at.names = append(at.names, hash(fmt.Sprintf("%s %x %d %s:%d", key.route, key.rule, key.again, backends[i].Service, backends[i].Port)))
 	}
 	return at, err
 }
@@ -102,48 +124,5 @@ func (m *Mirror) shares() []Backend {
 	return []Backend{{Service: m.Service, Port: m.Port, Weight: n}, {Service: m.Service, Port: m.Port, Weight: m.Denominator - n}}
 }
 
-// Backend returns the backend of a request that Match found a target for, in the Table of
-// these Splits; nil when the rule has none with a weight. What is Broken may be whose
-// turn it is. Requests of one session go to one backend, as long as it has a weight: by
-// its hash, so that every replica sends it there. Who begins a session makes its key, and
-// puts it into the request, before asking: the first request would go elsewhere else.
-func (s *Splits) Backend(target *Target, r *Request) *Backend {
-	at := &s.turns[target.number]
-	var i int
-	if key := target.Rule.Session.key(r); key != "" {
-		i = split.Sticky(at.scheduler.Weights(), at.names, key)
-	} else {
-		i = at.scheduler.Next()
-	}
-	if i == split.None {
-		return nil
-	}
-	return &at.backends[i]
-}
-
 // Mirrored reports whether it is this request's turn to be mirrored.
 func (s *Splits) Mirrored(m *Mirror) bool { return m.Broken == "" && s.mirrors[m].Next() == 0 }
-
-// key returns what tells the session of a request from others; "" when it has none.
-func (s *Session) key(r *Request) string {
-	switch {
-	case s == nil:
-		return ""
-	case s.Header:
-		if at, _ := r.field(s.Name); at >= 0 {
-			return r.Headers[at].Value
-		}
-		return ""
-	}
-	for i := range r.Headers {
-		if !fold(r.Headers[i].Name, "cookie") {
-			continue
-		}
-		for pair := range strings.SplitSeq(r.Headers[i].Value, ";") {
-			if name, value, ok := strings.Cut(strings.TrimLeft(pair, " "), "="); ok && name == s.Name {
-				return value
-			}
-		}
-	}
-	return ""
-}

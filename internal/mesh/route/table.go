@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/heddle-mesh/heddle/internal/mesh/route/pattern"
+	"github.com/heddle-mesh/heddle/internal/mesh/route/uri"
 )
 
 // Table finds the rule for a request. The zero Table has no routes.
@@ -72,9 +75,10 @@ func (t *Table) candidates(r *Route) (all []candidate, err error) {
 			return nil, fmt.Errorf("hostnames: %q is no host name; write one such as shop.example.com or *.example.com", h)
 		}
 	}
+	var room Room
 	for i := range r.Rules {
 		rule := &r.Rules[i]
-		if err := rule.Check(r.Kind); err != nil {
+		if err := cmp.Or(rule.Check(r.Kind), room.Take(rule)); err != nil {
 			return nil, fmt.Errorf("rules[%d].%w", i, err)
 		}
 		target := &Target{Route: r.ID, Index: i, Rule: rule, number: len(t.targets)}
@@ -82,9 +86,6 @@ func (t *Table) candidates(r *Route) (all []candidate, err error) {
 		matches := rule.Matches
 		if len(matches) == 0 {
 			matches = []Match{{}}
-		}
-		if len(all)+len(matches) > MaxMatches {
-			return nil, fmt.Errorf("rules[%d].matches: the route has more than %d matches; split it", i, MaxMatches)
 		}
 		for j := range matches {
 			c, err := newCandidate(r, target, &matches[j])
@@ -172,12 +173,12 @@ func (c *candidate) setPath(m *Match) (err error) {
 	switch m.Path.Type {
 	case PathExpression:
 		c.in, c.rank[0], c.rank[1] = expressions, rankExpression, len(m.Path.Value)
-		c.path, err = newExpression(m.Path.Value)
+		c.path, err = pattern.Compile(m.Path.Value)
 	case PathExact:
-		c.at, _ = NormalPath(m.Path.Value)
+		c.at, _ = uri.NormalPath(m.Path.Value)
 		c.in, c.rank[0], c.rank[1] = exactPaths, rankExact, len(c.at)
 	default:
-		normal, _ := NormalPath(cmp.Or(m.Path.Value, "/"))
+		normal, _ := uri.NormalPath(cmp.Or(m.Path.Value, "/"))
 		c.at = strings.TrimSuffix(normal, "/")
 		c.in, c.rank[0], c.rank[1] = prefixes, rankAny, len(c.at)
 		c.prefix = c.at
@@ -191,12 +192,12 @@ func (c *candidate) setCall(m *CallMatch) (err error) {
 	if m.Expression {
 		kind = rankExpression
 		if m.Service != "" {
-			if c.path, err = newExpression(m.Service); err != nil {
+			if c.path, err = pattern.Compile(m.Service); err != nil {
 				return err
 			}
 		}
 		if m.Method != "" {
-			if c.call, err = newExpression(m.Method); err != nil {
+			if c.call, err = pattern.Compile(m.Method); err != nil {
 				return err
 			}
 		}
@@ -232,7 +233,7 @@ func conditions(all []ValueMatch, fold bool) ([]condition, error) {
 		c := condition{name: v.Name, value: v.Value}
 		if v.Expression {
 			var err error
-			if c.expression, err = newExpression(v.Value); err != nil {
+			if c.expression, err = pattern.Compile(v.Value); err != nil {
 				return nil, err
 			}
 		}
@@ -295,7 +296,7 @@ type shelves struct {
 	exact       map[string]*bucket // HTTP paths, or gRPC calls
 	services    map[string]*bucket
 	expressions *bucket
-	root        *node // of the prefixes
+	prefixes    prefixSet
 	methods     map[string]*bucket
 	methodMatch *bucket
 	anyCall     *bucket
@@ -328,47 +329,7 @@ func (s *shelves) build(candidates []candidate) {
 		case anyCall:
 			s.anyCall = b
 		case prefixes:
-			if s.root == nil {
-				s.root = &node{}
-			}
-			s.root.add(at.at, b)
+			s.prefixes.add(at.at, b)
 		}
-	}
-	if s.root != nil {
-		s.root.link(nil)
-	}
-}
-
-// node is one segment of the prefixes that have all segments above it in common.
-type node struct {
-	next   map[string]*node
-	bucket *bucket // of the prefix that ends here, or nil
-	up     *node   // the longest shorter prefix that has a bucket, or nil
-}
-
-func (n *node) add(prefix string, b *bucket) {
-	for prefix != "" {
-		segment, rest, more := strings.Cut(prefix[1:], "/")
-		if n.next == nil {
-			n.next = map[string]*node{}
-		}
-		if n.next[segment] == nil {
-			n.next[segment] = &node{}
-		}
-		n, prefix = n.next[segment], ""
-		if more {
-			prefix = "/" + rest
-		}
-	}
-	n.bucket = b
-}
-
-func (n *node) link(up *node) {
-	n.up = up
-	if n.bucket != nil {
-		up = n
-	}
-	for _, below := range n.next {
-		below.link(up)
 	}
 }

@@ -103,9 +103,6 @@ func New(weights []uint32, phase uint64) (*Scheduler, error) {
 	return s, nil
 }
 
-// Weights returns what New was given: read only.
-func (s *Scheduler) Weights() []uint32 { return s.weights }
-
 // Next returns the index of the backend that the next request goes to, or None.
 func (s *Scheduler) Next() int {
 	if s == nil {

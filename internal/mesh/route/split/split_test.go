@@ -235,58 +235,6 @@ func TestNextDoesNotAllocate(t *testing.T) {
 	}
 }
 
-func names(n int) []uint64 {
-	all := make([]uint64, n)
-	for i := range all {
-		all[i] = split.Hash(fmt.Sprint("backend", i))
-	}
-	return all
-}
-
-// TestSticky: shares of keys are those of the weights, and a change moves keys only from
-// who has less to who has more.
-func TestSticky(t *testing.T) {
-	const keys = 100_000
-	before, after := []uint32{80, 15, 5}, []uint32{60, 15, 25}
-	counts, moved := make([]int, 3), map[[2]int]int{}
-	for k := range keys {
-		key := fmt.Sprintf("user-%d", k)
-		was, is := split.Sticky(before, names(3), key), split.Sticky(after, names(3), key)
-		counts[was]++
-		moved[[2]int{was, is}]++
-	}
-	for i, w := range before {
-		// Five standard deviations of a binomial distribution.
-		p := float64(w) / 100
-		if off := math.Abs(float64(counts[i]) - keys*p); off > 5*math.Sqrt(keys*p*(1-p)) {
-			t.Errorf("backend %d of weight %d has %d keys of %d", i, w, counts[i], keys)
-		}
-	}
-	for change, n := range moved {
-		// Backend 0 has less of the whole now, 2 has more, 1 has the same weight.
-		if change[0] != change[1] && (change[1] == 0 || change[0] == 2) {
-			t.Errorf("%d keys moved from backend %d to %d", n, change[0], change[1])
-		}
-	}
-	if n := testing.AllocsPerRun(100, func() { split.Sticky(before, []uint64{1, 2, 3}, "user-1") }); n != 0 {
-		t.Errorf("Sticky allocates %v times", n)
-	}
-	if b := split.Sticky([]uint32{0, 0}, names(2), "user"); b != split.None {
-		t.Errorf("without weight, a key goes to backend %d, want none", b)
-	}
-}
-
-// TestStickyIsKept: replicas and releases must agree, so these may never change.
-func TestStickyIsKept(t *testing.T) {
-	got := ""
-	for k := range 40 {
-		got += fmt.Sprint(split.Sticky([]uint32{2, 1, 1}, names(3), fmt.Sprint("user-", k)))
-	}
-	if want := "0102201202110222000000202010202002210001"; got != want {
-		t.Errorf("keys go to %s, want %s", got, want)
-	}
-}
-
 func BenchmarkNext(b *testing.B) {
 	for _, weights := range [][]uint32{{99, 1}, {1, 1, 1}, {333_333, 1, 77, 1_000_000, 5}} {
 		b.Run(fmt.Sprint(weights), func(b *testing.B) {

@@ -1,4 +1,6 @@
-package route
+// Package uri has what URIs of requests are compared by: the one form of a path, the host
+// of an authority, the parameters of a query. It is pure, and allocates only where it says so.
+package uri
 
 import "strings"
 
@@ -8,15 +10,21 @@ const MaxPath = 8 << 10
 // NormalPath returns the one form of a request's path in which it is matched and
 // forwarded, and false for what is no path, which is to be answered with 400:
 //
-//   - escapes of unreserved characters are decoded, others have upper-case digits
-//     (RFC 3986, sections 6.2.2.1 and 6.2.2.2);
-//   - then "." and ".." segments are resolved (section 5.2.4): /a/%2e%2E/b is /b;
-//   - octets that are not ASCII are escaped, as RFC 3987, section 3.1 has it.
+//   - escapes are decoded of unreserved characters (RFC 3986, section 6.2.2.2), and of
+//     those others that stand for themselves in a segment (section 3.3): ! $ & ' ( ) * , =
+//     : and @;
+//   - what may not stand in a path is escaped: " < > ^ ` { | } [ ] and octets that are not
+//     ASCII (RFC 3987, section 3.1);
+//   - escapes have upper-case digits (section 6.2.2.1);
+//   - then "." and ".." segments are resolved (section 5.2.4): /a/%2e%2E/b is /b.
 //
 // A path that does not begin with "/", has an escape that is none, or has one of
 // backslash, "?", "#", space and control characters, also escaped ones of NUL and
-// backslash, is refused. An escaped slash stays escaped, and is part of a segment.
-// Empty segments are kept: "//" is not "/". The "*" of OPTIONS is in its one form.
+// backslash, is refused. The "*" of OPTIONS is in its one form.
+//
+// What backends read in different ways stays as it is, and is not the same here: "//" and
+// "/"; %2F, which is part of a segment, and "/"; ";" and %3B, "+" and %2B; what follows a
+// ";" is part of the segment.
 //
 // It allocates only when the form is another one. The result is at most three times
 // as long.
@@ -32,7 +40,7 @@ func NormalPath(path string) (string, bool) {
 		switch c := path[i]; {
 		case c <= ' ' || c == 0x7f || c == '\\' || c == '?' || c == '#':
 			return "", false
-		case c == '%' || c >= 0x80:
+		case c == '%' || !standing(c):
 			plain = false
 		case c == '.' && path[i-1] == '/':
 			dots = dots || isDots(path[i:])
@@ -73,7 +81,7 @@ func reescape(path string) (string, bool) {
 				return "", false
 			}
 		}
-		if escaped && !unreserved(c) || c >= 0x80 {
+		if !standing(c) || escaped && (c == '/' || c == ';' || c == '+') {
 			b.WriteByte('%')
 			b.WriteByte(upperHex[c>>4])
 			b.WriteByte(upperHex[c&15])
@@ -97,9 +105,10 @@ func unhex(c byte) byte {
 	return 0xff
 }
 
-// unreserved is RFC 3986, section 2.3.
-func unreserved(c byte) bool {
-	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '.' || c == '_' || c == '~'
+// standing reports whether a character stands for itself in a path: it is a slash, or may be
+// in a segment (pchar of RFC 3986, section 3.3).
+func standing(c byte) bool {
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.IndexByte("/-._~!$&'()*+,;=:@", c) >= 0
 }
 
 // isDots reports whether the segment that rest begins with is "." or "..".
