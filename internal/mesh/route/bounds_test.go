@@ -229,3 +229,73 @@ func TestPathsAreOne(t *testing.T) {
 		}
 	}
 }
+
+// TestManyNames: more than one match keeps, and more than are marked without allocation.
+func TestManyNames(t *testing.T) {
+	var full route.Match
+	r := route.Request{To: web(), Path: "/"}
+	for i := range route.MaxValues {
+		name := fmt.Sprintf("n%d", i)
+		full.Headers = append(full.Headers, route.ValueMatch{Name: name, Value: "h[0-9]+", Expression: true})
+		full.Params = append(full.Params, route.ValueMatch{Name: name, Value: fmt.Sprintf("p %d", i)})
+		r.Headers = append(r.Headers, route.Header{Name: strings.ToUpper(name), Value: fmt.Sprintf("h%d", i)})
+		r.Query += fmt.Sprintf("&%s=p+%d", name, i)
+	}
+	table := mustTable(t, routeOf("a", []route.Match{full}, []route.Match{full}))
+	if got := said(table.Match(&r)); got != "HTTPRoute shop/a rules[0]" {
+		t.Errorf("a request with all values goes to %s, want rules[0]", got)
+	}
+	r.Query = strings.Replace(r.Query, "p+15", "p+16", 1)
+	if got := table.Match(&r).Outcome; got != route.NotFound {
+		t.Errorf("a request with one other value is %s, want NotFound", got)
+	}
+	var routes []route.Route
+	for i := range 12 {
+		each := routeOf(fmt.Sprintf("r%02d", i))
+		for j := range 100 {
+			each.Rules = append(each.Rules, route.Rule{Matches: param(fmt.Sprint(i*100+j), "1")})
+		}
+		routes = append(routes, each)
+	}
+	table = mustTable(t, routes...)
+	for query, want := range map[string]string{"1199=0&1199=1&1100=1": "HTTPRoute shop/r11 rules[0]", "1198=0&1199=1&1198=1": "HTTPRoute shop/r11 rules[99]", "5=1&1199=1": "HTTPRoute shop/r00 rules[5]", "1150=0&1150=1": "NotFound"} {
+		r := route.Request{To: web(), Path: "/", Query: query}
+		if got := said(table.Match(&r)); got != want {
+			t.Errorf("%s goes to %s, want %s", query, got, want)
+		}
+	}
+}
+
+// TestLargestExpressionsHoldLittle: as many as one route may have.
+func TestLargestExpressionsHoldLittle(t *testing.T) {
+	for name, text := range map[string]string{"steps": "a{900}%d", "ranges": `\pL{6}%d`, "small ones": "a%d"} {
+		r := routeOf("a")
+		var room route.Room
+		for i := 0; ; i++ {
+			rule := route.Rule{Matches: []route.Match{{}}}
+			for j := range route.MaxValues {
+				v := route.ValueMatch{Name: fmt.Sprintf("n%d", j), Value: fmt.Sprintf(text, i), Expression: true}
+				rule.Matches[0].Headers, rule.Matches[0].Params = append(rule.Matches[0].Headers, v), append(rule.Matches[0].Params, v)
+				if name != "small ones" {
+					break
+				}
+			}
+			if room.Take(&rule) != nil {
+				break
+			}
+			r.Rules = append(r.Rules, rule)
+		}
+		var before, after runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&before)
+		table := mustTable(t, r)
+		runtime.GC()
+		runtime.ReadMemStats(&after)
+		held := int64(after.HeapAlloc) - int64(before.HeapAlloc)
+		t.Logf("%s: %d rules hold %d KiB", name, len(r.Rules), held>>10)
+		if held > 16<<20 {
+			t.Errorf("%s: the largest route holds %d KiB, want less than 16 MiB", name, held>>10)
+		}
+		runtime.KeepAlive(table)
+	}
+}

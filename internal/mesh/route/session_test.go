@@ -98,3 +98,30 @@ func TestSessionsEnd(t *testing.T) {
 		}
 	}
 }
+
+// FuzzSession: whatever a client says is its token, it gets a backend of the rule, and a
+// token that keeps it there unless it had one.
+func FuzzSession(f *testing.F) {
+	now := time.Unix(1_700_000_000, 0)
+	session := route.Session{Name: "s", AbsoluteTimeout: time.Hour}
+	rule := route.Rule{Backends: backends(1, 1), Session: &session}
+	f.Add("", int64(0))
+	f.Add("AWVS9gAAAAAAAAAAAA", int64(10))
+	f.Add("s=1; s=", int64(-10))
+	f.Fuzz(func(t *testing.T, cookie string, ago int64) {
+		s, target := splits(t, nil, rule)
+		for _, r := range []*route.Request{{To: web(), Headers: fields("cookie", cookie)}, carrying(&session, cookie)} {
+			at := now.Add(time.Duration(ago % int64(2*time.Hour)))
+			b, anew := s.Backend(target, r, at)
+			if b == nil || b.Weight != 1 {
+				t.Fatalf("%q goes to %v", cookie, b)
+			}
+			if anew == "" {
+				continue // it went on
+			}
+			if again, token := s.Backend(target, carrying(&session, anew), at); again != b || token != "" {
+				t.Fatalf("%q begins a session with %q, which goes on at %v with %q, not at %v", cookie, anew, again, token, b)
+			}
+		}
+	})
+}
