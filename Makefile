@@ -94,6 +94,10 @@ SOAK ?= 30m
 soak: build ## Keep a mesh under churn for SOAK and fail if memory, descriptors or goroutines grow (root)
 	HEDDLE_SOAK=$(SOAK) go test -count=1 -v -timeout 24h -run TestSoak ./e2e/soak
 
+.PHONY: http-differences
+http-differences: deps ## Run the corpus of HTTP ambiguities through nginx and Envoy, and write what they read otherwise to docs/http.md
+	go test -count=1 -v -run TestDifferences ./e2e/smuggling -write
+
 # Flags of bin/cluster: CLUSTER="--name blue --workers 3".
 CLUSTER ?=
 .PHONY: cluster-up

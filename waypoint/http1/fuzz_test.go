@@ -1,0 +1,118 @@
+package http1_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/heddle-mesh/heddle/waypoint/http1"
+)
+
+// checkCuts: a cut changes neither what is read nor the error.
+func checkCuts(t *testing.T, raw []byte, asked []http1.Asked, cut int) []message {
+	t.Helper()
+	whole, _, err := ours(raw, asked, func() int { return len(raw) })
+	cut = min(max(cut, 1), max(1, len(raw)))
+	parts, _, err2 := ours(raw, asked, func() int { n := cut; cut = max(1, len(raw)-cut); return n })
+	if fmt.Sprint(err) != fmt.Sprint(err2) || !slices.Equal(whole, parts) {
+		t.Fatalf("whole %q %v\nin two %q %v", whole, err, parts, err2)
+	}
+	if wrong, ok := errors.AsType[*http1.Error](err); err != nil && (!ok || wrong.Status() < 400 || strings.HasPrefix(wrong.Reason.String(), "reason_")) {
+		t.Fatalf("an error of no class: %v", err)
+	}
+	return whole
+}
+
+// spaced says that there may be bad whitespace before a chunk extension, which is to be read
+// (RFC 9112 section 7.1.1), and which net/http refuses.
+func spaced(raw []byte) bool {
+	return bytes.Contains(raw, []byte(" ;")) || bytes.Contains(raw, []byte("\t;"))
+}
+
+// compare compares what we have read with what net/http reads.
+func compare(t *testing.T, raw []byte, got []message) {
+	t.Helper()
+	want, err := theirs(raw)
+	if (len(want) < len(got) || !slices.Equal(got, want[:len(got)])) && !spaced(raw) {
+		t.Fatalf("we read\n%q\nnet/http\n%q\nand then %v", got, want, err)
+	}
+}
+
+// FuzzRequests: whatever comes, a cut changes nothing, and what we read to its
+// end net/http reads as we do. It reads many things that we refuse.
+func FuzzRequests(f *testing.F) {
+	requests, _ := cases(f)
+	for i, c := range requests {
+		f.Add(c.Send, i)
+	}
+	f.Fuzz(func(t *testing.T, raw []byte, cut int) {
+		compare(t, raw, checkCuts(t, raw, nil, cut))
+	})
+}
+
+// FuzzForward: what net/http reads of what we forward is what we have read; and so do
+// we, a second time.
+func FuzzForward(f *testing.F) {
+	requests, _ := cases(f)
+	for i, c := range requests {
+		f.Add(c.Send, i)
+	}
+	f.Fuzz(func(t *testing.T, raw []byte, piece int) { checkForwarded(t, raw, min(max(piece, 1), len(raw)+1)) })
+}
+
+// FuzzResponses: a cut changes nothing, and what a client reads behind us is what net/http
+// reads directly, as far as we have not refused it.
+func FuzzResponses(f *testing.F) {
+	_, responses := cases(f)
+	for i, c := range responses {
+		f.Add(c.Send, i, c.Asked == "HEAD")
+	}
+	f.Fuzz(func(t *testing.T, raw []byte, cut int, head bool) {
+		checkCuts(t, raw, []http1.Asked{{Head: head}}, cut)
+		method := "GET"
+		if head {
+			method = "HEAD"
+		}
+		p := proxy(t, http1.Defaults())
+		p.answer = nil
+		p.send([]byte(method + " / HTTP/1.1\r\nHost: h\r\n\r\n"))
+		p.receive(raw)
+		if p.err == nil && !p.x.Done() {
+			p.receiveEOF()
+		}
+		if p.err != nil || !p.x.Done() {
+			return
+		}
+		got, err := theirResponses(p.client, []string{method})
+		if err != nil || len(got) == 0 {
+			t.Fatalf("net/http cannot read what we wrote: %v\n%q", err, p.client)
+		}
+		if spaced(raw) {
+			return
+		}
+		want, err := theirResponses(raw, []string{method})
+		last, then := got[len(got)-1], slices.IndexFunc(want, func(m message) bool { return m.Start >= "200" })
+		if then < 0 || ends(want)[then].Body != last.Body || want[then].Start != last.Start {
+			t.Fatalf("behind us %q, directly %q, %v\n%q", got, want, err, raw)
+		}
+	})
+}
+
+// FuzzChunked is FuzzRequests inside of a chunked body.
+func FuzzChunked(f *testing.F) {
+	const head = "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+	requests, _ := cases(f)
+	for i, c := range requests {
+		if body, ok := strings.CutPrefix(string(c.Send), head); ok {
+			f.Add([]byte(body), i)
+		}
+	}
+	f.Fuzz(func(t *testing.T, body []byte, cut int) {
+		raw := append([]byte(head), body...)
+		compare(t, raw, checkCuts(t, raw, nil, len(head)+min(max(cut, 0), len(body))))
+		checkForwarded(t, raw, 1+max(cut, 0)%len(raw))
+	})
+}
