@@ -291,6 +291,26 @@ func TestRequestsSplitAtEveryByte(t *testing.T) {
 	}
 }
 
+// TestResponsesSplitAtEveryByte cuts good responses in two at every byte.
+func TestResponsesSplitAtEveryByte(t *testing.T) {
+	for seed := range uint64(10) {
+		w := &writer{Rand: rand.New(rand.NewPCG(seed, 2))}
+		w.response("GET")
+		raw, asked := w.Bytes(), []http1.Asked{{}}
+		want, _, err := ours(raw, asked, func() int { return len(raw) })
+		if err != nil || len(want) == 0 {
+			t.Fatal(err)
+		}
+		for cut := 1; cut < len(raw); cut++ {
+			pieces := []int{cut, len(raw)}
+			got, _, err := ours(raw, asked, func() int { n := pieces[0]; pieces = pieces[1:]; return n })
+			if err != nil || !slices.Equal(got, want) {
+				t.Fatalf("seed %d cut at %d: %v\ngot  %q\nwant %q", seed, cut, err, got, want)
+			}
+		}
+	}
+}
+
 // checkForwarded compares what we read with what net/http reads of what we write.
 func checkForwarded(t testing.TB, raw []byte, piece int) {
 	t.Helper()

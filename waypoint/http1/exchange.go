@@ -239,6 +239,10 @@ func (x *Exchange) Reply(dst []byte, status int, fields []Field, body []byte) ([
 	if status < 200 || status > 599 || x.now.answered || checkFields(fields) != nil {
 		return dst, ErrEdit
 	}
+	return x.reply(dst, status, fields, body), nil
+}
+
+func (x *Exchange) reply(dst []byte, status int, fields []Field, body []byte) []byte {
 	x.now.answered, x.now.responseDone, x.now.reusable = true, true, false
 	x.now.closing = x.now.closing || !x.now.requestDone && x.now.out != NoBody
 	dst = appendStatus(dst, status, http.StatusText(status))
@@ -251,9 +255,9 @@ func (x *Exchange) Reply(dst []byte, status int, fields []Field, body []byte) ([
 	}
 	dst = x.appendConnection(dst)
 	if bodiless || x.now.head {
-		return dst, nil
+		return dst
 	}
-	return append(dst, body...), nil
+	return append(dst, body...)
 }
 
 // Refuse appends the answer to an error of Request or Response, which names its reason. The
@@ -267,8 +271,7 @@ func (x *Exchange) Refuse(dst []byte, err error) ([]byte, bool) {
 	if !wrong.Response {
 		x.now.closing, x.now.requestDone = true, true
 	}
-	out, err := x.Reply(dst, wrong.Status(), []Field{NewField("X-Heddle-Reason", wrong.Reason.String())}, nil)
-	return out, err == nil
+	return x.reply(dst, wrong.Status(), []Field{NewField("X-Heddle-Reason", wrong.Reason.String())}, nil), true
 }
 
 // Answered says that the response to the current request has begun.

@@ -26,6 +26,7 @@ const (
 	upgrade
 	http2Settings
 	expect
+	heddleReason
 )
 
 // kindOf finds out which field a name is. Aliased says that it would be one that we
@@ -57,6 +58,8 @@ func kindOf(name []byte) (k kind, aliased bool) {
 		} else {
 			k, known = http2Settings, "http2-settings"
 		}
+	case 15:
+		k, known = heddleReason, "x-heddle-reason"
 	case 16:
 		k, known = proxyConnection, "proxy-connection"
 	case 17:
@@ -97,6 +100,22 @@ func isProtected(name []byte) bool {
 	return false
 }
 
+// isAlias says whether a name that is not known would be protected if "_" were "-": whoever
+// strips what says who the client is, strips it under its own name only.
+func isAlias(name []byte) bool {
+	if bytes.IndexByte(name, '_') < 0 {
+		return false
+	}
+	var few [64]byte // most names
+	dashed := append(few[:0], name...)
+	for i, c := range dashed {
+		if c == '_' {
+			dashed[i] = '-'
+		}
+	}
+	return isProtected(dashed)
+}
+
 // line is where a field's parts are in its head, while that may still move.
 type line struct {
 	name, nameEnd, value, valueEnd uint32
@@ -117,7 +136,7 @@ func readField(text []byte, at int) (line, Reason) {
 		return line{}, wrong(text[n], BadFieldName)
 	}
 	k, aliased := kindOf(text[:n])
-	if aliased {
+	if aliased || isAlias(text[:n]) {
 		return line{}, AliasedField
 	}
 	value := grammar.Trim(text[n+1:])
@@ -238,5 +257,5 @@ func checkTrailer(list []byte) Reason {
 // authentication or the content (RFC 9110 section 6.5.1), and no alias of it.
 func mayTrail(name []byte) bool {
 	k, aliased := kindOf(name)
-	return k == other && !aliased && !isProtected(name) && !grammar.HasFoldPrefix(name, "proxy-") && !grammar.HasFoldPrefix(name, "www-authenticate")
+	return k == other && !aliased && !isProtected(name) && !isAlias(name) && !grammar.HasFoldPrefix(name, "proxy-") && !grammar.HasFoldPrefix(name, "www-authenticate")
 }

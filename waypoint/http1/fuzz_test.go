@@ -76,28 +76,7 @@ func FuzzResponses(f *testing.F) {
 		if head {
 			method = "HEAD"
 		}
-		p := proxy(t, http1.Defaults())
-		p.answer = nil
-		p.send([]byte(method + " / HTTP/1.1\r\nHost: h\r\n\r\n"))
-		p.receive(raw)
-		if p.err == nil && !p.x.Done() {
-			p.receiveEOF()
-		}
-		if p.err != nil || !p.x.Done() {
-			return
-		}
-		got, err := theirResponses(p.client, []string{method})
-		if err != nil || len(got) == 0 {
-			t.Fatalf("net/http cannot read what we wrote: %v\n%q", err, p.client)
-		}
-		if spaced(raw) {
-			return
-		}
-		want, err := theirResponses(raw, []string{method})
-		last, then := got[len(got)-1], slices.IndexFunc(want, func(m message) bool { return m.Start >= "200" })
-		if then < 0 || ends(want)[then].Body != last.Body || want[then].Start != last.Start {
-			t.Fatalf("behind us %q, directly %q, %v\n%q", got, want, err, raw)
-		}
+		checkResponse(t, raw, method)
 	})
 }
 

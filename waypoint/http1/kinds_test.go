@@ -10,7 +10,7 @@ func TestKinds(t *testing.T) {
 	names := map[string]kind{
 		"Sec-WebSocket-Key": webSocketKey, "Sec-WebSocket-Accept": webSocketAccept, "Trailer": trailer, "Host": host, "Content-Length": contentLength,
 		"Transfer-Encoding": transferEncoding, "Connection": connection, "Keep-Alive": keepAlive, "Proxy-Connection": proxyConnection, "TE": te, "Upgrade": upgrade,
-		"HTTP2-Settings": http2Settings, "Expect": expect,
+		"HTTP2-Settings": http2Settings, "Expect": expect, "X-Heddle-Reason": heddleReason,
 	}
 	for name, want := range names {
 		for _, spelling := range []string{name, strings.ToLower(name), strings.ToUpper(name)} {
@@ -31,7 +31,7 @@ func TestKinds(t *testing.T) {
 			}
 		}
 	}
-	if (webSocketKey >= firstOwned) || (host < firstOwned) || expect != host+kind(len(names)-4) {
+	if (webSocketKey >= firstOwned) || (host < firstOwned) || heddleReason != host+kind(len(names)-4) {
 		t.Error("the kinds are in another order")
 	}
 }
