@@ -149,7 +149,7 @@ func ReadResponses(raw []byte, asked string) (lines []string) {
 		}
 		body, err := io.ReadAll(a.Body)
 		switch reason := a.Header.Get("X-Heddle-Reason"); {
-		case reason != "":
+		case reason != "" && a.StatusCode >= 400:
 			return append(lines, "refused "+reason)
 		case err != nil:
 			return append(lines, fmt.Sprintf("%d reset", a.StatusCode))
