@@ -82,7 +82,7 @@ bench: ## Measure beside no mesh, the reference engine and Envoy; BENCH=quick fo
 
 .PHONY: bench-go
 bench-go: ## Go benchmarks, and the tests of their ceilings of allocations and memory, which fail
-	go test -count=1 -run 'Allocat|Cost' -bench . -benchmem ./internal/... ./bpf/... ./agent/... ./cmd/...
+	go test -count=1 -run 'Allocat|Cost' -bench . -benchmem ./internal/... ./bpf/... ./agent/... ./waypoint/... ./cmd/...
 
 .PHONY: fuzz
 FUZZTIME ?= 30s

@@ -210,12 +210,12 @@ func TestReply(t *testing.T) {
 			t.Errorf("%q: two responses", c.request)
 		}
 		next := c.request[n:] + c.request
-		out, n, at, err := x.Request(nil, []byte(next))
+		out, n, _, err := x.Request(nil, []byte(next))
 		if x.Closing() == c.goesOn || len(out) > 0 || err != nil {
 			t.Errorf("%q: closing %v, %q to nobody, %v", c.request, x.Closing(), out, err)
 		}
 		if c.goesOn {
-			_, _, at, err = x.Request(nil, []byte(next[n:]))
+			_, _, at, err := x.Request(nil, []byte(next[n:]))
 			if at != http1.HeadRead || err != nil {
 				t.Errorf("%q: the next is not read: %v, %v", c.request, at, err)
 			}

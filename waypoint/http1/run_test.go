@@ -124,6 +124,8 @@ func readRequests(t testing.TB, c corpus.Case, piece int) (lines []string, p *pr
 	}
 	wrong, refused := errors.AsType[*http1.Error](p.err)
 	switch {
+	case refused && begun != "" && p.requests == len(lines):
+		t.Fatalf("%s: a head was refused, and the backend has some of it: %q", c.Name, p.backend)
 	case refused:
 		lines = append(lines, "refused "+wrong.Reason.String())
 	case p.closed && begun != "":
