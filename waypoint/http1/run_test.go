@@ -17,7 +17,8 @@ type proxied struct {
 	t        testing.TB
 	x        *http1.Exchange
 	answer   []byte // of the backend, to each request
-	early    bool   // as soon as there is a head
+	early    bool   // as soon as no more of the request has come
+	unheard  bool   // a request has had no answer yet
 	pending  []byte // of the client
 	backend  []byte // what it has got
 	client   []byte // likewise
@@ -47,12 +48,12 @@ func (p *proxied) send(b []byte) {
 			p.refuse()
 		case at == http1.HeadRead:
 			p.requests++
+			p.unheard = true
 			if p.backend, p.err = p.x.Forward(p.backend, nil); p.err != nil {
 				p.t.Fatal(p.err)
 			}
-			if p.early {
-				p.receive(p.answer)
-			}
+		case at == http1.More && p.early && p.unheard:
+			p.receive(p.answer)
 		case at == http1.End && !p.x.Done():
 			p.receive(p.answer)
 			if !p.x.Done() {
@@ -81,6 +82,7 @@ func (p *proxied) receive(b []byte) {
 			}
 		default:
 			p.closed, p.reusable = p.x.Closing(), p.x.Reusable()
+			p.unheard = p.unheard && !p.x.Answered()
 			return
 		}
 	}
