@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/textproto"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -31,13 +32,19 @@ func (m message) String() string {
 	return fmt.Sprintf("%q fields %s body %q trailers %s close %v", m.Start, m.Fields, m.Body, m.Trailers, m.Close)
 }
 
-// private says that a field is none that parsers or proxies act upon.
-func private(name string) bool { return strings.HasPrefix(strings.ToLower(name), "x-") }
+// owned are the fields that each hop writes anew, and that net/http takes out or moves.
+func owned() []string {
+	return []string{"Host", "Content-Length", "Transfer-Encoding", "Connection", "Keep-Alive", "Proxy-Connection", "Te", "Upgrade", "Http2-Settings", "Expect",
+		"X-Heddle-Reason", "Trailer", "Sec-Websocket-Key", "Sec-Websocket-Accept"}
+}
 
 func fieldText(h http.Header) string {
 	var b strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(h)) {
-		if private(name) && len(h[name]) > 0 {
+		if name == "Cache-Control" && h["Pragma"] != nil {
+			continue // net/http makes one of "Pragma: no-cache"
+		}
+		if !slices.Contains(owned(), name) && len(h[name]) > 0 {
 			fmt.Fprintf(&b, "%s=%q;", name, h[name])
 		}
 	}
@@ -56,7 +63,7 @@ func fieldsOf(fields []http1.Field) http.Header {
 // ours reads whole messages; asked is nil for requests. Piece says how large the
 // next piece is.
 func ours(raw []byte, asked []http1.Asked, piece func() int) (all []message, at int, err error) {
-	return read(raw, asked, piece, func(h *http1.Head) message {
+	return read(raw, asked, piece, false, func(h *http1.Head) message {
 		m := message{Start: fmt.Sprint(h.Status), Fields: fieldText(fieldsOf(h.Fields)), Close: h.Close}
 		if asked == nil {
 			m.Start = fmt.Sprintf("%s %s %s", h.Method, h.Target, h.Host)
@@ -67,18 +74,22 @@ func ours(raw []byte, asked []http1.Asked, piece func() int) (all []message, at 
 
 // toForward is what is to come to a backend of each request.
 func toForward(raw []byte) []message {
-	all, _, _ := read(raw, nil, func() int { return len(raw) }, func(h *http1.Head) message {
+	all, _, _ := read(raw, nil, func() int { return len(raw) }, true, func(h *http1.Head) message {
 		path := h.Path
 		if len(path) == 0 {
 			path = h.Host
 		}
-		kept := slices.DeleteFunc(slices.Clone(h.Fields), func(f http1.Field) bool { return h.Hop(&f) })
-		return message{Start: fmt.Sprintf("%s %s %s", h.Method, path, h.Host), Fields: fieldText(fieldsOf(kept))}
+		return message{Start: fmt.Sprintf("%s %s %s", h.Method, path, h.Host), Fields: fieldText(fieldsOf(kept(h, h.Fields)))}
 	})
 	return all
 }
 
-func read(raw []byte, asked []http1.Asked, piece func() int, of func(*http1.Head) message) (all []message, at int, err error) {
+// kept are the fields that are not about the connection.
+func kept(h *http1.Head, fields []http1.Field) []http1.Field {
+	return slices.DeleteFunc(slices.Clone(fields), func(f http1.Field) bool { return h.Hop(&f) })
+}
+
+func read(raw []byte, asked []http1.Asked, piece func() int, forward bool, of func(*http1.Head) message) (all []message, at int, err error) {
 	p := http1.NewRequests(http1.Defaults())
 	if asked != nil {
 		p = http1.NewResponses(http1.Defaults())
@@ -104,7 +115,9 @@ func read(raw []byte, asked []http1.Asked, piece func() int, of func(*http1.Head
 			case http1.Data:
 				m.Body += string(data)
 			case http1.End:
-				m.Trailers = fieldText(fieldsOf(p.Trailers))
+				if m.Trailers = fieldText(fieldsOf(p.Trailers)); forward {
+					m.Trailers = fieldText(fieldsOf(kept(&p.Head, p.Trailers)))
+				}
 				all = append(all, m)
 				if len(asked) > 1 {
 					asked = asked[1:]
@@ -148,13 +161,19 @@ func theirs(raw []byte) (all []message, err error) {
 	}
 }
 
-// theirResponses reads responses with net/http.
-func theirResponses(raw []byte, methods []string) (all []message, err error) {
-	r := bufio.NewReader(bytes.NewReader(raw))
+// connectionLine is one of a head: net/http keeps no Connection that says close.
+var connectionLine = regexp.MustCompile(`(?im)^connection:([^\r]*)`)
+
+// theirResponses reads responses with net/http; if they have been forwarded, without what
+// Connection names.
+func theirResponses(raw []byte, methods []string, forwarded bool) (all []message, err error) {
+	from := bytes.NewReader(raw)
+	r := bufio.NewReader(from)
 	for {
 		if _, err := r.Peek(1); err != nil {
 			return all, nil
 		}
+		head, _, _ := bytes.Cut(raw[len(raw)-from.Len()-r.Buffered():], []byte("\r\n\r\n"))
 		method := http.MethodGet
 		if len(methods) > 0 {
 			method = methods[0]
@@ -163,11 +182,19 @@ func theirResponses(raw []byte, methods []string) (all []message, err error) {
 		if err != nil {
 			return all, err
 		}
-		m := message{Start: fmt.Sprint(a.StatusCode), Fields: fieldText(a.Header), Close: a.Close}
 		body, err := io.ReadAll(a.Body)
 		if err != nil {
 			return all, err
 		}
+		for _, list := range connectionLine.FindAllSubmatch(head, -1) {
+			for name := range strings.SplitSeq(string(list[1]), ",") {
+				if name = strings.TrimSpace(name); forwarded {
+					a.Header.Del(name)
+					a.Trailer.Del(name)
+				}
+			}
+		}
+		m := message{Start: fmt.Sprint(a.StatusCode), Fields: fieldText(a.Header), Close: a.Close}
 		m.Body, m.Trailers = string(body), fieldText(a.Trailer)
 		if all = append(all, m); a.StatusCode >= 200 && len(methods) > 0 {
 			methods = methods[1:]
@@ -214,7 +241,7 @@ func (w *writer) body(requests bool) {
 	default:
 		trailers := w.IntN(2) == 0
 		if trailers {
-			w.WriteString("Trailer: X-T1, X-T2\r\n")
+			w.WriteString("Trailer: X-T1, X-T2\r\n" + w.one("", "Connection: X-T1\r\n"))
 		}
 		fmt.Fprintf(w, "Transfer-Encoding: %s\r\n", w.one("chunked", "Chunked", " CHUNKED "))
 		w.fields()
@@ -336,7 +363,7 @@ func checkForwarded(t testing.TB, raw []byte, piece int) {
 
 func (w *writer) response(method string) {
 	for range w.IntN(3) {
-		fmt.Fprintf(w, "HTTP/1.1 103 Early Hints\r\nX-A: b\r\n\r\n")
+		fmt.Fprintf(w, "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n")
 	}
 	status := w.one("200 OK", "404 Not Found", "500 ", "204 No Content", "304 Not Modified", "299 caf\xe9")
 	fmt.Fprintf(w, "HTTP/1.1 %s\r\n", status)
@@ -362,7 +389,7 @@ func TestResponsesAgainstNetHTTP(t *testing.T) {
 		if w.IntN(8) == 0 && method == "GET" {
 			raw = []byte("HTTP/1.0 200 OK\r\nX-A: b\r\n\r\n" + w.text(200)) // to the end
 		}
-		want, err := theirResponses(raw, []string{method})
+		want, err := theirResponses(raw, []string{method}, false)
 		if err != nil {
 			t.Fatalf("seed %d: net/http: %v\n%q", seed, err, raw)
 		}
@@ -378,7 +405,8 @@ func TestResponsesAgainstNetHTTP(t *testing.T) {
 		if !p.x.Done() {
 			p.receiveEOF()
 		}
-		behind, err := theirResponses(p.client, []string{method})
+		want, _ = theirResponses(raw, []string{method}, true)
+		behind, err := theirResponses(p.client, []string{method}, true)
 		if p.err != nil || err != nil || !slices.Equal(ends(behind), ends(want)) {
 			t.Fatalf("seed %d: %v, %v\nbehind us %q\ndirectly  %q\n%q", seed, p.err, err, behind, want, p.client)
 		}

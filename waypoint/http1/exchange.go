@@ -3,6 +3,8 @@ package http1
 import (
 	"errors"
 	"net/http"
+
+	"github.com/heddle-mesh/heddle/waypoint/http1/grammar"
 )
 
 // Exchange carries the requests of one client's connection to backends, one after
@@ -12,7 +14,9 @@ import (
 // Its owner reads sockets and writes them. Request and Response take what was read,
 // and append to dst what the other side gets; at HeadRead they stop, for Forward or
 // Reply, and for Answer. When both have come to their End, Closing says whether the
-// client's connection goes on, Reusable whether the backend's may be kept.
+// client's connection goes on, Reusable whether the backend's may be kept. Whoever keeps a
+// backend's connection must watch it while it idles, and drop it as soon as it can be read: what a
+// backend says before the next request looks like that one's response.
 type Exchange struct {
 	// Drain says that the next response to begin is the last one on this connection.
 	Drain bool
@@ -29,8 +33,10 @@ type progress struct {
 	out, back    Body // how the request's body is written, and the response's
 	old          bool // the client speaks HTTP/1.0
 	head         bool // the method is HEAD
+	begun        bool // the request's head has come
 	expects      bool // the client waits for a 100 ...
-	continued    bool // ... which it has got, or it has not waited
+	granted      bool // ... which the backend has sent
+	continued    bool // ... and the client got, or it has not waited
 	handshake    bool // a tunnel was asked for
 	tunnel       bool // and is there
 	forwarded    bool // and written to a backend
@@ -39,7 +45,13 @@ type progress struct {
 	responseDone bool
 	closing      bool // the client's connection ends with this exchange
 	reusable     bool
+	// Fields that an edit has taken from the request and from the response: from their trailers, too.
+	removed, removedBack []string
 }
+
+// deaf says that what the client sends is not read any more: it has been refused in place of
+// a 100, and may send the body or another request.
+func (p *progress) deaf() bool { return p.answered && p.expects && !p.continued }
 
 // NewExchange begins at a connection's first byte.
 func NewExchange(c *Config) *Exchange {
@@ -61,8 +73,10 @@ func (x *Exchange) Request(dst, in []byte) (out []byte, n int, at Event, err err
 		return append(dst, in...), len(in), Data, nil
 	}
 	switch {
-	case x.now.responseDone && x.now.closing, x.now.requestDone && !x.now.responseDone:
+	case x.now.responseDone && x.now.closing, x.now.requestDone && !x.now.responseDone, x.now.deaf():
 		return dst, 0, End, nil
+	case x.now.requestDone && len(in) == 0:
+		return dst, 0, More, nil
 	case x.now.requestDone:
 		x.now = progress{}
 	}
@@ -82,7 +96,7 @@ func (x *Exchange) Request(dst, in []byte) (out []byte, n int, at Event, err err
 		case e == End:
 			x.now.requestDone = true
 			if x.now.forwarded {
-				dst = appendEnd(dst, x.now.out, x.requests.Trailers)
+				dst = appendEnd(dst, x.now.out, &x.requests, x.now.removed)
 			}
 			return dst, n, End, nil
 		}
@@ -92,34 +106,43 @@ func (x *Exchange) Request(dst, in []byte) (out []byte, n int, at Event, err err
 func (x *Exchange) begin() {
 	h := &x.requests.Head
 	x.now = progress{
-		old: h.Minor == 0, head: string(h.Method) == "HEAD", expects: h.Continue,
+		begun: true, old: h.Minor == 0, head: string(h.Method) == "HEAD", expects: h.Continue,
 		handshake: h.Upgrade || len(h.Path) == 0, closing: h.Close, out: h.Body,
 	}
 }
 
 // Forward appends the request's head for a backend. After an ErrEdit nothing is appended,
-// and Reply is to follow.
+// and Reply is to follow, unless there was one already. After a *Error the backend has spoken
+// before it was asked: its connection is to be dropped, and Refuse to follow.
 func (x *Exchange) Forward(dst []byte, e *Edit) ([]byte, error) {
-	if err := e.check(); err != nil {
-		return dst, err
-	}
 	h := &x.requests.Head
+	if err := e.check(len(h.Path) == 0); err != nil || !x.now.begun || x.now.answered {
+		return dst, ErrEdit
+	}
+	if wrong := x.responses.err; wrong != nil && wrong.Reason == Unsolicited {
+		return dst, wrong
+	}
 	x.asked = Asked{Head: x.now.head, Connect: len(h.Path) == 0}
 	if h.Upgrade {
 		x.asked.Accept = webSocketAnswer(h.websocket)
 	}
 	x.responses.restart()
 	x.responses.Ask(&x.asked)
-	x.now.forwarded = true
+	x.now.forwarded, x.now.removed = true, e.removed()
 	return appendRequest(dst, h, e, x.config.Via), nil
 }
 
 // Response takes what the backend sent, and appends what the client gets. Interim
 // responses go by themselves; at HeadRead comes a final one, for Answer. At End the
-// response is whole; what the backend sent beyond it is nobody's.
+// response is whole, or one of ours has taken its place; what the backend sent beyond it is
+// nobody's, and not used.
 func (x *Exchange) Response(dst, in []byte) (out []byte, n int, at Event, err error) {
 	if x.now.tunnel {
 		return append(dst, in...), len(in), Data, nil
+	}
+	if x.now.responseDone {
+		x.now.reusable = x.now.reusable && len(in) == 0
+		return dst, 0, End, nil
 	}
 	for {
 		e, data, k, err := x.responses.Next(in[n:])
@@ -141,28 +164,33 @@ func (x *Exchange) Response(dst, in []byte) (out []byte, n int, at Event, err er
 }
 
 // interim forwards a 1xx, unless the client cannot read it (RFC 9110 section 15.2) or has not
-// asked for it.
+// asked for it. Of its fields only Link goes on (RFC 8297): whoever edits a response has not
+// seen them.
 func (x *Exchange) interim(dst []byte) []byte {
 	h := &x.responses.Head
 	if x.now.old || h.Status == 100 && !x.now.expects {
 		return dst
 	}
 	if h.Status == 100 {
-		x.now.continued = true
+		x.now.granted, x.now.continued = true, true
 	}
 	dst = appendStatus(dst, h.Status, h.Phrase)
-	dst = appendFields(dst, h, nil, false)
+	for i := range h.Fields {
+		if f := &h.Fields[i]; grammar.FoldEqual(f.Name, "link") && !h.Hop(f) {
+			dst = appendField(dst, f.Name, f.Value)
+		}
+	}
 	return append(dst, "\r\n"...)
 }
 
 // Answer appends the response's head for the client. After an ErrEdit nothing is
-// appended, and Reply is to follow.
+// appended, and Reply is to follow, unless there was an answer already.
 func (x *Exchange) Answer(dst []byte, e *Edit) ([]byte, error) {
-	if err := e.check(); err != nil {
-		return dst, err
+	if err := e.check(false); err != nil || !x.now.forwarded || x.now.answered {
+		return dst, ErrEdit
 	}
 	h := &x.responses.Head
-	x.now.answered = true
+	x.now.answered, x.now.removedBack = true, e.removed()
 	x.now.tunnel = h.Upgrade || x.asked.Connect && h.Status < 300
 	x.now.back = h.Body
 	if h.Body == Chunked || h.Body == UntilClose {
@@ -201,9 +229,11 @@ func (x *Exchange) appendConnection(dst []byte) []byte {
 }
 
 func (x *Exchange) endResponse(dst []byte, clean bool) []byte {
-	dst = appendEnd(dst, x.now.back, x.responses.Trailers)
+	dst = appendEnd(dst, x.now.back, &x.responses, x.now.removedBack)
 	x.now.responseDone = true
-	x.now.reusable = clean && x.now.requestDone && !x.responses.Head.Close
+	// A backend that has sent no 100 may or may not read the body (RFC 9110 section 10.1.1),
+	// and takes it for the next request if not.
+	x.now.reusable = clean && x.now.requestDone && !x.responses.Head.Close && (!x.now.expects || x.now.granted)
 	// A response that came before its request had ended: what is left of it is not waited for.
 	x.now.closing = x.now.closing || !x.now.requestDone
 	return dst
@@ -225,7 +255,7 @@ func (x *Exchange) ResponseEOF(dst []byte) ([]byte, Event, error) {
 
 // RequestEOF says that the client sends no more; an error is a request that is cut short.
 func (x *Exchange) RequestEOF() error {
-	if x.now.tunnel || x.now.requestDone {
+	if x.now.tunnel || x.now.requestDone || x.now.deaf() {
 		return nil
 	}
 	_, err := x.requests.EOF()
@@ -244,7 +274,10 @@ func (x *Exchange) Reply(dst []byte, status int, fields []Field, body []byte) ([
 
 func (x *Exchange) reply(dst []byte, status int, fields []Field, body []byte) []byte {
 	x.now.answered, x.now.responseDone, x.now.reusable = true, true, false
-	x.now.closing = x.now.closing || !x.now.requestDone && x.now.out != NoBody
+	// What has come of a head or a body is not waited for.
+	x.now.closing = x.now.closing || !x.now.begun || !x.now.requestDone && x.now.out != NoBody
+	x.responses.restart() // what the backend has begun to say is nobody's
+	x.responses.Ask(nil)
 	dst = appendStatus(dst, status, http.StatusText(status))
 	for _, f := range fields {
 		dst = appendField(dst, f.Name, f.Value)
@@ -265,7 +298,7 @@ func (x *Exchange) reply(dst []byte, status int, fields []Field, body []byte) []
 // still something to be answered: if not, the client's connection is to be reset.
 func (x *Exchange) Refuse(dst []byte, err error) ([]byte, bool) {
 	wrong, ok := errors.AsType[*Error](err)
-	if !ok || x.now.answered || x.now.tunnel {
+	if !ok || x.now.answered || x.now.tunnel || wrong.Response && !x.now.begun {
 		return dst, false
 	}
 	if !wrong.Response {
@@ -285,7 +318,7 @@ func (x *Exchange) Done() bool { return x.now.requestDone && x.now.responseDone 
 
 // Closing says that the client's connection is to be closed when the response has ended:
 // nothing that comes on it is read any more. Like Reusable, it is about the current request, until the
-// next call of Request.
+// next call of Request that has bytes.
 func (x *Exchange) Closing() bool { return x.now.closing }
 
 // Reusable says that the backend's connection is as if new: request and response have

@@ -2,6 +2,7 @@ package http1
 
 import (
 	"bytes"
+	"slices"
 
 	"github.com/heddle-mesh/heddle/waypoint/http1/grammar"
 )
@@ -30,7 +31,7 @@ const (
 )
 
 // kindOf finds out which field a name is. Aliased says that it would be one that we
-// act upon if "_" were "-": CGI, and what came after it, cannot tell those apart.
+// act upon if its odd bytes were "-": CGI, and what came after it, cannot tell those apart.
 func kindOf(name []byte) (k kind, aliased bool) {
 	var known string
 	switch len(name) {
@@ -74,7 +75,7 @@ func kindOf(name []byte) (k kind, aliased bool) {
 		return other, false
 	}
 	for i, c := range name {
-		if c == '_' && known[i] == '-' {
+		if known[i] == '-' && grammar.IsOdd(c) {
 			aliased = true
 		} else if grammar.Lower(c) != known[i] {
 			return other, false
@@ -100,20 +101,14 @@ func isProtected(name []byte) bool {
 	return false
 }
 
-// isAlias says whether a name that is not known would be protected if "_" were "-": whoever
-// strips what says who the client is, strips it under its own name only.
+// isAlias says whether a name that is not known would be protected if its odd bytes were "-":
+// whoever strips what says who the client is, strips it under its own name only.
 func isAlias(name []byte) bool {
-	if bytes.IndexByte(name, '_') < 0 {
+	if !slices.ContainsFunc(name, grammar.IsOdd) {
 		return false
 	}
 	var few [64]byte // most names
-	dashed := append(few[:0], name...)
-	for i, c := range dashed {
-		if c == '_' {
-			dashed[i] = '-'
-		}
-	}
-	return isProtected(dashed)
+	return isProtected(grammar.Dashed(few[:0], name))
 }
 
 // line is where a field's parts are in its head, while that may still move.
@@ -176,7 +171,9 @@ func (h *Head) readConnection(list []byte, c *options) Reason {
 		case h.nominated == maxOptions:
 			return BadConnection
 		default:
-			h.options[h.nominated] = name
+			at := len(h.names)
+			h.names = append(h.names, name...)
+			h.options[h.nominated] = h.names[at:]
 			h.nominated++
 		}
 	}
@@ -254,8 +251,23 @@ func checkTrailer(list []byte) Reason {
 }
 
 // mayTrail says whether a field may come after a body: not what is about framing, routing,
-// authentication or the content (RFC 9110 section 6.5.1), and no alias of it.
+// authentication or the content, modifies a request or controls a response (RFC 9110 section
+// 6.5.1), and no alias of it.
 func mayTrail(name []byte) bool {
-	k, aliased := kindOf(name)
-	return k == other && !aliased && !isProtected(name) && !isAlias(name) && !grammar.HasFoldPrefix(name, "proxy-") && !grammar.HasFoldPrefix(name, "www-authenticate")
+	var few [64]byte
+	dashed := grammar.Dashed(few[:0], name)
+	if k, _ := kindOf(dashed); k != other || isProtected(dashed) {
+		return false
+	}
+	for _, prefix := range [...]string{"proxy-", "if-", "accept-", "x-original-", "x-rewrite-", "x-http-method", "x-method-"} {
+		if grammar.HasFoldPrefix(dashed, prefix) {
+			return false
+		}
+	}
+	for _, known := range [...]string{"www-authenticate", "max-forwards", "range", "accept", "pragma", "x-host", "age", "expires", "location", "retry-after", "vary"} {
+		if grammar.FoldEqual(dashed, known) {
+			return false
+		}
+	}
+	return true
 }

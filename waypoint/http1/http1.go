@@ -118,7 +118,8 @@ type Head struct {
 
 	websocket []byte // Sec-WebSocket-Key or -Accept
 	options   [maxOptions][]byte
-	nominated int // options
+	nominated int    // options
+	names     []byte // theirs: trailers are compared with them, too, when the head is gone
 }
 
 // Interim says whether a response is followed by another one for the same
@@ -143,7 +144,7 @@ func (h *Head) Hop(f *Field) bool {
 func (h *Head) reset() {
 	fields := h.Fields
 	clear(fields)
-	*h = Head{Fields: fields[:0], Length: -1}
+	*h = Head{Fields: fields[:0], Length: -1, names: h.names[:0]}
 }
 
 // Error ends a connection: nothing that comes after it can be read.

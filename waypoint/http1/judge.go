@@ -65,7 +65,7 @@ func (h *Head) readOne(f *Field, s *said, response bool) Reason {
 		}
 		h.Host = f.Value
 	case te:
-		h.Trailers = h.Trailers || listHas(f.Value, "trailers")
+		h.Trailers = h.Trailers || grammar.ListHas(f.Value, "trailers")
 	case expect:
 		if !grammar.FoldEqual(f.Value, "100-continue") {
 			return UnknownExpectation
@@ -73,21 +73,6 @@ func (h *Head) readOne(f *Field, s *said, response bool) Reason {
 		s.expect = true
 	}
 	return 0
-}
-
-// listHas looks for a token in a list; anything else in it may be of any form.
-func listHas(list []byte, token string) bool {
-	for len(list) > 0 {
-		end := 0
-		for end < len(list) && list[end] != ',' {
-			end++
-		}
-		if grammar.FoldEqual(grammar.Trim(list[:end]), token) {
-			return true
-		}
-		list = list[min(end+1, len(list)):]
-	}
-	return false
 }
 
 // judgeRequest says what a request means, and how its end is found.

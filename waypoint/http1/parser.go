@@ -173,7 +173,7 @@ func (p *Parser) Tunnel() { p.state = inTunnel }
 // Held is the number of bytes of memory behind the parser.
 func (p *Parser) Held() int {
 	const lineBytes, fieldBytes = 20, 56
-	return cap(p.buf) + cap(p.lines)*lineBytes + (cap(p.Head.Fields)+cap(p.Trailers))*fieldBytes
+	return cap(p.buf) + cap(p.Head.names) + cap(p.lines)*lineBytes + (cap(p.Head.Fields)+cap(p.Trailers))*fieldBytes
 }
 
 // Release gives that memory back between two messages; within one it keeps it.

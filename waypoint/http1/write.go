@@ -15,7 +15,8 @@ var ErrEdit = errors.New("http1: an edit that a head cannot have")
 type Edit struct {
 	// Host and Path take the place of a request's; nil leaves them.
 	Host, Path []byte
-	// Remove are names of fields that are left out.
+	// Remove are names of fields that are left out, also of the trailers: it is not to be
+	// changed until the message has ended.
 	Remove []string
 	// Add are fields that are added at the end.
 	Add []Field
@@ -24,13 +25,14 @@ type Edit struct {
 // NewField makes a field to be added.
 func NewField(name, value string) Field { return Field{Name: []byte(name), Value: []byte(value)} }
 
-// check is what keeps whoever chooses a value from choosing a line break with it.
-func (e *Edit) check() error {
+// check is what keeps whoever chooses a value from choosing a line break with it. The host
+// that a CONNECT goes to has a port.
+func (e *Edit) check(connect bool) error {
 	if e == nil {
 		return nil
 	}
 	if e.Host != nil {
-		if ok, _ := grammar.CheckHost(e.Host); !ok {
+		if ok, port := grammar.CheckHost(e.Host); !ok || connect && !port {
 			return ErrEdit
 		}
 	}
@@ -51,16 +53,21 @@ func checkFields(fields []Field) error {
 	return nil
 }
 
-func (e *Edit) removes(name []byte) bool {
+func (e *Edit) removed() []string {
 	if e == nil {
-		return false
+		return nil
 	}
-	for _, removed := range e.Remove {
-		if grammar.FoldEqual(name, removed) {
+	return e.Remove
+}
+
+// stays says that a field is not forwarded: it is about the connection, or an edit removes it.
+func (h *Head) stays(f *Field, removed []string) bool {
+	for _, name := range removed {
+		if grammar.FoldEqual(f.Name, name) {
 			return true
 		}
 	}
-	return false
+	return h.Hop(f)
 }
 
 func appendField(b, name, value []byte) []byte {
@@ -72,17 +79,36 @@ func appendField(b, name, value []byte) []byte {
 
 // appendFields writes the fields that go on to the next hop, and what an edit adds.
 func appendFields(b []byte, h *Head, e *Edit, chunked bool) []byte {
+	removed := e.removed()
 	for i := range h.Fields {
-		f := &h.Fields[i]
-		if f.kind == trailer && !chunked || (f.kind == webSocketKey || f.kind == webSocketAccept) && !h.Upgrade || h.Hop(f) || e.removes(f.Name) {
-			continue
+		switch f := &h.Fields[i]; {
+		case (f.kind == webSocketKey || f.kind == webSocketAccept) && !h.Upgrade || h.stays(f, removed):
+		case f.kind != trailer:
+			b = appendField(b, f.Name, f.Value)
+		case chunked:
+			b = appendTrailer(b, h, f.Value, removed)
 		}
-		b = appendField(b, f.Name, f.Value)
 	}
 	if e != nil {
 		for _, f := range e.Add {
 			b = appendField(b, f.Name, f.Value)
 		}
+	}
+	return b
+}
+
+// appendTrailer announces the trailers that are forwarded.
+func appendTrailer(b []byte, h *Head, list []byte, removed []string) []byte {
+	before := "Trailer: "
+	for len(list) > 0 {
+		name, rest, _ := grammar.NextToken(list) // checkTrailer has read it
+		if list = rest; len(name) > 0 && !h.stays(&Field{Name: name}, removed) {
+			b = append(append(b, before...), name...)
+			before = ", "
+		}
+	}
+	if before == ", " {
+		b = append(b, "\r\n"...)
 	}
 	return b
 }
@@ -161,13 +187,15 @@ func appendData(b []byte, body Body, data []byte) []byte {
 }
 
 // appendEnd writes the end of a body, with trailers if its coding has a place for them.
-func appendEnd(b []byte, body Body, trailers []Field) []byte {
+func appendEnd(b []byte, body Body, p *Parser, removed []string) []byte {
 	if body != Chunked {
 		return b
 	}
 	b = append(b, "0\r\n"...)
-	for _, f := range trailers {
-		b = appendField(b, f.Name, f.Value)
+	for i := range p.Trailers {
+		if f := &p.Trailers[i]; !p.Head.stays(f, removed) {
+			b = appendField(b, f.Name, f.Value)
+		}
 	}
 	return append(b, "\r\n"...)
 }

@@ -73,6 +73,25 @@ func Lower(c byte) byte {
 	return c
 }
 
+// IsOdd says that a byte of a name is no letter, no digit and no dash.
+func IsOdd(c byte) bool {
+	lower := Lower(c)
+	return c != '-' && (c < '0' || c > '9') && (lower < 'a' || lower > 'z')
+}
+
+// Dashed appends a name with a dash in place of every odd byte: what CGI, and what came after it,
+// make one name of.
+func Dashed(to, name []byte) []byte {
+	from := len(to)
+	to = append(to, name...)
+	for i, c := range to[from:] {
+		if IsOdd(c) {
+			to[from+i] = '-'
+		}
+	}
+	return to
+}
+
 // FoldEqual compares ASCII without case.
 func FoldEqual[S []byte | string](b []byte, s S) bool {
 	if len(b) != len(s) {
@@ -98,6 +117,21 @@ func NextToken(list []byte) (token, rest []byte, ok bool) {
 	token, rest = list[:n], list[n:]
 	rest = rest[Blanks(rest):]
 	return token, rest, len(rest) == 0 || rest[0] == ',' && n > 0
+}
+
+// ListHas looks for a token in a list; anything else in it may be of any form.
+func ListHas(list []byte, token string) bool {
+	for len(list) > 0 {
+		end := 0
+		for end < len(list) && list[end] != ',' {
+			end++
+		}
+		if FoldEqual(Trim(list[:end]), token) {
+			return true
+		}
+		list = list[min(end+1, len(list)):]
+	}
+	return false
 }
 
 func HexValue(c byte) uint64 {
