@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -289,9 +290,9 @@ type proxy struct {
 	start func(t *testing.T, dir string, lanes []*lane) *exec.Cmd
 }
 
-// run starts a proxy in front of lanes, until the test ends. Both programs ask the kernel to
-// end them with the thread that started them, or may be ended by it.
-func (p proxy) run(t *testing.T, lanes []*lane) {
+// run starts a proxy in front of lanes, until the test ends. The kernel ends it with the thread
+// that has started it, which waits for it: so it does not outlive a test that is killed.
+func (p proxy) run(t *testing.T, lanes []*lane) (pid int) {
 	t.Helper()
 	dir := t.TempDir()
 	log, err := os.Create(filepath.Join(dir, "log"))
@@ -301,6 +302,7 @@ func (p proxy) run(t *testing.T, lanes []*lane) {
 	defer log.Close()
 	cmd := p.start(t, dir, lanes)
 	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	started, ended := make(chan error), make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -326,6 +328,7 @@ func (p proxy) run(t *testing.T, lanes []*lane) {
 		}
 		return c.Close() == nil
 	})
+	return cmd.Process.Pid
 }
 
 func startNginx(t *testing.T, dir string, lanes []*lane) *exec.Cmd {
