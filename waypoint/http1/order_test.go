@@ -77,7 +77,7 @@ func TestAfterReply(t *testing.T) {
 		{"half of a head", "HTTP/1.1 200 OK\r\nX: ", "y\r\n\r\nsecret"},
 	} {
 		x := forwarded(t, getRequest)
-		_, n, at, err := x.Response(nil, []byte(c.before+c.late[:0]))
+		_, n, at, err := x.Response(nil, []byte(c.before))
 		if err != nil || n != len(c.before) {
 			t.Fatal(n, err)
 		}
@@ -101,6 +101,19 @@ func TestAfterReply(t *testing.T) {
 		}
 		if x.Closing() {
 			t.Errorf("%s: the client is to blame", c.name)
+		}
+		// The client goes on before the backend that was given up does.
+		for _, part := range []string{getRequest[:9], getRequest[9:]} {
+			if out, _, _, err := x.Request(nil, []byte(part)); len(out) > 0 || err != nil {
+				t.Fatal(out, err)
+			}
+			out, _, _, err := x.Response(nil, []byte(c.late))
+			if wrong, ok := errors.AsType[*http1.Error](err); len(out) > 0 || !ok || wrong.Reason != http1.Unsolicited {
+				t.Errorf("%s: %q reaches the client of the next request: %v", c.name, out, err)
+			}
+			if out, ok := x.Refuse(nil, err); ok != (part != getRequest[:9]) || ok != (len(out) > 0) {
+				t.Errorf("%s: after %q it is answered %v, %q", c.name, part, ok, out)
+			}
 		}
 	}
 }
@@ -154,6 +167,12 @@ func TestReplyBeforeHead(t *testing.T) {
 	if _, _, at, err := x.Request(nil, []byte("GET / HTTP/1.1\r\nHo")); at != http1.More || err != nil {
 		t.Fatal(at, err)
 	}
+	if out, err := x.Forward(nil, nil); !errors.Is(err, http1.ErrEdit) || out != nil {
+		t.Errorf("forwarded before its head has come: %q, %v", out, err)
+	}
+	if out, err := x.Answer(nil, nil); !errors.Is(err, http1.ErrEdit) || out != nil {
+		t.Errorf("answered with a backend's head that there is not: %q, %v", out, err)
+	}
 	got, err := x.Reply(nil, 408, nil, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -173,9 +192,9 @@ func TestReleaseAfterBadResponse(t *testing.T) {
 		p := proxy(t, http1.Defaults())
 		p.answer = nil
 		p.send([]byte(getRequest))
-		p.receive([]byte(raw))
-		if p.receiveEOF(); p.err == nil || !p.x.Done() && p.x.Closing() {
-			t.Fatal("it was good")
+		inPieces([]byte(raw), 1000, p.receive)
+		if p.receiveEOF(); p.err == nil || p.x.Held() < 60<<10 {
+			t.Fatalf("%v, and %d bytes are held: nothing to be released", p.err, p.x.Held())
 		}
 		if p.x.Release(); p.x.Held() != 0 {
 			t.Errorf("%d bytes are held", p.x.Held())
