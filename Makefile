@@ -83,7 +83,7 @@ bench: ## Measure beside no mesh, the reference engine and Envoy; BENCH=quick fo
 
 .PHONY: bench-go
 bench-go: ## Go benchmarks, and the tests of their ceilings of allocations and memory, which fail
-	go test -count=1 -run 'Allocat|Cost' -bench . -benchmem ./internal/... ./bpf/... ./agent/... ./operator/... ./cmd/...
+	go test -count=1 -run 'Allocat|Cost' -bench . -benchmem ./internal/... ./bpf/... ./agent/... ./operator/... ./waypoint/... ./cmd/...
 
 .PHONY: fuzz
 FUZZTIME ?= 30s
@@ -94,6 +94,10 @@ fuzz: ## Fuzz every parser of outside bytes for FUZZTIME each, or all together f
 SOAK ?= 30m
 soak: build ## Keep a mesh under churn for SOAK and fail if memory, descriptors or goroutines grow (root)
 	HEDDLE_SOAK=$(SOAK) go test -count=1 -v -timeout 24h -run TestSoak ./e2e/soak
+
+.PHONY: http-differences
+http-differences: deps ## Run the corpus of HTTP ambiguities through nginx and Envoy, and write what they read otherwise to docs/http.md
+	go test -count=1 -v -run TestDifferences ./e2e/smuggling -write
 
 # Flags of bin/cluster: CLUSTER="--name blue --workers 3".
 CLUSTER ?=
