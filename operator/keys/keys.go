@@ -61,14 +61,20 @@ type Kept struct {
 	EpochBase     uint64
 }
 
+// First makes the texts of a new authority.
+type First func(context.Context) (map[string][]byte, error)
+
 // Open returns what the Secret in a namespace has in it, and makes it when there
-// is none. In the Secret that is there a configuration key is put when it has none, as
+// is none: first says of what, nil a root. In the Secret that is there a configuration key is put when it has none, as
 // cert-manager's has not; else it is not changed: one that cannot be read is an error.
-func Open(ctx context.Context, client typedcorev1.SecretsGetter, namespace string, cfg identity.AuthorityConfig) (*Kept, error) {
+func Open(ctx context.Context, client typedcorev1.SecretsGetter, namespace string, cfg identity.AuthorityConfig, first First) (*Kept, error) {
+	if first == nil {
+		first = func(context.Context) (map[string][]byte, error) { return identity.NewAuthorityTexts(cfg) }
+	}
 	secrets := client.Secrets(namespace)
 	secret, err := secrets.Get(ctx, SecretName, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		secret, err = create(ctx, secrets, cfg)
+		secret, err = create(ctx, secrets, first)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open Secret %s/%s: %w", namespace, SecretName, err)
@@ -125,9 +131,12 @@ func epochBase(text []byte) (uint64, error) {
 }
 
 // create makes new keys. Another replica may be first: then its keys are taken.
-func create(ctx context.Context, secrets typedcorev1.SecretInterface, cfg identity.AuthorityConfig) (*corev1.Secret, error) {
-	texts, err := identity.NewAuthorityTexts(cfg)
+func create(ctx context.Context, secrets typedcorev1.SecretInterface, first First) (*corev1.Secret, error) {
+	texts, err := first(ctx)
 	if err != nil {
+		return nil, err
+	}
+	if _, err := identity.AddConfigurationKey(texts, nil); err != nil {
 		return nil, err
 	}
 	made, err := secrets.Create(ctx, &corev1.Secret{

@@ -41,6 +41,9 @@ type Store interface {
 type LiveConfig struct {
 	Store     Store
 	Authority identity.AuthorityConfig
+	// First makes the texts of an authority that OpenDir finds nothing of, without a
+	// configuration key; nil makes a root.
+	First func(context.Context) (map[string][]byte, error)
 	// Poll is how often the Store is read; 3 s when zero.
 	Poll   time.Duration
 	Logger *slog.Logger
@@ -162,8 +165,9 @@ func (l *Live) take(k *Keyring, version string) {
 	l.state.changed = make(chan struct{})
 }
 
-// change has make write the next texts, of the newest ones, and takes them.
-func (l *Live) change(ctx context.Context, make func(*Keyring) (Texts, error)) error {
+// Change has make write the next texts, of the newest ones, and takes them. The error
+// matches ErrConflict when somebody else was first.
+func (l *Live) Change(ctx context.Context, make func(*Keyring) (Texts, error)) error {
 	if err := l.Reload(ctx); err != nil {
 		return err
 	}
