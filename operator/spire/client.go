@@ -133,7 +133,7 @@ func (c *Client) Roots() ([]*x509.Certificate, error) {
 
 // CA is an intermediate that SPIRE has signed.
 type CA struct {
-	// Texts has tls.crt, from the CA up to and without its root, and tls.key.
+	// Texts has tls.crt, from the CA up to its root, and tls.key.
 	Texts map[string][]byte
 	Cert  *x509.Certificate
 	// Root is the one of SPIRE's roots that Cert is below.
@@ -213,7 +213,7 @@ func parseCA(answer *svidpb.NewDownstreamX509CAResponse, key *ecdsa.PrivateKey) 
 	if err != nil {
 		return nil, fmt.Errorf("encode key: %w", err)
 	}
-	ca.Texts = map[string][]byte{"tls.crt": identity.CertificatesText(chain), "tls.key": pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: text})}
+	ca.Texts = map[string][]byte{"tls.crt": identity.CertificatesText(append(chain, ca.Root)), "tls.key": pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: text})}
 	return ca, nil
 }
 

@@ -388,6 +388,33 @@ func TestRotationUnderWay(t *testing.T) {
 	testenv.Eventually(t, 20*time.Second, "SPIRE is followed", func() bool { return m.live.Keyring().Signing.Root().Equal(s.Roots()[0]) })
 }
 
+// TestLeavingSPIRE: without a Follower, a rotation makes a root of Heddle's own, below which
+// an intermediate signs as before.
+func TestLeavingSPIRE(t *testing.T) {
+	s := spiretest.New(t, domain)
+	m := begin(t, s, false)
+	rotator, err := rotation.NewRotator(rotation.RotatorConfig{Live: m.live, Fleet: m.now, Interval: 10 * time.Millisecond, Settle: 10 * time.Millisecond, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := rotator.Begin(t.Context(), rotation.KindRoot, false); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- rotator.Run(ctx) }()
+	testenv.Eventually(t, 20*time.Second, "it is complete", func() bool { return m.live.Keyring().How == "completed" })
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	root := m.live.Keyring().Signing.Root()
+	if root.Equal(s.Roots()[0]) || !m.trusts(root) || identity.IsRoot(m.signs()) {
+		t.Errorf("%d roots are trusted, and SPIRE's may be among them", len(m.live.Roots()))
+	}
+	m.peers(t, root)
+}
+
 func metric(t *testing.T, f *Follower, name string) float64 {
 	t.Helper()
 	registry := prometheus.NewPedanticRegistry()
