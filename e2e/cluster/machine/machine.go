@@ -182,14 +182,42 @@ func (m *Machine) nameNetns() error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(netnsDir, 0o755); err != nil {
-		return err
+	if err := shareNetnsDir(netnsDir); err != nil {
+		return fmt.Errorf("name network namespace %s: %w", m.Spec.Netns, err)
 	}
 	if err := os.WriteFile(m.NetnsPath(), nil, 0o444); err != nil {
 		return err
 	}
 	if err := unix.Mount(fmt.Sprintf("/proc/%d/ns/net", p.PID), m.NetnsPath(), "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("name network namespace %s: %w", m.Spec.Netns, err)
+	}
+	return nil
+}
+
+// shareNetnsDir makes dir a shared mount of its own, as the first `ip netns add`
+// does (netns_add of iproute2's ipnetns.c). Should ip do it later, it would cover
+// the names that are mounted in dir by then, and they could not be taken away.
+func shareNetnsDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	lock, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil { // ip's own lock
+		return fmt.Errorf("lock %s: %w", dir, err)
+	}
+	share := func() error { return unix.Mount("", dir, "none", unix.MS_SHARED|unix.MS_REC, "") }
+	err = share()
+	if errors.Is(err, unix.EINVAL) { // it is no mount yet
+		if err = unix.Mount(dir, dir, "none", unix.MS_BIND|unix.MS_REC, ""); err == nil {
+			err = share()
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("make %s a shared mount: %w", dir, err)
 	}
 	return nil
 }
