@@ -21,7 +21,7 @@ func (c *Config) spire(td spiffeid.TrustDomain) spire.Config {
 	return spire.Config{TrustDomain: td, Server: c.SPIRE.Server, WorkloadAPI: c.SPIRE.WorkloadAPI}
 }
 
-// firstOfSPIRE returns what asks SPIRE for a first CA, once; nil without SPIRE.
+// firstOfSPIRE returns what asks SPIRE for a CA where there is none, or one that has ended, once; nil without SPIRE.
 func (p *parts) firstOfSPIRE(td spiffeid.TrustDomain) func(context.Context) (map[string][]byte, error) {
 	if p.cfg.SPIRE == nil {
 		return nil
@@ -29,7 +29,7 @@ func (p *parts) firstOfSPIRE(td spiffeid.TrustDomain) func(context.Context) (map
 	return func(ctx context.Context) (map[string][]byte, error) {
 		texts, err := spire.First(ctx, p.cfg.spire(td))
 		if err != nil {
-			return nil, fmt.Errorf("there is no CA yet, and SPIRE does not give one: %w", err)
+			return nil, fmt.Errorf("there is no CA yet that has not ended, and SPIRE does not give one: %w", err)
 		}
 		return texts, nil
 	}

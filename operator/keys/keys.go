@@ -27,6 +27,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -35,6 +36,7 @@ import (
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 
 	"github.com/heddle-mesh/heddle/internal/identity"
+	"github.com/heddle-mesh/heddle/operator/rotation"
 )
 
 // Names in the operator's namespace.
@@ -65,9 +67,11 @@ type Kept struct {
 type First func(context.Context) (map[string][]byte, error)
 
 // Open returns what the Secret in a namespace has in it, and makes it when there
-// is none: first says of what, nil a root. In the Secret that is there a configuration key is put when it has none, as
-// cert-manager's has not; else it is not changed: one that cannot be read is an error.
+// is none: first says of what, nil a root. In the Secret that is there a configuration key is
+// put when it has none, as cert-manager's has not, and with first a CA in the place of one that
+// has ended; else it is not changed: one that cannot be read is an error.
 func Open(ctx context.Context, client typedcorev1.SecretsGetter, namespace string, cfg identity.AuthorityConfig, first First) (*Kept, error) {
+	given := first
 	if first == nil {
 		first = func(context.Context) (map[string][]byte, error) { return identity.NewAuthorityTexts(cfg) }
 	}
@@ -75,6 +79,8 @@ func Open(ctx context.Context, client typedcorev1.SecretsGetter, namespace strin
 	secret, err := secrets.Get(ctx, SecretName, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		secret, err = create(ctx, secrets, first)
+	} else if err == nil && given != nil {
+		secret, err = renew(ctx, secrets, secret, given)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open Secret %s/%s: %w", namespace, SecretName, err)
@@ -108,6 +114,25 @@ func complete(ctx context.Context, secrets typedcorev1.SecretInterface, secret *
 	if len(with.Data[EpochKey]) == 0 && held.EpochBase > 0 {
 		with.Data[EpochKey] = strconv.AppendUint(nil, held.EpochBase, 10)
 	}
+	made, err := secrets.Update(ctx, with, metav1.UpdateOptions{})
+	if apierrors.IsConflict(err) {
+		return secrets.Get(ctx, SecretName, metav1.GetOptions{})
+	}
+	return made, err
+}
+
+// renew puts another CA in the place of one that has ended. Another replica may be first:
+// then its is taken.
+func renew(ctx context.Context, secrets typedcorev1.SecretInterface, secret *corev1.Secret, first First) (*corev1.Secret, error) {
+	texts, err := rotation.Texts(secret.Data).Anew(ctx, first, time.Now())
+	if err != nil || texts == nil {
+		return secret, err
+	}
+	if err := managed(secret, texts); err != nil {
+		return nil, err
+	}
+	with := secret.DeepCopy()
+	with.Data = texts
 	made, err := secrets.Update(ctx, with, metav1.UpdateOptions{})
 	if apierrors.IsConflict(err) {
 		return secrets.Get(ctx, SecretName, metav1.GetOptions{})

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/heddle-mesh/heddle/internal/identity"
 	"github.com/heddle-mesh/heddle/internal/identity/keystore"
@@ -140,11 +141,17 @@ func (d *Dir) finish() error {
 
 var _ Store = (*Dir)(nil)
 
-// first puts what cfg.First makes into a directory that has no authority.
+// first puts what cfg.First makes into a directory that has no authority, or one that has ended.
 func (d *Dir) first(ctx context.Context, make func(context.Context) (map[string][]byte, error)) error {
 	texts, version, err := d.Load(ctx)
-	if err != nil || len(texts[keyFile]) > 0 {
+	if err != nil {
 		return err
+	}
+	if len(texts[keyFile]) > 0 {
+		if texts, err = texts.Anew(ctx, make, time.Now()); texts == nil {
+			return err
+		}
+		return d.Save(ctx, texts, version)
 	}
 	made, err := make(ctx)
 	if err != nil {

@@ -10,8 +10,8 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
-	"slices"
 	"strings"
 	"time"
 
@@ -31,8 +31,10 @@ import (
 const (
 	// patience is how long one answer may take, of the Workload API or the server.
 	patience = 10 * time.Second
-	// maxAnswer bounds the server's answer, in bytes: 39 certificates, of 2 KiB as a rule.
+	// maxAnswer bounds the server's answer, in bytes.
 	maxAnswer = 256 << 10
+	// maxRoots bounds what is looked at of a bundle; identity.MaxBundle of it are trusted.
+	maxRoots = 8 * identity.MaxBundle
 )
 
 // Config says where SPIRE is. All fields are needed.
@@ -111,7 +113,7 @@ func (c *Client) check() error {
 func (c *Client) Close() error { return c.source.Close() }
 
 // Roots returns SPIRE's roots of the trust domain, as of the last answer, which must not
-// be so old that the operator's SVID has ended.
+// be so old that the operator's SVID has ended. Not all of them may be usable.
 func (c *Client) Roots() ([]*x509.Certificate, error) {
 	svid, err := c.source.GetX509SVID()
 	if err != nil {
@@ -124,9 +126,9 @@ func (c *Client) Roots() ([]*x509.Certificate, error) {
 	if err != nil {
 		return nil, fmt.Errorf("SPIRE's bundle: %w", err)
 	}
-	roots := slices.DeleteFunc(bundle.X509Authorities(), func(c *x509.Certificate) bool { return !identity.IsRoot(c) })
-	if len(roots) == 0 || len(roots) > identity.MaxBundle {
-		return nil, fmt.Errorf("SPIRE's bundle of %s has %d roots, 1 to %d are possible", c.cfg.TrustDomain, len(roots), identity.MaxBundle)
+	roots := bundle.X509Authorities()
+	if len(roots) == 0 || len(roots) > maxRoots {
+		return nil, fmt.Errorf("SPIRE's bundle of %s has %d roots, 1 to %d are possible", c.cfg.TrustDomain, len(roots), maxRoots)
 	}
 	return roots, nil
 }
@@ -185,7 +187,7 @@ func parseCA(answer *svidpb.NewDownstreamX509CAResponse, key *ecdsa.PrivateKey) 
 	if err != nil {
 		return nil, err
 	}
-	roots, err := parseAll("authorities", answer.GetX509Authorities(), identity.MaxBundle)
+	roots, err := parseAll("authorities", answer.GetX509Authorities(), maxRoots)
 	if err != nil {
 		return nil, err
 	}
@@ -248,6 +250,17 @@ func First(ctx context.Context, cfg Config) (texts map[string][]byte, err error)
 	if err != nil {
 		return nil, err
 	}
-	ca.Texts["ca.crt"] = identity.CertificatesText(union(roots, ca.Root))
+	base := []*x509.Certificate{ca.Root}
+	// What is left out, the Follower says.
+	roots, _ = usable(base, minus(roots, base), identity.MaxBundle, func(with []*x509.Certificate) error {
+		texts := maps.Clone(ca.Texts)
+		texts["ca.crt"] = identity.CertificatesText(with)
+		if _, err := identity.AddConfigurationKey(texts, nil); err != nil {
+			return err
+		}
+		_, _, err := identity.AuthorityFromTexts(texts, identity.AuthorityConfig{TrustDomain: cfg.TrustDomain})
+		return err
+	})
+	ca.Texts["ca.crt"] = identity.CertificatesText(roots)
 	return ca.Texts, nil
 }

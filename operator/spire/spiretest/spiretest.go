@@ -1,6 +1,6 @@
 // Package spiretest is a SPIRE of one process, for tests: an agent's Workload API on a unix
 // socket and a server's API on loopback, over gRPC and mutual TLS as SPIRE has them, with
-// one registration entry, the operator's. It attests nobody. e2e/spire has the true one.
+// one registration entry, the operator's. It attests nobody. e2e/rotation/spire.sh has the true one.
 package spiretest
 
 import (
@@ -46,7 +46,9 @@ type SPIRE struct {
 
 	state struct {
 		sync.Mutex
-		authorities []*authority // of the bundle
+		authorities []*authority        // of the bundle
+		published   []*x509.Certificate // of the bundle, besides
+		lags        bool
 		signs       *authority
 		serverID    string // path
 		downstream  bool
@@ -125,6 +127,29 @@ func (s *SPIRE) Activate() {
 func (s *SPIRE) Revoke() {
 	s.change(func() { s.state.authorities = s.state.authorities[1:] })
 }
+
+// Publish adds a root to the bundle that SPIRE never signs by, as shape makes it; nil as
+// Prepare's.
+func (s *SPIRE) Publish(t testing.TB, shape func(*x509.Certificate)) *x509.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := s.ca(10*time.Second, 24*time.Hour)
+	if shape != nil {
+		shape(template)
+	}
+	cert, err := sign(template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.change(func() { s.state.published = append(s.state.published, cert) })
+	return cert
+}
+
+// SetLag has the agent's bundle, and SVIDs, know of the oldest root only.
+func (s *SPIRE) SetLag(does bool) { s.change(func() { s.state.lags = does }) }
 
 // SetLife is when CAs that are signed from now on began, and how long they last yet.
 func (s *SPIRE) SetLife(began, lasts time.Duration) {
@@ -247,6 +272,9 @@ func (s *SPIRE) svid(path string) (*x509svid.SVID, error) {
 	}
 	s.state.Lock()
 	by := s.state.signs
+	if s.state.lags {
+		by = s.state.authorities[0]
+	}
 	s.state.Unlock()
 	leaf, err := sign(&x509.Certificate{SerialNumber: serial(), NotBefore: time.Now().Add(-10 * time.Second), NotAfter: time.Now().Add(time.Hour),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
@@ -278,7 +306,18 @@ func (s *SPIRE) Roots() []*x509.Certificate {
 	for _, a := range s.state.authorities {
 		all = append(all, a.cert)
 	}
-	return all
+	return append(all, s.state.published...)
+}
+
+// bundle is what the agent has.
+func (s *SPIRE) bundle() []*x509.Certificate {
+	roots := s.Roots()
+	s.state.Lock()
+	defer s.state.Unlock()
+	if s.state.lags {
+		return roots[:1]
+	}
+	return roots
 }
 
 type agent struct {
@@ -304,7 +343,7 @@ func (a *agent) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerStr
 			return err
 		}
 		var bundle []byte
-		for _, root := range a.spire.Roots() {
+		for _, root := range a.spire.bundle() {
 			bundle = append(bundle, root.Raw...)
 		}
 		if err := stream.Send(&workload.X509SVIDResponse{Svids: []*workload.X509SVID{{SpiffeId: svid.ID.String(), X509Svid: chain, X509SvidKey: key, Bundle: bundle}}}); err != nil {
