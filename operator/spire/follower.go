@@ -19,11 +19,7 @@ import (
 )
 
 const (
-	askFirst = 5 * time.Second // before SPIRE is asked again, doubled with each failure
-	askMost  = time.Minute     // at most
-	// askBetter bounds how often SPIRE is asked for an intermediate that lasts longer than
-	// the one there is, when it did not give one.
-	askBetter = 10 * time.Second
+	askMost = time.Minute // SPIRE is asked again after a failure, at most
 	// behindMost is how long the Workload API's bundle may be behind the server's.
 	behindMost = 5 * time.Minute
 )
@@ -43,7 +39,11 @@ type FollowerConfig struct {
 	Settle time.Duration
 	// Leave is how long a root that SPIRE gave up is trusted for nodes whose agents are not
 	// connected, when nobody else needs it; 1 h when zero.
-	Leave  time.Duration
+	Leave time.Duration
+	// Retry is how long after a failure SPIRE is asked again, doubled with each; 5 s when
+	// zero. Twice as long it is not asked for an intermediate that lasts longer than the one
+	// there is, when it did not give one.
+	Retry  time.Duration
 	Logger *slog.Logger
 }
 
@@ -83,6 +83,7 @@ func NewFollower(cfg FollowerConfig) (*Follower, error) {
 	cfg.Interval = cmp.Or(cfg.Interval, 2*time.Second)
 	cfg.Settle = cmp.Or(cfg.Settle, 15*time.Second)
 	cfg.Leave = cmp.Or(cfg.Leave, time.Hour)
+	cfg.Retry = cmp.Or(cfg.Retry, 5*time.Second)
 	return &Follower{cfg: cfg}, nil
 }
 
@@ -254,7 +255,7 @@ func (f *Follower) asked(err error, now time.Time) {
 		f.failures = 0
 		return
 	}
-	f.askAt = now.Add(min(askFirst<<min(f.failures, 8), askMost))
+	f.askAt = now.Add(min(f.cfg.Retry<<min(f.failures, 8), askMost))
 	f.failures++
 }
 
@@ -269,10 +270,10 @@ func (f *Follower) ask(ctx context.Context, k *rotation.Keyring, spires []*x509.
 	signing := k.Signing.Signing()
 	left := signing.NotAfter.Sub(now)
 	if f.has(k, spires, now) && ca.Cert.NotAfter.Sub(signing.NotAfter) < left/10 {
-		f.askAt = now.Add(max(left/10, askBetter))
+		f.askAt = now.Add(max(left/10, 2*f.cfg.Retry))
 		return
 	}
-	f.pending, f.askAt, f.known, f.listed = ca, now.Add(askFirst), time.Time{}, contains(spires, ca.Root)
+	f.pending, f.askAt, f.known, f.listed = ca, now.Add(f.cfg.Retry), time.Time{}, contains(spires, ca.Root)
 }
 
 // due says whether it is time for a new CA.

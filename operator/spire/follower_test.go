@@ -40,7 +40,10 @@ import (
 
 func TestMain(m *testing.M) { testenv.Main(m) }
 
-const domain = "mesh.test"
+const (
+	domain = "mesh.test"
+	retry  = 500 * time.Millisecond
+)
 
 // mesh is an authority that follows SPIRE, and the nodes that matter to it.
 type mesh struct {
@@ -85,7 +88,7 @@ func (m *mesh) open(t *testing.T, first func(context.Context) (map[string][]byte
 func (m *mesh) settle(t *testing.T, settle time.Duration) {
 	t.Helper()
 	var err error
-	m.follower, err = NewFollower(FollowerConfig{SPIRE: m.config(), Live: m.live, Fleet: m.now, Interval: 10 * time.Millisecond, Settle: settle, Leave: 100 * time.Millisecond,
+	m.follower, err = NewFollower(FollowerConfig{SPIRE: m.config(), Live: m.live, Fleet: m.now, Interval: 10 * time.Millisecond, Settle: settle, Leave: 100 * time.Millisecond, Retry: retry,
 		Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
@@ -520,7 +523,7 @@ func TestBundleLags(t *testing.T) {
 	m := begin(t, s, true)
 	m.run(t)
 	testenv.Eventually(t, 10*time.Second, "SPIRE's CA signs", func() bool { return m.live.Keyring().Signing.Root().Equal(next) })
-	time.Sleep(askFirst + time.Second)
+	time.Sleep(3 * retry)
 	if s.Issued() != 1 {
 		t.Errorf("SPIRE was asked for %d CAs", s.Issued())
 	}

@@ -278,7 +278,8 @@ func TestSPIRE(t *testing.T) {
 		pod := one[appsv1.Deployment](t, objects, "Deployment", "heddle-operator").Spec.Template.Spec
 		flags := slices.Contains(pod.Containers[0].Args, "--spire-server="+server) && slices.Contains(pod.Containers[0].Args, "--spire-workload-api=unix:///run/spire/agent.sock")
 		folder := slices.ContainsFunc(pod.Volumes, func(v corev1.Volume) bool {
-			return v.Name == "spire" && v.HostPath != nil && v.HostPath.Path == "/run/other"
+			return v.Name == "spire" && v.HostPath != nil && v.HostPath.Path == "/run/other" &&
+				*v.HostPath.Type == corev1.HostPathDirectoryOrCreate // a pod starts before the agent of a new node
 		})
 		mounted := slices.ContainsFunc(pod.Containers[0].VolumeMounts, func(m corev1.VolumeMount) bool {
 			return m.Name == "spire" && m.MountPath == "/run/spire" && m.ReadOnly
