@@ -7,23 +7,29 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 version=v1.13.3
-programs=$PWD/.cache/spire-$version
-for program in spire-server spire-agent; do
-  [ -x "$programs/$program" ] && continue
-  source=$programs/source
-  if [ ! -f "$source/go.mod" ]; then
-    module=$(cd / && GOFLAGS=-mod=mod go mod download -json "github.com/spiffe/spire@$version" | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')
-    [ -d "$module" ] || { echo "spire.sh: github.com/spiffe/spire@$version cannot be had" >&2; exit 1; }
-    mkdir -p "$programs" && rm -rf "$source.new"
-    cp -r "$module" "$source.new" && chmod -R u+w "$source.new"
-    sed -i -E '/^\t([a-z0-9]+ )?"github.com\/spiffe\/spire\/pkg\/(server|agent)\/plugin\/[a-z]+\/[a-z0-9]+"$/{/\/(disk|memory|jointoken|unix|uniqueid)"/!d}
-      /^\t\t[a-z0-9]+\.BuiltIn\(\),$/{/\t(disk|memory|jointoken|unix)\./!d}' "$source.new"/pkg/{server,agent}/catalog/*.go
-    mv "$source.new" "$source"
-  fi
-  echo "building $program $version (once; about two minutes of one core for both)"
+# How they are built is this file's, and for what, Go's.
+programs=$PWD/.cache/spire-$version-$(sha256sum e2e/rotation/spire.sh | cut -c1-16)-$(go env GOARCH)
+mkdir -p "$programs"
+exec 9>"$programs/lock"
+flock 9
+if ! [ -x "$programs/spire-server" ] || ! [ -x "$programs/spire-agent" ]; then
+  work=$(mktemp -d "$programs/build.XXXXXX")
+  trap 'chmod -R u+w "$work" && rm -rf "$work"' EXIT
+  (cd / && GOFLAGS=-mod=mod go mod download -json "github.com/spiffe/spire@$version") >"$work/module.json" ||
+    { echo "spire.sh: github.com/spiffe/spire@$version cannot be had: $(sed -n 's/^\t"Error": "\(.*\)",\{0,1\}$/\1/p' "$work/module.json")" >&2; exit 1; }
+  module=$(sed -n 's/^\t"Dir": "\(.*\)",\{0,1\}$/\1/p' "$work/module.json")
+  cp -r "$module" "$work/source" && chmod -R u+w "$work/source"
+  sed -i -E '/^\t([a-z0-9]+ )?"github.com\/spiffe\/spire\/pkg\/(server|agent)\/plugin\/[a-z]+\/[a-z0-9]+"$/{/\/(disk|memory|jointoken|unix|uniqueid)"/!d}
+    /^\t\t[a-z0-9]+\.BuiltIn\(\),$/{/\t(disk|memory|jointoken|unix)\./!d}' "$work/source"/pkg/{server,agent}/catalog/*.go
+  echo "building SPIRE $version (once; about two minutes of one core)"
   # SQLite, where the server keeps its entries, is C.
-  (cd "$source" && GOWORK=off GOFLAGS=-trimpath CGO_ENABLED=1 go build -buildvcs=false -ldflags "-s -w" -o "$programs/$program.new" "./cmd/$program")
-  mv "$programs/$program.new" "$programs/$program"
-done
-rm -rf "$programs/source"
+  for program in spire-server spire-agent; do
+    (cd "$work/source" && GOWORK=off GOFLAGS=-trimpath CGO_ENABLED=1 go build -buildvcs=false -ldflags "-s -w" -o "$work/$program" "./cmd/$program")
+  done
+  mv "$work/spire-server" "$work/spire-agent" "$programs/"
+  chmod -R u+w "$work" && rm -rf "$work"
+  trap - EXIT
+fi
+flock -u 9
+exec 9>&-
 HEDDLE_SPIRE=$programs exec go tool gotestsum --format testname -- -tags spire -count=1 -timeout 10m -run TestTrueSPIRE ./e2e/rotation

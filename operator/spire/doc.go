@@ -22,11 +22,15 @@
 //	a root that SPIRE does not have any more       it is no longer trusted, when every node that
 //	                                               matters reports no certificate of another issuer
 //
-// So a mesh with a CA of its own comes to SPIRE's by the same steps. Whoever holds a new
-// intermediate up does so until a quarter of the present one's life is left: then it is used all
-// the same, since otherwise no connection would live.
+// So a mesh with a CA of its own comes to SPIRE's by the same steps. Whoever holds them up is
+// said to. A new intermediate waits for agents that are not connected until a tenth of the
+// present one's life is left, and for replicas and other agents until a fiftieth: then it is
+// used all the same, since otherwise no connection would live. A root that SPIRE gave up waits
+// for agents that are not connected for an hour.
 //
-// What SPIRE does not answer changes nothing: the intermediate signs until it ends.
+// What SPIRE does not answer changes nothing: the intermediate signs until it ends. When it has
+// ended, no connection is left that could fail, and SPIRE's CA and roots are put in at once: by
+// First at the start, else by Follower.
 //
 // Client and Follower are safe for concurrent use; Follower's Run blocks.
 package spire

@@ -30,7 +30,7 @@ type NewDownstreamX509CARequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A PKCS #10 request in DER, of which only the key is used.
 	Csr []byte `protobuf:"bytes,1,opt,name=csr,proto3" json:"csr,omitempty"`
-	// The lifetime wished for, in seconds; the server may sign for less. 0 leaves it to the entry.
+	// The lifetime wished for, in seconds; the server may sign for less. 0 is its ca_ttl.
 	PreferredTtl  int32 `protobuf:"varint,2,opt,name=preferred_ttl,json=preferredTtl,proto3" json:"preferred_ttl,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
