@@ -48,6 +48,7 @@ generate: ## Write all generated code anew (needs clang-16 and protoc: `make dep
 check: ## Vet, staticcheck, both architectures build, generated code is up to date
 	go vet ./...
 	go vet -tags skew ./e2e/product
+	go vet -tags spire ./e2e/rotation
 	go tool staticcheck ./...
 	GOARCH=arm64 go build ./...
 	go test -count=1 .
@@ -163,6 +164,11 @@ chaos: build ## Kill agents KILLS times, and reboot a node of a cluster REBOOTS 
 CONNECTIONS ?= 100000
 rotation: ## Rotate root and intermediate, with restarts and an abort, under CONNECTIONS connections; none may fail
 	ROTATION_CONNECTIONS=$(CONNECTIONS) go test -count=1 -timeout 60m -v ./e2e/rotation
+
+.PHONY: spire
+spire: ## Have SPIRE's own programs issue for a mesh, replace their root and go away; builds them the first time
+	@scripts/deps
+	@e2e/rotation/spire.sh
 
 .PHONY: handover
 HANDOVERS ?= 20

@@ -69,7 +69,7 @@ func (a *adminService) Status(_ context.Context, req *meshpb.OperatorStateReques
 		Configuration: p.configuration(),
 		Authority: &meshpb.OperatorAuthority{
 			TrustDomain: p.authority.TrustDomain().Name(), RootSha256: sum[:],
-			RootNotAfterNs: root.NotAfter.UnixNano(), Roots: uint32(len(p.authority.Roots())),
+			RootNotBeforeNs: root.NotBefore.UnixNano(), RootNotAfterNs: root.NotAfter.UnixNano(), Issuer: p.issuer(), Roots: uint32(len(p.authority.Roots())),
 		},
 		Nodes:    nodesOf(p.discovery),
 		Pods:     podsOf(p.trust),

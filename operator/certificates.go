@@ -28,8 +28,11 @@ func (p *parts) openTrust() (err error) {
 	if err != nil {
 		return err
 	}
-	p.rotator, err = rotation.NewRotator(rotation.RotatorConfig{Live: p.authority, Fleet: p.fleet, Settle: p.cfg.Settle, Logger: p.cfg.Logger})
+	p.rotator, err = rotation.NewRotator(rotation.RotatorConfig{Live: p.authority, Fleet: p.fleet, Settle: p.cfg.Settle, Issuer: p.issuer(), Logger: p.cfg.Logger})
 	if err != nil {
+		return err
+	}
+	if err := p.openSPIRE(); err != nil {
 		return err
 	}
 	if err := errors.Join(p.registry.Register(p.authority.Collector()), p.registry.Register(fips.Collector())); err != nil {
@@ -106,8 +109,8 @@ func (a *peers) fleet(ctx context.Context) rotation.Fleet {
 
 func replicaOf(r answered[*meshpb.CertificatesResponse]) rotation.Replica {
 	out := rotation.Replica{Name: cmp.Or(r.answer.GetReplica(), r.address), Err: r.err}
-	if problem := r.answer.GetProblem(); problem != "" {
-		out.Err = errors.New(problem)
+	if out.Problem = r.answer.GetProblem(); out.Problem != "" {
+		out.Err = errors.New(out.Problem)
 	}
 	for _, c := range r.answer.GetAuthority() {
 		if c.GetKind() == rotation.KindRoot && c.GetTrusted() {
@@ -124,8 +127,8 @@ func replicaOf(r answered[*meshpb.CertificatesResponse]) rotation.Replica {
 func (a *adminService) Certificates(ctx context.Context, req *meshpb.CertificatesRequest) (*meshpb.CertificatesResponse, error) {
 	p := a.parts
 	keyring := p.authority.Keyring()
-	out := &meshpb.CertificatesResponse{TrustDomain: p.authority.TrustDomain().Name(), Replica: p.replica()}
-	if problem := p.authority.Problem(); problem != nil {
+	out := &meshpb.CertificatesResponse{TrustDomain: p.authority.TrustDomain().Name(), Replica: p.replica(), Issuer: p.issuer()}
+	if problem := p.problem(); problem != nil {
 		out.Problem = problem.Error()
 	}
 	for _, c := range keyring.Certificates() {
@@ -140,6 +143,9 @@ func (a *adminService) Certificates(ctx context.Context, req *meshpb.Certificate
 	}
 	if !req.GetOwn() {
 		fleet := p.fleet(ctx)
+		if p.spire != nil && out.Problem == "" { // which the replica that leads knows of
+			out.Problem = problemOf(fleet.Replicas)
+		}
 		for _, n := range fleet.Nodes {
 			if known := own[n.Name]; known == nil || !known.GetConnected() && n.Connected || known.GetReport() == nil {
 				own[n.Name] = &meshpb.NodeCertificates{Node: n.Name, Connected: n.Connected, Report: n.Report}
@@ -149,6 +155,16 @@ func (a *adminService) Certificates(ctx context.Context, req *meshpb.Certificate
 	}
 	out.Nodes = slices.SortedFunc(maps.Values(own), func(a, b *meshpb.NodeCertificates) int { return cmp.Compare(a.GetNode(), b.GetNode()) })
 	return out, nil
+}
+
+// problemOf is what the first replica says that has one.
+func problemOf(replicas []rotation.Replica) string {
+	for _, r := range replicas {
+		if r.Problem != "" {
+			return fmt.Sprintf("replica %s: %s", r.Name, r.Problem)
+		}
+	}
+	return ""
 }
 
 // replica is the name of this one; "" where there is but one.

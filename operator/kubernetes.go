@@ -253,7 +253,7 @@ func (p *clusterParts) begin(ctx context.Context, listener net.Listener) error {
 func (p *clusterParts) openKeys(ctx context.Context, td spiffeid.TrustDomain) error {
 	cfg := identity.AuthorityConfig{TrustDomain: td, TTL: p.cfg.TTL, NodeTTL: cmp.Or(p.cfg.TTL, identity.DefaultTTL)}
 	for delay := time.Second; ; delay = min(2*delay, 30*time.Second) {
-		kept, err := keys.Open(ctx, p.core, p.cfg.Kubernetes.Namespace, cfg)
+		kept, err := keys.Open(ctx, p.core, p.cfg.Kubernetes.Namespace, cfg, p.firstOfSPIRE(td))
 		if err == nil {
 			p.authority, err = rotation.Open(ctx, rotation.LiveConfig{Store: keys.NewStore(p.core, p.cfg.Kubernetes.Namespace, kept, p.cfg.Logger), Authority: cfg, Logger: p.cfg.Logger})
 		}
@@ -328,6 +328,7 @@ func (p *clusterParts) lead(ctx context.Context) error {
 	g.Go(func() error { return p.publishRoots(ctx) })
 	g.Go(func() error { return reporter.Run(ctx) })
 	g.Go(func() error { return p.rotator.Run(ctx) })
+	g.Go(func() error { return p.followSPIRE(ctx) })
 	g.Go(func() error { return p.takeTaints(ctx) })
 	return g.Wait()
 }

@@ -115,7 +115,7 @@ func startReplicaBy(t testing.TB, way *rest.Config, name string) *replica {
 }
 
 // startReplicaOn has it listen there, with whatever is changed.
-func startReplicaOn(t testing.TB, way *rest.Config, name, address string, change ...func(*Kubernetes)) *replica {
+func startReplicaOn(t testing.TB, way *rest.Config, name, address string, change ...func(*Config)) *replica {
 	t.Helper()
 	listener, err := net.Listen("tcp", address)
 	if err != nil {
@@ -123,12 +123,12 @@ func startReplicaOn(t testing.TB, way *rest.Config, name, address string, change
 	}
 	socket := filepath.Join(t.TempDir(), "admin.sock")
 	r := &replica{running: &running{address: listener.Addr().String()}, health: freeAddress(t), log: &testenv.Log{}}
-	kubernetes := &Kubernetes{Rest: way, Replica: name}
+	cfg := Config{Kubernetes: &Kubernetes{Rest: way, Replica: name}, Listener: listener, AdminSocket: socket, Health: r.health,
+		Metrics: "127.0.0.1:0", Settle: 10 * time.Millisecond, Version: "test", Logger: slog.New(slog.NewTextHandler(r.log, nil))}
 	for _, c := range change {
-		c(kubernetes)
+		c(&cfg)
 	}
-	op, err := New(Config{Kubernetes: kubernetes, Listener: listener, AdminSocket: socket, Health: r.health,
-		Metrics: "127.0.0.1:0", Settle: 10 * time.Millisecond, Version: "test", Logger: slog.New(slog.NewTextHandler(r.log, nil))})
+	op, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -464,7 +464,7 @@ func TestStartupTaint(t *testing.T) {
 	off.stop()
 	before := taints()
 	agentPod("heddle-system", "heddle-agent", "n1", "False")
-	on := startReplicaOn(t, s.Config(), "heddle-operator-1", "127.0.0.1:0", func(k *Kubernetes) { k.StartupTaint = true })
+	on := startReplicaOn(t, s.Config(), "heddle-operator-1", "127.0.0.1:0", func(c *Config) { c.Kubernetes.StartupTaint = true })
 	on.awaitReady(t)
 	testenv.Eventually(t, 30*time.Second, "it leads", func() bool { return strings.Contains(on.log.String(), "takes startup taints away") })
 	if taints() != before || len(before) < 20 || s.Requests()["patch nodes n1"] > 0 {

@@ -30,6 +30,7 @@ import (
 	"github.com/heddle-mesh/heddle/operator/publish"
 	"github.com/heddle-mesh/heddle/operator/report"
 	"github.com/heddle-mesh/heddle/operator/rotation"
+	"github.com/heddle-mesh/heddle/operator/spire"
 )
 
 // Config says what an Operator serves, and from where.
@@ -52,6 +53,8 @@ type Config struct {
 	// Metrics is the host:port of the Prometheus endpoint, Health that of GET
 	// /livez and /readyz; "" for none.
 	Metrics, Health string
+	// SPIRE, when set, is who makes the CA that signs.
+	SPIRE *SPIRE
 	// TTL is the validity of workloads' SVIDs; 24 h when zero.
 	TTL time.Duration
 	// Settle is how long a rotation waits after the last report before the old root
@@ -73,6 +76,11 @@ func (c Config) withDefaults() (Config, error) {
 			return c, err
 		}
 		c.Kubernetes = k
+	}
+	if c.SPIRE != nil {
+		if err := spire.Check(c.SPIRE.Server, c.SPIRE.WorkloadAPI); err != nil {
+			return c, fmt.Errorf("new operator: %w", err)
+		}
 	}
 	switch {
 	case c.Kubernetes != nil && c.Folder != "":
@@ -112,6 +120,7 @@ type parts struct {
 	state     *publish.State
 	authority *rotation.Live
 	rotator   *rotation.Rotator
+	spire     *spire.Follower // nil of an authority of its own
 	trust     *trustfeed.Server
 	key       ed25519.PrivateKey
 	tokens    *jointoken.Store
@@ -152,7 +161,10 @@ func (o *Operator) runFolder(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, state.Close()) }()
 	p := &parts{cfg: o.cfg, started: time.Now(), state: state, registry: prometheus.NewRegistry()}
-	if err := p.open(publish.Load(o.cfg.Folder)); err != nil {
+	if err := p.open(ctx, publish.Load(o.cfg.Folder)); err != nil {
+		if ctx.Err() != nil {
+			return nil // told to stop while it waited for SPIRE
+		}
 		return err
 	}
 	listener := o.cfg.Listener
@@ -169,6 +181,7 @@ func (o *Operator) runFolder(ctx context.Context) (err error) {
 	g.Go(func() error { return p.publisher.Follow(ctx) })
 	g.Go(func() error { return p.authority.Run(ctx) })
 	g.Go(func() error { return p.rotator.Run(ctx) })
+	g.Go(func() error { return p.followSPIRE(ctx) })
 	if o.cfg.AdminSocket != "" {
 		g.Go(func() error { return p.serveAdmin(ctx) })
 	}
@@ -184,13 +197,13 @@ func (o *Operator) runFolder(ctx context.Context) (err error) {
 
 // open makes the parts that need the trust domain, and publishes what there is:
 // what was read from the folder, or the last good configuration.
-func (p *parts) open(first publish.Loaded) error {
+func (p *parts) open(ctx context.Context, first publish.Loaded) error {
 	td, err := p.state.TrustDomain(first)
 	if err != nil {
 		return err
 	}
-	p.authority, err = rotation.OpenDir(context.Background(), p.state.CA(), rotation.LiveConfig{
-		Authority: identity.AuthorityConfig{TrustDomain: td, TTL: p.cfg.TTL}, Logger: p.cfg.Logger,
+	p.authority, err = rotation.OpenDir(ctx, p.state.CA(), rotation.LiveConfig{
+		Authority: identity.AuthorityConfig{TrustDomain: td, TTL: p.cfg.TTL}, First: p.awaitSPIRE(td), Logger: p.cfg.Logger,
 	})
 	if err != nil {
 		return err

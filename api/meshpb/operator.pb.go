@@ -134,7 +134,10 @@ type CertificatesResponse struct {
 	// The replica that answers.
 	Replica string `protobuf:"bytes,5,opt,name=replica,proto3" json:"replica,omitempty"`
 	// Why the authority's newest keys are not in use; empty when they are.
-	Problem       string `protobuf:"bytes,6,opt,name=problem,proto3" json:"problem,omitempty"`
+	Problem string `protobuf:"bytes,6,opt,name=problem,proto3" json:"problem,omitempty"`
+	// Who makes the authority's certificates, and replaces them by itself: "SPIRE"; empty
+	// where the operator, or whoever writes its Secret, does.
+	Issuer        string `protobuf:"bytes,7,opt,name=issuer,proto3" json:"issuer,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -207,6 +210,13 @@ func (x *CertificatesResponse) GetReplica() string {
 func (x *CertificatesResponse) GetProblem() string {
 	if x != nil {
 		return x.Problem
+	}
+	return ""
+}
+
+func (x *CertificatesResponse) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
 	}
 	return ""
 }
@@ -1264,9 +1274,12 @@ type OperatorAuthority struct {
 	RootSha256     []byte `protobuf:"bytes,2,opt,name=root_sha256,json=rootSha256,proto3" json:"root_sha256,omitempty"`
 	RootNotAfterNs int64  `protobuf:"varint,3,opt,name=root_not_after_ns,json=rootNotAfterNs,proto3" json:"root_not_after_ns,omitempty"`
 	// Number of roots that verifiers trust.
-	Roots         uint32 `protobuf:"varint,4,opt,name=roots,proto3" json:"roots,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Roots uint32 `protobuf:"varint,4,opt,name=roots,proto3" json:"roots,omitempty"`
+	// As in CertificatesResponse.
+	Issuer          string `protobuf:"bytes,5,opt,name=issuer,proto3" json:"issuer,omitempty"`
+	RootNotBeforeNs int64  `protobuf:"varint,6,opt,name=root_not_before_ns,json=rootNotBeforeNs,proto3" json:"root_not_before_ns,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *OperatorAuthority) Reset() {
@@ -1323,6 +1336,20 @@ func (x *OperatorAuthority) GetRootNotAfterNs() int64 {
 func (x *OperatorAuthority) GetRoots() uint32 {
 	if x != nil {
 		return x.Roots
+	}
+	return 0
+}
+
+func (x *OperatorAuthority) GetIssuer() string {
+	if x != nil {
+		return x.Issuer
+	}
+	return ""
+}
+
+func (x *OperatorAuthority) GetRootNotBeforeNs() int64 {
+	if x != nil {
+		return x.RootNotBeforeNs
 	}
 	return 0
 }
@@ -1791,14 +1818,15 @@ const file_operator_proto_rawDesc = "" +
 	"\n" +
 	"\x0eoperator.proto\x12\x14heddle.mesh.v1alpha1\x1a\vtrust.proto\"'\n" +
 	"\x13CertificatesRequest\x12\x10\n" +
-	"\x03own\x18\x01 \x01(\bR\x03own\"\xb6\x02\n" +
+	"\x03own\x18\x01 \x01(\bR\x03own\"\xce\x02\n" +
 	"\x14CertificatesResponse\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12H\n" +
 	"\tauthority\x18\x02 \x03(\v2*.heddle.mesh.v1alpha1.AuthorityCertificateR\tauthority\x12<\n" +
 	"\x05nodes\x18\x03 \x03(\v2&.heddle.mesh.v1alpha1.NodeCertificatesR\x05nodes\x12?\n" +
 	"\brotation\x18\x04 \x01(\v2#.heddle.mesh.v1alpha1.RotationStateR\brotation\x12\x18\n" +
 	"\areplica\x18\x05 \x01(\tR\areplica\x12\x18\n" +
-	"\aproblem\x18\x06 \x01(\tR\aproblem\"\xfc\x01\n" +
+	"\aproblem\x18\x06 \x01(\tR\aproblem\x12\x16\n" +
+	"\x06issuer\x18\a \x01(\tR\x06issuer\"\xfc\x01\n" +
 	"\x14AuthorityCertificate\x12\x16\n" +
 	"\x06sha256\x18\x01 \x01(\fR\x06sha256\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x18\n" +
@@ -1895,13 +1923,15 @@ const file_operator_proto_rawDesc = "" +
 	"\x10refused_since_ns\x18\n" +
 	" \x01(\x03R\x0erefusedSinceNs\x12\x1a\n" +
 	"\bwarnings\x18\v \x03(\tR\bwarnings\x12\x1a\n" +
-	"\brefusals\x18\f \x03(\tR\brefusals\"\x98\x01\n" +
+	"\brefusals\x18\f \x03(\tR\brefusals\"\xdd\x01\n" +
 	"\x11OperatorAuthority\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x1f\n" +
 	"\vroot_sha256\x18\x02 \x01(\fR\n" +
 	"rootSha256\x12)\n" +
 	"\x11root_not_after_ns\x18\x03 \x01(\x03R\x0erootNotAfterNs\x12\x14\n" +
-	"\x05roots\x18\x04 \x01(\rR\x05roots\"\xc2\x01\n" +
+	"\x05roots\x18\x04 \x01(\rR\x05roots\x12\x16\n" +
+	"\x06issuer\x18\x05 \x01(\tR\x06issuer\x12+\n" +
+	"\x12root_not_before_ns\x18\x06 \x01(\x03R\x0frootNotBeforeNs\"\xc2\x01\n" +
 	"\fOperatorNode\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tconnected\x18\x02 \x01(\bR\tconnected\x12\x19\n" +

@@ -44,6 +44,7 @@ type options struct {
 	cfg                 operator.Config
 	kubernetes          bool
 	cluster             operator.Kubernetes
+	spire               operator.SPIRE
 	check               bool
 	logLevel, logFormat string
 	fips140             bool
@@ -118,6 +119,8 @@ func (o *options) register(flags *pflag.FlagSet) {
 	flags.StringVar(&o.cfg.Metrics, "metrics", "", "host:port of the Prometheus endpoint; empty for none")
 	flags.StringVar(&o.cfg.Health, "health", "", "host:port of GET /livez and /readyz; empty for none")
 	flags.DurationVar(&o.cfg.TTL, "certificate-ttl", 24*time.Hour, "validity of workloads' certificates")
+	flags.StringVar(&o.spire.Server, "spire-server", "", "host:port of the SPIRE server below which the operator is a CA; empty for a CA of its own")
+	flags.StringVar(&o.spire.WorkloadAPI, "spire-workload-api", "", "address of the SPIRE agent beside the operator: unix:///PATH of its socket")
 	flags.DurationVar(&o.cfg.Relist, "relist", 30*time.Second, "how often to read the folder without a sign of a change")
 	flags.BoolVar(&o.fips140, "fips140", false, "refuse to run outside FIPS 140-3 mode, which GODEBUG=fips140=on in the environment makes")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
@@ -151,6 +154,9 @@ func serve(ctx context.Context, o options, stderr io.Writer) error {
 		return err
 	}
 	cfg.Version, cfg.Logger = version, log
+	if o.spire != (operator.SPIRE{}) {
+		cfg.SPIRE = &o.spire
+	}
 	if o.kubernetes {
 		if cfg.Kubernetes, err = o.kubernetesConfig(); err != nil {
 			return err

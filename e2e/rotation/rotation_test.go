@@ -55,14 +55,18 @@ func connections(t *testing.T) int64 {
 type world struct {
 	t             *testing.T
 	folder, state string
+	spire         *operator.SPIRE // nil of a CA of its own
 	address       string
 	admin         meshpb.OperatorAdminClient
 	stop          func()
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t *testing.T) *world { return newWorldBelow(t, nil) }
+
+// newWorldBelow is newWorld with SPIRE as the issuer.
+func newWorldBelow(t *testing.T, spire *operator.SPIRE) *world {
 	t.Helper()
-	w := &world{t: t, folder: filepath.Join(t.TempDir(), "mesh"), state: filepath.Join(t.TempDir(), "state"), address: "127.0.0.1:0"}
+	w := &world{t: t, spire: spire, folder: filepath.Join(t.TempDir(), "mesh"), state: filepath.Join(t.TempDir(), "state"), address: "127.0.0.1:0"}
 	if err := os.Mkdir(w.folder, 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +105,7 @@ func (w *world) start() {
 	w.address = listener.Addr().String()
 	socket := filepath.Join(w.t.TempDir(), "admin.sock")
 	op, err := operator.New(operator.Config{Folder: w.folder, StateDir: w.state, Listener: listener, Advertise: w.address, AdminSocket: socket,
-		Settle: 200 * time.Millisecond, Version: "test", Logger: slog.New(slog.DiscardHandler)})
+		SPIRE: w.spire, Settle: 200 * time.Millisecond, Version: "test", Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		w.t.Fatal(err)
 	}

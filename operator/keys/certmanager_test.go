@@ -68,7 +68,7 @@ func certManagers(t *testing.T) (*secrets, identity.AuthorityConfig) {
 func TestCertManagersSecret(t *testing.T) {
 	s, cfg := certManagers(t)
 	given := maps.Clone(s.kept.Data)
-	kept, err := Open(t.Context(), s, "heddle-system", cfg)
+	kept, err := Open(t.Context(), s, "heddle-system", cfg, nil)
 	if err != nil || len(kept.Configuration) == 0 || s.updates != 1 {
 		t.Fatalf("%v, after %d updates", err, s.updates)
 	}
@@ -77,7 +77,7 @@ func TestCertManagersSecret(t *testing.T) {
 			t.Errorf("%s was changed", name)
 		}
 	}
-	again, err := Open(t.Context(), s, "heddle-system", cfg)
+	again, err := Open(t.Context(), s, "heddle-system", cfg, nil)
 	if err != nil || !again.Configuration.Equal(kept.Configuration) || s.updates != 1 {
 		t.Errorf("%v, after %d updates", err, s.updates)
 	}
@@ -89,12 +89,12 @@ func TestCertManagersSecret(t *testing.T) {
 		}
 		late.kept = s.kept.DeepCopy()
 	}
-	if taken, err := Open(t.Context(), late, "heddle-system", cfg); err != nil || !taken.Configuration.Equal(kept.Configuration) {
+	if taken, err := Open(t.Context(), late, "heddle-system", cfg, nil); err != nil || !taken.Configuration.Equal(kept.Configuration) {
 		t.Errorf("the other replica's key is not taken: %v", err)
 	}
 	other, cfg := certManagers(t)
 	delete(other.kept.Data, "tls.key")
-	if _, err := Open(t.Context(), other, "heddle-system", cfg); err == nil || other.updates != 0 {
+	if _, err := Open(t.Context(), other, "heddle-system", cfg, nil); err == nil || other.updates != 0 {
 		t.Errorf("a Secret without a CA: %v, %d updates", err, other.updates)
 	}
 }
@@ -104,7 +104,7 @@ func TestCertManagersSecret(t *testing.T) {
 func TestSecretMadeAnew(t *testing.T) {
 	s, cfg := certManagers(t)
 	s.kept.Data[EpochKey] = []byte("7000")
-	held, err := Open(t.Context(), s, "heddle-system", cfg)
+	held, err := Open(t.Context(), s, "heddle-system", cfg, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,7 +121,7 @@ func TestSecretMadeAnew(t *testing.T) {
 			t.Fatalf("version %s, %d updates, %v", version, s.updates, err)
 		}
 	}
-	if started, err := Open(t.Context(), s, "heddle-system", cfg); err != nil || !started.Configuration.Equal(held.Configuration) || started.EpochBase != 7000 || s.updates != 1 {
+	if started, err := Open(t.Context(), s, "heddle-system", cfg, nil); err != nil || !started.Configuration.Equal(held.Configuration) || started.EpochBase != 7000 || s.updates != 1 {
 		t.Errorf("a replica that starts has another key: %v", err)
 	}
 	text := s.kept.Data["configuration.key"]
@@ -137,7 +137,7 @@ func TestSecretMadeAnew(t *testing.T) {
 		t.Errorf("warned of nothing: %s", &log)
 	}
 	anew("fourth")
-	if other, err := Open(t.Context(), s, "heddle-system", cfg); err != nil || other.Configuration.Equal(held.Configuration) {
+	if other, err := Open(t.Context(), s, "heddle-system", cfg, nil); err != nil || other.Configuration.Equal(held.Configuration) {
 		t.Fatal(err)
 	}
 	for range 2 {
@@ -154,7 +154,7 @@ func TestSecretMadeAnew(t *testing.T) {
 // further roots may be written.
 func TestRotationOfCertManagers(t *testing.T) {
 	s, cfg := certManagers(t)
-	held, err := Open(t.Context(), s, "heddle-system", cfg)
+	held, err := Open(t.Context(), s, "heddle-system", cfg, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

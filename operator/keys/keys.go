@@ -27,6 +27,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -35,6 +36,7 @@ import (
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 
 	"github.com/heddle-mesh/heddle/internal/identity"
+	"github.com/heddle-mesh/heddle/operator/rotation"
 )
 
 // Names in the operator's namespace.
@@ -61,14 +63,24 @@ type Kept struct {
 	EpochBase     uint64
 }
 
+// First makes the texts of a new authority.
+type First func(context.Context) (map[string][]byte, error)
+
 // Open returns what the Secret in a namespace has in it, and makes it when there
-// is none. In the Secret that is there a configuration key is put when it has none, as
-// cert-manager's has not; else it is not changed: one that cannot be read is an error.
-func Open(ctx context.Context, client typedcorev1.SecretsGetter, namespace string, cfg identity.AuthorityConfig) (*Kept, error) {
+// is none: first says of what, nil a root. In the Secret that is there a configuration key is
+// put when it has none, as cert-manager's has not, and with first a CA in the place of one that
+// has ended; else it is not changed: one that cannot be read is an error.
+func Open(ctx context.Context, client typedcorev1.SecretsGetter, namespace string, cfg identity.AuthorityConfig, first First) (*Kept, error) {
+	given := first
+	if first == nil {
+		first = func(context.Context) (map[string][]byte, error) { return identity.NewAuthorityTexts(cfg) }
+	}
 	secrets := client.Secrets(namespace)
 	secret, err := secrets.Get(ctx, SecretName, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		secret, err = create(ctx, secrets, cfg)
+		secret, err = create(ctx, secrets, first)
+	} else if err == nil && given != nil {
+		secret, err = renew(ctx, secrets, secret, given)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open Secret %s/%s: %w", namespace, SecretName, err)
@@ -109,6 +121,25 @@ func complete(ctx context.Context, secrets typedcorev1.SecretInterface, secret *
 	return made, err
 }
 
+// renew puts another CA in the place of one that has ended. Another replica may be first:
+// then its is taken.
+func renew(ctx context.Context, secrets typedcorev1.SecretInterface, secret *corev1.Secret, first First) (*corev1.Secret, error) {
+	texts, err := rotation.Texts(secret.Data).Anew(ctx, first, time.Now())
+	if err != nil || texts == nil {
+		return secret, err
+	}
+	if err := managed(secret, texts); err != nil {
+		return nil, err
+	}
+	with := secret.DeepCopy()
+	with.Data = texts
+	made, err := secrets.Update(ctx, with, metav1.UpdateOptions{})
+	if apierrors.IsConflict(err) {
+		return secrets.Get(ctx, SecretName, metav1.GetOptions{})
+	}
+	return made, err
+}
+
 // epochBase reads the entry; none is zero.
 func epochBase(text []byte) (uint64, error) {
 	if len(text) == 0 {
@@ -125,9 +156,12 @@ func epochBase(text []byte) (uint64, error) {
 }
 
 // create makes new keys. Another replica may be first: then its keys are taken.
-func create(ctx context.Context, secrets typedcorev1.SecretInterface, cfg identity.AuthorityConfig) (*corev1.Secret, error) {
-	texts, err := identity.NewAuthorityTexts(cfg)
+func create(ctx context.Context, secrets typedcorev1.SecretInterface, first First) (*corev1.Secret, error) {
+	texts, err := first(ctx)
 	if err != nil {
+		return nil, err
+	}
+	if _, err := identity.AddConfigurationKey(texts, nil); err != nil {
 		return nil, err
 	}
 	made, err := secrets.Create(ctx, &corev1.Secret{

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/heddle-mesh/heddle/internal/identity"
 	"github.com/heddle-mesh/heddle/internal/identity/keystore"
@@ -140,10 +141,38 @@ func (d *Dir) finish() error {
 
 var _ Store = (*Dir)(nil)
 
+// first puts what cfg.First makes into a directory that has no authority, or one that has ended.
+func (d *Dir) first(ctx context.Context, make func(context.Context) (map[string][]byte, error)) error {
+	texts, version, err := d.Load(ctx)
+	if err != nil {
+		return err
+	}
+	if len(texts[keyFile]) > 0 {
+		if texts, err = texts.Anew(ctx, make, time.Now()); texts == nil {
+			return err
+		}
+		return d.Save(ctx, texts, version)
+	}
+	made, err := make(ctx)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(d.path, 0o700); err != nil {
+		return fmt.Errorf("make authority directory: %w", err)
+	}
+	maps.Copy(texts, made)
+	return d.Save(ctx, texts, version)
+}
+
 // OpenDir makes the authority of a directory when it has none, and opens it. The
 // directory must have a configuration key.
 func OpenDir(ctx context.Context, path string, cfg LiveConfig) (*Live, error) {
 	d := NewDir(path)
+	if cfg.First != nil {
+		if err := d.first(ctx, cfg.First); err != nil {
+			return nil, err
+		}
+	}
 	if _, _, err := d.Load(ctx); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}

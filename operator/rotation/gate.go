@@ -29,6 +29,8 @@ type Replica struct {
 	Roots  [][]byte // SHA-256
 	Issuer []byte   // SHA-256
 	Err    error
+	// Problem is what it says of its authority; "" when nothing is amiss.
+	Problem string
 }
 
 // Fleet is everybody who matters.

@@ -20,6 +20,9 @@ type RotatorConfig struct {
 	// old root goes: handshakes that began with a certificate of it end meanwhile.
 	// 15 s when zero.
 	Settle time.Duration
+	// Issuer is who makes the authority's certificates in the operator's place, for the
+	// message that refuses a rotation; "" where it is the operator.
+	Issuer string
 	Logger *slog.Logger
 }
 
@@ -76,7 +79,7 @@ func (r *Rotator) Run(ctx context.Context) error {
 // advance goes to the next stage, unless what was looked at is no longer so.
 func (r *Rotator) advance(ctx context.Context, seen *Keyring) error {
 	what := ""
-	err := r.cfg.Live.change(ctx, func(k *Keyring) (texts Texts, err error) {
+	err := r.cfg.Live.Change(ctx, func(k *Keyring) (texts Texts, err error) {
 		if k.Stage != seen.Stage || !k.Since.Equal(seen.Since) {
 			return nil, ErrConflict
 		}
@@ -92,6 +95,9 @@ func (r *Rotator) advance(ctx context.Context, seen *Keyring) error {
 // Begin begins a rotation, or with dry only says whether that is possible, and who
 // would hold it.
 func (r *Rotator) Begin(ctx context.Context, kind string, dry bool) (Record, Progress, error) {
+	if r.cfg.Issuer != "" {
+		return Record{}, Progress{}, fmt.Errorf("%w: the CA is %s's, and is replaced as soon as that has another; remedy: rotate there", ErrRefused, r.cfg.Issuer)
+	}
 	k := r.cfg.Live.Keyring()
 	if dry {
 		texts, err := k.Begin(kind, time.Now())
@@ -161,7 +167,7 @@ func (r *Rotator) Now(ctx context.Context) (Record, Progress) {
 }
 
 func (r *Rotator) do(ctx context.Context, what string, make func(*Keyring) (Texts, error)) (Record, Progress, error) {
-	if err := r.cfg.Live.change(ctx, make); err != nil {
+	if err := r.cfg.Live.Change(ctx, make); err != nil {
 		return Record{}, Progress{}, err
 	}
 	record, progress := r.Now(ctx)

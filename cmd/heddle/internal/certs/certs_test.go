@@ -48,9 +48,13 @@ func TestWhatIsNotWell(t *testing.T) {
 		"root ab12 expires 3 h ago; remedy: complete": func(a *meshpb.CertificatesResponse) {
 			a.Authority[0].Signs, a.Authority[0].NotAfterNs = false, at(-3*time.Hour)
 		},
-		"newest keys are not in use: tls.crt": func(a *meshpb.CertificatesResponse) { a.Problem = "tls.crt: nonsense" },
-		"node n1: its agent is not connected": func(a *meshpb.CertificatesResponse) { a.Nodes[0].Connected = false },
-		"node n1: its agent has not reported": func(a *meshpb.CertificatesResponse) { a.Nodes[0].Report = nil },
+		"root ab12, which signs, expires in 2 h, and SPIRE has given no other": func(a *meshpb.CertificatesResponse) {
+			a.Issuer, a.Authority[0].NotBeforeNs, a.Authority[0].NotAfterNs = "SPIRE", at(-22*time.Hour), at(2*time.Hour)
+		},
+		"the CA is not what SPIRE has: it is away": func(a *meshpb.CertificatesResponse) { a.Issuer, a.Problem = "SPIRE", "it is away" },
+		"newest keys are not in use: tls.crt":      func(a *meshpb.CertificatesResponse) { a.Problem = "tls.crt: nonsense" },
+		"node n1: its agent is not connected":      func(a *meshpb.CertificatesResponse) { a.Nodes[0].Connected = false },
+		"node n1: its agent has not reported":      func(a *meshpb.CertificatesResponse) { a.Nodes[0].Report = nil },
 		"web expires in 5 h and is not renewed": func(a *meshpb.CertificatesResponse) {
 			leaf(a).NotBeforeNs, leaf(a).NotAfterNs = at(-19*time.Hour), at(5*time.Hour)
 		},
@@ -72,6 +76,20 @@ func TestWhatIsNotWell(t *testing.T) {
 		if r.OK || len(r.Problems) != 1 || !strings.Contains(r.Problems[0], says) || !strings.Contains(out.String(), says) {
 			t.Errorf("%q: %v\n%s", says, r.Problems, out.String())
 		}
+	}
+}
+
+// TestWhatSPIREReplaces: what SPIRE has signed may last hours only.
+func TestWhatSPIREReplaces(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	a := answer(now)
+	a.Authority[0].NotBeforeNs, a.Authority[0].NotAfterNs = now.Add(-21*time.Hour).UnixNano(), now.Add(3*time.Hour).UnixNano()
+	if r := Of(a, now, defaultWithin); r.OK {
+		t.Error("3 h are left of a CA that people replace, and all is well")
+	}
+	a.Issuer = "SPIRE"
+	if r := Of(a, now, defaultWithin); !r.OK {
+		t.Errorf("%v", r.Problems)
 	}
 }
 

@@ -99,7 +99,10 @@ func rotationOf(s *meshpb.RotationState) Rotation {
 // Of says what an operator's answer means at a moment.
 func Of(a *meshpb.CertificatesResponse, now time.Time, within time.Duration) *Report {
 	r := &Report{TrustDomain: a.GetTrustDomain(), Problems: []string{}, Authority: []Certificate{}, Nodes: []Node{}, Rotation: rotationOf(a.GetRotation())}
-	if a.GetProblem() != "" {
+	switch {
+	case a.GetProblem() != "" && a.GetIssuer() != "":
+		r.bad("the CA is not what %s has: %s", a.GetIssuer(), a.GetProblem())
+	case a.GetProblem() != "":
 		r.bad("the authority's newest keys are not in use: %s", a.GetProblem())
 	}
 	serials := map[string]string{}
@@ -108,9 +111,17 @@ func Of(a *meshpb.CertificatesResponse, now time.Time, within time.Duration) *Re
 			Key: c.GetKey(), PostQuantum: postQuantum(c.GetKey()), Signs: c.GetSigns()}
 		out.times(now, c.GetNotBeforeNs(), c.GetNotAfterNs())
 		serials[string(c.GetSha256())] = c.GetSerial()
-		if out.soon = out.expires < within; out.soon && c.GetSigns() {
+		out.soon = out.expires < within
+		if a.GetIssuer() != "" { // which replaces them by itself, long before
+			out.soon = c.GetSigns() && out.expires < time.Duration(c.GetNotAfterNs()-c.GetNotBeforeNs())/10
+		}
+		switch {
+		case !out.soon:
+		case a.GetIssuer() != "":
+			r.bad("%s %s, which signs, expires %s, and %s has given no other; remedy: the operator's log, and %s's, say why", c.GetKind(), c.GetSerial(), in(out.expires), a.GetIssuer(), a.GetIssuer())
+		case c.GetSigns():
 			r.bad("%s %s, which signs, expires %s; remedy: `heddle certs rotate --%s`", c.GetKind(), c.GetSerial(), in(out.expires), c.GetKind())
-		} else if out.soon {
+		default:
 			r.bad("%s %s expires %s; remedy: complete the rotation, or take it out of ca.crt", c.GetKind(), c.GetSerial(), in(out.expires))
 		}
 		r.Authority = append(r.Authority, out)

@@ -271,6 +271,30 @@ func TestStartupTaint(t *testing.T) {
 	}
 }
 
+// TestSPIRE: the flags, and the folder that has the agent's socket, are there together or
+// not at all.
+func TestSPIRE(t *testing.T) {
+	for _, server := range []string{"", "spire-server.spire:8081"} {
+		objects := render(t, "operator.spire.server="+server, "operator.spire.agentSocket=/run/other/agent.sock")
+		pod := one[appsv1.Deployment](t, objects, "Deployment", "heddle-operator").Spec.Template.Spec
+		flags := slices.Contains(pod.Containers[0].Args, "--spire-server="+server) && slices.Contains(pod.Containers[0].Args, "--spire-workload-api=unix:///run/spire/agent.sock")
+		folder := slices.ContainsFunc(pod.Volumes, func(v corev1.Volume) bool {
+			return v.Name == "spire" && v.HostPath != nil && v.HostPath.Path == "/run/other" &&
+				*v.HostPath.Type == corev1.HostPathDirectoryOrCreate // a pod starts before the agent of a new node
+		})
+		mounted := slices.ContainsFunc(pod.Containers[0].VolumeMounts, func(m corev1.VolumeMount) bool {
+			return m.Name == "spire" && m.MountPath == "/run/spire" && m.ReadOnly
+		})
+		if wanted := server != ""; flags != wanted || folder != wanted || mounted != wanted {
+			t.Errorf("server %q: flags %v, folder %v, mounted %v", server, flags, folder, mounted)
+		}
+	}
+	source, err := os.ReadFile("../../../heddle-operator/main.go")
+	if err != nil || !known(string(source), "--spire-server") || !known(string(source), "--spire-workload-api") {
+		t.Errorf("the operator has no such flags: %v", err)
+	}
+}
+
 // Each value has its place in the schema, and the other way round; each is
 // documented, by a comment at it or at what it is in.
 func TestValuesAndSchemaAgree(t *testing.T) {

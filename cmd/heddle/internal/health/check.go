@@ -235,6 +235,14 @@ func (r *Report) apiServer(part string, a *meshpb.OperatorAPIServer) {
 // authority looks at the operator's root.
 func (r *Report) authority(part string, a *meshpb.OperatorAuthority) {
 	until := time.Unix(0, a.GetRootNotAfterNs())
+	if by := a.GetIssuer(); by != "" { // which replaces it by itself, long before
+		if left := time.Until(until); left < time.Duration(a.GetRootNotAfterNs()-a.GetRootNotBeforeNs())/10 {
+			r.Bad(part, "authority", "the root certificate of "+by+" expires at "+until.Format(time.RFC3339)+", and none has taken its place", "have "+by+" replace it: `heddle certs` says whether the operator reaches "+by)
+			return
+		}
+		r.Good(part, "authority", "trust domain %s of %s, root valid until %s", a.GetTrustDomain(), by, until.Format(time.RFC3339))
+		return
+	}
 	if until.Before(time.Now().Add(30 * 24 * time.Hour)) {
 		r.Bad(part, "authority", "the root certificate expires at "+until.Format(time.RFC3339),
 			"`heddle certs rotate --root --wait`: no connection fails meanwhile; see docs/certificates.md")

@@ -34,6 +34,18 @@ func TestRootExpires(t *testing.T) {
 	}
 }
 
+// TestIssuersRootExpires: one that SPIRE replaces by itself may last days only.
+func TestIssuersRootExpires(t *testing.T) {
+	for left, ok := range map[time.Duration]bool{-time.Hour: false, 2 * time.Hour: false, 3 * time.Hour: true} {
+		r := New()
+		now := time.Now()
+		r.authority("operator", &meshpb.OperatorAuthority{TrustDomain: "m", Issuer: "SPIRE", RootNotBeforeNs: now.Add(left - 24*time.Hour).UnixNano(), RootNotAfterNs: now.Add(left).UnixNano()})
+		if f := r.Findings[0]; r.OK != ok || f.OK != ok || !ok && (!strings.Contains(f.Remedy, "SPIRE") || strings.Contains(f.Remedy, "rotate")) {
+			t.Errorf("%v left: %+v", left, f)
+		}
+	}
+}
+
 // TestRefusedObjectsAreNotWell: an object that is refused is not green, whatever else is
 // in force, and is said once.
 func TestRefusedObjectsAreNotWell(t *testing.T) {
