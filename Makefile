@@ -82,8 +82,8 @@ bench: ## Measure beside no mesh, the reference engine and Envoy; BENCH=quick fo
 	@go build -trimpath -o bin/bench ./e2e/bench && bin/bench $(if $(filter quick,$(BENCH)),-quick,-docs docs) $(BENCHFLAGS)
 
 .PHONY: bench-go
-bench-go: ## Go benchmarks, and the tests of their ceilings of allocations and memory, which fail
-	go test -count=1 -run 'Allocat|Cost' -bench . -benchmem ./internal/... ./bpf/... ./agent/... ./operator/... ./cmd/...
+bench-go: ## Go benchmarks, and the tests of their ceilings of time, allocations and memory, which fail
+	HEDDLE_COST=1 go test -count=1 -run 'Allocat|Cost' -bench . -benchmem ./internal/... ./bpf/... ./agent/... ./operator/... ./cmd/...
 
 .PHONY: fuzz
 FUZZTIME ?= 30s
