@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"os"
 	"slices"
 	"testing"
 	"time"
@@ -59,15 +60,20 @@ func rounds(once func() time.Duration) cost {
 }
 
 // TestGateCost holds the gate to 100 ns for a packet of a connection, and to 200 ns
-// for one that is dropped and recorded: by the best round of three attempts at most, since
-// other tests share the cores. The medians are logged. BenchmarkGateStamped has the way out of a stamped
-// socket, which BPF_PROG_RUN has not.
+// for one that is dropped and recorded, where HEDDLE_COST is set (`make bench-go`): a
+// machine of unknown speed is given twice as long. The best round of three attempts at
+// most counts, since other tests share the cores; the medians are logged.
+// BenchmarkGateStamped has the way out of a stamped socket, which BPF_PROG_RUN has not.
 func TestGateCost(t *testing.T) {
 	const (
 		attempts    = 3
 		established = 100 * time.Nanosecond
 		dropped     = 200 * time.Nanosecond
 	)
+	slower := time.Duration(2)
+	if os.Getenv("HEDDLE_COST") != "" {
+		slower = 1
+	}
 	segment := make([]byte, 1400)
 	in4, in6 := ip(peer4, pod4, protoTCP, tcp(1000, 15008, ack, segment...)), ip(peer6, pod6, protoTCP, tcp(1000, 15008, ack, segment...))
 	out := arp(1, pod4, node4)
@@ -81,8 +87,8 @@ func TestGateCost(t *testing.T) {
 		{"dropped on its way in and recorded", gateProgHostInbound, in4, ip(peer4, pod4, protoTCP, tcp(1002, 80, syn)), dropped},
 		{"dropped on its way out and recorded", gateProgHostOutbound, out, ip(pod4, peer4, protoTCP, tcp(1, 80, ack)), dropped},
 	} {
-		took := cost{best: time.Hour}
-		for n := 0; n < attempts && took.best > c.most; n++ {
+		took, most := cost{best: time.Hour}, c.most*slower
+		for n := 0; n < attempts && took.best > most; n++ {
 			p := lonePod(t) // its ring has room for the records of one attempt
 			seed(t, p, gateMapFlows, hostPort(pod4, 15008), hostPort(peer4, 1000), gateFlow{Kind: uint8(FlowTunnel)})
 			seed(t, p, gateMapFlows, hostPort(pod6, 15008), hostPort(peer6, 1000), gateFlow{Kind: uint8(FlowTunnel)})
@@ -95,8 +101,8 @@ func TestGateCost(t *testing.T) {
 				t.Errorf("%s: what was timed is something else: %+v", c.name, counted)
 			}
 		}
-		if t.Logf("%s: best %v, median %v", c.name, took.best, took.median); took.best > c.most {
-			t.Errorf("%s: a packet takes %v at best, more than %v", c.name, took.best, c.most)
+		if t.Logf("%s: best %v, median %v", c.name, took.best, took.median); took.best > most {
+			t.Errorf("%s: a packet takes %v at best, more than %v", c.name, took.best, most)
 		}
 	}
 }

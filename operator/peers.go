@@ -2,6 +2,7 @@ package operator
 
 import (
 	"context"
+	"log/slog"
 	"maps"
 	"net"
 	"slices"
@@ -93,9 +94,7 @@ func (a *peers) nodes(ctx context.Context) []report.Node {
 	for _, r := range askAll(ctx, a, func(ctx context.Context, c meshpb.OperatorAdminClient) (*meshpb.OperatorState, error) {
 		return c.Status(ctx, &meshpb.OperatorStateRequest{})
 	}) {
-		if r.err != nil {
-			a.parts.cfg.Logger.Debug("other replica does not answer", "address", r.address, "error", r.err)
-		}
+		r.logFailure(a.parts.cfg.Logger)
 		take(r.answer.GetNodes()) // nil, which has nothing, of one that does not answer
 		pods = append(pods, r.answer.GetPods()...)
 	}
@@ -145,6 +144,17 @@ type answered[T any] struct {
 	address string
 	answer  T
 	err     error
+	unasked bool // for err: it is this replica's
+}
+
+// logFailure says why there is no answer.
+func (a *answered[T]) logFailure(logger *slog.Logger) {
+	switch {
+	case a.unasked:
+		logger.Warn("other replica cannot be asked", "address", a.address, "error", a.err)
+	case a.err != nil: // it may just have ended
+		logger.Debug("other replica does not answer", "address", a.address, "error", a.err)
+	}
 }
 
 // askAll asks the other replicas at once, and waits for each.
@@ -158,7 +168,7 @@ func askAll[T any](ctx context.Context, a *peers, ask func(context.Context, mesh
 			r.address = address
 			conn, err := a.conn(address)
 			if err != nil {
-				r.err = err
+				r.err, r.unasked = err, true
 				return
 			}
 			ctx, cancel := context.WithTimeout(ctx, askPeer)

@@ -52,7 +52,7 @@ func (w *world) testCalled(t *testing.T) {
 
 	w.kubectl(t, "delete", "validatingwebhookconfiguration", "guard")
 	w.cli(t, "unenroll", "called", "--wait")
-	w.kubectl(t, "delete", "namespace", "called", "judged")
+	w.kubectl(t, "delete", "namespace", "called", "judged", "--wait=false")
 }
 
 // deployGuard runs a webhook in one namespace that judges another one's ConfigMaps.

@@ -142,18 +142,54 @@ func (w *world) reboot(t *testing.T, n int) int {
 	addresses = append(addresses, w.addresses(t, pods)...)
 	found := c.Stop(t, spoken, among(addresses))
 	t.Logf("reboot %d: from the power cut to the first answer and the first question: %v; %s", n, time.Since(started).Round(time.Second), found)
-	// Addresses are given anew: one of them may have been, or be, a pod's that is not in the
-	// mesh, which talks to the API server. These pods have to do with port 7000 only. And others may
-	// still send to whoever had the address before the power cut; its gate drops that.
-	leaves := func(flow string) bool {
-		from, to, _ := strings.Cut(flow, " -> ")
-		return slices.ContainsFunc(addresses, func(a string) bool { return strings.HasPrefix(from, a+":") }) &&
-			(strings.HasSuffix(from, ":7000") || strings.HasSuffix(to, ":7000"))
-	}
-	if found.Markers != 0 || slices.ContainsFunc(found.PlaintextFlows, leaves) || found.TLSBytes == 0 {
+	if found.Markers != 0 || slices.ContainsFunc(found.PlaintextFlows, leaving(addresses, w.apiServer(t))) || found.TLSBytes == 0 {
 		t.Errorf("around reboot %d: %s %v", n, found, found.PlaintextFlows)
 	}
 	return found.TLSBytes
+}
+
+// leaving returns what says of a flow in plaintext that a pod of the mesh has sent it.
+// Addresses are given anew: one of them may have been, or be, a pod's that is not in the
+// mesh, which talks to the API server, asks or answers for names, or is the operator. And others may
+// still send to whoever had the address before the power cut; its gate drops that.
+func leaving(addresses []string, apiServer string) func(flow string) bool {
+	return func(flow string) bool {
+		from, to, _ := strings.Cut(flow, " -> ")
+		if to == apiServer || !slices.ContainsFunc(addresses, func(a string) bool { return strings.HasPrefix(from, a+":") }) {
+			return false
+		}
+		return !slices.ContainsFunc([]string{":53", ":15012"}, func(port string) bool {
+			return strings.HasSuffix(from, port) || strings.HasSuffix(to, port)
+		})
+	}
+}
+
+// TestLeaving: only what is known not to be the mesh's is passed over.
+func TestLeaving(t *testing.T) {
+	leaves := leaving([]string{"10.1.0.4"}, "192.168.4.1:6443")
+	for flow, want := range map[string]bool{
+		"10.1.0.4:7000 -> 10.1.1.9:40000":    true,
+		"10.1.0.4:40000 -> 10.1.1.9:7000":    true,
+		"10.1.0.4:40000 -> 10.1.1.9:8080":    true,
+		"10.1.0.4:40000 -> 10.1.1.9:6443":    true,
+		"10.1.0.4:40000 -> 10.1.1.9:5353":    true,
+		"10.1.0.40:40000 -> 10.1.1.9:7000":   false,
+		"10.1.1.9:7000 -> 10.1.0.4:40000":    false,
+		"10.1.0.4:40000 -> 192.168.4.1:6443": false,
+		"10.1.0.4:40000 -> 10.1.1.9:53":      false,
+		"10.1.0.4:53 -> 10.1.1.9:40000":      false,
+		"10.1.0.4:40000 -> 10.1.1.9:15012":   false,
+	} {
+		if got := leaves(flow); got != want {
+			t.Errorf("%s: %v, want %v", flow, got, want)
+		}
+	}
+}
+
+// apiServer is where connections to the API server's service arrive.
+func (w *world) apiServer(t *testing.T) string {
+	t.Helper()
+	return w.kubectl(t, "get", "endpointslices", "-l", "kubernetes.io/service-name=kubernetes", "-o", "jsonpath={.items[0].endpoints[0].addresses[0]}:{.items[0].ports[0].port}")
 }
 
 // addresses of pods of the namespace shop.

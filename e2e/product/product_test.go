@@ -1,6 +1,7 @@
 package product
 
 import (
+	"errors"
 	"net/netip"
 	"slices"
 	"strings"
@@ -103,6 +104,20 @@ func (w *world) plaintextIsSeen(t *testing.T, server string) {
 	if found.Markers == 0 || found.PlaintextBytes == 0 {
 		t.Fatalf("without a mesh: %s: the capture shows nothing", found)
 	}
+	// So does what is looked for around a reboot, as pods under load say it.
+	c = w.capture(t)
+	w.apply(t, podYAML("loud", "n1", itsShare, "load", server+":7000", "1", "10"))
+	w.waitReady(t, "loud")
+	eventually(t, patience, "the pod under load speaks", func() error {
+		if w.counted(t, "loud")["opened"] == 0 {
+			return errors.New("it has opened nothing")
+		}
+		return nil
+	})
+	if found := c.Stop(t, spoken, only(server)); found.Markers == 0 {
+		t.Fatalf("without a mesh: %s: the capture does not show what pods under load say", found)
+	}
+	w.kubectl(t, "-n", "shop", "delete", "pod", "loud", "--now")
 }
 
 func only(addr string) func(netip.Addr) bool { return among([]string{addr}) }

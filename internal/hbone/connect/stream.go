@@ -49,7 +49,8 @@ type stream struct {
 	recv       recvWindow
 	sendWindow int64
 	err        error // why the stream is over before its time
-	delivering bool  // deliver has not met the end
+	relay      *relay.Relay
+	delivering bool  // deliver runs, and ends the stream for a fate
 	fate       error // will be err when what came before it is delivered
 	patience   *time.Timer
 	resetKnown bool // RST_STREAM was sent or received
@@ -154,7 +155,7 @@ func (st *stream) carry(a *hbone.Accepted) {
 	stopCut := context.AfterFunc(c.whole, func() { r.Fail(context.Cause(c.whole)) })
 	defer stopCut()
 	c.live.Lock()
-	st.delivering = st.err == nil // before the peer can know
+	st.relay, st.delivering = r, st.err == nil // before the peer can know
 	c.live.Unlock()
 	if st.ctx.Err() != nil {
 		r.Fail(st.failure())
@@ -179,12 +180,12 @@ func (st *stream) carry(a *hbone.Accepted) {
 	}
 }
 
-// finished says that both ends have said their last: the peer may close the
-// connection now, though the application has not read everything.
+// finished says that both ends have said their last, or the peer has reset the stream:
+// it may close the connection now, though the application has not read everything.
 func (st *stream) finished() bool {
 	st.conn.live.Lock()
 	defer st.conn.live.Unlock()
-	return st.err == nil && st.recvEnd && st.sentEnd
+	return st.err == nil && (st.fate != nil || st.recvEnd && st.sentEnd)
 }
 
 // failure says why the stream's context ended.
@@ -217,17 +218,18 @@ func (st *stream) forward(r *relay.Relay) {
 		n, err := st.write(p)
 		r.Counters.Sent.Add(uint64(n))
 		from.Release()
-		if errors.Is(err, errFated) {
-			return // deliver says so when it is through
+		if err != nil && st.fated() {
+			return
 		}
 		if err != nil {
 			r.Fail(err)
 			return
 		}
 	}
-	err = r.CheckEnd()
-	if err == nil {
-		err = st.end()
+	if err = r.CheckEnd(); err == nil {
+		if err = st.end(); err != nil && st.fated() {
+			return
+		}
 	}
 	if err != nil {
 		r.Fail(err)
@@ -236,14 +238,17 @@ func (st *stream) forward(r *relay.Relay) {
 	st.conn.set.Spawn(r.WatchReset)
 }
 
-// deliver copies from the tunnel to the application, up to END_STREAM.
+// deliver copies from the tunnel to the application, up to END_STREAM, and stays to see
+// whether a RST_STREAM comes behind that.
 func (st *stream) deliver(r *relay.Relay) {
 	for {
 		ch, err := st.next()
 		switch {
 		case errors.Is(err, io.EOF):
 			if err := r.DeliverEnd(); err != nil {
-				r.DeliveryFailed(err)
+				st.undeliverable(r, err)
+			} else if st.resetBehindEnd() {
+				r.FailBehind(st.fate) // set once
 			}
 			return
 		case errors.Is(err, errFated):
@@ -257,18 +262,25 @@ func (st *stream) deliver(r *relay.Relay) {
 		st.conn.set.Buffers.Put(ch.buf)
 		st.conn.live.Lock()
 		st.conn.consumed(st, int64(ch.to-ch.from))
-		st.delivering = err == nil
-		fate := st.fate
 		st.conn.live.Unlock()
-		switch {
-		case err != nil && fate != nil: // nobody is left at either end
-			r.Fail(fate)
-			return
-		case err != nil:
-			r.DeliveryFailed(err)
+		if err != nil {
+			st.undeliverable(r, err)
 			return
 		}
 	}
+}
+
+// undeliverable ends delivering to an application that takes no more.
+func (st *stream) undeliverable(r *relay.Relay, err error) {
+	st.conn.live.Lock()
+	st.delivering = false
+	fate := st.fate
+	st.conn.live.Unlock()
+	if fate != nil { // nobody is left at either end
+		r.Fail(fate)
+		return
+	}
+	r.DeliveryFailed(err)
 }
 
 // receive appends what a DATA frame brought, packed: buffers are full but for
@@ -307,7 +319,6 @@ func (st *stream) next() (chunk, error) {
 		case st.fate != nil:
 			return chunk{}, errFated
 		case st.recvEnd:
-			st.delivering = false
 			return chunk{}, io.EOF
 		}
 		st.changed.Wait()
@@ -323,31 +334,6 @@ func (st *stream) drop(err error) {
 	st.err = err
 	st.changed.Broadcast()
 	st.cancel(err)
-}
-
-// lastWordsWithin bounds how long an application that does not read keeps a stream
-// that the peer has reset.
-const lastWordsWithin = 3 * time.Second
-
-// errFated ends the writing to a stream that the peer has reset, and the reading from
-// it behind what came before.
-var errFated = errors.New("the peer has reset the stream")
-
-// peerReset is the peer's RST_STREAM: what came before it goes to the application
-// first. The caller holds the lock.
-func (st *stream) peerReset(err error) {
-	st.resetKnown = true
-	if !st.delivering || st.fate != nil {
-		st.drop(err)
-		return
-	}
-	st.fate = err
-	st.changed.Broadcast()
-	st.patience = time.AfterFunc(lastWordsWithin, func() {
-		st.conn.live.Lock()
-		defer st.conn.live.Unlock()
-		st.drop(err)
-	})
 }
 
 // reset is the relay's: the peer learns by RST_STREAM that the TCP connection
@@ -404,7 +390,12 @@ func (st *stream) reserve(n int) (int, error) {
 // end sends END_STREAM. The peer may act on it before the write returns.
 func (st *stream) end() error {
 	st.conn.live.Lock()
+	if st.fate != nil {
+		st.conn.live.Unlock()
+		return errFated
+	}
 	st.sentEnd = true
+	st.changed.Broadcast()
 	st.conn.live.Unlock()
 	return st.writeData(nil, true)
 }

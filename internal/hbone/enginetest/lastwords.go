@@ -168,16 +168,57 @@ func testLastWordsBehindWrite(t *testing.T, make New, byProgram bool) {
 	}
 }
 
+// parting is how a peer resets a stream.
+type parting struct {
+	toProgram bool
+	ends      bool // with END_STREAM before
+	leaves    bool // and closes the connection
+	large     bool // the engine's socket has room for all; else for a part
+}
+
+// partings are all of them.
+func partings() (all []parting) {
+	for n := range 16 {
+		all = append(all, parting{n&1 != 0, n&2 != 0, n&4 != 0, n&8 != 0})
+	}
+	return all
+}
+
+// String says so in a test's name.
+func (p parting) String() string {
+	name := "last words to the application before RST_STREAM"
+	if p.toProgram {
+		name = "last words to the program before RST_STREAM"
+	}
+	if p.ends {
+		name += " behind END_STREAM"
+	}
+	if p.leaves {
+		name += " and the connection's end"
+	}
+	if p.large {
+		name += " with a large send buffer"
+	}
+	return name
+}
+
 // testLastWordsTo: what the peer sent before its RST_STREAM arrives before the RST,
-// though the kernel of the local connection holds a part of it only, as it is all in
+// though the kernel of the local connection's other end holds a part of it only, as it is all in
 // the queue of a receiver when a RST of TCP's comes (net/ipv4/tcp_input.c, tcp_reset).
-func testLastWordsTo(t *testing.T, make New, toProgram bool) {
+func testLastWordsTo(t *testing.T, make New, how parting) {
 	const answer = 4 * 16000 // fits a stream's first window
-	r := newRig(t, make, Options{}, tinyApps)
+	room := tinyBuffer
+	if how.large {
+		room = 1 << 20
+	}
+	r := newRig(t, make, Options{}, tinyAppsWith(room))
 	known := newChan[error](1)
 	speak := func(c *raw, id uint32) (err error) {
-		for range 4 {
-			err = errors.Join(err, c.fr.WriteData(id, false, newBuffer(answer/4)))
+		for n := range 4 {
+			err = errors.Join(err, c.fr.WriteData(id, how.ends && n == 3, newBuffer(answer/4)))
+		}
+		if how.ends {
+			time.Sleep(50 * time.Millisecond) // until it is passed on, as far as there is room
 		}
 		if err = errors.Join(err, c.fr.WriteRSTStream(id, http2.ErrCodeCancel), c.fr.WritePing(false, [8]byte{1})); err == nil {
 			_, err = c.next(func(f http2.Frame) bool { p, ok := f.(*http2.PingFrame); return ok && p.IsAck() })
@@ -185,12 +226,35 @@ func testLastWordsTo(t *testing.T, make New, toProgram bool) {
 		known <- err
 		return err
 	}
-	var reader *net.TCPConn
-	var f *flow
-	if toProgram {
+	reader, outcome := r.parts(how, room, speak)
+	must(t, within(t, known, "the RST_STREAM's arrival"))
+	time.Sleep(100 * time.Millisecond) // an engine may deliver on another goroutine
+	if n := unread(t, reader); n == answer {
+		t.Fatal("the kernel holds all of it: nothing is tried")
+	}
+	must(t, reader.SetReadDeadline(time.Now().Add(wait)))
+	n, err := io.Copy(io.Discard, reader)
+	// A FIN that has arrived hides the RST.
+	if n != answer || !errors.Is(err, syscall.ECONNRESET) && !(how.ends && err == nil) {
+		t.Errorf("%d of %d bytes before the RST, %v", n, answer, err)
+	}
+	// The reference engine's client, net/http's, does not say behind END_STREAM which of the two it was.
+	o := outcome()
+	lost := how.toProgram && how.ends && how.leaves && errors.Is(o.Err, hbone.ErrProtocol)
+	if !errors.Is(o.Err, hbone.ErrReset) && !lost || o.Received != answer {
+		t.Errorf("outcome %v with %d bytes received, want a reset and all", o.Err, o.Received)
+	}
+}
+
+// parts has a peer speak on a stream, and returns the end of the local connection that it
+// speaks to, and what waits for the outcome.
+func (r *rig) parts(how parting, room int, speak func(c *raw, id uint32) error) (*net.TCPConn, func() hbone.Outcome) {
+	t := r.t
+	t.Helper()
+	if how.toProgram {
 		program, local := pair(t)
-		must(t, errors.Join(program.SetReadBuffer(4<<10), smallBuffers(local)))
-		f = r.startOn(to(r.request(), r.rawServer(nil, func(_ int, c *raw) error {
+		must(t, errors.Join(program.SetReadBuffer(tinyBuffer), local.SetWriteBuffer(room)))
+		f := r.startOn(to(r.request(), r.rawServer(nil, func(_ int, c *raw) error {
 			id, err := c.request()
 			if err == nil {
 				err = c.answer(id, 200, false)
@@ -198,58 +262,55 @@ func testLastWordsTo(t *testing.T, make New, toProgram bool) {
 			if err == nil {
 				err = speak(c, id)
 			}
-			if err == nil {
+			if err == nil && !how.leaves {
 				_, err = io.Copy(io.Discard, c.conn)
 			}
 			return err
 		})), program, local)
 		within(t, f.opened, "Established")
-		reader = program
-	} else {
-		c := r.rawClient()
-		c.connect(1, false)
-		reader = within(t, r.apps, "the application's connection")
-		if code := c.status(1); code != 200 {
-			t.Fatalf("status %d", code)
-		}
-		must(t, speak(c, 1))
+		return program, f.outcome
 	}
-	must(t, within(t, known, "the RST_STREAM's arrival"))
-	time.Sleep(100 * time.Millisecond) // an engine may deliver on another goroutine
-	if n := unread(t, reader); n == answer {
-		t.Fatal("the kernel holds all of it: nothing is tried")
-	}
-	must(t, reader.SetReadDeadline(time.Now().Add(wait)))
-	if n, err := io.Copy(io.Discard, reader); n != answer || !errors.Is(err, syscall.ECONNRESET) {
-		t.Errorf("%d of %d bytes before the RST, %v", n, answer, err)
-	}
-	var o hbone.Outcome
-	if toProgram {
-		o = f.outcome()
-	} else {
-		o = r.lastInbound(1)
-	}
-	if !errors.Is(o.Err, hbone.ErrReset) || o.Received != answer {
-		t.Errorf("outcome %v with %d bytes received, want a reset and all", o.Err, o.Received)
-	}
-}
-
-// testResetUntaken: who takes nothing has had its time before lastInbound's is over.
-func testResetUntaken(t *testing.T, make New) {
-	r := newRig(t, make, Options{}, tinyApps)
 	c := r.rawClient()
 	c.connect(1, false)
 	app := within(t, r.apps, "the application's connection")
 	if code := c.status(1); code != 200 {
 		t.Fatalf("status %d", code)
 	}
-	must(t, errors.Join(c.fr.WriteData(1, false, newBuffer(16000)), c.fr.WriteData(1, false, newBuffer(16000)), c.fr.WriteData(1, false, newBuffer(16000)), c.fr.WriteRSTStream(1, http2.ErrCodeCancel)))
-	if in := r.lastInbound(1); !errors.Is(in.Err, hbone.ErrReset) {
-		t.Errorf("server's outcome %v, want a reset", in.Err)
+	must(t, speak(c, 1))
+	if how.leaves {
+		must(t, c.conn.Close())
 	}
-	must(t, app.SetReadDeadline(time.Now().Add(wait)))
-	if n, err := io.Copy(io.Discard, app); n == 0 || n >= 3*16000 || !errors.Is(err, syscall.ECONNRESET) {
-		t.Errorf("%d bytes before the RST, %v: want what the kernel had", n, err)
+	return app, func() hbone.Outcome { return r.lastInbound(1) }
+}
+
+// testResetUntaken: who takes nothing has had its time before lastInbound's is over,
+// whether the peer's connection has ended meanwhile or not. This is the server's end: the reference
+// engine's client is exempt from the bound (ADR 95).
+func testResetUntaken(t *testing.T, make New) {
+	r := newRig(t, make, Options{}, tinyApps)
+	var apps []*net.TCPConn
+	for _, leaves := range []bool{false, true} {
+		c := r.rawClient()
+		c.connect(1, false)
+		apps = append(apps, within(t, r.apps, "the application's connection"))
+		if code := c.status(1); code != 200 {
+			t.Fatalf("status %d", code)
+		}
+		must(t, errors.Join(c.fr.WriteData(1, false, newBuffer(16000)), c.fr.WriteData(1, false, newBuffer(16000)), c.fr.WriteData(1, false, newBuffer(16000)), c.fr.WriteRSTStream(1, http2.ErrCodeCancel)))
+		if leaves {
+			must(t, c.conn.Close())
+		}
+	}
+	for n, app := range apps {
+		if in := r.lastInbound(n + 1); !errors.Is(in.Err, hbone.ErrReset) {
+			t.Errorf("server's outcome %v, want a reset", in.Err)
+		}
+		must(t, app.SetReadDeadline(time.Now().Add(wait)))
+	}
+	for _, app := range apps {
+		if n, err := io.Copy(io.Discard, app); n == 0 || n >= 3*16000 || !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("%d bytes before the RST, %v: want what the kernel had", n, err)
+		}
 	}
 }
 

@@ -23,15 +23,22 @@ func streamTests() []test {
 		{"FIN program first", testFinProgramFirst}, {"FIN application first", testFinAppFirst}, {"FIN at once", testFinBoth},
 		{"statuses", testStatuses}, {"unanswered gives back", testUnanswered}, {"tunnel cut", testCut}, {"bad requests of ours", testOwnBadRequests},
 		{"whole answer before RST_STREAM(NO_ERROR)", testAnswerBeforeReset},
-		{"RST_STREAM for an application that takes nothing", testResetUntaken},
 	}
 	for _, who := range []string{"program", "application"} {
 		tests = append(tests, test{"last words of the " + who + " before its RST", func(t *testing.T, make New) { testLastWords(t, make, who == "program") }})
-		tests = append(tests, test{"last words to the " + who + " before RST_STREAM", func(t *testing.T, make New) { testLastWordsTo(t, make, who == "program") }})
 		tests = append(tests, test{"last words of the " + who + " behind a failed write", func(t *testing.T, make New) { testLastWordsBehindWrite(t, make, who == "program") }})
 		for _, when := range []string{"open", "after its FIN", "after the other's FIN", "with data unread"} {
 			tests = append(tests, test{"RST by the " + who + " " + when, func(t *testing.T, make New) { testReset(t, make, who == "program", when) }})
 		}
+	}
+	return tests
+}
+
+// endTests take long, and have no other engine at the other end.
+func endTests() []test {
+	tests := []test{{"RST_STREAM for an application that takes nothing", testResetUntaken}}
+	for _, how := range partings() {
+		tests = append(tests, test{how.String(), func(t *testing.T, make New) { testLastWordsTo(t, make, how) }})
 	}
 	return tests
 }

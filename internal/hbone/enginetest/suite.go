@@ -2,12 +2,21 @@ package enginetest
 
 import "testing"
 
-// RunSuite runs everything against the engines that make returns.
+type group struct {
+	name  string
+	tests []test
+}
+
+// RunSuite runs everything against the engine that make returns.
 func RunSuite(t *testing.T, make New) {
-	for _, group := range [...]struct {
-		name  string
-		tests []test
-	}{
+	RunPair(t, make)
+	group{"ends", endTests()}.run(t, make)
+}
+
+// RunPair runs what two engines have to do with each other against those that make
+// returns: the client's first, then the server's.
+func RunPair(t *testing.T, make New) {
+	for _, g := range [...]group{
 		{"streams", streamTests()},
 		{"identity", identityTests()},
 		{"pool", poolTests()},
@@ -20,12 +29,16 @@ func RunSuite(t *testing.T, make New) {
 		{"keys", keyTests()},
 		{"bounds", boundTests()},
 	} {
-		t.Run(group.name, func(t *testing.T) {
-			for _, tt := range group.tests {
-				t.Run(tt.name, func(t *testing.T) { tt.run(t, make) })
-			}
-		})
+		g.run(t, make)
 	}
+}
+
+func (g group) run(t *testing.T, make New) {
+	t.Run(g.name, func(t *testing.T) {
+		for _, tt := range g.tests {
+			t.Run(tt.name, func(t *testing.T) { tt.run(t, make) })
+		}
+	})
 }
 
 type test struct {

@@ -71,16 +71,23 @@ func testUnfinished(t *testing.T, make New) {
 }
 
 // tinyApps has the kernel hold a part of finishedBytes only.
-func tinyApps(r *rig) {
-	const size = 8 << 10
+func tinyApps(r *rig) { tinyAppsWith(tinyBuffer)(r) }
+
+const tinyBuffer = 8 << 10
+
+// tinyAppsWith has the kernel of the applications' end do so, and the engine's socket
+// hold what has room there.
+func tinyAppsWith(room int) func(r *rig) { return func(r *rig) { r.tinyApps(room) } }
+
+func (r *rig) tinyApps(room int) {
 	raw, err := r.app.SyscallConn()
 	must(r.t, err)
-	must(r.t, raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, size) }))
+	must(r.t, raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, tinyBuffer) }))
 	must(r.t, err)
 	accepting(func(r *rig, ctx context.Context, req *hbone.StreamRequest) (*hbone.Accepted, error) {
 		a, err := r.accept(ctx, req)
 		if err == nil {
-			err = a.Conn.SetWriteBuffer(size)
+			err = a.Conn.SetWriteBuffer(room)
 		}
 		return a, err
 	})(r)

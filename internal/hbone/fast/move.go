@@ -241,7 +241,7 @@ func (m *mover) try(c *tunnel.Conn, b *batch) {
 	case *clientSide:
 		side.moving = true // no new streams
 	case *serverSide:
-		if side.triedAt.IsZero() {
+		if side.triedAt.IsZero() || obstacle == frozen.Delivering { // of which the peer's streams are not the cause
 			side.triedAt = m.Now()
 		}
 		if obstacle == frozen.Deciding {

@@ -133,6 +133,50 @@ func TestMoveReset(t *testing.T) {
 	})
 }
 
+// TestMoveResetSlowly: while a program takes its time for what came before a reset, the
+// connection stays, and with it the streams that the peer opens: no GOAWAY sends those elsewhere.
+func TestMoveResetSlowly(t *testing.T) {
+	const answer = 48 << 10
+	w := newWorld(t, newFastEngine, newFastEngine)
+	f, stays := w.mustOpen(), w.mustOpen()
+	if !stays.timing.Pooled {
+		t.Fatal("two connections: nothing is tried")
+	}
+	if err := f.app.SetReadBuffer(4 << 10); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.program.Write(make([]byte, answer)); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(50 * time.Millisecond) // until no more goes
+	if err := errors.Join(f.program.SetLinger(0), f.program.Close()); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(50 * time.Millisecond) // until the server knows of the reset
+	read := make(chan error, 1)
+	go func() {
+		time.Sleep(1500 * time.Millisecond) // longer than a peer is waited for that opens streams
+		read <- readAll(f.app, answer)
+	}()
+	started := time.Now()
+	w.server.mustMove(nil)
+	if took := time.Since(started); took < 1400*time.Millisecond {
+		t.Errorf("it moved after %v, before all was read", took)
+	}
+	if err := <-read; err != nil {
+		t.Error(err)
+	}
+	next := w.mustOpen()
+	if !next.timing.Pooled {
+		t.Error("a stream after that is on another connection")
+	}
+	for _, f := range []*moveFlow{next, stays} {
+		if err := errors.Join(f.echo("still here"), f.finish()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // readAll wants so many bytes and then a RST.
 func readAll(c *net.TCPConn, want int64) error {
 	if err := c.SetReadDeadline(time.Now().Add(moveWait)); err != nil {

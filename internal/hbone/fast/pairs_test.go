@@ -22,9 +22,9 @@ func newReference(o enginetest.Options) hbone.Engine {
 
 // TestFastClient and TestFastServer put the other engine at the other end: the
 // suite makes the client's engine first, then the server's.
-func TestFastClient(t *testing.T) { enginetest.RunSuite(t, inTurn(newFast, newReference)) }
+func TestFastClient(t *testing.T) { enginetest.RunPair(t, inTurn(newFast, newReference)) }
 
-func TestFastServer(t *testing.T) { enginetest.RunSuite(t, inTurn(newReference, newFast)) }
+func TestFastServer(t *testing.T) { enginetest.RunPair(t, inTurn(newReference, newFast)) }
 
 func inTurn(client, server enginetest.New) enginetest.New {
 	n := 0

@@ -109,7 +109,8 @@ func (o *outbound) awaitSent(ctx context.Context, c *clientConn) {
 			o.relay.Fail(o.causeOf(ctx))
 		}
 	case c.wire.isClosed():
-		o.relay.Fail(fmt.Errorf("%w: connection lost", hbone.ErrProtocol))
+		// Perhaps behind a RST_STREAM: the answer is whole then as below.
+		o.relay.FailBehind(fmt.Errorf("%w: connection lost", hbone.ErrProtocol))
 	default:
 		// The answer is whole, and nothing of it may be dropped, at least for
 		// NO_ERROR (RFC 9113 section 8.1): the HTTP/2 client does not tell the code.

@@ -377,6 +377,9 @@ func TestAlerts(t *testing.T) {
 	if Alerts(render(t)) != nil {
 		t.Error("it is made unasked: not every cluster knows the kind")
 	}
+	if Alerts(render(t, "alerts=null")) != nil { // helm upgrade --reuse-values, from a chart without them
+		t.Error("it is made of values that say nothing")
+	}
 	rule := Alerts(render(t, "alerts.create=true", "alerts.labels.release=prometheus"))
 	if rule == nil {
 		t.Fatal("there is no PrometheusRule")
@@ -394,6 +397,16 @@ func TestAlerts(t *testing.T) {
 	}
 	if spec := rule.Object["spec"]; !reflect.DeepEqual(spec, any(file)) || len(file["groups"].([]any)) < 3 {
 		t.Errorf("the object says %v\nthe file says %v", spec, file)
+	}
+}
+
+// TestAlertGoesByValidity: a renewal is late when a quarter of the validity is left.
+func TestAlertGoesByValidity(t *testing.T) {
+	for ttl, bound := range map[string]string{"24h": "21600", "2h": "1800", "1h30m": "1350", "48h": "43200"} {
+		text := fmt.Sprint(Alerts(render(t, "alerts.create=true", "operator.certificateTTL="+ttl)).Object)
+		if want := "expr:heddle_certificate_expiry_seconds < " + bound + " "; !strings.Contains(text, want) {
+			t.Errorf("certificates live for %s: want %q in %s", ttl, want, text)
+		}
 	}
 }
 

@@ -5,8 +5,9 @@ type Obstacle int
 
 // The obstacles.
 const (
-	None     Obstacle = iota
-	Opening           // its beginning, its end, or an answer to a CONNECT is awaited
-	Deciding          // a stream's owner decides, or what came before its reset is delivered; Hold keeps the peer from adding to these
-	Owned             // a stream's owner stays
+	None       Obstacle = iota
+	Opening             // its beginning, its end, or an answer to a CONNECT is awaited
+	Deciding            // a stream's owner decides; Hold keeps the peer from adding to these
+	Delivering          // what came before a stream's reset is delivered, which nothing makes faster
+	Owned               // a stream's owner stays
 )

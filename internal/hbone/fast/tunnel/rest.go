@@ -35,7 +35,7 @@ func (c *Conn) Obstacle() frozen.Obstacle {
 		switch {
 		case s.accepting:
 		case s.fate != nil:
-			found = frozen.Deciding // until fated
+			found = frozen.Delivering // until fated
 		case !s.answered:
 			return frozen.Opening
 		case !s.owner.Movable():
