@@ -124,17 +124,27 @@ func dump(b *bytes.Buffer, c *Compiled) {
 			fmt.Fprintf(b, " mode[%d]=%v", port, w.PortModes[port])
 		}
 		fmt.Fprintf(b, " probes=%v\n", w.ProbePorts)
+		dumpPolicies(b, "  udp ", w.Datagrams)
 	}
 	for _, svc := range c.Services {
 		fmt.Fprintf(b, "service %v hostname=%s addresses=%v ports=%v endpoints=%v\n", svc.Key, svc.Hostname(), svc.Addresses, svc.Ports, svc.Endpoints)
-	}
-	for _, p := range c.Policies {
-		fmt.Fprintf(b, "policy %v %v selector=%v\n", p.Key, p.Action, p.Selector)
-		for i, r := range p.Rules {
-			fmt.Fprintf(b, "  rule %d from=%+v to=%+v\n", i, r.From, r.To)
+		for _, port := range svc.UDPPorts {
+			fmt.Fprintf(b, "  udp port %v\n", port)
 		}
 	}
+	for i := range c.Policies {
+		dumpPolicies(b, "", []*mesh.Policy{&c.Policies[i]})
+	}
 	dumpNetwork(b, c)
+}
+
+func dumpPolicies(b *bytes.Buffer, indent string, policies []*mesh.Policy) {
+	for _, p := range policies {
+		fmt.Fprintf(b, "%spolicy %v %v selector=%v\n", indent, p.Key, p.Action, p.Selector)
+		for i, r := range p.Rules {
+			fmt.Fprintf(b, "%s  rule %d from=%+v to=%+v\n", indent, i, r.From, r.To)
+		}
+	}
 }
 
 func dumpNetwork(b *bytes.Buffer, c *Compiled) {

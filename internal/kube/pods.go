@@ -153,6 +153,7 @@ func (s subject) podWorkload(p *Pod, enrolled bool, authentications []authentica
 	}
 	out.Mode, out.PortModes = resolve(authentications, p.Labels, c.settings.Mode)
 	out.DNS = c.settings.DNS.Of(p.Namespace)
+	s.addDatagrams(&out)
 	if len(out.Addresses) == 0 {
 		out.Ready, out.Leaving = false, false
 		// One that is being set up is told to its node, enrolled or not: until it is,

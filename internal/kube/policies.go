@@ -6,10 +6,12 @@ import (
 	"strings"
 
 	"github.com/heddle-mesh/heddle/api/v1alpha1"
+	"github.com/heddle-mesh/heddle/internal/kube/datagrams"
 	"github.com/heddle-mesh/heddle/internal/kube/fit"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
+// compilePolicies comes before the workloads, which are told what is said about UDP.
 func (c *compiler) compilePolicies() {
 	for _, ap := range sorted(c.objs.AuthorizationPolicies) {
 		s := c.subject("AuthorizationPolicy", ap.Value, ap.Origin)
@@ -20,29 +22,46 @@ func (c *compiler) compilePolicies() {
 			Action:   s.action(spec),
 			Selector: s.selector(spec.Selector),
 		}
-		if out.Selector != nil {
-			s.warnUnselected(out.Namespace, out.Selector)
-		}
+		udp := datagrams.Policy{Selector: out.Selector, Policy: &mesh.Policy{Key: out.Key, Action: out.Action}}
 		for i := range spec.Rules {
 			before := len(c.found.Problems)
-			rule := s.rule(fmt.Sprintf("spec.rules[%d]", i), &spec.Rules[i], ap.Value.Namespace)
+			rule, about := s.rule(fmt.Sprintf("spec.rules[%d]", i), &spec.Rules[i], ap.Value.Namespace, out.Action)
 			if len(c.found.Problems) > before { // see CompileEach
 				if out.Action != mesh.ActionDeny {
 					continue
 				}
-				rule = mesh.Rule{}
+				rule, about = mesh.Rule{}, mesh.Rule{}
 			}
-			out.Rules = append(out.Rules, rule)
+			out.Rules, udp.Rules = append(out.Rules, rule), append(udp.Rules, about)
 		}
 		if n := fit.Policy(&out); n > fit.MaxBytes {
 			s.Problem("spec", "split it into several policies", "comes to %d bytes, more than the %d that agents take", n, fit.MaxBytes)
-			if out.Rules = nil; out.Action == mesh.ActionDeny {
-				out.Rules = []mesh.Rule{{}}
+			if out.Rules, udp.Rules = nil, nil; out.Action == mesh.ActionDeny {
+				out.Rules, udp.Rules = []mesh.Rule{{}}, []mesh.Rule{{}}
 			}
 		}
-		c.out.Policies = append(c.out.Policies, out)
+		if n := fit.Policy(udp.Policy); datagrams.Names(spec) && n > datagrams.MaxBytes {
+			s.Problem("spec.rules", "write namespaces, or identities with wildcards, or split it into several policies with narrower selectors",
+				"about UDP come to %d bytes, more than the %d that every agent takes for each workload", n, datagrams.MaxBytes)
+			if udp.Rules = nil; out.Action == mesh.ActionDeny {
+				udp.Rules = []mesh.Rule{{}}
+			}
+		}
+		c.datagrams.Add(udp)
+		if !datagrams.Alone(&out, spec) {
+			c.out.Policies = append(c.out.Policies, out)
+		}
 	}
 	slices.SortFunc(c.out.Policies, func(a, b mesh.Policy) int { return a.Key.Compare(b.Key) })
+}
+
+// warnPolicies comes after the workloads.
+func (c *compiler) warnPolicies() {
+	for _, ap := range c.objs.AuthorizationPolicies {
+		if ap.Value.Spec.Selector != nil {
+			c.subject("AuthorizationPolicy", ap.Value, ap.Origin).warnUnselected(ap.Value.Namespace, ap.Value.Spec.Selector.Labels())
+		}
+	}
 }
 
 func (s subject) action(spec *v1alpha1.AuthorizationPolicySpec) mesh.Action {
@@ -64,24 +83,43 @@ func (s subject) action(spec *v1alpha1.AuthorizationPolicySpec) mesh.Action {
 	return action
 }
 
-func (s subject) rule(field string, rule *v1alpha1.Rule, namespace string) mesh.Rule {
+// rule returns what a rule says about TCP, and what about UDP.
+func (s subject) rule(field string, rule *v1alpha1.Rule, namespace string, action mesh.Action) (tcp, udp mesh.Rule) {
 	s.NotEmpty(field+".from", rule.From != nil && len(rule.From) == 0)
 	s.NotEmpty(field+".to", rule.To != nil && len(rule.To) == 0)
-	var out mesh.Rule
 	for i := range rule.From {
-		out.From = append(out.From, s.source(fmt.Sprintf("%s.from[%d]", field, i), &rule.From[i], namespace))
+		tcp.From = append(tcp.From, s.source(fmt.Sprintf("%s.from[%d]", field, i), &rule.From[i], namespace))
+	}
+	udp.From = tcp.From
+	if len(rule.To) == 0 {
+		if action == mesh.ActionAllow {
+			return tcp, datagrams.Nothing()
+		}
+		return tcp, udp
 	}
 	for i := range rule.To {
 		at, to := fmt.Sprintf("%s.to[%d]", field, i), &rule.To[i]
-		if to.Ports == nil && to.NotPorts == nil {
-			s.Problem(at, "write ports or notPorts, or leave the entry out", "is empty, and would match every port")
+		out := mesh.Destination{Ports: s.Ports(at+".ports", to.Ports), NotPorts: s.Ports(at+".notPorts", to.NotPorts)}
+		switch {
+		case to.Ports == nil && to.NotPorts == nil && to.Protocol == nil:
+			s.Problem(at, "write ports, notPorts or protocol, or leave the entry out", "is empty, and would match every port")
+		case to.Protocol == nil || *to.Protocol == v1alpha1.ProtocolTCP:
+			tcp.To = append(tcp.To, out)
+		case *to.Protocol != v1alpha1.ProtocolUDP:
+			s.Problem(at+".protocol", "write TCP or UDP", "%q is not a protocol of policies", string(*to.Protocol))
+		case action == mesh.ActionAllow && len(to.Ports) == 0:
+			s.Problem(at+".ports", "write the ports over UDP", "is missing: an ALLOW rule about UDP names its ports")
+		default:
+			udp.To = append(udp.To, out)
 		}
-		out.To = append(out.To, mesh.Destination{
-			Ports:    s.Ports(at+".ports", to.Ports),
-			NotPorts: s.Ports(at+".notPorts", to.NotPorts),
-		})
 	}
-	return out
+	if len(tcp.To) == 0 {
+		tcp = datagrams.Nothing()
+	}
+	if len(udp.To) == 0 {
+		udp = datagrams.Nothing()
+	}
+	return tcp, udp
 }
 
 func (s subject) source(field string, from *v1alpha1.Source, namespace string) mesh.Source {

@@ -41,6 +41,7 @@ func (c *compiler) compileServices() {
 		s := c.subject("Service", svc.Value, svc.Origin)
 		endpoints, enrolled := c.endpoints(s, svc.Value)
 		out[i].Endpoints, out[i].Ports = endpoints, s.servicePorts(svc.Value, endpoints, enrolled)
+		out[i].UDPPorts = s.udpPorts(&svc.Value.Spec)
 		if n := fit.Ports(&out[i]); n < len(out[i].Ports) {
 			s.Problem("spec.ports", "let several services have the ports, or give the workloads of one service the same ports", "with the workloads of each, come to more than agents take: the first %d of %d are there", n, len(out[i].Ports))
 			out[i].Ports = out[i].Ports[:n]
@@ -151,6 +152,9 @@ func (s subject) servicePorts(svc *corev1.Service, endpoints []mesh.Key, enrolle
 	names, numbers, elsewhere := map[string]bool{}, map[int32]bool{}, 0
 	for i, p := range spec.Ports {
 		field := fmt.Sprintf("spec.ports[%d]", i)
+		if p.Protocol == corev1.ProtocolUDP {
+			continue // see udpPorts
+		}
 		if p.Protocol != "" && p.Protocol != corev1.ProtocolTCP {
 			s.Warn(field+".protocol", "", "port %d of protocol %s has no effect: the mesh carries TCP", p.Port, p.Protocol)
 			continue
@@ -182,6 +186,37 @@ func (s subject) servicePorts(svc *corev1.Service, endpoints []mesh.Key, enrolle
 	}
 	if len(spec.Ports) == 0 && !isHeadless(spec) {
 		s.Problem("spec.ports", "write at least one port", "is empty")
+	}
+	return ports
+}
+
+// maxUDPPorts bounds those of a service: there is room for them beside maxService.
+const maxUDPPorts = 64
+
+// udpPorts are the ports over UDP. Those that have no number at the workloads are left
+// out: nothing is let through to them.
+func (s subject) udpPorts(spec *corev1.ServiceSpec) (ports []mesh.ServicePort) {
+	numbers := map[int32]bool{}
+	for i, p := range spec.Ports {
+		if p.Protocol != corev1.ProtocolUDP || numbers[p.Port] {
+			continue
+		}
+		numbers[p.Port] = true
+		field, target := fmt.Sprintf("spec.ports[%d]", i), p.TargetPort.IntVal
+		if p.TargetPort == (intstr.IntOrString{}) {
+			target = p.Port
+		}
+		switch {
+		case p.TargetPort.Type == intstr.String:
+			s.Warn(field+".targetPort", "write the port's number", "%q is a name: no policy lets datagrams through to port %d of the service", p.TargetPort.StrVal, p.Port)
+		case len(ports) == maxUDPPorts:
+			s.Warn(field, "let several services have the ports", "is beyond the first %d over UDP: no policy lets datagrams through to it", maxUDPPorts)
+		default:
+			port, ok := s.Port(field+".port", p.Port)
+			if to, targetOK := s.Port(field+".targetPort", target); ok && targetOK {
+				ports = append(ports, mesh.ServicePort{Port: port, TargetPort: to})
+			}
+		}
 	}
 	return ports
 }

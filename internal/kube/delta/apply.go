@@ -10,6 +10,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/api/v1alpha1"
 	"github.com/heddle-mesh/heddle/internal/kube"
+	"github.com/heddle-mesh/heddle/internal/kube/datagrams"
 	"github.com/heddle-mesh/heddle/internal/kube/problem"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/internal/mesh/keyed"
@@ -58,8 +59,11 @@ func (a *concern) note(changes []Change) bool {
 			is, _ := c.Is.(*corev1.Service)
 			ok = a.service(was, is, mesh.Key{Namespace: object.Namespace, Name: object.Name})
 		case *v1alpha1.AuthorizationPolicy:
+			was, _ := c.Was.(*v1alpha1.AuthorizationPolicy)
 			is, _ := c.Is.(*v1alpha1.AuthorizationPolicy)
-			ok = a.policy(is, mesh.Key{Namespace: object.Namespace, Name: object.Name})
+			// What is said about UDP is part of the workloads that it is said of.
+			ok = !a.opensDatagrams(object.Namespace) && !datagrams.Opens(was) && !datagrams.Opens(is) &&
+				a.policy(is, mesh.Key{Namespace: object.Namespace, Name: object.Name})
 		}
 		if !ok {
 			return false
@@ -251,6 +255,9 @@ func (a *concern) subset() (*kube.Objects, bool) {
 		objs.AuthorizationPolicies = append(objs.AuthorizationPolicies, kube.Sourced[v1alpha1.AuthorizationPolicy]{Value: p})
 	}
 	objs.Pods = slices.Collect(maps.Values(pods))
+	for namespace := range spaces {
+		a.addDatagrams(objs, namespace)
+	}
 	for _, ns := range a.objects.Namespaces { // policies may speak of any
 		if spaces[ns.Value.Name] || len(objs.AuthorizationPolicies) > 0 {
 			objs.Namespaces = append(objs.Namespaces, ns)
@@ -270,6 +277,29 @@ func (c *Compiler) entangled(p *kube.Pod) bool {
 
 func (c *Compiler) anyDisputed(addrs []netip.Addr) bool {
 	return slices.ContainsFunc(addrs, func(addr netip.Addr) bool { return c.disputed[addr] })
+}
+
+// opensDatagrams reports whether a policy of a namespace lets datagrams in.
+func (c *Compiler) opensDatagrams(namespace string) bool {
+	for _, p := range c.policies[namespace] {
+		if datagrams.Opens(p) {
+			return true
+		}
+	}
+	return false
+}
+
+// addDatagrams adds the policies of a namespace, where what they say about UDP is part of
+// its workloads. Nothing is reported of them that did not change.
+func (a *concern) addDatagrams(objs *kube.Objects, namespace string) {
+	if !a.opensDatagrams(namespace) {
+		return
+	}
+	for name, p := range a.Compiler.policies[namespace] {
+		if _, changed := a.policies[mesh.Key{Namespace: namespace, Name: name}]; !changed {
+			objs.AuthorizationPolicies = append(objs.AuthorizationPolicies, kube.Sourced[v1alpha1.AuthorizationPolicy]{Value: p})
+		}
+	}
 }
 
 // addPicked adds one workload that a policy's selector picks, if there is one: it is

@@ -124,6 +124,8 @@ func drawPolicy(t *rapid.T, key mesh.Key) *v1alpha1.AuthorizationPolicy {
 	}
 	p.Spec.Rules = []v1alpha1.Rule{{From: []v1alpha1.Source{one(t, "from", v1alpha1.Source{ServiceAccounts: []string{"a"}}, v1alpha1.Source{Namespaces: []string{"bank"}},
 		v1alpha1.Source{Namespaces: []string{"gone"}}, v1alpha1.Source{ServiceAccounts: []string{"*"}})}}}
+	udp := v1alpha1.ProtocolUDP
+	p.Spec.Rules[0].To = one(t, "to", nil, nil, nil, nil, []v1alpha1.Destination{{Ports: []v1alpha1.Port{80}}}, []v1alpha1.Destination{{Protocol: &udp, Ports: []v1alpha1.Port{443}}})
 	return p
 }
 
