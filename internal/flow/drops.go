@@ -20,7 +20,7 @@ const (
 	dropsPerWindow = 128
 )
 
-// Drops coalesces what the gate reports, and queries (AddQuery). Equal drops within a second become one
+// Drops coalesces what the gate reports, also of datagrams that it let pass (AddDatagrams), and queries (AddQuery). Equal drops within a second become one
 // record with a count of packets, and what a pod's drops become in a second is
 // bounded, so that a pod that floods, even from changing ports to changing
 // addresses, cannot push other flows out of the Ring.
@@ -31,6 +31,8 @@ type Drops struct {
 	pending map[dropKey]*Record
 	order   []dropKey        // as first seen, so that records come in order
 	perPod  map[mesh.Key]int // distinct drops with a peer, by pod
+
+	exchanges map[datagramKey]*exchange
 }
 
 // dropKey says which drops are equal. The ephemeral port of the source is not
@@ -46,7 +48,7 @@ type dropKey struct {
 
 // NewDrops returns Drops that hand their records to sink.
 func NewDrops(sink Sink) *Drops {
-	return &Drops{sink: sink, pending: map[dropKey]*Record{}, perPod: map[mesh.Key]int{}}
+	return &Drops{sink: sink, pending: map[dropKey]*Record{}, perPod: map[mesh.Key]int{}, exchanges: map[datagramKey]*exchange{}}
 }
 
 // Add takes one drop. pod is the workload whose gate dropped it, one of r's
@@ -138,6 +140,7 @@ func withoutName(pod mesh.Key, r Record) (dropKey, Record) {
 
 // Flush turns what is pending into records.
 func (d *Drops) Flush() {
+	d.flushDatagrams(time.Now(), false)
 	d.mu.Lock()
 	order, pending := d.order, d.pending
 	d.order, d.pending, d.perPod = nil, map[dropKey]*Record{}, map[mesh.Key]int{}
@@ -157,6 +160,7 @@ func (d *Drops) Run(ctx context.Context) {
 			d.Flush()
 		case <-ctx.Done():
 			d.Flush()
+			d.flushDatagrams(time.Now(), true)
 			return
 		}
 	}
