@@ -1,0 +1,233 @@
+package kernel
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/heddle-mesh/heddle/agent/podnet"
+	"github.com/heddle-mesh/heddle/bpf"
+	"github.com/heddle-mesh/heddle/internal/flow"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+)
+
+const (
+	// protocolUDP is the IP protocol's number.
+	protocolUDP = 17
+	// datagramsEvery is how often conversations are looked at, and rules that could not be
+	// written are tried again.
+	datagramsEvery = time.Second
+	// datagramsPause is how long a new configuration waits at least for the one before:
+	// of many in a row, not each is written out.
+	datagramsPause = 100 * time.Millisecond
+)
+
+// passDatagrams keeps the gates told of who may exchange datagrams with whom, as the View
+// of the moment has it, and records what they let pass, until ctx is done. What they were
+// told last holds after that.
+func (d *Datapath) passDatagrams(ctx context.Context, store *mesh.Store, flows *flow.Drops) {
+	g := datagrams{datapath: d, flows: flows, began: time.Now(), pods: map[string]*datagramPod{}}
+	look := time.NewTicker(datagramsEvery)
+	defer look.Stop()
+	for {
+		view, replaced := store.Snapshot()
+		if view.Synced() {
+			g.tell(view)
+		}
+		pause := time.After(datagramsPause)
+		for waiting := true; waiting; {
+			select {
+			case <-ctx.Done():
+				g.record(view)
+				return
+			case <-replaced:
+				waiting = false
+			case <-d.enrolled:
+				waiting = false
+			case <-look.C:
+				g.record(view)
+				waiting = !g.behind
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-pause:
+		}
+	}
+}
+
+// datagrams is what the gates were told, and what they are known to have let pass.
+type datagrams struct {
+	datapath *Datapath
+	flows    *flow.Drops
+	began    time.Time
+	pods     map[string]*datagramPod
+	behind   bool // a gate could not be told
+}
+
+type datagramPod struct {
+	pod   *podnet.Pod
+	told  bool
+	rules []mesh.DatagramRule
+	full  bool // has been said
+	seen  map[conversation]bpf.Conversation
+}
+
+// conversation names one of a pod's.
+type conversation struct{ local, remote netip.AddrPort }
+
+// tell brings every gate to what a View says.
+func (g *datagrams) tell(view *mesh.View) {
+	pods := g.datapath.node.Pods()
+	maps.DeleteFunc(g.pods, func(name string, p *datagramPod) bool { return pods[name] != p.pod })
+	all := view.DatagramRules(g.datapath.name)
+	g.behind = false
+	for name, pod := range pods {
+		p := g.pods[name]
+		if p == nil {
+			p = &datagramPod{pod: pod}
+			g.pods[name] = p
+		}
+		key, known := g.datapath.key(name)
+		if rules := all[key]; known && (!p.told || !slices.Equal(rules, p.rules)) {
+			p.told = g.set(name, p, rules)
+			p.rules = rules
+		}
+		g.behind = g.behind || !p.told
+	}
+}
+
+// GateRules are rules as a gate takes them.
+func GateRules(rules []mesh.DatagramRule) []bpf.DatagramRule {
+	converted := make([]bpf.DatagramRule, len(rules))
+	for i, r := range rules {
+		converted[i] = bpf.DatagramRule{Remote: r.Remote, Port: r.Port, Direction: bpf.Outbound}
+		if r.Inbound {
+			converted[i].Direction = bpf.Inbound
+		}
+	}
+	return converted
+}
+
+// set tells one gate; false when it could not be told.
+func (g *datagrams) set(name string, p *datagramPod, rules []mesh.DatagramRule) bool {
+	left, converted := 0, GateRules(rules)
+	err := p.pod.Kernel(func(k *bpf.Pod) (err error) {
+		left, err = k.SetDatagrams(converted)
+		return err
+	})
+	if err != nil && !errors.Is(err, podnet.ErrClosed) {
+		g.datapath.log.Error("who may exchange datagrams with a pod could not be changed: trying again", "workload", name, "error", err)
+	}
+	if left > 0 && !p.full {
+		g.datapath.log.Error("policies let more addresses exchange datagrams with a pod than the kernel has room for: the others' are dropped", "workload", name, "rules", len(rules), "left", left)
+	}
+	p.full = left > 0
+	return err == nil
+}
+
+// record records what passed since the last time.
+func (g *datagrams) record(view *mesh.View) {
+	for name, p := range g.pods {
+		if len(p.rules) == 0 {
+			p.seen = nil
+			continue
+		}
+		var now []bpf.Conversation
+		err := p.pod.Kernel(func(k *bpf.Pod) (err error) {
+			now, err = k.Conversations()
+			return err
+		})
+		if err != nil {
+			if !errors.Is(err, podnet.ErrClosed) {
+				g.datapath.log.Warn("datagrams that passed cannot be counted", "workload", name, "error", err)
+			}
+			continue
+		}
+		key, _ := g.datapath.key(name)
+		own, _ := view.Workload(key)
+		seen := make(map[conversation]bpf.Conversation, len(now))
+		for _, c := range now {
+			id := conversation{c.Local, c.Remote}
+			seen[id] = c
+			since, ok := news(c, p.seen[id], time.Since(g.began))
+			if ok && own != nil {
+				g.flows.AddDatagrams(passed(view, own, c, since))
+			}
+		}
+		p.seen = seen
+	}
+}
+
+// news returns what is new of a conversation, and whether anything is. One that was there
+// before this agent was an earlier one's to record.
+func news(c, before bpf.Conversation, running time.Duration) (since bpf.Conversation, ok bool) {
+	since = c
+	again := c.Direction != before.Direction || c.Out.Packets < before.Out.Packets || c.In.Packets < before.In.Packets
+	switch {
+	case before.Local.IsValid() && !again:
+		since.Out.Packets, since.Out.Bytes = c.Out.Packets-before.Out.Packets, c.Out.Bytes-before.Out.Bytes
+		since.In.Packets, since.In.Bytes = c.In.Packets-before.In.Packets, c.In.Bytes-before.In.Bytes
+	case !before.Local.IsValid() && c.Opened > running:
+		return since, false
+	}
+	return since, since.Out.Packets+since.In.Packets > 0
+}
+
+// passed is a part of a flow record.
+func passed(view *mesh.View, own *mesh.Workload, c, since bpf.Conversation) flow.Record {
+	now := time.Now()
+	r := flow.Record{
+		Start: now.Add(-min(c.Opened, datagramsEvery)), Direction: flow.DirectionOutbound, Transport: flow.TransportPlaintext,
+		Packets: since.Out.Packets + since.In.Packets, Protocol: protocolUDP,
+	}
+	r.Duration = max(0, now.Add(-c.LastSeen).Sub(r.Start))
+	mine, other := flow.Endpoint{Workload: own.Key, Identity: own.Identity, Addr: c.Local}, flow.Endpoint{Addr: c.Remote}
+	peer, ok := view.WorkloadAt(c.Remote.Addr())
+	if ok {
+		other.Workload = peer.Key
+		if peer.Enrolled {
+			other.Identity = peer.Identity
+		}
+	}
+	var decision mesh.Decision
+	if c.Direction == bpf.Inbound {
+		r.Direction, r.Source, r.Destination = flow.DirectionInbound, other, mine
+		r.BytesSent, r.BytesReceived = since.In.Bytes, since.Out.Bytes
+		decision = view.AuthorizeDatagram(mesh.Datagram{Source: c.Remote.Addr(), Destination: own, Port: c.Local.Port()})
+	} else {
+		r.Source, r.Destination = mine, other
+		r.BytesSent, r.BytesReceived = since.Out.Bytes, since.In.Bytes
+		decision = view.AuthorizeDatagramTo(own, c.Remote, &r.Service)
+	}
+	// The gate let it pass, by what it was told: policy may have changed since.
+	r.Verdict, r.Reason, r.Rule = mesh.VerdictAllow, mesh.ReasonPolicyAllow, -1
+	if decision.Verdict != mesh.VerdictDeny {
+		r.Verdict, r.Policy, r.Rule = decision.Verdict, decision.Policy, decision.Rule
+	}
+	return r
+}
+
+// explainDatagram adds to a drop of the pod what policy says of it.
+func explainDatagram(view *mesh.View, own *mesh.Workload, drop *podnet.Drop, r *flow.Record) {
+	if drop.Reason != mesh.ReasonKernelUDP || own == nil {
+		return
+	}
+	var decision mesh.Decision
+	if drop.Direction == bpf.Inbound {
+		decision = view.AuthorizeDatagram(mesh.Datagram{Source: drop.Source.Addr(), Destination: own, Port: drop.Destination.Port()})
+	} else {
+		decision = view.AuthorizeDatagramTo(own, drop.Destination, &r.Service)
+	}
+	switch {
+	case decision.Verdict != mesh.VerdictDeny:
+		r.Detail = "policy allows it now"
+	case decision.Reason == mesh.ReasonPolicyDeny:
+		r.Policy, r.Rule = decision.Policy, decision.Rule
+	case decision.Reason != mesh.ReasonKernelUDP:
+		r.Detail = decision.Reason.String()
+	}
+}
