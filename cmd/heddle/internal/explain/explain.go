@@ -167,6 +167,9 @@ func (a *Answer) decide(m *Model, src *mesh.Workload, client netip.Addr, target 
 		a.Route = "workload"
 		for _, w := range route.Candidates {
 			a.Endpoints = append(a.Endpoints, m.endpoint(src, client, w, target.address.Addr(), route.PortOf(w)))
+			if note := m.datagrams(src, w, target.address.Addr(), route.PortOf(w)); note != "" {
+				a.Notes = append(a.Notes, note)
+			}
 		}
 		if s := route.Service; s != nil && s.Sticky && len(a.Endpoints) > 1 {
 			a.Notes = append(a.Notes, "the service keeps a client with one of its endpoints (sessionAffinity)")
@@ -235,6 +238,24 @@ func (m *Model) endpoint(src *mesh.Workload, client netip.Addr, w *mesh.Workload
 	}
 	m.authorize(&e, src, client, w, addr)
 	return e
+}
+
+// datagrams says what becomes of UDP to the same port, where policies of the endpoint say
+// anything of that.
+func (m *Model) datagrams(src, w *mesh.Workload, dialled netip.Addr, port uint16) string {
+	if len(w.Datagrams) == 0 || src == nil {
+		return ""
+	}
+	from, ok := src.AddressFor(dialled, w)
+	if !ok {
+		return ""
+	}
+	d := m.AuthorizeDatagram(mesh.Datagram{Source: from, Destination: w, Port: port})
+	note := fmt.Sprintf("over UDP, to port %d of %v: %v, %v", port, w.Key, d.Verdict, d.Reason)
+	if d.Rule >= 0 {
+		note += fmt.Sprintf(" (policy %v, rule %d)", d.Policy, d.Rule)
+	}
+	return note
 }
 
 // authorize is what the endpoint's own agent says.
