@@ -199,6 +199,9 @@ func (b *Bed) Remove(t testing.TB, name string) {
 	}
 }
 
+// InPod runs fn on a thread in a pod's network namespace.
+func (b *Bed) InPod(pod string, fn func() error) error { return b.pods.InPod(pod, fn) }
+
 // Listen opens a listener in a pod, as an app would.
 func (b *Bed) Listen(t testing.TB, pod, address string) *net.TCPListener {
 	t.Helper()
