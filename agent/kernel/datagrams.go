@@ -12,6 +12,7 @@ import (
 	"github.com/heddle-mesh/heddle/bpf"
 	"github.com/heddle-mesh/heddle/internal/flow"
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/mesh/datagram"
 )
 
 const (
@@ -71,7 +72,7 @@ type datagrams struct {
 type datagramPod struct {
 	pod   *podnet.Pod
 	told  bool
-	rules []mesh.DatagramRule
+	rules []datagram.Rule
 	full  bool // has been said
 	seen  map[conversation]bpf.Conversation
 }
@@ -83,7 +84,7 @@ type conversation struct{ local, remote netip.AddrPort }
 func (g *datagrams) tell(view *mesh.View) {
 	pods := g.datapath.node.Pods()
 	maps.DeleteFunc(g.pods, func(name string, p *datagramPod) bool { return pods[name] != p.pod })
-	all := view.DatagramRules(g.datapath.name)
+	all := datagram.Rules(view, g.datapath.name)
 	g.behind = false
 	for name, pod := range pods {
 		p := g.pods[name]
@@ -101,7 +102,7 @@ func (g *datagrams) tell(view *mesh.View) {
 }
 
 // GateRules are rules as a gate takes them.
-func GateRules(rules []mesh.DatagramRule) []bpf.DatagramRule {
+func GateRules(rules []datagram.Rule) []bpf.DatagramRule {
 	converted := make([]bpf.DatagramRule, len(rules))
 	for i, r := range rules {
 		converted[i] = bpf.DatagramRule{Remote: r.Remote, Port: r.Port, Direction: bpf.Outbound}
@@ -113,7 +114,7 @@ func GateRules(rules []mesh.DatagramRule) []bpf.DatagramRule {
 }
 
 // set tells one gate; false when it could not be told.
-func (g *datagrams) set(name string, p *datagramPod, rules []mesh.DatagramRule) bool {
+func (g *datagrams) set(name string, p *datagramPod, rules []datagram.Rule) bool {
 	left, converted := 0, GateRules(rules)
 	err := p.pod.Kernel(func(k *bpf.Pod) (err error) {
 		left, err = k.SetDatagrams(converted)
@@ -197,11 +198,11 @@ func passed(view *mesh.View, own *mesh.Workload, c, since bpf.Conversation) flow
 	if c.Direction == bpf.Inbound {
 		r.Direction, r.Source, r.Destination = flow.DirectionInbound, other, mine
 		r.BytesSent, r.BytesReceived = since.In.Bytes, since.Out.Bytes
-		decision = view.AuthorizeDatagram(mesh.Datagram{Source: c.Remote.Addr(), Destination: own, Port: c.Local.Port()})
+		decision = datagram.Authorize(view, datagram.Conversation{Source: c.Remote.Addr(), Destination: own, Port: c.Local.Port()})
 	} else {
 		r.Source, r.Destination = mine, other
 		r.BytesSent, r.BytesReceived = since.Out.Bytes, since.In.Bytes
-		decision = view.AuthorizeDatagramTo(own, c.Remote, &r.Service)
+		decision, r.Service = datagram.AuthorizeTo(view, own, c.Remote)
 	}
 	// The gate let it pass, by what it was told: policy may have changed since.
 	r.Verdict, r.Reason, r.Rule = mesh.VerdictAllow, mesh.ReasonPolicyAllow, -1
@@ -218,9 +219,9 @@ func explainDatagram(view *mesh.View, own *mesh.Workload, drop *podnet.Drop, r *
 	}
 	var decision mesh.Decision
 	if drop.Direction == bpf.Inbound {
-		decision = view.AuthorizeDatagram(mesh.Datagram{Source: drop.Source.Addr(), Destination: own, Port: drop.Destination.Port()})
+		decision = datagram.Authorize(view, datagram.Conversation{Source: drop.Source.Addr(), Destination: own, Port: drop.Destination.Port()})
 	} else {
-		decision = view.AuthorizeDatagramTo(own, drop.Destination, &r.Service)
+		decision, r.Service = datagram.AuthorizeTo(view, own, drop.Destination)
 	}
 	switch {
 	case decision.Verdict != mesh.VerdictDeny:

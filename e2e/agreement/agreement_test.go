@@ -29,6 +29,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/hbone"
 	"github.com/heddle-mesh/heddle/internal/kube"
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/mesh/datagram"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
 
@@ -148,7 +149,7 @@ func (w *world) datagrams(r *rand.Rand, s *state, view *mesh.View, seen *tally) 
 		seen.datagrams = map[mesh.Reason]int{}
 	}
 	destination, _ := view.Workload(mesh.Key{Namespace: "shop", Name: "server"})
-	rules := kernel.GateRules(view.DatagramRules(nodeName)[destination.Key])
+	rules := kernel.GateRules(datagram.Rules(view, nodeName)[destination.Key])
 	if err := w.kernel(func(k *bpf.Pod) error { _, err := k.SetDatagrams(rules); return err }); err != nil {
 		return err
 	}
@@ -159,7 +160,7 @@ func (w *world) datagrams(r *rand.Rand, s *state, view *mesh.View, seen *tally) 
 		}
 		want := s.decideDatagram(a)
 		seen.datagrams[want.Reason]++
-		got := view.AuthorizeDatagram(mesh.Datagram{Source: a.source, Destination: destination, Port: a.port})
+		got := datagram.Authorize(view, datagram.Conversation{Source: a.source, Destination: destination, Port: a.port})
 		if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
 			return fmt.Errorf("%v: the evaluator decides otherwise (-documentation +evaluator):\n%s", a, diff)
 		}

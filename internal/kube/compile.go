@@ -13,7 +13,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/api/v1alpha1"
 	"github.com/heddle-mesh/heddle/internal/kube/check"
-	"github.com/heddle-mesh/heddle/internal/kube/datagrams"
+	"github.com/heddle-mesh/heddle/internal/kube/policies"
 	"github.com/heddle-mesh/heddle/internal/kube/ports"
 	"github.com/heddle-mesh/heddle/internal/kube/problem"
 	"github.com/heddle-mesh/heddle/internal/mesh"
@@ -90,7 +90,7 @@ func newCompiler(objs *Objects, each bool) *compiler {
 		hosts:      map[string][]*Pod{},
 		external:   map[netip.Addr]external{},
 		slices:     map[mesh.Key][]*EndpointSlice{},
-		datagrams:  datagrams.Policies{},
+		datagrams:  policies.UDP{},
 	}
 }
 
@@ -128,7 +128,7 @@ type compiler struct {
 	hosts      map[string][]*Pod                        // those in their node's network, by namespace
 	external   map[netip.Addr]external
 	slices     map[mesh.Key][]*EndpointSlice // by service
-	datagrams  datagrams.Policies
+	datagrams  policies.UDP
 	written    struct { // see bySlices
 		svc *corev1.Service
 		*ports.Slices

@@ -7,7 +7,7 @@ import (
 	"slices"
 
 	"github.com/heddle-mesh/heddle/api/v1alpha1"
-	"github.com/heddle-mesh/heddle/internal/kube/datagrams"
+	"github.com/heddle-mesh/heddle/internal/kube/policies"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
@@ -193,7 +193,7 @@ func (s subject) addDatagrams(out *mesh.Workload) {
 	}
 	said, ok := s.compiler.datagrams.Of(out.Namespace, out.Labels)
 	if !ok {
-		s.Warn("metadata.labels", "let fewer policies about UDP select it, or shorter ones", "are selected by policies that say more about UDP than the %d bytes that agents take: no datagrams pass", datagrams.MaxWorkload)
+		s.Warn("metadata.labels", "let fewer policies about UDP select it, or shorter ones", "are selected by policies that say more about UDP than the %d bytes that agents take: no datagrams pass", policies.MaxWorkload)
 	}
 	out.Datagrams = said
 }

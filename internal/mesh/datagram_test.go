@@ -12,10 +12,11 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/mesh/datagram"
 )
 
-// datagram is the specification of AuthorizeDatagram, as plainly as possible.
-func (n naive) datagram(from netip.Addr, w mesh.Workload, port uint16) mesh.Decision {
+// judge is the specification of datagram.Authorize, as plainly as possible.
+func (n naive) judge(from netip.Addr, w mesh.Workload, port uint16) mesh.Decision {
 	deny := func(r mesh.Reason) mesh.Decision { return mesh.Decision{Reason: r, Rule: -1} }
 	i := slices.IndexFunc(n.workloads, func(w mesh.Workload) bool { return slices.Contains(w.Addresses, from) })
 	if i < 0 || !n.workloads[i].Enrolled || !w.Enrolled || len(w.Datagrams) == 0 {
@@ -103,10 +104,10 @@ func TestDatagramsAreTheSpecification(t *testing.T) {
 		for _, w := range n.workloads {
 			sources = append(sources, w.Addresses...)
 		}
-		rules := map[mesh.Key]map[mesh.DatagramRule]bool{}
+		rules := map[mesh.Key]map[datagram.Rule]bool{}
 		for _, node := range []string{"n1", "n2"} {
-			for key, all := range v.DatagramRules(node) {
-				rules[key] = map[mesh.DatagramRule]bool{}
+			for key, all := range datagram.Rules(v, node) {
+				rules[key] = map[datagram.Rule]bool{}
 				for _, r := range all {
 					rules[key][r] = true
 				}
@@ -124,16 +125,16 @@ func TestDatagramsAreTheSpecification(t *testing.T) {
 }
 
 // checkIn compares what may come to a workload.
-func (n naive) checkIn(t *rapid.T, v *mesh.View, w mesh.Workload, sources []netip.Addr, ports []uint16, rules map[mesh.DatagramRule]bool) {
+func (n naive) checkIn(t *rapid.T, v *mesh.View, w mesh.Workload, sources []netip.Addr, ports []uint16, rules map[datagram.Rule]bool) {
 	for _, from := range sources {
 		for _, port := range ports {
-			want := n.datagram(from, w, port)
-			got := v.AuthorizeDatagram(mesh.Datagram{Source: from, Destination: &w, Port: port})
+			want := n.judge(from, w, port)
+			got := datagram.Authorize(v, datagram.Conversation{Source: from, Destination: &w, Port: port})
 			if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
 				t.Fatalf("from %v to %v port %d (-specification +evaluator):\n%s", from, w.Key, port, diff)
 			}
 			passes := want.Verdict != mesh.VerdictDeny && !slices.Contains(w.Addresses, from)
-			if has := rules[mesh.DatagramRule{Remote: from, Port: port, Inbound: true}]; has != passes {
+			if has := rules[datagram.Rule{Remote: from, Port: port, Inbound: true}]; has != passes {
 				t.Fatalf("from %v to %v port %d: there is a rule: %v, and it is let in: %v", from, w.Key, port, has, passes)
 			}
 		}
@@ -141,17 +142,17 @@ func (n naive) checkIn(t *rapid.T, v *mesh.View, w mesh.Workload, sources []neti
 }
 
 // checkOut compares what may leave a workload.
-func (n naive) checkOut(t *rapid.T, w mesh.Workload, service mesh.Service, ports []uint16, rules map[mesh.DatagramRule]bool) {
+func (n naive) checkOut(t *rapid.T, w mesh.Workload, service mesh.Service, ports []uint16, rules map[datagram.Rule]bool) {
 	let := func(to mesh.Workload, family netip.Addr, port uint16) bool {
 		for _, from := range w.Addresses {
-			if from.Is4() == family.Is4() && n.datagram(from, to, port).Verdict == mesh.VerdictDeny {
+			if from.Is4() == family.Is4() && n.judge(from, to, port).Verdict == mesh.VerdictDeny {
 				return false
 			}
 		}
 		return true
 	}
 	check := func(addr netip.Addr, port uint16, want bool) {
-		if has := rules[mesh.DatagramRule{Remote: addr, Port: port}]; has != want {
+		if has := rules[datagram.Rule{Remote: addr, Port: port}]; has != want {
 			t.Fatalf("from %v to %v port %d: there is a rule: %v, and it is let in: %v", w.Key, addr, port, has, want)
 		}
 	}
@@ -199,9 +200,8 @@ func TestDatagramTo(t *testing.T) {
 		"10.0.0.1:444": mesh.ReasonPolicyAllow, "10.0.0.2:444": mesh.ReasonPolicyNoMatch, "10.0.0.3:444": mesh.ReasonKernelUDP, "192.0.2.1:53": mesh.ReasonKernelUDP,
 		"10.96.0.1:1": mesh.ReasonPolicyAllow, "10.96.0.1:2": mesh.ReasonPolicyNoMatch, "10.96.0.1:3": mesh.ReasonKernelUDP,
 	} {
-		var service mesh.Key
 		address := netip.MustParseAddrPort(to)
-		d := v.AuthorizeDatagramTo(from, address, &service)
+		d, service := datagram.AuthorizeTo(v, from, address)
 		if d.Reason != want || (service == s.Key) != (address.Addr() == s.Addresses[0]) {
 			t.Errorf("%s: %v by %v, service %v, want %v", to, d.Reason, d.Policy, service, want)
 		}

@@ -121,7 +121,7 @@ type Service struct {
 	// Unready takes the service's workloads for ready, whatever they are.
 	Unready bool
 	// UDPPorts are the ports over UDP: no more than Port and TargetPort, which all
-	// endpoints have. Nothing is routed to them: see View.DatagramRules.
+	// endpoints have. Nothing is routed to them: see package datagram.
 	UDPPorts []ServicePort
 }
 

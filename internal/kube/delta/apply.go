@@ -10,7 +10,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/api/v1alpha1"
 	"github.com/heddle-mesh/heddle/internal/kube"
-	"github.com/heddle-mesh/heddle/internal/kube/datagrams"
+	"github.com/heddle-mesh/heddle/internal/kube/policies"
 	"github.com/heddle-mesh/heddle/internal/kube/problem"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/internal/mesh/keyed"
@@ -62,7 +62,7 @@ func (a *concern) note(changes []Change) bool {
 			was, _ := c.Was.(*v1alpha1.AuthorizationPolicy)
 			is, _ := c.Is.(*v1alpha1.AuthorizationPolicy)
 			// What is said about UDP is part of the workloads that it is said of.
-			ok = !a.opensDatagrams(object.Namespace) && !datagrams.Opens(was) && !datagrams.Opens(is) &&
+			ok = !a.opensDatagrams(object.Namespace) && !policies.OpensUDP(was) && !policies.OpensUDP(is) &&
 				a.policy(is, mesh.Key{Namespace: object.Namespace, Name: object.Name})
 		}
 		if !ok {
@@ -282,7 +282,7 @@ func (c *Compiler) anyDisputed(addrs []netip.Addr) bool {
 // opensDatagrams reports whether a policy of a namespace lets datagrams in.
 func (c *Compiler) opensDatagrams(namespace string) bool {
 	for _, p := range c.policies[namespace] {
-		if datagrams.Opens(p) {
+		if policies.OpensUDP(p) {
 			return true
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/mesh/datagram"
 )
 
 // The paths of a connection.
@@ -250,7 +251,7 @@ func (m *Model) datagrams(src, w *mesh.Workload, dialled netip.Addr, port uint16
 	if !ok {
 		return ""
 	}
-	d := m.AuthorizeDatagram(mesh.Datagram{Source: from, Destination: w, Port: port})
+	d := datagram.Authorize(m.View, datagram.Conversation{Source: from, Destination: w, Port: port})
 	note := fmt.Sprintf("over UDP, to port %d of %v: %v, %v", port, w.Key, d.Verdict, d.Reason)
 	if d.Rule >= 0 {
 		note += fmt.Sprintf(" (policy %v, rule %d)", d.Policy, d.Rule)

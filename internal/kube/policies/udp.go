@@ -1,6 +1,4 @@
-// Package datagrams finds what AuthorizationPolicies say about UDP, for each workload.
-// TCP and UDP are apart from there on: a policy becomes one about each. It is pure.
-package datagrams
+package policies
 
 import (
 	"slices"
@@ -18,9 +16,9 @@ const (
 	MaxWorkload = 4 * MaxBytes
 )
 
-// Nothing is a rule that matches nothing, and keeps the place of one in flows, which name
+// nothing is a rule that matches nothing, and keeps the place of one in flows, which name
 // rules by their number: that of a rule which is about the other protocol alone.
-func Nothing() mesh.Rule {
+func nothing() mesh.Rule {
 	return mesh.Rule{To: []mesh.Destination{{Ports: []uint16{1}, NotPorts: []uint16{1}}}}
 }
 
@@ -35,17 +33,17 @@ type Policy struct {
 	Selector map[string]string
 }
 
-// Says reports whether it says anything.
-func (p *Policy) Says() bool {
+// says reports whether it says anything.
+func (p *Policy) says() bool {
 	return slices.ContainsFunc(p.Rules, func(r mesh.Rule) bool { return !isNothing(&r) })
 }
 
-// Policies are those of a mesh, by namespace.
-type Policies map[string][]Policy
+// UDP is what policies of a mesh say about UDP, by namespace.
+type UDP map[string][]Policy
 
 // Add adds one, unless it says nothing.
-func (all Policies) Add(p Policy) {
-	if p.Says() {
+func (all UDP) Add(p Policy) {
+	if p.says() {
 		all[p.Namespace] = append(all[p.Namespace], p)
 	}
 }
@@ -53,7 +51,7 @@ func (all Policies) Add(p Policy) {
 // Of returns what is said about UDP of a workload, sorted by key; nothing when no ALLOW
 // policy is among it, as nothing is let in then, or when it comes to more than
 // MaxWorkload, of which ok is false.
-func (all Policies) Of(namespace string, labels map[string]string) (said []*mesh.Policy, ok bool) {
+func (all UDP) Of(namespace string, labels map[string]string) (said []*mesh.Policy, ok bool) {
 	opens, size := false, 0
 	for _, p := range all[namespace] {
 		selector := mesh.Policy{Key: p.Key, Selector: p.Selector}
@@ -68,23 +66,23 @@ func (all Policies) Of(namespace string, labels map[string]string) (said []*mesh
 	return said, true
 }
 
-// Alone reports whether a policy is about UDP alone: then it says nothing about TCP,
+// alone reports whether a policy is about UDP alone: then it says nothing about TCP,
 // which a policy to ALLOW without a rule that matches would close. Tcp is what it would
 // say about that.
-func Alone(tcp *mesh.Policy, spec *v1alpha1.AuthorizationPolicySpec) bool {
+func alone(tcp *mesh.Policy, spec *v1alpha1.AuthorizationPolicySpec) bool {
 	if len(tcp.Rules) == 0 || len(tcp.Rules) != len(spec.Rules) {
 		return false // refused in part: TCP is closed, as for any that cannot be understood
 	}
 	return !slices.ContainsFunc(tcp.Rules, func(r mesh.Rule) bool { return !isNothing(&r) })
 }
 
-// Opens reports whether a policy lets datagrams in.
-func Opens(p *v1alpha1.AuthorizationPolicy) bool {
-	return p != nil && (p.Spec.Action == "" || p.Spec.Action == v1alpha1.ActionAllow) && Names(&p.Spec)
+// OpensUDP reports whether a policy lets datagrams in.
+func OpensUDP(p *v1alpha1.AuthorizationPolicy) bool {
+	return p != nil && (p.Spec.Action == "" || p.Spec.Action == v1alpha1.ActionAllow) && names(&p.Spec)
 }
 
-// Names reports whether a policy names UDP: others may be about it for having no to.
-func Names(spec *v1alpha1.AuthorizationPolicySpec) bool {
+// names reports whether a policy names UDP: others may be about it for having no to.
+func names(spec *v1alpha1.AuthorizationPolicySpec) bool {
 	return slices.ContainsFunc(spec.Rules, func(r v1alpha1.Rule) bool {
 		return slices.ContainsFunc(r.To, func(to v1alpha1.Destination) bool { return to.Protocol != nil && *to.Protocol == v1alpha1.ProtocolUDP })
 	})
