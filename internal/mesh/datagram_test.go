@@ -207,3 +207,23 @@ func TestDatagramTo(t *testing.T) {
 		}
 	}
 }
+
+// BenchmarkDatagramRules writes out the rules of a node that has one workload which takes
+// datagrams from the mesh's other 10,000, of 100 identities.
+func BenchmarkDatagramRules(b *testing.B) {
+	var all []mesh.Workload
+	for i := range 10_000 {
+		w := workload("shop", fmt.Sprintf("w%d", i%100), fmt.Sprintf("10.1.%d.%d", i/250, i%250+1))
+		w.Name, w.Node = fmt.Sprintf("w%d", i), fmt.Sprintf("n%d", 2+i%300)
+		all = append(all, w)
+	}
+	server := workload("bank", "server", "10.2.0.1")
+	server.Datagrams = []*mesh.Policy{{Key: mesh.Key{Namespace: "bank", Name: "p"}, Rules: []mesh.Rule{{
+		From: []mesh.Source{{Namespaces: []string{"shop"}}}, To: []mesh.Destination{{Ports: []uint16{443}}}}}}}
+	v := mustView(b, settings(), append(all, server), nil, nil)
+	for b.Loop() {
+		if rules := datagram.Rules(v, "n1"); len(rules[server.Key]) != 10_000 {
+			b.Fatalf("%d rules", len(rules[server.Key]))
+		}
+	}
+}
