@@ -61,12 +61,19 @@ type datagrams struct {
 	rules         map[gateDatagramRule]bool
 	table         *ebpf.Map
 	conversations *ebpf.Map
+	// stale is set while the kernel may hold other rules than these: another agent may
+	// have written since they were read, or not all could be written. Then the next ones
+	// are put in place of whatever is there.
+	stale bool
 }
 
 // SetDatagrams makes rules those by which the pod exchanges datagrams, beside DNS. One
 // that is taken away ends the conversations that it let be opened at once, before any
 // that is new holds. It returns how many found no room (MaxDatagramRules do): those do
 // not hold. Rules are pinned, and hold until they are replaced.
+//
+// After an error the kernel holds some of the rules of before and of now; the next call
+// writes all of them.
 func (p *Pod) SetDatagrams(rules []DatagramRule) (left int, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -78,16 +85,75 @@ func (p *Pod) SetDatagrams(rules []DatagramRule) (left int, err error) {
 			left++
 		}
 	}
-	if maps.Equal(wanted, p.datagrams.rules) {
+	if !p.datagrams.stale && maps.Equal(wanted, p.datagrams.rules) {
 		return left, nil
 	}
+	return left, p.putAwayAfter(p.bringTo(wanted))
+}
+
+// bringTo brings the kernel's rules to wanted; mu is held.
+func (p *Pod) bringTo(wanted map[gateDatagramRule]bool) error {
+	if p.datagrams.stale {
+		empty, err := p.takeAnew()
+		if err != nil || empty && len(wanted) == 0 {
+			return err
+		}
+	}
 	if len(wanted) == 0 {
-		return left, p.dropDatagrams()
+		return p.dropDatagrams()
 	}
 	if err := p.writeRules(wanted); err != nil {
-		return left, fmt.Errorf("write the rules of datagrams: %w", err)
+		return fmt.Errorf("write the rules of datagrams: %w", err)
 	}
-	return left, nil
+	return nil
+}
+
+// takeAnew lets go of tables that may not be those which the gate looks at, and takes
+// over the conversations of now. It reports whether there is nothing to take away. mu is
+// held.
+func (p *Pod) takeAnew() (empty bool, err error) {
+	if err := p.datagrams.close(); err != nil {
+		return false, err
+	}
+	p.datagrams = datagrams{stale: true}
+	table, err := p.slot(gateMapDatagramRules)
+	if err != nil {
+		return false, err
+	}
+	if empty = table == nil && p.wrote.Flags&uint32(gatePodFlagsPOD_DATAGRAMS) == 0; table != nil {
+		err = table.Close()
+	}
+	var lookup error
+	p.datagrams.conversations, lookup = p.slot(gateMapConversations)
+	empty = empty && p.datagrams.conversations == nil
+	if err = errors.Join(err, lookup); err == nil {
+		p.datagrams.stale = false
+	}
+	return empty, err
+}
+
+// slot returns the table in the one slot of an outer map, the caller's to close; nil when
+// it is empty.
+func (p *Pod) slot(outer string) (table *ebpf.Map, err error) {
+	err = p.maps[outer].Lookup(uint32(0), &table)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look up %s: %w", outer, err)
+	}
+	return table, nil
+}
+
+// putAwayAfter puts the tables away after an error, so that trying again replaces all of
+// it; mu is held.
+func (p *Pod) putAwayAfter(err error) error {
+	if err == nil {
+		return nil
+	}
+	err = errors.Join(err, p.datagrams.close())
+	p.datagrams = datagrams{stale: true}
+	return err
 }
 
 // writeRules brings the kernel's rules to wanted, of which there are some; mu is held.
@@ -142,11 +208,7 @@ func (p *Pod) replaceRules(wanted map[gateDatagramRule]bool) error {
 		return err
 	}
 	p.datagrams.rules = wanted
-	err := p.writeConfig(p.cfg)
-	if err != nil {
-		p.datagrams.rules = nil // or telling them again would change nothing
-	}
-	return err
+	return p.writeConfig(p.cfg)
 }
 
 // insert makes a table, of a size or the default's, and puts it into the one slot of an
@@ -226,8 +288,10 @@ func (d *datagrams) close() error {
 }
 
 // adoptDatagrams takes over the rules of an earlier agent. Those that an agent left which
-// kept no rules do not hold: nobody has looked after them since. mu is held.
+// kept no rules do not hold: nobody has looked after them since. What is read is good for
+// as long as nothing is told only: the earlier agent may write until it ends. mu is held.
 func (p *Pod) adoptDatagrams() error {
+	defer func() { p.datagrams.stale = true }()
 	var active uint32
 	var cfg gatePodConfig
 	if err := p.maps[gateMapActive].Lookup(uint32(0), &active); err != nil {
@@ -261,14 +325,15 @@ func rulesIn(table *ebpf.Map) (map[gateDatagramRule]bool, error) {
 
 // datagramDifferences names what the kernel holds otherwise than it was told; mu is held.
 func (p *Pod) datagramDifferences() (found []string, err error) {
+	if p.datagrams.stale {
+		return nil, nil // an earlier agent may write still, and the next rules replace all
+	}
 	var have map[gateDatagramRule]bool
-	var table *ebpf.Map
-	err = p.maps[gateMapDatagramRules].Lookup(uint32(0), &table)
-	switch {
-	case errors.Is(err, ebpf.ErrKeyNotExist):
-	case err != nil:
-		return nil, fmt.Errorf("look up the rules of datagrams: %w", err)
-	default:
+	table, err := p.slot(gateMapDatagramRules)
+	if err != nil {
+		return nil, err
+	}
+	if table != nil {
 		have, err = rulesIn(table)
 		if err = errors.Join(err, table.Close()); err != nil {
 			return nil, err
@@ -284,28 +349,28 @@ func (p *Pod) datagramDifferences() (found []string, err error) {
 			found = append(found, fmt.Sprintf("the rule for datagrams %v was removed", key.rule()))
 		}
 	}
-	var conversations *ebpf.Map
-	switch err := p.maps[gateMapConversations].Lookup(uint32(0), &conversations); {
-	case err == nil:
-		return found, conversations.Close()
-	case !errors.Is(err, ebpf.ErrKeyNotExist):
-		return nil, fmt.Errorf("look up the conversations: %w", err)
-	case len(p.datagrams.rules) > 0:
+	conversations, err := p.slot(gateMapConversations)
+	if conversations != nil {
+		err = conversations.Close()
+	} else if err == nil && len(p.datagrams.rules) > 0 {
 		found = append(found, "the table of conversations was removed")
 	}
-	return found, nil
+	return found, err
 }
 
 // rebuildDatagrams makes both tables anew, as they were told; mu is held.
 func (p *Pod) rebuildDatagrams() error {
 	rules := p.datagrams.rules
+	if p.datagrams.stale {
+		return nil // to be told anyway
+	}
 	if len(rules) == 0 {
-		return p.dropDatagrams()
+		return p.putAwayAfter(p.dropDatagrams())
 	}
 	if err := p.insert(gateMapConversations, 0, &p.datagrams.conversations); err != nil {
-		return err
+		return p.putAwayAfter(err)
 	}
-	return p.replaceRules(rules)
+	return p.putAwayAfter(p.replaceRules(rules))
 }
 
 // Conversations returns those of the last minutes, in no order; a pod without rules has

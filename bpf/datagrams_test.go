@@ -101,6 +101,8 @@ func TestRunDatagramRules(t *testing.T) {
 		ageConversation(t, p, hostPort(pod, 8443), hostPort(peer, 777), 29*time.Second)
 		runCases(t, p, []packetCase{
 			{name: "an answer after 31 s", in: true, frame: out(peer, 443, pod, 999), drop: DropUDP},
+			{name: "an error after 31 s", in: true,
+				frame: ip(strange, pod, control, icmp(unreachable, quote(out(pod, 999, peer, 443), hop)...)), drop: DropICMP},
 			{name: "the pod's answer after 29 s", frame: out(pod, 8443, peer, 777), as: FlowDatagram},
 			{name: "asked again", frame: out(pod, 999, peer, 443), as: FlowDatagram},
 			{name: "its answer again", in: true, frame: out(peer, 443, pod, 999), as: FlowDatagram},
@@ -109,7 +111,14 @@ func TestRunDatagramRules(t *testing.T) {
 		runCases(t, p, []packetCase{
 			{name: "out, without the rule", frame: out(pod, 999, peer, 443), drop: DropUDP},
 			{name: "an answer of what had one", in: true, frame: out(peer, 443, pod, 999), drop: DropUDP},
+			{name: "an error about what had one", in: true,
+				frame: ip(strange, pod, control, icmp(unreachable, quote(out(pod, 999, peer, 443), hop)...)), drop: DropICMP},
 			{name: "in, by the rule that stays", in: true, frame: out(peer, 777, pod, 8443), as: FlowDatagram},
+		})
+		setDatagrams(t, p, ruleIn(peer, 999))
+		runCases(t, p, []packetCase{
+			{name: "in, by a rule of its own, where the conversation's is gone", in: true, frame: out(peer, 443, pod, 999), as: FlowDatagram},
+			{name: "the pod's answer to it", frame: out(pod, 999, peer, 443), as: FlowDatagram},
 		})
 		setDatagrams(t, p)
 		runCases(t, p, []packetCase{
@@ -120,6 +129,126 @@ func TestRunDatagramRules(t *testing.T) {
 			t.Errorf("conversations without a rule: %v %v", c, err)
 		}
 	})
+}
+
+// TestDatagramPeers: a conversation is counted at the port that is served, the pod's or
+// the other's, whichever number is lower.
+func TestDatagramPeers(t *testing.T) {
+	p := lonePod(t)
+	setDatagrams(t, p, ruleOut(peer4, 9000), ruleIn(peer4, 8443))
+	runCases(t, p, []packetCase{
+		{name: "asks", frame: ip(pod4, peer4, protoUDP, udp(1234, 9000)), as: FlowDatagram},
+		{name: "is answered", in: true, frame: ip(peer4, pod4, protoUDP, udp(9000, 1234)), as: FlowDatagram},
+		{name: "is asked", in: true, frame: ip(peer4, pod4, protoUDP, udp(777, 8443)), as: FlowDatagram},
+		{name: "answers", frame: ip(pod4, peer4, protoUDP, udp(8443, 777)), as: FlowDatagram},
+	})
+	peers, err := p.PlaintextPeers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, peer := range peers {
+		got = append(got, fmt.Sprint(peer.Direction, " ", peer.Port))
+	}
+	slices.Sort(got)
+	if want := []string{"inbound 8443", "inbound 9000", "outbound 8443", "outbound 9000"}; !slices.Equal(got, want) {
+		t.Errorf("peers %q, want %q", got, want)
+	}
+}
+
+// TestDatagramsAfterAnError: what could not be written is written the next time, whatever
+// was done of it.
+func TestDatagramsAfterAnError(t *testing.T) {
+	for name, rules := range map[string][]DatagramRule{"in another table": many(300), "in the same": {ruleOut(peer4, 444)}, "none": nil} {
+		p := lonePod(t)
+		setDatagrams(t, p, ruleOut(peer4, 443))
+		for _, broken := range []string{gateMapActive, gateMapDatagramRules} {
+			whole := p.maps[broken]
+			closed, err := whole.Clone()
+			if err != nil {
+				t.Fatal(err)
+			}
+			closed.Close()
+			p.maps[broken] = closed
+			_, failed := p.SetDatagrams(rules)
+			p.maps[broken] = whole
+			if failed == nil && name != "in the same" {
+				t.Errorf("%s: written without %s", name, broken)
+			}
+		}
+		setDatagrams(t, p, append([]DatagramRule{ruleOut(peer4, 445)}, rules...)...)
+		runCases(t, p, []packetCase{
+			{name: name + ": by the rule of now", frame: ip(pod4, peer4, protoUDP, udp(999, 445)), as: FlowDatagram},
+			{name: name + ": by that of before", frame: ip(pod4, peer4, protoUDP, udp(999, 443)), drop: DropUDP},
+		})
+		if found, err := p.Reconcile(); err != nil || len(found) > 0 {
+			t.Errorf("%s: found %q, %v", name, found, err)
+		}
+	}
+}
+
+func many(n int) (rules []DatagramRule) {
+	for i := range n {
+		rules = append(rules, DatagramRule{Remote: netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), Port: 1, Direction: Inbound})
+	}
+	return rules
+}
+
+// TestDatagramsOfTwoAgents: an agent that adopted a pod while the one before went on
+// writing puts its rules in place of whatever that wrote, in the table that the gate
+// looks at, and does not mend by what it read.
+func TestDatagramsOfTwoAgents(t *testing.T) {
+	n := newNode(t)
+	cfg := PodConfig{Name: "lone", ID: 9, NetNS: -1, HostIfindex: 1, Addresses: []netip.Addr{netip.MustParseAddr(pod4)}}
+	open := func() *Pod {
+		p, err := n.Pod(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { p.Close() })
+		return p
+	}
+	rule, other := ruleOut(peer4, 443), ruleOut(peer4, 444)
+	sent := func(port uint16, drop DropReason) []packetCase {
+		c := packetCase{name: fmt.Sprintf("to %d", port), frame: ip(pod4, peer4, protoUDP, udp(999, port)), drop: drop}
+		if drop == 0 {
+			c.as = FlowDatagram
+		}
+		return []packetCase{c}
+	}
+	for name, c := range map[string]struct{ before, meanwhile, told []DatagramRule }{
+		"in the same table":  {[]DatagramRule{rule}, []DatagramRule{other}, []DatagramRule{rule}},
+		"in a larger one":    {[]DatagramRule{rule}, append(many(300), other), []DatagramRule{rule}},
+		"the first":          {nil, []DatagramRule{other}, []DatagramRule{rule}},
+		"the first, to none": {nil, []DatagramRule{other}, nil},
+		"the last":           {[]DatagramRule{rule}, nil, []DatagramRule{rule}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			donor := open()
+			setDatagrams(t, donor, c.before...)
+			successor := open()
+			setDatagrams(t, donor, c.meanwhile...)
+			if found, err := successor.Reconcile(); err != nil || len(found) > 0 {
+				t.Errorf("found %q of the other agent's, %v", found, err)
+			}
+			setDatagrams(t, successor, c.told...)
+			if len(c.told) > 0 {
+				runCases(t, successor, sent(443, 0))
+			} else {
+				runCases(t, successor, sent(443, DropUDP))
+			}
+			runCases(t, successor, sent(444, DropUDP))
+			if found, err := successor.Reconcile(); err != nil || len(found) > 0 {
+				t.Errorf("found %q, %v", found, err)
+			}
+			if err := errors.Join(donor.Close(), successor.Close()); err != nil {
+				t.Fatal(err)
+			}
+			if err := n.RemovePod("lone"); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
 }
 
 // wantConversation looks for one with a datagram of four bytes each way.
@@ -177,11 +306,7 @@ func TestDatagramRulesAreThoseThatWereSet(t *testing.T) {
 			t.Errorf("with %d rules, they hold: %v", len(rules), on)
 		}
 	}
-	var many []DatagramRule
-	for i := range MaxDatagramRules + 10 {
-		many = append(many, DatagramRule{Remote: netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), Port: 1, Direction: Inbound})
-	}
-	if left, err := p.SetDatagrams(many); err != nil || left != 10 {
+	if left, err := p.SetDatagrams(many(MaxDatagramRules + 10)); err != nil || left != 10 {
 		t.Errorf("%d are left, want 10: %v", left, err)
 	}
 }

@@ -44,6 +44,9 @@ func (p *Pod) differences() (found []string, err error) {
 	if err := p.maps[gateMapConfig].Lookup(active&1, &have); err != nil {
 		return nil, fmt.Errorf("read the configuration: %w", err)
 	}
+	if p.datagrams.stale { // an earlier agent may tell the pod of datagrams still
+		have.Flags = have.Flags&^uint32(gatePodFlagsPOD_DATAGRAMS) | p.wrote.Flags&uint32(gatePodFlagsPOD_DATAGRAMS)
+	}
 	if have != p.wrote {
 		found = append(found, "the pod's configuration was changed")
 	}

@@ -246,7 +246,7 @@ type Peer struct {
 	Kind      FlowKind
 	Direction Direction  // of the packets counted in this row
 	Remote    netip.Addr // the other end
-	Port      uint16     // the service's: of the pod's end for probes and permissive flows, else of the other end
+	Port      uint16     // the service's: of the pod's end for probes, permissive flows and datagrams that the other end began, else of the other end
 	Count     Count
 	LastSeen  time.Duration // since the last packet
 }

@@ -41,7 +41,9 @@ static __noinline int note_peer(struct packet *p, __u32 kind, __u32 direction, _
 	key.remote = p->tuple.remote;
 	/* The service's port, not the client's: those would fill the table. */
 	key.port = kind == FLOW_PROBE || kind == FLOW_PERMISSIVE ? p->tuple.local_port : p->tuple.remote_port;
-	if ((kind == FLOW_GRANDFATHERED || kind == FLOW_DATAGRAM) && p->tuple.local_port < p->tuple.remote_port)
+	if (kind == FLOW_GRANDFATHERED && p->tuple.local_port < p->tuple.remote_port)
+		key.port = p->tuple.local_port;
+	if (kind == FLOW_DATAGRAM && (p->flags & DATAGRAM_SERVED))
 		key.port = p->tuple.local_port;
 	tally = bpf_map_lookup_elem(&plaintext_peers, &key);
 	if (tally) {

@@ -51,23 +51,30 @@ static __always_inline void *conversation_table(void)
 	return bpf_map_lookup_elem(&conversations, &zero);
 }
 
-/* Is there a conversation of this tuple? For errors that quote one. */
-static __always_inline bool has_conversation(struct tuple *t)
-{
-	void *table = conversation_table();
-
-	return table && bpf_map_lookup_elem(table, t);
-}
-
 /* May a conversation between these two be opened in this direction? */
-static __always_inline bool has_rule(const struct packet *p, __u32 opened)
+static __always_inline bool has_rule(const struct tuple *t, __u32 opened)
 {
-	struct datagram_rule rule = {.remote = p->tuple.remote, .direction = opened};
+	struct datagram_rule rule = {.remote = t->remote, .direction = opened};
 	__u32 zero = 0;
 	void *rules = bpf_map_lookup_elem(&datagram_rules, &zero);
 
-	rule.port = opened == OUTBOUND ? p->tuple.remote_port : p->tuple.local_port;
+	rule.port = opened == OUTBOUND ? t->remote_port : t->local_port;
 	return rules && bpf_map_lookup_elem(rules, &rule);
+}
+
+/* Signed: another CPU may have written a tick later than now. */
+static __always_inline bool is_young(const struct conversation *c, __u64 now)
+{
+	return (__s64)(now - c->asked) < (__s64)DATAGRAM_REPLY_WINDOW;
+}
+
+/* Is there a conversation of this tuple in which an answer would pass? For errors that quote one. */
+static __always_inline bool has_conversation(struct tuple *t, __u64 now)
+{
+	void *table = conversation_table();
+	struct conversation *c = table ? bpf_map_lookup_elem(table, t) : NULL;
+
+	return c && is_young(c, now) && has_rule(t, c->direction);
 }
 
 static __always_inline void
@@ -80,7 +87,8 @@ count_datagram(struct conversation *c, const struct packet *p, __u32 direction, 
 
 /*
  * A datagram of a pod that has rules. Each one asks for the rule, an answer for
- * that of the conversation, so that nothing outlives a rule that is gone.
+ * that of the conversation, so that nothing outlives a rule that is gone; what is
+ * no answer then may have a rule of its own, and opens the conversation anew.
  */
 static __noinline int check_conversation(struct packet *p, __u32 direction, __u32 counting, __u64 now)
 {
@@ -91,11 +99,9 @@ static __noinline int check_conversation(struct packet *p, __u32 direction, __u3
 	if (!p || !table)
 		return DROP_UDP;
 	c = bpf_map_lookup_elem(table, &p->tuple);
-	/* Signed: another CPU may have written a tick later than now. */
-	if (c && c->direction != direction && (__s64)(now - c->asked) < (__s64)DATAGRAM_REPLY_WINDOW) {
-		if (!has_rule(p, c->direction))
-			return DROP_UDP;
-	} else if (!has_rule(p, direction)) {
+	if (c && c->direction != direction && is_young(c, now) && has_rule(&p->tuple, c->direction)) {
+		/* An answer. */
+	} else if (!has_rule(&p->tuple, direction)) {
 		return DROP_UDP;
 	} else if (c && c->direction == direction) {
 		c->asked = now;
@@ -107,6 +113,8 @@ static __noinline int check_conversation(struct packet *p, __u32 direction, __u3
 			return DROP_BUDGET;
 		c = bpf_map_lookup_elem(table, &p->tuple);
 	}
+	if (c && c->direction == INBOUND)
+		p->flags = DATAGRAM_SERVED;
 	if (c && counting)
 		count_datagram(c, p, direction, now);
 	return DROP_NONE;

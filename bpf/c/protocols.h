@@ -164,7 +164,7 @@ static __always_inline enum drop_reason check_neighbour_inbound(struct packet *p
  * An ICMP error passes inbound when what it quotes is a packet of the pod:
  * path MTU discovery needs these, nobody else does.
  */
-static __noinline int check_quoted(struct __sk_buff *skb, struct packet *p)
+static __noinline int check_quoted(struct __sk_buff *skb, struct packet *p, __u32 flags)
 {
 	struct tuple quoted = {};
 	struct ipv4_header ip;
@@ -197,7 +197,9 @@ static __noinline int check_quoted(struct __sk_buff *skb, struct packet *p)
 	quoted.remote_port = bpf_ntohs(ports[1]);
 	if (proto == PROTO_TCP && (bpf_map_lookup_elem(&flows, &quoted) || bpf_map_lookup_elem(&transient, &quoted)))
 		return DROP_NONE;
-	if (proto == PROTO_UDP && (bpf_map_lookup_elem(&datagrams, &quoted) || has_conversation(&quoted)))
+	if (proto == PROTO_UDP && bpf_map_lookup_elem(&datagrams, &quoted))
+		return DROP_NONE;
+	if (proto == PROTO_UDP && (flags & POD_DATAGRAMS) && has_conversation(&quoted, bpf_ktime_get_coarse_ns()))
 		return DROP_NONE;
 	return DROP_ICMP;
 }
@@ -231,7 +233,7 @@ check_icmp(struct __sk_buff *skb, struct packet *p, struct pod_config *pod, enum
 		return DROP_NONE;
 	}
 	if (direction == INBOUND && is_error(p, type) && !p->router_alert)
-		return check_quoted(skb, p);
+		return check_quoted(skb, p, pod->flags);
 	if (p->ethertype == ETHERTYPE_IPV4)
 		return DROP_ICMP;
 	return direction == OUTBOUND ? check_neighbour_outbound(skb, p, pod, type)
