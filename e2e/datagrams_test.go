@@ -85,7 +85,7 @@ func exchangesOn(t *testing.T, c net.Conn, wait time.Duration) bool {
 // selects, at the ports that it names, and each side says so in a flow; a change of policy
 // cuts a conversation within a second; and all of it holds without the agents.
 func TestDatagrams(t *testing.T) {
-	b := up(t, "e2e-udp")
+	b := up(t, "e2e-udp", func(b *testbed.Bed) { b.ExperimentalUDP = true })
 	const client, near, server, talker = "shop/client", "shop/near", "shop/server", "plain/talker"
 	const quiet, long = 300 * time.Millisecond, time.Second
 	came := answersDatagrams(t, b, server, ":7443")

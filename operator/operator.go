@@ -61,6 +61,9 @@ type Config struct {
 	// when zero. Relist is how often it is read without a sign of a change;
 	// 30 s when zero.
 	Debounce, Relist time.Duration
+	// ExperimentalUDP lets AuthorizationPolicies name UDP; without it, one that does is
+	// refused. See docs/decisions/0090.
+	ExperimentalUDP bool
 	// Version is shown in the status.
 	Version string
 	Logger  *slog.Logger
@@ -152,7 +155,7 @@ func (o *Operator) runFolder(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, state.Close()) }()
 	p := &parts{cfg: o.cfg, started: time.Now(), state: state, registry: prometheus.NewRegistry()}
-	if err := p.open(publish.Load(o.cfg.Folder)); err != nil {
+	if err := p.open(publish.Load(o.cfg.Folder, o.cfg.ExperimentalUDP)); err != nil {
 		return err
 	}
 	listener := o.cfg.Listener
@@ -214,7 +217,7 @@ func (p *parts) open(first publish.Loaded) error {
 	if err := p.openTrust(); err != nil {
 		return err
 	}
-	p.publisher = publish.New(publish.Config{Folder: p.cfg.Folder, Debounce: p.cfg.Debounce, Relist: p.cfg.Relist, State: p.state,
+	p.publisher = publish.New(publish.Config{Folder: p.cfg.Folder, Debounce: p.cfg.Debounce, Relist: p.cfg.Relist, ExperimentalUDP: p.cfg.ExperimentalUDP, State: p.state,
 		Key: p.key, Store: store, Server: p.discovery, Logger: p.cfg.Logger})
 	p.configuration = func() *meshpb.OperatorConfiguration { return folderConfiguration(p.cfg.Folder, p.publisher.Status()) }
 	p.policies = func() []*meshpb.OperatorPolicy {

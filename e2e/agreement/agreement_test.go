@@ -102,6 +102,7 @@ func number(t *testing.T, name string, unset int64) int64 {
 
 // view compiles a configuration.
 func (s *state) view(t *testing.T, revision int64) *mesh.View {
+	s.objects.ExperimentalUDP = true
 	compiled, err := kube.Compile(&s.objects)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, s)

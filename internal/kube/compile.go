@@ -90,7 +90,7 @@ func newCompiler(objs *Objects, each bool) *compiler {
 		hosts:      map[string][]*Pod{},
 		external:   map[netip.Addr]external{},
 		slices:     map[mesh.Key][]*EndpointSlice{},
-		datagrams:  policies.UDP{},
+		left:       map[string][]*Pod{},
 	}
 }
 
@@ -128,6 +128,7 @@ type compiler struct {
 	hosts      map[string][]*Pod                        // those in their node's network, by namespace
 	external   map[netip.Addr]external
 	slices     map[mesh.Key][]*EndpointSlice // by service
+	left       map[string][]*Pod             // that are not workloads with all their addresses, by namespace
 	datagrams  policies.UDP
 	written    struct { // see bySlices
 		svc *corev1.Service

@@ -105,9 +105,13 @@ func (c *compiler) compilePods(authentications map[string][]authentication) {
 			}
 			continue
 		}
-		if w, ok := s.podWorkload(p, enrolled, authentications[p.Namespace], has); ok {
+		w, ok := s.podWorkload(p, enrolled, authentications[p.Namespace], has)
+		if ok {
 			c.pods[p.Key()] = p
 			c.out.Workloads = append(c.out.Workloads, w)
+		}
+		if len(w.Addresses) < len(p.Addresses) {
+			c.left[p.Namespace] = append(c.left[p.Namespace], p)
 		}
 	}
 }

@@ -13,7 +13,7 @@ func (c *compiler) compilePolicies() {
 	for _, ap := range sorted(c.objs.AuthorizationPolicies) {
 		s := c.subject("AuthorizationPolicy", ap.Value, ap.Origin)
 		s.place(ap.Value)
-		about := policies.Subject{Subject: s.Subject, Found: &c.found, TrustDomain: c.out.Settings.TrustDomain, Known: known}
+		about := policies.Subject{Subject: s.Subject, Found: &c.found, TrustDomain: c.out.Settings.TrustDomain, Known: known, UDP: c.objs.ExperimentalUDP}
 		tcp, udp := policies.Compile(about, ap.Value, s.selector(ap.Value.Spec.Selector))
 		c.datagrams.Add(udp)
 		if tcp != nil {
@@ -26,6 +26,10 @@ func (c *compiler) compilePolicies() {
 // warnPolicies comes after the workloads.
 func (c *compiler) warnPolicies() {
 	for _, ap := range c.objs.AuthorizationPolicies {
+		if n := c.datagrams.Beyond(ap.Value.Namespace); n > 0 && policies.OpensUDP(ap.Value) {
+			c.subject("AuthorizationPolicy", ap.Value, ap.Origin).Problem("spec.rules", "write namespaces, or identities with wildcards, or narrower selectors",
+				"come, with the namespace's other policies about UDP, to more than the %d bytes that agents take of its workloads: no datagrams pass to %d of them", policies.MaxNamespace, n)
+		}
 		if ap.Value.Spec.Selector != nil {
 			c.subject("AuthorizationPolicy", ap.Value, ap.Origin).warnUnselected(ap.Value.Namespace, ap.Value.Spec.Selector.Labels())
 		}

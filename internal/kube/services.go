@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
+	"github.com/heddle-mesh/heddle/internal/kube/fit"
 	"github.com/heddle-mesh/heddle/internal/kube/ports"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
@@ -40,11 +41,30 @@ func (c *compiler) compileServices() {
 		s := c.subject("Service", svc.Value, svc.Origin)
 		endpoints, enrolled := c.endpoints(s, svc.Value)
 		out[i].Endpoints, out[i].Ports = endpoints, s.servicePorts(svc.Value, endpoints, enrolled)
-		out[i].UDPPorts = ports.UDP(s.Subject, &svc.Value.Spec)
+		if c.objs.ExperimentalUDP {
+			out[i].UDPPorts = ports.UDP(s.Subject, &svc.Value.Spec, c.uncounted(svc.Value, endpoints))
+		}
 		ports.Fit(s.Subject, &out[i])
 	}
 	c.out.Services = out
 	slices.SortFunc(c.out.Services, func(a, b mesh.Service) int { return a.Key.Compare(b.Key) })
+}
+
+// uncounted says who may be behind a service, for whoever routes to its address, that is
+// not among its endpoints here; "" for nobody.
+func (c *compiler) uncounted(svc *corev1.Service, endpoints []mesh.Key) string {
+	selected := func(p *Pod) bool { return selects(svc.Spec.Selector, p.Labels) }
+	switch {
+	case len(svc.Spec.Selector) == 0:
+		return "its endpoints are written by hand, with ports of their own"
+	case len(c.slicesOf(svc)) > 0:
+		return "it has endpoints that its selector does not pick, of EndpointSlice " + c.slicesOf(svc)[0].Name
+	case slices.ContainsFunc(c.left[svc.Namespace], selected) || slices.ContainsFunc(c.hosts[svc.Namespace], selected):
+		return "it selects pods that the mesh does not know by all their addresses"
+	case len(endpoints) >= fit.MaxEndpoints:
+		return "it has more endpoints than agents take"
+	}
+	return ""
 }
 
 // nearness returns which workloads a service's clients prefer, see
@@ -148,7 +168,7 @@ func (s subject) servicePorts(svc *corev1.Service, endpoints []mesh.Key, enrolle
 	names, numbers, elsewhere := map[string]bool{}, map[int32]bool{}, 0
 	for i, p := range spec.Ports {
 		field := fmt.Sprintf("spec.ports[%d]", i)
-		if p.Protocol == corev1.ProtocolUDP {
+		if p.Protocol == corev1.ProtocolUDP && s.compiler.objs.ExperimentalUDP {
 			continue // see ports.UDP
 		}
 		if p.Protocol != "" && p.Protocol != corev1.ProtocolTCP {

@@ -53,7 +53,8 @@ func (a *concern) note(changes []Change) bool {
 		case *kube.Pod:
 			was, _ := c.Was.(*kube.Pod)
 			is, _ := c.Is.(*kube.Pod)
-			ok = a.pod(was, is, object.Key())
+			// What is said about UDP of one depends on how much is of the others.
+			ok = !a.opensDatagrams(object.Namespace) && a.pod(was, is, object.Key())
 		case *corev1.Service:
 			was, _ := c.Was.(*corev1.Service)
 			is, _ := c.Is.(*corev1.Service)
@@ -62,7 +63,7 @@ func (a *concern) note(changes []Change) bool {
 			was, _ := c.Was.(*v1alpha1.AuthorizationPolicy)
 			is, _ := c.Is.(*v1alpha1.AuthorizationPolicy)
 			// What is said about UDP is part of the workloads that it is said of.
-			ok = !a.opensDatagrams(object.Namespace) && !policies.OpensUDP(was) && !policies.OpensUDP(is) &&
+			ok = !a.opensDatagrams(object.Namespace) && !(a.objects.ExperimentalUDP && (policies.OpensUDP(was) || policies.OpensUDP(is))) &&
 				a.policy(is, mesh.Key{Namespace: object.Namespace, Name: object.Name})
 		}
 		if !ok {
@@ -230,14 +231,14 @@ func (a *concern) subset() (*kube.Objects, bool) {
 			pods[key], spaces[key.Namespace] = p, true
 		}
 	}
-	objs := &kube.Objects{Meshes: a.objects.Meshes, Zones: a.objects.Zones}
+	objs := &kube.Objects{Meshes: a.objects.Meshes, Zones: a.objects.Zones, ExperimentalUDP: a.objects.ExperimentalUDP}
 	for key, s := range a.services {
 		if s == nil {
 			continue
 		}
 		spaces[key.Namespace] = true
 		picked, known := a.selected(key.Namespace, s.Spec.Selector)
-		if !known || a.workloads[key.Namespace] || a.anyDisputed(addressesOf(s)) || slices.ContainsFunc(picked, a.entangled) {
+		if !known || a.workloads[key.Namespace] || a.foreign[key] || a.anyDisputed(addressesOf(s)) || slices.ContainsFunc(picked, a.entangled) {
 			return nil, false
 		}
 		for _, p := range picked {
@@ -255,9 +256,6 @@ func (a *concern) subset() (*kube.Objects, bool) {
 		objs.AuthorizationPolicies = append(objs.AuthorizationPolicies, kube.Sourced[v1alpha1.AuthorizationPolicy]{Value: p})
 	}
 	objs.Pods = slices.Collect(maps.Values(pods))
-	for namespace := range spaces {
-		a.addDatagrams(objs, namespace)
-	}
 	for _, ns := range a.objects.Namespaces { // policies may speak of any
 		if spaces[ns.Value.Name] || len(objs.AuthorizationPolicies) > 0 {
 			objs.Namespaces = append(objs.Namespaces, ns)
@@ -281,25 +279,15 @@ func (c *Compiler) anyDisputed(addrs []netip.Addr) bool {
 
 // opensDatagrams reports whether a policy of a namespace lets datagrams in.
 func (c *Compiler) opensDatagrams(namespace string) bool {
+	if !c.objects.ExperimentalUDP {
+		return false
+	}
 	for _, p := range c.policies[namespace] {
 		if policies.OpensUDP(p) {
 			return true
 		}
 	}
 	return false
-}
-
-// addDatagrams adds the policies of a namespace, where what they say about UDP is part of
-// its workloads. Nothing is reported of them that did not change.
-func (a *concern) addDatagrams(objs *kube.Objects, namespace string) {
-	if !a.opensDatagrams(namespace) {
-		return
-	}
-	for name, p := range a.Compiler.policies[namespace] {
-		if _, changed := a.policies[mesh.Key{Namespace: namespace, Name: name}]; !changed {
-			objs.AuthorizationPolicies = append(objs.AuthorizationPolicies, kube.Sourced[v1alpha1.AuthorizationPolicy]{Value: p})
-		}
-	}
 }
 
 // addPicked adds one workload that a policy's selector picks, if there is one: it is

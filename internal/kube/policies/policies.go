@@ -22,41 +22,47 @@ type Subject struct {
 	TrustDomain spiffeid.TrustDomain
 	// Known reports whether there is a namespace of a name.
 	Known func(namespace string) bool
+	// UDP lets policies name UDP, see ADR 90. Without it, none says anything about it.
+	UDP bool
 }
 
 // Compile returns what a policy says about TCP, nil when it is about UDP alone, and what
 // about UDP. Selector is its own. A rule that has a problem admits nobody when the policy
 // is to ALLOW, and refuses everybody when it is to DENY, over either.
 func Compile(s Subject, ap *v1alpha1.AuthorizationPolicy, selector map[string]string) (tcp *mesh.Policy, udp Policy) {
-	spec := &ap.Spec
+	spec, found := &ap.Spec, len(s.Found.Problems)
 	tcp = &mesh.Policy{Key: mesh.Key{Namespace: ap.Namespace, Name: ap.Name}, Action: s.action(spec), Selector: selector}
 	udp = Policy{Selector: selector, Policy: &mesh.Policy{Key: tcp.Key, Action: tcp.Action}}
 	for i := range spec.Rules {
 		before := len(s.Found.Problems)
-		rule, about := s.rule(fmt.Sprintf("spec.rules[%d]", i), &spec.Rules[i], ap.Namespace, tcp.Action)
+		rule, datagrams := s.rule(fmt.Sprintf("spec.rules[%d]", i), &spec.Rules[i], ap.Namespace, tcp.Action)
 		if len(s.Found.Problems) > before {
 			if tcp.Action != mesh.ActionDeny {
 				continue
 			}
-			rule, about = mesh.Rule{}, mesh.Rule{}
+			rule, datagrams = mesh.Rule{}, mesh.Rule{}
+			udp.says = true
 		}
-		tcp.Rules, udp.Rules = append(tcp.Rules, rule), append(udp.Rules, about)
+		tcp.Rules, udp.Rules = append(tcp.Rules, rule), append(udp.Rules, datagrams)
+		udp.says = udp.says || about(&spec.Rules[i], tcp.Action)
 	}
+	understood := len(s.Found.Problems) == found
 	var instead []mesh.Rule // of what is too large
 	if tcp.Action == mesh.ActionDeny {
 		instead = []mesh.Rule{{}}
 	}
 	if n := fit.Policy(tcp); n > fit.MaxBytes {
 		s.Problem("spec", "split it into several policies", "comes to %d bytes, more than the %d that agents take", n, fit.MaxBytes)
-		tcp.Rules, udp.Rules = instead, instead
+		tcp.Rules, udp.Rules, udp.says = instead, instead, true
 	}
-	if n := fit.Policy(udp.Policy); names(spec) && n > MaxBytes {
+	if n := fit.Policy(udp.Policy); s.UDP && names(spec) && n > MaxBytes {
 		s.Problem("spec.rules", "write namespaces, or identities with wildcards, or split it into several policies with narrower selectors",
 			"about UDP come to %d bytes, more than the %d that every agent takes for each workload", n, MaxBytes)
-		udp.Rules = instead
+		udp.Rules, udp.says = instead, true
 	}
-	if alone(tcp, spec) {
-		tcp = nil
+	udp.says = udp.says && s.UDP && len(udp.Rules) > 0
+	if s.UDP && alone(spec) && understood {
+		tcp = nil // else TCP is closed, as by any policy that cannot be understood
 	}
 	return tcp, udp
 }
@@ -102,7 +108,10 @@ func (s Subject) rule(field string, rule *v1alpha1.Rule, namespace string, actio
 			s.Problem(at, "write ports, notPorts or protocol, or leave the entry out", "is empty, and would match every port")
 		case to.Protocol == nil || *to.Protocol == v1alpha1.ProtocolTCP:
 			tcp.To = append(tcp.To, out)
-		case *to.Protocol != v1alpha1.ProtocolUDP:
+		case !s.UDP && isUDP(to):
+			s.Problem(at+".protocol", "start the operator with --experimental-udp (Helm: operator.experimentalUDP), or take the entry out",
+				"is UDP: policies about UDP are experimental, and off in this mesh")
+		case !isUDP(to):
 			s.Problem(at+".protocol", "write TCP or UDP", "%q is not a protocol of policies", string(*to.Protocol))
 		case action == mesh.ActionAllow && len(to.Ports) == 0:
 			s.Problem(at+".ports", "write the ports over UDP", "is missing: an ALLOW rule about UDP names its ports")

@@ -37,8 +37,9 @@ func Few(s check.Subject, field, remedy string, keys []mesh.Key) []mesh.Key {
 const maxUDPPorts = 64
 
 // UDP returns the ports of a service over UDP. Those that have no number at the workloads are left
-// out: nothing is let through to them.
-func UDP(s check.Subject, spec *corev1.ServiceSpec) (ports []mesh.ServicePort) {
+// out: nothing is let through to them. Nor is anything to any of them when uncounted says who
+// may be behind the service that nobody asks for.
+func UDP(s check.Subject, spec *corev1.ServiceSpec, uncounted string) (ports []mesh.ServicePort) {
 	numbers := map[int32]bool{}
 	for i, p := range spec.Ports {
 		if p.Protocol != corev1.ProtocolUDP || numbers[p.Port] {
@@ -50,6 +51,8 @@ func UDP(s check.Subject, spec *corev1.ServiceSpec) (ports []mesh.ServicePort) {
 			target = p.Port
 		}
 		switch {
+		case uncounted != "":
+			s.Warn(field, "let clients use the endpoints' own addresses", "is not let through by any policy about UDP: %s", uncounted)
 		case p.TargetPort.Type == intstr.String:
 			s.Warn(field+".targetPort", "write the port's number", "%q is a name: no policy lets datagrams through to port %d of the service", p.TargetPort.StrVal, p.Port)
 		case len(ports) == maxUDPPorts:
