@@ -33,11 +33,13 @@ func (d *Datapath) passDatagrams(ctx context.Context, store *mesh.Store, flows *
 	g := datagrams{datapath: d, flows: flows, began: time.Now(), pods: map[string]*datagramPod{}}
 	look := time.NewTicker(datagramsEvery)
 	defer look.Stop()
+	enrolled := true
 	for {
 		view, replaced := store.Snapshot()
 		if view.Synced() {
-			g.tell(view)
+			g.tell(view, enrolled)
 		}
+		enrolled = false
 		pause := time.After(datagramsPause)
 		for waiting := true; waiting; {
 			select {
@@ -47,7 +49,7 @@ func (d *Datapath) passDatagrams(ctx context.Context, store *mesh.Store, flows *
 			case <-replaced:
 				waiting = false
 			case <-d.enrolled:
-				waiting = false
+				waiting, enrolled = false, true
 			case <-look.C:
 				g.record(view)
 				waiting = !g.behind
@@ -67,6 +69,9 @@ type datagrams struct {
 	began    time.Time
 	pods     map[string]*datagramPod
 	behind   bool // a gate could not be told
+	// view is what was told last, rules what it came to.
+	view  *mesh.View
+	rules map[mesh.Key][]datagram.Rule
 }
 
 type datagramPod struct {
@@ -80,12 +85,16 @@ type datagramPod struct {
 // conversation names one of a pod's.
 type conversation struct{ local, remote netip.AddrPort }
 
-// tell brings every gate to what a View says.
-func (g *datagrams) tell(view *mesh.View) {
+// tell brings every gate to what a View says: first what is taken away is, from all, then
+// what is new is given. Enrolled says that there may be pods that have been told nothing.
+func (g *datagrams) tell(view *mesh.View, enrolled bool) {
+	fresh := g.follow(view)
+	if !fresh && !enrolled && !g.behind {
+		return
+	}
 	pods := g.datapath.node.Pods()
 	maps.DeleteFunc(g.pods, func(name string, p *datagramPod) bool { return pods[name] != p.pod })
-	all := datagram.Rules(view, g.datapath.name)
-	g.behind = false
+	wanted := map[string][]datagram.Rule{}
 	for name, pod := range pods {
 		p := g.pods[name]
 		if p == nil {
@@ -93,12 +102,57 @@ func (g *datagrams) tell(view *mesh.View) {
 			g.pods[name] = p
 		}
 		key, known := g.datapath.key(name)
-		if rules := all[key]; known && (!p.told || !slices.Equal(rules, p.rules)) {
-			p.told = g.set(name, p, rules)
-			p.rules = rules
+		if rules := g.rules[key]; known && (!p.told || !slices.Equal(rules, p.rules)) {
+			wanted[name] = rules
 		}
+	}
+	for name, rules := range wanted {
+		p := g.pods[name]
+		if stay := both(p.rules, rules); p.told && len(stay) < len(p.rules) {
+			p.told, p.rules = g.set(name, p, stay), stay
+		}
+	}
+	for name, rules := range wanted {
+		p := g.pods[name]
+		if !p.told || len(rules) != len(p.rules) {
+			p.told, p.rules = g.set(name, p, rules), rules
+		}
+	}
+	g.behind = false
+	for _, p := range g.pods {
 		g.behind = g.behind || !p.told
 	}
+}
+
+// follow works out the rules of a View; false when they are those of the one before, as
+// they are while no policy is about UDP.
+func (g *datagrams) follow(view *mesh.View) bool {
+	before := g.view
+	g.view = view
+	switch {
+	case before != nil && view.SameMembers(before):
+		return false
+	case len(view.Receivers()) > 0:
+		g.rules = datagram.Rules(view, g.datapath.name)
+		return true
+	}
+	fresh := before == nil || len(g.rules) > 0
+	g.rules = nil
+	return fresh
+}
+
+// both returns those rules that are in both lists, in the order of the first.
+func both(a, b []datagram.Rule) (all []datagram.Rule) {
+	in := make(map[datagram.Rule]bool, len(b))
+	for _, r := range b {
+		in[r] = true
+	}
+	for _, r := range a {
+		if in[r] {
+			all = append(all, r)
+		}
+	}
+	return all
 }
 
 // GateRules are rules as a gate takes them.
@@ -202,7 +256,7 @@ func passed(view *mesh.View, own *mesh.Workload, c, since bpf.Conversation) flow
 	} else {
 		r.Source, r.Destination = mine, other
 		r.BytesSent, r.BytesReceived = since.Out.Bytes, since.In.Bytes
-		decision, r.Service = datagram.AuthorizeTo(view, own, c.Remote)
+		decision, r.Service, _ = datagram.AuthorizeTo(view, own, c.Remote)
 	}
 	// The gate let it pass, by what it was told: policy may have changed since.
 	r.Verdict, r.Reason, r.Rule = mesh.VerdictAllow, mesh.ReasonPolicyAllow, -1
@@ -212,16 +266,16 @@ func passed(view *mesh.View, own *mesh.Workload, c, since bpf.Conversation) flow
 	return r
 }
 
-// explainDatagram adds to a drop of the pod what policy says of it.
+// explainDatagram adds to a datagram of the pod that was dropped what policy says of it.
 func explainDatagram(view *mesh.View, own *mesh.Workload, drop *podnet.Drop, r *flow.Record) {
-	if drop.Reason != mesh.ReasonKernelUDP || own == nil {
+	if own == nil {
 		return
 	}
 	var decision mesh.Decision
 	if drop.Direction == bpf.Inbound {
 		decision = datagram.Authorize(view, datagram.Conversation{Source: drop.Source.Addr(), Destination: own, Port: drop.Destination.Port()})
 	} else {
-		decision, r.Service = datagram.AuthorizeTo(view, own, drop.Destination)
+		decision, r.Service, _ = datagram.AuthorizeTo(view, own, drop.Destination)
 	}
 	switch {
 	case decision.Verdict != mesh.VerdictDeny:

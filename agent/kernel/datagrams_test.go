@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 	"github.com/heddle-mesh/heddle/bpf"
 	"github.com/heddle-mesh/heddle/internal/flow"
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/mesh/datagram"
 )
 
 // datagramView has bank/db, which lets shop/web in at port 443 over UDP, and shop/evil not.
@@ -104,5 +106,50 @@ func TestDatagramDrops(t *testing.T) {
 		if flow.KeyWord(r.Policy) != c.policy || r.Rule != c.rule || r.Detail != c.detail {
 			t.Errorf("%s: policy %v rule %d, %q", name, r.Policy, r.Rule, r.Detail)
 		}
+	}
+}
+
+// TestDatagramsAreWorkedOutWhenTheyMayDiffer: rules are worked out when workloads, services
+// or settings changed, and never while no policy is about UDP.
+func TestDatagramsAreWorkedOutWhenTheyMayDiffer(t *testing.T) {
+	view := datagramView(t)
+	with := func(v *mesh.View, c mesh.Change) *mesh.View {
+		t.Helper()
+		next, err := v.With("r", c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return next
+	}
+	db, _ := view.Workload(mesh.Key{Namespace: "bank", Name: "db"})
+	silent, web := *db, mesh.Workload{}
+	silent.Datagrams = nil
+	if w, _ := view.Workload(mesh.Key{Namespace: "shop", Name: "web"}); w != nil {
+		web = *w
+		web.Ready = !web.Ready
+	}
+	policy := with(view, mesh.Change{Policies: []*mesh.Policy{{Key: mesh.Key{Namespace: "shop", Name: "tcp"}}}})
+	quiet := with(policy, mesh.Change{Workloads: []*mesh.Workload{&silent}})
+	g := datagrams{datapath: &Datapath{name: "n1"}}
+	for i, c := range []struct {
+		view  *mesh.View
+		fresh bool
+		rules int
+	}{{view, true, 2}, {view, false, 2}, {policy, false, 2}, {with(policy, mesh.Change{Workloads: []*mesh.Workload{&web}}), true, 2},
+		{quiet, true, 0}, {with(quiet, mesh.Change{Workloads: []*mesh.Workload{&web}}), false, 0}} {
+		if fresh := g.follow(c.view); fresh != c.fresh || len(g.rules) != c.rules {
+			t.Errorf("view %d: fresh %v, %d workloads with rules, want %v, %d", i, fresh, len(g.rules), c.fresh, c.rules)
+		}
+	}
+}
+
+// TestBothDatagramRules: what stays of the rules of before.
+func TestBothDatagramRules(t *testing.T) {
+	rule := func(port uint16) datagram.Rule {
+		return datagram.Rule{Remote: netip.MustParseAddr("10.0.0.1"), Port: port}
+	}
+	before, now := []datagram.Rule{rule(1), rule(2), rule(3)}, []datagram.Rule{rule(4), rule(3), rule(1)}
+	if got := both(before, now); !slices.Equal(got, []datagram.Rule{rule(1), rule(3)}) {
+		t.Errorf("%v stay", got)
 	}
 }

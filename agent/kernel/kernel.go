@@ -305,7 +305,10 @@ func (d *Datapath) record(view *mesh.View, drops *flow.Drops, drop *podnet.Drop)
 		drops.AddRefusal(key, r)
 		return
 	}
-	explainDatagram(view, w, drop, &r)
+	if drop.Reason == mesh.ReasonKernelUDP && len(view.Receivers()) > 0 {
+		drops.AddExplained(key, r, func(r *flow.Record) { explainDatagram(view, w, drop, r) })
+		return
+	}
 	drops.Add(key, r)
 }
 

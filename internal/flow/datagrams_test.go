@@ -56,3 +56,17 @@ func TestDatagramsBecomeRecords(t *testing.T) {
 		t.Errorf("%d are kept", len(d.exchanges))
 	}
 }
+
+// TestDropsAreExplainedOnce: of equal drops, the first is explained, and the record says so.
+func TestDropsAreExplainedOnce(t *testing.T) {
+	var got collected
+	d := NewDrops(&got)
+	explained := 0
+	for range 1000 {
+		d.AddExplained(mesh.Key{Namespace: "shop", Name: "web"}, Record{Reason: mesh.ReasonKernelUDP, Rule: -1}, func(r *Record) { explained++; r.Detail = "why" })
+	}
+	d.Flush()
+	if explained != 1 || len(got) != 1 || got[0].Packets != 1000 || got[0].Detail != "why" || got[0].Verdict != mesh.VerdictDeny {
+		t.Errorf("explained %d times: %+v", explained, got)
+	}
+}

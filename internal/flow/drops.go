@@ -56,7 +56,14 @@ func NewDrops(sink Sink) *Drops {
 // does not wait for the sink.
 func (d *Drops) Add(pod mesh.Key, r Record) {
 	r.Direction, r.Verdict = DirectionKernel, mesh.VerdictDeny
-	d.add(pod, r)
+	d.add(pod, r, nil)
+}
+
+// AddExplained is Add; explain adds to the first of equal drops what it takes time to find
+// out, and is given the record that they become. It must not call d.
+func (d *Drops) AddExplained(pod mesh.Key, r Record, explain func(*Record)) {
+	r.Direction, r.Verdict = DirectionKernel, mesh.VerdictDeny
+	d.add(pod, r, explain)
 }
 
 // AddRefusal takes a connection of a pod that the kernel refused in the agent's stead:
@@ -64,7 +71,7 @@ func (d *Drops) Add(pod mesh.Key, r Record) {
 // does not wait for the sink.
 func (d *Drops) AddRefusal(pod mesh.Key, r Record) {
 	r.Direction, r.Verdict = DirectionOutbound, mesh.VerdictDeny
-	d.add(pod, r)
+	d.add(pod, r, nil)
 }
 
 // AddQuery takes a name query of a pod that was not answered as it should be: equal
@@ -72,10 +79,10 @@ func (d *Drops) AddRefusal(pod mesh.Key, r Record) {
 // which names the name, are the caller's. It does not wait for the sink.
 func (d *Drops) AddQuery(pod mesh.Key, r Record) {
 	r.Direction = DirectionDNS
-	d.add(pod, r)
+	d.add(pod, r, nil)
 }
 
-func (d *Drops) add(pod mesh.Key, r Record) {
+func (d *Drops) add(pod mesh.Key, r Record, explain func(*Record)) {
 	r.Packets = max(r.Packets, 1)
 	key := dropKey{pod: pod, from: r.Source.Workload, reason: r.Reason, protocol: r.Protocol,
 		source: r.Source.Addr.Addr(), destination: r.Destination.Addr, detail: r.Detail}
@@ -86,6 +93,9 @@ func (d *Drops) add(pod mesh.Key, r Record) {
 	}
 	if d.perPod[pod] < dropsPerPod && len(d.order) < dropsPerWindow {
 		d.perPod[pod]++
+		if explain != nil {
+			explain(&r)
+		}
 		d.put(key, r)
 		return
 	}

@@ -9,7 +9,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
-	"github.com/heddle-mesh/heddle/internal/kube/fit"
 	"github.com/heddle-mesh/heddle/internal/kube/ports"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
@@ -61,7 +60,7 @@ func (c *compiler) uncounted(svc *corev1.Service, endpoints []mesh.Key) string {
 		return "it has endpoints that its selector does not pick, of EndpointSlice " + c.slicesOf(svc)[0].Name
 	case slices.ContainsFunc(c.left[svc.Namespace], selected) || slices.ContainsFunc(c.hosts[svc.Namespace], selected):
 		return "it selects pods that the mesh does not know by all their addresses"
-	case len(endpoints) >= fit.MaxEndpoints:
+	case ports.Full(endpoints):
 		return "it has more endpoints than agents take"
 	}
 	return ""

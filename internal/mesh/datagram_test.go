@@ -201,7 +201,7 @@ func TestDatagramTo(t *testing.T) {
 		"10.96.0.1:1": mesh.ReasonPolicyAllow, "10.96.0.1:2": mesh.ReasonPolicyNoMatch, "10.96.0.1:3": mesh.ReasonKernelUDP,
 	} {
 		address := netip.MustParseAddrPort(to)
-		d, service := datagram.AuthorizeTo(v, from, address)
+		d, service, _ := datagram.AuthorizeTo(v, from, address)
 		if d.Reason != want || (service == s.Key) != (address.Addr() == s.Addresses[0]) {
 			t.Errorf("%s: %v by %v, service %v, want %v", to, d.Reason, d.Policy, service, want)
 		}

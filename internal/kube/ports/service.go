@@ -24,6 +24,9 @@ func Fit(s check.Subject, out *mesh.Service) {
 	}
 }
 
+// Full reports whether Few may have left some out.
+func Full(keys []mesh.Key) bool { return len(keys) >= fit.MaxEndpoints }
+
 // Few returns as many endpoints as agents take.
 func Few(s check.Subject, field, remedy string, keys []mesh.Key) []mesh.Key {
 	if len(keys) > fit.MaxEndpoints {

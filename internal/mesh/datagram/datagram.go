@@ -38,7 +38,7 @@ func Authorize(v *mesh.View, c Conversation) mesh.Decision {
 		return refused(mesh.ReasonUnknownDestination)
 	default:
 		source, _ := v.WorkloadAt(c.Source)
-		return decide(v, rulesOf(w), source, c.Source.Unmap().WithZone(""), c.Port)
+		return decide(v, rulesIn(v, w), source, c.Source.Unmap().WithZone(""), c.Port)
 	}
 }
 
@@ -56,35 +56,59 @@ func refused(reason mesh.Reason) mesh.Decision {
 }
 
 // AuthorizeTo is Authorize for a workload that opens a conversation with an address and a
-// port: a workload's or a service's, which is then returned. Of a service the first
-// endpoint that refuses decides, else the last one.
-func AuthorizeTo(v *mesh.View, source *mesh.Workload, to netip.AddrPort) (decision mesh.Decision, service mesh.Key) {
+// port, from each of its own addresses that may: it decides as the workload's gate does.
+// They are a workload's or a service's, which is then returned. Of a service the first
+// endpoint that refuses decides, else the last one; at is whose policies decided.
+func AuthorizeTo(v *mesh.View, source *mesh.Workload, to netip.AddrPort) (decision mesh.Decision, service, at mesh.Key) {
 	addr := to.Addr().Unmap()
-	from, ok := source.AddressFor(addr, nil)
-	if !ok {
-		return refused(mesh.ReasonUnknownDestination), service
-	}
 	if w, ok := v.WorkloadAt(addr); ok {
-		return Authorize(v, Conversation{Source: from, Destination: w, Port: to.Port()}), service
+		return authorizeFrom(v, source, w, addr, to.Port()), service, w.Key
 	}
 	decision = refused(mesh.ReasonKernelUDP)
 	s, ok := v.ServiceAt(addr)
 	if !ok {
-		return decision, service
+		return decision, service, at
 	}
-	for _, port := range s.UDPPorts {
-		if port.Port != to.Port() {
+	i := slices.IndexFunc(s.UDPPorts, func(p mesh.ServicePort) bool { return p.Port == to.Port() })
+	if i < 0 {
+		return decision, s.Key, at
+	}
+	for _, key := range s.Endpoints {
+		w, _ := v.Workload(key)
+		if at = key; w == nil {
+			return refused(mesh.ReasonUnknownDestination), s.Key, at
+		}
+		if w.Key == source.Key && opens(v, w) {
+			decision = mesh.Decision{Verdict: mesh.VerdictAllow, Reason: mesh.ReasonPolicyAllow, Rule: -1} // itself
+		} else {
+			decision = authorizeFrom(v, source, w, addr, s.UDPPorts[i].TargetPort)
+		}
+		if decision.Verdict == mesh.VerdictDeny {
+			break
+		}
+	}
+	return decision, s.Key, at
+}
+
+// authorizeFrom is Authorize from each address of a source that may speak to one of the
+// family of dialled: the first that is refused decides, else the last.
+func authorizeFrom(v *mesh.View, source, w *mesh.Workload, dialled netip.Addr, port uint16) mesh.Decision {
+	decision := refused(mesh.ReasonUnknownDestination)
+	for _, addr := range source.Addresses {
+		if addr.Is4() != dialled.Is4() {
 			continue
 		}
-		for _, key := range s.Endpoints {
-			w, _ := v.Workload(key)
-			decision = Authorize(v, Conversation{Source: from, Destination: w, Port: port.TargetPort})
-			if decision.Verdict == mesh.VerdictDeny {
-				break
-			}
+		if decision = Authorize(v, Conversation{Source: addr, Destination: w, Port: port}); decision.Verdict == mesh.VerdictDeny {
+			break
 		}
 	}
-	return decision, s.Key
+	return decision
+}
+
+// opens reports whether anybody may be let in to a workload.
+func opens(v *mesh.View, w *mesh.Workload) bool {
+	d := rulesIn(v, w)
+	return d != nil && len(d.ports) > 0
 }
 
 // rules are what a workload's policies about UDP say, indexed.
@@ -92,6 +116,14 @@ type rules struct {
 	*policy.Set
 	workload *mesh.Workload
 	ports    []uint16 // that anybody may be let in to, sorted
+}
+
+// rulesIn is rulesOf, made once while the workload stays as it is.
+func rulesIn(v *mesh.View, w *mesh.Workload) *rules {
+	if len(w.Datagrams) == 0 {
+		return nil
+	}
+	return v.OfReceiver(w, func(w *mesh.Workload) any { return rulesOf(w) }).(*rules)
 }
 
 // rulesOf returns nil for a workload that takes none.
@@ -153,8 +185,8 @@ type Rule struct {
 // out.
 func Rules(v *mesh.View, node string) map[mesh.Key][]Rule {
 	var open []*rules
-	for _, w := range v.Workloads() {
-		if d := rulesOf(w); d != nil && len(d.ports) > 0 {
+	for _, w := range v.Receivers() {
+		if d := rulesIn(v, w); d != nil && len(d.ports) > 0 {
 			open = append(open, d)
 		}
 	}

@@ -168,9 +168,6 @@ func (a *Answer) decide(m *Model, src *mesh.Workload, client netip.Addr, target 
 		a.Route = "workload"
 		for _, w := range route.Candidates {
 			a.Endpoints = append(a.Endpoints, m.endpoint(src, client, w, target.address.Addr(), route.PortOf(w)))
-			if note := m.datagrams(src, w, target.address.Addr(), route.PortOf(w)); note != "" {
-				a.Notes = append(a.Notes, note)
-			}
 		}
 		if s := route.Service; s != nil && s.Sticky && len(a.Endpoints) > 1 {
 			a.Notes = append(a.Notes, "the service keeps a client with one of its endpoints (sessionAffinity)")
@@ -193,7 +190,7 @@ func (a *Answer) decide(m *Model, src *mesh.Workload, client netip.Addr, target 
 		a.Verdict = "allow"
 		a.Notes = []string{"neither end is in the mesh: Heddle has no say in this connection"}
 	}
-	a.Notes = append(a.Notes, hint(a)...)
+	a.Notes = append(append(a.Notes, m.datagrams(src, target, route)...), hint(a)...)
 }
 
 // headless routes to the endpoints of a service without an address, as its name
@@ -241,22 +238,54 @@ func (m *Model) endpoint(src *mesh.Workload, client netip.Addr, w *mesh.Workload
 	return e
 }
 
-// datagrams says what becomes of UDP to the same port, where policies of the endpoint say
-// anything of that.
-func (m *Model) datagrams(src, w *mesh.Workload, dialled netip.Addr, port uint16) string {
-	if len(w.Datagrams) == 0 || src == nil {
-		return ""
+// datagrams says what becomes of UDP to the same address and port, as the gates decide
+// it, where policies of whoever has it, or is behind it, say anything of that.
+func (m *Model) datagrams(src *mesh.Workload, t target, route mesh.Route) (notes []string) {
+	if src == nil || len(m.Receivers()) == 0 {
+		return nil
 	}
-	from, ok := src.AddressFor(dialled, w)
-	if !ok {
-		return ""
+	dialled := []netip.AddrPort{t.address}
+	if !t.address.Addr().IsValid() { // a headless service
+		dialled = nil
+		for _, w := range route.Candidates {
+			if addr, ok := w.AddressFor(netip.Addr{}, src); ok {
+				dialled = append(dialled, netip.AddrPortFrom(addr, t.address.Port()))
+			}
+		}
 	}
-	d := datagram.Authorize(m.View, datagram.Conversation{Source: from, Destination: w, Port: port})
-	note := fmt.Sprintf("over UDP, to port %d of %v: %v, %v", port, w.Key, d.Verdict, d.Reason)
-	if d.Rule >= 0 {
-		note += fmt.Sprintf(" (policy %v, rule %d)", d.Policy, d.Rule)
+	for _, to := range dialled {
+		d, service, at := datagram.AuthorizeTo(m.View, src, to)
+		if !m.saysOfUDP(service, at) {
+			continue
+		}
+		note := fmt.Sprintf("over UDP, to port %d of %v: %v, %v", to.Port(), at, d.Verdict, d.Reason)
+		if service != (mesh.Key{}) {
+			note = fmt.Sprintf("over UDP, to port %d of service %v: %v, %v", to.Port(), service, d.Verdict, d.Reason)
+			if d.Verdict == mesh.VerdictDeny && at != (mesh.Key{}) {
+				note += fmt.Sprintf(" at its endpoint %v", at)
+			} else if d.Verdict == mesh.VerdictDeny {
+				note += ": the service has no such port over UDP, or it may lead to somebody whom the mesh does not count"
+			}
+		}
+		if d.Rule >= 0 {
+			note += fmt.Sprintf(" (policy %v, rule %d)", d.Policy, d.Rule)
+		}
+		notes = append(notes, note)
 	}
-	return note
+	return notes
+}
+
+// saysOfUDP reports whether policies of a workload, or of an endpoint of a service, are
+// about UDP.
+func (m *Model) saysOfUDP(service, at mesh.Key) bool {
+	keys := []mesh.Key{at}
+	if s, ok := m.Service(service); ok {
+		keys = s.Endpoints
+	}
+	return slices.ContainsFunc(keys, func(key mesh.Key) bool {
+		w, ok := m.Workload(key)
+		return ok && len(w.Datagrams) > 0
+	})
 }
 
 // authorize is what the endpoint's own agent says.
