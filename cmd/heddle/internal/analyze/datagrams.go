@@ -22,7 +22,7 @@ func (o *Objects) datagrams(enrolled []member) []Finding {
 		}
 		all = append(all, Finding{
 			Kind: KindDatagrams, Namespace: s.Namespace, Object: "Service " + nameOf(s.Namespace, s.Name),
-			Detail: fmt.Sprintf("clients call it over UDP, at port %s, and enrolled pods, %s, take no datagrams but answers, and those of workloads in the mesh that a policy with protocol: UDP names: others are then dropped", join(ports), labels(s.Spec.Selector)),
+			Detail: fmt.Sprintf("clients call it over UDP, at port %s, and enrolled pods, %s, take no datagrams but answers, and, where policies about UDP are switched on, those of workloads in the mesh that one names: others are then dropped", join(ports), labels(s.Spec.Selector)),
 			Remedy: "label the pods, in the template of their workload, " + v1alpha1.LabelMesh + ": " + v1alpha1.MeshDisabled + "; leave a namespace with the cluster's DNS out of the mesh",
 		})
 	}
