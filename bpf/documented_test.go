@@ -55,6 +55,12 @@ func documentedRows() []documentedRow {
 		{"other ICMP: redirects, timestamps", never(ip(pod4, peer4, protoICMP, icmp(13))), never(ip(node4, pod4, protoICMP, icmp(5, segment(1000)...)))},
 		{"UDP to port 53, and its replies", documentedCell{frames(ip(pod4, peer4, protoUDP, udp(999, 53))), nil}, // the drop is TestDocumentedProtocols'
 			documentedCell{frames(ip(peer4, pod4, protoUDP, udp(53, 999))), frames(ip(strange4, pod4, protoUDP, udp(53, 999)))}},
+		{"other UDP, to whom a policy lets the pod in, and its answers",
+			documentedCell{frames(ip(pod4, peer4, protoUDP, udp(2000, 8443))), frames(ip(pod4, strange4, protoUDP, udp(2000, 8443)))},
+			documentedCell{frames(ip(peer4, pod4, protoUDP, udp(8443, 2000))), frames(ip(peer4, pod4, protoUDP, udp(8443, 2001)))}},
+		{"other UDP, from whom a policy lets in, and the pod's answers",
+			documentedCell{frames(ip(pod4, peer4, protoUDP, udp(8444, 3000))), frames(ip(pod4, peer4, protoUDP, udp(8444, 3001)))},
+			documentedCell{frames(ip(peer4, pod4, protoUDP, udp(3000, 8444))), frames(ip(strange4, pod4, protoUDP, udp(3000, 8444)))}},
 		{"other UDP: QUIC, NTP, syslog, DHCP", never(ip(pod4, peer4, protoUDP, udp(999, 443))), never(ip(peer6, pod6, protoUDP, udp(999, 123)))},
 		{"SCTP, GRE, IP in IP, every other protocol", never(ip(pod4, peer4, 132, long[:20])), never(ip(peer4, pod4, 47, long[:20]))},
 		{"fragments of any protocol", never(set(ip(pod4, peer4, protoUDP, udp(999, 53)), 6, 0x20)), never(set(ip(peer4, pod4, protoTCP, tcp(999, 80, syn)), 7, 1))},
@@ -88,6 +94,8 @@ func TestDocumentedProtocols(t *testing.T) {
 	p := lonePod(t)
 	seed(t, p, gateMapFlows, hostPort(pod4, 1000), hostPort(peer4, 15008), gateFlow{Kind: uint8(FlowTunnel)})
 	seed(t, p, gateMapFlows, hostPort(pod6, 1000), hostPort(peer6, 15008), gateFlow{Kind: uint8(FlowTunnel)})
+	setDatagrams(t, p, ruleOut(peer4, 8443), ruleIn(peer4, 8444))
+	runCases(t, p, []packetCase{{name: "what the pod answers", in: true, frame: ip(peer4, pod4, protoUDP, udp(3000, 8444)), as: FlowDatagram}})
 	packets, cells := documentedTable(t)
 	rows := documentedRows()
 	if !slices.EqualFunc(packets, rows, func(name string, row documentedRow) bool { return name == row.packet }) {

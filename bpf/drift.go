@@ -9,7 +9,7 @@ import (
 )
 
 // Reconcile reads back what the kernel holds of the configuration that was last written:
-// the slot in use and the ports. What somebody else has changed it writes anew, as Update
+// the slot in use, the ports, and the rules of datagrams. What somebody else has changed it writes anew, as Update
 // does, so that connections that were let in meanwhile lose their entries. It names what
 // it found.
 func (p *Pod) Reconcile() (found []string, err error) {
@@ -18,10 +18,20 @@ func (p *Pod) Reconcile() (found []string, err error) {
 	if p.cfg.Name == "" {
 		return nil, nil
 	}
-	if found, err = p.differences(); err != nil || found == nil {
+	if found, err = p.differences(); err != nil {
 		return found, err
 	}
-	return found, p.apply(p.cfg)
+	datagrams, err := p.datagramDifferences()
+	if err != nil {
+		return found, err
+	}
+	if len(datagrams) > 0 {
+		err = p.rebuildDatagrams()
+	}
+	if len(found) > 0 {
+		err = errors.Join(err, p.apply(p.cfg))
+	}
+	return append(found, datagrams...), err
 }
 
 // differences names what the maps hold otherwise than the configuration; mu is held.
@@ -33,6 +43,9 @@ func (p *Pod) differences() (found []string, err error) {
 	}
 	if err := p.maps[gateMapConfig].Lookup(active&1, &have); err != nil {
 		return nil, fmt.Errorf("read the configuration: %w", err)
+	}
+	if p.datagrams.stale { // an earlier agent may tell the pod of datagrams still
+		have.Flags = have.Flags&^uint32(gatePodFlagsPOD_DATAGRAMS) | p.wrote.Flags&uint32(gatePodFlagsPOD_DATAGRAMS)
 	}
 	if have != p.wrote {
 		found = append(found, "the pod's configuration was changed")

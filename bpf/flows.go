@@ -74,12 +74,19 @@ func since(then, now uint64) time.Duration {
 	return time.Duration(now - then)
 }
 
-// eachFlow visits a flow table a batch at a time, and so in bounded time even
-// under churn.
+// eachFlow visits a flow table.
 func (p *Pod) eachFlow(name string, fn func(gateTuple, gateFlow)) error {
-	m := p.maps[name]
-	keys := make([]gateTuple, 512)
-	values := make([]gateFlow, 512)
+	if err := each(p.maps[name], fn); err != nil {
+		return fmt.Errorf("list map %s: %w", name, err)
+	}
+	return nil
+}
+
+// each visits a hash map's entries a batch at a time, and so in bounded time even
+// under churn.
+func each[K, V any](m *ebpf.Map, fn func(K, V)) error {
+	keys := make([]K, 512)
+	values := make([]V, 512)
 	var cursor ebpf.MapBatchCursor
 	for {
 		n, err := m.BatchLookup(&cursor, keys, values, nil)
@@ -91,10 +98,10 @@ func (p *Pod) eachFlow(name string, fn func(gateTuple, gateFlow)) error {
 			return nil
 		case errors.Is(err, errBatchTooSmall) && len(keys) < int(m.MaxEntries()):
 			// One hash bucket holds more than the batch: go on with a larger one.
-			keys = make([]gateTuple, 2*len(keys))
-			values = make([]gateFlow, 2*len(values))
+			keys = make([]K, 2*len(keys))
+			values = make([]V, 2*len(values))
 		case err != nil:
-			return fmt.Errorf("list map %s: %w", name, err)
+			return err
 		}
 	}
 }

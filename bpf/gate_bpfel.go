@@ -18,6 +18,17 @@ type gateAddress struct {
 	Word [4]uint32
 }
 
+type gateConversation struct {
+	_         structs.HostLayout
+	Opened    uint64
+	Asked     uint64
+	LastSeen  uint64
+	Packets   [2]uint64
+	Bytes     [2]uint64
+	Direction uint8
+	Pad       [7]uint8
+}
+
 type gateCount struct {
 	_       structs.HostLayout
 	Packets uint64
@@ -32,6 +43,14 @@ type gateCounters struct {
 	Lost     uint64
 	Window   uint64
 	InWindow uint64
+}
+
+type gateDatagramRule struct {
+	_         structs.HostLayout
+	Remote    gateAddress
+	Port      uint16
+	Direction uint8
+	Pad       uint8
 }
 
 type gateDirection uint32
@@ -184,6 +203,7 @@ const (
 	gatePodFlagsPOD_ALLOW_ECHO   gatePodFlags = 8
 	gatePodFlagsPOD_DENY_DNS     gatePodFlags = 16
 	gatePodFlagsPOD_CAPTURE_DNS  gatePodFlags = 32
+	gatePodFlagsPOD_DATAGRAMS    gatePodFlags = 64
 )
 
 type gatePortFlags uint32
@@ -253,7 +273,9 @@ type gateTuple struct {
 const (
 	gateMapActive            = "active"
 	gateMapConfig            = "config"
+	gateMapConversations     = "conversations"
 	gateMapCounted           = "counted"
+	gateMapDatagramRules     = "datagram_rules"
 	gateMapDatagrams         = "datagrams"
 	gateMapDropPeers         = "drop_peers"
 	gateMapDrops             = "drops"
@@ -267,6 +289,8 @@ const (
 	gateProgHostOutbound     = "host_outbound"
 	gateProgPodInbound       = "pod_inbound"
 	gateProgPodOutbound      = "pod_outbound"
+	gateVarConversationType  = "conversation_type"
+	gateVarDatagramRuleType  = "datagram_rule_type"
 	gateVarDirectionType     = "direction_type"
 	gateVarDnsSlotType       = "dns_slot_type"
 	gateVarDropReasonType    = "drop_reason_type"
@@ -336,7 +360,9 @@ type gateProgramSpecs struct {
 type gateMapSpecs struct {
 	Active         *ebpf.MapSpec `ebpf:"active"`
 	Config         *ebpf.MapSpec `ebpf:"config"`
+	Conversations  *ebpf.MapSpec `ebpf:"conversations"`
 	Counted        *ebpf.MapSpec `ebpf:"counted"`
+	DatagramRules  *ebpf.MapSpec `ebpf:"datagram_rules"`
 	Datagrams      *ebpf.MapSpec `ebpf:"datagrams"`
 	DropPeers      *ebpf.MapSpec `ebpf:"drop_peers"`
 	Drops          *ebpf.MapSpec `ebpf:"drops"`
@@ -352,6 +378,8 @@ type gateMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type gateVariableSpecs struct {
+	ConversationType  *ebpf.VariableSpec `ebpf:"conversation_type"`
+	DatagramRuleType  *ebpf.VariableSpec `ebpf:"datagram_rule_type"`
 	DirectionType     *ebpf.VariableSpec `ebpf:"direction_type"`
 	DnsSlotType       *ebpf.VariableSpec `ebpf:"dns_slot_type"`
 	DropReasonType    *ebpf.VariableSpec `ebpf:"drop_reason_type"`
@@ -389,7 +417,9 @@ func (o *gateObjects) Close() error {
 type gateMaps struct {
 	Active         *ebpf.Map `ebpf:"active"`
 	Config         *ebpf.Map `ebpf:"config"`
+	Conversations  *ebpf.Map `ebpf:"conversations"`
 	Counted        *ebpf.Map `ebpf:"counted"`
+	DatagramRules  *ebpf.Map `ebpf:"datagram_rules"`
 	Datagrams      *ebpf.Map `ebpf:"datagrams"`
 	DropPeers      *ebpf.Map `ebpf:"drop_peers"`
 	Drops          *ebpf.Map `ebpf:"drops"`
@@ -405,7 +435,9 @@ func (m *gateMaps) Close() error {
 	return _GateClose(
 		m.Active,
 		m.Config,
+		m.Conversations,
 		m.Counted,
+		m.DatagramRules,
 		m.Datagrams,
 		m.DropPeers,
 		m.Drops,
@@ -422,6 +454,8 @@ func (m *gateMaps) Close() error {
 //
 // It can be passed to loadGateObjects or ebpf.CollectionSpec.LoadAndAssign.
 type gateVariables struct {
+	ConversationType  *ebpf.Variable `ebpf:"conversation_type"`
+	DatagramRuleType  *ebpf.Variable `ebpf:"datagram_rule_type"`
 	DirectionType     *ebpf.Variable `ebpf:"direction_type"`
 	DnsSlotType       *ebpf.Variable `ebpf:"dns_slot_type"`
 	DropReasonType    *ebpf.Variable `ebpf:"drop_reason_type"`

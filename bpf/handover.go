@@ -37,6 +37,9 @@ func (p *Pod) Reclaim() error {
 	if err := p.apply(p.cfg); err != nil {
 		errs = append(errs, fmt.Errorf("reclaim the configuration of pod %s: %w", p.cfg.Name, err))
 	}
+	if err := p.rebuildDatagrams(); err != nil {
+		errs = append(errs, fmt.Errorf("reclaim the rules of datagrams of pod %s: %w", p.cfg.Name, err))
+	}
 	for name, l := range p.links {
 		if err := l.Update(p.program(name)); err != nil {
 			errs = append(errs, fmt.Errorf("reclaim %s: %w", filepath.Join(p.dir, name), err))

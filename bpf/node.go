@@ -225,13 +225,17 @@ func (n *Node) Pods() ([]string, error) {
 func (n *Node) podDir(name string) string { return filepath.Join(n.dir, "pods", name) }
 
 // RenamePod gives everything that is pinned for a pod another name, in one step
-// during which the gate stays as it is. No Pod may hold either name; there must
-// be nothing under the new one.
+// during which the gate stays as it is, but for datagrams: those pass no more, but to
+// DNS, until Pod.SetDatagrams says so under the new name. No Pod may hold either name;
+// there must be nothing under the new one.
 func (n *Node) RenamePod(from, to string) error {
 	for _, name := range []string{from, to} {
 		if strings.ContainsAny(name, "/.") || name == "" {
 			return fmt.Errorf("pod name %q is not one of ours", name)
 		}
+	}
+	if err := dropPinnedDatagrams(n.podDir(from)); err != nil {
+		return err
 	}
 	if err := os.Rename(n.podDir(from), n.podDir(to)); err != nil {
 		return fmt.Errorf("rename the pins of pod %s: %w", from, err)

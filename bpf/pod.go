@@ -32,6 +32,8 @@ type Pod struct {
 	cfg   PodConfig            // guarded by mu
 	wrote gatePodConfig        // guarded by mu; what cfg and the node's configuration came to
 	links map[string]link.Link // guarded by mu; by program name
+
+	datagrams datagrams // guarded by mu
 }
 
 // linkNames are the pins of a pod that are links; each is named like its
@@ -53,7 +55,9 @@ func (n *Node) Pod(cfg PodConfig) (*Pod, error) {
 	if err := os.MkdirAll(p.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the folder of pod %s: %w", cfg.Name, err)
 	}
-	err = p.load()
+	if err = p.load(); err == nil {
+		err = p.adoptDatagrams() // nobody else has the Pod yet
+	}
 	if err == nil {
 		err = p.Update(cfg)
 	}
@@ -193,6 +197,8 @@ func (p *Pod) Close() error {
 		errs = append(errs, l.Close())
 		delete(p.links, name)
 	}
+	errs = append(errs, p.datagrams.close())
+	p.datagrams = datagrams{}
 	for _, coll := range []*ebpf.Collection{p.redirect, p.gate} {
 		if coll != nil {
 			coll.Close()
@@ -284,6 +290,9 @@ func (p *Pod) writeConfig(cfg PodConfig) error {
 		p.enrolment = binary.NativeEndian.Uint32(b[:])
 	}
 	next, wanted := (active+1)&1, cfg.kernel(p.node.config(), p.enrolment)
+	if len(p.datagrams.rules) > 0 {
+		wanted.Flags |= uint32(gatePodFlagsPOD_DATAGRAMS)
+	}
 	if err := p.maps[gateMapConfig].Put(next, wanted); err != nil {
 		return fmt.Errorf("write the configuration: %w", err)
 	}

@@ -119,7 +119,7 @@ const (
 	FlowProbe         = FlowKind(gateFlowKindFLOW_PROBE)         // kubelet to a declared port
 	FlowPermissive    = FlowKind(gateFlowKindFLOW_PERMISSIVE)    // plaintext in, the port is PERMISSIVE
 	FlowGrandfathered = FlowKind(gateFlowKindFLOW_GRANDFATHERED) // open before its pod was enrolled
-	FlowDatagram      = FlowKind(gateFlowKindFLOW_DATAGRAM)      // UDP: DNS, unless the pod is configured for more
+	FlowDatagram      = FlowKind(gateFlowKindFLOW_DATAGRAM)      // UDP: DNS, and what SetDatagrams or the pod's configuration lets pass
 	FlowControl       = FlowKind(gateFlowKindFLOW_CONTROL)       // ARP, neighbour discovery, ICMP
 )
 
@@ -246,7 +246,7 @@ type Peer struct {
 	Kind      FlowKind
 	Direction Direction  // of the packets counted in this row
 	Remote    netip.Addr // the other end
-	Port      uint16     // the service's: of the pod's end for probes and permissive flows, else of the other end
+	Port      uint16     // the service's: of the pod's end for probes, permissive flows and datagrams that the other end began, else of the other end
 	Count     Count
 	LastSeen  time.Duration // since the last packet
 }
@@ -288,6 +288,6 @@ func toTuple(local, remote netip.AddrPort) gateTuple {
 
 // asBytes is a key or value of a map as the kernel sees it: what is given to a
 // map otherwise is encoded field by field. T has neither pointers nor padding.
-func asBytes[T gateTuple | gateService](v *T) []byte {
+func asBytes[T gateTuple | gateService | gateDatagramRule](v *T) []byte {
 	return unsafe.Slice((*byte)(unsafe.Pointer(v)), unsafe.Sizeof(*v))
 }

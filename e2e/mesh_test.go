@@ -76,7 +76,7 @@ func shopPods() []pod {
 	}
 }
 
-func up(t *testing.T, name string) *testbed.Bed {
+func up(t *testing.T, name string, change ...func(*testbed.Bed)) *testbed.Bed {
 	t.Helper()
-	return testbed.Up(t, "..", name, meshYAML(name, shopPods()...)+service("server", "10.96.0.10", 80))
+	return testbed.Up(t, "..", name, meshYAML(name, shopPods()...)+service("server", "10.96.0.10", 80), change...)
 }

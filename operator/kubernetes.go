@@ -287,7 +287,7 @@ func (p *clusterParts) openParts(td spiffeid.TrustDomain) (err error) {
 	if err != nil {
 		return err
 	}
-	p.publisher = publish.NewCluster(publish.ClusterConfig{Source: p.source, TrustDomain: td, Key: p.key, EpochBase: p.epochBase, Store: store, Server: p.discovery, Logger: p.cfg.Logger})
+	p.publisher = publish.NewCluster(publish.ClusterConfig{Source: p.source, TrustDomain: td, ExperimentalUDP: p.cfg.ExperimentalUDP, Key: p.key, EpochBase: p.epochBase, Store: store, Server: p.discovery, Logger: p.cfg.Logger})
 	p.configuration = func() *meshpb.OperatorConfiguration {
 		now, _ := p.publisher.Outcome()
 		return clusterConfiguration(now)

@@ -64,6 +64,9 @@ type Config struct {
 	// when zero. Relist is how often it is read without a sign of a change;
 	// 30 s when zero.
 	Debounce, Relist time.Duration
+	// ExperimentalUDP lets AuthorizationPolicies name UDP; without it, one that does is
+	// refused. See docs/decisions/0090.
+	ExperimentalUDP bool
 	// Version is shown in the status.
 	Version string
 	Logger  *slog.Logger
@@ -161,7 +164,7 @@ func (o *Operator) runFolder(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, state.Close()) }()
 	p := &parts{cfg: o.cfg, started: time.Now(), state: state, registry: prometheus.NewRegistry()}
-	if err := p.open(ctx, publish.Load(o.cfg.Folder)); err != nil {
+	if err := p.open(ctx, publish.Load(o.cfg.Folder, o.cfg.ExperimentalUDP)); err != nil {
 		if ctx.Err() != nil {
 			return nil // told to stop while it waited for SPIRE
 		}
@@ -227,7 +230,7 @@ func (p *parts) open(ctx context.Context, first publish.Loaded) error {
 	if err := p.openTrust(); err != nil {
 		return err
 	}
-	p.publisher = publish.New(publish.Config{Folder: p.cfg.Folder, Debounce: p.cfg.Debounce, Relist: p.cfg.Relist, State: p.state,
+	p.publisher = publish.New(publish.Config{Folder: p.cfg.Folder, Debounce: p.cfg.Debounce, Relist: p.cfg.Relist, ExperimentalUDP: p.cfg.ExperimentalUDP, State: p.state,
 		Key: p.key, Store: store, Server: p.discovery, Logger: p.cfg.Logger})
 	p.configuration = func() *meshpb.OperatorConfiguration { return folderConfiguration(p.cfg.Folder, p.publisher.Status()) }
 	p.policies = func() []*meshpb.OperatorPolicy {

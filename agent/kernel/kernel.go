@@ -82,7 +82,8 @@ type Datapath struct {
 	kubelet    *kubelet.Watch // nil for none
 	drift      *drift.Watch
 	log        *slog.Logger
-	captureDNS bool // unless a workload's configuration says
+	captureDNS bool          // unless a workload's configuration says
+	enrolled   chan struct{} // of one: a pod was enrolled
 	keys       struct {
 		sync.RWMutex
 		byName map[string]mesh.Key
@@ -130,7 +131,7 @@ func Open(ctx context.Context, cfg Config) (*Datapath, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Datapath{node: node, name: cfg.Node, kubelet: probes, drift: drift.New(node, cfg.Log), log: cfg.Log, captureDNS: cfg.CaptureDNS}
+	d := &Datapath{node: node, name: cfg.Node, kubelet: probes, drift: drift.New(node, cfg.Log), log: cfg.Log, captureDNS: cfg.CaptureDNS, enrolled: make(chan struct{}, 1)}
 	d.keys.byName = map[string]mesh.Key{}
 	return d, nil
 }
@@ -169,6 +170,10 @@ func (d *Datapath) Enroll(ctx context.Context, w *mesh.Workload) (proxy.Pod, err
 	d.keys.Lock()
 	d.keys.byName[pod.Name()] = w.Key
 	d.keys.Unlock()
+	select {
+	case d.enrolled <- struct{}{}:
+	default: // it will be looked at anyway
+	}
 	listeners := pod.Listeners()
 	return proxy.Pod{
 		Key: w.Key, UID: w.UID, NetNS: w.NetNS, Addresses: w.Addresses,
@@ -234,12 +239,14 @@ func (d *Datapath) Prune(ctx context.Context, keep []mesh.Key) error {
 	return err
 }
 
-// Run records what the gates drop, reports pods that went away, and keeps the kernel
-// told of services that nobody serves, until ctx is done.
+// Run records what the gates drop, and which datagrams they let pass, reports pods that
+// went away, and keeps the kernel told of services that nobody serves and of who may
+// exchange datagrams, until ctx is done.
 func (d *Datapath) Run(ctx context.Context, store *mesh.Store, drops *flow.Drops, gone func(mesh.Key, error)) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { d.kubelet.Run(ctx, d.node.SetKubelet); return nil })
 	group.Go(func() error { d.refuseVacant(ctx, store); return nil })
+	group.Go(func() error { d.passDatagrams(ctx, store, drops); return nil })
 	group.Go(func() error { d.drift.Run(ctx); return nil })
 	group.Go(func() error {
 		err := d.node.Drops(ctx, func(drop podnet.Drop) { d.record(store.View(), drops, &drop) })
@@ -296,6 +303,10 @@ func (d *Datapath) record(view *mesh.View, drops *flow.Drops, drop *podnet.Drop)
 			r.Service = s.Key
 		}
 		drops.AddRefusal(key, r)
+		return
+	}
+	if drop.Reason == mesh.ReasonKernelUDP && len(view.Receivers()) > 0 {
+		drops.AddExplained(key, r, func(r *flow.Record) { explainDatagram(view, w, drop, r) })
 		return
 	}
 	drops.Add(key, r)

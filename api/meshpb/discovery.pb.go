@@ -538,7 +538,10 @@ type Workload struct {
 	// Who answers its name queries; only the workload's own node is told.
 	Dns DNSMode `protobuf:"varint,15,opt,name=dns,proto3,enum=heddle.mesh.v1alpha1.DNSMode" json:"dns,omitempty"`
 	// It is being deleted, and still serves.
-	Leaving       bool `protobuf:"varint,16,opt,name=leaving,proto3" json:"leaving,omitempty"`
+	Leaving bool `protobuf:"varint,16,opt,name=leaving,proto3" json:"leaving,omitempty"`
+	// The rules about UDP of the policies that select it, without their selectors. Sorted
+	// by key. An agent that does not know of them lets no datagrams pass.
+	Datagrams     []*Policy `protobuf:"bytes,17,rep,name=datagrams,proto3" json:"datagrams,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -685,6 +688,13 @@ func (x *Workload) GetLeaving() bool {
 	return false
 }
 
+func (x *Workload) GetDatagrams() []*Policy {
+	if x != nil {
+		return x.Datagrams
+	}
+	return nil
+}
+
 // Service is a name and an address set for a changing set of workloads.
 type Service struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -704,7 +714,9 @@ type Service struct {
 	StickySeconds uint32 `protobuf:"varint,8,opt,name=sticky_seconds,json=stickySeconds,proto3" json:"sticky_seconds,omitempty"`
 	// Addresses that lead to the service at its ports only; as Workload.addresses. An
 	// agent that does not know of them lets connections leave to them.
-	External      [][]byte `protobuf:"bytes,9,rep,name=external,proto3" json:"external,omitempty"`
+	External [][]byte `protobuf:"bytes,9,rep,name=external,proto3" json:"external,omitempty"`
+	// Ports over UDP, with no more than the two numbers.
+	UdpPorts      []*ServicePort `protobuf:"bytes,10,rep,name=udp_ports,json=udpPorts,proto3" json:"udp_ports,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -798,6 +810,13 @@ func (x *Service) GetStickySeconds() uint32 {
 func (x *Service) GetExternal() [][]byte {
 	if x != nil {
 		return x.External
+	}
+	return nil
+}
+
+func (x *Service) GetUdpPorts() []*ServicePort {
+	if x != nil {
+		return x.UdpPorts
 	}
 	return nil
 }
@@ -1984,7 +2003,7 @@ const file_discovery_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value\"N\n" +
 	"\bPortMode\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\rR\x04port\x12.\n" +
-	"\x04mode\x18\x02 \x01(\x0e2\x1a.heddle.mesh.v1alpha1.ModeR\x04mode\"\xc9\x04\n" +
+	"\x04mode\x18\x02 \x01(\x0e2\x1a.heddle.mesh.v1alpha1.ModeR\x04mode\"\x85\x05\n" +
 	"\bWorkload\x121\n" +
 	"\x03key\x18\x01 \x01(\v2\x1f.heddle.mesh.v1alpha1.ObjectKeyR\x03key\x12'\n" +
 	"\x0fservice_account\x18\x02 \x01(\tR\x0eserviceAccount\x12\x12\n" +
@@ -2004,7 +2023,8 @@ const file_discovery_proto_rawDesc = "" +
 	"\x03uid\x18\r \x01(\tR\x03uid\x12\x12\n" +
 	"\x04zone\x18\x0e \x01(\tR\x04zone\x12/\n" +
 	"\x03dns\x18\x0f \x01(\x0e2\x1d.heddle.mesh.v1alpha1.DNSModeR\x03dns\x12\x18\n" +
-	"\aleaving\x18\x10 \x01(\bR\aleaving\"\xff\x02\n" +
+	"\aleaving\x18\x10 \x01(\bR\aleaving\x12:\n" +
+	"\tdatagrams\x18\x11 \x03(\v2\x1c.heddle.mesh.v1alpha1.PolicyR\tdatagrams\"\xbf\x03\n" +
 	"\aService\x121\n" +
 	"\x03key\x18\x01 \x01(\v2\x1f.heddle.mesh.v1alpha1.ObjectKeyR\x03key\x12\x1c\n" +
 	"\taddresses\x18\x02 \x03(\fR\taddresses\x127\n" +
@@ -2014,7 +2034,9 @@ const file_discovery_proto_rawDesc = "" +
 	"\x06sticky\x18\x06 \x01(\bR\x06sticky\x12\x18\n" +
 	"\aunready\x18\a \x01(\bR\aunready\x12%\n" +
 	"\x0esticky_seconds\x18\b \x01(\rR\rstickySeconds\x12\x1a\n" +
-	"\bexternal\x18\t \x03(\fR\bexternal\"\xce\x01\n" +
+	"\bexternal\x18\t \x03(\fR\bexternal\x12>\n" +
+	"\tudp_ports\x18\n" +
+	" \x03(\v2!.heddle.mesh.v1alpha1.ServicePortR\budpPorts\"\xce\x01\n" +
 	"\vServicePort\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x1f\n" +
@@ -2178,41 +2200,43 @@ var file_discovery_proto_depIdxs = []int32{
 	0,  // 3: heddle.mesh.v1alpha1.Workload.mode:type_name -> heddle.mesh.v1alpha1.Mode
 	8,  // 4: heddle.mesh.v1alpha1.Workload.port_modes:type_name -> heddle.mesh.v1alpha1.PortMode
 	1,  // 5: heddle.mesh.v1alpha1.Workload.dns:type_name -> heddle.mesh.v1alpha1.DNSMode
-	6,  // 6: heddle.mesh.v1alpha1.Service.key:type_name -> heddle.mesh.v1alpha1.ObjectKey
-	11, // 7: heddle.mesh.v1alpha1.Service.ports:type_name -> heddle.mesh.v1alpha1.ServicePort
-	6,  // 8: heddle.mesh.v1alpha1.Service.endpoints:type_name -> heddle.mesh.v1alpha1.ObjectKey
-	2,  // 9: heddle.mesh.v1alpha1.Service.prefer:type_name -> heddle.mesh.v1alpha1.Nearness
-	6,  // 10: heddle.mesh.v1alpha1.ServicePort.only:type_name -> heddle.mesh.v1alpha1.ObjectKey
-	12, // 11: heddle.mesh.v1alpha1.ServicePort.elsewhere:type_name -> heddle.mesh.v1alpha1.PortElsewhere
-	6,  // 12: heddle.mesh.v1alpha1.PortElsewhere.endpoints:type_name -> heddle.mesh.v1alpha1.ObjectKey
-	6,  // 13: heddle.mesh.v1alpha1.Policy.key:type_name -> heddle.mesh.v1alpha1.ObjectKey
-	3,  // 14: heddle.mesh.v1alpha1.Policy.action:type_name -> heddle.mesh.v1alpha1.Action
-	7,  // 15: heddle.mesh.v1alpha1.Policy.selector:type_name -> heddle.mesh.v1alpha1.Label
-	14, // 16: heddle.mesh.v1alpha1.Policy.rules:type_name -> heddle.mesh.v1alpha1.Rule
-	15, // 17: heddle.mesh.v1alpha1.Rule.from:type_name -> heddle.mesh.v1alpha1.Source
-	17, // 18: heddle.mesh.v1alpha1.Rule.to:type_name -> heddle.mesh.v1alpha1.Destination
-	16, // 19: heddle.mesh.v1alpha1.Source.ip_blocks:type_name -> heddle.mesh.v1alpha1.AddressBlock
-	16, // 20: heddle.mesh.v1alpha1.Source.not_ip_blocks:type_name -> heddle.mesh.v1alpha1.AddressBlock
-	6,  // 21: heddle.mesh.v1alpha1.NetworkPolicy.key:type_name -> heddle.mesh.v1alpha1.ObjectKey
-	19, // 22: heddle.mesh.v1alpha1.NetworkPolicy.selector:type_name -> heddle.mesh.v1alpha1.LabelRequirement
-	20, // 23: heddle.mesh.v1alpha1.NetworkPolicy.ingress:type_name -> heddle.mesh.v1alpha1.NetworkDirection
-	20, // 24: heddle.mesh.v1alpha1.NetworkPolicy.egress:type_name -> heddle.mesh.v1alpha1.NetworkDirection
-	4,  // 25: heddle.mesh.v1alpha1.LabelRequirement.operator:type_name -> heddle.mesh.v1alpha1.LabelOperator
-	21, // 26: heddle.mesh.v1alpha1.NetworkDirection.rules:type_name -> heddle.mesh.v1alpha1.NetworkRule
-	22, // 27: heddle.mesh.v1alpha1.NetworkRule.peers:type_name -> heddle.mesh.v1alpha1.NetworkPeer
-	23, // 28: heddle.mesh.v1alpha1.NetworkRule.ports:type_name -> heddle.mesh.v1alpha1.NetworkPort
-	16, // 29: heddle.mesh.v1alpha1.NetworkPeer.block:type_name -> heddle.mesh.v1alpha1.AddressBlock
-	16, // 30: heddle.mesh.v1alpha1.NetworkPeer.except:type_name -> heddle.mesh.v1alpha1.AddressBlock
-	25, // 31: heddle.mesh.v1alpha1.AddressSet.groups:type_name -> heddle.mesh.v1alpha1.AddressGroup
-	5,  // 32: heddle.mesh.v1alpha1.NamespaceEgress.egress:type_name -> heddle.mesh.v1alpha1.Egress
-	16, // 33: heddle.mesh.v1alpha1.Settings.cluster_ranges:type_name -> heddle.mesh.v1alpha1.AddressBlock
-	5,  // 34: heddle.mesh.v1alpha1.Settings.egress:type_name -> heddle.mesh.v1alpha1.Egress
-	26, // 35: heddle.mesh.v1alpha1.Settings.egress_namespaces:type_name -> heddle.mesh.v1alpha1.NamespaceEgress
-	36, // [36:36] is the sub-list for method output_type
-	36, // [36:36] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	13, // 6: heddle.mesh.v1alpha1.Workload.datagrams:type_name -> heddle.mesh.v1alpha1.Policy
+	6,  // 7: heddle.mesh.v1alpha1.Service.key:type_name -> heddle.mesh.v1alpha1.ObjectKey
+	11, // 8: heddle.mesh.v1alpha1.Service.ports:type_name -> heddle.mesh.v1alpha1.ServicePort
+	6,  // 9: heddle.mesh.v1alpha1.Service.endpoints:type_name -> heddle.mesh.v1alpha1.ObjectKey
+	2,  // 10: heddle.mesh.v1alpha1.Service.prefer:type_name -> heddle.mesh.v1alpha1.Nearness
+	11, // 11: heddle.mesh.v1alpha1.Service.udp_ports:type_name -> heddle.mesh.v1alpha1.ServicePort
+	6,  // 12: heddle.mesh.v1alpha1.ServicePort.only:type_name -> heddle.mesh.v1alpha1.ObjectKey
+	12, // 13: heddle.mesh.v1alpha1.ServicePort.elsewhere:type_name -> heddle.mesh.v1alpha1.PortElsewhere
+	6,  // 14: heddle.mesh.v1alpha1.PortElsewhere.endpoints:type_name -> heddle.mesh.v1alpha1.ObjectKey
+	6,  // 15: heddle.mesh.v1alpha1.Policy.key:type_name -> heddle.mesh.v1alpha1.ObjectKey
+	3,  // 16: heddle.mesh.v1alpha1.Policy.action:type_name -> heddle.mesh.v1alpha1.Action
+	7,  // 17: heddle.mesh.v1alpha1.Policy.selector:type_name -> heddle.mesh.v1alpha1.Label
+	14, // 18: heddle.mesh.v1alpha1.Policy.rules:type_name -> heddle.mesh.v1alpha1.Rule
+	15, // 19: heddle.mesh.v1alpha1.Rule.from:type_name -> heddle.mesh.v1alpha1.Source
+	17, // 20: heddle.mesh.v1alpha1.Rule.to:type_name -> heddle.mesh.v1alpha1.Destination
+	16, // 21: heddle.mesh.v1alpha1.Source.ip_blocks:type_name -> heddle.mesh.v1alpha1.AddressBlock
+	16, // 22: heddle.mesh.v1alpha1.Source.not_ip_blocks:type_name -> heddle.mesh.v1alpha1.AddressBlock
+	6,  // 23: heddle.mesh.v1alpha1.NetworkPolicy.key:type_name -> heddle.mesh.v1alpha1.ObjectKey
+	19, // 24: heddle.mesh.v1alpha1.NetworkPolicy.selector:type_name -> heddle.mesh.v1alpha1.LabelRequirement
+	20, // 25: heddle.mesh.v1alpha1.NetworkPolicy.ingress:type_name -> heddle.mesh.v1alpha1.NetworkDirection
+	20, // 26: heddle.mesh.v1alpha1.NetworkPolicy.egress:type_name -> heddle.mesh.v1alpha1.NetworkDirection
+	4,  // 27: heddle.mesh.v1alpha1.LabelRequirement.operator:type_name -> heddle.mesh.v1alpha1.LabelOperator
+	21, // 28: heddle.mesh.v1alpha1.NetworkDirection.rules:type_name -> heddle.mesh.v1alpha1.NetworkRule
+	22, // 29: heddle.mesh.v1alpha1.NetworkRule.peers:type_name -> heddle.mesh.v1alpha1.NetworkPeer
+	23, // 30: heddle.mesh.v1alpha1.NetworkRule.ports:type_name -> heddle.mesh.v1alpha1.NetworkPort
+	16, // 31: heddle.mesh.v1alpha1.NetworkPeer.block:type_name -> heddle.mesh.v1alpha1.AddressBlock
+	16, // 32: heddle.mesh.v1alpha1.NetworkPeer.except:type_name -> heddle.mesh.v1alpha1.AddressBlock
+	25, // 33: heddle.mesh.v1alpha1.AddressSet.groups:type_name -> heddle.mesh.v1alpha1.AddressGroup
+	5,  // 34: heddle.mesh.v1alpha1.NamespaceEgress.egress:type_name -> heddle.mesh.v1alpha1.Egress
+	16, // 35: heddle.mesh.v1alpha1.Settings.cluster_ranges:type_name -> heddle.mesh.v1alpha1.AddressBlock
+	5,  // 36: heddle.mesh.v1alpha1.Settings.egress:type_name -> heddle.mesh.v1alpha1.Egress
+	26, // 37: heddle.mesh.v1alpha1.Settings.egress_namespaces:type_name -> heddle.mesh.v1alpha1.NamespaceEgress
+	38, // [38:38] is the sub-list for method output_type
+	38, // [38:38] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_discovery_proto_init() }

@@ -9,6 +9,11 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 // selects the workload; else allowed. An ALLOW policy without rules therefore
 // refuses everyone whom no other policy allows: the default deny.
 //
+// That is about TCP. Datagrams (UDP, and QUIC with it) are let in only by a rule of an
+// ALLOW policy whose entry of to says protocol: UDP, and only from an address of an
+// enrolled workload, whose identity the sender then has; the same rule lets them leave
+// there. Policies whose rules are all about UDP say nothing about TCP.
+//
 // +kubebuilder:object:root=true
 // +kubebuilder:subresource:status
 // +kubebuilder:resource:scope=Namespaced,path=authorizationpolicies,shortName=ap,categories=heddle
@@ -47,6 +52,7 @@ const (
 // +kubebuilder:validation:XValidation:rule="!has(self.action) || self.action == 'ALLOW' || (has(self.rules) && size(self.rules) > 0)",message="a DENY or AUDIT policy without rules never matches; to match every connection write rules: [{}]"
 // +kubebuilder:pruning:PreserveUnknownFields
 // +kubebuilder:validation:XValidation:rule="size(dyn(self)) == (has(self.selector) ? 1 : 0) + (has(self.action) ? 1 : 0) + (has(self.rules) ? 1 : 0)",message="spec has no other fields than selector, action and rules: an unknown field, or one without a value, must not leave less than you mean"
+// +kubebuilder:validation:XValidation:rule="has(self.action) && self.action != 'ALLOW' || !has(self.rules) || self.rules.all(r, !has(r.to) || r.to.all(t, !has(t.protocol) || t.protocol != 'UDP' || has(t.ports)))",message="an ALLOW rule about UDP names its ports: the kernel's table of who may send datagrams has no room for all of them"
 type AuthorizationPolicySpec struct {
 	requestFields `json:",inline"`
 	foreignFields `json:",inline"`
@@ -63,7 +69,7 @@ type AuthorizationPolicySpec struct {
 	// +optional
 	Action Action `json:"action,omitempty"`
 	// rules match when any one of them does. The rule {} matches every
-	// connection.
+	// connection, and datagrams unless it is of an ALLOW policy.
 	// +kubebuilder:validation:MaxItems=64
 	// +listType=atomic
 	// +optional
@@ -71,7 +77,8 @@ type AuthorizationPolicySpec struct {
 }
 
 // Rule matches a connection when one entry of from matches it and one entry of
-// to does. A list that is left out matches every connection.
+// to does. A from that is left out matches everyone. A to that is left out matches
+// every TCP connection, and in DENY and AUDIT policies every datagram too.
 // +kubebuilder:pruning:PreserveUnknownFields
 // +kubebuilder:validation:XValidation:rule="size(dyn(self)) == (has(self.from) ? 1 : 0) + (has(self.to) ? 1 : 0)",message="a rule has no other fields than from and to: an unknown field, or one without a value, must not leave less than you mean"
 type Rule struct {
@@ -184,10 +191,23 @@ type Source struct {
 	NotIPBlocks []AddressBlock `json:"notIpBlocks,omitempty"`
 }
 
+// Protocol is what carries a connection: TCP or UDP. It is no enumeration, since that
+// would refuse null without the reason.
+// +kubebuilder:validation:MaxLength=3
+// +kubebuilder:validation:Pattern=`^(TCP|UDP)$`
+type Protocol string
+
+// The protocols.
+const (
+	ProtocolTCP Protocol = "TCP"
+	// ProtocolUDP is that of datagrams, and so of QUIC. The mesh does not encrypt them.
+	ProtocolUDP Protocol = "UDP"
+)
+
 // Destination matches a connection when every field that is given matches it.
 // +kubebuilder:validation:MinProperties=1
 // +kubebuilder:pruning:PreserveUnknownFields
-// +kubebuilder:validation:XValidation:rule="size(dyn(self)) == (has(self.ports) ? 1 : 0) + (has(self.notPorts) ? 1 : 0)",message="an entry of to has no other fields than ports and notPorts: an unknown field, or one without a value, must not leave less than you mean"
+// +kubebuilder:validation:XValidation:rule="size(dyn(self)) == (has(self.protocol) ? 1 : 0) + (has(self.ports) ? 1 : 0) + (has(self.notPorts) ? 1 : 0)",message="an entry of to has no other fields than protocol, ports and notPorts: an unknown field, or one without a value, must not leave less than you mean"
 type Destination struct {
 	requestFields `json:",inline"`
 	foreignFields `json:",inline"`
@@ -195,7 +215,14 @@ type Destination struct {
 	ruleFields    `json:",inline"`
 	policyFields  `json:",inline"`
 
-	// ports of the workload (not of a service).
+	// protocol is TCP unless set. UDP is experimental: a policy that names it is refused unless
+	// the operator is started with --experimental-udp. UDP is not carried through the mesh: it passes in
+	// plaintext, unless the application encrypts, as QUIC does. Identity is then that of
+	// the enrolled workload that has the sender's address; no handshake proves it.
+	// +nullable
+	// +optional
+	Protocol *Protocol `json:"protocol,omitempty"`
+	// ports of the workload (not of a service). An ALLOW rule about UDP names them.
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=256
 	// +listType=set

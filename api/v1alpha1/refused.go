@@ -157,8 +157,11 @@ type sourceFields struct {
 }
 
 // portFields are Destination's, where they do not belong.
-// +kubebuilder:validation:XValidation:rule="!(has(self.ports) || has(self.notPorts))",message="ports and notPorts belong into an entry of to: what would be left without them could let in more than you mean"
+// +kubebuilder:validation:XValidation:rule="!(has(self.protocol) || has(self.ports) || has(self.notPorts))",message="protocol, ports and notPorts belong into an entry of to: what would be left without them could let in more than you mean"
 type portFields struct {
+	// protocol belongs into an entry of to.
+	// +optional
+	Protocol *intstr.IntOrString `json:"protocol,omitempty"`
 	// ports belongs into an entry of to.
 	// +listType=atomic
 	// +optional

@@ -26,7 +26,7 @@ func requestWords() map[string]string {
 // placed are fields with where they are known: at the other levels they are refused.
 func placed() map[string]struct{ level, value string } {
 	type at = struct{ level, value string }
-	all := map[string]at{"ports": {"to", `[80]`}, "notPorts": {"to", `["80"]`}, "from": {"rule", objects}, "to": {"rule", objects},
+	all := map[string]at{"ports": {"to", `[80]`}, "notPorts": {"to", `["80"]`}, "protocol": {"to", "UDP"}, "from": {"rule", objects}, "to": {"rule", objects},
 		"action": {"spec", "DENY"}, "selector": {"spec", single}, "rules": {"spec", objects}}
 	for _, name := range []string{"identities", "notIdentities", "serviceAccounts", "namespaces", "notNamespaces", "ipBlocks", "notIpBlocks"} {
 		all[name] = at{"from", words}

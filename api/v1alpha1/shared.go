@@ -79,7 +79,7 @@ func (s *Selector) Labels() map[string]string {
 	return labels
 }
 
-// Port is a TCP port, 1 to 65535.
+// Port is a TCP or UDP port, 1 to 65535.
 // +kubebuilder:validation:Minimum=1
 // +kubebuilder:validation:Maximum=65535
 type Port int32

@@ -128,6 +128,7 @@ func compile(t *testing.T, kind, spec string) []*kube.Problem {
 	}
 	objects, err := kube.LoadFolder(folder)
 	if err == nil {
+		objects.ExperimentalUDP = true
 		_, err = kube.Compile(objects)
 	}
 	if problems := kube.Problems(err); err == nil || len(problems) > 0 {
@@ -160,6 +161,8 @@ func accepted() map[string][]string {
 			`{action: DENY, rules: [{}]}`,
 			`{action: AUDIT, rules: [{from: [{ipBlocks: [10.1.2.3/32, "fd00:1::/64"], notIpBlocks: [10.0.0.0/8]}], to: [{ports: [1, 65535], notPorts: [80]}]}]}`,
 			`{rules: [{from: [{identities: ["spiffe://example.org/ns/*/sa/web", "spiffe://example.org/ns/shop/*", "spiffe://x/.a/..b/..."], notIdentities: ["spiffe://example.org/*"]}]}]}`,
+			`{rules: [{from: [{namespaces: [shop]}], to: [{protocol: UDP, ports: [443]}, {ports: [443]}, {protocol: TCP}]}]}`,
+			`{action: DENY, rules: [{to: [{protocol: UDP}]}, {to: [{protocol: UDP, notPorts: [53]}]}]}`,
 			`{rules: [{from: [{serviceAccounts: [web, shop/web.v2], namespaces: [shop], notNamespaces: [bank]}]}]}`,
 		},
 	}
@@ -236,6 +239,10 @@ func refusals() []refusal {
 		{"AuthorizationPolicy", `{rules: [{to: [{ports: [80, 80]}]}]}`, "ports[1]"},
 		{"AuthorizationPolicy", `{rules: [{to: [{ports: [0]}]}]}`, "ports[0]"},
 		{"AuthorizationPolicy", `{rules: [{to: [{notPorts: [70000]}]}]}`, "notPorts[0]"},
+		{"AuthorizationPolicy", `{rules: [{to: [{protocol: UDP}]}]}`, "ports"},
+		{"AuthorizationPolicy", `{action: ALLOW, rules: [{to: [{protocol: UDP, notPorts: [53]}]}]}`, "ports"},
+		{"AuthorizationPolicy", `{rules: [{to: [{protocol: SCTP, ports: [80]}]}]}`, "protocol"},
+		{"AuthorizationPolicy", `{rules: [{to: [{protocol: udp, ports: [80]}]}]}`, "protocol"},
 		{"AuthorizationPolicy", from(`{}`), "from[0]"},
 		{"AuthorizationPolicy", from(`{identities: ["spiffe://example.org/ns/a"], serviceAccounts: [b]}`), "from[0]"},
 	}

@@ -128,6 +128,11 @@ func (in *Destination) DeepCopyInto(out *Destination) {
 	in.sourceFields.DeepCopyInto(&out.sourceFields)
 	in.ruleFields.DeepCopyInto(&out.ruleFields)
 	in.policyFields.DeepCopyInto(&out.policyFields)
+	if in.Protocol != nil {
+		in, out := &in.Protocol, &out.Protocol
+		*out = new(Protocol)
+		**out = **in
+	}
 	if in.Ports != nil {
 		in, out := &in.Ports, &out.Ports
 		*out = make([]Port, len(*in))

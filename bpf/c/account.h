@@ -43,6 +43,8 @@ static __noinline int note_peer(struct packet *p, __u32 kind, __u32 direction, _
 	key.port = kind == FLOW_PROBE || kind == FLOW_PERMISSIVE ? p->tuple.local_port : p->tuple.remote_port;
 	if (kind == FLOW_GRANDFATHERED && p->tuple.local_port < p->tuple.remote_port)
 		key.port = p->tuple.local_port;
+	if (kind == FLOW_DATAGRAM && (p->flags & DATAGRAM_SERVED))
+		key.port = p->tuple.local_port;
 	tally = bpf_map_lookup_elem(&plaintext_peers, &key);
 	if (tally) {
 		add_tally(tally, p->length, now);

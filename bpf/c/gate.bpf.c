@@ -33,6 +33,8 @@ struct {
 
 /* For Go: types that no map names. */
 const struct service *service_type __attribute__((unused));
+const struct datagram_rule *datagram_rule_type __attribute__((unused));
+const struct conversation *conversation_type __attribute__((unused));
 const struct drop_record *drop_record_type __attribute__((unused));
 const enum drop_reason *drop_reason_type __attribute__((unused));
 const enum direction *direction_type __attribute__((unused));
@@ -370,7 +372,7 @@ static __always_inline int gate(struct __sk_buff *skb, enum hook hook, enum dire
 		reason = direction == OUTBOUND ? check_tcp_outbound(skb, &q, pod)
 					       : check_tcp_inbound(skb, &q, pod);
 	} else if (!reason) {
-		reason = check_other(skb, &q.p, pod, direction, q.now, &kind);
+		reason = check_other(skb, &q.p, pod, direction, counts(pod, hook), q.now, &kind);
 		q.kind = kind;
 	}
 	if (reason)

@@ -72,6 +72,9 @@ struct tcp_header {
 	__be16 urgent;
 };
 
+/* packet.flags: the other end opened the conversation, so the port that is served is the pod's. */
+#define DATAGRAM_SERVED 1
+
 struct packet {
 	struct tuple tuple;
 	__u32 length;   /* of the IP packet, without padding of the frame */
@@ -79,7 +82,7 @@ struct packet {
 	__u16 ethertype;
 	__u16 l4;       /* offset of the transport header in the frame */
 	__u8 proto;     /* of the transport header */
-	__u8 flags;     /* TCP */
+	__u8 flags;     /* TCP; of a datagram in a conversation, DATAGRAM_SERVED */
 	__u8 hop_limit;
 	__u8 router_alert; /* IPv6 with the hop-by-hop header that MLD has */
 };

@@ -11,18 +11,19 @@
  *   ND: RA, RS, NS, NA         -                               hop limit 255
  *   MLD report, done           router alert, hop limit 1       as outbound
  *   MLD query                  -                               router alert, hop limit 1
- *   ICMP errors                no: they carry the pod's bytes  quote a flow or a DNS query of the pod
+ *   ICMP errors                no: they carry the pod's bytes  quote a flow, a conversation or a DNS query of
+ *                                                              the pod
  *   ICMP echo                  if configured                   if configured
  *   UDP to port 53             unless denied; when captured,   replies within 30 s
  *                              from the agent's sockets only
- *   other UDP                  if configured                   if configured
+ *   other UDP                  if a rule or the configuration  as outbound
+ *                              says so, see datagrams.h
  */
 
 #include "account.h"
+#include "datagrams.h"
 #include "stamps.h"
 
-#define NANOSECONDS_PER_SECOND 1000000000ULL
-#define DATAGRAM_REPLY_WINDOW (30 * NANOSECONDS_PER_SECOND)
 #define LARGEST_NEIGHBOUR_MESSAGE 64
 
 #define ICMP_ECHO_REPLY 0
@@ -163,7 +164,7 @@ static __always_inline enum drop_reason check_neighbour_inbound(struct packet *p
  * An ICMP error passes inbound when what it quotes is a packet of the pod:
  * path MTU discovery needs these, nobody else does.
  */
-static __noinline int check_quoted(struct __sk_buff *skb, struct packet *p)
+static __noinline int check_quoted(struct __sk_buff *skb, struct packet *p, __u32 flags)
 {
 	struct tuple quoted = {};
 	struct ipv4_header ip;
@@ -198,6 +199,8 @@ static __noinline int check_quoted(struct __sk_buff *skb, struct packet *p)
 		return DROP_NONE;
 	if (proto == PROTO_UDP && bpf_map_lookup_elem(&datagrams, &quoted))
 		return DROP_NONE;
+	if (proto == PROTO_UDP && (flags & POD_DATAGRAMS) && has_conversation(&quoted, bpf_ktime_get_coarse_ns()))
+		return DROP_NONE;
 	return DROP_ICMP;
 }
 
@@ -230,7 +233,7 @@ check_icmp(struct __sk_buff *skb, struct packet *p, struct pod_config *pod, enum
 		return DROP_NONE;
 	}
 	if (direction == INBOUND && is_error(p, type) && !p->router_alert)
-		return check_quoted(skb, p);
+		return check_quoted(skb, p, pod->flags);
 	if (p->ethertype == ETHERTYPE_IPV4)
 		return DROP_ICMP;
 	return direction == OUTBOUND ? check_neighbour_outbound(skb, p, pod, type)
@@ -253,7 +256,7 @@ static __always_inline bool is_agents_datagram(struct __sk_buff *skb)
 }
 
 static __always_inline enum drop_reason
-check_udp(struct __sk_buff *skb, struct packet *p, struct pod_config *pod, enum direction direction, __u64 now)
+check_udp(struct __sk_buff *skb, struct packet *p, struct pod_config *pod, enum direction direction, bool counting, __u64 now)
 {
 	__u64 *opened;
 
@@ -261,7 +264,7 @@ check_udp(struct __sk_buff *skb, struct packet *p, struct pod_config *pod, enum 
 		if (!is_pod_address(pod, &p->tuple.local))
 			return DROP_FORGED_SOURCE;
 		if (!(pod->flags & POD_ALLOW_UDP) && (p->tuple.remote_port != DNS_PORT || (pod->flags & POD_DENY_DNS)))
-			return DROP_UDP;
+			return pod->flags & POD_DATAGRAMS ? check_conversation(p, OUTBOUND, counting, now) : DROP_UDP;
 		if (p->tuple.remote_port == DNS_PORT && (pod->flags & POD_CAPTURE_DNS) && !is_agents_datagram(skb))
 			return DROP_UNSTAMPED;
 		bpf_map_update_elem(&datagrams, &p->tuple, &now, BPF_ANY);
@@ -272,13 +275,17 @@ check_udp(struct __sk_buff *skb, struct packet *p, struct pod_config *pod, enum 
 	if (pod->flags & POD_ALLOW_UDP)
 		return DROP_NONE;
 	opened = bpf_map_lookup_elem(&datagrams, &p->tuple);
-	return opened && now - *opened < DATAGRAM_REPLY_WINDOW ? DROP_NONE : DROP_UDP;
+	if (opened && now - *opened < DATAGRAM_REPLY_WINDOW)
+		return DROP_NONE;
+	if (!(pod->flags & POD_DATAGRAMS) || !is_pod_address(pod, &p->tuple.local))
+		return DROP_UDP;
+	return check_conversation(p, INBOUND, counting, now);
 }
 
 /* Everything that is not TCP. Sets the kind that it counts as. */
 static __always_inline enum drop_reason
 check_other(struct __sk_buff *skb, struct packet *p, struct pod_config *pod, enum direction direction,
-	    __u64 now, enum flow_kind *kind)
+	    bool counting, __u64 now, enum flow_kind *kind)
 {
 	*kind = FLOW_CONTROL;
 	if (p->ethertype == ETHERTYPE_ARP)
@@ -289,7 +296,7 @@ check_other(struct __sk_buff *skb, struct packet *p, struct pod_config *pod, enu
 		return check_icmp(skb, p, pod, direction);
 	if (p->proto == PROTO_UDP) {
 		*kind = FLOW_DATAGRAM;
-		return check_udp(skb, p, pod, direction, now);
+		return check_udp(skb, p, pod, direction, counting, now);
 	}
 	return DROP_PROTOCOL;
 }

@@ -55,7 +55,7 @@ enum flow_kind {
 	FLOW_PROBE,         /* kubelet to a declared port */
 	FLOW_PERMISSIVE,    /* plaintext in, the port is PERMISSIVE */
 	FLOW_GRANDFATHERED,
-	FLOW_DATAGRAM,      /* UDP: DNS, or all of it when the pod is configured so */
+	FLOW_DATAGRAM,      /* UDP: DNS, what datagram_rules let pass, or all of it when the pod is configured so */
 	FLOW_CONTROL,       /* ARP, neighbour discovery, ICMP */
 	FLOW_KINDS,         /* keep last */
 };
@@ -95,6 +95,28 @@ struct flow {
 	__u32 pad;
 };
 
+/*
+ * Who may open a conversation of datagrams with the pod (inbound), or the pod with
+ * whom (outbound). 20 bytes: it is a map key, and pad is 0.
+ */
+struct datagram_rule {
+	struct address remote;
+	__u16 port;     /* of who did not open it: the pod's own of an inbound one */
+	__u8 direction; /* enum direction of the datagram that opens it */
+	__u8 pad;
+};
+
+/* Datagrams between two ports, by enum direction. */
+struct conversation {
+	__u64 opened; /* ns, CLOCK_MONOTONIC_COARSE, as the others */
+	__u64 asked;  /* the last datagram of who opened it */
+	__u64 last_seen;
+	__u64 packets[DIRECTIONS];
+	__u64 bytes[DIRECTIONS]; /* of payload */
+	__u8 direction; /* of who opened it */
+	__u8 pad[7];
+};
+
 /* pod_config.flags */
 enum pod_flags {
 	POD_PERMISSIVE = 1,   /* plaintext passes on ports without an entry of their own */
@@ -103,6 +125,7 @@ enum pod_flags {
 	POD_ALLOW_ECHO = 8,   /* ICMP echo */
 	POD_DENY_DNS = 16,    /* not even DNS */
 	POD_CAPTURE_DNS = 32, /* DNS goes to the agent, and leaves from the agent only */
+	POD_DATAGRAMS = 64,   /* datagram_rules hold; whoever does not set it has not kept them */
 };
 
 struct pod_config {

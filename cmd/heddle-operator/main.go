@@ -91,7 +91,7 @@ Every flag can be given in the environment as well, as HEDDLE_ and its name:
 				return errors.New("--check is about a --folder: on Kubernetes, objects have a status")
 			}
 			if o.check {
-				return check(o.cfg.Folder, stdout)
+				return check(o.cfg.Folder, o.cfg.ExperimentalUDP, stdout)
 			}
 			return serve(cmd.Context(), o, stderr)
 		},
@@ -122,17 +122,18 @@ func (o *options) register(flags *pflag.FlagSet) {
 	flags.StringVar(&o.spire.Server, "spire-server", "", "host:port of the SPIRE server below which the operator is a CA; empty for a CA of its own")
 	flags.StringVar(&o.spire.WorkloadAPI, "spire-workload-api", "", "address of the SPIRE agent beside the operator: unix:///PATH of its socket")
 	flags.DurationVar(&o.cfg.Relist, "relist", 30*time.Second, "how often to read the folder without a sign of a change")
+	flags.BoolVar(&o.cfg.ExperimentalUDP, "experimental-udp", false, "let AuthorizationPolicies say who may exchange datagrams (protocol: UDP); experimental, see docs/configuration.md")
 	flags.BoolVar(&o.fips140, "fips140", false, "refuse to run outside FIPS 140-3 mode, which GODEBUG=fips140=on in the environment makes")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	flags.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	flags.BoolVar(&o.check, "check", false, "read the folder, print what is wrong with it, and exit: 0 when it would be served")
 }
 
-func check(folder string, stdout io.Writer) error {
+func check(folder string, experimentalUDP bool, stdout io.Writer) error {
 	if folder == "" {
 		return errors.New("--folder is needed")
 	}
-	warnings, err := publish.Check(folder)
+	warnings, err := publish.Check(folder, experimentalUDP)
 	for _, w := range warnings {
 		fmt.Fprintln(stdout, "warning:", w)
 	}

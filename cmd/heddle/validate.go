@@ -28,6 +28,7 @@ file, line and field. Exit status 1 when there are any.`,
 			objects, err := kube.LoadDir(args[0])
 			var compiled *kube.Compiled
 			if err == nil {
+				objects.ExperimentalUDP = a.mesh.ExperimentalUDP
 				compiled, err = kube.Compile(objects)
 			}
 			if err == nil {

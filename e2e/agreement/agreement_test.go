@@ -21,6 +21,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/sys/unix"
 
+	"github.com/heddle-mesh/heddle/agent/kernel"
 	"github.com/heddle-mesh/heddle/agent/netns"
 	"github.com/heddle-mesh/heddle/agent/relay"
 	"github.com/heddle-mesh/heddle/bpf"
@@ -28,18 +29,21 @@ import (
 	"github.com/heddle-mesh/heddle/internal/hbone"
 	"github.com/heddle-mesh/heddle/internal/kube"
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/mesh/datagram"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
 
 const (
 	perState = 100 // connections with one configuration
+	perUDP   = 50  // datagrams beside them
 	heldEach = 8   // of these, how many stay open until the next one
 )
 
 // TestAgreement has documentation, evaluator, gate and agent decide about
 // HEDDLE_AGREEMENT_CONNECTIONS generated connections (10,000 without it), with another
 // generated configuration for every hundred. Some of what is let in stays open when the
-// configuration changes: of these exactly those end that are not allowed any more.
+// configuration changes: of these exactly those end that are not allowed any more. Beside
+// them are datagrams, about which documentation, evaluator and gate decide.
 // HEDDLE_AGREEMENT_SEED repeats a run.
 func TestAgreement(t *testing.T) {
 	connections, seed := number(t, "HEDDLE_AGREEMENT_CONNECTIONS", 10_000), number(t, "HEDDLE_AGREEMENT_SEED", time.Now().UnixNano())
@@ -62,6 +66,9 @@ func TestAgreement(t *testing.T) {
 		}
 		w.change(t, s, view, held, &seen)
 		held = nil
+		if err := w.datagrams(r, s, view, &seen); err != nil {
+			t.Fatalf("%v\nHEDDLE_AGREEMENT_SEED=%d, configuration:\n%s", err, seed, s)
+		}
 		for range min(perState, connections-i) {
 			h, err := w.compare(r, s, view, len(held) < heldEach, &seen)
 			if err != nil {
@@ -95,6 +102,7 @@ func number(t *testing.T, name string, unset int64) int64 {
 
 // view compiles a configuration.
 func (s *state) view(t *testing.T, revision int64) *mesh.View {
+	s.objects.ExperimentalUDP = true
 	compiled, err := kube.Compile(&s.objects)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, s)
@@ -111,6 +119,7 @@ type tally struct {
 	reasons                 map[mesh.Reason]int
 	dropped, tunnel, splice int
 	plaintext, kept, ended  int
+	datagrams               map[mesh.Reason]int
 }
 
 func (c *tally) check(t *testing.T) {
@@ -122,11 +131,64 @@ func (c *tally) check(t *testing.T) {
 			t.Errorf("%d connections ended as %v: too few to say anything", c.reasons[why], why)
 		}
 	}
+	for _, why := range []mesh.Reason{mesh.ReasonPolicyAllow, mesh.ReasonPolicyDeny, mesh.ReasonPolicyNoMatch, mesh.ReasonKernelUDP, mesh.ReasonReservedPort} {
+		if c.datagrams[why] < 20 {
+			t.Errorf("%d datagrams ended as %v: too few to say anything", c.datagrams[why], why)
+		}
+	}
 	for what, n := range map[string]int{"drops": c.dropped, "tunnels": c.tunnel, "splices": c.splice, "plaintext": c.plaintext, "kept": c.kept, "ended": c.ended} {
 		if n < 50 {
 			t.Errorf("%s: %d: too few to say anything", what, n)
 		}
 	}
+}
+
+// datagrams tells shop/server's gate what a View says about UDP, and has documentation,
+// evaluator and gate decide about some datagrams.
+func (w *world) datagrams(r *rand.Rand, s *state, view *mesh.View, seen *tally) error {
+	if seen.datagrams == nil {
+		seen.datagrams = map[mesh.Reason]int{}
+	}
+	destination, _ := view.Workload(mesh.Key{Namespace: "shop", Name: "server"})
+	rules := kernel.GateRules(datagram.Rules(view, nodeName)[destination.Key])
+	if err := w.kernel(func(k *bpf.Pod) error { _, err := k.SetDatagrams(rules); return err }); err != nil {
+		return err
+	}
+	for range perUDP {
+		a := asked{udp: true, port: one(r, append(slices.Clone(applicationPorts), 15008)...), source: one(r, w.beside.addresses...)}
+		if a.peer = "spiffe://" + trustDomain + "/ns/shop/sa/" + s.client.Spec.ServiceAccount; r.IntN(4) == 0 {
+			a.peer, a.source = "", netip.MustParseAddr(one(r, append(slices.Clone(outsiders), nodes...)...))
+		}
+		want := s.decideDatagram(a)
+		seen.datagrams[want.Reason]++
+		got := datagram.Authorize(view, datagram.Conversation{Source: a.source, Destination: destination, Port: a.port})
+		if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
+			return fmt.Errorf("%v: the evaluator decides otherwise (-documentation +evaluator):\n%s", a, diff)
+		}
+		verdict, err := w.gate.Run(&ebpf.RunOptions{Data: datagramFrame(a.source, w.addressFor(a.source), 1000, a.port)})
+		if err != nil {
+			return err
+		}
+		if dropped := verdict == 2; dropped != (want.Verdict == mesh.VerdictDeny) { // TC_ACT_SHOT
+			return fmt.Errorf("%v: the gate drops it: %v, and it is to be %v", a, dropped, want.Verdict)
+		}
+	}
+	return nil
+}
+
+// datagramFrame is synFrame for a datagram.
+func datagramFrame(source, destination netip.Addr, from, to uint16) []byte {
+	frame := synFrame(source, destination, from, to)
+	header := len(frame) - 20
+	frame = frame[:header+8]
+	binary.BigEndian.PutUint16(frame[header+4:], 8)
+	binary.BigEndian.PutUint16(frame[header+6:], 0)
+	if source.Is4() {
+		frame[14+3], frame[14+9] = 28, unix.IPPROTO_UDP
+	} else {
+		frame[14+5], frame[14+6] = 8, unix.IPPROTO_UDP
+	}
+	return frame
 }
 
 // compare has all decide about one connection, and returns it when it stays open.

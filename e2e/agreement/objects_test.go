@@ -83,6 +83,12 @@ func generate(r *rand.Rand, server, client placed) *state {
 	for i := range r.IntN(9) {
 		s.policies = append(s.policies, policy(r, i))
 	}
+	if r.IntN(2) == 0 { // often enough, some datagrams are let in
+		udp := v1alpha1.ProtocolUDP
+		p := &v1alpha1.AuthorizationPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "udp"}}
+		p.Spec.Rules = []v1alpha1.Rule{{To: []v1alpha1.Destination{{Protocol: &udp, Ports: policyPorts[1:]}}}}
+		s.policies = append(s.policies, p)
+	}
 	s.collect()
 	return s
 }
@@ -182,7 +188,27 @@ func policy(r *rand.Rand, i int) *v1alpha1.AuthorizationPolicy {
 	if len(p.Spec.Rules) == 0 && (p.Spec.Action == v1alpha1.ActionDeny || p.Spec.Action == v1alpha1.ActionAudit) {
 		p.Spec.Rules = []v1alpha1.Rule{rule(r)} // without rules these two are refused
 	}
+	if r.IntN(2) == 0 {
+		datagrams(r, p)
+	}
 	return p
+}
+
+// datagrams makes some of a policy's rules be about UDP.
+func datagrams(r *rand.Rand, p *v1alpha1.AuthorizationPolicy) {
+	udp, tcp := v1alpha1.ProtocolUDP, v1alpha1.ProtocolTCP
+	for i := range p.Spec.Rules {
+		if r.IntN(2) == 0 {
+			continue
+		}
+		to := v1alpha1.Destination{Protocol: one(r, &udp, &udp, &tcp), Ports: some(r, 3, policyPorts), NotPorts: some(r, 1, policyPorts)}
+		if *to.Protocol == udp && cmp.Or(p.Spec.Action, v1alpha1.ActionAllow) == v1alpha1.ActionAllow && len(to.Ports) == 0 {
+			to.Ports = policyPorts // without ports these are refused
+		}
+		if p.Spec.Rules[i].To = append(p.Spec.Rules[i].To, to); r.IntN(2) == 0 {
+			p.Spec.Rules[i].To = []v1alpha1.Destination{to}
+		}
+	}
 }
 
 func rule(r *rand.Rand) (out v1alpha1.Rule) {
@@ -223,10 +249,14 @@ type asked struct {
 	source  netip.Addr
 	port    uint16
 	kubelet bool // a socket of kubelet's, on the node
+	udp     bool // a datagram; peer is then whose address source is
 }
 
 func (a asked) String() string {
 	who := a.peer
+	if a.udp {
+		return fmt.Sprintf("a datagram of %q from %s to port %d", who, a.source, a.port)
+	}
 	if who == "" {
 		who = "plaintext"
 	}
@@ -312,8 +342,52 @@ func (s *state) decide(a asked) mesh.Decision {
 		d = mesh.Decision{Reason: mesh.ReasonPolicyDeny, Policy: key(by), Rule: rule}
 	} else if by, rule := s.first(a, v1alpha1.ActionAllow); by != nil {
 		d = mesh.Decision{Verdict: mesh.VerdictAllow, Reason: mesh.ReasonPolicyAllow, Policy: key(by), Rule: rule}
-	} else if len(s.selecting(v1alpha1.ActionAllow)) > 0 {
+	} else if slices.ContainsFunc(s.selecting(v1alpha1.ActionAllow), aboutTCP) {
 		d = no(mesh.ReasonPolicyNoMatch)
+	}
+	for _, p := range s.selecting(v1alpha1.ActionAudit) {
+		if matching(p, a) >= 0 {
+			d.Audited = append(d.Audited, key(p))
+			if d.Verdict == mesh.VerdictAllow {
+				d.Verdict = mesh.VerdictAudit
+			}
+		}
+	}
+	return d
+}
+
+// aboutTCP is false of a policy whose rules are all about UDP.
+func aboutTCP(p *v1alpha1.AuthorizationPolicy) bool {
+	return len(p.Spec.Rules) == 0 || slices.ContainsFunc(p.Spec.Rules, func(r v1alpha1.Rule) bool {
+		return len(r.To) == 0 || slices.ContainsFunc(r.To, func(d v1alpha1.Destination) bool { return !isUDP(&d) })
+	})
+}
+
+func isUDP(d *v1alpha1.Destination) bool {
+	return d.Protocol != nil && *d.Protocol == v1alpha1.ProtocolUDP
+}
+
+// decideDatagram is what docs/configuration.md says under "Datagrams".
+func (s *state) decideDatagram(a asked) mesh.Decision {
+	no := func(why mesh.Reason) mesh.Decision { return mesh.Decision{Reason: why, Rule: -1} }
+	opens := slices.ContainsFunc(s.selecting(v1alpha1.ActionAllow), func(p *v1alpha1.AuthorizationPolicy) bool {
+		return slices.ContainsFunc(p.Spec.Rules, func(r v1alpha1.Rule) bool {
+			return slices.ContainsFunc(r.To, func(d v1alpha1.Destination) bool { return isUDP(&d) })
+		})
+	})
+	switch {
+	case a.peer == "" || !opens:
+		return no(mesh.ReasonKernelUDP)
+	case slices.Contains(s.mesh.Spec.RevokedIdentities, a.peer) || slices.Contains(s.mesh.Spec.RevokedIdentities, "spiffe://"+trustDomain+"/ns/shop/sa/server"):
+		return no(mesh.ReasonIdentityRevoked)
+	case slices.Contains([]uint16{15001, 15006, 15008, 15053}, a.port):
+		return no(mesh.ReasonReservedPort)
+	}
+	d := no(mesh.ReasonPolicyNoMatch)
+	if by, rule := s.first(a, v1alpha1.ActionDeny); by != nil {
+		d = mesh.Decision{Reason: mesh.ReasonPolicyDeny, Policy: key(by), Rule: rule}
+	} else if by, rule := s.first(a, v1alpha1.ActionAllow); by != nil {
+		d = mesh.Decision{Verdict: mesh.VerdictAllow, Reason: mesh.ReasonPolicyAllow, Policy: key(by), Rule: rule}
 	}
 	for _, p := range s.selecting(v1alpha1.ActionAudit) {
 		if matching(p, a) >= 0 {
@@ -354,9 +428,10 @@ func (s *state) first(a asked, action v1alpha1.Action) (*v1alpha1.AuthorizationP
 func matching(p *v1alpha1.AuthorizationPolicy, a asked) int {
 	return slices.IndexFunc(p.Spec.Rules, func(r v1alpha1.Rule) bool {
 		from := len(r.From) == 0 || slices.ContainsFunc(r.From, func(s v1alpha1.Source) bool { return comesFrom(&s, p, a) })
-		to := len(r.To) == 0 || slices.ContainsFunc(r.To, func(d v1alpha1.Destination) bool {
+		all := !a.udp || cmp.Or(p.Spec.Action, v1alpha1.ActionAllow) != v1alpha1.ActionAllow
+		to := len(r.To) == 0 && all || slices.ContainsFunc(r.To, func(d v1alpha1.Destination) bool {
 			port := v1alpha1.Port(a.port)
-			return (len(d.Ports) == 0 || slices.Contains(d.Ports, port)) && !slices.Contains(d.NotPorts, port)
+			return isUDP(&d) == a.udp && (len(d.Ports) == 0 || slices.Contains(d.Ports, port)) && !slices.Contains(d.NotPorts, port)
 		})
 		return from && to
 	})

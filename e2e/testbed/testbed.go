@@ -40,6 +40,8 @@ type Bed struct {
 	Folder string
 	// Binaries is the folder of the programs.
 	Binaries string
+	// ExperimentalUDP is how the operator is started.
+	ExperimentalUDP bool
 }
 
 // Build puts the programs of the checkout at root into a folder, built once in
@@ -89,10 +91,13 @@ func place(program, at string) error {
 }
 
 // Up starts a mesh of the given name from YAML and takes it down at the test's
-// end. It returns when every enrolled pod is.
-func Up(t testing.TB, root, name, yaml string) *Bed {
+// end. It returns when every enrolled pod is. Changes are made to the Bed before.
+func Up(t testing.TB, root, name, yaml string, change ...func(*Bed)) *Bed {
 	t.Helper()
 	b := &Bed{Folder: t.TempDir(), Binaries: t.TempDir()}
+	for _, fn := range change {
+		fn(b)
+	}
 	if err := Build(root, b.Binaries); err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +124,7 @@ func Up(t testing.TB, root, name, yaml string) *Bed {
 func (b *Bed) start(t testing.TB, name string) {
 	t.Helper()
 	m, err := local.Up(context.Background(), local.Config{
-		Name: name, Folder: b.Folder, CreatePods: true,
+		Name: name, Folder: b.Folder, CreatePods: true, ExperimentalUDP: b.ExperimentalUDP,
 		OperatorBinary: filepath.Join(b.Binaries, "heddle-operator"), AgentBinary: filepath.Join(b.Binaries, "heddle-agent"),
 	})
 	if m != nil {
@@ -198,6 +203,9 @@ func (b *Bed) Remove(t testing.TB, name string) {
 		t.Fatal(err)
 	}
 }
+
+// InPod runs fn on a thread in a pod's network namespace.
+func (b *Bed) InPod(pod string, fn func() error) error { return b.pods.InPod(pod, fn) }
 
 // Listen opens a listener in a pod, as an app would.
 func (b *Bed) Listen(t testing.TB, pod, address string) *net.TCPListener {

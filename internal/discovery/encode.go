@@ -141,13 +141,14 @@ func encodeTold(w *mesh.Workload) (*resources.Resource, error) {
 		return nil, nil
 	}
 	return resources.EncodeWorkload(&mesh.Workload{Key: w.Key, ServiceAccount: w.ServiceAccount, Node: w.Node, Identity: w.Identity,
-		Addresses: w.Addresses, Enrolled: w.Enrolled, Ready: w.Ready, Leaving: w.Leaving, Zone: w.Zone})
+		Addresses: w.Addresses, Enrolled: w.Enrolled, Ready: w.Ready, Leaving: w.Leaving, Zone: w.Zone, Datagrams: w.Datagrams})
 }
 
 // equalTold reports whether other nodes are told the same of two workloads.
 func equalTold(a, b *mesh.Workload) bool {
 	return a.Key == b.Key && a.ServiceAccount == b.ServiceAccount && a.Node == b.Node && a.Identity == b.Identity &&
-		a.Enrolled == b.Enrolled && a.Ready == b.Ready && a.Leaving == b.Leaving && a.Zone == b.Zone && slices.Equal(a.Addresses, b.Addresses)
+		a.Enrolled == b.Enrolled && a.Ready == b.Ready && a.Leaving == b.Leaving && a.Zone == b.Zone && slices.Equal(a.Addresses, b.Addresses) &&
+		slices.EqualFunc(a.Datagrams, b.Datagrams, func(a, b *mesh.Policy) bool { return a == b || reflect.DeepEqual(a, b) })
 }
 
 // equalWhole reports whether a workload's own node is told the same of two.
@@ -158,7 +159,7 @@ func equalWhole(a, b *mesh.Workload) bool {
 
 func equalServices(a, b *mesh.Service) bool {
 	return a.Key == b.Key && a.Prefer == b.Prefer && a.Sticky == b.Sticky && a.StickyFor == b.StickyFor && a.Unready == b.Unready &&
-		slices.Equal(a.Addresses, b.Addresses) && slices.Equal(a.External, b.External) && slices.EqualFunc(a.Ports, b.Ports, equalPorts) && slices.Equal(a.Endpoints, b.Endpoints)
+		slices.Equal(a.Addresses, b.Addresses) && slices.Equal(a.External, b.External) && slices.EqualFunc(a.Ports, b.Ports, equalPorts) && slices.EqualFunc(a.UDPPorts, b.UDPPorts, equalPorts) && slices.Equal(a.Endpoints, b.Endpoints)
 }
 
 func equalPorts(a, b mesh.ServicePort) bool {

@@ -70,6 +70,14 @@ func TestNextIsTheSameAsANewSnapshot(t *testing.T) {
 			v[2].Unready = true
 			return ws, v
 		},
+		"datagrams": func(ws []mesh.Workload, v []mesh.Service) ([]mesh.Workload, []mesh.Service) {
+			ws[3].Datagrams = []*mesh.Policy{{Key: ws[3].Key, Rules: []mesh.Rule{{To: []mesh.Destination{{Ports: []uint16{443}}}}}}}
+			return ws, v
+		},
+		"a port over UDP": func(ws []mesh.Workload, v []mesh.Service) ([]mesh.Workload, []mesh.Service) {
+			v[2].UDPPorts = []mesh.ServicePort{{Port: 443, TargetPort: 8443}}
+			return ws, v
+		},
 		"sticky": func(ws []mesh.Workload, v []mesh.Service) ([]mesh.Workload, []mesh.Service) {
 			v[2].Sticky = true
 			return ws, v

@@ -20,7 +20,7 @@ const (
 	dropsPerWindow = 128
 )
 
-// Drops coalesces what the gate reports, and queries (AddQuery). Equal drops within a second become one
+// Drops coalesces what the gate reports, also of datagrams that it let pass (AddDatagrams), and queries (AddQuery). Equal drops within a second become one
 // record with a count of packets, and what a pod's drops become in a second is
 // bounded, so that a pod that floods, even from changing ports to changing
 // addresses, cannot push other flows out of the Ring.
@@ -31,6 +31,8 @@ type Drops struct {
 	pending map[dropKey]*Record
 	order   []dropKey        // as first seen, so that records come in order
 	perPod  map[mesh.Key]int // distinct drops with a peer, by pod
+
+	exchanges map[datagramKey]*exchange
 }
 
 // dropKey says which drops are equal. The ephemeral port of the source is not
@@ -46,7 +48,7 @@ type dropKey struct {
 
 // NewDrops returns Drops that hand their records to sink.
 func NewDrops(sink Sink) *Drops {
-	return &Drops{sink: sink, pending: map[dropKey]*Record{}, perPod: map[mesh.Key]int{}}
+	return &Drops{sink: sink, pending: map[dropKey]*Record{}, perPod: map[mesh.Key]int{}, exchanges: map[datagramKey]*exchange{}}
 }
 
 // Add takes one drop. pod is the workload whose gate dropped it, one of r's
@@ -54,7 +56,14 @@ func NewDrops(sink Sink) *Drops {
 // does not wait for the sink.
 func (d *Drops) Add(pod mesh.Key, r Record) {
 	r.Direction, r.Verdict = DirectionKernel, mesh.VerdictDeny
-	d.add(pod, r)
+	d.add(pod, r, nil)
+}
+
+// AddExplained is Add; explain adds to the first of equal drops what it takes time to find
+// out, and is given the record that they become. It must not call d.
+func (d *Drops) AddExplained(pod mesh.Key, r Record, explain func(*Record)) {
+	r.Direction, r.Verdict = DirectionKernel, mesh.VerdictDeny
+	d.add(pod, r, explain)
 }
 
 // AddRefusal takes a connection of a pod that the kernel refused in the agent's stead:
@@ -62,7 +71,7 @@ func (d *Drops) Add(pod mesh.Key, r Record) {
 // does not wait for the sink.
 func (d *Drops) AddRefusal(pod mesh.Key, r Record) {
 	r.Direction, r.Verdict = DirectionOutbound, mesh.VerdictDeny
-	d.add(pod, r)
+	d.add(pod, r, nil)
 }
 
 // AddQuery takes a name query of a pod that was not answered as it should be: equal
@@ -70,10 +79,10 @@ func (d *Drops) AddRefusal(pod mesh.Key, r Record) {
 // which names the name, are the caller's. It does not wait for the sink.
 func (d *Drops) AddQuery(pod mesh.Key, r Record) {
 	r.Direction = DirectionDNS
-	d.add(pod, r)
+	d.add(pod, r, nil)
 }
 
-func (d *Drops) add(pod mesh.Key, r Record) {
+func (d *Drops) add(pod mesh.Key, r Record, explain func(*Record)) {
 	r.Packets = max(r.Packets, 1)
 	key := dropKey{pod: pod, from: r.Source.Workload, reason: r.Reason, protocol: r.Protocol,
 		source: r.Source.Addr.Addr(), destination: r.Destination.Addr, detail: r.Detail}
@@ -84,6 +93,9 @@ func (d *Drops) add(pod mesh.Key, r Record) {
 	}
 	if d.perPod[pod] < dropsPerPod && len(d.order) < dropsPerWindow {
 		d.perPod[pod]++
+		if explain != nil {
+			explain(&r)
+		}
 		d.put(key, r)
 		return
 	}
@@ -138,6 +150,7 @@ func withoutName(pod mesh.Key, r Record) (dropKey, Record) {
 
 // Flush turns what is pending into records.
 func (d *Drops) Flush() {
+	d.flushDatagrams(time.Now(), false)
 	d.mu.Lock()
 	order, pending := d.order, d.pending
 	d.order, d.pending, d.perPod = nil, map[dropKey]*Record{}, map[mesh.Key]int{}
@@ -157,6 +170,7 @@ func (d *Drops) Run(ctx context.Context) {
 			d.Flush()
 		case <-ctx.Done():
 			d.Flush()
+			d.flushDatagrams(time.Now(), true)
 			return
 		}
 	}

@@ -20,6 +20,7 @@ type Metrics struct {
 	connect      *series[prometheus.Observer]
 	rtt          *series[prometheus.Observer]
 	retransmits  *series[prometheus.Counter]
+	datagrams    *series[prometheus.Counter]
 	policyAudits prometheus.Counter
 }
 
@@ -50,6 +51,8 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			directions, enumOf([]mesh.Verdict{mesh.VerdictDeny, mesh.VerdictAllow, mesh.VerdictAudit}), enumOf(mesh.Reasons())),
 		bytes: newSeries(counter("heddle_bytes_total", "Payload bytes of finished connections, both ways together.", "direction", "transport").WithLabelValues,
 			directions, enumOf(Transports())),
+		datagrams: newSeries(counter("heddle_datagrams_total", "Datagrams (UDP) that the gate let pass by a policy about them.", "direction").WithLabelValues,
+			directions),
 		drops: counter("heddle_kernel_drops_total", "Packets that the gate dropped and reported.", "reason"),
 		retransmits: newSeries(counter("heddle_retransmits_total", "TCP segments sent again on the wire leg of finished connections.", "direction").WithLabelValues,
 			directions),
@@ -71,6 +74,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	return m
 }
 
+// protocolUDP is the IP protocol's number.
+const protocolUDP = 17
+
 // Observe counts one record.
 func (m *Metrics) Observe(r *Record) {
 	if r.Direction == DirectionKernel {
@@ -81,6 +87,13 @@ func (m *Metrics) Observe(r *Record) {
 		return // agent/dns counts every query
 	}
 	direction := int(r.Direction)
+	if r.Protocol == protocolUDP {
+		m.datagrams.of(direction).Add(float64(r.Packets))
+		if r.Verdict == mesh.VerdictAudit {
+			m.policyAudits.Inc()
+		}
+		return
+	}
 	m.connections.of(direction, int(r.Verdict), int(r.Reason)).Add(float64(max(r.Packets, 1)))
 	if r.Verdict == mesh.VerdictAudit {
 		m.policyAudits.Inc()

@@ -31,6 +31,7 @@ func everything(t *testing.T) *prometheus.Registry {
 	RegisterRing(reg, rec.Ring)
 	RegisterGauges(reg, gauges())
 	rec.Add(sample())
+	rec.Add(Record{Direction: DirectionInbound, Verdict: mesh.VerdictAllow, Reason: mesh.ReasonPolicyAllow, Protocol: 17, Packets: 1})
 	return reg
 }
 
@@ -41,7 +42,8 @@ func TestRecorderCounts(t *testing.T) {
 	one.Node = ""
 	rec.Add(one)
 	rec.Add(Record{Direction: DirectionKernel, Reason: mesh.ReasonKernelUDP, Packets: 9})
-	if got := rec.Ring.Last(2, Filter{}); got[0].Node != "one" || got[1].Node != "one" {
+	rec.Add(Record{Direction: DirectionInbound, Verdict: mesh.VerdictAllow, Reason: mesh.ReasonPolicyAllow, Protocol: 17, Packets: 7})
+	if got := rec.Ring.Last(3, Filter{}); got[0].Node != "one" || got[1].Node != "one" {
 		t.Error("records without a node's name")
 	}
 	want := `
@@ -51,8 +53,11 @@ heddle_bytes_total{direction="outbound",transport="tunnel"} 30
 # HELP heddle_connections_total Finished and refused connections.
 # TYPE heddle_connections_total counter
 heddle_connections_total{direction="outbound",reason="PolicyAllow",verdict="allow"} 1
+# HELP heddle_datagrams_total Datagrams (UDP) that the gate let pass by a policy about them.
+# TYPE heddle_datagrams_total counter
+heddle_datagrams_total{direction="inbound"} 7
 `
-	if err := testutil.GatherAndCompare(reg, strings.NewReader(want), "heddle_bytes_total", "heddle_connections_total"); err != nil {
+	if err := testutil.GatherAndCompare(reg, strings.NewReader(want), "heddle_bytes_total", "heddle_connections_total", "heddle_datagrams_total"); err != nil {
 		t.Error(err)
 	}
 	if got := testutil.ToFloat64(rec.Metrics.drops.WithLabelValues("KernelUDP")); got != 9 {

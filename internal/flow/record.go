@@ -10,8 +10,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// Record is one flow: a finished or refused connection, or packets that the
-// gate dropped. Record is a value; one that is in a Ring must not be changed.
+// Record is one flow: a finished or refused connection, packets that the
+// gate dropped, or datagrams that it let pass. Record is a value; one that is in a Ring must not be changed.
 type Record struct {
 	// ID counts the records of one agent's life, from 1. The Ring gives it.
 	ID uint64
@@ -41,8 +41,8 @@ type Record struct {
 	Timing                   Timing
 	Wire
 	Transport Transport
-	// Packets is how many dropped packets, or queries, or connections that the kernel
-	// refused, the record stands for; 0 of a connection that the agent had.
+	// Packets is how many dropped packets, or datagrams, or queries, or connections that
+	// the kernel refused, the record stands for; 0 of a connection that the agent had.
 	Packets uint64
 	// Protocol is the IP protocol number; 0 means TCP.
 	Protocol uint8

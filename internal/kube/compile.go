@@ -13,6 +13,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/api/v1alpha1"
 	"github.com/heddle-mesh/heddle/internal/kube/check"
+	"github.com/heddle-mesh/heddle/internal/kube/policies"
 	"github.com/heddle-mesh/heddle/internal/kube/ports"
 	"github.com/heddle-mesh/heddle/internal/kube/problem"
 	"github.com/heddle-mesh/heddle/internal/mesh"
@@ -89,6 +90,7 @@ func newCompiler(objs *Objects, each bool) *compiler {
 		hosts:      map[string][]*Pod{},
 		external:   map[netip.Addr]external{},
 		slices:     map[mesh.Key][]*EndpointSlice{},
+		left:       map[string][]*Pod{},
 	}
 }
 
@@ -97,12 +99,13 @@ func (c *compiler) compileRest() {
 	check.Bound(c.mesh.Subject, &c.out.Settings)
 	c.compileNamespaces()
 	authentications := c.compilePeerAuthentications()
+	c.compilePolicies()
 	c.compilePods(authentications)
 	c.compileWorkloads(authentications)
+	c.warnPolicies()
 	c.compileNetworkPolicies()
 	c.compileServices()
 	c.addExternal()
-	c.compilePolicies()
 }
 
 // compiler holds what is known while compiling.
@@ -125,7 +128,9 @@ type compiler struct {
 	hosts      map[string][]*Pod                        // those in their node's network, by namespace
 	external   map[netip.Addr]external
 	slices     map[mesh.Key][]*EndpointSlice // by service
-	written    struct {                      // see bySlices
+	left       map[string][]*Pod             // that are not workloads with all their addresses, by namespace
+	datagrams  policies.UDP
+	written    struct { // see bySlices
 		svc *corev1.Service
 		*ports.Slices
 	}

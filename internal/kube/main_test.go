@@ -28,7 +28,7 @@ var update = flag.Bool("update", false, "rewrite golden files")
 
 // TestGolden reads every archive of testdata as a folder. Its file "want" has
 // what comes out: the model and the warnings, or the problems. Archives in good
-// must compile, those in bad must not.
+// must compile, those in bad must not. Policies about UDP are taken in udp.txtar only.
 func TestGolden(t *testing.T) {
 	files, err := filepath.Glob("testdata/*/*.txtar")
 	if err != nil || len(files) == 0 {
@@ -53,7 +53,7 @@ func golden(t *testing.T, file string) {
 		}
 		folder[f.Name] = &fstest.MapFile{Data: f.Data}
 	}
-	got, ok := outcome(t, folder)
+	got, ok := outcome(t, folder, filepath.Base(file) == "udp.txtar")
 	if good := strings.Contains(file, "/good/"); good != ok {
 		t.Errorf("compiled: %v, want %v", ok, good)
 	}
@@ -74,11 +74,12 @@ func golden(t *testing.T, file string) {
 }
 
 // outcome returns what a folder comes to, as text, and whether it compiled.
-func outcome(t *testing.T, folder fstest.MapFS) (string, bool) {
+func outcome(t *testing.T, folder fstest.MapFS, udp bool) (string, bool) {
 	objs, err := LoadFolder(folder)
 	if err != nil {
 		return problemText(t, err), false
 	}
+	objs.ExperimentalUDP = udp
 	compiled, err := Compile(objs)
 	if err != nil {
 		return problemText(t, err), false
@@ -124,17 +125,27 @@ func dump(b *bytes.Buffer, c *Compiled) {
 			fmt.Fprintf(b, " mode[%d]=%v", port, w.PortModes[port])
 		}
 		fmt.Fprintf(b, " probes=%v\n", w.ProbePorts)
+		dumpPolicies(b, "  udp ", w.Datagrams)
 	}
 	for _, svc := range c.Services {
 		fmt.Fprintf(b, "service %v hostname=%s addresses=%v ports=%v endpoints=%v\n", svc.Key, svc.Hostname(), svc.Addresses, svc.Ports, svc.Endpoints)
-	}
-	for _, p := range c.Policies {
-		fmt.Fprintf(b, "policy %v %v selector=%v\n", p.Key, p.Action, p.Selector)
-		for i, r := range p.Rules {
-			fmt.Fprintf(b, "  rule %d from=%+v to=%+v\n", i, r.From, r.To)
+		for _, port := range svc.UDPPorts {
+			fmt.Fprintf(b, "  udp port %v\n", port)
 		}
 	}
+	for i := range c.Policies {
+		dumpPolicies(b, "", []*mesh.Policy{&c.Policies[i]})
+	}
 	dumpNetwork(b, c)
+}
+
+func dumpPolicies(b *bytes.Buffer, indent string, policies []*mesh.Policy) {
+	for _, p := range policies {
+		fmt.Fprintf(b, "%spolicy %v %v selector=%v\n", indent, p.Key, p.Action, p.Selector)
+		for i, r := range p.Rules {
+			fmt.Fprintf(b, "%s  rule %d from=%+v to=%+v\n", indent, i, r.From, r.To)
+		}
+	}
 }
 
 func dumpNetwork(b *bytes.Buffer, c *Compiled) {

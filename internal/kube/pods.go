@@ -105,9 +105,13 @@ func (c *compiler) compilePods(authentications map[string][]authentication) {
 			}
 			continue
 		}
-		if w, ok := s.podWorkload(p, enrolled, authentications[p.Namespace], has); ok {
+		w, ok := s.podWorkload(p, enrolled, authentications[p.Namespace], has)
+		if ok {
 			c.pods[p.Key()] = p
 			c.out.Workloads = append(c.out.Workloads, w)
+		}
+		if len(w.Addresses) < len(p.Addresses) {
+			c.left[p.Namespace] = append(c.left[p.Namespace], p)
 		}
 	}
 }
@@ -153,6 +157,7 @@ func (s subject) podWorkload(p *Pod, enrolled bool, authentications []authentica
 	}
 	out.Mode, out.PortModes = resolve(authentications, p.Labels, c.settings.Mode)
 	out.DNS = c.settings.DNS.Of(p.Namespace)
+	s.addDatagrams(&out)
 	if len(out.Addresses) == 0 {
 		out.Ready, out.Leaving = false, false
 		// One that is being set up is told to its node, enrolled or not: until it is,

@@ -9,7 +9,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
-	"github.com/heddle-mesh/heddle/internal/kube/fit"
 	"github.com/heddle-mesh/heddle/internal/kube/ports"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
@@ -41,13 +40,30 @@ func (c *compiler) compileServices() {
 		s := c.subject("Service", svc.Value, svc.Origin)
 		endpoints, enrolled := c.endpoints(s, svc.Value)
 		out[i].Endpoints, out[i].Ports = endpoints, s.servicePorts(svc.Value, endpoints, enrolled)
-		if n := fit.Ports(&out[i]); n < len(out[i].Ports) {
-			s.Problem("spec.ports", "let several services have the ports, or give the workloads of one service the same ports", "with the workloads of each, come to more than agents take: the first %d of %d are there", n, len(out[i].Ports))
-			out[i].Ports = out[i].Ports[:n]
+		if c.objs.ExperimentalUDP {
+			out[i].UDPPorts = ports.UDP(s.Subject, &svc.Value.Spec, c.uncounted(svc.Value, endpoints))
 		}
+		ports.Fit(s.Subject, &out[i])
 	}
 	c.out.Services = out
 	slices.SortFunc(c.out.Services, func(a, b mesh.Service) int { return a.Key.Compare(b.Key) })
+}
+
+// uncounted says who may be behind a service, for whoever routes to its address, that is
+// not among its endpoints here; "" for nobody.
+func (c *compiler) uncounted(svc *corev1.Service, endpoints []mesh.Key) string {
+	selected := func(p *Pod) bool { return mesh.Selects(svc.Spec.Selector, p.Labels) }
+	switch {
+	case len(svc.Spec.Selector) == 0:
+		return "its endpoints are written by hand, with ports of their own"
+	case len(c.slicesOf(svc)) > 0:
+		return "it has endpoints that its selector does not pick, of EndpointSlice " + c.slicesOf(svc)[0].Name
+	case slices.ContainsFunc(c.left[svc.Namespace], selected) || slices.ContainsFunc(c.hosts[svc.Namespace], selected):
+		return "it selects pods that the mesh does not know by all their addresses"
+	case ports.Full(endpoints):
+		return "it has more endpoints than agents take"
+	}
+	return ""
 }
 
 // nearness returns which workloads a service's clients prefer, see
@@ -146,11 +162,14 @@ func (s subject) serviceAddresses(spec *corev1.ServiceSpec) []netip.Addr {
 
 // servicePorts are the ports, each with those endpoints that have it, when not all do,
 // and what stands for it elsewhere.
-func (s subject) servicePorts(svc *corev1.Service, endpoints []mesh.Key, enrolled bool) (ports []mesh.ServicePort) {
+func (s subject) servicePorts(svc *corev1.Service, endpoints []mesh.Key, enrolled bool) (all []mesh.ServicePort) {
 	spec := &svc.Spec
 	names, numbers, elsewhere := map[string]bool{}, map[int32]bool{}, 0
 	for i, p := range spec.Ports {
 		field := fmt.Sprintf("spec.ports[%d]", i)
+		if p.Protocol == corev1.ProtocolUDP && s.compiler.objs.ExperimentalUDP {
+			continue // see ports.UDP
+		}
 		if p.Protocol != "" && p.Protocol != corev1.ProtocolTCP {
 			s.Warn(field+".protocol", "", "port %d of protocol %s has no effect: the mesh carries TCP", p.Port, p.Protocol)
 			continue
@@ -166,24 +185,24 @@ func (s subject) servicePorts(svc *corev1.Service, endpoints []mesh.Key, enrolle
 		port, ok := s.Port(field+".port", p.Port)
 		if out, targetOK := s.target(field+".targetPort", svc, &p, endpoints, enrolled); ok && targetOK {
 			out.Name, out.Port = p.Name, port
-			ports = append(ports, out)
+			all = append(all, out)
 			for _, at := range out.Elsewhere {
 				elsewhere += len(at.Endpoints)
 			}
 		}
 	}
 	s.tooMuchWritten(svc)
-	if elsewhere > 2*fit.MaxEndpoints {
+	if elsewhere > ports.MaxElsewhere {
 		s.Problem("spec.ports", "let the workloads have one number under a name, or split the service",
 			"have %d endpoints under other numbers than most of their workloads have: those get no connections", elsewhere)
-		for i := range ports {
-			ports[i].Elsewhere = nil
+		for i := range all {
+			all[i].Elsewhere = nil
 		}
 	}
 	if len(spec.Ports) == 0 && !isHeadless(spec) {
 		s.Problem("spec.ports", "write at least one port", "is empty")
 	}
-	return ports
+	return all
 }
 
 // tooMuchWritten says of how many ports too much is said by slices.
@@ -251,7 +270,7 @@ func (s subject) targetPort(field string, p *corev1.ServicePort, enrolled bool) 
 func (c *compiler) endpoints(s subject, svc *corev1.Service) (keys []mesh.Key, enrolled bool) {
 	if len(svc.Spec.Selector) == 0 && c.each {
 		keys, enrolled = c.sliceEndpoints(svc)
-		return s.few("spec", "let several services have the endpoints", keys), enrolled
+		return ports.Few(s.Subject, "spec", "let several services have the endpoints", keys), enrolled
 	}
 	if len(svc.Spec.Selector) == 0 {
 		s.Warn("spec.selector", "write the labels of its workloads", "is empty: the service has no workload")
@@ -265,18 +284,9 @@ func (c *compiler) endpoints(s subject, svc *corev1.Service) (keys []mesh.Key, e
 		}
 	}
 	keys = mesh.SortedKeys(append(keys, c.hostEndpoints(svc)...))
-	keys = s.few("spec.selector", "let several services select the workloads", keys)
+	keys = ports.Few(s.Subject, "spec.selector", "let several services select the workloads", keys)
 	if len(keys) == 0 {
 		s.Warn("spec.selector", "compare with the labels of the workloads", "picks no workload of namespace %q", svc.Namespace)
 	}
 	return keys, enrolled
-}
-
-// few returns as many endpoints as agents take.
-func (s subject) few(field, remedy string, keys []mesh.Key) []mesh.Key {
-	if len(keys) > fit.MaxEndpoints {
-		s.Problem(field, remedy, "has %d endpoints: the first %d get connections", len(keys), fit.MaxEndpoints)
-		keys = keys[:fit.MaxEndpoints]
-	}
-	return keys
 }

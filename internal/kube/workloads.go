@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/heddle-mesh/heddle/api/v1alpha1"
+	"github.com/heddle-mesh/heddle/internal/kube/policies"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
@@ -166,6 +167,7 @@ func (c *compiler) compileWorkloads(authentications map[string][]authentication)
 		out.Enrolled = enrolled || !given && c.namespaces[w.Value.Namespace]
 		out.Mode, out.PortModes = resolve(authentications[w.Value.Namespace], w.Value.Labels, c.settings.Mode)
 		out.DNS = c.settings.DNS.Of(w.Value.Namespace)
+		s.addDatagrams(&out)
 		s.workloadSpec(&out, spec)
 		if c.each && len(c.found.Problems) > before {
 			continue
@@ -182,6 +184,18 @@ func (c *compiler) compileWorkloads(authentications map[string][]authentication)
 			c.subject("PeerAuthentication", pa.Value, pa.Origin).warnUnselected(pa.Value.Namespace, pa.Value.Spec.Selector.Labels())
 		}
 	}
+}
+
+// addDatagrams adds what policies say about UDP.
+func (s subject) addDatagrams(out *mesh.Workload) {
+	if !out.Enrolled {
+		return
+	}
+	said, ok := s.compiler.datagrams.Of(out.Namespace, out.Labels)
+	if !ok {
+		s.Warn("metadata.labels", "let fewer policies about UDP select it, or shorter ones", "are selected by policies that say more about UDP than the %d bytes that agents take: no datagrams pass", policies.MaxWorkload)
+	}
+	out.Datagrams = said
 }
 
 func (s subject) workloadSpec(out *mesh.Workload, spec *v1alpha1.WorkloadSpec) {

@@ -48,7 +48,7 @@ func folder(t *testing.T, yaml string) string {
 }
 
 func TestNewPlan(t *testing.T) {
-	plan, err := NewPlan("lt", folder(t, folderYAML))
+	plan, err := NewPlan("lt", folder(t, folderYAML), false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,13 +72,13 @@ func TestNewPlanRefuses(t *testing.T) {
 		{"no workloads", "lt", folderYAML[:strings.Index(folderYAML, "---\napiVersion: heddle")], "no Workload"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			_, err := NewPlan(test.mesh, folder(t, test.yaml))
+			_, err := NewPlan(test.mesh, folder(t, test.yaml), false)
 			if err == nil || !strings.Contains(err.Error(), test.says) {
 				t.Errorf("got %v, want an error that says %q", err, test.says)
 			}
 		})
 	}
-	if _, err := NewPlan("lt", "/no/such/folder"); err == nil {
+	if _, err := NewPlan("lt", "/no/such/folder", false); err == nil {
 		t.Error("a folder that is not there was planned")
 	}
 }

@@ -50,16 +50,20 @@ func (m *Mesh) startAll(ctx context.Context, progress func(string)) error {
 }
 
 func (m *Mesh) startOperator() error {
+	var more []string
+	if m.ExperimentalUDP { // one of the version before knows no such flag
+		more = append(more, "--experimental-udp")
+	}
 	p, err := start(launch{
 		binary: m.OperatorBinary, netns: m.FabricPath(), log: filepath.Join(m.dir, "operator.log"),
-		args: []string{
+		args: append([]string{
 			"--folder", m.Plan.Folder,
 			"--state-dir", filepath.Join(m.dir, "operator"),
 			"--listen", m.Plan.OperatorAddress(),
 			"--advertise", m.Plan.OperatorAddress(),
 			"--admin-socket", m.OperatorSocket(),
 			"--metrics", fmt.Sprintf(":%d", metricsPort),
-		},
+		}, more...),
 	})
 	if err != nil {
 		return err

@@ -120,6 +120,11 @@ func (b *viewBuilder) checkWorkload(w *Workload) {
 	if w.Node == "" {
 		b.errorf("workload %v: node is empty", w.Key)
 	}
+	for _, p := range w.Datagrams {
+		if err := errors.Join(checkKey(p.Key), p.Validate()); err != nil {
+			b.errorf("workload %v: policy %v about UDP: %w", w.Key, p.Key, err)
+		}
+	}
 	if b.view.settings.TrustDomain.IsZero() {
 		return // said already
 	}

@@ -67,13 +67,14 @@ func (v *View) crowded() bool {
 
 // build makes a View of an empty one, or of one with the same settings.
 func build(base *View, revision string, settings Settings, c Change, network *netpolicy.Index, wrong error) (*View, error) {
-	b := viewBuilder{base: base, view: &View{revision: revision, synced: true, settings: settings, revoked: base.revoked, network: network}}
+	b := viewBuilder{base: base, view: &View{revision: revision, synced: true, settings: settings, revoked: base.revoked, network: network, lineage: base.lineage}}
 	if whole := !base.synced; whole {
 		b.byKey = make(map[Key]*Workload, len(c.Workloads))
 		b.owners, b.virtual = index.New[*Workload](len(c.Workloads)).Edit(), index.New[*serviceEntry](len(c.Services)).Edit()
 		b.nodes, b.endpoints = index.New[*nodeEntry](len(c.Workloads)/30).Edit(), index.New[*Key](len(c.Workloads)).Edit() // nodes have some 30
 		b.external = index.New[*serviceEntry](countExternal(c.Services)).Edit()
 		b.view.revoked = make(map[spiffeid.ID]struct{}, len(settings.RevokedIdentities))
+		b.view.lineage = new(byte)
 		b.addSettings()
 	} else {
 		b.owners, b.virtual, b.nodes, b.endpoints = base.owners.Edit(), base.virtual.Edit(), base.nodes.Edit(), base.endpoints.Edit()
@@ -82,6 +83,7 @@ func build(base *View, revision string, settings Settings, c Change, network *ne
 	workloads, services, policies := acceptable(&b, "workload", c.Workloads), acceptable(&b, "service", c.Services), acceptable(&b, "policy", c.Policies)
 	goneWorkloads, goneServices, gonePolicies := keyed.Without(c.GoneWorkloads, workloads), keyed.Without(c.GoneServices, services), keyed.Without(c.GonePolicies, policies)
 	b.changeWorkloads(workloads, goneWorkloads)
+	b.changeReceivers(workloads, goneWorkloads)
 	changed := map[Key]bool{}
 	if base.synced {
 		for _, w := range workloads {
@@ -99,7 +101,10 @@ func build(base *View, revision string, settings Settings, c Change, network *ne
 	v := b.view
 	v.owners, v.virtual, v.nodes, v.endpoints = b.owners.Index, b.virtual.Index, b.nodes.Index, b.endpoints.Index
 	v.external = b.external.Index
-	v.policySets = &sync.Map{}
+	v.policySets, v.ofReceivers = &sync.Map{}, &sync.Map{}
+	if base.synced {
+		v.keepOfReceivers(base)
+	}
 	if base.synced && len(policies)+len(gonePolicies) == 0 && base.network == network {
 		v.keepPolicySets(base)
 	}

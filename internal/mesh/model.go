@@ -84,6 +84,10 @@ type Workload struct {
 	PortModes map[uint16]Mode
 	// ProbePorts are the ports that declared health probes go to.
 	ProbePorts []uint16
+	// Datagrams are the rules about UDP of the policies that select the workload, without
+	// their selectors, sorted by key; none where no ALLOW policy has one. Every node is
+	// told, since what may leave a workload is decided by whoever it goes to.
+	Datagrams []*Policy
 }
 
 // ModeOf returns the effective mode of an application port.
@@ -116,6 +120,9 @@ type Service struct {
 	StickyFor time.Duration
 	// Unready takes the service's workloads for ready, whatever they are.
 	Unready bool
+	// UDPPorts are the ports over UDP: no more than Port and TargetPort, which all
+	// endpoints have. Nothing is routed to them: see package datagram.
+	UDPPorts []ServicePort
 }
 
 // DefaultSticky is Kubernetes' own default of

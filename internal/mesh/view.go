@@ -37,6 +37,11 @@ type View struct {
 	// agent asks for those of its node, which are few of all that it knows.
 	policySets *sync.Map
 	network    *netpolicy.Index
+	// receivers are those workloads that Datagrams are said of, sorted by key.
+	receivers   []*Workload
+	ofReceivers *sync.Map // by *Workload
+	// lineage is that of the View of which this one was made with other objects.
+	lineage *byte
 }
 
 // nodeEntry has a node's workloads, sorted by key.

@@ -89,6 +89,7 @@ func TestAFolderAndAClusterGiveTheSameSnapshot(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			objs.ExperimentalUDP = filepath.Base(file) == "udp.txtar"
 			strict, err := kube.Compile(objs)
 			if err != nil {
 				t.Fatal(err)
@@ -96,6 +97,7 @@ func TestAFolderAndAClusterGiveTheSameSnapshot(t *testing.T) {
 			s := clustertest.Start(t)
 			putAll(t, s, objs)
 			there, epoch := follow(t, s).Objects()
+			there.ExperimentalUDP = objs.ExperimentalUDP
 			each, err := kube.CompileEach(there)
 			if err != nil {
 				t.Fatal(err)

@@ -53,6 +53,34 @@ func TestWhatIsServedIsAllThatWasSaid(t *testing.T) {
 	}
 }
 
+// TestUDPOfACluster: policies about UDP are in force where the operator was told so, and
+// refused, with the reason, where it was not.
+func TestUDPOfACluster(t *testing.T) {
+	for _, on := range []bool{false, true} {
+		source := NewSource((&clustertest.Server{}).Config(), slog.New(slog.DiscardHandler))
+		fillWith(t, source, 4, 2)
+		udp, about := v1alpha1.ProtocolUDP, policy(1, 1000)
+		about.Name, about.ResourceVersion, about.Spec = "quic", "1001", v1alpha1.AuthorizationPolicySpec{Rules: []v1alpha1.Rule{{To: []v1alpha1.Destination{{Protocol: &udp, Ports: []v1alpha1.Port{443}}}}}}
+		server, err := discovery.NewServer(discovery.ServerConfig{Authenticate: nobody, Logger: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := publish.NewCluster(publish.ClusterConfig{Source: source, TrustDomain: spiffeid.RequireTrustDomainFromString("example.org"), Key: testKey(), ExperimentalUDP: on,
+			Store: mesh.NewStore(), Server: server, Logger: slog.New(slog.DiscardHandler), Quiet: time.Millisecond, Limit: time.Millisecond})
+		stop := following(t, c)
+		testenv.Eventually(t, 20*time.Second, "something is served", func() bool { now, _ := c.Outcome(); return now.Snapshot != nil })
+		if err := source.table("authorizationpolicies").Update(about); err != nil {
+			t.Fatal(err)
+		}
+		testenv.Eventually(t, 20*time.Second, fmt.Sprintf("with the flag %v, the policy is refused or in force", on), func() bool {
+			now, _ := c.Outcome()
+			refused := len(now.Refused) == 1 && now.Refused[0].Ref.Name == "quic"
+			return refused == !on && (len(now.Snapshot.View().Receivers()) > 0) == on
+		})
+		stop()
+	}
+}
+
 // say changes something about the objects of a number.
 func say(source *Source, random *rand.Rand, version, i int) error {
 	p := pod(i)

@@ -44,6 +44,8 @@ type ClusterConfig struct {
 	Source Source
 	// TrustDomain is the CA's: a Mesh of another one is refused.
 	TrustDomain spiffeid.TrustDomain
+	// ExperimentalUDP lets policies name UDP.
+	ExperimentalUDP bool
 	// Quiet is how long nothing must change before a change is compiled, Limit
 	// how long it waits for that at most; zero takes the default. Besides, no
 	// more than two thirds of the time go into compiling.
@@ -260,6 +262,7 @@ func (c *Cluster) compileChanges(now *Outcome) *Outcome {
 func (c *Cluster) compileAll(now *Outcome) (*Outcome, error) {
 	objs, epoch := c.cfg.Source.Objects()
 	c.mark = objs.Mark
+	objs.ExperimentalUDP = c.cfg.ExperimentalUDP
 	small := *objs
 	small.Pods, small.Services, small.Slices = nil, nil, nil
 	next := &Outcome{Snapshot: now.Snapshot, Published: now.Published, Checked: now.Checked, Objects: &small}

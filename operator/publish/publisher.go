@@ -27,25 +27,30 @@ type Loaded struct {
 	err      error
 }
 
-// Load reads and compiles a folder.
-func Load(dir string) Loaded {
+// Load reads and compiles a folder, whose policies may name UDP where that is said.
+func Load(dir string, experimentalUDP bool) Loaded {
 	objs, err := kube.LoadDir(dir)
 	if err != nil {
 		return Loaded{err: refusal{err, problem.Unreadable.String()}}
 	}
+	objs.ExperimentalUDP = experimentalUDP
 	compiled, err := kube.Compile(objs)
 	if err != nil {
 		return Loaded{err: err}
 	}
 	// 64 bits tell revisions apart; nothing is trusted because of them.
-	return Loaded{objects: objs, compiled: compiled, revision: objs.Digest[:16]}
+	revision := objs.Digest[:16]
+	if experimentalUDP {
+		revision = "udp-" + revision // the same folder means something else
+	}
+	return Loaded{objects: objs, compiled: compiled, revision: revision}
 }
 
 // Check reads and compiles a folder as an operator would, and starts nothing.
 // The error has every problem; warnings are about what is in force, but
 // unlikely to do what was meant.
-func Check(folder string) (warnings []string, err error) {
-	l := Load(folder)
+func Check(folder string, experimentalUDP bool) (warnings []string, err error) {
+	l := Load(folder, experimentalUDP)
 	if l.err != nil {
 		return nil, l.err
 	}
@@ -97,7 +102,9 @@ type Config struct {
 	// Debounce is how long the folder must be quiet before it is read, Relist
 	// how often it is read without a sign of a change.
 	Debounce, Relist time.Duration
-	State            *State
+	// ExperimentalUDP lets policies name UDP.
+	ExperimentalUDP bool
+	State           *State
 	// Key signs what is published.
 	Key ed25519.PrivateKey
 	// Store and Server receive each View; the Publisher is their only writer.
@@ -264,7 +271,7 @@ func (p *Publisher) refuse(err error) {
 // Follow reads the folder whenever it may have changed, until ctx ends.
 func (p *Publisher) Follow(ctx context.Context) error {
 	w := &folderWatch{dir: p.cfg.Folder, debounce: p.cfg.Debounce, relist: p.cfg.Relist, log: p.cfg.Logger}
-	err := w.run(ctx, func() { p.apply(Load(p.cfg.Folder)) })
+	err := w.run(ctx, func() { p.apply(Load(p.cfg.Folder, p.cfg.ExperimentalUDP)) })
 	if errors.Is(err, context.Canceled) {
 		return nil
 	}

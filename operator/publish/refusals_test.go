@@ -51,12 +51,12 @@ func TestReasonsOfRefusals(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, "mesh.yaml"), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		got := strings.Join(slices.Sorted(maps.Keys(reasonsOf(Load(dir).err))), " ")
+		got := strings.Join(slices.Sorted(maps.Keys(reasonsOf(Load(dir, false).err))), " ")
 		if words, _, _ := strings.Cut(strings.Replace(want, " of ", " for ", 1), " for "); got != words {
 			t.Errorf("%s: it is counted as %q", want, got)
 		}
 	}
-	if err := Load(filepath.Join(t.TempDir(), "none")).err; !reasonsOf(err)["Unreadable"] || !errors.Is(err, os.ErrNotExist) {
+	if err := Load(filepath.Join(t.TempDir(), "none"), false).err; !reasonsOf(err)["Unreadable"] || !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a folder that is not there: %v, %v", reasonsOf(err), err)
 	}
 	for want, err := range map[string]error{

@@ -65,6 +65,9 @@ func EncodeWorkload(w *mesh.Workload) (*Resource, error) {
 		Zone:             w.Zone,
 		Dns:              meshpb.DNSMode(w.DNS),
 	}
+	for _, p := range w.Datagrams {
+		m.Datagrams = append(m.Datagrams, policyToProto(p))
+	}
 	for _, port := range field.SortedKeys(w.PortModes) {
 		m.PortModes = append(m.PortModes, &meshpb.PortMode{Port: uint32(port), Mode: field.FromMode(w.PortModes[port])})
 	}
@@ -82,12 +85,19 @@ func EncodeService(s *mesh.Service) (*Resource, error) {
 		}
 		m.Ports = append(m.Ports, port)
 	}
+	for _, p := range s.UDPPorts {
+		m.UdpPorts = append(m.UdpPorts, &meshpb.ServicePort{Port: uint32(p.Port), TargetPort: uint32(p.TargetPort)})
+	}
 	m.Endpoints = field.FromKeys(s.Endpoints)
 	return encodeKeyed(KindService, s.Key, m)
 }
 
 // EncodePolicy encodes a policy.
 func EncodePolicy(p *mesh.Policy) (*Resource, error) {
+	return encodeKeyed(KindPolicy, p.Key, policyToProto(p))
+}
+
+func policyToProto(p *mesh.Policy) *meshpb.Policy {
 	action := map[mesh.Action]meshpb.Action{
 		mesh.ActionAllow: meshpb.Action_ACTION_ALLOW,
 		mesh.ActionDeny:  meshpb.Action_ACTION_DENY,
@@ -111,7 +121,7 @@ func EncodePolicy(p *mesh.Policy) (*Resource, error) {
 		}
 		m.Rules = append(m.Rules, r)
 	}
-	return encodeKeyed(KindPolicy, p.Key, m)
+	return m
 }
 
 func commitToProto(c *Commit) *meshpb.Commit {

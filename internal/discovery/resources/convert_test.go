@@ -87,6 +87,14 @@ func genRule() *rapid.Generator[mesh.Rule] {
 	})
 }
 
+// genDatagrams makes policies as workloads have them, about UDP.
+func genDatagrams() *rapid.Generator[*mesh.Policy] {
+	return rapid.Custom(func(t *rapid.T) *mesh.Policy {
+		return &mesh.Policy{Key: genKey().Draw(t, "key"), Action: rapid.SampledFrom([]mesh.Action{mesh.ActionAllow, mesh.ActionDeny, mesh.ActionAudit}).Draw(t, "action"),
+			Rules: rapid.SliceOfN(genRule(), 0, 2).Draw(t, "rules")}
+	})
+}
+
 func genLabels() *rapid.Generator[map[string]string] {
 	return rapid.MapOfN(genName(), rapid.String(), 0, 4)
 }
@@ -124,7 +132,7 @@ func TestRoundTrip(t *testing.T) {
 			Enrolled: rapid.Bool().Draw(t, "enrolled"), Ready: rapid.Bool().Draw(t, "ready"), Leaving: rapid.Bool().Draw(t, "leaving"), NetNS: rapid.String().Draw(t, "netns"),
 			DNS:  rapid.SampledFrom([]mesh.DNSMode{mesh.DNSDefault, mesh.DNSCapture, mesh.DNSDirect}).Draw(t, "dns"),
 			Mode: genMode().Draw(t, "mode"), PortModes: rapid.MapOfN(genPort(), genMode(), 0, 4).Draw(t, "port modes"),
-			ProbePorts: rapid.SliceOfN(genPort(), 0, 4).Draw(t, "probe ports")}, EncodeWorkload, func(d *decoded) *mesh.Workload { return d.workload })
+			ProbePorts: rapid.SliceOfN(genPort(), 0, 4).Draw(t, "probe ports"), Datagrams: rapid.SliceOfN(genDatagrams(), 0, 2).Draw(t, "datagrams")}, EncodeWorkload, func(d *decoded) *mesh.Workload { return d.workload })
 	}))
 	t.Run("service", rapid.MakeCheck(func(t *rapid.T) {
 		port := rapid.Custom(func(t *rapid.T) mesh.ServicePort {
@@ -135,6 +143,9 @@ func TestRoundTrip(t *testing.T) {
 				Only: rapid.SliceOfN(genKey(), 0, 3).Draw(t, "only"), Elsewhere: rapid.SliceOfN(elsewhere, 0, 2).Draw(t, "elsewhere")}
 		})
 		roundTrip(t, &mesh.Service{Key: genKey().Draw(t, "key"), Addresses: rapid.SliceOfN(genAddr(), 0, 3).Draw(t, "addresses"), External: rapid.SliceOfN(genAddr(), 0, 3).Draw(t, "external"),
+			UDPPorts: rapid.SliceOfN(rapid.Custom(func(t *rapid.T) mesh.ServicePort {
+				return mesh.ServicePort{Port: genPort().Draw(t, "port"), TargetPort: genPort().Draw(t, "target")}
+			}), 0, 3).Draw(t, "udp ports"),
 			Ports: rapid.SliceOfN(port, 0, 3).Draw(t, "ports"), Endpoints: rapid.SliceOfN(genKey(), 0, 5).Draw(t, "endpoints"),
 			Prefer: mesh.Nearness(rapid.IntRange(0, 3).Draw(t, "prefer")), Sticky: rapid.Bool().Draw(t, "sticky"),
 			StickyFor: time.Duration(rapid.Uint32().Draw(t, "seconds")) * time.Second, Unready: rapid.Bool().Draw(t, "unready")},
@@ -189,6 +200,31 @@ func genDirection(t *rapid.T) *netpolicy.Direction {
 		d.Rules = append(d.Rules, r)
 	}
 	return d
+}
+
+// A policy about UDP that says what this program does not know closes UDP, and leaves the
+// workload as it is otherwise: what is not let in explicitly is not let in.
+func TestUnknownAboutUDPCloses(t *testing.T) {
+	m := &meshpb.Workload{Key: &meshpb.ObjectKey{Namespace: "a", Name: "b"}, Identity: "spiffe://t/ns/a/sa/b", Enrolled: true,
+		Datagrams: []*meshpb.Policy{{Key: &meshpb.ObjectKey{Namespace: "a", Name: "p"}, Action: meshpb.Action_ACTION_ALLOW, Rules: []*meshpb.Rule{{To: []*meshpb.Destination{{Ports: []uint32{443}}}}}}}}
+	decoded := func() *mesh.Workload {
+		body, err := proto.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, err := decodeResource(KindWorkload, "a/b", versionOf(KindWorkload, "a/b", body), body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d.workload
+	}
+	if w := decoded(); len(w.Datagrams) != 1 {
+		t.Fatalf("%+v", w)
+	}
+	m.Datagrams[0].Rules[0].To[0].ProtoReflect().SetUnknown(protowire.AppendVarint(protowire.AppendTag(nil, 99, protowire.VarintType), 1))
+	if w := decoded(); len(w.Datagrams) != 0 || !w.Enrolled {
+		t.Errorf("%+v", w)
+	}
 }
 
 func TestWhatMustNotBeDecoded(t *testing.T) {

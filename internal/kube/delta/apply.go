@@ -10,6 +10,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/api/v1alpha1"
 	"github.com/heddle-mesh/heddle/internal/kube"
+	"github.com/heddle-mesh/heddle/internal/kube/policies"
 	"github.com/heddle-mesh/heddle/internal/kube/problem"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/internal/mesh/keyed"
@@ -52,14 +53,18 @@ func (a *concern) note(changes []Change) bool {
 		case *kube.Pod:
 			was, _ := c.Was.(*kube.Pod)
 			is, _ := c.Is.(*kube.Pod)
-			ok = a.pod(was, is, object.Key())
+			// What is said about UDP of one depends on how much is of the others.
+			ok = !a.opensDatagrams(object.Namespace) && a.pod(was, is, object.Key())
 		case *corev1.Service:
 			was, _ := c.Was.(*corev1.Service)
 			is, _ := c.Is.(*corev1.Service)
 			ok = a.service(was, is, mesh.Key{Namespace: object.Namespace, Name: object.Name})
 		case *v1alpha1.AuthorizationPolicy:
+			was, _ := c.Was.(*v1alpha1.AuthorizationPolicy)
 			is, _ := c.Is.(*v1alpha1.AuthorizationPolicy)
-			ok = a.policy(is, mesh.Key{Namespace: object.Namespace, Name: object.Name})
+			// What is said about UDP is part of the workloads that it is said of.
+			ok = !a.opensDatagrams(object.Namespace) && !(a.objects.ExperimentalUDP && (policies.OpensUDP(was) || policies.OpensUDP(is))) &&
+				a.policy(is, mesh.Key{Namespace: object.Namespace, Name: object.Name})
 		}
 		if !ok {
 			return false
@@ -228,14 +233,14 @@ func (a *concern) subset() (*kube.Objects, bool) {
 			pods[key], spaces[key.Namespace] = p, true
 		}
 	}
-	objs := &kube.Objects{Meshes: a.objects.Meshes, Zones: a.objects.Zones}
+	objs := &kube.Objects{Meshes: a.objects.Meshes, Zones: a.objects.Zones, ExperimentalUDP: a.objects.ExperimentalUDP}
 	for key, s := range a.services {
 		if s == nil {
 			continue
 		}
 		spaces[key.Namespace] = true
 		picked, known := a.selected(key.Namespace, s.Spec.Selector)
-		if !known || a.workloads[key.Namespace] || a.anyDisputed(addressesOf(s)) || slices.ContainsFunc(picked, a.entangled) {
+		if !known || a.workloads[key.Namespace] || a.foreign[key] || a.anyDisputed(addressesOf(s)) || slices.ContainsFunc(picked, a.entangled) {
 			return nil, false
 		}
 		for _, p := range picked {
@@ -272,6 +277,19 @@ func (c *Compiler) entangled(p *kube.Pod) bool {
 
 func (c *Compiler) anyDisputed(addrs []netip.Addr) bool {
 	return slices.ContainsFunc(addrs, func(addr netip.Addr) bool { return c.disputed[addr] })
+}
+
+// opensDatagrams reports whether a policy of a namespace lets datagrams in.
+func (c *Compiler) opensDatagrams(namespace string) bool {
+	if !c.objects.ExperimentalUDP {
+		return false
+	}
+	for _, p := range c.policies[namespace] {
+		if policies.OpensUDP(p) {
+			return true
+		}
+	}
+	return false
 }
 
 // addPicked adds one workload that a policy's selector picks, if there is one: it is

@@ -8,7 +8,7 @@
 // addresses that two objects claim, or that lead to a service from outside, endpoints that are written by hand; pods in
 // their nodes' networks; namespaces that have Workloads; and, where a change is of more
 // than a pod's readiness, a cluster that has NetworkPolicies, and a namespace that has
-// several PeerAuthentications.
+// several PeerAuthentications; and pods of a namespace whose policies let datagrams in.
 //
 // A Compiler belongs to one goroutine.
 package delta
@@ -50,7 +50,9 @@ type Compiler struct {
 	// pods has the pods that may be selected, by namespace and label, then by value.
 	pods map[group]map[string][]*kube.Pod
 	// disputed are addresses that more than one object speaks of.
-	disputed          map[netip.Addr]bool
+	disputed map[netip.Addr]bool
+	// foreign are the services with slices of others, where those matter; see ADR 90.
+	foreign           map[mesh.Key]bool
 	refused, warnings map[kube.Ref][]*kube.Problem
 	result            Result
 }
@@ -75,7 +77,7 @@ func (c *Compiler) remember(objs *kube.Objects, compiled *kube.Compiled) {
 	small.Pods, small.Services, small.Slices = nil, nil, nil
 	*c = Compiler{objects: &small, authentications: map[string][]kube.Sourced[v1alpha1.PeerAuthentication]{}, workloads: map[string]bool{},
 		services: map[string]map[string]*corev1.Service{}, policies: map[string]map[string]*v1alpha1.AuthorizationPolicy{},
-		pods: map[group]map[string][]*kube.Pod{}, disputed: map[netip.Addr]bool{},
+		pods: map[group]map[string][]*kube.Pod{}, disputed: map[netip.Addr]bool{}, foreign: map[mesh.Key]bool{},
 		refused: problem.ByObject(compiled.Refused), warnings: problem.ByObject(compiled.Warnings)}
 	c.result = Result{Refused: compiled.Refused, Warnings: compiled.Warnings, Objects: &small}
 	for _, pa := range objs.PeerAuthentications {
@@ -165,6 +167,7 @@ func (c *Compiler) dispute(objs *kube.Objects) {
 		}
 	}
 	for _, s := range objs.Slices {
+		c.foreign[mesh.Key{Namespace: s.Namespace, Name: s.Service}] = c.foreign[mesh.Key{Namespace: s.Namespace, Name: s.Service}] || objs.ExperimentalUDP
 		for _, e := range s.Endpoints {
 			c.disputed[e.Addr] = true
 		}

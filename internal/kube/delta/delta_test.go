@@ -46,7 +46,7 @@ func sourced[T any](s state, kind string) (all []kube.Sourced[T]) {
 }
 
 func (s state) objects() *kube.Objects {
-	o := &kube.Objects{Zones: map[string]string{"n1": "a"}, Meshes: sourced[v1alpha1.Mesh](s, "mesh"), Namespaces: sourced[corev1.Namespace](s, "namespace"),
+	o := &kube.Objects{Zones: map[string]string{"n1": "a"}, ExperimentalUDP: len(s["udp"]) > 0, Meshes: sourced[v1alpha1.Mesh](s, "mesh"), Namespaces: sourced[corev1.Namespace](s, "namespace"),
 		Services: sourced[corev1.Service](s, "service"), AuthorizationPolicies: sourced[v1alpha1.AuthorizationPolicy](s, "policy"),
 		PeerAuthentications: sourced[v1alpha1.PeerAuthentication](s, "authentication"), Workloads: sourced[v1alpha1.Workload](s, "workload"),
 		NetworkPolicies: sourced[networkingv1.NetworkPolicy](s, "network")}
@@ -113,6 +113,9 @@ func drawService(t *rapid.T, key mesh.Key) *corev1.Service {
 		s.Spec.ClusterIP = fmt.Sprintf("10.0.0.%d", rapid.IntRange(1, 3).Draw(t, "ip"))
 	}
 	s.Spec.Ports = []corev1.ServicePort{{Name: "x", Port: 80, TargetPort: one(t, "target", intstr.FromInt32(80), intstr.FromString("http"), intstr.FromInt32(15008))}}
+	if rapid.Bool().Draw(t, "udp port") {
+		s.Spec.Ports = append(s.Spec.Ports, corev1.ServicePort{Name: "y", Port: 443, Protocol: corev1.ProtocolUDP})
+	}
 	return s
 }
 
@@ -124,6 +127,8 @@ func drawPolicy(t *rapid.T, key mesh.Key) *v1alpha1.AuthorizationPolicy {
 	}
 	p.Spec.Rules = []v1alpha1.Rule{{From: []v1alpha1.Source{one(t, "from", v1alpha1.Source{ServiceAccounts: []string{"a"}}, v1alpha1.Source{Namespaces: []string{"bank"}},
 		v1alpha1.Source{Namespaces: []string{"gone"}}, v1alpha1.Source{ServiceAccounts: []string{"*"}})}}}
+	udp := v1alpha1.ProtocolUDP
+	p.Spec.Rules[0].To = one(t, "to", nil, nil, nil, nil, []v1alpha1.Destination{{Ports: []v1alpha1.Port{80}}}, []v1alpha1.Destination{{Protocol: &udp, Ports: []v1alpha1.Port{443}}})
 	return p
 }
 
@@ -219,6 +224,9 @@ func TestChangesAreTheSameAsCompilingEverything(t *testing.T) {
 	applied, all := 0, 0
 	rapid.Check(t, func(t *rapid.T) {
 		s := state{}
+		if rapid.Bool().Draw(t, "udp") {
+			s.set("udp", mesh.Key{}, "on")
+		}
 		s.set("mesh", mesh.Key{}, &v1alpha1.Mesh{ObjectMeta: metav1.ObjectMeta{Name: "default"}, Spec: v1alpha1.MeshSpec{TrustDomain: "example.org", ClusterRanges: []v1alpha1.AddressBlock{"10.0.0.0/8"}}})
 		for _, name := range []string{"shop", "bank"} {
 			s.set("namespace", mesh.Key{Name: name}, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{v1alpha1.LabelMesh: v1alpha1.MeshEnabled}}})

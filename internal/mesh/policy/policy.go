@@ -1,4 +1,4 @@
-// Package policy has AuthorizationPolicies in compiled form, for TCP connections, and
+// Package policy has AuthorizationPolicies in compiled form, for TCP or for UDP, and
 // finds those of a workload that match one. Who decides in which order is up to
 // package mesh. All of it is pure; a Set is immutable and safe for concurrent use.
 package policy
@@ -78,6 +78,16 @@ type Destination struct {
 // labels: of its own namespace, with the labels of its selector.
 func (p *Policy) Selects(namespace string, labels map[string]string) bool {
 	return p.Namespace == namespace && Selects(p.Selector, labels)
+}
+
+// Ports returns the ports that its rules name, in their order.
+func (p *Policy) Ports() (ports []uint16) {
+	for i := range p.Rules {
+		for j := range p.Rules[i].To {
+			ports = append(ports, p.Rules[i].To[j].Ports...)
+		}
+	}
+	return ports
 }
 
 // Validate reports what is wrong with a policy, but for its name.

@@ -10,7 +10,7 @@ import (
 )
 
 // datagrams finds services over UDP of enrolled pods, the cluster's own DNS among
-// them: the gate lets no datagrams in but answers.
+// them: the gate lets no datagrams in but answers, and what a policy about UDP names.
 func (o *Objects) datagrams(enrolled []member) []Finding {
 	var all []Finding
 	for i := range o.services {
@@ -22,7 +22,7 @@ func (o *Objects) datagrams(enrolled []member) []Finding {
 		}
 		all = append(all, Finding{
 			Kind: KindDatagrams, Namespace: s.Namespace, Object: "Service " + nameOf(s.Namespace, s.Name),
-			Detail: fmt.Sprintf("clients call it over UDP, at port %s, and enrolled pods, %s, take no datagrams but answers: they are then dropped", join(ports), labels(s.Spec.Selector)),
+			Detail: fmt.Sprintf("clients call it over UDP, at port %s, and enrolled pods, %s, take no datagrams but answers, and, where policies about UDP are switched on, those of workloads in the mesh that one names: others are then dropped", join(ports), labels(s.Spec.Selector)),
 			Remedy: "label the pods, in the template of their workload, " + v1alpha1.LabelMesh + ": " + v1alpha1.MeshDisabled + "; leave a namespace with the cluster's DNS out of the mesh",
 		})
 	}

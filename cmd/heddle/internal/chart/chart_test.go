@@ -246,6 +246,20 @@ func TestRights(t *testing.T) {
 	}
 }
 
+// TestExperimentalUDP: off unless it is asked for, by a flag that the operator has.
+func TestExperimentalUDP(t *testing.T) {
+	for value, wanted := range map[string]bool{"replicas=2": false, "experimentalUDP=false": false, "experimentalUDP=true": true} {
+		pod := one[appsv1.Deployment](t, render(t, "operator."+value), "Deployment", "heddle-operator").Spec.Template.Spec
+		if flag := slices.Contains(pod.Containers[0].Args, "--experimental-udp"); flag != wanted {
+			t.Errorf("operator.%s: flag %v", value, flag)
+		}
+	}
+	source, err := os.ReadFile("../../../heddle-operator/main.go")
+	if err != nil || !known(string(source), "--experimental-udp") {
+		t.Errorf("the operator has no such flag: %v", err)
+	}
+}
+
 // TestStartupTaint: the right to patch nodes, the flag that uses it and the toleration of
 // the taint are there together, or not at all.
 func TestStartupTaint(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/mesh/datagram"
 )
 
 // The paths of a connection.
@@ -189,7 +190,7 @@ func (a *Answer) decide(m *Model, src *mesh.Workload, client netip.Addr, target 
 		a.Verdict = "allow"
 		a.Notes = []string{"neither end is in the mesh: Heddle has no say in this connection"}
 	}
-	a.Notes = append(a.Notes, hint(a)...)
+	a.Notes = append(append(a.Notes, m.datagrams(src, target, route)...), hint(a)...)
 }
 
 // headless routes to the endpoints of a service without an address, as its name
@@ -235,6 +236,56 @@ func (m *Model) endpoint(src *mesh.Workload, client netip.Addr, w *mesh.Workload
 	}
 	m.authorize(&e, src, client, w, addr)
 	return e
+}
+
+// datagrams says what becomes of UDP to the same address and port, as the gates decide
+// it, where policies of whoever has it, or is behind it, say anything of that.
+func (m *Model) datagrams(src *mesh.Workload, t target, route mesh.Route) (notes []string) {
+	if src == nil || len(m.Receivers()) == 0 {
+		return nil
+	}
+	dialled := []netip.AddrPort{t.address}
+	if !t.address.Addr().IsValid() { // a headless service
+		dialled = nil
+		for _, w := range route.Candidates {
+			if addr, ok := w.AddressFor(netip.Addr{}, src); ok {
+				dialled = append(dialled, netip.AddrPortFrom(addr, t.address.Port()))
+			}
+		}
+	}
+	for _, to := range dialled {
+		d, service, at := datagram.AuthorizeTo(m.View, src, to)
+		if !m.saysOfUDP(service, at) {
+			continue
+		}
+		note := fmt.Sprintf("over UDP, to port %d of %v: %v, %v", to.Port(), at, d.Verdict, d.Reason)
+		if service != (mesh.Key{}) {
+			note = fmt.Sprintf("over UDP, to port %d of service %v: %v, %v", to.Port(), service, d.Verdict, d.Reason)
+			if d.Verdict == mesh.VerdictDeny && at != (mesh.Key{}) {
+				note += fmt.Sprintf(" at its endpoint %v", at)
+			} else if d.Verdict == mesh.VerdictDeny {
+				note += ": the service has no such port over UDP, or it may lead to somebody whom the mesh does not count"
+			}
+		}
+		if d.Rule >= 0 {
+			note += fmt.Sprintf(" (policy %v, rule %d)", d.Policy, d.Rule)
+		}
+		notes = append(notes, note)
+	}
+	return notes
+}
+
+// saysOfUDP reports whether policies of a workload, or of an endpoint of a service, are
+// about UDP.
+func (m *Model) saysOfUDP(service, at mesh.Key) bool {
+	keys := []mesh.Key{at}
+	if s, ok := m.Service(service); ok {
+		keys = s.Endpoints
+	}
+	return slices.ContainsFunc(keys, func(key mesh.Key) bool {
+		w, ok := m.Workload(key)
+		return ok && len(w.Datagrams) > 0
+	})
 }
 
 // authorize is what the endpoint's own agent says.

@@ -21,7 +21,7 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 
 // fromFolder compiles a folder, as the operator does.
 func fromFolder(folder string) (*Model, error) {
-	written, err := ReadFolder(folder)
+	written, err := ReadFolder(folder, true)
 	if err != nil {
 		return nil, err
 	}

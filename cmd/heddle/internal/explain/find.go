@@ -179,6 +179,9 @@ func portOf(service *mesh.Service, port uint16, text string) (uint16, error) {
 		return 0, fmt.Errorf("destination %q has no port: write %s:PORT", text, text)
 	}
 	var ports []string
+	if len(service.Ports) == 0 && len(service.UDPPorts) == 1 {
+		return service.UDPPorts[0].Port, nil
+	}
 	for _, p := range service.Ports {
 		ports = append(ports, strings.TrimPrefix(fmt.Sprintf("%s=%d", p.Name, p.Port), "="))
 	}

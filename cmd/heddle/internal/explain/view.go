@@ -74,9 +74,12 @@ func modelOf(objects *kube.Objects, compiled *kube.Compiled) (*Model, error) {
 	return m, nil
 }
 
-// ReadFolder reads a folder.
-func ReadFolder(folder string) (Written, error) {
+// ReadFolder reads a folder, whose policies may name UDP where that is said.
+func ReadFolder(folder string, experimentalUDP bool) (Written, error) {
 	objects, err := kube.LoadDir(folder)
+	if err == nil {
+		objects.ExperimentalUDP = experimentalUDP
+	}
 	return Written{Objects: objects}, err
 }
 
@@ -86,15 +89,16 @@ const readBound = time.Minute
 // Of reads the objects of a folder; or, without one, of the mesh that is meant: a local
 // mesh, or a cluster. Flag is the one that names a folder.
 func Of(ctx context.Context, m *reach.Mesh, folder, flag string) (Written, error) {
+	udp := m.ExperimentalUDP
 	if folder == "" && !m.OnCluster() {
 		running, err := m.Local()
 		if err != nil {
 			return Written{}, fmt.Errorf("%w; or name a folder with %s", err, flag)
 		}
-		folder = running.Status().Folder
+		folder, udp = running.Status().Folder, udp || running.ExperimentalUDP
 	}
 	if folder != "" {
-		return ReadFolder(folder)
+		return ReadFolder(folder, udp)
 	}
 	c, err := access.Connect(m.Cluster)
 	if err != nil {
@@ -105,7 +109,11 @@ func Of(ctx context.Context, m *reach.Mesh, folder, flag string) (Written, error
 	}
 	ctx, cancel := context.WithTimeout(ctx, readBound)
 	defer cancel()
-	return ReadCluster(ctx, c.Config())
+	written, err := ReadCluster(ctx, c.Config())
+	if err == nil {
+		written.ExperimentalUDP = udp
+	}
+	return written, err
 }
 
 // ReadCluster reads a cluster's objects, as the operator does.

@@ -43,6 +43,8 @@ type Mesh struct {
 	// Timeout bounds the wait for each program.
 	Timeout time.Duration
 	Cluster cluster.Options
+	// ExperimentalUDP reads what is written as an operator with that flag does.
+	ExperimentalUDP bool
 	// OnlyCluster means a cluster whatever runs on this machine.
 	OnlyCluster bool
 }
@@ -55,6 +57,7 @@ func (m *Mesh) Register(flags *pflag.FlagSet) {
 	flags.StringVar(&m.Operator, "operator-socket", "", "admin socket of the operator, in place of a local mesh's")
 	flags.StringVar(&m.Node, "node", "", "only this node of the mesh")
 	flags.DurationVar(&m.Timeout, "timeout", 10*time.Second, "how long to wait for each agent and operator")
+	flags.BoolVar(&m.ExperimentalUDP, "experimental-udp", false, "take policies about UDP, as an operator with this flag does")
 	m.Cluster.Register(flags)
 }
 

@@ -11,6 +11,9 @@ import (
 	"github.com/heddle-mesh/heddle/internal/hbone/secured"
 )
 
+// protocolUDP is the IP protocol's number.
+const protocolUDP = 17
+
 // FlowJSON is a flow as -o json prints it, one object per line. Durations are
 // seconds.
 type FlowJSON struct {
@@ -145,12 +148,15 @@ func (p *FlowPrinter) row(f *meshpb.Flow) []Cell {
 	if f.GetDirection() == "kernel" {
 		sent, received = Packets(f.GetPackets()), ""
 	}
-	if f.GetDirection() == "outbound" && f.GetPackets() > 1 {
+	if f.GetDirection() == "outbound" && f.GetPackets() > 1 && f.GetProtocol() == 0 {
 		sent, received = fmt.Sprintf("%d times", f.GetPackets()), "" // the kernel refused them
 	}
 	destination := endText(f.GetDestination())
 	if s := f.GetService(); s != "" && !p.wide {
 		destination += " (" + s + ")"
+	}
+	if f.GetProtocol() == protocolUDP {
+		destination += " UDP"
 	}
 	if f.GetDirection() == "dns" {
 		sent, received = fmt.Sprintf("%d queries", f.GetPackets()), ""

@@ -140,11 +140,12 @@ func (p *Proof) printPeers(out io.Writer, color bool) error {
 	return err
 }
 
-// classText is a class for people. The gate passes no datagrams but name queries: those
-// of the pod or, where DNS is captured, what the agent could not answer itself.
+// classText is a class for people. Datagrams are name queries, those of the pod or, where
+// DNS is captured, what the agent could not answer itself, and what a policy about UDP
+// lets by.
 func classText(class string) string {
 	if class == "datagram" {
-		return "name queries (UDP)"
+		return "datagrams (UDP)"
 	}
 	return class
 }

@@ -101,7 +101,7 @@ func TestNameQueriesHaveARow(t *testing.T) {
 	if err := Proofs(&b, false, []Proof{{Workload: "shop/web", Counters: []Counter{out}, Peers: []Peer{server}}}); err != nil {
 		t.Fatal(err)
 	}
-	if want := "outbound, name queries (UDP): to 10.96.0.10:53"; !strings.Contains(b.String(), want) {
+	if want := "outbound, datagrams (UDP): to 10.96.0.10:53"; !strings.Contains(b.String(), want) {
 		t.Errorf("want %q in\n%s", want, &b)
 	}
 }

@@ -99,7 +99,24 @@ func Workload(body []byte) (*mesh.Workload, error) {
 	if w.ProbePorts, err = field.Ports(m.GetProbePorts()); err != nil {
 		return nil, fmt.Errorf("probe ports: %w", err)
 	}
-	return w, nil
+	w.Datagrams, err = datagrams(m.GetDatagrams())
+	return w, err
+}
+
+// datagrams decodes the policies about UDP of a workload. Of a policy that says what this
+// program does not know, all that stays is closed: nothing is let in by default.
+func datagrams(all []*meshpb.Policy) (out []*mesh.Policy, err error) {
+	for _, m := range all {
+		if field.CheckKnown(m) != nil {
+			return nil, nil
+		}
+		p, err := policyOf(m)
+		if err != nil {
+			return nil, fmt.Errorf("policy %v about UDP: %w", field.Key(m.GetKey()), err)
+		}
+		out = append(out, p)
+	}
+	return out, nil
 }
 
 // Service decodes a service.
@@ -135,6 +152,15 @@ func Service(body []byte) (*mesh.Service, error) {
 		}
 		s.Ports = append(s.Ports, decoded)
 	}
+	for _, p := range m.GetUdpPorts() {
+		var decoded mesh.ServicePort
+		var target error
+		decoded.Port, err = field.Port(p.GetPort())
+		if decoded.TargetPort, target = field.Port(p.GetTargetPort()); err != nil || target != nil {
+			return nil, fmt.Errorf("port over UDP: %w", cmp.Or(err, target))
+		}
+		s.UDPPorts = append(s.UDPPorts, decoded)
+	}
 	s.Endpoints = field.Keys(m.GetEndpoints())
 	return s, nil
 }
@@ -157,6 +183,10 @@ func Policy(body []byte) (*mesh.Policy, error) {
 	if err := field.UnmarshalKnown(body, m); err != nil {
 		return nil, err
 	}
+	return policyOf(m)
+}
+
+func policyOf(m *meshpb.Policy) (*mesh.Policy, error) {
 	p := &mesh.Policy{Key: field.Key(m.GetKey())}
 	switch m.GetAction() {
 	case meshpb.Action_ACTION_ALLOW:

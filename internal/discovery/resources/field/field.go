@@ -108,8 +108,11 @@ func UnmarshalKnown(body []byte, m proto.Message) error {
 	if err := Unmarshal(body, m); err != nil {
 		return err
 	}
-	return checkKnown(m.ProtoReflect())
+	return CheckKnown(m)
 }
+
+// CheckKnown refuses fields that this program does not know, at any depth.
+func CheckKnown(m proto.Message) error { return checkKnown(m.ProtoReflect()) }
 
 func checkKnown(m protoreflect.Message) (err error) {
 	if len(m.GetUnknown()) > 0 {

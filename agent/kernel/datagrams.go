@@ -1,0 +1,288 @@
+package kernel
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/heddle-mesh/heddle/agent/podnet"
+	"github.com/heddle-mesh/heddle/bpf"
+	"github.com/heddle-mesh/heddle/internal/flow"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/mesh/datagram"
+)
+
+const (
+	// protocolUDP is the IP protocol's number.
+	protocolUDP = 17
+	// datagramsEvery is how often conversations are looked at, and rules that could not be
+	// written are tried again.
+	datagramsEvery = time.Second
+	// datagramsPause is how long a new configuration waits at least for the one before:
+	// of many in a row, not each is written out.
+	datagramsPause = 100 * time.Millisecond
+)
+
+// passDatagrams keeps the gates told of who may exchange datagrams with whom, as the View
+// of the moment has it, and records what they let pass, until ctx is done. What they were
+// told last holds after that.
+func (d *Datapath) passDatagrams(ctx context.Context, store *mesh.Store, flows *flow.Drops) {
+	g := datagrams{datapath: d, flows: flows, began: time.Now(), pods: map[string]*datagramPod{}}
+	look := time.NewTicker(datagramsEvery)
+	defer look.Stop()
+	enrolled := true
+	for {
+		view, replaced := store.Snapshot()
+		if view.Synced() {
+			g.tell(view, enrolled)
+		}
+		enrolled = false
+		pause := time.After(datagramsPause)
+		for waiting := true; waiting; {
+			select {
+			case <-ctx.Done():
+				g.record(view)
+				return
+			case <-replaced:
+				waiting = false
+			case <-d.enrolled:
+				waiting, enrolled = false, true
+			case <-look.C:
+				g.record(view)
+				waiting = !g.behind
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-pause:
+		}
+	}
+}
+
+// datagrams is what the gates were told, and what they are known to have let pass.
+type datagrams struct {
+	datapath *Datapath
+	flows    *flow.Drops
+	began    time.Time
+	pods     map[string]*datagramPod
+	behind   bool // a gate could not be told
+	// view is what was told last, rules what it came to.
+	view  *mesh.View
+	rules map[mesh.Key][]datagram.Rule
+}
+
+type datagramPod struct {
+	pod   *podnet.Pod
+	told  bool
+	rules []datagram.Rule
+	full  bool // has been said
+	seen  map[conversation]bpf.Conversation
+}
+
+// conversation names one of a pod's.
+type conversation struct{ local, remote netip.AddrPort }
+
+// tell brings every gate to what a View says: first what is taken away is, from all, then
+// what is new is given. Enrolled says that there may be pods that have been told nothing.
+func (g *datagrams) tell(view *mesh.View, enrolled bool) {
+	fresh := g.follow(view)
+	if !fresh && !enrolled && !g.behind {
+		return
+	}
+	pods := g.datapath.node.Pods()
+	maps.DeleteFunc(g.pods, func(name string, p *datagramPod) bool { return pods[name] != p.pod })
+	wanted := map[string][]datagram.Rule{}
+	for name, pod := range pods {
+		p := g.pods[name]
+		if p == nil {
+			p = &datagramPod{pod: pod}
+			g.pods[name] = p
+		}
+		key, known := g.datapath.key(name)
+		if rules := g.rules[key]; known && (!p.told || !slices.Equal(rules, p.rules)) {
+			wanted[name] = rules
+		}
+	}
+	for name, rules := range wanted {
+		p := g.pods[name]
+		if stay := both(p.rules, rules); p.told && len(stay) < len(p.rules) {
+			p.told, p.rules = g.set(name, p, stay), stay
+		}
+	}
+	for name, rules := range wanted {
+		p := g.pods[name]
+		if !p.told || len(rules) != len(p.rules) {
+			p.told, p.rules = g.set(name, p, rules), rules
+		}
+	}
+	g.behind = false
+	for _, p := range g.pods {
+		g.behind = g.behind || !p.told
+	}
+}
+
+// follow works out the rules of a View; false when they are those of the one before, as
+// they are while no policy is about UDP.
+func (g *datagrams) follow(view *mesh.View) bool {
+	before := g.view
+	g.view = view
+	switch {
+	case before != nil && view.SameMembers(before):
+		return false
+	case len(view.Receivers()) > 0:
+		g.rules = datagram.Rules(view, g.datapath.name)
+		return true
+	}
+	fresh := before == nil || len(g.rules) > 0
+	g.rules = nil
+	return fresh
+}
+
+// both returns those rules that are in both lists, in the order of the first.
+func both(a, b []datagram.Rule) (all []datagram.Rule) {
+	in := make(map[datagram.Rule]bool, len(b))
+	for _, r := range b {
+		in[r] = true
+	}
+	for _, r := range a {
+		if in[r] {
+			all = append(all, r)
+		}
+	}
+	return all
+}
+
+// GateRules are rules as a gate takes them.
+func GateRules(rules []datagram.Rule) []bpf.DatagramRule {
+	converted := make([]bpf.DatagramRule, len(rules))
+	for i, r := range rules {
+		converted[i] = bpf.DatagramRule{Remote: r.Remote, Port: r.Port, Direction: bpf.Outbound}
+		if r.Inbound {
+			converted[i].Direction = bpf.Inbound
+		}
+	}
+	return converted
+}
+
+// set tells one gate; false when it could not be told.
+func (g *datagrams) set(name string, p *datagramPod, rules []datagram.Rule) bool {
+	left, converted := 0, GateRules(rules)
+	err := p.pod.Kernel(func(k *bpf.Pod) (err error) {
+		left, err = k.SetDatagrams(converted)
+		return err
+	})
+	if err != nil && !errors.Is(err, podnet.ErrClosed) {
+		g.datapath.log.Error("who may exchange datagrams with a pod could not be changed: trying again", "workload", name, "error", err)
+	}
+	if left > 0 && !p.full {
+		g.datapath.log.Error("policies let more addresses exchange datagrams with a pod than the kernel has room for: the others' are dropped", "workload", name, "rules", len(rules), "left", left)
+	}
+	p.full = left > 0
+	return err == nil
+}
+
+// record records what passed since the last time.
+func (g *datagrams) record(view *mesh.View) {
+	for name, p := range g.pods {
+		if len(p.rules) == 0 {
+			p.seen = nil
+			continue
+		}
+		var now []bpf.Conversation
+		err := p.pod.Kernel(func(k *bpf.Pod) (err error) {
+			now, err = k.Conversations()
+			return err
+		})
+		if err != nil {
+			if !errors.Is(err, podnet.ErrClosed) {
+				g.datapath.log.Warn("datagrams that passed cannot be counted", "workload", name, "error", err)
+			}
+			continue
+		}
+		key, _ := g.datapath.key(name)
+		own, _ := view.Workload(key)
+		seen := make(map[conversation]bpf.Conversation, len(now))
+		for _, c := range now {
+			id := conversation{c.Local, c.Remote}
+			seen[id] = c
+			since, ok := news(c, p.seen[id], time.Since(g.began))
+			if ok && own != nil {
+				g.flows.AddDatagrams(passed(view, own, c, since))
+			}
+		}
+		p.seen = seen
+	}
+}
+
+// news returns what is new of a conversation, and whether anything is. One that was there
+// before this agent was an earlier one's to record.
+func news(c, before bpf.Conversation, running time.Duration) (since bpf.Conversation, ok bool) {
+	since = c
+	again := c.Direction != before.Direction || c.Out.Packets < before.Out.Packets || c.In.Packets < before.In.Packets
+	switch {
+	case before.Local.IsValid() && !again:
+		since.Out.Packets, since.Out.Bytes = c.Out.Packets-before.Out.Packets, c.Out.Bytes-before.Out.Bytes
+		since.In.Packets, since.In.Bytes = c.In.Packets-before.In.Packets, c.In.Bytes-before.In.Bytes
+	case !before.Local.IsValid() && c.Opened > running:
+		return since, false
+	}
+	return since, since.Out.Packets+since.In.Packets > 0
+}
+
+// passed is a part of a flow record.
+func passed(view *mesh.View, own *mesh.Workload, c, since bpf.Conversation) flow.Record {
+	now := time.Now()
+	r := flow.Record{
+		Start: now.Add(-min(c.Opened, datagramsEvery)), Direction: flow.DirectionOutbound, Transport: flow.TransportPlaintext,
+		Packets: since.Out.Packets + since.In.Packets, Protocol: protocolUDP,
+	}
+	r.Duration = max(0, now.Add(-c.LastSeen).Sub(r.Start))
+	mine, other := flow.Endpoint{Workload: own.Key, Identity: own.Identity, Addr: c.Local}, flow.Endpoint{Addr: c.Remote}
+	peer, ok := view.WorkloadAt(c.Remote.Addr())
+	if ok {
+		other.Workload = peer.Key
+		if peer.Enrolled {
+			other.Identity = peer.Identity
+		}
+	}
+	var decision mesh.Decision
+	if c.Direction == bpf.Inbound {
+		r.Direction, r.Source, r.Destination = flow.DirectionInbound, other, mine
+		r.BytesSent, r.BytesReceived = since.In.Bytes, since.Out.Bytes
+		decision = datagram.Authorize(view, datagram.Conversation{Source: c.Remote.Addr(), Destination: own, Port: c.Local.Port()})
+	} else {
+		r.Source, r.Destination = mine, other
+		r.BytesSent, r.BytesReceived = since.Out.Bytes, since.In.Bytes
+		decision, r.Service, _ = datagram.AuthorizeTo(view, own, c.Remote)
+	}
+	// The gate let it pass, by what it was told: policy may have changed since.
+	r.Verdict, r.Reason, r.Rule = mesh.VerdictAllow, mesh.ReasonPolicyAllow, -1
+	if decision.Verdict != mesh.VerdictDeny {
+		r.Verdict, r.Policy, r.Rule = decision.Verdict, decision.Policy, decision.Rule
+	}
+	return r
+}
+
+// explainDatagram adds to a datagram of the pod that was dropped what policy says of it.
+func explainDatagram(view *mesh.View, own *mesh.Workload, drop *podnet.Drop, r *flow.Record) {
+	if own == nil {
+		return
+	}
+	var decision mesh.Decision
+	if drop.Direction == bpf.Inbound {
+		decision = datagram.Authorize(view, datagram.Conversation{Source: drop.Source.Addr(), Destination: own, Port: drop.Destination.Port()})
+	} else {
+		decision, r.Service, _ = datagram.AuthorizeTo(view, own, drop.Destination)
+	}
+	switch {
+	case decision.Verdict != mesh.VerdictDeny:
+		r.Detail = "policy allows it now"
+	case decision.Reason == mesh.ReasonPolicyDeny:
+		r.Policy, r.Rule = decision.Policy, decision.Rule
+	case decision.Reason != mesh.ReasonKernelUDP:
+		r.Detail = decision.Reason.String()
+	}
+}

@@ -1,0 +1,155 @@
+package kernel
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/heddle-mesh/heddle/agent/podnet"
+	"github.com/heddle-mesh/heddle/bpf"
+	"github.com/heddle-mesh/heddle/internal/flow"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/mesh/datagram"
+)
+
+// datagramView has bank/db, which lets shop/web in at port 443 over UDP, and shop/evil not.
+func datagramView(t *testing.T) *mesh.View {
+	t.Helper()
+	domain := spiffeid.RequireTrustDomainFromString("example.org")
+	var all []mesh.Workload
+	for _, w := range []struct{ namespace, name, addr string }{{"bank", "db", "10.0.0.1"}, {"shop", "web", "10.0.0.2"}, {"shop", "evil", "10.0.0.3"}} {
+		id, err := mesh.IdentityFor(domain, w.namespace, w.name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, mesh.Workload{Key: mesh.Key{Namespace: w.namespace, Name: w.name}, ServiceAccount: w.name, Node: "n1", Identity: id, Enrolled: true, Addresses: []netip.Addr{netip.MustParseAddr(w.addr)}})
+	}
+	all[0].Datagrams = []*mesh.Policy{
+		{Key: mesh.Key{Namespace: "bank", Name: "all"}, Rules: []mesh.Rule{{To: []mesh.Destination{{Ports: []uint16{443}}}}}},
+		{Key: mesh.Key{Namespace: "bank", Name: "evil"}, Action: mesh.ActionDeny, Rules: []mesh.Rule{{}, {From: []mesh.Source{{Identities: []mesh.IdentityPattern{"spiffe://example.org/ns/shop/sa/evil"}}}}}},
+	}
+	all[0].Datagrams[1].Rules[0] = mesh.Rule{To: []mesh.Destination{{Ports: []uint16{1}}}}
+	view, err := mesh.NewView("r", mesh.Settings{TrustDomain: domain}, all, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return view
+}
+
+// TestDatagramNews: what was recorded is not recorded again, and what an earlier agent saw is its own.
+func TestDatagramNews(t *testing.T) {
+	of := func(opened time.Duration, out, in uint64) bpf.Conversation {
+		return bpf.Conversation{Local: netip.MustParseAddrPort("10.0.0.1:443"), Remote: netip.MustParseAddrPort("10.0.0.2:1000"), Opened: opened,
+			Out: bpf.Count{Packets: out, Bytes: 10 * out}, In: bpf.Count{Packets: in, Bytes: 20 * in}}
+	}
+	const running = time.Minute
+	for name, c := range map[string]struct {
+		now, before bpf.Conversation
+		out, in     uint64 // 0, 0: nothing
+	}{
+		"new":                     {of(time.Second, 1, 2), bpf.Conversation{}, 1, 2},
+		"goes on":                 {of(time.Second, 5, 2), of(0, 1, 2), 4, 0},
+		"silent":                  {of(time.Second, 5, 2), of(0, 5, 2), 0, 0},
+		"of an earlier agent":     {of(2*running, 5, 2), bpf.Conversation{}, 0, 0},
+		"of it, and goes on":      {of(2*running, 6, 2), of(2*running, 5, 2), 1, 0},
+		"evicted and there again": {of(time.Second, 1, 1), of(running, 9, 9), 1, 1},
+	} {
+		since, ok := news(c.now, c.before, running)
+		if ok != (c.out+c.in > 0) || ok && (since.Out != (bpf.Count{Packets: c.out, Bytes: 10 * c.out}) || since.In != (bpf.Count{Packets: c.in, Bytes: 20 * c.in})) {
+			t.Errorf("%s: %+v, %v", name, since, ok)
+		}
+	}
+}
+
+// TestDatagramRecords: a record names both ends, policy and rule, from either side.
+func TestDatagramRecords(t *testing.T) {
+	view := datagramView(t)
+	db, _ := view.Workload(mesh.Key{Namespace: "bank", Name: "db"})
+	web, _ := view.Workload(mesh.Key{Namespace: "shop", Name: "web"})
+	server, client := netip.MustParseAddrPort("10.0.0.1:443"), netip.MustParseAddrPort("10.0.0.2:1000")
+	in := bpf.Conversation{Local: server, Remote: client, Direction: bpf.Inbound, Out: bpf.Count{Packets: 1, Bytes: 70}, In: bpf.Count{Packets: 2, Bytes: 50}}
+	out := bpf.Conversation{Local: client, Remote: server, Direction: bpf.Outbound, Out: in.In, In: in.Out}
+	for direction, r := range map[flow.Direction]flow.Record{flow.DirectionInbound: passed(view, db, in, in), flow.DirectionOutbound: passed(view, web, out, out)} {
+		want := flow.Record{Start: r.Start, Duration: r.Duration, Direction: direction, Transport: flow.TransportPlaintext, Protocol: protocolUDP, Packets: 3,
+			Source: flow.Endpoint{Workload: web.Key, Identity: web.Identity, Addr: client}, Destination: flow.Endpoint{Workload: db.Key, Identity: db.Identity, Addr: server},
+			Verdict: mesh.VerdictAllow, Reason: mesh.ReasonPolicyAllow, Policy: mesh.Key{Namespace: "bank", Name: "all"}, BytesSent: 50, BytesReceived: 70}
+		if r != want {
+			t.Errorf("%v:\n got %+v\nwant %+v", direction, r, want)
+		}
+	}
+}
+
+// TestDatagramDrops: a drop names the policy that refuses, or says why there is none.
+func TestDatagramDrops(t *testing.T) {
+	view := datagramView(t)
+	db, _ := view.Workload(mesh.Key{Namespace: "bank", Name: "db"})
+	evil, _ := view.Workload(mesh.Key{Namespace: "shop", Name: "evil"})
+	for name, c := range map[string]struct {
+		own                 *mesh.Workload
+		direction           bpf.Direction
+		source, destination string
+		policy, detail      string
+		rule                int
+	}{
+		"in":           {db, bpf.Inbound, "10.0.0.3:9", "10.0.0.1:443", "bank/evil", "", 1},
+		"out":          {evil, bpf.Outbound, "10.0.0.3:9", "10.0.0.1:443", "bank/evil", "", 1},
+		"no rule":      {db, bpf.Inbound, "10.0.0.2:9", "10.0.0.1:444", "", "PolicyNoMatch", -1},
+		"nobody's":     {db, bpf.Inbound, "192.0.2.1:9", "10.0.0.1:443", "", "", -1},
+		"allowed now":  {db, bpf.Inbound, "10.0.0.2:9", "10.0.0.1:443", "", "policy allows it now", -1},
+		"of the world": {evil, bpf.Outbound, "10.0.0.3:9", "192.0.2.1:443", "", "", -1},
+	} {
+		r := flow.Record{Rule: -1}
+		explainDatagram(view, c.own, &podnet.Drop{Drop: bpf.Drop{Direction: c.direction, Source: netip.MustParseAddrPort(c.source), Destination: netip.MustParseAddrPort(c.destination)}, Reason: mesh.ReasonKernelUDP}, &r)
+		if flow.KeyWord(r.Policy) != c.policy || r.Rule != c.rule || r.Detail != c.detail {
+			t.Errorf("%s: policy %v rule %d, %q", name, r.Policy, r.Rule, r.Detail)
+		}
+	}
+}
+
+// TestDatagramsAreWorkedOutWhenTheyMayDiffer: rules are worked out when workloads, services
+// or settings changed, and never while no policy is about UDP.
+func TestDatagramsAreWorkedOutWhenTheyMayDiffer(t *testing.T) {
+	view := datagramView(t)
+	with := func(v *mesh.View, c mesh.Change) *mesh.View {
+		t.Helper()
+		next, err := v.With("r", c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return next
+	}
+	db, _ := view.Workload(mesh.Key{Namespace: "bank", Name: "db"})
+	silent, web := *db, mesh.Workload{}
+	silent.Datagrams = nil
+	if w, _ := view.Workload(mesh.Key{Namespace: "shop", Name: "web"}); w != nil {
+		web = *w
+		web.Ready = !web.Ready
+	}
+	policy := with(view, mesh.Change{Policies: []*mesh.Policy{{Key: mesh.Key{Namespace: "shop", Name: "tcp"}}}})
+	quiet := with(policy, mesh.Change{Workloads: []*mesh.Workload{&silent}})
+	g := datagrams{datapath: &Datapath{name: "n1"}}
+	for i, c := range []struct {
+		view  *mesh.View
+		fresh bool
+		rules int
+	}{{view, true, 2}, {view, false, 2}, {policy, false, 2}, {with(policy, mesh.Change{Workloads: []*mesh.Workload{&web}}), true, 2},
+		{quiet, true, 0}, {with(quiet, mesh.Change{Workloads: []*mesh.Workload{&web}}), false, 0}} {
+		if fresh := g.follow(c.view); fresh != c.fresh || len(g.rules) != c.rules {
+			t.Errorf("view %d: fresh %v, %d workloads with rules, want %v, %d", i, fresh, len(g.rules), c.fresh, c.rules)
+		}
+	}
+}
+
+// TestBothDatagramRules: what stays of the rules of before.
+func TestBothDatagramRules(t *testing.T) {
+	rule := func(port uint16) datagram.Rule {
+		return datagram.Rule{Remote: netip.MustParseAddr("10.0.0.1"), Port: port}
+	}
+	before, now := []datagram.Rule{rule(1), rule(2), rule(3)}, []datagram.Rule{rule(4), rule(3), rule(1)}
+	if got := both(before, now); !slices.Equal(got, []datagram.Rule{rule(1), rule(3)}) {
+		t.Errorf("%v stay", got)
+	}
+}

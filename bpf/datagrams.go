@@ -1,0 +1,401 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/cilium/ebpf"
+)
+
+// MaxDatagramRules bounds the rules of a pod.
+const MaxDatagramRules = 65536
+
+// smallestRules is what a table of rules has room for at least.
+const smallestRules = 256
+
+// DatagramRule lets a conversation of datagrams be opened, in which answers pass for
+// 30 s after each datagram of who opened it. It is comparable.
+type DatagramRule struct {
+	// Remote is the other end, not mapped.
+	Remote netip.Addr
+	// Port is that of the end that is spoken to: the other's of an Outbound rule, the
+	// pod's own of an Inbound one.
+	Port uint16
+	// Direction is that of the datagram that opens the conversation.
+	Direction Direction
+}
+
+func (r DatagramRule) key() gateDatagramRule {
+	return gateDatagramRule{Remote: toAddress(r.Remote), Port: r.Port, Direction: uint8(r.Direction)}
+}
+
+func (k gateDatagramRule) rule() DatagramRule {
+	return DatagramRule{Remote: fromAddress(k.Remote), Port: k.Port, Direction: Direction(k.Direction)}
+}
+
+// String returns "in from ADDRESS to port PORT", or "out to ADDRESS:PORT".
+func (r DatagramRule) String() string {
+	if r.Direction == Inbound {
+		return fmt.Sprintf("in from %v to port %d", r.Remote, r.Port)
+	}
+	return fmt.Sprintf("out to %v", netip.AddrPortFrom(r.Remote, r.Port))
+}
+
+// Conversation is datagrams between two ports. Times count back from now.
+type Conversation struct {
+	Local, Remote netip.AddrPort // the pod's end, the other end
+	// Direction is that of the datagram that opened it.
+	Direction        Direction
+	Opened, LastSeen time.Duration
+	Out, In          Count // bytes are of payload
+}
+
+// datagrams is a pod's part of the kernel that is about datagrams; Pod.mu guards it.
+type datagrams struct {
+	// rules are what the kernel was told. The maps are nil while there is none.
+	rules         map[gateDatagramRule]bool
+	table         *ebpf.Map
+	conversations *ebpf.Map
+	// stale is set while the kernel may hold other rules than these: another agent may
+	// have written since they were read, or not all could be written. Then the next ones
+	// are put in place of whatever is there.
+	stale bool
+}
+
+// SetDatagrams makes rules those by which the pod exchanges datagrams, beside DNS. One
+// that is taken away ends the conversations that it let be opened at once, before any
+// that is new holds. It returns how many found no room (MaxDatagramRules do): those do
+// not hold. Rules are pinned, and hold until they are replaced.
+//
+// After an error the kernel holds some of the rules of before and of now; the next call
+// writes all of them.
+func (p *Pod) SetDatagrams(rules []DatagramRule) (left int, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	wanted := make(map[gateDatagramRule]bool, len(rules))
+	for _, r := range rules {
+		if key := r.key(); len(wanted) < MaxDatagramRules {
+			wanted[key] = true
+		} else if !wanted[key] {
+			left++
+		}
+	}
+	if !p.datagrams.stale && maps.Equal(wanted, p.datagrams.rules) {
+		return left, nil
+	}
+	return left, p.putAwayAfter(p.bringTo(wanted))
+}
+
+// bringTo brings the kernel's rules to wanted; mu is held.
+func (p *Pod) bringTo(wanted map[gateDatagramRule]bool) error {
+	if p.datagrams.stale {
+		empty, err := p.takeAnew()
+		if err != nil || empty && len(wanted) == 0 {
+			return err
+		}
+	}
+	if len(wanted) == 0 {
+		return p.dropDatagrams()
+	}
+	if err := p.writeRules(wanted); err != nil {
+		return fmt.Errorf("write the rules of datagrams: %w", err)
+	}
+	return nil
+}
+
+// takeAnew lets go of tables that may not be those which the gate looks at, and takes
+// over the conversations of now. It reports whether there is nothing to take away. mu is
+// held.
+func (p *Pod) takeAnew() (empty bool, err error) {
+	if err := p.datagrams.close(); err != nil {
+		return false, err
+	}
+	p.datagrams = datagrams{stale: true}
+	table, err := p.slot(gateMapDatagramRules)
+	if err != nil {
+		return false, err
+	}
+	if empty = table == nil && p.wrote.Flags&uint32(gatePodFlagsPOD_DATAGRAMS) == 0; table != nil {
+		err = table.Close()
+	}
+	var lookup error
+	p.datagrams.conversations, lookup = p.slot(gateMapConversations)
+	empty = empty && p.datagrams.conversations == nil
+	if err = errors.Join(err, lookup); err == nil {
+		p.datagrams.stale = false
+	}
+	return empty, err
+}
+
+// slot returns the table in the one slot of an outer map, the caller's to close; nil when
+// it is empty.
+func (p *Pod) slot(outer string) (table *ebpf.Map, err error) {
+	err = p.maps[outer].Lookup(uint32(0), &table)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look up %s: %w", outer, err)
+	}
+	return table, nil
+}
+
+// putAwayAfter puts the tables away after an error, so that trying again replaces all of
+// it; mu is held.
+func (p *Pod) putAwayAfter(err error) error {
+	if err == nil {
+		return nil
+	}
+	err = errors.Join(err, p.datagrams.close())
+	p.datagrams = datagrams{stale: true}
+	return err
+}
+
+// writeRules brings the kernel's rules to wanted, of which there are some; mu is held.
+func (p *Pod) writeRules(wanted map[gateDatagramRule]bool) error {
+	d := &p.datagrams
+	if d.conversations == nil {
+		if err := p.insert(gateMapConversations, 0, &d.conversations); err != nil {
+			return err
+		}
+	}
+	if d.table == nil || len(wanted) > int(d.table.MaxEntries()) {
+		return p.replaceRules(wanted)
+	}
+	had := d.rules
+	d.rules = maps.Clone(had)
+	for key := range had {
+		if wanted[key] {
+			continue
+		}
+		if err := d.table.Delete(asBytes(&key)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return err
+		}
+		delete(d.rules, key)
+	}
+	for key := range wanted {
+		if had[key] {
+			continue
+		}
+		if err := d.table.Put(asBytes(&key), uint32(1)); err != nil {
+			return err
+		}
+		d.rules[key] = true
+	}
+	return nil
+}
+
+// replaceRules puts a new table of wanted rules in the old one's place; mu is held.
+func (p *Pod) replaceRules(wanted map[gateDatagramRule]bool) error {
+	size := smallestRules
+	for size < 2*len(wanted) && size < MaxDatagramRules {
+		size *= 2
+	}
+	fill := func(m *ebpf.Map) error {
+		for key := range wanted {
+			if err := m.Put(asBytes(&key), uint32(1)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if err := p.insert(gateMapDatagramRules, uint32(size), &p.datagrams.table, fill); err != nil {
+		return err
+	}
+	p.datagrams.rules = wanted
+	return p.writeConfig(p.cfg)
+}
+
+// insert makes a table, of a size or the default's, and puts it into the one slot of an
+// outer map; mu is held.
+func (p *Pod) insert(outer string, size uint32, table **ebpf.Map, fill ...func(*ebpf.Map) error) error {
+	gate, err := loadGate()
+	if err != nil {
+		return fmt.Errorf("read the gate's object: %w", err)
+	}
+	spec := gate.Maps[outer].InnerMap
+	if size > 0 {
+		spec.MaxEntries = size
+	}
+	m, err := ebpf.NewMap(spec)
+	if err != nil {
+		return err
+	}
+	for _, fn := range fill {
+		if err := fn(m); err != nil {
+			return errors.Join(err, m.Close())
+		}
+	}
+	if err := p.maps[outer].Put(uint32(0), m); err != nil {
+		return errors.Join(err, m.Close())
+	}
+	old := *table
+	*table = m
+	if old == nil {
+		return nil
+	}
+	return old.Close()
+}
+
+// dropDatagrams takes rules and conversations out of the kernel; mu is held.
+func (p *Pod) dropDatagrams() error {
+	errs := []error{p.datagrams.close()}
+	p.datagrams = datagrams{}
+	for _, outer := range []string{gateMapDatagramRules, gateMapConversations} {
+		if err := p.maps[outer].Delete(uint32(0)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			errs = append(errs, fmt.Errorf("empty %s: %w", outer, err))
+		}
+	}
+	if p.cfg.Name != "" {
+		errs = append(errs, p.writeConfig(p.cfg))
+	}
+	return errors.Join(errs...)
+}
+
+// dropPinnedDatagrams takes out the rules of a pod of which only pins are at hand.
+func dropPinnedDatagrams(dir string) error {
+	for _, outer := range []string{gateMapDatagramRules, gateMapConversations} {
+		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, outer), nil)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // of an agent that knew none
+		}
+		if err == nil {
+			if err = m.Delete(uint32(0)); errors.Is(err, ebpf.ErrKeyNotExist) {
+				err = nil
+			}
+			err = errors.Join(err, m.Close())
+		}
+		if err != nil {
+			return fmt.Errorf("empty %s of %s: %w", outer, dir, err)
+		}
+	}
+	return nil
+}
+
+func (d *datagrams) close() error {
+	var errs []error
+	for _, m := range []*ebpf.Map{d.table, d.conversations} {
+		if m != nil {
+			errs = append(errs, m.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// adoptDatagrams takes over the rules of an earlier agent. Those that an agent left which
+// kept no rules do not hold: nobody has looked after them since. What is read is good for
+// as long as nothing is told only: the earlier agent may write until it ends. mu is held.
+func (p *Pod) adoptDatagrams() error {
+	defer func() { p.datagrams.stale = true }()
+	var active uint32
+	var cfg gatePodConfig
+	if err := p.maps[gateMapActive].Lookup(uint32(0), &active); err != nil {
+		return fmt.Errorf("read which configuration is in use: %w", err)
+	}
+	if err := p.maps[gateMapConfig].Lookup(active&1, &cfg); err != nil {
+		return fmt.Errorf("read the configuration: %w", err)
+	}
+	if cfg.Flags&uint32(gatePodFlagsPOD_DATAGRAMS) == 0 {
+		return p.dropDatagrams()
+	}
+	d := &p.datagrams
+	for outer, m := range map[string]**ebpf.Map{gateMapDatagramRules: &d.table, gateMapConversations: &d.conversations} {
+		if err := p.maps[outer].Lookup(uint32(0), m); err != nil {
+			// Half of it is no use: it is told anew.
+			return p.dropDatagrams()
+		}
+	}
+	var err error
+	d.rules, err = rulesIn(d.table)
+	return err
+}
+
+func rulesIn(table *ebpf.Map) (map[gateDatagramRule]bool, error) {
+	rules := map[gateDatagramRule]bool{}
+	if err := each(table, func(key gateDatagramRule, _ uint32) { rules[key] = true }); err != nil {
+		return nil, fmt.Errorf("list the rules of datagrams: %w", err)
+	}
+	return rules, nil
+}
+
+// datagramDifferences names what the kernel holds otherwise than it was told; mu is held.
+func (p *Pod) datagramDifferences() (found []string, err error) {
+	if p.datagrams.stale {
+		return nil, nil // an earlier agent may write still, and the next rules replace all
+	}
+	var have map[gateDatagramRule]bool
+	table, err := p.slot(gateMapDatagramRules)
+	if err != nil {
+		return nil, err
+	}
+	if table != nil {
+		have, err = rulesIn(table)
+		if err = errors.Join(err, table.Close()); err != nil {
+			return nil, err
+		}
+	}
+	for key := range have {
+		if !p.datagrams.rules[key] {
+			found = append(found, fmt.Sprintf("the rule for datagrams %v was added", key.rule()))
+		}
+	}
+	for key := range p.datagrams.rules {
+		if !have[key] {
+			found = append(found, fmt.Sprintf("the rule for datagrams %v was removed", key.rule()))
+		}
+	}
+	conversations, err := p.slot(gateMapConversations)
+	if conversations != nil {
+		err = conversations.Close()
+	} else if err == nil && len(p.datagrams.rules) > 0 {
+		found = append(found, "the table of conversations was removed")
+	}
+	return found, err
+}
+
+// rebuildDatagrams makes both tables anew, as they were told; mu is held.
+func (p *Pod) rebuildDatagrams() error {
+	rules := p.datagrams.rules
+	if p.datagrams.stale {
+		return nil // to be told anyway
+	}
+	if len(rules) == 0 {
+		return p.putAwayAfter(p.dropDatagrams())
+	}
+	if err := p.insert(gateMapConversations, 0, &p.datagrams.conversations); err != nil {
+		return p.putAwayAfter(err)
+	}
+	return p.putAwayAfter(p.replaceRules(rules))
+}
+
+// Conversations returns those of the last minutes, in no order; a pod without rules has
+// none. Of 4,096 and more, those go first that were quiet for longest.
+func (p *Pod) Conversations() ([]Conversation, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.datagrams.conversations == nil {
+		return nil, nil
+	}
+	now, err := monotonic()
+	if err != nil {
+		return nil, err
+	}
+	var all []Conversation
+	err = each(p.datagrams.conversations, func(t gateTuple, c gateConversation) {
+		all = append(all, Conversation{
+			Local:     netip.AddrPortFrom(fromAddress(t.Local), t.LocalPort),
+			Remote:    netip.AddrPortFrom(fromAddress(t.Remote), t.RemotePort),
+			Direction: Direction(c.Direction), Opened: since(c.Opened, now), LastSeen: since(c.LastSeen, now),
+			Out: Count{Packets: c.Packets[Outbound], Bytes: c.Bytes[Outbound]}, In: Count{Packets: c.Packets[Inbound], Bytes: c.Bytes[Inbound]},
+		})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list conversations: %w", err)
+	}
+	return all, nil
+}

@@ -1,0 +1,285 @@
+// Package datagram decides about UDP between workloads, and writes the decisions out for
+// their gates. All of it is pure; what it returns is the caller's.
+package datagram
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/mesh/policy"
+)
+
+// Conversation is what authorization looks at of datagrams between two: who opens it,
+// with whom. Nothing is proved by a handshake: the identity of its source is that of
+// the enrolled workload that has the address, whose gate lets no other address out.
+type Conversation struct {
+	// Source is the address that it comes from.
+	Source netip.Addr
+	// Destination is the workload, Port its application port.
+	Destination *mesh.Workload
+	Port        uint16
+}
+
+// Authorize decides whether a conversation over UDP may be opened. The
+// destination is looked up by its key, as for View.Authorize.
+//
+// Nothing is let in by default. In order: a destination that no ALLOW policy about UDP
+// selects (Workload.Datagrams) refuses, and so does a source that is no enrolled
+// workload's address; where either end's identity is revoked it is refused; a matching
+// DENY policy refuses; a matching ALLOW policy lets in; else it is refused. Modes and
+// NetworkPolicies have no say: the former are about TCP, the latter whoever carries
+// datagrams judges by.
+func Authorize(v *mesh.View, c Conversation) mesh.Decision {
+	switch w := current(v, c.Destination); {
+	case !v.Synced():
+		return refused(mesh.ReasonNotSynced)
+	case w == nil:
+		return refused(mesh.ReasonUnknownDestination)
+	default:
+		source, _ := v.WorkloadAt(c.Source)
+		return decide(v, rulesIn(v, w), source, c.Source.Unmap().WithZone(""), c.Port)
+	}
+}
+
+// current returns a View's workload for one that may be an older View's.
+func current(v *mesh.View, w *mesh.Workload) *mesh.Workload {
+	if w == nil {
+		return nil
+	}
+	w, _ = v.Workload(w.Key)
+	return w
+}
+
+func refused(reason mesh.Reason) mesh.Decision {
+	return mesh.Decision{Verdict: mesh.VerdictDeny, Reason: reason, Rule: -1}
+}
+
+// AuthorizeTo is Authorize for a workload that opens a conversation with an address and a
+// port, from each of its own addresses that may: it decides as the workload's gate does.
+// They are a workload's or a service's, which is then returned. Of a service the first
+// endpoint that refuses decides, else the last one; at is whose policies decided.
+func AuthorizeTo(v *mesh.View, source *mesh.Workload, to netip.AddrPort) (decision mesh.Decision, service, at mesh.Key) {
+	addr := to.Addr().Unmap()
+	if w, ok := v.WorkloadAt(addr); ok {
+		return authorizeFrom(v, source, w, addr, to.Port()), service, w.Key
+	}
+	decision = refused(mesh.ReasonKernelUDP)
+	s, ok := v.ServiceAt(addr)
+	if !ok {
+		return decision, service, at
+	}
+	i := slices.IndexFunc(s.UDPPorts, func(p mesh.ServicePort) bool { return p.Port == to.Port() })
+	if i < 0 {
+		return decision, s.Key, at
+	}
+	for _, key := range s.Endpoints {
+		w, _ := v.Workload(key)
+		if at = key; w == nil {
+			return refused(mesh.ReasonUnknownDestination), s.Key, at
+		}
+		if w.Key == source.Key && opens(v, w) {
+			decision = mesh.Decision{Verdict: mesh.VerdictAllow, Reason: mesh.ReasonPolicyAllow, Rule: -1} // itself
+		} else {
+			decision = authorizeFrom(v, source, w, addr, s.UDPPorts[i].TargetPort)
+		}
+		if decision.Verdict == mesh.VerdictDeny {
+			break
+		}
+	}
+	return decision, s.Key, at
+}
+
+// authorizeFrom is Authorize from each address of a source that may speak to one of the
+// family of dialled: the first that is refused decides, else the last.
+func authorizeFrom(v *mesh.View, source, w *mesh.Workload, dialled netip.Addr, port uint16) mesh.Decision {
+	decision := refused(mesh.ReasonUnknownDestination)
+	for _, addr := range source.Addresses {
+		if addr.Is4() != dialled.Is4() {
+			continue
+		}
+		if decision = Authorize(v, Conversation{Source: addr, Destination: w, Port: port}); decision.Verdict == mesh.VerdictDeny {
+			break
+		}
+	}
+	return decision
+}
+
+// opens reports whether anybody may be let in to a workload.
+func opens(v *mesh.View, w *mesh.Workload) bool {
+	d := rulesIn(v, w)
+	return d != nil && len(d.ports) > 0
+}
+
+// rules are what a workload's policies about UDP say, indexed.
+type rules struct {
+	*policy.Set
+	workload *mesh.Workload
+	ports    []uint16 // that anybody may be let in to, sorted
+}
+
+// rulesIn is rulesOf, made once while the workload stays as it is.
+func rulesIn(v *mesh.View, w *mesh.Workload) *rules {
+	if len(w.Datagrams) == 0 {
+		return nil
+	}
+	return v.OfReceiver(w, func(w *mesh.Workload) any { return rulesOf(w) }).(*rules)
+}
+
+// rulesOf returns nil for a workload that takes none.
+func rulesOf(w *mesh.Workload) *rules {
+	if len(w.Datagrams) == 0 || !w.Enrolled {
+		return nil
+	}
+	d := &rules{workload: w}
+	var compiled []*policy.Compiled
+	for _, p := range w.Datagrams {
+		compiled = append(compiled, policy.Compile(p))
+		if p.Action == mesh.ActionAllow {
+			d.ports = append(d.ports, p.Ports()...)
+		}
+	}
+	d.Set = policy.NewSet(compiled, nil)
+	slices.Sort(d.ports)
+	d.ports = slices.DeleteFunc(slices.Compact(d.ports), mesh.ReservedPort)
+	return d
+}
+
+func decide(v *mesh.View, d *rules, source *mesh.Workload, addr netip.Addr, port uint16) mesh.Decision {
+	switch {
+	case d == nil || source == nil || !source.Enrolled:
+		return refused(mesh.ReasonKernelUDP)
+	case v.Revoked(source.Identity) || v.Revoked(d.workload.Identity):
+		return refused(mesh.ReasonIdentityRevoked)
+	case mesh.ReservedPort(port):
+		return refused(mesh.ReasonReservedPort)
+	}
+	a := policy.Attributes{Peer: source.Identity, Namespace: mesh.NamespaceOf(v.Settings().TrustDomain, source.Identity), Source: addr, Port: port}
+	found := d.LookUp(a.Peer)
+	decision := refused(mesh.ReasonPolicyNoMatch)
+	if name, rule, ok := found.First(mesh.ActionDeny, &a); ok {
+		decision = mesh.Decision{Verdict: mesh.VerdictDeny, Reason: mesh.ReasonPolicyDeny, Policy: name, Rule: rule}
+	} else if name, rule, ok := found.First(mesh.ActionAllow, &a); ok {
+		decision = mesh.Decision{Verdict: mesh.VerdictAllow, Reason: mesh.ReasonPolicyAllow, Policy: name, Rule: rule}
+	}
+	if decision.Audited = found.Auditing(&a); len(decision.Audited) > 0 && decision.Verdict == mesh.VerdictAllow {
+		decision.Verdict = mesh.VerdictAudit
+	}
+	return decision
+}
+
+// Rule lets a workload's gate pass a conversation over UDP; see Rules. It is comparable.
+type Rule struct {
+	// Remote is the other end.
+	Remote netip.Addr
+	// Port is that of the end that is spoken to.
+	Port uint16
+	// Inbound says that the other end opens it.
+	Inbound bool
+}
+
+// Rules is Authorize for the gates of a node's workloads, written out:
+// whom each may open conversations with, and who with it. A workload may speak to
+// whoever lets it in, at each of its own addresses of the family, and to an address of a
+// service when every endpoint that may be behind it does. Those without a rule are left
+// out.
+func Rules(v *mesh.View, node string) map[mesh.Key][]Rule {
+	var open []*rules
+	for _, w := range v.Receivers() {
+		if d := rulesIn(v, w); d != nil && len(d.ports) > 0 {
+			open = append(open, d)
+		}
+	}
+	if len(open) == 0 {
+		return nil
+	}
+	all := map[mesh.Key][]Rule{}
+	byKey := map[mesh.Key]*rules{}
+	for _, d := range open {
+		byKey[d.workload.Key] = d
+		if d.workload.Node == node {
+			if in := inbound(v, d); len(in) > 0 {
+				all[d.workload.Key] = in
+			}
+		}
+	}
+	for _, w := range v.OnNode(node) {
+		if !w.Enrolled {
+			continue
+		}
+		out := outbound(v, w, open)
+		out = throughServices(v, w, byKey, out)
+		if len(out) > 0 {
+			all[w.Key] = append(all[w.Key], out...)
+		}
+	}
+	return all
+}
+
+// inbound returns who may speak to a workload.
+func inbound(v *mesh.View, d *rules) (out []Rule) {
+	for _, source := range v.Workloads() {
+		if source == d.workload {
+			continue
+		}
+		for _, addr := range source.Addresses {
+			for _, port := range d.ports {
+				if decide(v, d, source, addr, port).Verdict != mesh.VerdictDeny {
+					out = append(out, Rule{Remote: addr, Port: port, Inbound: true})
+				}
+			}
+		}
+	}
+	return out
+}
+
+// outbound returns to whom a workload may speak.
+func outbound(v *mesh.View, w *mesh.Workload, open []*rules) (out []Rule) {
+	for _, d := range open {
+		if d.workload == w {
+			continue
+		}
+		for _, port := range d.ports {
+			for _, addr := range d.workload.Addresses {
+				if admitsAll(v, d, w, addr, port) {
+					out = append(out, Rule{Remote: addr, Port: port})
+				}
+			}
+		}
+	}
+	return out
+}
+
+// admitsAll reports whether a source is let in from each of its addresses that may speak
+// to one of dst's family.
+func admitsAll(v *mesh.View, d *rules, source *mesh.Workload, dst netip.Addr, port uint16) bool {
+	some := false
+	for _, addr := range source.Addresses {
+		if addr.Is4() != dst.Is4() {
+			continue
+		}
+		if decide(v, d, source, addr, port).Verdict == mesh.VerdictDeny {
+			return false
+		}
+		some = true
+	}
+	return some
+}
+
+// throughServices adds the addresses of services to which a workload may speak.
+func throughServices(v *mesh.View, w *mesh.Workload, open map[mesh.Key]*rules, out []Rule) []Rule {
+	for _, s := range v.Services() {
+		for _, port := range s.UDPPorts {
+			for _, addr := range s.Addresses {
+				admits := func(key mesh.Key) bool {
+					d := open[key]
+					return d != nil && (d.workload == w || admitsAll(v, d, w, addr, port.TargetPort))
+				}
+				if len(s.Endpoints) > 0 && !slices.ContainsFunc(s.Endpoints, func(key mesh.Key) bool { return !admits(key) }) {
+					out = append(out, Rule{Remote: addr, Port: port.Port})
+				}
+			}
+		}
+	}
+	return out
+}
