@@ -27,6 +27,9 @@ type Loaded struct {
 	err      error
 }
 
+// withUDP begins the revisions of folders whose policies may name UDP.
+const withUDP = "udp-"
+
 // Load reads and compiles a folder, whose policies may name UDP where that is said.
 func Load(dir string, experimentalUDP bool) Loaded {
 	objs, err := kube.LoadDir(dir)
@@ -41,7 +44,7 @@ func Load(dir string, experimentalUDP bool) Loaded {
 	// 64 bits tell revisions apart; nothing is trusted because of them.
 	revision := objs.Digest[:16]
 	if experimentalUDP {
-		revision = "udp-" + revision // the same folder means something else
+		revision = withUDP + revision // the same folder means something else
 	}
 	return Loaded{objects: objs, compiled: compiled, revision: revision}
 }
@@ -162,10 +165,42 @@ func (p *Publisher) Begin(first Loaded) error {
 		p.cfg.Logger.Error("no last good configuration: agents go on with theirs, nodes that join wait")
 		return nil
 	}
-	if err := p.publish(view, Loaded{}, true); err != nil {
+	if !p.cfg.ExperimentalUDP {
+		view, err = withoutDatagrams(view)
+	}
+	if err == nil {
+		err = p.publish(view, Loaded{}, true)
+	}
+	if err != nil {
 		p.cfg.Logger.Error("last good configuration is not served", "error", err)
 	}
 	return nil
+}
+
+// withoutDatagrams is a View of a time when policies might name UDP, for one when they
+// may not: without what it says about UDP, under a revision of its own.
+func withoutDatagrams(view *mesh.View) (*mesh.View, error) {
+	revision, had := strings.CutPrefix(view.Revision(), withUDP)
+	if !had {
+		return view, nil
+	}
+	var workloads []mesh.Workload
+	for _, w := range view.Workloads() {
+		closed := *w
+		closed.Datagrams = nil
+		workloads = append(workloads, closed)
+	}
+	var services []mesh.Service
+	for _, s := range view.Services() {
+		closed := *s
+		closed.UDPPorts = nil
+		services = append(services, closed)
+	}
+	var policies []mesh.Policy
+	for _, p := range view.Policies() {
+		policies = append(policies, *p)
+	}
+	return mesh.NewView(revision, *view.Settings(), workloads, services, policies)
 }
 
 // apply publishes a reading, or notes why it is refused.

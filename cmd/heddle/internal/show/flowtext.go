@@ -148,7 +148,7 @@ func (p *FlowPrinter) row(f *meshpb.Flow) []Cell {
 	if f.GetDirection() == "kernel" {
 		sent, received = Packets(f.GetPackets()), ""
 	}
-	if f.GetDirection() == "outbound" && f.GetPackets() > 1 && f.GetProtocol() == 0 {
+	if f.GetDirection() == "outbound" && f.GetPackets() > 1 && f.GetProtocol() != protocolUDP {
 		sent, received = fmt.Sprintf("%d times", f.GetPackets()), "" // the kernel refused them
 	}
 	destination := endText(f.GetDestination())

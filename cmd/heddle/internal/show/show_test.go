@@ -167,3 +167,17 @@ func TestFlowSecured(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// TestFlowRefusedByTheKernel: connections are counted, datagrams have bytes.
+func TestFlowRefusedByTheKernel(t *testing.T) {
+	for protocol, want := range map[uint32]bool{6: true, protocolUDP: false} {
+		var out bytes.Buffer
+		p := NewFlowPrinter(&out, false, false, false)
+		if err := errors.Join(p.Print(&meshpb.Flow{Direction: "outbound", Packets: 5, Protocol: protocol}), p.Flush()); err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Contains(out.String(), "5 times"); got != want {
+			t.Errorf("protocol %d: %q", protocol, out.String())
+		}
+	}
+}
