@@ -8,6 +8,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -123,7 +124,8 @@ func removeLink(h *netlink.Handle, name string) error {
 		}
 		return fmt.Errorf("find link %s: %w", name, err)
 	}
-	if err := h.LinkDel(link); err != nil {
+	// ENODEV: the kernel was faster, whose own removal of a dead machine's links takes a moment.
+	if err := h.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("remove link %s: %w", name, err)
 	}
 	return nil
