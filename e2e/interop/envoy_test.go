@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 
@@ -71,7 +70,7 @@ func run(t *testing.T, program func(name string, args ...string) *exec.Cmd, conf
 	defer log.Close()
 	cmd := program(strings.TrimSpace(string(binary)), "-c", path, "--concurrency", "1", "--use-dynamic-base-id", "--log-level", "info")
 	cmd.Stdout, cmd.Stderr = log, log
-	ended := startBound(t, cmd)
+	ended := testenv.StartBound(t, cmd)
 	t.Cleanup(func() {
 		if err := cmd.Process.Kill(); err != nil {
 			t.Errorf("kill Envoy: %v", err)
@@ -87,27 +86,6 @@ func run(t *testing.T, program func(name string, args ...string) *exec.Cmd, conf
 		out, err := os.ReadFile(dir + "/log")
 		return err == nil && strings.Contains(string(out), "starting main dispatch loop")
 	})
-}
-
-// startBound starts a command from a thread that lives as long as it does.
-// Envoy asks the kernel to end it with the thread that started it
-// (PR_SET_PDEATHSIG of prctl(2)), and threads that were in a pod's network
-// namespace end early.
-func startBound(t *testing.T, cmd *exec.Cmd) (ended <-chan struct{}) {
-	t.Helper()
-	started, over := make(chan error), make(chan struct{})
-	go func() {
-		defer close(over)
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			_ = cmd.Wait() // killed
-		}
-	}()
-	must(t, <-started)
-	return over
 }
 
 func writePEM(t *testing.T, path, kind string, ders ...[]byte) {

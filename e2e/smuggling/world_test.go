@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -303,20 +302,7 @@ func (p proxy) run(t *testing.T, lanes []*lane) (pid int) {
 	cmd := p.start(t, dir, lanes)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	started, ended := make(chan error), make(chan struct{})
-	go func() {
-		defer close(ended)
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			_ = cmd.Wait() // killed
-		}
-	}()
-	if err := <-started; err != nil {
-		t.Fatal(err)
-	}
+	ended := testenv.StartBound(t, cmd)
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill() // it may have ended, which the cases have shown
 		<-ended
