@@ -16,8 +16,6 @@ import (
 )
 
 const (
-	// protocolUDP is the IP protocol's number.
-	protocolUDP = 17
 	// datagramsEvery is how often conversations are looked at, and rules that could not be
 	// written are tried again.
 	datagramsEvery = time.Second
@@ -237,7 +235,7 @@ func passed(view *mesh.View, own *mesh.Workload, c, since bpf.Conversation) flow
 	now := time.Now()
 	r := flow.Record{
 		Start: now.Add(-min(c.Opened, datagramsEvery)), Direction: flow.DirectionOutbound, Transport: flow.TransportPlaintext,
-		Packets: since.Out.Packets + since.In.Packets, Protocol: protocolUDP,
+		Packets: since.Out.Packets + since.In.Packets, Protocol: flow.ProtocolUDP,
 	}
 	r.Duration = max(0, now.Add(-c.LastSeen).Sub(r.Start))
 	mine, other := flow.Endpoint{Workload: own.Key, Identity: own.Identity, Addr: c.Local}, flow.Endpoint{Addr: c.Remote}

@@ -73,7 +73,7 @@ func TestDatagramRecords(t *testing.T) {
 	in := bpf.Conversation{Local: server, Remote: client, Direction: bpf.Inbound, Out: bpf.Count{Packets: 1, Bytes: 70}, In: bpf.Count{Packets: 2, Bytes: 50}}
 	out := bpf.Conversation{Local: client, Remote: server, Direction: bpf.Outbound, Out: in.In, In: in.Out}
 	for direction, r := range map[flow.Direction]flow.Record{flow.DirectionInbound: passed(view, db, in, in), flow.DirectionOutbound: passed(view, web, out, out)} {
-		want := flow.Record{Start: r.Start, Duration: r.Duration, Direction: direction, Transport: flow.TransportPlaintext, Protocol: protocolUDP, Packets: 3,
+		want := flow.Record{Start: r.Start, Duration: r.Duration, Direction: direction, Transport: flow.TransportPlaintext, Protocol: flow.ProtocolUDP, Packets: 3,
 			Source: flow.Endpoint{Workload: web.Key, Identity: web.Identity, Addr: client}, Destination: flow.Endpoint{Workload: db.Key, Identity: db.Identity, Addr: server},
 			Verdict: mesh.VerdictAllow, Reason: mesh.ReasonPolicyAllow, Policy: mesh.Key{Namespace: "bank", Name: "all"}, BytesSent: 50, BytesReceived: 70}
 		if r != want {

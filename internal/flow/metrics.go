@@ -74,9 +74,6 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	return m
 }
 
-// protocolUDP is the IP protocol's number.
-const protocolUDP = 17
-
 // Observe counts one record.
 func (m *Metrics) Observe(r *Record) {
 	if r.Direction == DirectionKernel {
@@ -87,7 +84,7 @@ func (m *Metrics) Observe(r *Record) {
 		return // agent/dns counts every query
 	}
 	direction := int(r.Direction)
-	if r.Protocol == protocolUDP {
+	if r.Protocol == ProtocolUDP {
 		m.datagrams.of(direction).Add(float64(r.Packets))
 		if r.Verdict == mesh.VerdictAudit {
 			m.policyAudits.Inc()

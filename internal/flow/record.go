@@ -10,6 +10,9 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
+// ProtocolUDP is UDP's number (IANA's protocol numbers).
+const ProtocolUDP = 17
+
 // Record is one flow: a finished or refused connection, packets that the
 // gate dropped, or datagrams that it let pass. Record is a value; one that is in a Ring must not be changed.
 type Record struct {
@@ -44,7 +47,7 @@ type Record struct {
 	// Packets is how many dropped packets, or datagrams, or queries, or connections that
 	// the kernel refused, the record stands for; 0 of a connection that the agent had.
 	Packets uint64
-	// Protocol is the IP protocol number; 0 means TCP.
+	// Protocol is the IP protocol number, such as ProtocolUDP; 0 means TCP.
 	Protocol uint8
 	// Detail is an error's text or another hint for a person; never parsed.
 	Detail string

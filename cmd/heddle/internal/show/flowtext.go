@@ -8,11 +8,9 @@ import (
 	"time"
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
+	"github.com/heddle-mesh/heddle/internal/flow"
 	"github.com/heddle-mesh/heddle/internal/hbone/secured"
 )
-
-// protocolUDP is the IP protocol's number.
-const protocolUDP = 17
 
 // FlowJSON is a flow as -o json prints it, one object per line. Durations are
 // seconds.
@@ -148,14 +146,14 @@ func (p *FlowPrinter) row(f *meshpb.Flow) []Cell {
 	if f.GetDirection() == "kernel" {
 		sent, received = Packets(f.GetPackets()), ""
 	}
-	if f.GetDirection() == "outbound" && f.GetPackets() > 1 && f.GetProtocol() != protocolUDP {
+	if f.GetDirection() == "outbound" && f.GetPackets() > 1 && f.GetProtocol() != flow.ProtocolUDP {
 		sent, received = fmt.Sprintf("%d times", f.GetPackets()), "" // the kernel refused them
 	}
 	destination := endText(f.GetDestination())
 	if s := f.GetService(); s != "" && !p.wide {
 		destination += " (" + s + ")"
 	}
-	if f.GetProtocol() == protocolUDP {
+	if f.GetProtocol() == flow.ProtocolUDP {
 		destination += " UDP"
 	}
 	if f.GetDirection() == "dns" {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
+	"github.com/heddle-mesh/heddle/internal/flow"
 	"github.com/heddle-mesh/heddle/internal/local"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
@@ -170,7 +171,7 @@ func TestFlowSecured(t *testing.T) {
 
 // TestFlowRefusedByTheKernel: connections are counted, datagrams have bytes.
 func TestFlowRefusedByTheKernel(t *testing.T) {
-	for protocol, want := range map[uint32]bool{6: true, protocolUDP: false} {
+	for protocol, want := range map[uint32]bool{6: true, flow.ProtocolUDP: false} {
 		var out bytes.Buffer
 		p := NewFlowPrinter(&out, false, false, false)
 		if err := errors.Join(p.Print(&meshpb.Flow{Direction: "outbound", Packets: 5, Protocol: protocol}), p.Flush()); err != nil {
