@@ -350,6 +350,114 @@ func (Egress) EnumDescriptor() ([]byte, []int) {
 	return file_discovery_proto_rawDescGZIP(), []int{5}
 }
 
+// RouteKind is the kind of a Route.
+type RouteKind int32
+
+const (
+	// Not a valid kind.
+	RouteKind_ROUTE_KIND_UNSPECIFIED RouteKind = 0
+	RouteKind_ROUTE_KIND_HTTP        RouteKind = 1
+	RouteKind_ROUTE_KIND_GRPC        RouteKind = 2
+	// Those of connections: their rules have a name and backends alone.
+	RouteKind_ROUTE_KIND_TLS RouteKind = 3
+	RouteKind_ROUTE_KIND_TCP RouteKind = 4
+)
+
+// Enum value maps for RouteKind.
+var (
+	RouteKind_name = map[int32]string{
+		0: "ROUTE_KIND_UNSPECIFIED",
+		1: "ROUTE_KIND_HTTP",
+		2: "ROUTE_KIND_GRPC",
+		3: "ROUTE_KIND_TLS",
+		4: "ROUTE_KIND_TCP",
+	}
+	RouteKind_value = map[string]int32{
+		"ROUTE_KIND_UNSPECIFIED": 0,
+		"ROUTE_KIND_HTTP":        1,
+		"ROUTE_KIND_GRPC":        2,
+		"ROUTE_KIND_TLS":         3,
+		"ROUTE_KIND_TCP":         4,
+	}
+)
+
+func (x RouteKind) Enum() *RouteKind {
+	p := new(RouteKind)
+	*p = x
+	return p
+}
+
+func (x RouteKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RouteKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_discovery_proto_enumTypes[6].Descriptor()
+}
+
+func (RouteKind) Type() protoreflect.EnumType {
+	return &file_discovery_proto_enumTypes[6]
+}
+
+func (x RouteKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RouteKind.Descriptor instead.
+func (RouteKind) EnumDescriptor() ([]byte, []int) {
+	return file_discovery_proto_rawDescGZIP(), []int{6}
+}
+
+// PathType says how a path is compared.
+type PathType int32
+
+const (
+	PathType_PATH_TYPE_PREFIX     PathType = 0
+	PathType_PATH_TYPE_EXACT      PathType = 1
+	PathType_PATH_TYPE_EXPRESSION PathType = 2
+)
+
+// Enum value maps for PathType.
+var (
+	PathType_name = map[int32]string{
+		0: "PATH_TYPE_PREFIX",
+		1: "PATH_TYPE_EXACT",
+		2: "PATH_TYPE_EXPRESSION",
+	}
+	PathType_value = map[string]int32{
+		"PATH_TYPE_PREFIX":     0,
+		"PATH_TYPE_EXACT":      1,
+		"PATH_TYPE_EXPRESSION": 2,
+	}
+)
+
+func (x PathType) Enum() *PathType {
+	p := new(PathType)
+	*p = x
+	return p
+}
+
+func (x PathType) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (PathType) Descriptor() protoreflect.EnumDescriptor {
+	return file_discovery_proto_enumTypes[7].Descriptor()
+}
+
+func (PathType) Type() protoreflect.EnumType {
+	return &file_discovery_proto_enumTypes[7]
+}
+
+func (x PathType) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use PathType.Descriptor instead.
+func (PathType) EnumDescriptor() ([]byte, []int) {
+	return file_discovery_proto_rawDescGZIP(), []int{7}
+}
+
 // ObjectKey names an object: a namespace and a name in it.
 type ObjectKey struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -716,9 +824,14 @@ type Service struct {
 	// agent that does not know of them lets connections leave to them.
 	External [][]byte `protobuf:"bytes,9,rep,name=external,proto3" json:"external,omitempty"`
 	// Ports over UDP, with no more than the two numbers.
-	UdpPorts      []*ServicePort `protobuf:"bytes,10,rep,name=udp_ports,json=udpPorts,proto3" json:"udp_ports,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	UdpPorts []*ServicePort `protobuf:"bytes,10,rep,name=udp_ports,json=udpPorts,proto3" json:"udp_ports,omitempty"`
+	// The service whose workloads take the connections to this one; absent where none does.
+	// Agents that do not know of it connect to the workloads.
+	Waypoint *ObjectKey `protobuf:"bytes,11,opt,name=waypoint,proto3" json:"waypoint,omitempty"`
+	// Connections may go past a waypoint that does not answer.
+	WaypointBypass bool `protobuf:"varint,12,opt,name=waypoint_bypass,json=waypointBypass,proto3" json:"waypoint_bypass,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Service) Reset() {
@@ -821,6 +934,20 @@ func (x *Service) GetUdpPorts() []*ServicePort {
 	return nil
 }
 
+func (x *Service) GetWaypoint() *ObjectKey {
+	if x != nil {
+		return x.Waypoint
+	}
+	return nil
+}
+
+func (x *Service) GetWaypointBypass() bool {
+	if x != nil {
+		return x.WaypointBypass
+	}
+	return false
+}
+
 // ServicePort maps a service's port to the workloads' port.
 type ServicePort struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -832,7 +959,10 @@ type ServicePort struct {
 	Only []*ObjectKey `protobuf:"bytes,4,rep,name=only,proto3" json:"only,omitempty"`
 	// The endpoints that have it under another number. Agents that do not know of them
 	// send them nothing.
-	Elsewhere     []*PortElsewhere `protobuf:"bytes,5,rep,name=elsewhere,proto3" json:"elsewhere,omitempty"`
+	Elsewhere []*PortElsewhere `protobuf:"bytes,5,rep,name=elsewhere,proto3" json:"elsewhere,omitempty"`
+	// What the service says is spoken at the port, as Kubernetes' appProtocol; absent where it
+	// says nothing. Waypoints that do not know of it go by the name.
+	AppProtocol   string `protobuf:"bytes,6,opt,name=app_protocol,json=appProtocol,proto3" json:"app_protocol,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -902,6 +1032,13 @@ func (x *ServicePort) GetElsewhere() []*PortElsewhere {
 	return nil
 }
 
+func (x *ServicePort) GetAppProtocol() string {
+	if x != nil {
+		return x.AppProtocol
+	}
+	return ""
+}
+
 // PortElsewhere is the number that a service's port has at some endpoints.
 type PortElsewhere struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -957,7 +1094,7 @@ func (x *PortElsewhere) GetEndpoints() []*ObjectKey {
 	return nil
 }
 
-// Policy is an L4 authorization policy in compiled form.
+// Policy is an authorization policy in compiled form.
 type Policy struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Key    *ObjectKey             `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
@@ -1226,9 +1363,11 @@ func (x *AddressBlock) GetBits() uint32 {
 
 // Destination matches when every non-empty field matches. Ports are 1 to 65535.
 type Destination struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Ports         []uint32               `protobuf:"varint,1,rep,packed,name=ports,proto3" json:"ports,omitempty"`
-	NotPorts      []uint32               `protobuf:"varint,2,rep,packed,name=not_ports,json=notPorts,proto3" json:"not_ports,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Ports    []uint32               `protobuf:"varint,1,rep,packed,name=ports,proto3" json:"ports,omitempty"`
+	NotPorts []uint32               `protobuf:"varint,2,rep,packed,name=not_ports,json=notPorts,proto3" json:"not_ports,omitempty"`
+	// Absent: every request, and what is no HTTP.
+	Requests      *RequestMatch `protobuf:"bytes,3,opt,name=requests,proto3" json:"requests,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1277,6 +1416,166 @@ func (x *Destination) GetNotPorts() []uint32 {
 	return nil
 }
 
+func (x *Destination) GetRequests() *RequestMatch {
+	if x != nil {
+		return x.Requests
+	}
+	return nil
+}
+
+// RequestMatch says which requests over HTTP. Each list that is not empty must match, by
+// one of its entries; none of those of a list of what must not. In hosts, paths and values
+// "*" stands for the rest, at the beginning or at the end.
+type RequestMatch struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Without a port, in lower case.
+	Hosts      []string `protobuf:"bytes,1,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	NotHosts   []string `protobuf:"bytes,2,rep,name=not_hosts,json=notHosts,proto3" json:"not_hosts,omitempty"`
+	Methods    []string `protobuf:"bytes,3,rep,name=methods,proto3" json:"methods,omitempty"`
+	NotMethods []string `protobuf:"bytes,4,rep,name=not_methods,json=notMethods,proto3" json:"not_methods,omitempty"`
+	// In the one form of uri.NormalPath, without a query.
+	Paths    []string `protobuf:"bytes,5,rep,name=paths,proto3" json:"paths,omitempty"`
+	NotPaths []string `protobuf:"bytes,6,rep,name=not_paths,json=notPaths,proto3" json:"not_paths,omitempty"`
+	// All of them must match.
+	Headers       []*HeaderCondition `protobuf:"bytes,7,rep,name=headers,proto3" json:"headers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RequestMatch) Reset() {
+	*x = RequestMatch{}
+	mi := &file_discovery_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RequestMatch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RequestMatch) ProtoMessage() {}
+
+func (x *RequestMatch) ProtoReflect() protoreflect.Message {
+	mi := &file_discovery_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RequestMatch.ProtoReflect.Descriptor instead.
+func (*RequestMatch) Descriptor() ([]byte, []int) {
+	return file_discovery_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *RequestMatch) GetHosts() []string {
+	if x != nil {
+		return x.Hosts
+	}
+	return nil
+}
+
+func (x *RequestMatch) GetNotHosts() []string {
+	if x != nil {
+		return x.NotHosts
+	}
+	return nil
+}
+
+func (x *RequestMatch) GetMethods() []string {
+	if x != nil {
+		return x.Methods
+	}
+	return nil
+}
+
+func (x *RequestMatch) GetNotMethods() []string {
+	if x != nil {
+		return x.NotMethods
+	}
+	return nil
+}
+
+func (x *RequestMatch) GetPaths() []string {
+	if x != nil {
+		return x.Paths
+	}
+	return nil
+}
+
+func (x *RequestMatch) GetNotPaths() []string {
+	if x != nil {
+		return x.NotPaths
+	}
+	return nil
+}
+
+func (x *RequestMatch) GetHeaders() []*HeaderCondition {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
+}
+
+// HeaderCondition is a condition on the header of a name.
+type HeaderCondition struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In lower case.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Empty: it must be there.
+	Values        []string `protobuf:"bytes,2,rep,name=values,proto3" json:"values,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HeaderCondition) Reset() {
+	*x = HeaderCondition{}
+	mi := &file_discovery_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HeaderCondition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HeaderCondition) ProtoMessage() {}
+
+func (x *HeaderCondition) ProtoReflect() protoreflect.Message {
+	mi := &file_discovery_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HeaderCondition.ProtoReflect.Descriptor instead.
+func (*HeaderCondition) Descriptor() ([]byte, []int) {
+	return file_discovery_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *HeaderCondition) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *HeaderCondition) GetValues() []string {
+	if x != nil {
+		return x.Values
+	}
+	return nil
+}
+
 // NetworkPolicy is one of networking.k8s.io/v1 in compiled form.
 type NetworkPolicy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1292,7 +1591,7 @@ type NetworkPolicy struct {
 
 func (x *NetworkPolicy) Reset() {
 	*x = NetworkPolicy{}
-	mi := &file_discovery_proto_msgTypes[12]
+	mi := &file_discovery_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1304,7 +1603,7 @@ func (x *NetworkPolicy) String() string {
 func (*NetworkPolicy) ProtoMessage() {}
 
 func (x *NetworkPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[12]
+	mi := &file_discovery_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1317,7 +1616,7 @@ func (x *NetworkPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkPolicy.ProtoReflect.Descriptor instead.
 func (*NetworkPolicy) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{12}
+	return file_discovery_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *NetworkPolicy) GetKey() *ObjectKey {
@@ -1361,7 +1660,7 @@ type LabelRequirement struct {
 
 func (x *LabelRequirement) Reset() {
 	*x = LabelRequirement{}
-	mi := &file_discovery_proto_msgTypes[13]
+	mi := &file_discovery_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1373,7 +1672,7 @@ func (x *LabelRequirement) String() string {
 func (*LabelRequirement) ProtoMessage() {}
 
 func (x *LabelRequirement) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[13]
+	mi := &file_discovery_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1386,7 +1685,7 @@ func (x *LabelRequirement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelRequirement.ProtoReflect.Descriptor instead.
 func (*LabelRequirement) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{13}
+	return file_discovery_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *LabelRequirement) GetKey() string {
@@ -1420,7 +1719,7 @@ type NetworkDirection struct {
 
 func (x *NetworkDirection) Reset() {
 	*x = NetworkDirection{}
-	mi := &file_discovery_proto_msgTypes[14]
+	mi := &file_discovery_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1432,7 +1731,7 @@ func (x *NetworkDirection) String() string {
 func (*NetworkDirection) ProtoMessage() {}
 
 func (x *NetworkDirection) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[14]
+	mi := &file_discovery_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1445,7 +1744,7 @@ func (x *NetworkDirection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkDirection.ProtoReflect.Descriptor instead.
 func (*NetworkDirection) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{14}
+	return file_discovery_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *NetworkDirection) GetRules() []*NetworkRule {
@@ -1467,7 +1766,7 @@ type NetworkRule struct {
 
 func (x *NetworkRule) Reset() {
 	*x = NetworkRule{}
-	mi := &file_discovery_proto_msgTypes[15]
+	mi := &file_discovery_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1479,7 +1778,7 @@ func (x *NetworkRule) String() string {
 func (*NetworkRule) ProtoMessage() {}
 
 func (x *NetworkRule) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[15]
+	mi := &file_discovery_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1492,7 +1791,7 @@ func (x *NetworkRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkRule.ProtoReflect.Descriptor instead.
 func (*NetworkRule) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{15}
+	return file_discovery_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *NetworkRule) GetPeers() []*NetworkPeer {
@@ -1523,7 +1822,7 @@ type NetworkPeer struct {
 
 func (x *NetworkPeer) Reset() {
 	*x = NetworkPeer{}
-	mi := &file_discovery_proto_msgTypes[16]
+	mi := &file_discovery_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1535,7 +1834,7 @@ func (x *NetworkPeer) String() string {
 func (*NetworkPeer) ProtoMessage() {}
 
 func (x *NetworkPeer) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[16]
+	mi := &file_discovery_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1548,7 +1847,7 @@ func (x *NetworkPeer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkPeer.ProtoReflect.Descriptor instead.
 func (*NetworkPeer) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{16}
+	return file_discovery_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *NetworkPeer) GetSet() string {
@@ -1586,7 +1885,7 @@ type NetworkPort struct {
 
 func (x *NetworkPort) Reset() {
 	*x = NetworkPort{}
-	mi := &file_discovery_proto_msgTypes[17]
+	mi := &file_discovery_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1598,7 +1897,7 @@ func (x *NetworkPort) String() string {
 func (*NetworkPort) ProtoMessage() {}
 
 func (x *NetworkPort) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[17]
+	mi := &file_discovery_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1611,7 +1910,7 @@ func (x *NetworkPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkPort.ProtoReflect.Descriptor instead.
 func (*NetworkPort) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{17}
+	return file_discovery_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *NetworkPort) GetSet() string {
@@ -1652,7 +1951,7 @@ type AddressSet struct {
 
 func (x *AddressSet) Reset() {
 	*x = AddressSet{}
-	mi := &file_discovery_proto_msgTypes[18]
+	mi := &file_discovery_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1664,7 +1963,7 @@ func (x *AddressSet) String() string {
 func (*AddressSet) ProtoMessage() {}
 
 func (x *AddressSet) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[18]
+	mi := &file_discovery_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1677,7 +1976,7 @@ func (x *AddressSet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressSet.ProtoReflect.Descriptor instead.
 func (*AddressSet) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{18}
+	return file_discovery_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *AddressSet) GetSet() string {
@@ -1723,7 +2022,7 @@ type AddressGroup struct {
 
 func (x *AddressGroup) Reset() {
 	*x = AddressGroup{}
-	mi := &file_discovery_proto_msgTypes[19]
+	mi := &file_discovery_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1735,7 +2034,7 @@ func (x *AddressGroup) String() string {
 func (*AddressGroup) ProtoMessage() {}
 
 func (x *AddressGroup) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[19]
+	mi := &file_discovery_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1748,7 +2047,7 @@ func (x *AddressGroup) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddressGroup.ProtoReflect.Descriptor instead.
 func (*AddressGroup) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{19}
+	return file_discovery_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *AddressGroup) GetPort() uint32 {
@@ -1783,7 +2082,7 @@ type NamespaceEgress struct {
 
 func (x *NamespaceEgress) Reset() {
 	*x = NamespaceEgress{}
-	mi := &file_discovery_proto_msgTypes[20]
+	mi := &file_discovery_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1795,7 +2094,7 @@ func (x *NamespaceEgress) String() string {
 func (*NamespaceEgress) ProtoMessage() {}
 
 func (x *NamespaceEgress) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[20]
+	mi := &file_discovery_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1808,7 +2107,7 @@ func (x *NamespaceEgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NamespaceEgress.ProtoReflect.Descriptor instead.
 func (*NamespaceEgress) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{20}
+	return file_discovery_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *NamespaceEgress) GetNamespace() string {
@@ -1836,13 +2135,16 @@ type Settings struct {
 	EgressNamespaces []*NamespaceEgress `protobuf:"bytes,4,rep,name=egress_namespaces,json=egressNamespaces,proto3" json:"egress_namespaces,omitempty"`
 	// SPIFFE IDs in their text form.
 	RevokedIdentities []string `protobuf:"bytes,5,rep,name=revoked_identities,json=revokedIdentities,proto3" json:"revoked_identities,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// The names of the other trust domains whose identities are believed, sorted. Their
+	// roots come with Trust.Follow.
+	FederatedDomains []string `protobuf:"bytes,6,rep,name=federated_domains,json=federatedDomains,proto3" json:"federated_domains,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Settings) Reset() {
 	*x = Settings{}
-	mi := &file_discovery_proto_msgTypes[21]
+	mi := &file_discovery_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1854,7 +2156,7 @@ func (x *Settings) String() string {
 func (*Settings) ProtoMessage() {}
 
 func (x *Settings) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[21]
+	mi := &file_discovery_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1867,7 +2169,7 @@ func (x *Settings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Settings.ProtoReflect.Descriptor instead.
 func (*Settings) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{21}
+	return file_discovery_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Settings) GetTrustDomain() string {
@@ -1905,6 +2207,1266 @@ func (x *Settings) GetRevokedIdentities() []string {
 	return nil
 }
 
+func (x *Settings) GetFederatedDomains() []string {
+	if x != nil {
+		return x.FederatedDomains
+	}
+	return nil
+}
+
+// Route is an HTTPRoute, GRPCRoute, TLSRoute or TCPRoute of the Gateway API in compiled form, named
+// "KIND/NAMESPACE/NAME". Only waypoints are told. It mirrors internal/mesh/route, which
+// says what the fields mean; a kind or a field that a waypoint does not know is refused with the whole set.
+type Route struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Kind  RouteKind              `protobuf:"varint,1,opt,name=kind,proto3,enum=heddle.mesh.v1alpha1.RouteKind" json:"kind,omitempty"`
+	Key   *ObjectKey             `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	// When the object was made, of Unix time.
+	CreatedSeconds int64 `protobuf:"varint,3,opt,name=created_seconds,json=createdSeconds,proto3" json:"created_seconds,omitempty"`
+	// 0 to 999999999.
+	CreatedNanos  uint32         `protobuf:"varint,4,opt,name=created_nanos,json=createdNanos,proto3" json:"created_nanos,omitempty"`
+	Parents       []*RouteParent `protobuf:"bytes,5,rep,name=parents,proto3" json:"parents,omitempty"`
+	Hostnames     []string       `protobuf:"bytes,6,rep,name=hostnames,proto3" json:"hostnames,omitempty"`
+	Rules         []*RouteRule   `protobuf:"bytes,7,rep,name=rules,proto3" json:"rules,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Route) Reset() {
+	*x = Route{}
+	mi := &file_discovery_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Route) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Route) ProtoMessage() {}
+
+func (x *Route) ProtoReflect() protoreflect.Message {
+	mi := &file_discovery_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Route.ProtoReflect.Descriptor instead.
+func (*Route) Descriptor() ([]byte, []int) {
+	return file_discovery_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *Route) GetKind() RouteKind {
+	if x != nil {
+		return x.Kind
+	}
+	return RouteKind_ROUTE_KIND_UNSPECIFIED
+}
+
+func (x *Route) GetKey() *ObjectKey {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *Route) GetCreatedSeconds() int64 {
+	if x != nil {
+		return x.CreatedSeconds
+	}
+	return 0
+}
+
+func (x *Route) GetCreatedNanos() uint32 {
+	if x != nil {
+		return x.CreatedNanos
+	}
+	return 0
+}
+
+func (x *Route) GetParents() []*RouteParent {
+	if x != nil {
+		return x.Parents
+	}
+	return nil
+}
+
+func (x *Route) GetHostnames() []string {
+	if x != nil {
+		return x.Hostnames
+	}
+	return nil
+}
+
+func (x *Route) GetRules() []*RouteRule {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+// RouteParent is a port of a service.
+type RouteParent struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Service *ObjectKey             `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	// 1 to 65535.
+	Port          uint32 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RouteParent) Reset() {
+	*x = RouteParent{}
+	mi := &file_discovery_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RouteParent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RouteParent) ProtoMessage() {}
+
+func (x *RouteParent) ProtoReflect() protoreflect.Message {
+	mi := &file_discovery_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RouteParent.ProtoReflect.Descriptor instead.
+func (*RouteParent) Descriptor() ([]byte, []int) {
+	return file_discovery_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *RouteParent) GetService() *ObjectKey {
+	if x != nil {
+		return x.Service
+	}
+	return nil
+}
+
+func (x *RouteParent) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+// RouteRule is what is done with some requests. Durations are in nanoseconds, 0 is none.
+type RouteRule struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Name             string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Matches          []*RouteMatch          `protobuf:"bytes,2,rep,name=matches,proto3" json:"matches,omitempty"`
+	Filters          []*RouteFilter         `protobuf:"bytes,3,rep,name=filters,proto3" json:"filters,omitempty"`
+	Backends         []*RouteBackend        `protobuf:"bytes,4,rep,name=backends,proto3" json:"backends,omitempty"`
+	RequestTimeoutNs int64                  `protobuf:"varint,5,opt,name=request_timeout_ns,json=requestTimeoutNs,proto3" json:"request_timeout_ns,omitempty"`
+	BackendTimeoutNs int64                  `protobuf:"varint,6,opt,name=backend_timeout_ns,json=backendTimeoutNs,proto3" json:"backend_timeout_ns,omitempty"`
+	Retry            *RouteRetry            `protobuf:"bytes,7,opt,name=retry,proto3" json:"retry,omitempty"`
+	Session          *RouteSession          `protobuf:"bytes,8,opt,name=session,proto3" json:"session,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *RouteRule) Reset() {
+	*x = RouteRule{}
+	mi := &file_discovery_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RouteRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RouteRule) ProtoMessage() {}
+
+func (x *RouteRule) ProtoReflect() protoreflect.Message {
+	mi := &file_discovery_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RouteRule.ProtoReflect.Descriptor instead.
+func (*RouteRule) Descriptor() ([]byte, []int) {
+	return file_discovery_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *RouteRule) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RouteRule) GetMatches() []*RouteMatch {
+	if x != nil {
+		return x.Matches
+	}
+	return nil
+}
+
+func (x *RouteRule) GetFilters() []*RouteFilter {
+	if x != nil {
+		return x.Filters
+	}
+	return nil
+}
+
+func (x *RouteRule) GetBackends() []*RouteBackend {
+	if x != nil {
+		return x.Backends
+	}
+	return nil
+}
+
+func (x *RouteRule) GetRequestTimeoutNs() int64 {
+	if x != nil {
+		return x.RequestTimeoutNs
+	}
+	return 0
+}
+
+func (x *RouteRule) GetBackendTimeoutNs() int64 {
+	if x != nil {
+		return x.BackendTimeoutNs
+	}
+	return 0
+}
+
+func (x *RouteRule) GetRetry() *RouteRetry {
+	if x != nil {
+		return x.Retry
+	}
+	return nil
+}
+
+func (x *RouteRule) GetSession() *RouteSession {
+	if x != nil {
+		return x.Session
+	}
+	return nil
+}
+
+// RouteMatch is a set of conditions that must all hold.
+type RouteMatch struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	PathType PathType               `protobuf:"varint,1,opt,name=path_type,json=pathType,proto3,enum=heddle.mesh.v1alpha1.PathType" json:"path_type,omitempty"`
+	Path     string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	Method   string                 `protobuf:"bytes,3,opt,name=method,proto3" json:"method,omitempty"`
+	// Of a gRPC request.
+	CallService    string        `protobuf:"bytes,4,opt,name=call_service,json=callService,proto3" json:"call_service,omitempty"`
+	CallMethod     string        `protobuf:"bytes,5,opt,name=call_method,json=callMethod,proto3" json:"call_method,omitempty"`
+	CallExpression bool          `protobuf:"varint,6,opt,name=call_expression,json=callExpression,proto3" json:"call_expression,omitempty"`
+	Headers        []*ValueMatch `protobuf:"bytes,7,rep,name=headers,proto3" json:"headers,omitempty"`
+	Params         []*ValueMatch `protobuf:"bytes,8,rep,name=params,proto3" json:"params,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *RouteMatch) Reset() {
+	*x = RouteMatch{}
+	mi := &file_discovery_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RouteMatch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RouteMatch) ProtoMessage() {}
+
+func (x *RouteMatch) ProtoReflect() protoreflect.Message {
+	mi := &file_discovery_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RouteMatch.ProtoReflect.Descriptor instead.
+func (*RouteMatch) Descriptor() ([]byte, []int) {
+	return file_discovery_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *RouteMatch) GetPathType() PathType {
+	if x != nil {
+		return x.PathType
+	}
+	return PathType_PATH_TYPE_PREFIX
+}
+
+func (x *RouteMatch) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *RouteMatch) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *RouteMatch) GetCallService() string {
+	if x != nil {
+		return x.CallService
+	}
+	return ""
+}
+
+func (x *RouteMatch) GetCallMethod() string {
+	if x != nil {
+		return x.CallMethod
+	}
+	return ""
+}
+
+func (x *RouteMatch) GetCallExpression() bool {
+	if x != nil {
+		return x.CallExpression
+	}
+	return false
+}
+
+func (x *RouteMatch) GetHeaders() []*ValueMatch {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
+}
+
+func (x *RouteMatch) GetParams() []*ValueMatch {
+	if x != nil {
+		return x.Params
+	}
+	return nil
+}
+
+// ValueMatch is a condition on a header, or on a parameter of the query.
+type ValueMatch struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	Expression    bool                   `protobuf:"varint,3,opt,name=expression,proto3" json:"expression,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ValueMatch) Reset() {
+	*x = ValueMatch{}
+	mi := &file_discovery_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ValueMatch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ValueMatch) ProtoMessage() {}
+
+func (x *ValueMatch) ProtoReflect() protoreflect.Message {
+	mi := &file_discovery_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ValueMatch.ProtoReflect.Descriptor instead.
+func (*ValueMatch) Descriptor() ([]byte, []int) {
+	return file_discovery_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ValueMatch) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ValueMatch) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+func (x *ValueMatch) GetExpression() bool {
+	if x != nil {
+		return x.Expression
+	}
+	return false
+}
+
+// RouteBackend is where requests go.
+type RouteBackend struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Service *ObjectKey             `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	// 0 to 65535.
+	Port   uint32 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
+	Weight uint32 `protobuf:"varint,3,opt,name=weight,proto3" json:"weight,omitempty"`
+	// Why requests cannot be sent there; "" when they can.
+	Broken        string         `protobuf:"bytes,4,opt,name=broken,proto3" json:"broken,omitempty"`
+	Filters       []*RouteFilter `protobuf:"bytes,5,rep,name=filters,proto3" json:"filters,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RouteBackend) Reset() {
+	*x = RouteBackend{}
+	mi := &file_discovery_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RouteBackend) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RouteBackend) ProtoMessage() {}
+
+func (x *RouteBackend) ProtoReflect() protoreflect.Message {
+	mi := &file_discovery_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RouteBackend.ProtoReflect.Descriptor instead.
+func (*RouteBackend) Descriptor() ([]byte, []int) {
+	return file_discovery_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *RouteBackend) GetService() *ObjectKey {
+	if x != nil {
+		return x.Service
+	}
+	return nil
+}
+
+func (x *RouteBackend) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *RouteBackend) GetWeight() uint32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+func (x *RouteBackend) GetBroken() string {
+	if x != nil {
+		return x.Broken
+	}
+	return ""
+}
+
+func (x *RouteBackend) GetFilters() []*RouteFilter {
+	if x != nil {
+		return x.Filters
+	}
+	return nil
+}
+
+// RouteFilter is one step.
+type RouteFilter struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Step:
+	//
+	//	*RouteFilter_RequestHeaders
+	//	*RouteFilter_ResponseHeaders
+	//	*RouteFilter_Redirect
+	//	*RouteFilter_Rewrite
+	//	*RouteFilter_Mirror
+	//	*RouteFilter_Cors
+	//	*RouteFilter_Broken
+	Step          isRouteFilter_Step `protobuf_oneof:"step"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RouteFilter) Reset() {
+	*x = RouteFilter{}
+	mi := &file_discovery_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RouteFilter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RouteFilter) ProtoMessage() {}
+
+func (x *RouteFilter) ProtoReflect() protoreflect.Message {
+	mi := &file_discovery_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RouteFilter.ProtoReflect.Descriptor instead.
+func (*RouteFilter) Descriptor() ([]byte, []int) {
+	return file_discovery_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *RouteFilter) GetStep() isRouteFilter_Step {
+	if x != nil {
+		return x.Step
+	}
+	return nil
+}
+
+func (x *RouteFilter) GetRequestHeaders() *HeaderChange {
+	if x != nil {
+		if x, ok := x.Step.(*RouteFilter_RequestHeaders); ok {
+			return x.RequestHeaders
+		}
+	}
+	return nil
+}
+
+func (x *RouteFilter) GetResponseHeaders() *HeaderChange {
+	if x != nil {
+		if x, ok := x.Step.(*RouteFilter_ResponseHeaders); ok {
+			return x.ResponseHeaders
+		}
+	}
+	return nil
+}
+
+func (x *RouteFilter) GetRedirect() *Redirect {
+	if x != nil {
+		if x, ok := x.Step.(*RouteFilter_Redirect); ok {
+			return x.Redirect
+		}
+	}
+	return nil
+}
+
+func (x *RouteFilter) GetRewrite() *Rewrite {
+	if x != nil {
+		if x, ok := x.Step.(*RouteFilter_Rewrite); ok {
+			return x.Rewrite
+		}
+	}
+	return nil
+}
+
+func (x *RouteFilter) GetMirror() *Mirror {
+	if x != nil {
+		if x, ok := x.Step.(*RouteFilter_Mirror); ok {
+			return x.Mirror
+		}
+	}
+	return nil
+}
+
+func (x *RouteFilter) GetCors() *CORS {
+	if x != nil {
+		if x, ok := x.Step.(*RouteFilter_Cors); ok {
+			return x.Cors
+		}
+	}
+	return nil
+}
+
+func (x *RouteFilter) GetBroken() string {
+	if x != nil {
+		if x, ok := x.Step.(*RouteFilter_Broken); ok {
+			return x.Broken
+		}
+	}
+	return ""
+}
+
+type isRouteFilter_Step interface {
+	isRouteFilter_Step()
+}
+
+type RouteFilter_RequestHeaders struct {
+	RequestHeaders *HeaderChange `protobuf:"bytes,1,opt,name=request_headers,json=requestHeaders,proto3,oneof"`
+}
+
+type RouteFilter_ResponseHeaders struct {
+	ResponseHeaders *HeaderChange `protobuf:"bytes,2,opt,name=response_headers,json=responseHeaders,proto3,oneof"`
+}
+
+type RouteFilter_Redirect struct {
+	Redirect *Redirect `protobuf:"bytes,3,opt,name=redirect,proto3,oneof"`
+}
+
+type RouteFilter_Rewrite struct {
+	Rewrite *Rewrite `protobuf:"bytes,4,opt,name=rewrite,proto3,oneof"`
+}
+
+type RouteFilter_Mirror struct {
+	Mirror *Mirror `protobuf:"bytes,5,opt,name=mirror,proto3,oneof"`
+}
+
+type RouteFilter_Cors struct {
+	Cors *CORS `protobuf:"bytes,6,opt,name=cors,proto3,oneof"`
+}
+
+type RouteFilter_Broken struct {
+	// Why the step cannot be taken.
+	Broken string `protobuf:"bytes,7,opt,name=broken,proto3,oneof"`
+}
+
+func (*RouteFilter_RequestHeaders) isRouteFilter_Step() {}
+
+func (*RouteFilter_ResponseHeaders) isRouteFilter_Step() {}
+
+func (*RouteFilter_Redirect) isRouteFilter_Step() {}
+
+func (*RouteFilter_Rewrite) isRouteFilter_Step() {}
+
+func (*RouteFilter_Mirror) isRouteFilter_Step() {}
+
+func (*RouteFilter_Cors) isRouteFilter_Step() {}
+
+func (*RouteFilter_Broken) isRouteFilter_Step() {}
+
+// HeaderChange removes, sets and adds headers.
+type HeaderChange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Set           []*HeaderValue         `protobuf:"bytes,1,rep,name=set,proto3" json:"set,omitempty"`
+	Add           []*HeaderValue         `protobuf:"bytes,2,rep,name=add,proto3" json:"add,omitempty"`
+	Remove        []string               `protobuf:"bytes,3,rep,name=remove,proto3" json:"remove,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HeaderChange) Reset() {
+	*x = HeaderChange{}
+	mi := &file_discovery_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HeaderChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HeaderChange) ProtoMessage() {}
+
+func (x *HeaderChange) ProtoReflect() protoreflect.Message {
+	mi := &file_discovery_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HeaderChange.ProtoReflect.Descriptor instead.
+func (*HeaderChange) Descriptor() ([]byte, []int) {
+	return file_discovery_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *HeaderChange) GetSet() []*HeaderValue {
+	if x != nil {
+		return x.Set
+	}
+	return nil
+}
+
+func (x *HeaderChange) GetAdd() []*HeaderValue {
+	if x != nil {
+		return x.Add
+	}
+	return nil
+}
+
+func (x *HeaderChange) GetRemove() []string {
+	if x != nil {
+		return x.Remove
+	}
+	return nil
+}
+
+// HeaderValue is a header.
+type HeaderValue struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HeaderValue) Reset() {
+	*x = HeaderValue{}
+	mi := &file_discovery_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HeaderValue) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HeaderValue) ProtoMessage() {}
+
+func (x *HeaderValue) ProtoReflect() protoreflect.Message {
+	mi := &file_discovery_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HeaderValue.ProtoReflect.Descriptor instead.
+func (*HeaderValue) Descriptor() ([]byte, []int) {
+	return file_discovery_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *HeaderValue) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *HeaderValue) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+// PathChange replaces a path, or its prefix that was matched.
+type PathChange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Prefix        bool                   `protobuf:"varint,1,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PathChange) Reset() {
+	*x = PathChange{}
+	mi := &file_discovery_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PathChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PathChange) ProtoMessage() {}
+
+func (x *PathChange) ProtoReflect() protoreflect.Message {
+	mi := &file_discovery_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PathChange.ProtoReflect.Descriptor instead.
+func (*PathChange) Descriptor() ([]byte, []int) {
+	return file_discovery_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *PathChange) GetPrefix() bool {
+	if x != nil {
+		return x.Prefix
+	}
+	return false
+}
+
+func (x *PathChange) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+// Redirect answers a request with another place to ask.
+type Redirect struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Scheme   string                 `protobuf:"bytes,1,opt,name=scheme,proto3" json:"scheme,omitempty"`
+	Hostname string                 `protobuf:"bytes,2,opt,name=hostname,proto3" json:"hostname,omitempty"`
+	// 0 to 65535.
+	Port uint32      `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
+	Path *PathChange `protobuf:"bytes,4,opt,name=path,proto3" json:"path,omitempty"`
+	// 301, 302, 303, 307 or 308.
+	Status        uint32 `protobuf:"varint,5,opt,name=status,proto3" json:"status,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Redirect) Reset() {
+	*x = Redirect{}
+	mi := &file_discovery_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Redirect) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Redirect) ProtoMessage() {}
+
+func (x *Redirect) ProtoReflect() protoreflect.Message {
+	mi := &file_discovery_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Redirect.ProtoReflect.Descriptor instead.
+func (*Redirect) Descriptor() ([]byte, []int) {
+	return file_discovery_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *Redirect) GetScheme() string {
+	if x != nil {
+		return x.Scheme
+	}
+	return ""
+}
+
+func (x *Redirect) GetHostname() string {
+	if x != nil {
+		return x.Hostname
+	}
+	return ""
+}
+
+func (x *Redirect) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *Redirect) GetPath() *PathChange {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+func (x *Redirect) GetStatus() uint32 {
+	if x != nil {
+		return x.Status
+	}
+	return 0
+}
+
+// Rewrite changes where a request goes to.
+type Rewrite struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Hostname      string                 `protobuf:"bytes,1,opt,name=hostname,proto3" json:"hostname,omitempty"`
+	Path          *PathChange            `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rewrite) Reset() {
+	*x = Rewrite{}
+	mi := &file_discovery_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rewrite) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rewrite) ProtoMessage() {}
+
+func (x *Rewrite) ProtoReflect() protoreflect.Message {
+	mi := &file_discovery_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rewrite.ProtoReflect.Descriptor instead.
+func (*Rewrite) Descriptor() ([]byte, []int) {
+	return file_discovery_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *Rewrite) GetHostname() string {
+	if x != nil {
+		return x.Hostname
+	}
+	return ""
+}
+
+func (x *Rewrite) GetPath() *PathChange {
+	if x != nil {
+		return x.Path
+	}
+	return nil
+}
+
+// Mirror sends a copy of some requests to another backend.
+type Mirror struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Service *ObjectKey             `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	// 0 to 65535.
+	Port          uint32 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
+	Broken        string `protobuf:"bytes,3,opt,name=broken,proto3" json:"broken,omitempty"`
+	Numerator     uint32 `protobuf:"varint,4,opt,name=numerator,proto3" json:"numerator,omitempty"`
+	Denominator   uint32 `protobuf:"varint,5,opt,name=denominator,proto3" json:"denominator,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Mirror) Reset() {
+	*x = Mirror{}
+	mi := &file_discovery_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Mirror) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Mirror) ProtoMessage() {}
+
+func (x *Mirror) ProtoReflect() protoreflect.Message {
+	mi := &file_discovery_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Mirror.ProtoReflect.Descriptor instead.
+func (*Mirror) Descriptor() ([]byte, []int) {
+	return file_discovery_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *Mirror) GetService() *ObjectKey {
+	if x != nil {
+		return x.Service
+	}
+	return nil
+}
+
+func (x *Mirror) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *Mirror) GetBroken() string {
+	if x != nil {
+		return x.Broken
+	}
+	return ""
+}
+
+func (x *Mirror) GetNumerator() uint32 {
+	if x != nil {
+		return x.Numerator
+	}
+	return 0
+}
+
+func (x *Mirror) GetDenominator() uint32 {
+	if x != nil {
+		return x.Denominator
+	}
+	return 0
+}
+
+// CORS says what pages of other origins may do.
+type CORS struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Origins     []string               `protobuf:"bytes,1,rep,name=origins,proto3" json:"origins,omitempty"`
+	Credentials bool                   `protobuf:"varint,2,opt,name=credentials,proto3" json:"credentials,omitempty"`
+	Methods     []string               `protobuf:"bytes,3,rep,name=methods,proto3" json:"methods,omitempty"`
+	Headers     []string               `protobuf:"bytes,4,rep,name=headers,proto3" json:"headers,omitempty"`
+	Expose      []string               `protobuf:"bytes,5,rep,name=expose,proto3" json:"expose,omitempty"`
+	// Seconds.
+	MaxAge        int64 `protobuf:"varint,6,opt,name=max_age,json=maxAge,proto3" json:"max_age,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CORS) Reset() {
+	*x = CORS{}
+	mi := &file_discovery_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CORS) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CORS) ProtoMessage() {}
+
+func (x *CORS) ProtoReflect() protoreflect.Message {
+	mi := &file_discovery_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CORS.ProtoReflect.Descriptor instead.
+func (*CORS) Descriptor() ([]byte, []int) {
+	return file_discovery_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *CORS) GetOrigins() []string {
+	if x != nil {
+		return x.Origins
+	}
+	return nil
+}
+
+func (x *CORS) GetCredentials() bool {
+	if x != nil {
+		return x.Credentials
+	}
+	return false
+}
+
+func (x *CORS) GetMethods() []string {
+	if x != nil {
+		return x.Methods
+	}
+	return nil
+}
+
+func (x *CORS) GetHeaders() []string {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
+}
+
+func (x *CORS) GetExpose() []string {
+	if x != nil {
+		return x.Expose
+	}
+	return nil
+}
+
+func (x *CORS) GetMaxAge() int64 {
+	if x != nil {
+		return x.MaxAge
+	}
+	return 0
+}
+
+// RouteRetry says when a request is tried again.
+type RouteRetry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 0 to 65535.
+	Codes []uint32 `protobuf:"varint,1,rep,packed,name=codes,proto3" json:"codes,omitempty"`
+	// Negative when nothing is said of it.
+	Attempts      int32 `protobuf:"zigzag32,2,opt,name=attempts,proto3" json:"attempts,omitempty"`
+	BackoffNs     int64 `protobuf:"varint,3,opt,name=backoff_ns,json=backoffNs,proto3" json:"backoff_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RouteRetry) Reset() {
+	*x = RouteRetry{}
+	mi := &file_discovery_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RouteRetry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RouteRetry) ProtoMessage() {}
+
+func (x *RouteRetry) ProtoReflect() protoreflect.Message {
+	mi := &file_discovery_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RouteRetry.ProtoReflect.Descriptor instead.
+func (*RouteRetry) Descriptor() ([]byte, []int) {
+	return file_discovery_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *RouteRetry) GetCodes() []uint32 {
+	if x != nil {
+		return x.Codes
+	}
+	return nil
+}
+
+func (x *RouteRetry) GetAttempts() int32 {
+	if x != nil {
+		return x.Attempts
+	}
+	return 0
+}
+
+func (x *RouteRetry) GetBackoffNs() int64 {
+	if x != nil {
+		return x.BackoffNs
+	}
+	return 0
+}
+
+// RouteSession keeps the requests of a client at one backend.
+type RouteSession struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	Name              string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Header            bool                   `protobuf:"varint,2,opt,name=header,proto3" json:"header,omitempty"`
+	Permanent         bool                   `protobuf:"varint,3,opt,name=permanent,proto3" json:"permanent,omitempty"`
+	AbsoluteTimeoutNs int64                  `protobuf:"varint,4,opt,name=absolute_timeout_ns,json=absoluteTimeoutNs,proto3" json:"absolute_timeout_ns,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *RouteSession) Reset() {
+	*x = RouteSession{}
+	mi := &file_discovery_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RouteSession) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RouteSession) ProtoMessage() {}
+
+func (x *RouteSession) ProtoReflect() protoreflect.Message {
+	mi := &file_discovery_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RouteSession.ProtoReflect.Descriptor instead.
+func (*RouteSession) Descriptor() ([]byte, []int) {
+	return file_discovery_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *RouteSession) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RouteSession) GetHeader() bool {
+	if x != nil {
+		return x.Header
+	}
+	return false
+}
+
+func (x *RouteSession) GetPermanent() bool {
+	if x != nil {
+		return x.Permanent
+	}
+	return false
+}
+
+func (x *RouteSession) GetAbsoluteTimeoutNs() int64 {
+	if x != nil {
+		return x.AbsoluteTimeoutNs
+	}
+	return 0
+}
+
 // Commit ends a set of changes: the agent applies what it has received since
 // the last one, and nothing before it. There is one, named "Commit".
 type Commit struct {
@@ -1927,7 +3489,7 @@ type Commit struct {
 
 func (x *Commit) Reset() {
 	*x = Commit{}
-	mi := &file_discovery_proto_msgTypes[22]
+	mi := &file_discovery_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1939,7 +3501,7 @@ func (x *Commit) String() string {
 func (*Commit) ProtoMessage() {}
 
 func (x *Commit) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[22]
+	mi := &file_discovery_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1952,7 +3514,7 @@ func (x *Commit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Commit.ProtoReflect.Descriptor instead.
 func (*Commit) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{22}
+	return file_discovery_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Commit) GetEpoch() uint64 {
@@ -2024,7 +3586,7 @@ const file_discovery_proto_rawDesc = "" +
 	"\x04zone\x18\x0e \x01(\tR\x04zone\x12/\n" +
 	"\x03dns\x18\x0f \x01(\x0e2\x1d.heddle.mesh.v1alpha1.DNSModeR\x03dns\x12\x18\n" +
 	"\aleaving\x18\x10 \x01(\bR\aleaving\x12:\n" +
-	"\tdatagrams\x18\x11 \x03(\v2\x1c.heddle.mesh.v1alpha1.PolicyR\tdatagrams\"\xbf\x03\n" +
+	"\tdatagrams\x18\x11 \x03(\v2\x1c.heddle.mesh.v1alpha1.PolicyR\tdatagrams\"\xa5\x04\n" +
 	"\aService\x121\n" +
 	"\x03key\x18\x01 \x01(\v2\x1f.heddle.mesh.v1alpha1.ObjectKeyR\x03key\x12\x1c\n" +
 	"\taddresses\x18\x02 \x03(\fR\taddresses\x127\n" +
@@ -2036,14 +3598,17 @@ const file_discovery_proto_rawDesc = "" +
 	"\x0esticky_seconds\x18\b \x01(\rR\rstickySeconds\x12\x1a\n" +
 	"\bexternal\x18\t \x03(\fR\bexternal\x12>\n" +
 	"\tudp_ports\x18\n" +
-	" \x03(\v2!.heddle.mesh.v1alpha1.ServicePortR\budpPorts\"\xce\x01\n" +
+	" \x03(\v2!.heddle.mesh.v1alpha1.ServicePortR\budpPorts\x12;\n" +
+	"\bwaypoint\x18\v \x01(\v2\x1f.heddle.mesh.v1alpha1.ObjectKeyR\bwaypoint\x12'\n" +
+	"\x0fwaypoint_bypass\x18\f \x01(\bR\x0ewaypointBypass\"\xf1\x01\n" +
 	"\vServicePort\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x1f\n" +
 	"\vtarget_port\x18\x03 \x01(\rR\n" +
 	"targetPort\x123\n" +
 	"\x04only\x18\x04 \x03(\v2\x1f.heddle.mesh.v1alpha1.ObjectKeyR\x04only\x12A\n" +
-	"\telsewhere\x18\x05 \x03(\v2#.heddle.mesh.v1alpha1.PortElsewhereR\telsewhere\"o\n" +
+	"\telsewhere\x18\x05 \x03(\v2#.heddle.mesh.v1alpha1.PortElsewhereR\telsewhere\x12!\n" +
+	"\fapp_protocol\x18\x06 \x01(\tR\vappProtocol\"o\n" +
 	"\rPortElsewhere\x12\x1f\n" +
 	"\vtarget_port\x18\x01 \x01(\rR\n" +
 	"targetPort\x12=\n" +
@@ -2069,10 +3634,23 @@ const file_discovery_proto_rawDesc = "" +
 	"\rnot_ip_blocks\x18\x06 \x03(\v2\".heddle.mesh.v1alpha1.AddressBlockR\vnotIpBlocks\"<\n" +
 	"\fAddressBlock\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x12\n" +
-	"\x04bits\x18\x02 \x01(\rR\x04bits\"@\n" +
+	"\x04bits\x18\x02 \x01(\rR\x04bits\"\x80\x01\n" +
 	"\vDestination\x12\x14\n" +
 	"\x05ports\x18\x01 \x03(\rR\x05ports\x12\x1b\n" +
-	"\tnot_ports\x18\x02 \x03(\rR\bnotPorts\"\x88\x02\n" +
+	"\tnot_ports\x18\x02 \x03(\rR\bnotPorts\x12>\n" +
+	"\brequests\x18\x03 \x01(\v2\".heddle.mesh.v1alpha1.RequestMatchR\brequests\"\xf0\x01\n" +
+	"\fRequestMatch\x12\x14\n" +
+	"\x05hosts\x18\x01 \x03(\tR\x05hosts\x12\x1b\n" +
+	"\tnot_hosts\x18\x02 \x03(\tR\bnotHosts\x12\x18\n" +
+	"\amethods\x18\x03 \x03(\tR\amethods\x12\x1f\n" +
+	"\vnot_methods\x18\x04 \x03(\tR\n" +
+	"notMethods\x12\x14\n" +
+	"\x05paths\x18\x05 \x03(\tR\x05paths\x12\x1b\n" +
+	"\tnot_paths\x18\x06 \x03(\tR\bnotPaths\x12?\n" +
+	"\aheaders\x18\a \x03(\v2%.heddle.mesh.v1alpha1.HeaderConditionR\aheaders\"=\n" +
+	"\x0fHeaderCondition\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06values\x18\x02 \x03(\tR\x06values\"\x88\x02\n" +
 	"\rNetworkPolicy\x121\n" +
 	"\x03key\x18\x01 \x01(\v2\x1f.heddle.mesh.v1alpha1.ObjectKeyR\x03key\x12B\n" +
 	"\bselector\x18\x02 \x03(\v2&.heddle.mesh.v1alpha1.LabelRequirementR\bselector\x12@\n" +
@@ -2107,13 +3685,111 @@ const file_discovery_proto_rawDesc = "" +
 	"\x04ipv6\x18\x03 \x01(\fR\x04ipv6\"e\n" +
 	"\x0fNamespaceEgress\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x124\n" +
-	"\x06egress\x18\x02 \x01(\x0e2\x1c.heddle.mesh.v1alpha1.EgressR\x06egress\"\xb1\x02\n" +
+	"\x06egress\x18\x02 \x01(\x0e2\x1c.heddle.mesh.v1alpha1.EgressR\x06egress\"\xde\x02\n" +
 	"\bSettings\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12I\n" +
 	"\x0ecluster_ranges\x18\x02 \x03(\v2\".heddle.mesh.v1alpha1.AddressBlockR\rclusterRanges\x124\n" +
 	"\x06egress\x18\x03 \x01(\x0e2\x1c.heddle.mesh.v1alpha1.EgressR\x06egress\x12R\n" +
 	"\x11egress_namespaces\x18\x04 \x03(\v2%.heddle.mesh.v1alpha1.NamespaceEgressR\x10egressNamespaces\x12-\n" +
-	"\x12revoked_identities\x18\x05 \x03(\tR\x11revokedIdentities\"\x87\x01\n" +
+	"\x12revoked_identities\x18\x05 \x03(\tR\x11revokedIdentities\x12+\n" +
+	"\x11federated_domains\x18\x06 \x03(\tR\x10federatedDomains\"\xcf\x02\n" +
+	"\x05Route\x123\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x1f.heddle.mesh.v1alpha1.RouteKindR\x04kind\x121\n" +
+	"\x03key\x18\x02 \x01(\v2\x1f.heddle.mesh.v1alpha1.ObjectKeyR\x03key\x12'\n" +
+	"\x0fcreated_seconds\x18\x03 \x01(\x03R\x0ecreatedSeconds\x12#\n" +
+	"\rcreated_nanos\x18\x04 \x01(\rR\fcreatedNanos\x12;\n" +
+	"\aparents\x18\x05 \x03(\v2!.heddle.mesh.v1alpha1.RouteParentR\aparents\x12\x1c\n" +
+	"\thostnames\x18\x06 \x03(\tR\thostnames\x125\n" +
+	"\x05rules\x18\a \x03(\v2\x1f.heddle.mesh.v1alpha1.RouteRuleR\x05rules\"\\\n" +
+	"\vRouteParent\x129\n" +
+	"\aservice\x18\x01 \x01(\v2\x1f.heddle.mesh.v1alpha1.ObjectKeyR\aservice\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\rR\x04port\"\xaa\x03\n" +
+	"\tRouteRule\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12:\n" +
+	"\amatches\x18\x02 \x03(\v2 .heddle.mesh.v1alpha1.RouteMatchR\amatches\x12;\n" +
+	"\afilters\x18\x03 \x03(\v2!.heddle.mesh.v1alpha1.RouteFilterR\afilters\x12>\n" +
+	"\bbackends\x18\x04 \x03(\v2\".heddle.mesh.v1alpha1.RouteBackendR\bbackends\x12,\n" +
+	"\x12request_timeout_ns\x18\x05 \x01(\x03R\x10requestTimeoutNs\x12,\n" +
+	"\x12backend_timeout_ns\x18\x06 \x01(\x03R\x10backendTimeoutNs\x126\n" +
+	"\x05retry\x18\a \x01(\v2 .heddle.mesh.v1alpha1.RouteRetryR\x05retry\x12<\n" +
+	"\asession\x18\b \x01(\v2\".heddle.mesh.v1alpha1.RouteSessionR\asession\"\xd8\x02\n" +
+	"\n" +
+	"RouteMatch\x12;\n" +
+	"\tpath_type\x18\x01 \x01(\x0e2\x1e.heddle.mesh.v1alpha1.PathTypeR\bpathType\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x16\n" +
+	"\x06method\x18\x03 \x01(\tR\x06method\x12!\n" +
+	"\fcall_service\x18\x04 \x01(\tR\vcallService\x12\x1f\n" +
+	"\vcall_method\x18\x05 \x01(\tR\n" +
+	"callMethod\x12'\n" +
+	"\x0fcall_expression\x18\x06 \x01(\bR\x0ecallExpression\x12:\n" +
+	"\aheaders\x18\a \x03(\v2 .heddle.mesh.v1alpha1.ValueMatchR\aheaders\x128\n" +
+	"\x06params\x18\b \x03(\v2 .heddle.mesh.v1alpha1.ValueMatchR\x06params\"V\n" +
+	"\n" +
+	"ValueMatch\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\x12\x1e\n" +
+	"\n" +
+	"expression\x18\x03 \x01(\bR\n" +
+	"expression\"\xca\x01\n" +
+	"\fRouteBackend\x129\n" +
+	"\aservice\x18\x01 \x01(\v2\x1f.heddle.mesh.v1alpha1.ObjectKeyR\aservice\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\rR\x04port\x12\x16\n" +
+	"\x06weight\x18\x03 \x01(\rR\x06weight\x12\x16\n" +
+	"\x06broken\x18\x04 \x01(\tR\x06broken\x12;\n" +
+	"\afilters\x18\x05 \x03(\v2!.heddle.mesh.v1alpha1.RouteFilterR\afilters\"\xb2\x03\n" +
+	"\vRouteFilter\x12M\n" +
+	"\x0frequest_headers\x18\x01 \x01(\v2\".heddle.mesh.v1alpha1.HeaderChangeH\x00R\x0erequestHeaders\x12O\n" +
+	"\x10response_headers\x18\x02 \x01(\v2\".heddle.mesh.v1alpha1.HeaderChangeH\x00R\x0fresponseHeaders\x12<\n" +
+	"\bredirect\x18\x03 \x01(\v2\x1e.heddle.mesh.v1alpha1.RedirectH\x00R\bredirect\x129\n" +
+	"\arewrite\x18\x04 \x01(\v2\x1d.heddle.mesh.v1alpha1.RewriteH\x00R\arewrite\x126\n" +
+	"\x06mirror\x18\x05 \x01(\v2\x1c.heddle.mesh.v1alpha1.MirrorH\x00R\x06mirror\x120\n" +
+	"\x04cors\x18\x06 \x01(\v2\x1a.heddle.mesh.v1alpha1.CORSH\x00R\x04cors\x12\x18\n" +
+	"\x06broken\x18\a \x01(\tH\x00R\x06brokenB\x06\n" +
+	"\x04step\"\x90\x01\n" +
+	"\fHeaderChange\x123\n" +
+	"\x03set\x18\x01 \x03(\v2!.heddle.mesh.v1alpha1.HeaderValueR\x03set\x123\n" +
+	"\x03add\x18\x02 \x03(\v2!.heddle.mesh.v1alpha1.HeaderValueR\x03add\x12\x16\n" +
+	"\x06remove\x18\x03 \x03(\tR\x06remove\"7\n" +
+	"\vHeaderValue\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\":\n" +
+	"\n" +
+	"PathChange\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\bR\x06prefix\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"\xa0\x01\n" +
+	"\bRedirect\x12\x16\n" +
+	"\x06scheme\x18\x01 \x01(\tR\x06scheme\x12\x1a\n" +
+	"\bhostname\x18\x02 \x01(\tR\bhostname\x12\x12\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\x124\n" +
+	"\x04path\x18\x04 \x01(\v2 .heddle.mesh.v1alpha1.PathChangeR\x04path\x12\x16\n" +
+	"\x06status\x18\x05 \x01(\rR\x06status\"[\n" +
+	"\aRewrite\x12\x1a\n" +
+	"\bhostname\x18\x01 \x01(\tR\bhostname\x124\n" +
+	"\x04path\x18\x02 \x01(\v2 .heddle.mesh.v1alpha1.PathChangeR\x04path\"\xaf\x01\n" +
+	"\x06Mirror\x129\n" +
+	"\aservice\x18\x01 \x01(\v2\x1f.heddle.mesh.v1alpha1.ObjectKeyR\aservice\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\rR\x04port\x12\x16\n" +
+	"\x06broken\x18\x03 \x01(\tR\x06broken\x12\x1c\n" +
+	"\tnumerator\x18\x04 \x01(\rR\tnumerator\x12 \n" +
+	"\vdenominator\x18\x05 \x01(\rR\vdenominator\"\xa7\x01\n" +
+	"\x04CORS\x12\x18\n" +
+	"\aorigins\x18\x01 \x03(\tR\aorigins\x12 \n" +
+	"\vcredentials\x18\x02 \x01(\bR\vcredentials\x12\x18\n" +
+	"\amethods\x18\x03 \x03(\tR\amethods\x12\x18\n" +
+	"\aheaders\x18\x04 \x03(\tR\aheaders\x12\x16\n" +
+	"\x06expose\x18\x05 \x03(\tR\x06expose\x12\x17\n" +
+	"\amax_age\x18\x06 \x01(\x03R\x06maxAge\"]\n" +
+	"\n" +
+	"RouteRetry\x12\x14\n" +
+	"\x05codes\x18\x01 \x03(\rR\x05codes\x12\x1a\n" +
+	"\battempts\x18\x02 \x01(\x11R\battempts\x12\x1d\n" +
+	"\n" +
+	"backoff_ns\x18\x03 \x01(\x03R\tbackoffNs\"\x88\x01\n" +
+	"\fRouteSession\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06header\x18\x02 \x01(\bR\x06header\x12\x1c\n" +
+	"\tpermanent\x18\x03 \x01(\bR\tpermanent\x12.\n" +
+	"\x13absolute_timeout_ns\x18\x04 \x01(\x03R\x11absoluteTimeoutNs\"\x87\x01\n" +
 	"\x06Commit\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x19\n" +
 	"\bset_hash\x18\x02 \x01(\fR\asetHash\x12\x1c\n" +
@@ -2146,7 +3822,17 @@ const file_discovery_proto_rawDesc = "" +
 	"\x06Egress\x12\x16\n" +
 	"\x12EGRESS_UNSPECIFIED\x10\x00\x12\x10\n" +
 	"\fEGRESS_ALLOW\x10\x01\x12\x0f\n" +
-	"\vEGRESS_DENY\x10\x02B*Z(github.com/heddle-mesh/heddle/api/meshpbb\x06proto3"
+	"\vEGRESS_DENY\x10\x02*y\n" +
+	"\tRouteKind\x12\x1a\n" +
+	"\x16ROUTE_KIND_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fROUTE_KIND_HTTP\x10\x01\x12\x13\n" +
+	"\x0fROUTE_KIND_GRPC\x10\x02\x12\x12\n" +
+	"\x0eROUTE_KIND_TLS\x10\x03\x12\x12\n" +
+	"\x0eROUTE_KIND_TCP\x10\x04*O\n" +
+	"\bPathType\x12\x14\n" +
+	"\x10PATH_TYPE_PREFIX\x10\x00\x12\x13\n" +
+	"\x0fPATH_TYPE_EXACT\x10\x01\x12\x18\n" +
+	"\x14PATH_TYPE_EXPRESSION\x10\x02B*Z(github.com/heddle-mesh/heddle/api/meshpbb\x06proto3"
 
 var (
 	file_discovery_proto_rawDescOnce sync.Once
@@ -2160,8 +3846,8 @@ func file_discovery_proto_rawDescGZIP() []byte {
 	return file_discovery_proto_rawDescData
 }
 
-var file_discovery_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_discovery_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_discovery_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
+var file_discovery_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_discovery_proto_goTypes = []any{
 	(Mode)(0),                // 0: heddle.mesh.v1alpha1.Mode
 	(DNSMode)(0),             // 1: heddle.mesh.v1alpha1.DNSMode
@@ -2169,74 +3855,123 @@ var file_discovery_proto_goTypes = []any{
 	(Action)(0),              // 3: heddle.mesh.v1alpha1.Action
 	(LabelOperator)(0),       // 4: heddle.mesh.v1alpha1.LabelOperator
 	(Egress)(0),              // 5: heddle.mesh.v1alpha1.Egress
-	(*ObjectKey)(nil),        // 6: heddle.mesh.v1alpha1.ObjectKey
-	(*Label)(nil),            // 7: heddle.mesh.v1alpha1.Label
-	(*PortMode)(nil),         // 8: heddle.mesh.v1alpha1.PortMode
-	(*Workload)(nil),         // 9: heddle.mesh.v1alpha1.Workload
-	(*Service)(nil),          // 10: heddle.mesh.v1alpha1.Service
-	(*ServicePort)(nil),      // 11: heddle.mesh.v1alpha1.ServicePort
-	(*PortElsewhere)(nil),    // 12: heddle.mesh.v1alpha1.PortElsewhere
-	(*Policy)(nil),           // 13: heddle.mesh.v1alpha1.Policy
-	(*Rule)(nil),             // 14: heddle.mesh.v1alpha1.Rule
-	(*Source)(nil),           // 15: heddle.mesh.v1alpha1.Source
-	(*AddressBlock)(nil),     // 16: heddle.mesh.v1alpha1.AddressBlock
-	(*Destination)(nil),      // 17: heddle.mesh.v1alpha1.Destination
-	(*NetworkPolicy)(nil),    // 18: heddle.mesh.v1alpha1.NetworkPolicy
-	(*LabelRequirement)(nil), // 19: heddle.mesh.v1alpha1.LabelRequirement
-	(*NetworkDirection)(nil), // 20: heddle.mesh.v1alpha1.NetworkDirection
-	(*NetworkRule)(nil),      // 21: heddle.mesh.v1alpha1.NetworkRule
-	(*NetworkPeer)(nil),      // 22: heddle.mesh.v1alpha1.NetworkPeer
-	(*NetworkPort)(nil),      // 23: heddle.mesh.v1alpha1.NetworkPort
-	(*AddressSet)(nil),       // 24: heddle.mesh.v1alpha1.AddressSet
-	(*AddressGroup)(nil),     // 25: heddle.mesh.v1alpha1.AddressGroup
-	(*NamespaceEgress)(nil),  // 26: heddle.mesh.v1alpha1.NamespaceEgress
-	(*Settings)(nil),         // 27: heddle.mesh.v1alpha1.Settings
-	(*Commit)(nil),           // 28: heddle.mesh.v1alpha1.Commit
+	(RouteKind)(0),           // 6: heddle.mesh.v1alpha1.RouteKind
+	(PathType)(0),            // 7: heddle.mesh.v1alpha1.PathType
+	(*ObjectKey)(nil),        // 8: heddle.mesh.v1alpha1.ObjectKey
+	(*Label)(nil),            // 9: heddle.mesh.v1alpha1.Label
+	(*PortMode)(nil),         // 10: heddle.mesh.v1alpha1.PortMode
+	(*Workload)(nil),         // 11: heddle.mesh.v1alpha1.Workload
+	(*Service)(nil),          // 12: heddle.mesh.v1alpha1.Service
+	(*ServicePort)(nil),      // 13: heddle.mesh.v1alpha1.ServicePort
+	(*PortElsewhere)(nil),    // 14: heddle.mesh.v1alpha1.PortElsewhere
+	(*Policy)(nil),           // 15: heddle.mesh.v1alpha1.Policy
+	(*Rule)(nil),             // 16: heddle.mesh.v1alpha1.Rule
+	(*Source)(nil),           // 17: heddle.mesh.v1alpha1.Source
+	(*AddressBlock)(nil),     // 18: heddle.mesh.v1alpha1.AddressBlock
+	(*Destination)(nil),      // 19: heddle.mesh.v1alpha1.Destination
+	(*RequestMatch)(nil),     // 20: heddle.mesh.v1alpha1.RequestMatch
+	(*HeaderCondition)(nil),  // 21: heddle.mesh.v1alpha1.HeaderCondition
+	(*NetworkPolicy)(nil),    // 22: heddle.mesh.v1alpha1.NetworkPolicy
+	(*LabelRequirement)(nil), // 23: heddle.mesh.v1alpha1.LabelRequirement
+	(*NetworkDirection)(nil), // 24: heddle.mesh.v1alpha1.NetworkDirection
+	(*NetworkRule)(nil),      // 25: heddle.mesh.v1alpha1.NetworkRule
+	(*NetworkPeer)(nil),      // 26: heddle.mesh.v1alpha1.NetworkPeer
+	(*NetworkPort)(nil),      // 27: heddle.mesh.v1alpha1.NetworkPort
+	(*AddressSet)(nil),       // 28: heddle.mesh.v1alpha1.AddressSet
+	(*AddressGroup)(nil),     // 29: heddle.mesh.v1alpha1.AddressGroup
+	(*NamespaceEgress)(nil),  // 30: heddle.mesh.v1alpha1.NamespaceEgress
+	(*Settings)(nil),         // 31: heddle.mesh.v1alpha1.Settings
+	(*Route)(nil),            // 32: heddle.mesh.v1alpha1.Route
+	(*RouteParent)(nil),      // 33: heddle.mesh.v1alpha1.RouteParent
+	(*RouteRule)(nil),        // 34: heddle.mesh.v1alpha1.RouteRule
+	(*RouteMatch)(nil),       // 35: heddle.mesh.v1alpha1.RouteMatch
+	(*ValueMatch)(nil),       // 36: heddle.mesh.v1alpha1.ValueMatch
+	(*RouteBackend)(nil),     // 37: heddle.mesh.v1alpha1.RouteBackend
+	(*RouteFilter)(nil),      // 38: heddle.mesh.v1alpha1.RouteFilter
+	(*HeaderChange)(nil),     // 39: heddle.mesh.v1alpha1.HeaderChange
+	(*HeaderValue)(nil),      // 40: heddle.mesh.v1alpha1.HeaderValue
+	(*PathChange)(nil),       // 41: heddle.mesh.v1alpha1.PathChange
+	(*Redirect)(nil),         // 42: heddle.mesh.v1alpha1.Redirect
+	(*Rewrite)(nil),          // 43: heddle.mesh.v1alpha1.Rewrite
+	(*Mirror)(nil),           // 44: heddle.mesh.v1alpha1.Mirror
+	(*CORS)(nil),             // 45: heddle.mesh.v1alpha1.CORS
+	(*RouteRetry)(nil),       // 46: heddle.mesh.v1alpha1.RouteRetry
+	(*RouteSession)(nil),     // 47: heddle.mesh.v1alpha1.RouteSession
+	(*Commit)(nil),           // 48: heddle.mesh.v1alpha1.Commit
 }
 var file_discovery_proto_depIdxs = []int32{
 	0,  // 0: heddle.mesh.v1alpha1.PortMode.mode:type_name -> heddle.mesh.v1alpha1.Mode
-	6,  // 1: heddle.mesh.v1alpha1.Workload.key:type_name -> heddle.mesh.v1alpha1.ObjectKey
-	7,  // 2: heddle.mesh.v1alpha1.Workload.labels:type_name -> heddle.mesh.v1alpha1.Label
+	8,  // 1: heddle.mesh.v1alpha1.Workload.key:type_name -> heddle.mesh.v1alpha1.ObjectKey
+	9,  // 2: heddle.mesh.v1alpha1.Workload.labels:type_name -> heddle.mesh.v1alpha1.Label
 	0,  // 3: heddle.mesh.v1alpha1.Workload.mode:type_name -> heddle.mesh.v1alpha1.Mode
-	8,  // 4: heddle.mesh.v1alpha1.Workload.port_modes:type_name -> heddle.mesh.v1alpha1.PortMode
+	10, // 4: heddle.mesh.v1alpha1.Workload.port_modes:type_name -> heddle.mesh.v1alpha1.PortMode
 	1,  // 5: heddle.mesh.v1alpha1.Workload.dns:type_name -> heddle.mesh.v1alpha1.DNSMode
-	13, // 6: heddle.mesh.v1alpha1.Workload.datagrams:type_name -> heddle.mesh.v1alpha1.Policy
-	6,  // 7: heddle.mesh.v1alpha1.Service.key:type_name -> heddle.mesh.v1alpha1.ObjectKey
-	11, // 8: heddle.mesh.v1alpha1.Service.ports:type_name -> heddle.mesh.v1alpha1.ServicePort
-	6,  // 9: heddle.mesh.v1alpha1.Service.endpoints:type_name -> heddle.mesh.v1alpha1.ObjectKey
+	15, // 6: heddle.mesh.v1alpha1.Workload.datagrams:type_name -> heddle.mesh.v1alpha1.Policy
+	8,  // 7: heddle.mesh.v1alpha1.Service.key:type_name -> heddle.mesh.v1alpha1.ObjectKey
+	13, // 8: heddle.mesh.v1alpha1.Service.ports:type_name -> heddle.mesh.v1alpha1.ServicePort
+	8,  // 9: heddle.mesh.v1alpha1.Service.endpoints:type_name -> heddle.mesh.v1alpha1.ObjectKey
 	2,  // 10: heddle.mesh.v1alpha1.Service.prefer:type_name -> heddle.mesh.v1alpha1.Nearness
-	11, // 11: heddle.mesh.v1alpha1.Service.udp_ports:type_name -> heddle.mesh.v1alpha1.ServicePort
-	6,  // 12: heddle.mesh.v1alpha1.ServicePort.only:type_name -> heddle.mesh.v1alpha1.ObjectKey
-	12, // 13: heddle.mesh.v1alpha1.ServicePort.elsewhere:type_name -> heddle.mesh.v1alpha1.PortElsewhere
-	6,  // 14: heddle.mesh.v1alpha1.PortElsewhere.endpoints:type_name -> heddle.mesh.v1alpha1.ObjectKey
-	6,  // 15: heddle.mesh.v1alpha1.Policy.key:type_name -> heddle.mesh.v1alpha1.ObjectKey
-	3,  // 16: heddle.mesh.v1alpha1.Policy.action:type_name -> heddle.mesh.v1alpha1.Action
-	7,  // 17: heddle.mesh.v1alpha1.Policy.selector:type_name -> heddle.mesh.v1alpha1.Label
-	14, // 18: heddle.mesh.v1alpha1.Policy.rules:type_name -> heddle.mesh.v1alpha1.Rule
-	15, // 19: heddle.mesh.v1alpha1.Rule.from:type_name -> heddle.mesh.v1alpha1.Source
-	17, // 20: heddle.mesh.v1alpha1.Rule.to:type_name -> heddle.mesh.v1alpha1.Destination
-	16, // 21: heddle.mesh.v1alpha1.Source.ip_blocks:type_name -> heddle.mesh.v1alpha1.AddressBlock
-	16, // 22: heddle.mesh.v1alpha1.Source.not_ip_blocks:type_name -> heddle.mesh.v1alpha1.AddressBlock
-	6,  // 23: heddle.mesh.v1alpha1.NetworkPolicy.key:type_name -> heddle.mesh.v1alpha1.ObjectKey
-	19, // 24: heddle.mesh.v1alpha1.NetworkPolicy.selector:type_name -> heddle.mesh.v1alpha1.LabelRequirement
-	20, // 25: heddle.mesh.v1alpha1.NetworkPolicy.ingress:type_name -> heddle.mesh.v1alpha1.NetworkDirection
-	20, // 26: heddle.mesh.v1alpha1.NetworkPolicy.egress:type_name -> heddle.mesh.v1alpha1.NetworkDirection
-	4,  // 27: heddle.mesh.v1alpha1.LabelRequirement.operator:type_name -> heddle.mesh.v1alpha1.LabelOperator
-	21, // 28: heddle.mesh.v1alpha1.NetworkDirection.rules:type_name -> heddle.mesh.v1alpha1.NetworkRule
-	22, // 29: heddle.mesh.v1alpha1.NetworkRule.peers:type_name -> heddle.mesh.v1alpha1.NetworkPeer
-	23, // 30: heddle.mesh.v1alpha1.NetworkRule.ports:type_name -> heddle.mesh.v1alpha1.NetworkPort
-	16, // 31: heddle.mesh.v1alpha1.NetworkPeer.block:type_name -> heddle.mesh.v1alpha1.AddressBlock
-	16, // 32: heddle.mesh.v1alpha1.NetworkPeer.except:type_name -> heddle.mesh.v1alpha1.AddressBlock
-	25, // 33: heddle.mesh.v1alpha1.AddressSet.groups:type_name -> heddle.mesh.v1alpha1.AddressGroup
-	5,  // 34: heddle.mesh.v1alpha1.NamespaceEgress.egress:type_name -> heddle.mesh.v1alpha1.Egress
-	16, // 35: heddle.mesh.v1alpha1.Settings.cluster_ranges:type_name -> heddle.mesh.v1alpha1.AddressBlock
-	5,  // 36: heddle.mesh.v1alpha1.Settings.egress:type_name -> heddle.mesh.v1alpha1.Egress
-	26, // 37: heddle.mesh.v1alpha1.Settings.egress_namespaces:type_name -> heddle.mesh.v1alpha1.NamespaceEgress
-	38, // [38:38] is the sub-list for method output_type
-	38, // [38:38] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	13, // 11: heddle.mesh.v1alpha1.Service.udp_ports:type_name -> heddle.mesh.v1alpha1.ServicePort
+	8,  // 12: heddle.mesh.v1alpha1.Service.waypoint:type_name -> heddle.mesh.v1alpha1.ObjectKey
+	8,  // 13: heddle.mesh.v1alpha1.ServicePort.only:type_name -> heddle.mesh.v1alpha1.ObjectKey
+	14, // 14: heddle.mesh.v1alpha1.ServicePort.elsewhere:type_name -> heddle.mesh.v1alpha1.PortElsewhere
+	8,  // 15: heddle.mesh.v1alpha1.PortElsewhere.endpoints:type_name -> heddle.mesh.v1alpha1.ObjectKey
+	8,  // 16: heddle.mesh.v1alpha1.Policy.key:type_name -> heddle.mesh.v1alpha1.ObjectKey
+	3,  // 17: heddle.mesh.v1alpha1.Policy.action:type_name -> heddle.mesh.v1alpha1.Action
+	9,  // 18: heddle.mesh.v1alpha1.Policy.selector:type_name -> heddle.mesh.v1alpha1.Label
+	16, // 19: heddle.mesh.v1alpha1.Policy.rules:type_name -> heddle.mesh.v1alpha1.Rule
+	17, // 20: heddle.mesh.v1alpha1.Rule.from:type_name -> heddle.mesh.v1alpha1.Source
+	19, // 21: heddle.mesh.v1alpha1.Rule.to:type_name -> heddle.mesh.v1alpha1.Destination
+	18, // 22: heddle.mesh.v1alpha1.Source.ip_blocks:type_name -> heddle.mesh.v1alpha1.AddressBlock
+	18, // 23: heddle.mesh.v1alpha1.Source.not_ip_blocks:type_name -> heddle.mesh.v1alpha1.AddressBlock
+	20, // 24: heddle.mesh.v1alpha1.Destination.requests:type_name -> heddle.mesh.v1alpha1.RequestMatch
+	21, // 25: heddle.mesh.v1alpha1.RequestMatch.headers:type_name -> heddle.mesh.v1alpha1.HeaderCondition
+	8,  // 26: heddle.mesh.v1alpha1.NetworkPolicy.key:type_name -> heddle.mesh.v1alpha1.ObjectKey
+	23, // 27: heddle.mesh.v1alpha1.NetworkPolicy.selector:type_name -> heddle.mesh.v1alpha1.LabelRequirement
+	24, // 28: heddle.mesh.v1alpha1.NetworkPolicy.ingress:type_name -> heddle.mesh.v1alpha1.NetworkDirection
+	24, // 29: heddle.mesh.v1alpha1.NetworkPolicy.egress:type_name -> heddle.mesh.v1alpha1.NetworkDirection
+	4,  // 30: heddle.mesh.v1alpha1.LabelRequirement.operator:type_name -> heddle.mesh.v1alpha1.LabelOperator
+	25, // 31: heddle.mesh.v1alpha1.NetworkDirection.rules:type_name -> heddle.mesh.v1alpha1.NetworkRule
+	26, // 32: heddle.mesh.v1alpha1.NetworkRule.peers:type_name -> heddle.mesh.v1alpha1.NetworkPeer
+	27, // 33: heddle.mesh.v1alpha1.NetworkRule.ports:type_name -> heddle.mesh.v1alpha1.NetworkPort
+	18, // 34: heddle.mesh.v1alpha1.NetworkPeer.block:type_name -> heddle.mesh.v1alpha1.AddressBlock
+	18, // 35: heddle.mesh.v1alpha1.NetworkPeer.except:type_name -> heddle.mesh.v1alpha1.AddressBlock
+	29, // 36: heddle.mesh.v1alpha1.AddressSet.groups:type_name -> heddle.mesh.v1alpha1.AddressGroup
+	5,  // 37: heddle.mesh.v1alpha1.NamespaceEgress.egress:type_name -> heddle.mesh.v1alpha1.Egress
+	18, // 38: heddle.mesh.v1alpha1.Settings.cluster_ranges:type_name -> heddle.mesh.v1alpha1.AddressBlock
+	5,  // 39: heddle.mesh.v1alpha1.Settings.egress:type_name -> heddle.mesh.v1alpha1.Egress
+	30, // 40: heddle.mesh.v1alpha1.Settings.egress_namespaces:type_name -> heddle.mesh.v1alpha1.NamespaceEgress
+	6,  // 41: heddle.mesh.v1alpha1.Route.kind:type_name -> heddle.mesh.v1alpha1.RouteKind
+	8,  // 42: heddle.mesh.v1alpha1.Route.key:type_name -> heddle.mesh.v1alpha1.ObjectKey
+	33, // 43: heddle.mesh.v1alpha1.Route.parents:type_name -> heddle.mesh.v1alpha1.RouteParent
+	34, // 44: heddle.mesh.v1alpha1.Route.rules:type_name -> heddle.mesh.v1alpha1.RouteRule
+	8,  // 45: heddle.mesh.v1alpha1.RouteParent.service:type_name -> heddle.mesh.v1alpha1.ObjectKey
+	35, // 46: heddle.mesh.v1alpha1.RouteRule.matches:type_name -> heddle.mesh.v1alpha1.RouteMatch
+	38, // 47: heddle.mesh.v1alpha1.RouteRule.filters:type_name -> heddle.mesh.v1alpha1.RouteFilter
+	37, // 48: heddle.mesh.v1alpha1.RouteRule.backends:type_name -> heddle.mesh.v1alpha1.RouteBackend
+	46, // 49: heddle.mesh.v1alpha1.RouteRule.retry:type_name -> heddle.mesh.v1alpha1.RouteRetry
+	47, // 50: heddle.mesh.v1alpha1.RouteRule.session:type_name -> heddle.mesh.v1alpha1.RouteSession
+	7,  // 51: heddle.mesh.v1alpha1.RouteMatch.path_type:type_name -> heddle.mesh.v1alpha1.PathType
+	36, // 52: heddle.mesh.v1alpha1.RouteMatch.headers:type_name -> heddle.mesh.v1alpha1.ValueMatch
+	36, // 53: heddle.mesh.v1alpha1.RouteMatch.params:type_name -> heddle.mesh.v1alpha1.ValueMatch
+	8,  // 54: heddle.mesh.v1alpha1.RouteBackend.service:type_name -> heddle.mesh.v1alpha1.ObjectKey
+	38, // 55: heddle.mesh.v1alpha1.RouteBackend.filters:type_name -> heddle.mesh.v1alpha1.RouteFilter
+	39, // 56: heddle.mesh.v1alpha1.RouteFilter.request_headers:type_name -> heddle.mesh.v1alpha1.HeaderChange
+	39, // 57: heddle.mesh.v1alpha1.RouteFilter.response_headers:type_name -> heddle.mesh.v1alpha1.HeaderChange
+	42, // 58: heddle.mesh.v1alpha1.RouteFilter.redirect:type_name -> heddle.mesh.v1alpha1.Redirect
+	43, // 59: heddle.mesh.v1alpha1.RouteFilter.rewrite:type_name -> heddle.mesh.v1alpha1.Rewrite
+	44, // 60: heddle.mesh.v1alpha1.RouteFilter.mirror:type_name -> heddle.mesh.v1alpha1.Mirror
+	45, // 61: heddle.mesh.v1alpha1.RouteFilter.cors:type_name -> heddle.mesh.v1alpha1.CORS
+	40, // 62: heddle.mesh.v1alpha1.HeaderChange.set:type_name -> heddle.mesh.v1alpha1.HeaderValue
+	40, // 63: heddle.mesh.v1alpha1.HeaderChange.add:type_name -> heddle.mesh.v1alpha1.HeaderValue
+	41, // 64: heddle.mesh.v1alpha1.Redirect.path:type_name -> heddle.mesh.v1alpha1.PathChange
+	41, // 65: heddle.mesh.v1alpha1.Rewrite.path:type_name -> heddle.mesh.v1alpha1.PathChange
+	8,  // 66: heddle.mesh.v1alpha1.Mirror.service:type_name -> heddle.mesh.v1alpha1.ObjectKey
+	67, // [67:67] is the sub-list for method output_type
+	67, // [67:67] is the sub-list for method input_type
+	67, // [67:67] is the sub-list for extension type_name
+	67, // [67:67] is the sub-list for extension extendee
+	0,  // [0:67] is the sub-list for field type_name
 }
 
 func init() { file_discovery_proto_init() }
@@ -2244,13 +3979,22 @@ func file_discovery_proto_init() {
 	if File_discovery_proto != nil {
 		return
 	}
+	file_discovery_proto_msgTypes[30].OneofWrappers = []any{
+		(*RouteFilter_RequestHeaders)(nil),
+		(*RouteFilter_ResponseHeaders)(nil),
+		(*RouteFilter_Redirect)(nil),
+		(*RouteFilter_Rewrite)(nil),
+		(*RouteFilter_Mirror)(nil),
+		(*RouteFilter_Cors)(nil),
+		(*RouteFilter_Broken)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_discovery_proto_rawDesc), len(file_discovery_proto_rawDesc)),
-			NumEnums:      6,
-			NumMessages:   23,
+			NumEnums:      8,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

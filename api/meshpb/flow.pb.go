@@ -591,7 +591,13 @@ type FlowFilter struct {
 	Directions []string `protobuf:"bytes,8,rep,name=directions,proto3" json:"directions,omitempty"`
 	Transports []string `protobuf:"bytes,9,rep,name=transports,proto3" json:"transports,omitempty"`
 	// Nanoseconds since 1970; 0 means any.
-	SinceNs       int64 `protobuf:"varint,10,opt,name=since_ns,json=sinceNs,proto3" json:"since_ns,omitempty"`
+	SinceNs int64 `protobuf:"varint,10,opt,name=since_ns,json=sinceNs,proto3" json:"since_ns,omitempty"`
+	// Of requests: methods, and statuses, each a number or a class such as 5xx. Connections
+	// match none of them. Of a program of a version that does not know them, all flows match.
+	Methods  []string `protobuf:"bytes,11,rep,name=methods,proto3" json:"methods,omitempty"`
+	Statuses []string `protobuf:"bytes,12,rep,name=statuses,proto3" json:"statuses,omitempty"`
+	// NAME or NAMESPACE/NAME of the route that decided.
+	Routes        []string `protobuf:"bytes,13,rep,name=routes,proto3" json:"routes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -696,8 +702,30 @@ func (x *FlowFilter) GetSinceNs() int64 {
 	return 0
 }
 
+func (x *FlowFilter) GetMethods() []string {
+	if x != nil {
+		return x.Methods
+	}
+	return nil
+}
+
+func (x *FlowFilter) GetStatuses() []string {
+	if x != nil {
+		return x.Statuses
+	}
+	return nil
+}
+
+func (x *FlowFilter) GetRoutes() []string {
+	if x != nil {
+		return x.Routes
+	}
+	return nil
+}
+
 // Flow is one finished or refused connection, one live connection, packets that the
-// gate dropped, or DNS queries that were refused, failed, or got an old answer.
+// gate dropped, DNS queries that were refused, failed, or got an old answer, or a request
+// that a waypoint has carried or refused: its reason may be one of the waypoint's own.
 type Flow struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -732,7 +760,12 @@ type Flow struct {
 	Detail   string `protobuf:"bytes,22,opt,name=detail,proto3" json:"detail,omitempty"`
 	// Of a connection through a tunnel; unset of others, and of an agent of a version
 	// that does not say.
-	Secured       *FlowSecured `protobuf:"bytes,23,opt,name=secured,proto3" json:"secured,omitempty"`
+	Secured *FlowSecured `protobuf:"bytes,23,opt,name=secured,proto3" json:"secured,omitempty"`
+	// NAMESPACE/NAME of the waypoint of service, when the destination is one of its workloads.
+	// The destination's address is then the service's.
+	Waypoint string `protobuf:"bytes,24,opt,name=waypoint,proto3" json:"waypoint,omitempty"`
+	// Of a request.
+	Request       *FlowRequest `protobuf:"bytes,25,opt,name=request,proto3" json:"request,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -928,6 +961,120 @@ func (x *Flow) GetSecured() *FlowSecured {
 	return nil
 }
 
+func (x *Flow) GetWaypoint() string {
+	if x != nil {
+		return x.Waypoint
+	}
+	return ""
+}
+
+func (x *Flow) GetRequest() *FlowRequest {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+// FlowRequest is what is told of a request, which never has anything of its path, its fields or
+// its body: those are its client's.
+type FlowRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A method that is not of HTTP's own is "other".
+	Method string `protobuf:"bytes,1,opt,name=method,proto3" json:"method,omitempty"`
+	// What the route's match says of paths, such as /cart/*; empty when no rule was for it.
+	Path string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	// 0 when there was no answer.
+	Status uint32 `protobuf:"varint,3,opt,name=status,proto3" json:"status,omitempty"`
+	// The rule, such as "HTTPRoute shop/cart rules[0]"; empty when none was for it.
+	Route string `protobuf:"bytes,4,opt,name=route,proto3" json:"route,omitempty"`
+	// Service and port that it was sent to.
+	Backend string `protobuf:"bytes,5,opt,name=backend,proto3" json:"backend,omitempty"`
+	// How often it was sent to a workload, and why the first try failed.
+	Tries         uint32 `protobuf:"varint,6,opt,name=tries,proto3" json:"tries,omitempty"`
+	FirstError    string `protobuf:"bytes,7,opt,name=first_error,json=firstError,proto3" json:"first_error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FlowRequest) Reset() {
+	*x = FlowRequest{}
+	mi := &file_flow_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FlowRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FlowRequest) ProtoMessage() {}
+
+func (x *FlowRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_flow_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FlowRequest.ProtoReflect.Descriptor instead.
+func (*FlowRequest) Descriptor() ([]byte, []int) {
+	return file_flow_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *FlowRequest) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *FlowRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *FlowRequest) GetStatus() uint32 {
+	if x != nil {
+		return x.Status
+	}
+	return 0
+}
+
+func (x *FlowRequest) GetRoute() string {
+	if x != nil {
+		return x.Route
+	}
+	return ""
+}
+
+func (x *FlowRequest) GetBackend() string {
+	if x != nil {
+		return x.Backend
+	}
+	return ""
+}
+
+func (x *FlowRequest) GetTries() uint32 {
+	if x != nil {
+		return x.Tries
+	}
+	return 0
+}
+
+func (x *FlowRequest) GetFirstError() string {
+	if x != nil {
+		return x.FirstError
+	}
+	return ""
+}
+
 // FlowSecured is what secures the tunnel connection that a flow went through.
 type FlowSecured struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -944,7 +1091,7 @@ type FlowSecured struct {
 
 func (x *FlowSecured) Reset() {
 	*x = FlowSecured{}
-	mi := &file_flow_proto_msgTypes[9]
+	mi := &file_flow_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -956,7 +1103,7 @@ func (x *FlowSecured) String() string {
 func (*FlowSecured) ProtoMessage() {}
 
 func (x *FlowSecured) ProtoReflect() protoreflect.Message {
-	mi := &file_flow_proto_msgTypes[9]
+	mi := &file_flow_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -969,7 +1116,7 @@ func (x *FlowSecured) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowSecured.ProtoReflect.Descriptor instead.
 func (*FlowSecured) Descriptor() ([]byte, []int) {
-	return file_flow_proto_rawDescGZIP(), []int{9}
+	return file_flow_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *FlowSecured) GetKeyExchange() string {
@@ -1015,7 +1162,7 @@ type FlowEndpoint struct {
 
 func (x *FlowEndpoint) Reset() {
 	*x = FlowEndpoint{}
-	mi := &file_flow_proto_msgTypes[10]
+	mi := &file_flow_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1027,7 +1174,7 @@ func (x *FlowEndpoint) String() string {
 func (*FlowEndpoint) ProtoMessage() {}
 
 func (x *FlowEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_flow_proto_msgTypes[10]
+	mi := &file_flow_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1040,7 +1187,7 @@ func (x *FlowEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FlowEndpoint.ProtoReflect.Descriptor instead.
 func (*FlowEndpoint) Descriptor() ([]byte, []int) {
-	return file_flow_proto_rawDescGZIP(), []int{10}
+	return file_flow_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *FlowEndpoint) GetWorkload() string {
@@ -1113,7 +1260,7 @@ const file_flow_proto_rawDesc = "" +
 	"\x06follow\x18\x03 \x01(\bR\x06follow\"X\n" +
 	"\x12WatchFlowsResponse\x12.\n" +
 	"\x04flow\x18\x01 \x01(\v2\x1a.heddle.mesh.v1alpha1.FlowR\x04flow\x12\x12\n" +
-	"\x04lost\x18\x02 \x01(\x04R\x04lost\"\xa7\x02\n" +
+	"\x04lost\x18\x02 \x01(\x04R\x04lost\"\xf5\x02\n" +
 	"\n" +
 	"FlowFilter\x12\x1e\n" +
 	"\n" +
@@ -1134,7 +1281,10 @@ const file_flow_proto_rawDesc = "" +
 	"transports\x18\t \x03(\tR\n" +
 	"transports\x12\x19\n" +
 	"\bsince_ns\x18\n" +
-	" \x01(\x03R\asinceNs\"\xf6\x05\n" +
+	" \x01(\x03R\asinceNs\x12\x18\n" +
+	"\amethods\x18\v \x03(\tR\amethods\x12\x1a\n" +
+	"\bstatuses\x18\f \x03(\tR\bstatuses\x12\x16\n" +
+	"\x06routes\x18\r \x03(\tR\x06routes\"\xcf\x06\n" +
 	"\x04Flow\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x19\n" +
 	"\bstart_ns\x18\x02 \x01(\x03R\astartNs\x12\x1f\n" +
@@ -1162,8 +1312,19 @@ const file_flow_proto_rawDesc = "" +
 	"\apackets\x18\x14 \x01(\x04R\apackets\x12\x1a\n" +
 	"\bprotocol\x18\x15 \x01(\rR\bprotocol\x12\x16\n" +
 	"\x06detail\x18\x16 \x01(\tR\x06detail\x12;\n" +
-	"\asecured\x18\x17 \x01(\v2!.heddle.mesh.v1alpha1.FlowSecuredR\asecuredB\a\n" +
-	"\x05_rule\"\x92\x01\n" +
+	"\asecured\x18\x17 \x01(\v2!.heddle.mesh.v1alpha1.FlowSecuredR\asecured\x12\x1a\n" +
+	"\bwaypoint\x18\x18 \x01(\tR\bwaypoint\x12;\n" +
+	"\arequest\x18\x19 \x01(\v2!.heddle.mesh.v1alpha1.FlowRequestR\arequestB\a\n" +
+	"\x05_rule\"\xb8\x01\n" +
+	"\vFlowRequest\x12\x16\n" +
+	"\x06method\x18\x01 \x01(\tR\x06method\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x16\n" +
+	"\x06status\x18\x03 \x01(\rR\x06status\x12\x14\n" +
+	"\x05route\x18\x04 \x01(\tR\x05route\x12\x18\n" +
+	"\abackend\x18\x05 \x01(\tR\abackend\x12\x14\n" +
+	"\x05tries\x18\x06 \x01(\rR\x05tries\x12\x1f\n" +
+	"\vfirst_error\x18\a \x01(\tR\n" +
+	"firstError\"\x92\x01\n" +
 	"\vFlowSecured\x12!\n" +
 	"\fkey_exchange\x18\x01 \x01(\tR\vkeyExchange\x12\x14\n" +
 	"\x05group\x18\x02 \x01(\rR\x05group\x12\x1f\n" +
@@ -1190,7 +1351,7 @@ func file_flow_proto_rawDescGZIP() []byte {
 	return file_flow_proto_rawDescData
 }
 
-var file_flow_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_flow_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_flow_proto_goTypes = []any{
 	(*HistoryRequest)(nil),     // 0: heddle.mesh.v1alpha1.HistoryRequest
 	(*HistoryResponse)(nil),    // 1: heddle.mesh.v1alpha1.HistoryResponse
@@ -1201,8 +1362,9 @@ var file_flow_proto_goTypes = []any{
 	(*WatchFlowsResponse)(nil), // 6: heddle.mesh.v1alpha1.WatchFlowsResponse
 	(*FlowFilter)(nil),         // 7: heddle.mesh.v1alpha1.FlowFilter
 	(*Flow)(nil),               // 8: heddle.mesh.v1alpha1.Flow
-	(*FlowSecured)(nil),        // 9: heddle.mesh.v1alpha1.FlowSecured
-	(*FlowEndpoint)(nil),       // 10: heddle.mesh.v1alpha1.FlowEndpoint
+	(*FlowRequest)(nil),        // 9: heddle.mesh.v1alpha1.FlowRequest
+	(*FlowSecured)(nil),        // 10: heddle.mesh.v1alpha1.FlowSecured
+	(*FlowEndpoint)(nil),       // 11: heddle.mesh.v1alpha1.FlowEndpoint
 }
 var file_flow_proto_depIdxs = []int32{
 	2,  // 0: heddle.mesh.v1alpha1.HistoryResponse.summary:type_name -> heddle.mesh.v1alpha1.FlowSummary
@@ -1211,18 +1373,19 @@ var file_flow_proto_depIdxs = []int32{
 	3,  // 3: heddle.mesh.v1alpha1.FlowSummary.destination:type_name -> heddle.mesh.v1alpha1.SummaryEndpoint
 	7,  // 4: heddle.mesh.v1alpha1.WatchFlowsRequest.filter:type_name -> heddle.mesh.v1alpha1.FlowFilter
 	8,  // 5: heddle.mesh.v1alpha1.WatchFlowsResponse.flow:type_name -> heddle.mesh.v1alpha1.Flow
-	10, // 6: heddle.mesh.v1alpha1.Flow.source:type_name -> heddle.mesh.v1alpha1.FlowEndpoint
-	10, // 7: heddle.mesh.v1alpha1.Flow.destination:type_name -> heddle.mesh.v1alpha1.FlowEndpoint
-	9,  // 8: heddle.mesh.v1alpha1.Flow.secured:type_name -> heddle.mesh.v1alpha1.FlowSecured
-	5,  // 9: heddle.mesh.v1alpha1.Flows.Watch:input_type -> heddle.mesh.v1alpha1.WatchFlowsRequest
-	0,  // 10: heddle.mesh.v1alpha1.Flows.History:input_type -> heddle.mesh.v1alpha1.HistoryRequest
-	6,  // 11: heddle.mesh.v1alpha1.Flows.Watch:output_type -> heddle.mesh.v1alpha1.WatchFlowsResponse
-	1,  // 12: heddle.mesh.v1alpha1.Flows.History:output_type -> heddle.mesh.v1alpha1.HistoryResponse
-	11, // [11:13] is the sub-list for method output_type
-	9,  // [9:11] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	11, // 6: heddle.mesh.v1alpha1.Flow.source:type_name -> heddle.mesh.v1alpha1.FlowEndpoint
+	11, // 7: heddle.mesh.v1alpha1.Flow.destination:type_name -> heddle.mesh.v1alpha1.FlowEndpoint
+	10, // 8: heddle.mesh.v1alpha1.Flow.secured:type_name -> heddle.mesh.v1alpha1.FlowSecured
+	9,  // 9: heddle.mesh.v1alpha1.Flow.request:type_name -> heddle.mesh.v1alpha1.FlowRequest
+	5,  // 10: heddle.mesh.v1alpha1.Flows.Watch:input_type -> heddle.mesh.v1alpha1.WatchFlowsRequest
+	0,  // 11: heddle.mesh.v1alpha1.Flows.History:input_type -> heddle.mesh.v1alpha1.HistoryRequest
+	6,  // 12: heddle.mesh.v1alpha1.Flows.Watch:output_type -> heddle.mesh.v1alpha1.WatchFlowsResponse
+	1,  // 13: heddle.mesh.v1alpha1.Flows.History:output_type -> heddle.mesh.v1alpha1.HistoryResponse
+	12, // [12:14] is the sub-list for method output_type
+	10, // [10:12] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_flow_proto_init() }
@@ -1238,7 +1401,7 @@ func file_flow_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_flow_proto_rawDesc), len(file_flow_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -273,6 +273,116 @@ func (x *SignResponse) GetConfigurationKeys() [][]byte {
 	return nil
 }
 
+// SignJWTRequest asks for one JWT-SVID.
+type SignJWTRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The SPIFFE ID, at most 2048 bytes.
+	Identity string `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
+	// For whom it is: 1 to 16, each of 1 to 512 bytes, 6 KiB in all.
+	Audience      []string `protobuf:"bytes,2,rep,name=audience,proto3" json:"audience,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignJWTRequest) Reset() {
+	*x = SignJWTRequest{}
+	mi := &file_issuing_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignJWTRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignJWTRequest) ProtoMessage() {}
+
+func (x *SignJWTRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_issuing_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignJWTRequest.ProtoReflect.Descriptor instead.
+func (*SignJWTRequest) Descriptor() ([]byte, []int) {
+	return file_issuing_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *SignJWTRequest) GetIdentity() string {
+	if x != nil {
+		return x.Identity
+	}
+	return ""
+}
+
+func (x *SignJWTRequest) GetAudience() []string {
+	if x != nil {
+		return x.Audience
+	}
+	return nil
+}
+
+// SignJWTResponse is the issued JWT-SVID.
+type SignJWTResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In JWS compact form, at most 16 KiB.
+	Token string `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	// How long it is valid from now on, by whatever clock.
+	LifetimeNs    int64 `protobuf:"varint,2,opt,name=lifetime_ns,json=lifetimeNs,proto3" json:"lifetime_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignJWTResponse) Reset() {
+	*x = SignJWTResponse{}
+	mi := &file_issuing_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignJWTResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignJWTResponse) ProtoMessage() {}
+
+func (x *SignJWTResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_issuing_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignJWTResponse.ProtoReflect.Descriptor instead.
+func (*SignJWTResponse) Descriptor() ([]byte, []int) {
+	return file_issuing_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *SignJWTResponse) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *SignJWTResponse) GetLifetimeNs() int64 {
+	if x != nil {
+		return x.LifetimeNs
+	}
+	return 0
+}
+
 var File_issuing_proto protoreflect.FileDescriptor
 
 const file_issuing_proto_rawDesc = "" +
@@ -292,10 +402,18 @@ const file_issuing_proto_rawDesc = "" +
 	"\fSignResponse\x12\x14\n" +
 	"\x05chain\x18\x01 \x03(\fR\x05chain\x12\x16\n" +
 	"\x06bundle\x18\x02 \x03(\fR\x06bundle\x12-\n" +
-	"\x12configuration_keys\x18\x03 \x03(\fR\x11configurationKeys2\xa7\x01\n" +
+	"\x12configuration_keys\x18\x03 \x03(\fR\x11configurationKeys\"H\n" +
+	"\x0eSignJWTRequest\x12\x1a\n" +
+	"\bidentity\x18\x01 \x01(\tR\bidentity\x12\x1a\n" +
+	"\baudience\x18\x02 \x03(\tR\baudience\"H\n" +
+	"\x0fSignJWTResponse\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x12\x1f\n" +
+	"\vlifetime_ns\x18\x02 \x01(\x03R\n" +
+	"lifetimeNs2\xff\x01\n" +
 	"\aIssuing\x12M\n" +
 	"\x04Join\x12!.heddle.mesh.v1alpha1.JoinRequest\x1a\".heddle.mesh.v1alpha1.JoinResponse\x12M\n" +
-	"\x04Sign\x12!.heddle.mesh.v1alpha1.SignRequest\x1a\".heddle.mesh.v1alpha1.SignResponseB1Z/github.com/heddle-mesh/heddle/api/meshpb;meshpbb\x06proto3"
+	"\x04Sign\x12!.heddle.mesh.v1alpha1.SignRequest\x1a\".heddle.mesh.v1alpha1.SignResponse\x12V\n" +
+	"\aSignJWT\x12$.heddle.mesh.v1alpha1.SignJWTRequest\x1a%.heddle.mesh.v1alpha1.SignJWTResponseB1Z/github.com/heddle-mesh/heddle/api/meshpb;meshpbb\x06proto3"
 
 var (
 	file_issuing_proto_rawDescOnce sync.Once
@@ -309,20 +427,24 @@ func file_issuing_proto_rawDescGZIP() []byte {
 	return file_issuing_proto_rawDescData
 }
 
-var file_issuing_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_issuing_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_issuing_proto_goTypes = []any{
-	(*JoinRequest)(nil),  // 0: heddle.mesh.v1alpha1.JoinRequest
-	(*JoinResponse)(nil), // 1: heddle.mesh.v1alpha1.JoinResponse
-	(*SignRequest)(nil),  // 2: heddle.mesh.v1alpha1.SignRequest
-	(*SignResponse)(nil), // 3: heddle.mesh.v1alpha1.SignResponse
+	(*JoinRequest)(nil),     // 0: heddle.mesh.v1alpha1.JoinRequest
+	(*JoinResponse)(nil),    // 1: heddle.mesh.v1alpha1.JoinResponse
+	(*SignRequest)(nil),     // 2: heddle.mesh.v1alpha1.SignRequest
+	(*SignResponse)(nil),    // 3: heddle.mesh.v1alpha1.SignResponse
+	(*SignJWTRequest)(nil),  // 4: heddle.mesh.v1alpha1.SignJWTRequest
+	(*SignJWTResponse)(nil), // 5: heddle.mesh.v1alpha1.SignJWTResponse
 }
 var file_issuing_proto_depIdxs = []int32{
 	0, // 0: heddle.mesh.v1alpha1.Issuing.Join:input_type -> heddle.mesh.v1alpha1.JoinRequest
 	2, // 1: heddle.mesh.v1alpha1.Issuing.Sign:input_type -> heddle.mesh.v1alpha1.SignRequest
-	1, // 2: heddle.mesh.v1alpha1.Issuing.Join:output_type -> heddle.mesh.v1alpha1.JoinResponse
-	3, // 3: heddle.mesh.v1alpha1.Issuing.Sign:output_type -> heddle.mesh.v1alpha1.SignResponse
-	2, // [2:4] is the sub-list for method output_type
-	0, // [0:2] is the sub-list for method input_type
+	4, // 2: heddle.mesh.v1alpha1.Issuing.SignJWT:input_type -> heddle.mesh.v1alpha1.SignJWTRequest
+	1, // 3: heddle.mesh.v1alpha1.Issuing.Join:output_type -> heddle.mesh.v1alpha1.JoinResponse
+	3, // 4: heddle.mesh.v1alpha1.Issuing.Sign:output_type -> heddle.mesh.v1alpha1.SignResponse
+	5, // 5: heddle.mesh.v1alpha1.Issuing.SignJWT:output_type -> heddle.mesh.v1alpha1.SignJWTResponse
+	3, // [3:6] is the sub-list for method output_type
+	0, // [0:3] is the sub-list for method input_type
 	0, // [0:0] is the sub-list for extension type_name
 	0, // [0:0] is the sub-list for extension extendee
 	0, // [0:0] is the sub-list for field type_name
@@ -339,7 +461,7 @@ func file_issuing_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_issuing_proto_rawDesc), len(file_issuing_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

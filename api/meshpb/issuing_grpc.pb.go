@@ -24,8 +24,9 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Issuing_Join_FullMethodName = "/heddle.mesh.v1alpha1.Issuing/Join"
-	Issuing_Sign_FullMethodName = "/heddle.mesh.v1alpha1.Issuing/Sign"
+	Issuing_Join_FullMethodName    = "/heddle.mesh.v1alpha1.Issuing/Join"
+	Issuing_Sign_FullMethodName    = "/heddle.mesh.v1alpha1.Issuing/Sign"
+	Issuing_SignJWT_FullMethodName = "/heddle.mesh.v1alpha1.Issuing/SignJWT"
 )
 
 // IssuingClient is the client API for Issuing service.
@@ -48,6 +49,12 @@ type IssuingClient interface {
 	// PERMISSION_DENIED: no workload of that identity is on that node, or the
 	// identity is revoked. UNAVAILABLE: the operator has no mesh yet.
 	Sign(ctx context.Context, in *SignRequest, opts ...grpc.CallOption) (*SignResponse, error)
+	// SignJWT issues a JWT-SVID of a workload on the calling node.
+	//
+	// INVALID_ARGUMENT: no audience, or one beyond a bound. PERMISSION_DENIED: as of Sign.
+	// UNIMPLEMENTED: this mesh signs no JWT-SVIDs; the message says why. UNAVAILABLE: there
+	// is no key yet.
+	SignJWT(ctx context.Context, in *SignJWTRequest, opts ...grpc.CallOption) (*SignJWTResponse, error)
 }
 
 type issuingClient struct {
@@ -78,6 +85,16 @@ func (c *issuingClient) Sign(ctx context.Context, in *SignRequest, opts ...grpc.
 	return out, nil
 }
 
+func (c *issuingClient) SignJWT(ctx context.Context, in *SignJWTRequest, opts ...grpc.CallOption) (*SignJWTResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(SignJWTResponse)
+	err := c.cc.Invoke(ctx, Issuing_SignJWT_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // IssuingServer is the server API for Issuing service.
 // All implementations must embed UnimplementedIssuingServer
 // for forward compatibility.
@@ -98,6 +115,12 @@ type IssuingServer interface {
 	// PERMISSION_DENIED: no workload of that identity is on that node, or the
 	// identity is revoked. UNAVAILABLE: the operator has no mesh yet.
 	Sign(context.Context, *SignRequest) (*SignResponse, error)
+	// SignJWT issues a JWT-SVID of a workload on the calling node.
+	//
+	// INVALID_ARGUMENT: no audience, or one beyond a bound. PERMISSION_DENIED: as of Sign.
+	// UNIMPLEMENTED: this mesh signs no JWT-SVIDs; the message says why. UNAVAILABLE: there
+	// is no key yet.
+	SignJWT(context.Context, *SignJWTRequest) (*SignJWTResponse, error)
 	mustEmbedUnimplementedIssuingServer()
 }
 
@@ -113,6 +136,9 @@ func (UnimplementedIssuingServer) Join(context.Context, *JoinRequest) (*JoinResp
 }
 func (UnimplementedIssuingServer) Sign(context.Context, *SignRequest) (*SignResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Sign not implemented")
+}
+func (UnimplementedIssuingServer) SignJWT(context.Context, *SignJWTRequest) (*SignJWTResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method SignJWT not implemented")
 }
 func (UnimplementedIssuingServer) mustEmbedUnimplementedIssuingServer() {}
 func (UnimplementedIssuingServer) testEmbeddedByValue()                 {}
@@ -171,6 +197,24 @@ func _Issuing_Sign_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Issuing_SignJWT_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SignJWTRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(IssuingServer).SignJWT(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Issuing_SignJWT_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(IssuingServer).SignJWT(ctx, req.(*SignJWTRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Issuing_ServiceDesc is the grpc.ServiceDesc for Issuing service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -185,6 +229,10 @@ var Issuing_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Sign",
 			Handler:    _Issuing_Sign_Handler,
+		},
+		{
+			MethodName: "SignJWT",
+			Handler:    _Issuing_SignJWT_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

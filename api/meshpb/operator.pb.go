@@ -76,7 +76,7 @@ func (x RotateCertificatesRequest_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RotateCertificatesRequest_Action.Descriptor instead.
 func (RotateCertificatesRequest_Action) EnumDescriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{6, 0}
+	return file_operator_proto_rawDescGZIP(), []int{8, 0}
 }
 
 type CertificatesRequest struct {
@@ -137,7 +137,15 @@ type CertificatesResponse struct {
 	Problem string `protobuf:"bytes,6,opt,name=problem,proto3" json:"problem,omitempty"`
 	// Who makes the authority's certificates, and replaces them by itself: "SPIRE"; empty
 	// where the operator, or whoever writes its Secret, does.
-	Issuer        string `protobuf:"bytes,7,opt,name=issuer,proto3" json:"issuer,omitempty"`
+	Issuer string `protobuf:"bytes,7,opt,name=issuer,proto3" json:"issuer,omitempty"`
+	// Sorted by name.
+	Federation []*FederatedBundle `protobuf:"bytes,8,rep,name=federation,proto3" json:"federation,omitempty"`
+	// The keys of JWT-SVIDs, the one that signs first.
+	JwtKeys []*JWTKey `protobuf:"bytes,9,rep,name=jwt_keys,json=jwtKeys,proto3" json:"jwt_keys,omitempty"`
+	// Why this mesh signs no JWT-SVIDs; empty where it does.
+	JwtWithheld string `protobuf:"bytes,10,opt,name=jwt_withheld,json=jwtWithheld,proto3" json:"jwt_withheld,omitempty"`
+	// Why the newest of those keys are not in use; empty when they are.
+	JwtProblem    string `protobuf:"bytes,11,opt,name=jwt_problem,json=jwtProblem,proto3" json:"jwt_problem,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -221,6 +229,230 @@ func (x *CertificatesResponse) GetIssuer() string {
 	return ""
 }
 
+func (x *CertificatesResponse) GetFederation() []*FederatedBundle {
+	if x != nil {
+		return x.Federation
+	}
+	return nil
+}
+
+func (x *CertificatesResponse) GetJwtKeys() []*JWTKey {
+	if x != nil {
+		return x.JwtKeys
+	}
+	return nil
+}
+
+func (x *CertificatesResponse) GetJwtWithheld() string {
+	if x != nil {
+		return x.JwtWithheld
+	}
+	return ""
+}
+
+func (x *CertificatesResponse) GetJwtProblem() string {
+	if x != nil {
+		return x.JwtProblem
+	}
+	return ""
+}
+
+// JWTKey is a key that signs JWT-SVIDs, is to, or did.
+type JWTKey struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The "kid" of its tokens.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Such as "ECDSA P-256".
+	Key string `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	// "signs"; "next", which is in the bundle and signs soon; "retired", whose tokens may live.
+	State  string `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
+	MadeNs int64  `protobuf:"varint,4,opt,name=made_ns,json=madeNs,proto3" json:"made_ns,omitempty"`
+	// When it signs no more, of one that does; when it begins to, of the next one; when it
+	// leaves the bundle, of one that is retired.
+	UntilNs       int64 `protobuf:"varint,5,opt,name=until_ns,json=untilNs,proto3" json:"until_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JWTKey) Reset() {
+	*x = JWTKey{}
+	mi := &file_operator_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JWTKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JWTKey) ProtoMessage() {}
+
+func (x *JWTKey) ProtoReflect() protoreflect.Message {
+	mi := &file_operator_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JWTKey.ProtoReflect.Descriptor instead.
+func (*JWTKey) Descriptor() ([]byte, []int) {
+	return file_operator_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *JWTKey) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *JWTKey) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *JWTKey) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *JWTKey) GetMadeNs() int64 {
+	if x != nil {
+		return x.MadeNs
+	}
+	return 0
+}
+
+func (x *JWTKey) GetUntilNs() int64 {
+	if x != nil {
+		return x.UntilNs
+	}
+	return 0
+}
+
+// FederatedBundle is what the operator knows of another trust domain.
+type FederatedBundle struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	TrustDomain string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	Endpoint    string                 `protobuf:"bytes,2,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	// "https_web" or "https_spiffe".
+	Profile string `protobuf:"bytes,3,opt,name=profile,proto3" json:"profile,omitempty"`
+	// When the endpoint has given a bundle last, and is asked next; 0 for never.
+	RefreshedNs int64 `protobuf:"varint,4,opt,name=refreshed_ns,json=refreshedNs,proto3" json:"refreshed_ns,omitempty"`
+	NextNs      int64 `protobuf:"varint,5,opt,name=next_ns,json=nextNs,proto3" json:"next_ns,omitempty"`
+	// spiffe_sequence of the bundle; 0 for none.
+	Sequence uint64                  `protobuf:"varint,6,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	Roots    []*AuthorityCertificate `protobuf:"bytes,7,rep,name=roots,proto3" json:"roots,omitempty"`
+	// How many keys verify its JWT-SVIDs.
+	JwtKeys uint32 `protobuf:"varint,8,opt,name=jwt_keys,json=jwtKeys,proto3" json:"jwt_keys,omitempty"`
+	// Why the last attempt failed; empty when it did not.
+	Error         string `protobuf:"bytes,9,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FederatedBundle) Reset() {
+	*x = FederatedBundle{}
+	mi := &file_operator_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FederatedBundle) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FederatedBundle) ProtoMessage() {}
+
+func (x *FederatedBundle) ProtoReflect() protoreflect.Message {
+	mi := &file_operator_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FederatedBundle.ProtoReflect.Descriptor instead.
+func (*FederatedBundle) Descriptor() ([]byte, []int) {
+	return file_operator_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *FederatedBundle) GetTrustDomain() string {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return ""
+}
+
+func (x *FederatedBundle) GetEndpoint() string {
+	if x != nil {
+		return x.Endpoint
+	}
+	return ""
+}
+
+func (x *FederatedBundle) GetProfile() string {
+	if x != nil {
+		return x.Profile
+	}
+	return ""
+}
+
+func (x *FederatedBundle) GetRefreshedNs() int64 {
+	if x != nil {
+		return x.RefreshedNs
+	}
+	return 0
+}
+
+func (x *FederatedBundle) GetNextNs() int64 {
+	if x != nil {
+		return x.NextNs
+	}
+	return 0
+}
+
+func (x *FederatedBundle) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *FederatedBundle) GetRoots() []*AuthorityCertificate {
+	if x != nil {
+		return x.Roots
+	}
+	return nil
+}
+
+func (x *FederatedBundle) GetJwtKeys() uint32 {
+	if x != nil {
+		return x.JwtKeys
+	}
+	return 0
+}
+
+func (x *FederatedBundle) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 // AuthorityCertificate is a root or an intermediate.
 type AuthorityCertificate struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -243,7 +475,7 @@ type AuthorityCertificate struct {
 
 func (x *AuthorityCertificate) Reset() {
 	*x = AuthorityCertificate{}
-	mi := &file_operator_proto_msgTypes[2]
+	mi := &file_operator_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -255,7 +487,7 @@ func (x *AuthorityCertificate) String() string {
 func (*AuthorityCertificate) ProtoMessage() {}
 
 func (x *AuthorityCertificate) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[2]
+	mi := &file_operator_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -268,7 +500,7 @@ func (x *AuthorityCertificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorityCertificate.ProtoReflect.Descriptor instead.
 func (*AuthorityCertificate) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{2}
+	return file_operator_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *AuthorityCertificate) GetSha256() []byte {
@@ -348,7 +580,7 @@ type NodeCertificates struct {
 
 func (x *NodeCertificates) Reset() {
 	*x = NodeCertificates{}
-	mi := &file_operator_proto_msgTypes[3]
+	mi := &file_operator_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -360,7 +592,7 @@ func (x *NodeCertificates) String() string {
 func (*NodeCertificates) ProtoMessage() {}
 
 func (x *NodeCertificates) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[3]
+	mi := &file_operator_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -373,7 +605,7 @@ func (x *NodeCertificates) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeCertificates.ProtoReflect.Descriptor instead.
 func (*NodeCertificates) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{3}
+	return file_operator_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *NodeCertificates) GetNode() string {
@@ -432,7 +664,7 @@ type RotationState struct {
 
 func (x *RotationState) Reset() {
 	*x = RotationState{}
-	mi := &file_operator_proto_msgTypes[4]
+	mi := &file_operator_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -444,7 +676,7 @@ func (x *RotationState) String() string {
 func (*RotationState) ProtoMessage() {}
 
 func (x *RotationState) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[4]
+	mi := &file_operator_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -457,7 +689,7 @@ func (x *RotationState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotationState.ProtoReflect.Descriptor instead.
 func (*RotationState) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{4}
+	return file_operator_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *RotationState) GetKind() string {
@@ -540,7 +772,7 @@ func (x *RotationState) GetEnded() string {
 // RotationWait is who holds a rotation, and why.
 type RotationWait struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// "node" or "replica", or "time".
+	// "node", "replica", "waypoint", "bundle" or "time".
 	Part   string `protobuf:"bytes,1,opt,name=part,proto3" json:"part,omitempty"`
 	Name   string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
@@ -552,7 +784,7 @@ type RotationWait struct {
 
 func (x *RotationWait) Reset() {
 	*x = RotationWait{}
-	mi := &file_operator_proto_msgTypes[5]
+	mi := &file_operator_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -564,7 +796,7 @@ func (x *RotationWait) String() string {
 func (*RotationWait) ProtoMessage() {}
 
 func (x *RotationWait) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[5]
+	mi := &file_operator_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -577,7 +809,7 @@ func (x *RotationWait) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotationWait.ProtoReflect.Descriptor instead.
 func (*RotationWait) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{5}
+	return file_operator_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *RotationWait) GetPart() string {
@@ -621,7 +853,7 @@ type RotateCertificatesRequest struct {
 
 func (x *RotateCertificatesRequest) Reset() {
 	*x = RotateCertificatesRequest{}
-	mi := &file_operator_proto_msgTypes[6]
+	mi := &file_operator_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -633,7 +865,7 @@ func (x *RotateCertificatesRequest) String() string {
 func (*RotateCertificatesRequest) ProtoMessage() {}
 
 func (x *RotateCertificatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[6]
+	mi := &file_operator_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -646,7 +878,7 @@ func (x *RotateCertificatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateCertificatesRequest.ProtoReflect.Descriptor instead.
 func (*RotateCertificatesRequest) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{6}
+	return file_operator_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *RotateCertificatesRequest) GetAction() RotateCertificatesRequest_Action {
@@ -679,7 +911,7 @@ type RotateCertificatesResponse struct {
 
 func (x *RotateCertificatesResponse) Reset() {
 	*x = RotateCertificatesResponse{}
-	mi := &file_operator_proto_msgTypes[7]
+	mi := &file_operator_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -691,7 +923,7 @@ func (x *RotateCertificatesResponse) String() string {
 func (*RotateCertificatesResponse) ProtoMessage() {}
 
 func (x *RotateCertificatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[7]
+	mi := &file_operator_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -704,7 +936,7 @@ func (x *RotateCertificatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateCertificatesResponse.ProtoReflect.Descriptor instead.
 func (*RotateCertificatesResponse) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{7}
+	return file_operator_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RotateCertificatesResponse) GetRotation() *RotationState {
@@ -724,7 +956,7 @@ type OperatorStateRequest struct {
 
 func (x *OperatorStateRequest) Reset() {
 	*x = OperatorStateRequest{}
-	mi := &file_operator_proto_msgTypes[8]
+	mi := &file_operator_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -736,7 +968,7 @@ func (x *OperatorStateRequest) String() string {
 func (*OperatorStateRequest) ProtoMessage() {}
 
 func (x *OperatorStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[8]
+	mi := &file_operator_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -749,7 +981,7 @@ func (x *OperatorStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperatorStateRequest.ProtoReflect.Descriptor instead.
 func (*OperatorStateRequest) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{8}
+	return file_operator_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *OperatorStateRequest) GetPolicies() bool {
@@ -780,14 +1012,17 @@ type OperatorState struct {
 	// As in AgentStatus.
 	Fips140 string `protobuf:"bytes,10,opt,name=fips140,proto3" json:"fips140,omitempty"`
 	// What agents have reported of their pods to this replica. Sorted by node.
-	Pods          []*NodePods `protobuf:"bytes,11,rep,name=pods,proto3" json:"pods,omitempty"`
+	Pods []*NodePods `protobuf:"bytes,11,rep,name=pods,proto3" json:"pods,omitempty"`
+	// The pods of waypoints that are connected to this replica, named NAMESPACE/NAME/POD
+	// by their waypoint. Sorted by name.
+	Waypoints     []*OperatorNode `protobuf:"bytes,12,rep,name=waypoints,proto3" json:"waypoints,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *OperatorState) Reset() {
 	*x = OperatorState{}
-	mi := &file_operator_proto_msgTypes[9]
+	mi := &file_operator_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -799,7 +1034,7 @@ func (x *OperatorState) String() string {
 func (*OperatorState) ProtoMessage() {}
 
 func (x *OperatorState) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[9]
+	mi := &file_operator_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -812,7 +1047,7 @@ func (x *OperatorState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperatorState.ProtoReflect.Descriptor instead.
 func (*OperatorState) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{9}
+	return file_operator_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *OperatorState) GetVersion() string {
@@ -892,6 +1127,13 @@ func (x *OperatorState) GetPods() []*NodePods {
 	return nil
 }
 
+func (x *OperatorState) GetWaypoints() []*OperatorNode {
+	if x != nil {
+		return x.Waypoints
+	}
+	return nil
+}
+
 // NodePods is what a node's agent said last of its pods.
 type NodePods struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -905,7 +1147,7 @@ type NodePods struct {
 
 func (x *NodePods) Reset() {
 	*x = NodePods{}
-	mi := &file_operator_proto_msgTypes[10]
+	mi := &file_operator_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -917,7 +1159,7 @@ func (x *NodePods) String() string {
 func (*NodePods) ProtoMessage() {}
 
 func (x *NodePods) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[10]
+	mi := &file_operator_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -930,7 +1172,7 @@ func (x *NodePods) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodePods.ProtoReflect.Descriptor instead.
 func (*NodePods) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{10}
+	return file_operator_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *NodePods) GetNode() string {
@@ -968,7 +1210,7 @@ type OperatorAPIServer struct {
 
 func (x *OperatorAPIServer) Reset() {
 	*x = OperatorAPIServer{}
-	mi := &file_operator_proto_msgTypes[11]
+	mi := &file_operator_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -980,7 +1222,7 @@ func (x *OperatorAPIServer) String() string {
 func (*OperatorAPIServer) ProtoMessage() {}
 
 func (x *OperatorAPIServer) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[11]
+	mi := &file_operator_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -993,7 +1235,7 @@ func (x *OperatorAPIServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperatorAPIServer.ProtoReflect.Descriptor instead.
 func (*OperatorAPIServer) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{11}
+	return file_operator_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *OperatorAPIServer) GetSilentSinceNs() int64 {
@@ -1042,7 +1284,7 @@ type OperatorPolicy struct {
 
 func (x *OperatorPolicy) Reset() {
 	*x = OperatorPolicy{}
-	mi := &file_operator_proto_msgTypes[12]
+	mi := &file_operator_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1054,7 +1296,7 @@ func (x *OperatorPolicy) String() string {
 func (*OperatorPolicy) ProtoMessage() {}
 
 func (x *OperatorPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[12]
+	mi := &file_operator_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1067,7 +1309,7 @@ func (x *OperatorPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperatorPolicy.ProtoReflect.Descriptor instead.
 func (*OperatorPolicy) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{12}
+	return file_operator_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *OperatorPolicy) GetKind() string {
@@ -1154,7 +1396,7 @@ type OperatorConfiguration struct {
 
 func (x *OperatorConfiguration) Reset() {
 	*x = OperatorConfiguration{}
-	mi := &file_operator_proto_msgTypes[13]
+	mi := &file_operator_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1166,7 +1408,7 @@ func (x *OperatorConfiguration) String() string {
 func (*OperatorConfiguration) ProtoMessage() {}
 
 func (x *OperatorConfiguration) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[13]
+	mi := &file_operator_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1179,7 +1421,7 @@ func (x *OperatorConfiguration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperatorConfiguration.ProtoReflect.Descriptor instead.
 func (*OperatorConfiguration) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{13}
+	return file_operator_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *OperatorConfiguration) GetFolder() string {
@@ -1284,7 +1526,7 @@ type OperatorAuthority struct {
 
 func (x *OperatorAuthority) Reset() {
 	*x = OperatorAuthority{}
-	mi := &file_operator_proto_msgTypes[14]
+	mi := &file_operator_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1296,7 +1538,7 @@ func (x *OperatorAuthority) String() string {
 func (*OperatorAuthority) ProtoMessage() {}
 
 func (x *OperatorAuthority) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[14]
+	mi := &file_operator_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1309,7 +1551,7 @@ func (x *OperatorAuthority) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperatorAuthority.ProtoReflect.Descriptor instead.
 func (*OperatorAuthority) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{14}
+	return file_operator_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *OperatorAuthority) GetTrustDomain() string {
@@ -1366,14 +1608,17 @@ type OperatorNode struct {
 	Epoch     uint64 `protobuf:"varint,5,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	AppliedNs int64  `protobuf:"varint,6,opt,name=applied_ns,json=appliedNs,proto3" json:"applied_ns,omitempty"`
 	// Why the agent refused a newer one; empty when it did not.
-	Error         string `protobuf:"bytes,7,opt,name=error,proto3" json:"error,omitempty"`
+	Error string `protobuf:"bytes,7,opt,name=error,proto3" json:"error,omitempty"`
+	// How long there has been a newer one than it has applied, by the operator's clock:
+	// since the first such, however many have followed. 0 when there is none.
+	BehindNs      int64 `protobuf:"varint,8,opt,name=behind_ns,json=behindNs,proto3" json:"behind_ns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *OperatorNode) Reset() {
 	*x = OperatorNode{}
-	mi := &file_operator_proto_msgTypes[15]
+	mi := &file_operator_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1385,7 +1630,7 @@ func (x *OperatorNode) String() string {
 func (*OperatorNode) ProtoMessage() {}
 
 func (x *OperatorNode) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[15]
+	mi := &file_operator_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1398,7 +1643,7 @@ func (x *OperatorNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperatorNode.ProtoReflect.Descriptor instead.
 func (*OperatorNode) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{15}
+	return file_operator_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *OperatorNode) GetName() string {
@@ -1450,6 +1695,13 @@ func (x *OperatorNode) GetError() string {
 	return ""
 }
 
+func (x *OperatorNode) GetBehindNs() int64 {
+	if x != nil {
+		return x.BehindNs
+	}
+	return 0
+}
+
 type CreateJoinTokenRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
@@ -1461,7 +1713,7 @@ type CreateJoinTokenRequest struct {
 
 func (x *CreateJoinTokenRequest) Reset() {
 	*x = CreateJoinTokenRequest{}
-	mi := &file_operator_proto_msgTypes[16]
+	mi := &file_operator_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1473,7 +1725,7 @@ func (x *CreateJoinTokenRequest) String() string {
 func (*CreateJoinTokenRequest) ProtoMessage() {}
 
 func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[16]
+	mi := &file_operator_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1486,7 +1738,7 @@ func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenRequest) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{16}
+	return file_operator_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CreateJoinTokenRequest) GetNode() string {
@@ -1516,7 +1768,7 @@ type CreateJoinTokenResponse struct {
 
 func (x *CreateJoinTokenResponse) Reset() {
 	*x = CreateJoinTokenResponse{}
-	mi := &file_operator_proto_msgTypes[17]
+	mi := &file_operator_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1528,7 +1780,7 @@ func (x *CreateJoinTokenResponse) String() string {
 func (*CreateJoinTokenResponse) ProtoMessage() {}
 
 func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[17]
+	mi := &file_operator_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1541,7 +1793,7 @@ func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenResponse) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{17}
+	return file_operator_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CreateJoinTokenResponse) GetToken() string {
@@ -1573,7 +1825,7 @@ type ListJoinTokensRequest struct {
 
 func (x *ListJoinTokensRequest) Reset() {
 	*x = ListJoinTokensRequest{}
-	mi := &file_operator_proto_msgTypes[18]
+	mi := &file_operator_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1585,7 +1837,7 @@ func (x *ListJoinTokensRequest) String() string {
 func (*ListJoinTokensRequest) ProtoMessage() {}
 
 func (x *ListJoinTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[18]
+	mi := &file_operator_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1598,7 +1850,7 @@ func (x *ListJoinTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJoinTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListJoinTokensRequest) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{18}
+	return file_operator_proto_rawDescGZIP(), []int{20}
 }
 
 type ListJoinTokensResponse struct {
@@ -1610,7 +1862,7 @@ type ListJoinTokensResponse struct {
 
 func (x *ListJoinTokensResponse) Reset() {
 	*x = ListJoinTokensResponse{}
-	mi := &file_operator_proto_msgTypes[19]
+	mi := &file_operator_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1622,7 +1874,7 @@ func (x *ListJoinTokensResponse) String() string {
 func (*ListJoinTokensResponse) ProtoMessage() {}
 
 func (x *ListJoinTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[19]
+	mi := &file_operator_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1635,7 +1887,7 @@ func (x *ListJoinTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJoinTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListJoinTokensResponse) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{19}
+	return file_operator_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListJoinTokensResponse) GetTokens() []*JoinToken {
@@ -1662,7 +1914,7 @@ type JoinToken struct {
 
 func (x *JoinToken) Reset() {
 	*x = JoinToken{}
-	mi := &file_operator_proto_msgTypes[20]
+	mi := &file_operator_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1674,7 +1926,7 @@ func (x *JoinToken) String() string {
 func (*JoinToken) ProtoMessage() {}
 
 func (x *JoinToken) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[20]
+	mi := &file_operator_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1687,7 +1939,7 @@ func (x *JoinToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinToken.ProtoReflect.Descriptor instead.
 func (*JoinToken) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{20}
+	return file_operator_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *JoinToken) GetId() string {
@@ -1741,7 +1993,7 @@ type RevokeJoinTokenRequest struct {
 
 func (x *RevokeJoinTokenRequest) Reset() {
 	*x = RevokeJoinTokenRequest{}
-	mi := &file_operator_proto_msgTypes[21]
+	mi := &file_operator_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1753,7 +2005,7 @@ func (x *RevokeJoinTokenRequest) String() string {
 func (*RevokeJoinTokenRequest) ProtoMessage() {}
 
 func (x *RevokeJoinTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[21]
+	mi := &file_operator_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1766,7 +2018,7 @@ func (x *RevokeJoinTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeJoinTokenRequest.ProtoReflect.Descriptor instead.
 func (*RevokeJoinTokenRequest) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{21}
+	return file_operator_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RevokeJoinTokenRequest) GetId() string {
@@ -1784,7 +2036,7 @@ type RevokeJoinTokenResponse struct {
 
 func (x *RevokeJoinTokenResponse) Reset() {
 	*x = RevokeJoinTokenResponse{}
-	mi := &file_operator_proto_msgTypes[22]
+	mi := &file_operator_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1796,7 +2048,7 @@ func (x *RevokeJoinTokenResponse) String() string {
 func (*RevokeJoinTokenResponse) ProtoMessage() {}
 
 func (x *RevokeJoinTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[22]
+	mi := &file_operator_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1809,7 +2061,7 @@ func (x *RevokeJoinTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeJoinTokenResponse.ProtoReflect.Descriptor instead.
 func (*RevokeJoinTokenResponse) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{22}
+	return file_operator_proto_rawDescGZIP(), []int{24}
 }
 
 var File_operator_proto protoreflect.FileDescriptor
@@ -1818,7 +2070,7 @@ const file_operator_proto_rawDesc = "" +
 	"\n" +
 	"\x0eoperator.proto\x12\x14heddle.mesh.v1alpha1\x1a\vtrust.proto\"'\n" +
 	"\x13CertificatesRequest\x12\x10\n" +
-	"\x03own\x18\x01 \x01(\bR\x03own\"\xce\x02\n" +
+	"\x03own\x18\x01 \x01(\bR\x03own\"\x92\x04\n" +
 	"\x14CertificatesResponse\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12H\n" +
 	"\tauthority\x18\x02 \x03(\v2*.heddle.mesh.v1alpha1.AuthorityCertificateR\tauthority\x12<\n" +
@@ -1826,7 +2078,31 @@ const file_operator_proto_rawDesc = "" +
 	"\brotation\x18\x04 \x01(\v2#.heddle.mesh.v1alpha1.RotationStateR\brotation\x12\x18\n" +
 	"\areplica\x18\x05 \x01(\tR\areplica\x12\x18\n" +
 	"\aproblem\x18\x06 \x01(\tR\aproblem\x12\x16\n" +
-	"\x06issuer\x18\a \x01(\tR\x06issuer\"\xfc\x01\n" +
+	"\x06issuer\x18\a \x01(\tR\x06issuer\x12E\n" +
+	"\n" +
+	"federation\x18\b \x03(\v2%.heddle.mesh.v1alpha1.FederatedBundleR\n" +
+	"federation\x127\n" +
+	"\bjwt_keys\x18\t \x03(\v2\x1c.heddle.mesh.v1alpha1.JWTKeyR\ajwtKeys\x12!\n" +
+	"\fjwt_withheld\x18\n" +
+	" \x01(\tR\vjwtWithheld\x12\x1f\n" +
+	"\vjwt_problem\x18\v \x01(\tR\n" +
+	"jwtProblem\"t\n" +
+	"\x06JWTKey\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\tR\x03key\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state\x12\x17\n" +
+	"\amade_ns\x18\x04 \x01(\x03R\x06madeNs\x12\x19\n" +
+	"\buntil_ns\x18\x05 \x01(\x03R\auntilNs\"\xb5\x02\n" +
+	"\x0fFederatedBundle\x12!\n" +
+	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x1a\n" +
+	"\bendpoint\x18\x02 \x01(\tR\bendpoint\x12\x18\n" +
+	"\aprofile\x18\x03 \x01(\tR\aprofile\x12!\n" +
+	"\frefreshed_ns\x18\x04 \x01(\x03R\vrefreshedNs\x12\x17\n" +
+	"\anext_ns\x18\x05 \x01(\x03R\x06nextNs\x12\x1a\n" +
+	"\bsequence\x18\x06 \x01(\x04R\bsequence\x12@\n" +
+	"\x05roots\x18\a \x03(\v2*.heddle.mesh.v1alpha1.AuthorityCertificateR\x05roots\x12\x19\n" +
+	"\bjwt_keys\x18\b \x01(\rR\ajwtKeys\x12\x14\n" +
+	"\x05error\x18\t \x01(\tR\x05error\"\xfc\x01\n" +
 	"\x14AuthorityCertificate\x12\x16\n" +
 	"\x06sha256\x18\x01 \x01(\fR\x06sha256\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x18\n" +
@@ -1875,7 +2151,7 @@ const file_operator_proto_rawDesc = "" +
 	"\x1aRotateCertificatesResponse\x12?\n" +
 	"\brotation\x18\x01 \x01(\v2#.heddle.mesh.v1alpha1.RotationStateR\brotation\"2\n" +
 	"\x14OperatorStateRequest\x12\x1a\n" +
-	"\bpolicies\x18\x01 \x01(\bR\bpolicies\"\xba\x04\n" +
+	"\bpolicies\x18\x01 \x01(\bR\bpolicies\"\xfc\x04\n" +
 	"\rOperatorState\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1d\n" +
 	"\n" +
@@ -1890,7 +2166,8 @@ const file_operator_proto_rawDesc = "" +
 	"api_server\x18\t \x01(\v2'.heddle.mesh.v1alpha1.OperatorAPIServerR\tapiServer\x12\x18\n" +
 	"\afips140\x18\n" +
 	" \x01(\tR\afips140\x122\n" +
-	"\x04pods\x18\v \x03(\v2\x1e.heddle.mesh.v1alpha1.NodePodsR\x04pods\"U\n" +
+	"\x04pods\x18\v \x03(\v2\x1e.heddle.mesh.v1alpha1.NodePodsR\x04pods\x12@\n" +
+	"\twaypoints\x18\f \x03(\v2\".heddle.mesh.v1alpha1.OperatorNodeR\twaypoints\"U\n" +
 	"\bNodePods\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
 	"\x05amiss\x18\x02 \x01(\rR\x05amiss\x12\x1f\n" +
@@ -1931,7 +2208,7 @@ const file_operator_proto_rawDesc = "" +
 	"\x11root_not_after_ns\x18\x03 \x01(\x03R\x0erootNotAfterNs\x12\x14\n" +
 	"\x05roots\x18\x04 \x01(\rR\x05roots\x12\x16\n" +
 	"\x06issuer\x18\x05 \x01(\tR\x06issuer\x12+\n" +
-	"\x12root_not_before_ns\x18\x06 \x01(\x03R\x0frootNotBeforeNs\"\xc2\x01\n" +
+	"\x12root_not_before_ns\x18\x06 \x01(\x03R\x0frootNotBeforeNs\"\xdf\x01\n" +
 	"\fOperatorNode\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tconnected\x18\x02 \x01(\bR\tconnected\x12\x19\n" +
@@ -1940,7 +2217,8 @@ const file_operator_proto_rawDesc = "" +
 	"\x05epoch\x18\x05 \x01(\x04R\x05epoch\x12\x1d\n" +
 	"\n" +
 	"applied_ns\x18\x06 \x01(\x03R\tappliedNs\x12\x14\n" +
-	"\x05error\x18\a \x01(\tR\x05error\"W\n" +
+	"\x05error\x18\a \x01(\tR\x05error\x12\x1b\n" +
+	"\tbehind_ns\x18\b \x01(\x03R\bbehindNs\"W\n" +
 	"\x16CreateJoinTokenRequest\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12)\n" +
 	"\x10lifetime_seconds\x18\x02 \x01(\x03R\x0flifetimeSeconds\"^\n" +
@@ -1985,66 +2263,72 @@ func file_operator_proto_rawDescGZIP() []byte {
 }
 
 var file_operator_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_operator_proto_goTypes = []any{
 	(RotateCertificatesRequest_Action)(0), // 0: heddle.mesh.v1alpha1.RotateCertificatesRequest.Action
 	(*CertificatesRequest)(nil),           // 1: heddle.mesh.v1alpha1.CertificatesRequest
 	(*CertificatesResponse)(nil),          // 2: heddle.mesh.v1alpha1.CertificatesResponse
-	(*AuthorityCertificate)(nil),          // 3: heddle.mesh.v1alpha1.AuthorityCertificate
-	(*NodeCertificates)(nil),              // 4: heddle.mesh.v1alpha1.NodeCertificates
-	(*RotationState)(nil),                 // 5: heddle.mesh.v1alpha1.RotationState
-	(*RotationWait)(nil),                  // 6: heddle.mesh.v1alpha1.RotationWait
-	(*RotateCertificatesRequest)(nil),     // 7: heddle.mesh.v1alpha1.RotateCertificatesRequest
-	(*RotateCertificatesResponse)(nil),    // 8: heddle.mesh.v1alpha1.RotateCertificatesResponse
-	(*OperatorStateRequest)(nil),          // 9: heddle.mesh.v1alpha1.OperatorStateRequest
-	(*OperatorState)(nil),                 // 10: heddle.mesh.v1alpha1.OperatorState
-	(*NodePods)(nil),                      // 11: heddle.mesh.v1alpha1.NodePods
-	(*OperatorAPIServer)(nil),             // 12: heddle.mesh.v1alpha1.OperatorAPIServer
-	(*OperatorPolicy)(nil),                // 13: heddle.mesh.v1alpha1.OperatorPolicy
-	(*OperatorConfiguration)(nil),         // 14: heddle.mesh.v1alpha1.OperatorConfiguration
-	(*OperatorAuthority)(nil),             // 15: heddle.mesh.v1alpha1.OperatorAuthority
-	(*OperatorNode)(nil),                  // 16: heddle.mesh.v1alpha1.OperatorNode
-	(*CreateJoinTokenRequest)(nil),        // 17: heddle.mesh.v1alpha1.CreateJoinTokenRequest
-	(*CreateJoinTokenResponse)(nil),       // 18: heddle.mesh.v1alpha1.CreateJoinTokenResponse
-	(*ListJoinTokensRequest)(nil),         // 19: heddle.mesh.v1alpha1.ListJoinTokensRequest
-	(*ListJoinTokensResponse)(nil),        // 20: heddle.mesh.v1alpha1.ListJoinTokensResponse
-	(*JoinToken)(nil),                     // 21: heddle.mesh.v1alpha1.JoinToken
-	(*RevokeJoinTokenRequest)(nil),        // 22: heddle.mesh.v1alpha1.RevokeJoinTokenRequest
-	(*RevokeJoinTokenResponse)(nil),       // 23: heddle.mesh.v1alpha1.RevokeJoinTokenResponse
-	(*TrustReport)(nil),                   // 24: heddle.mesh.v1alpha1.TrustReport
+	(*JWTKey)(nil),                        // 3: heddle.mesh.v1alpha1.JWTKey
+	(*FederatedBundle)(nil),               // 4: heddle.mesh.v1alpha1.FederatedBundle
+	(*AuthorityCertificate)(nil),          // 5: heddle.mesh.v1alpha1.AuthorityCertificate
+	(*NodeCertificates)(nil),              // 6: heddle.mesh.v1alpha1.NodeCertificates
+	(*RotationState)(nil),                 // 7: heddle.mesh.v1alpha1.RotationState
+	(*RotationWait)(nil),                  // 8: heddle.mesh.v1alpha1.RotationWait
+	(*RotateCertificatesRequest)(nil),     // 9: heddle.mesh.v1alpha1.RotateCertificatesRequest
+	(*RotateCertificatesResponse)(nil),    // 10: heddle.mesh.v1alpha1.RotateCertificatesResponse
+	(*OperatorStateRequest)(nil),          // 11: heddle.mesh.v1alpha1.OperatorStateRequest
+	(*OperatorState)(nil),                 // 12: heddle.mesh.v1alpha1.OperatorState
+	(*NodePods)(nil),                      // 13: heddle.mesh.v1alpha1.NodePods
+	(*OperatorAPIServer)(nil),             // 14: heddle.mesh.v1alpha1.OperatorAPIServer
+	(*OperatorPolicy)(nil),                // 15: heddle.mesh.v1alpha1.OperatorPolicy
+	(*OperatorConfiguration)(nil),         // 16: heddle.mesh.v1alpha1.OperatorConfiguration
+	(*OperatorAuthority)(nil),             // 17: heddle.mesh.v1alpha1.OperatorAuthority
+	(*OperatorNode)(nil),                  // 18: heddle.mesh.v1alpha1.OperatorNode
+	(*CreateJoinTokenRequest)(nil),        // 19: heddle.mesh.v1alpha1.CreateJoinTokenRequest
+	(*CreateJoinTokenResponse)(nil),       // 20: heddle.mesh.v1alpha1.CreateJoinTokenResponse
+	(*ListJoinTokensRequest)(nil),         // 21: heddle.mesh.v1alpha1.ListJoinTokensRequest
+	(*ListJoinTokensResponse)(nil),        // 22: heddle.mesh.v1alpha1.ListJoinTokensResponse
+	(*JoinToken)(nil),                     // 23: heddle.mesh.v1alpha1.JoinToken
+	(*RevokeJoinTokenRequest)(nil),        // 24: heddle.mesh.v1alpha1.RevokeJoinTokenRequest
+	(*RevokeJoinTokenResponse)(nil),       // 25: heddle.mesh.v1alpha1.RevokeJoinTokenResponse
+	(*TrustReport)(nil),                   // 26: heddle.mesh.v1alpha1.TrustReport
 }
 var file_operator_proto_depIdxs = []int32{
-	3,  // 0: heddle.mesh.v1alpha1.CertificatesResponse.authority:type_name -> heddle.mesh.v1alpha1.AuthorityCertificate
-	4,  // 1: heddle.mesh.v1alpha1.CertificatesResponse.nodes:type_name -> heddle.mesh.v1alpha1.NodeCertificates
-	5,  // 2: heddle.mesh.v1alpha1.CertificatesResponse.rotation:type_name -> heddle.mesh.v1alpha1.RotationState
-	24, // 3: heddle.mesh.v1alpha1.NodeCertificates.report:type_name -> heddle.mesh.v1alpha1.TrustReport
-	6,  // 4: heddle.mesh.v1alpha1.RotationState.waiting:type_name -> heddle.mesh.v1alpha1.RotationWait
-	0,  // 5: heddle.mesh.v1alpha1.RotateCertificatesRequest.action:type_name -> heddle.mesh.v1alpha1.RotateCertificatesRequest.Action
-	5,  // 6: heddle.mesh.v1alpha1.RotateCertificatesResponse.rotation:type_name -> heddle.mesh.v1alpha1.RotationState
-	14, // 7: heddle.mesh.v1alpha1.OperatorState.configuration:type_name -> heddle.mesh.v1alpha1.OperatorConfiguration
-	15, // 8: heddle.mesh.v1alpha1.OperatorState.authority:type_name -> heddle.mesh.v1alpha1.OperatorAuthority
-	16, // 9: heddle.mesh.v1alpha1.OperatorState.nodes:type_name -> heddle.mesh.v1alpha1.OperatorNode
-	13, // 10: heddle.mesh.v1alpha1.OperatorState.policies:type_name -> heddle.mesh.v1alpha1.OperatorPolicy
-	12, // 11: heddle.mesh.v1alpha1.OperatorState.api_server:type_name -> heddle.mesh.v1alpha1.OperatorAPIServer
-	11, // 12: heddle.mesh.v1alpha1.OperatorState.pods:type_name -> heddle.mesh.v1alpha1.NodePods
-	21, // 13: heddle.mesh.v1alpha1.ListJoinTokensResponse.tokens:type_name -> heddle.mesh.v1alpha1.JoinToken
-	9,  // 14: heddle.mesh.v1alpha1.OperatorAdmin.Status:input_type -> heddle.mesh.v1alpha1.OperatorStateRequest
-	17, // 15: heddle.mesh.v1alpha1.OperatorAdmin.CreateJoinToken:input_type -> heddle.mesh.v1alpha1.CreateJoinTokenRequest
-	19, // 16: heddle.mesh.v1alpha1.OperatorAdmin.ListJoinTokens:input_type -> heddle.mesh.v1alpha1.ListJoinTokensRequest
-	22, // 17: heddle.mesh.v1alpha1.OperatorAdmin.RevokeJoinToken:input_type -> heddle.mesh.v1alpha1.RevokeJoinTokenRequest
-	1,  // 18: heddle.mesh.v1alpha1.OperatorAdmin.Certificates:input_type -> heddle.mesh.v1alpha1.CertificatesRequest
-	7,  // 19: heddle.mesh.v1alpha1.OperatorAdmin.RotateCertificates:input_type -> heddle.mesh.v1alpha1.RotateCertificatesRequest
-	10, // 20: heddle.mesh.v1alpha1.OperatorAdmin.Status:output_type -> heddle.mesh.v1alpha1.OperatorState
-	18, // 21: heddle.mesh.v1alpha1.OperatorAdmin.CreateJoinToken:output_type -> heddle.mesh.v1alpha1.CreateJoinTokenResponse
-	20, // 22: heddle.mesh.v1alpha1.OperatorAdmin.ListJoinTokens:output_type -> heddle.mesh.v1alpha1.ListJoinTokensResponse
-	23, // 23: heddle.mesh.v1alpha1.OperatorAdmin.RevokeJoinToken:output_type -> heddle.mesh.v1alpha1.RevokeJoinTokenResponse
-	2,  // 24: heddle.mesh.v1alpha1.OperatorAdmin.Certificates:output_type -> heddle.mesh.v1alpha1.CertificatesResponse
-	8,  // 25: heddle.mesh.v1alpha1.OperatorAdmin.RotateCertificates:output_type -> heddle.mesh.v1alpha1.RotateCertificatesResponse
-	20, // [20:26] is the sub-list for method output_type
-	14, // [14:20] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	5,  // 0: heddle.mesh.v1alpha1.CertificatesResponse.authority:type_name -> heddle.mesh.v1alpha1.AuthorityCertificate
+	6,  // 1: heddle.mesh.v1alpha1.CertificatesResponse.nodes:type_name -> heddle.mesh.v1alpha1.NodeCertificates
+	7,  // 2: heddle.mesh.v1alpha1.CertificatesResponse.rotation:type_name -> heddle.mesh.v1alpha1.RotationState
+	4,  // 3: heddle.mesh.v1alpha1.CertificatesResponse.federation:type_name -> heddle.mesh.v1alpha1.FederatedBundle
+	3,  // 4: heddle.mesh.v1alpha1.CertificatesResponse.jwt_keys:type_name -> heddle.mesh.v1alpha1.JWTKey
+	5,  // 5: heddle.mesh.v1alpha1.FederatedBundle.roots:type_name -> heddle.mesh.v1alpha1.AuthorityCertificate
+	26, // 6: heddle.mesh.v1alpha1.NodeCertificates.report:type_name -> heddle.mesh.v1alpha1.TrustReport
+	8,  // 7: heddle.mesh.v1alpha1.RotationState.waiting:type_name -> heddle.mesh.v1alpha1.RotationWait
+	0,  // 8: heddle.mesh.v1alpha1.RotateCertificatesRequest.action:type_name -> heddle.mesh.v1alpha1.RotateCertificatesRequest.Action
+	7,  // 9: heddle.mesh.v1alpha1.RotateCertificatesResponse.rotation:type_name -> heddle.mesh.v1alpha1.RotationState
+	16, // 10: heddle.mesh.v1alpha1.OperatorState.configuration:type_name -> heddle.mesh.v1alpha1.OperatorConfiguration
+	17, // 11: heddle.mesh.v1alpha1.OperatorState.authority:type_name -> heddle.mesh.v1alpha1.OperatorAuthority
+	18, // 12: heddle.mesh.v1alpha1.OperatorState.nodes:type_name -> heddle.mesh.v1alpha1.OperatorNode
+	15, // 13: heddle.mesh.v1alpha1.OperatorState.policies:type_name -> heddle.mesh.v1alpha1.OperatorPolicy
+	14, // 14: heddle.mesh.v1alpha1.OperatorState.api_server:type_name -> heddle.mesh.v1alpha1.OperatorAPIServer
+	13, // 15: heddle.mesh.v1alpha1.OperatorState.pods:type_name -> heddle.mesh.v1alpha1.NodePods
+	18, // 16: heddle.mesh.v1alpha1.OperatorState.waypoints:type_name -> heddle.mesh.v1alpha1.OperatorNode
+	23, // 17: heddle.mesh.v1alpha1.ListJoinTokensResponse.tokens:type_name -> heddle.mesh.v1alpha1.JoinToken
+	11, // 18: heddle.mesh.v1alpha1.OperatorAdmin.Status:input_type -> heddle.mesh.v1alpha1.OperatorStateRequest
+	19, // 19: heddle.mesh.v1alpha1.OperatorAdmin.CreateJoinToken:input_type -> heddle.mesh.v1alpha1.CreateJoinTokenRequest
+	21, // 20: heddle.mesh.v1alpha1.OperatorAdmin.ListJoinTokens:input_type -> heddle.mesh.v1alpha1.ListJoinTokensRequest
+	24, // 21: heddle.mesh.v1alpha1.OperatorAdmin.RevokeJoinToken:input_type -> heddle.mesh.v1alpha1.RevokeJoinTokenRequest
+	1,  // 22: heddle.mesh.v1alpha1.OperatorAdmin.Certificates:input_type -> heddle.mesh.v1alpha1.CertificatesRequest
+	9,  // 23: heddle.mesh.v1alpha1.OperatorAdmin.RotateCertificates:input_type -> heddle.mesh.v1alpha1.RotateCertificatesRequest
+	12, // 24: heddle.mesh.v1alpha1.OperatorAdmin.Status:output_type -> heddle.mesh.v1alpha1.OperatorState
+	20, // 25: heddle.mesh.v1alpha1.OperatorAdmin.CreateJoinToken:output_type -> heddle.mesh.v1alpha1.CreateJoinTokenResponse
+	22, // 26: heddle.mesh.v1alpha1.OperatorAdmin.ListJoinTokens:output_type -> heddle.mesh.v1alpha1.ListJoinTokensResponse
+	25, // 27: heddle.mesh.v1alpha1.OperatorAdmin.RevokeJoinToken:output_type -> heddle.mesh.v1alpha1.RevokeJoinTokenResponse
+	2,  // 28: heddle.mesh.v1alpha1.OperatorAdmin.Certificates:output_type -> heddle.mesh.v1alpha1.CertificatesResponse
+	10, // 29: heddle.mesh.v1alpha1.OperatorAdmin.RotateCertificates:output_type -> heddle.mesh.v1alpha1.RotateCertificatesResponse
+	24, // [24:30] is the sub-list for method output_type
+	18, // [18:24] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_operator_proto_init() }
@@ -2059,7 +2343,7 @@ func file_operator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_operator_proto_rawDesc), len(file_operator_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   23,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

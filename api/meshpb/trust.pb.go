@@ -33,7 +33,13 @@ type TrustUpdate struct {
 	// others are to be replaced.
 	Issuer []byte `protobuf:"bytes,2,opt,name=issuer,proto3" json:"issuer,omitempty"`
 	// Over how long the agent replaces them.
-	SpreadNs      int64 `protobuf:"varint,3,opt,name=spread_ns,json=spreadNs,proto3" json:"spread_ns,omitempty"`
+	SpreadNs int64 `protobuf:"varint,3,opt,name=spread_ns,json=spreadNs,proto3" json:"spread_ns,omitempty"`
+	// What is believed of other trust domains; unset while the operator does not know
+	// yet, and of one that does not know of federation: what was said before holds.
+	Federation *Federation `protobuf:"bytes,4,opt,name=federation,proto3" json:"federation,omitempty"`
+	// What verifies the trust domain's own JWT-SVIDs; unset of an operator that does not
+	// know of them: what was said before holds.
+	Jwt           *JWTKeys `protobuf:"bytes,5,opt,name=jwt,proto3" json:"jwt,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -89,6 +95,178 @@ func (x *TrustUpdate) GetSpreadNs() int64 {
 	return 0
 }
 
+func (x *TrustUpdate) GetFederation() *Federation {
+	if x != nil {
+		return x.Federation
+	}
+	return nil
+}
+
+func (x *TrustUpdate) GetJwt() *JWTKeys {
+	if x != nil {
+		return x.Jwt
+	}
+	return nil
+}
+
+// JWTKeys is what verifies JWT-SVIDs of the mesh's own trust domain.
+type JWTKeys struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// JWKS (RFC 7517) of public keys, sorted by key ID, 16 KiB at most. Empty while there is
+	// no key yet.
+	Jwks []byte `protobuf:"bytes,1,opt,name=jwks,proto3" json:"jwks,omitempty"`
+	// Why this mesh signs no JWT-SVIDs, and has no keys; empty where it does.
+	Withheld      string `protobuf:"bytes,2,opt,name=withheld,proto3" json:"withheld,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JWTKeys) Reset() {
+	*x = JWTKeys{}
+	mi := &file_trust_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JWTKeys) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JWTKeys) ProtoMessage() {}
+
+func (x *JWTKeys) ProtoReflect() protoreflect.Message {
+	mi := &file_trust_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JWTKeys.ProtoReflect.Descriptor instead.
+func (*JWTKeys) Descriptor() ([]byte, []int) {
+	return file_trust_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *JWTKeys) GetJwks() []byte {
+	if x != nil {
+		return x.Jwks
+	}
+	return nil
+}
+
+func (x *JWTKeys) GetWithheld() string {
+	if x != nil {
+		return x.Withheld
+	}
+	return ""
+}
+
+// Federation is all other trust domains whose identities are believed.
+type Federation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Sorted by name, 16 at most.
+	Domains       []*DomainBundle `protobuf:"bytes,1,rep,name=domains,proto3" json:"domains,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Federation) Reset() {
+	*x = Federation{}
+	mi := &file_trust_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Federation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Federation) ProtoMessage() {}
+
+func (x *Federation) ProtoReflect() protoreflect.Message {
+	mi := &file_trust_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Federation.ProtoReflect.Descriptor instead.
+func (*Federation) Descriptor() ([]byte, []int) {
+	return file_trust_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Federation) GetDomains() []*DomainBundle {
+	if x != nil {
+		return x.Domains
+	}
+	return nil
+}
+
+// DomainBundle is what one trust domain says of itself.
+type DomainBundle struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The name alone, without "spiffe://".
+	TrustDomain string `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	// SPIFFE bundle (JWKS; SPIFFE Trust Domain and Bundle, section 4), 48 KiB at most.
+	// Empty while the operator has none: what the agent has then holds.
+	Bundle        []byte `protobuf:"bytes,2,opt,name=bundle,proto3" json:"bundle,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DomainBundle) Reset() {
+	*x = DomainBundle{}
+	mi := &file_trust_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DomainBundle) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DomainBundle) ProtoMessage() {}
+
+func (x *DomainBundle) ProtoReflect() protoreflect.Message {
+	mi := &file_trust_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DomainBundle.ProtoReflect.Descriptor instead.
+func (*DomainBundle) Descriptor() ([]byte, []int) {
+	return file_trust_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *DomainBundle) GetTrustDomain() string {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return ""
+}
+
+func (x *DomainBundle) GetBundle() []byte {
+	if x != nil {
+		return x.Bundle
+	}
+	return nil
+}
+
 // TrustReport is what an agent holds, as of one moment.
 type TrustReport struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -109,7 +287,7 @@ type TrustReport struct {
 
 func (x *TrustReport) Reset() {
 	*x = TrustReport{}
-	mi := &file_trust_proto_msgTypes[1]
+	mi := &file_trust_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -121,7 +299,7 @@ func (x *TrustReport) String() string {
 func (*TrustReport) ProtoMessage() {}
 
 func (x *TrustReport) ProtoReflect() protoreflect.Message {
-	mi := &file_trust_proto_msgTypes[1]
+	mi := &file_trust_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -134,7 +312,7 @@ func (x *TrustReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustReport.ProtoReflect.Descriptor instead.
 func (*TrustReport) Descriptor() ([]byte, []int) {
-	return file_trust_proto_rawDescGZIP(), []int{1}
+	return file_trust_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *TrustReport) GetRoots() [][]byte {
@@ -187,7 +365,7 @@ type HeldCertificate struct {
 
 func (x *HeldCertificate) Reset() {
 	*x = HeldCertificate{}
-	mi := &file_trust_proto_msgTypes[2]
+	mi := &file_trust_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -199,7 +377,7 @@ func (x *HeldCertificate) String() string {
 func (*HeldCertificate) ProtoMessage() {}
 
 func (x *HeldCertificate) ProtoReflect() protoreflect.Message {
-	mi := &file_trust_proto_msgTypes[2]
+	mi := &file_trust_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -212,7 +390,7 @@ func (x *HeldCertificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeldCertificate.ProtoReflect.Descriptor instead.
 func (*HeldCertificate) Descriptor() ([]byte, []int) {
-	return file_trust_proto_rawDescGZIP(), []int{2}
+	return file_trust_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *HeldCertificate) GetIdentity() string {
@@ -275,11 +453,24 @@ var File_trust_proto protoreflect.FileDescriptor
 
 const file_trust_proto_rawDesc = "" +
 	"\n" +
-	"\vtrust.proto\x12\x14heddle.mesh.v1alpha1\"X\n" +
+	"\vtrust.proto\x12\x14heddle.mesh.v1alpha1\"\xcb\x01\n" +
 	"\vTrustUpdate\x12\x14\n" +
 	"\x05roots\x18\x01 \x03(\fR\x05roots\x12\x16\n" +
 	"\x06issuer\x18\x02 \x01(\fR\x06issuer\x12\x1b\n" +
-	"\tspread_ns\x18\x03 \x01(\x03R\bspreadNs\"\xa8\x01\n" +
+	"\tspread_ns\x18\x03 \x01(\x03R\bspreadNs\x12@\n" +
+	"\n" +
+	"federation\x18\x04 \x01(\v2 .heddle.mesh.v1alpha1.FederationR\n" +
+	"federation\x12/\n" +
+	"\x03jwt\x18\x05 \x01(\v2\x1d.heddle.mesh.v1alpha1.JWTKeysR\x03jwt\"9\n" +
+	"\aJWTKeys\x12\x12\n" +
+	"\x04jwks\x18\x01 \x01(\fR\x04jwks\x12\x1a\n" +
+	"\bwithheld\x18\x02 \x01(\tR\bwithheld\"J\n" +
+	"\n" +
+	"Federation\x12<\n" +
+	"\adomains\x18\x01 \x03(\v2\".heddle.mesh.v1alpha1.DomainBundleR\adomains\"I\n" +
+	"\fDomainBundle\x12!\n" +
+	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x16\n" +
+	"\x06bundle\x18\x02 \x01(\fR\x06bundle\"\xa8\x01\n" +
 	"\vTrustReport\x12\x14\n" +
 	"\x05roots\x18\x01 \x03(\fR\x05roots\x12I\n" +
 	"\fcertificates\x18\x02 \x03(\v2%.heddle.mesh.v1alpha1.HeldCertificateR\fcertificates\x12\x19\n" +
@@ -312,21 +503,27 @@ func file_trust_proto_rawDescGZIP() []byte {
 	return file_trust_proto_rawDescData
 }
 
-var file_trust_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_trust_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_trust_proto_goTypes = []any{
 	(*TrustUpdate)(nil),     // 0: heddle.mesh.v1alpha1.TrustUpdate
-	(*TrustReport)(nil),     // 1: heddle.mesh.v1alpha1.TrustReport
-	(*HeldCertificate)(nil), // 2: heddle.mesh.v1alpha1.HeldCertificate
+	(*JWTKeys)(nil),         // 1: heddle.mesh.v1alpha1.JWTKeys
+	(*Federation)(nil),      // 2: heddle.mesh.v1alpha1.Federation
+	(*DomainBundle)(nil),    // 3: heddle.mesh.v1alpha1.DomainBundle
+	(*TrustReport)(nil),     // 4: heddle.mesh.v1alpha1.TrustReport
+	(*HeldCertificate)(nil), // 5: heddle.mesh.v1alpha1.HeldCertificate
 }
 var file_trust_proto_depIdxs = []int32{
-	2, // 0: heddle.mesh.v1alpha1.TrustReport.certificates:type_name -> heddle.mesh.v1alpha1.HeldCertificate
-	1, // 1: heddle.mesh.v1alpha1.Trust.Follow:input_type -> heddle.mesh.v1alpha1.TrustReport
-	0, // 2: heddle.mesh.v1alpha1.Trust.Follow:output_type -> heddle.mesh.v1alpha1.TrustUpdate
-	2, // [2:3] is the sub-list for method output_type
-	1, // [1:2] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	2, // 0: heddle.mesh.v1alpha1.TrustUpdate.federation:type_name -> heddle.mesh.v1alpha1.Federation
+	1, // 1: heddle.mesh.v1alpha1.TrustUpdate.jwt:type_name -> heddle.mesh.v1alpha1.JWTKeys
+	3, // 2: heddle.mesh.v1alpha1.Federation.domains:type_name -> heddle.mesh.v1alpha1.DomainBundle
+	5, // 3: heddle.mesh.v1alpha1.TrustReport.certificates:type_name -> heddle.mesh.v1alpha1.HeldCertificate
+	4, // 4: heddle.mesh.v1alpha1.Trust.Follow:input_type -> heddle.mesh.v1alpha1.TrustReport
+	0, // 5: heddle.mesh.v1alpha1.Trust.Follow:output_type -> heddle.mesh.v1alpha1.TrustUpdate
+	5, // [5:6] is the sub-list for method output_type
+	4, // [4:5] is the sub-list for method input_type
+	4, // [4:4] is the sub-list for extension type_name
+	4, // [4:4] is the sub-list for extension extendee
+	0, // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_trust_proto_init() }
@@ -340,7 +537,7 @@ func file_trust_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_trust_proto_rawDesc), len(file_trust_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   3,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -2,7 +2,8 @@ package v1alpha1
 
 import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-// AuthorizationPolicy says who may connect to workloads of its namespace.
+// AuthorizationPolicy says who may connect to workloads of its namespace, and with which
+// requests.
 //
 // A connection is refused when a rule of a DENY policy matches it; else allowed
 // when a rule of an ALLOW policy matches it; else refused when any ALLOW policy
@@ -55,6 +56,7 @@ const (
 // +kubebuilder:validation:XValidation:rule="has(self.action) && self.action != 'ALLOW' || !has(self.rules) || self.rules.all(r, !has(r.to) || r.to.all(t, !has(t.protocol) || t.protocol != 'UDP' || has(t.ports)))",message="an ALLOW rule about UDP names its ports: the kernel's table of who may send datagrams has no room for all of them"
 type AuthorizationPolicySpec struct {
 	requestFields `json:",inline"`
+	tokenFields   `json:",inline"`
 	foreignFields `json:",inline"`
 	sourceFields  `json:",inline"`
 	portFields    `json:",inline"`
@@ -83,6 +85,7 @@ type AuthorizationPolicySpec struct {
 // +kubebuilder:validation:XValidation:rule="size(dyn(self)) == (has(self.from) ? 1 : 0) + (has(self.to) ? 1 : 0)",message="a rule has no other fields than from and to: an unknown field, or one without a value, must not leave less than you mean"
 type Rule struct {
 	requestFields `json:",inline"`
+	tokenFields   `json:",inline"`
 	foreignFields `json:",inline"`
 	sourceFields  `json:",inline"`
 	portFields    `json:",inline"`
@@ -116,6 +119,7 @@ type Rule struct {
 // +kubebuilder:validation:XValidation:rule="size(dyn(self)) == (has(self.identities) ? 1 : 0) + (has(self.notIdentities) ? 1 : 0) + (has(self.serviceAccounts) ? 1 : 0) + (has(self.namespaces) ? 1 : 0) + (has(self.notNamespaces) ? 1 : 0) + (has(self.ipBlocks) ? 1 : 0) + (has(self.notIpBlocks) ? 1 : 0)",message="an entry of from has no other fields than identities, notIdentities, serviceAccounts, namespaces, notNamespaces, ipBlocks and notIpBlocks: an unknown field, or one without a value, must not leave less than you mean"
 type Source struct {
 	requestFields `json:",inline"`
+	tokenFields   `json:",inline"`
 	foreignFields `json:",inline"`
 	portFields    `json:",inline"`
 	ruleFields    `json:",inline"`
@@ -204,12 +208,21 @@ const (
 	ProtocolUDP Protocol = "UDP"
 )
 
-// Destination matches a connection when every field that is given matches it.
+// Destination matches a connection when every field that is given matches it; one with
+// hosts, methods, paths or headers matches requests over HTTP, each by itself, which the
+// waypoint of the workload's service judges. Workloads that such a policy selects admit
+// nobody but the waypoint where its requests would have to be known.
+//
+// In hosts, paths and values of headers "*" stands for the rest, at the beginning or at the
+// end: *.example.org, /admin*, *.css. Where readers of a request may differ (an escaped slash,
+// a header in several lines), an ALLOW policy wants all readings to match, a DENY or AUDIT
+// policy one of them.
 // +kubebuilder:validation:MinProperties=1
 // +kubebuilder:pruning:PreserveUnknownFields
-// +kubebuilder:validation:XValidation:rule="size(dyn(self)) == (has(self.protocol) ? 1 : 0) + (has(self.ports) ? 1 : 0) + (has(self.notPorts) ? 1 : 0)",message="an entry of to has no other fields than protocol, ports and notPorts: an unknown field, or one without a value, must not leave less than you mean"
+// +kubebuilder:validation:XValidation:rule="size(dyn(self)) == (has(self.protocol) ? 1 : 0) + (has(self.ports) ? 1 : 0) + (has(self.notPorts) ? 1 : 0) + (has(self.hosts) ? 1 : 0) + (has(self.notHosts) ? 1 : 0) + (has(self.methods) ? 1 : 0) + (has(self.notMethods) ? 1 : 0) + (has(self.paths) ? 1 : 0) + (has(self.notPaths) ? 1 : 0) + (has(self.headers) ? 1 : 0)",message="an entry of to has no other fields than protocol, ports, notPorts, hosts, notHosts, methods, notMethods, paths, notPaths and headers: an unknown field, or one without a value, must not leave less than you mean"
+// +kubebuilder:validation:XValidation:rule="!has(self.protocol) || self.protocol != 'UDP' || !(has(self.hosts) || has(self.notHosts) || has(self.methods) || has(self.notMethods) || has(self.paths) || has(self.notPaths) || has(self.headers))",message="hosts, methods, paths and headers are those of HTTP requests, and a datagram is none: take them out, or the protocol"
 type Destination struct {
-	requestFields `json:",inline"`
+	tokenFields   `json:",inline"`
 	foreignFields `json:",inline"`
 	sourceFields  `json:",inline"`
 	ruleFields    `json:",inline"`
@@ -236,6 +249,99 @@ type Destination struct {
 	// +nullable
 	// +optional
 	NotPorts []Port `json:"notPorts,omitempty"`
+	// hosts of the request, without a port, in any case.
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=64
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=253
+	// +kubebuilder:validation:items:Pattern=`^(\*|\*?[a-zA-Z0-9._-]+|[a-zA-Z0-9._-]+\*|\[[0-9a-fA-F:.]+\])$`
+	// +listType=set
+	// +nullable
+	// +optional
+	Hosts []string `json:"hosts,omitempty"`
+	// notHosts are hosts that must not match.
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=64
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=253
+	// +kubebuilder:validation:items:Pattern=`^(\*|\*?[a-zA-Z0-9._-]+|[a-zA-Z0-9._-]+\*|\[[0-9a-fA-F:.]+\])$`
+	// +listType=set
+	// +nullable
+	// +optional
+	NotHosts []string `json:"notHosts,omitempty"`
+	// methods of the request, in capitals; that of a call of gRPC is POST.
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=64
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=32
+	// +kubebuilder:validation:items:Pattern=`^[A-Z_-]+$`
+	// +listType=set
+	// +nullable
+	// +optional
+	Methods []string `json:"methods,omitempty"`
+	// notMethods are methods that must not match.
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=64
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=32
+	// +kubebuilder:validation:items:Pattern=`^[A-Z_-]+$`
+	// +listType=set
+	// +nullable
+	// +optional
+	NotMethods []string `json:"notMethods,omitempty"`
+	// paths of the request, without the query, as the workload gets them: after the rewrites of
+	// routes, in their one form (docs/routing.md). A call of gRPC has /SERVICE/METHOD.
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=64
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=1024
+	// +kubebuilder:validation:items:Pattern=`^(\*|\*[^*?# \\]+|/[^*?# \\]*\*?)$`
+	// +listType=set
+	// +nullable
+	// +optional
+	Paths []string `json:"paths,omitempty"`
+	// notPaths are paths that must not match.
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=64
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=1024
+	// +kubebuilder:validation:items:Pattern=`^(\*|\*[^*?# \\]+|/[^*?# \\]*\*?)$`
+	// +listType=set
+	// +nullable
+	// +optional
+	NotPaths []string `json:"notPaths,omitempty"`
+	// headers must all match.
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=16
+	// +listType=atomic
+	// +nullable
+	// +optional
+	Headers []HeaderMatch `json:"headers,omitempty"`
+}
+
+// HeaderMatch matches a request that has a header. Without values, it must be there. Of one
+// with several values (in several lines, or between commas) an ALLOW policy wants each to
+// match, or the line as a whole by a value without "*"; a DENY or AUDIT policy any of them.
+// +kubebuilder:pruning:PreserveUnknownFields
+// +kubebuilder:validation:XValidation:rule="size(dyn(self)) == (has(self.name) ? 1 : 0) + (has(self.values) ? 1 : 0)",message="an entry of headers has no other fields than name and values: an unknown field, or one without a value, must not leave less than you mean"
+// +kubebuilder:validation:XValidation:rule="self.name.lowerAscii() != 'host'",message="write hosts in place of the header host"
+type HeaderMatch struct {
+	// name of the header, in any case.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=256
+	// +kubebuilder:validation:Pattern=`^[A-Za-z0-9!#$%&'*+.^_|~-]+$`
+	// +required
+	Name string `json:"name"`
+	// values of which one must match.
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=64
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=1024
+	// +kubebuilder:validation:items:Pattern=`^(\*|\*?[^*]+|[^*]+\*)$`
+	// +listType=set
+	// +nullable
+	// +optional
+	Values []string `json:"values,omitempty"`
 }
 
 // AuthorizationPolicyList is a list of AuthorizationPolicy.

@@ -24,12 +24,41 @@ type Mesh struct {
 	Spec MeshSpec `json:"spec"`
 	// status says what is so.
 	// +optional
-	Status Status `json:"status,omitempty"`
+	Status MeshStatus `json:"status,omitempty"`
+}
+
+// MeshStatus is what the mesh reports about itself.
+type MeshStatus struct {
+	Status `json:",inline"`
+	// federation says what is known of each federated trust domain.
+	// +listType=map
+	// +listMapKey=trustDomain
+	// +optional
+	Federation []FederationStatus `json:"federation,omitempty"`
+}
+
+// FederationStatus is what is known of one federated trust domain.
+type FederationStatus struct {
+	// trustDomain is its name.
+	TrustDomain string `json:"trustDomain"`
+	// lastRefreshed is when its bundle endpoint gave a bundle, to 10 minutes. Absent
+	// when it never did: then the bundle that the spec gives is believed, if there is one.
+	// +optional
+	LastRefreshed *metav1.Time `json:"lastRefreshed,omitempty"`
+	// rootsExpire is when the last of its roots expires: no identity of the trust
+	// domain is believed from then on. Absent while there is no bundle.
+	// +optional
+	RootsExpire *metav1.Time `json:"rootsExpire,omitempty"`
+	// error is why the endpoint was not asked with success the last time. Absent when it was.
+	// +kubebuilder:validation:MaxLength=1024
+	// +optional
+	Error string `json:"error,omitempty"`
 }
 
 // MeshSpec is what is wanted of the mesh.
 // +kubebuilder:pruning:PreserveUnknownFields
-// +kubebuilder:validation:XValidation:rule="size(dyn(self)) == (has(self.trustDomain) ? 1 : 0) + (has(self.clusterRanges) ? 1 : 0) + (has(self.defaults) ? 1 : 0) + (has(self.egress) ? 1 : 0) + (has(self.dns) ? 1 : 0) + (has(self.revokedIdentities) ? 1 : 0)",message="spec has no other fields than trustDomain, clusterRanges, defaults, egress, dns and revokedIdentities: an unknown field must not be lost, and leave less than you mean"
+// +kubebuilder:validation:XValidation:rule="size(dyn(self)) == (has(self.trustDomain) ? 1 : 0) + (has(self.clusterRanges) ? 1 : 0) + (has(self.defaults) ? 1 : 0) + (has(self.egress) ? 1 : 0) + (has(self.dns) ? 1 : 0) + (has(self.revokedIdentities) ? 1 : 0) + (has(self.federation) ? 1 : 0)",message="spec has no other fields than trustDomain, clusterRanges, defaults, egress, dns, revokedIdentities and federation: an unknown field must not be lost, and leave less than you mean"
+// +kubebuilder:validation:XValidation:rule="!has(self.federation) || self.federation.all(d, d.trustDomain != self.trustDomain)",message="the mesh cannot be federated with its own trust domain",fieldPath=".federation"
 type MeshSpec struct {
 	// trustDomain is the SPIFFE trust domain: every identity of the mesh begins
 	// with spiffe://TRUST_DOMAIN/. It cannot be changed: every certificate and
@@ -64,6 +93,68 @@ type MeshSpec struct {
 	// +listType=set
 	// +optional
 	RevokedIdentities []string `json:"revokedIdentities,omitempty"`
+	// federation are other trust domains whose identities are believed, each by its
+	// own roots. An identity of theirs is let in by nothing but an ALLOW policy that
+	// names it.
+	// +kubebuilder:validation:MaxItems=16
+	// +listType=map
+	// +listMapKey=trustDomain
+	// +optional
+	Federation []FederatedDomain `json:"federation,omitempty"`
+}
+
+// FederationProfile says how a bundle endpoint proves itself (SPIFFE Federation, section 5.2).
+// +kubebuilder:validation:Enum=https_web;https_spiffe
+type FederationProfile string
+
+// The profiles.
+const (
+	// FederationWeb is a certificate of the web for the endpoint's host name.
+	FederationWeb FederationProfile = "https_web"
+	// FederationSPIFFE is an X.509-SVID.
+	FederationSPIFFE FederationProfile = "https_spiffe"
+)
+
+// FederatedDomain is another trust domain, and where its bundle is to be had.
+// +kubebuilder:pruning:PreserveUnknownFields
+// +kubebuilder:validation:XValidation:rule="size(dyn(self)) == (has(self.trustDomain) ? 1 : 0) + (has(self.endpoint) ? 1 : 0) + (has(self.profile) ? 1 : 0) + (has(self.endpointSPIFFEID) ? 1 : 0) + (has(self.webRoots) ? 1 : 0) + (has(self.bundle) ? 1 : 0)",message="an entry of federation has no other fields than trustDomain, endpoint, profile, endpointSPIFFEID, webRoots and bundle: an unknown field must not be lost, and leave less than you mean"
+// +kubebuilder:validation:XValidation:rule="(self.profile == 'https_spiffe') == has(self.endpointSPIFFEID)",message="endpointSPIFFEID belongs to profile https_spiffe, which needs it"
+// +kubebuilder:validation:XValidation:rule="self.profile == 'https_web' || !has(self.webRoots)",message="webRoots belong to profile https_web"
+// +kubebuilder:validation:XValidation:rule="!has(self.endpointSPIFFEID) || has(self.bundle) || !self.endpointSPIFFEID.startsWith('spiffe://' + self.trustDomain + '/')",message="an endpoint that proves itself by the bundle that it serves needs a first bundle to be believed by"
+type FederatedDomain struct {
+	// trustDomain is its name, such as example.com.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	// +kubebuilder:validation:Pattern=`^[a-z0-9._-]+$`
+	TrustDomain string `json:"trustDomain"`
+	// endpoint is the URL of its SPIFFE bundle endpoint, such as
+	// https://spire.example.com:8443/bundle.
+	// +kubebuilder:validation:MinLength=9
+	// +kubebuilder:validation:MaxLength=2048
+	// +kubebuilder:validation:Pattern=`^https://[^/@?#]+(/[^?#]*)?(\?[^#]*)?$`
+	Endpoint string `json:"endpoint"`
+	// profile says how the endpoint proves itself.
+	Profile FederationProfile `json:"profile"`
+	// endpointSPIFFEID is the identity of an endpoint of profile https_spiffe. It is of
+	// the trust domain itself, of this mesh's, or of another one that it is federated with.
+	// +kubebuilder:validation:MinLength=10
+	// +kubebuilder:validation:MaxLength=2048
+	// +kubebuilder:validation:Pattern=`^spiffe://[a-z0-9._-]+(/(\.?[a-zA-Z0-9_-][a-zA-Z0-9._-]*|\.\.[a-zA-Z0-9._-]+))+$`
+	// +optional
+	EndpointSPIFFEID string `json:"endpointSPIFFEID,omitempty"`
+	// webRoots are the certificates, in PEM, that verify an endpoint of profile https_web. The
+	// system's unless set.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=49152
+	// +optional
+	WebRoots string `json:"webRoots,omitempty"`
+	// bundle is the SPIFFE bundle that is believed until the endpoint has given one: what
+	// `spire-server bundle show -format spiffe` prints. Another one than before takes the place
+	// of all that the endpoint gave.
+	// +kubebuilder:validation:MinLength=2
+	// +kubebuilder:validation:MaxLength=49152
+	// +optional
+	Bundle string `json:"bundle,omitempty"`
 }
 
 // MeshDefaults hold where nothing more specific is said.

@@ -17,38 +17,43 @@ import "k8s.io/apimachinery/pkg/util/intstr"
 // +kubebuilder:pruning:PreserveUnknownFields
 type Unread struct{}
 
-// requestFields are those by which policies of other meshes look into requests. They are
-// the names that internal/kube/strict knows.
-// +kubebuilder:validation:XValidation:rule="!(has(self.hosts) || has(self.notHosts) || has(self.methods) || has(self.notMethods) || has(self.paths) || has(self.notPaths) || has(self.headers) || has(self.notHeaders) || has(self.requestPrincipals) || has(self.notRequestPrincipals) || has(self.jwt) || has(self.claims) || has(self.when))",message="hosts, notHosts, methods, notMethods, paths, notPaths, headers, notHeaders, requestPrincipals, notRequestPrincipals, jwt, claims and when are about HTTP requests, and no waypoint sees these: policies judge connections, by identity, namespace, address and port; take the field out: what is left must not let in more than you mean"
+// requestFields are Destination's, where they do not belong.
+// +kubebuilder:validation:XValidation:rule="!(has(self.hosts) || has(self.notHosts) || has(self.methods) || has(self.notMethods) || has(self.paths) || has(self.notPaths) || has(self.headers))",message="hosts, notHosts, methods, notMethods, paths, notPaths and headers belong into an entry of to: what would be left without them could let in more than you mean"
 type requestFields struct {
-	// hosts would be about requests.
+	// hosts belongs into an entry of to.
 	// +listType=atomic
 	// +optional
 	Hosts []intstr.IntOrString `json:"hosts,omitempty"`
-	// notHosts would be about requests.
+	// notHosts belongs into an entry of to.
 	// +listType=atomic
 	// +optional
 	NotHosts []intstr.IntOrString `json:"notHosts,omitempty"`
-	// methods would be about requests.
+	// methods belongs into an entry of to.
 	// +listType=atomic
 	// +optional
 	Methods []intstr.IntOrString `json:"methods,omitempty"`
-	// notMethods would be about requests.
+	// notMethods belongs into an entry of to.
 	// +listType=atomic
 	// +optional
 	NotMethods []intstr.IntOrString `json:"notMethods,omitempty"`
-	// paths would be about requests.
+	// paths belongs into an entry of to.
 	// +listType=atomic
 	// +optional
 	Paths []intstr.IntOrString `json:"paths,omitempty"`
-	// notPaths would be about requests.
+	// notPaths belongs into an entry of to.
 	// +listType=atomic
 	// +optional
 	NotPaths []intstr.IntOrString `json:"notPaths,omitempty"`
-	// headers would be about requests.
+	// headers belongs into an entry of to.
 	// +listType=atomic
 	// +optional
 	Headers []Unread `json:"headers,omitempty"`
+}
+
+// tokenFields are others by which policies of other meshes look into requests. They are
+// the names that internal/kube/strict knows.
+// +kubebuilder:validation:XValidation:rule="!(has(self.notHeaders) || has(self.requestPrincipals) || has(self.notRequestPrincipals) || has(self.jwt) || has(self.claims) || has(self.when))",message="notHeaders, requestPrincipals, notRequestPrincipals, jwt, claims and when are about requests in ways in which no waypoint judges these: write hosts, methods, paths and headers into an entry of to; take the field out: what is left must not let in more than you mean"
+type tokenFields struct {
 	// notHeaders would be about requests.
 	// +listType=atomic
 	// +optional
@@ -224,6 +229,7 @@ type foreignModes struct {
 // controller-gen calls these methods and writes none for what is not exported.
 
 func (in *requestFields) DeepCopyInto(out *requestFields)       { *out = *in }
+func (in *tokenFields) DeepCopyInto(out *tokenFields)           { *out = *in }
 func (in *foreignFields) DeepCopyInto(out *foreignFields)       { *out = *in }
 func (in *sourceFields) DeepCopyInto(out *sourceFields)         { *out = *in }
 func (in *portFields) DeepCopyInto(out *portFields)             { *out = *in }

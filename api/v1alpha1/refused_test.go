@@ -17,10 +17,14 @@ const (
 	single  = `{a: b}`
 )
 
-// requestWords are those of internal/kube/strict, which see.
+// tokenWords are those of internal/kube/strict, which see.
+func tokenWords() map[string]string {
+	return map[string]string{"notHeaders": objects, "requestPrincipals": words, "notRequestPrincipals": words, "jwt": single, "claims": single, "when": objects}
+}
+
+// requestWords are what an entry of to says of requests.
 func requestWords() map[string]string {
-	return map[string]string{"hosts": words, "notHosts": words, "methods": words, "notMethods": words, "paths": words, "notPaths": words,
-		"headers": objects, "notHeaders": objects, "requestPrincipals": words, "notRequestPrincipals": words, "jwt": single, "claims": single, "when": objects}
+	return map[string]string{"hosts": words, "notHosts": words, "methods": `[GET]`, "notMethods": `[GET]`, "paths": `[/a]`, "notPaths": `[/a]`, "headers": `[{name: x-a}]`}
 }
 
 // placed are fields with where they are known: at the other levels they are refused.
@@ -31,8 +35,11 @@ func placed() map[string]struct{ level, value string } {
 	for _, name := range []string{"identities", "notIdentities", "serviceAccounts", "namespaces", "notNamespaces", "ipBlocks", "notIpBlocks"} {
 		all[name] = at{"from", words}
 	}
-	for name, value := range requestWords() {
+	for name, value := range tokenWords() {
 		all[name] = at{"", value}
+	}
+	for name, value := range requestWords() {
+		all[name] = at{"to", value}
 	}
 	for _, name := range []string{"principals", "notPrincipals", "notServiceAccounts", "remoteIpBlocks", "notRemoteIpBlocks", "trustDomains", "notTrustDomains"} {
 		all[name] = at{"", words}
@@ -63,6 +70,7 @@ func slips() []refusal {
 		{"Mesh", mesh("egress: {namespaces: [{namespace: a, mode: DENY, x-y: {a: b}}]}"), "an entry of egress.namespaces has no other fields"},
 		{"Mesh", mesh("dns: {modes: DIRECT}"), "dns has no other fields"},
 		{"Mesh", mesh("dns: {namespaces: [{namespace: a, mode: DIRECT, \"\": 5}]}"), "an entry of dns.namespaces has no other fields"},
+		{"Mesh", mesh(`federation: [{trustDomain: a.example, endpoint: "https://a.example/", profile: https_web, bundles: x}]`), "an entry of federation has no other fields"},
 		{"Workload", "{node: n1, networkNamespace: /run/netns/x, addresses: [10.1.0.1], probePort: 80}", "spec has no other fields"},
 		{"Workload", "{node: n1, networkNamespace: /run/netns/x, addresses: [10.1.0.1], labels: {app: web}}", "spec has no other fields"},
 		{"PeerAuthentication", "{portModes: [{port: 80, mode: PERMISSIVE, selector: {matchLabels: {a: b}}}]}", "an entry of portModes has no other fields"},
@@ -137,19 +145,20 @@ func foreign() []refusal {
 	return append(list, refusal{"AuthorizationPolicy", `{action: CUSTOM, provider: {name: x}, rules: [{}]}`, "action"},
 		refusal{"AuthorizationPolicy", `{rules: [{when: [{key: "request.headers[x]", values: [a]}]}]}`, "when"},
 		refusal{"AuthorizationPolicy", `{rules: [{to: [{operation: {methods: [GET]}}]}]}`, "operation"},
-		refusal{"AuthorizationPolicy", `{rules: [{to: [{methods: [GET]}]}]}`, "methods"},
 		refusal{"AuthorizationPolicy", `{rules: [{from: [{source: {principals: [a]}}]}]}`, "source"},
 		refusal{"PeerAuthentication", `{mode: PERMISSIVE, mtls: {mode: STRICT}}`, "mtls"},
 		refusal{"PeerAuthentication", `{mtls: {mode: STRICT}}`, "mtls"},
 		refusal{"PeerAuthentication", `{mode: PERMISSIVE, portLevelMtls: {"80": {mode: STRICT}}}`, "portLevelMtls"})
 }
 
-// Both give the same reason for what is about requests.
+// Both give the same reason for what is about requests, and not judged, or judged elsewhere.
 func TestRequestsAreRefusedForTheSameReason(t *testing.T) {
-	all := definitions(t)
-	for name, value := range requestWords() {
+	all, misplaced := definitions(t), requestWords()
+	words := tokenWords()
+	maps.Copy(words, misplaced)
+	for name, value := range words {
 		for level, spec := range levels() {
-			if level == "spec" {
+			if level == "spec" || misplaced[name] != "" && level == "to" {
 				continue // strict knows the names in rules
 			}
 			spec = fmt.Sprintf(spec, ", "+name+": "+value)
@@ -159,13 +168,16 @@ func TestRequestsAreRefusedForTheSameReason(t *testing.T) {
 				continue
 			}
 			text := problems[0].Error()
-			_, reason, cut := strings.Cut(text, "about HTTP requests, ")
-			reason, _, _ = strings.Cut(reason, ";")
+			before, want := "in which ", "no waypoint judges these: write hosts, methods, paths"
+			if misplaced[name] != "" {
+				before, want = "could ", "let in more than you mean"
+			}
+			_, reason, cut := strings.Cut(text, before)
 			var said []string
 			for _, err := range all["AuthorizationPolicy"].refuse(parse(t, object("AuthorizationPolicy", spec)), nil) {
 				said = append(said, err.Error())
 			}
-			if !cut || !slices.ContainsFunc(said, func(s string) bool { return strings.Contains(s, reason[:40]) }) {
+			if !cut || !slices.ContainsFunc(said, func(s string) bool { return strings.Contains(s, want) }) || !strings.HasPrefix(reason, want) {
 				t.Errorf("%s: internal/kube says %q, an API server %q", spec, text, said)
 			}
 		}

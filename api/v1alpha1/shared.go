@@ -13,6 +13,19 @@ const (
 	MeshDisabled = "disabled"
 )
 
+// LabelWaypoint is the label of a Service, or of a namespace for all its Services, that
+// names the Service of the waypoint, in the same namespace, that takes their connections:
+// a Service's own label wins over its namespace's, and WaypointNone is none.
+const LabelWaypoint = "heddle.dev/waypoint"
+
+// WaypointNone is the value of LabelWaypoint that names no waypoint.
+const WaypointNone = "none"
+
+// LabelWaypointBypass is the label of a Service, or of a namespace for all its Services,
+// by which "true" lets connections past a waypoint that does not answer. By default, and
+// with "false", they are refused.
+const LabelWaypointBypass = "heddle.dev/waypoint-bypass"
+
 // TaintAgentNotReady is the key of the taint with which nodes may register, so that only
 // what tolerates it starts there before the node's agent is ready.
 const TaintAgentNotReady = "heddle.dev/agent-not-ready"

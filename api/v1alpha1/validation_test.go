@@ -163,6 +163,8 @@ func accepted() map[string][]string {
 			`{rules: [{from: [{identities: ["spiffe://example.org/ns/*/sa/web", "spiffe://example.org/ns/shop/*", "spiffe://x/.a/..b/..."], notIdentities: ["spiffe://example.org/*"]}]}]}`,
 			`{rules: [{from: [{namespaces: [shop]}], to: [{protocol: UDP, ports: [443]}, {ports: [443]}, {protocol: TCP}]}]}`,
 			`{action: DENY, rules: [{to: [{protocol: UDP}]}, {to: [{protocol: UDP, notPorts: [53]}]}]}`,
+			`{rules: [{to: [{hosts: ["*"], notHosts: ["*.Example.org", "a_b*", "[fd00::1]"], methods: [GET, M-SEARCH], notMethods: [POST], paths: ["*"]}, {paths: [/, /admin*, "*.css", "*/x", "/shop.Cart/*"]}]}]}`,
+			`{action: DENY, rules: [{to: [{ports: [80], notPaths: [/a]}, {headers: [{name: X-Role, values: [admin*, "*", "a, b"]}, {name: x.y}]}]}]}`,
 			`{rules: [{from: [{serviceAccounts: [web, shop/web.v2], namespaces: [shop], notNamespaces: [bank]}]}]}`,
 		},
 	}
@@ -210,6 +212,17 @@ func refusals() []refusal {
 		{"Mesh", m(`dns: {namespaces: [{namespace: a, mode: DIRECT}, {namespace: a, mode: CAPTURE}]}`), "dns.namespaces[1]"},
 		{"Mesh", m(`dns: {namespaces: [{namespace: "", mode: DIRECT}]}`), "dns.namespaces[0].namespace"},
 		{"Mesh", m(`dns: {namespaces: [{namespace: a, mode: ""}]}`), "dns.namespaces[0].mode"},
+		{"Mesh", m(`federation: [{trustDomain: example.org, endpoint: "https://a.example/", profile: https_web}]`), "federation"},
+		{"Mesh", m(`federation: [{trustDomain: A.example, endpoint: "https://a.example/", profile: https_web}]`), "federation[0].trustDomain"},
+		{"Mesh", m(`federation: [{trustDomain: a.example, endpoint: "https://a.example/", profile: https_web}, {trustDomain: a.example, endpoint: "https://b.example/", profile: https_web}]`), "federation[1]"},
+		{"Mesh", m(`federation: [{trustDomain: a.example, endpoint: "http://a.example/", profile: https_web}]`), "federation[0].endpoint"},
+		{"Mesh", m(`federation: [{trustDomain: a.example, endpoint: "https://somebody@a.example/", profile: https_web}]`), "federation[0].endpoint"},
+		{"Mesh", m(`federation: [{trustDomain: a.example, endpoint: "https://a.example/", profile: spiffe}]`), "federation[0]"},
+		{"Mesh", m(`federation: [{trustDomain: a.example, endpoint: "https://a.example/", profile: https_spiffe}]`), "federation[0]"},
+		{"Mesh", m(`federation: [{trustDomain: a.example, endpoint: "https://a.example/", profile: https_spiffe, endpointSPIFFEID: "spiffe://a.example"}]`), "federation[0].endpointSPIFFEID"},
+		{"Mesh", m(`federation: [{trustDomain: a.example, endpoint: "https://a.example/", profile: https_web, endpointSPIFFEID: "spiffe://example.org/bundles"}]`), "federation[0]"},
+		{"Mesh", m(`federation: [{trustDomain: a.example, endpoint: "https://a.example/", profile: https_spiffe, endpointSPIFFEID: "spiffe://a.example/bundles"}]`), "federation[0]"},
+		{"Mesh", m(`federation: [{trustDomain: a.example, endpoint: "https://a.example/", profile: https_spiffe, endpointSPIFFEID: "spiffe://example.org/bundles", webRoots: x}]`), "federation[0]"},
 		{"Workload", `{addresses: [10.1.0.1], networkNamespace: /x}`, "node"},
 		{"Workload", `{node: N1, addresses: [10.1.0.1], networkNamespace: /x}`, "node"},
 		{"Workload", `{node: n..1, addresses: [10.1.0.1], networkNamespace: /x}`, "node"},
@@ -243,6 +256,7 @@ func refusals() []refusal {
 		{"AuthorizationPolicy", `{action: ALLOW, rules: [{to: [{protocol: UDP, notPorts: [53]}]}]}`, "ports"},
 		{"AuthorizationPolicy", `{rules: [{to: [{protocol: SCTP, ports: [80]}]}]}`, "protocol"},
 		{"AuthorizationPolicy", `{rules: [{to: [{protocol: udp, ports: [80]}]}]}`, "protocol"},
+		{"AuthorizationPolicy", `{rules: [{to: [{protocol: UDP, ports: [80], paths: [/a]}]}]}`, "datagram"},
 		{"AuthorizationPolicy", from(`{}`), "from[0]"},
 		{"AuthorizationPolicy", from(`{identities: ["spiffe://example.org/ns/a"], serviceAccounts: [b]}`), "from[0]"},
 	}
@@ -272,10 +286,20 @@ func refusals() []refusal {
 			list = append(list, refusal{"AuthorizationPolicy", from(fmt.Sprintf("{%s: [%q]}", field, block)), field + "[0]"})
 		}
 	}
+	for entry, field := range map[string]string{
+		`hosts: ["a:80"]`: "hosts[0]", `notHosts: ["a*b"]`: "notHosts[0]", `hosts: ["http://a"]`: "hosts[0]", `hosts: [""]`: "hosts[0]", `hosts: []`: "hosts", `notHosts: []`: "notHosts",
+		`methods: [get]`: "methods[0]", `notMethods: ["*"]`: "notMethods[0]", `methods: []`: "methods", `notMethods: []`: "notMethods",
+		`methods: [A` + strings.Repeat("B", 32) + `]`: "methods[0]",
+		`paths: ["a"]`: "paths[0]", `paths: ["/a?b"]`: "paths[0]", `notPaths: ["/a*b"]`: "notPaths[0]", `notPaths: ["**"]`: "notPaths[0]", `paths: [""]`: "paths[0]", `paths: []`: "paths", `notPaths: []`: "notPaths",
+		`headers: []`: "headers", `headers: [{name: "a b"}]`: "headers[0].name", `headers: [{name: Host, values: [a]}]`: "write hosts", `headers: [{values: [a]}]`: "headers[0].name",
+		`headers: [{name: x, values: []}]`: "headers[0].values", `headers: [{name: x, values: ["a*b"]}]`: "headers[0].values[0]", `headers: [{name: x, value: a}]`: "an entry of headers has no other fields",
+	} {
+		list = append(list, refusal{"AuthorizationPolicy", `{rules: [{to: [{` + entry + `}]}]}`, field})
+	}
 	for _, address := range []string{"10.1.0", "127.0.0.1", "::1", "::ffff:10.1.0.9", "fe80::1%eth0", "fe80::1", "0.0.0.0", "224.0.0.1", "ff0e::1", "10.1.0.1/32"} {
 		list = append(list, refusal{"Workload", w(fmt.Sprintf("addresses: [%q]", address)), "addresses[0]"})
 	}
-	for _, port := range []int{15001, 15006, 15008, 15053} {
+	for _, port := range []int{15001, 15006, 15008, 15009, 15053} {
 		list = append(list, refusal{"Workload", w(fmt.Sprintf("addresses: [10.1.0.1], probePorts: [%d]", port)), "probePorts"})
 	}
 	for _, path := range []string{"../web", "web", "/run/../web", "/run//web", "/run/./web", "/run/web/"} {
@@ -308,11 +332,21 @@ func TestRefusedByBoth(t *testing.T) {
 	}
 }
 
-// Whether networkNamespace is needed is said by a label, which rules do not see;
-// it is the only thing about a single object that internal/kube refuses and
-// schemas do not.
+// Whether networkNamespace is needed is said by a label, which rules do not see, and whether
+// a path is in the form in which paths are compared by no pattern; these are the only things
+// about a single object that internal/kube refuses and schemas do not.
 func TestBeyondSchemas(t *testing.T) {
 	all := definitions(t)
+	for _, path := range []string{"/a/../b", "/a/./b", "/%61", "*/../b", "/a%2Fb", "/a//b", "/a;b"} {
+		spec := fmt.Sprintf(`{rules: [{to: [{paths: [%q]}]}]}`, path)
+		if errs := all["AuthorizationPolicy"].refuse(parse(t, object("AuthorizationPolicy", spec)), nil); len(errs) > 0 {
+			t.Errorf("a schema can say it after all, so say it there: %v", errs)
+		}
+		problems := compile(t, "AuthorizationPolicy", spec)
+		if len(problems) != 1 || problems[0].Field != "spec.rules[0].to[0].paths[0]" {
+			t.Errorf("%s: internal/kube says %v", spec, problems)
+		}
+	}
 	spec := `{node: n1, addresses: [10.1.0.1]}`
 	if errs := all["Workload"].refuse(parse(t, object("Workload", spec)), nil); len(errs) > 0 {
 		t.Errorf("a schema can say it after all, so say it there: %v", errs)

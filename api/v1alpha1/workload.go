@@ -70,7 +70,7 @@ type WorkloadSpec struct {
 	// is let in without an identity; nothing else is.
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=16
-	// +kubebuilder:validation:XValidation:rule="self.all(port, !(port in [15001, 15006, 15008, 15053]))",message="a port is the agent's own in an enrolled workload; let the process listen elsewhere"
+	// +kubebuilder:validation:XValidation:rule="self.all(port, !(port in [15001, 15006, 15008, 15009, 15053]))",message="a port is the agent's own in an enrolled workload; let the process listen elsewhere"
 	// +listType=set
 	// +optional
 	ProbePorts []Port `json:"probePorts,omitempty"`
