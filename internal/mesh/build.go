@@ -9,10 +9,12 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/heddle-mesh/heddle/internal/mesh/federation"
 	"github.com/heddle-mesh/heddle/internal/mesh/index"
 	"github.com/heddle-mesh/heddle/internal/mesh/keyed"
 	"github.com/heddle-mesh/heddle/internal/mesh/pattern"
 	"github.com/heddle-mesh/heddle/internal/mesh/policy"
+	"github.com/heddle-mesh/heddle/internal/mesh/workload"
 )
 
 // viewBuilder makes a View of another one and what is different in it, and collects
@@ -24,6 +26,7 @@ type viewBuilder struct {
 	virtual    *index.Editor[*serviceEntry]
 	nodes      *index.Editor[*nodeEntry]
 	endpoints  *index.Editor[*Key]
+	behind     *index.Editor[behind]
 	external   *index.Editor[*serviceEntry]
 	errs       []error
 }
@@ -48,13 +51,14 @@ func (b *viewBuilder) addSettings() {
 		}
 		b.view.revoked[id] = struct{}{}
 	}
+	b.errs = append(b.errs, federation.Check(s.TrustDomain, s.Federation)...)
 }
 
 // acceptable returns those objects, sorted, that have names of their own.
 func acceptable[T any, P keyed.Object[T]](b *viewBuilder, kind string, put []P) []P {
 	put = keyed.Sort(put)
 	for i, object := range put {
-		err := checkKey(object.Self())
+		err := object.Self().Check()
 		if i > 0 && put[i-1].Self() == object.Self() {
 			err = errors.New("defined twice")
 		}
@@ -65,7 +69,7 @@ func acceptable[T any, P keyed.Object[T]](b *viewBuilder, kind string, put []P) 
 	if len(b.errs) == 0 {
 		return put
 	}
-	return slices.CompactFunc(slices.DeleteFunc(slices.Clone(put), func(o P) bool { return checkKey(o.Self()) != nil }),
+	return slices.CompactFunc(slices.DeleteFunc(slices.Clone(put), func(o P) bool { return o.Self().Check() != nil }),
 		func(a, b P) bool { return a.Self() == b.Self() })
 }
 
@@ -98,7 +102,7 @@ func (b *viewBuilder) changeWorkloads(put []*Workload, gone []Key) {
 	for _, w := range put {
 		forget(w.Key)
 		b.checkWorkload(w)
-		if !plain(w.Addresses) {
+		if !workload.Plain(w.Addresses) {
 			w.Addresses = PlainAddresses(w.Addresses)
 		}
 		at(w.Node).put = append(at(w.Node).put, w)
@@ -121,14 +125,14 @@ func (b *viewBuilder) checkWorkload(w *Workload) {
 		b.errorf("workload %v: node is empty", w.Key)
 	}
 	for _, p := range w.Datagrams {
-		if err := errors.Join(checkKey(p.Key), p.Validate()); err != nil {
+		if err := errors.Join(p.Key.Check(), p.Validate()); err != nil {
 			b.errorf("workload %v: policy %v about UDP: %w", w.Key, p.Key, err)
 		}
 	}
 	if b.view.settings.TrustDomain.IsZero() {
 		return // said already
 	}
-	if w.hasOwnIdentity(b.view.settings.TrustDomain) {
+	if hasOwnIdentity(w, b.view.settings.TrustDomain) {
 		return
 	}
 	want, err := IdentityFor(b.view.settings.TrustDomain, w.Namespace, w.ServiceAccount)
@@ -143,7 +147,7 @@ func (b *viewBuilder) checkWorkload(w *Workload) {
 // hasOwnIdentity reports whether the workload has the identity that IdentityFor
 // gives, without making that: every View asks it of every workload. When it is
 // false, IdentityFor says why.
-func (w *Workload) hasOwnIdentity(td spiffeid.TrustDomain) bool {
+func hasOwnIdentity(w *Workload, td spiffeid.TrustDomain) bool {
 	namespace, account := pattern.NameParts(w.Identity.Path())
 	return w.Identity.MemberOf(td) && namespace != "" && account != "" && namespace == w.Namespace && account == w.ServiceAccount && !strings.Contains(account, "/")
 }
@@ -158,6 +162,7 @@ func (b *viewBuilder) changeServices(put []*Service, gone []Key, workloads map[K
 		if was := b.base.entry(key); was != nil {
 			b.forgetService(was)
 			b.refer(was.name, members(was.service), nil)
+			b.countBehind(was.service, -1)
 		}
 	}
 	var fresh []*serviceEntry
@@ -168,10 +173,12 @@ func (b *viewBuilder) changeServices(put []*Service, gone []Key, workloads map[K
 		if was := b.base.entry(s.Key); was != nil {
 			b.forgetService(was)
 			name, before = was.name, members(was.service)
+			b.countBehind(was.service, -1)
 		} else {
 			name = &Key{Namespace: s.Namespace, Name: s.Name}
 		}
 		b.refer(name, before, members(s))
+		b.countBehind(s, 1)
 		fresh = append(fresh, b.serviceEntry(s, name))
 	}
 	for key := range workloads {
@@ -194,7 +201,7 @@ func (b *viewBuilder) forgetService(was *serviceEntry) {
 	for _, addr := range was.service.Addresses {
 		b.virtual.Remove(index.OfAddress(addr), func(e *serviceEntry) bool { return e == was })
 	}
-	was.service.eachExternal(func(addr netip.Addr, port uint16) {
+	was.service.EachExternal(func(addr netip.Addr, port uint16) {
 		b.external.Remove(index.OfAddressPort(addr, port), func(e *serviceEntry) bool { return e == was })
 	})
 }
@@ -217,7 +224,7 @@ func (b *viewBuilder) refer(name *Key, was, is []Key) {
 func members(s *Service) []Key {
 	all := s.Endpoints
 	for i := range s.Ports {
-		if own := s.Ports[i].having(); slices.ContainsFunc(own, func(k Key) bool { return !keyed.Has(s.Endpoints, k) }) {
+		if own := s.Ports[i].Having(); slices.ContainsFunc(own, func(k Key) bool { return !keyed.Has(s.Endpoints, k) }) {
 			all = append(slices.Clone(all), own...)
 		}
 	}
@@ -225,19 +232,6 @@ func members(s *Service) []Key {
 		return SortedKeys(all)
 	}
 	return all
-}
-
-// having are the endpoints that have a port under any number, sorted, when not all
-// have it under the same.
-func (p *ServicePort) having() []Key {
-	if p.Elsewhere == nil {
-		return p.Only
-	}
-	all := slices.Clone(p.Only)
-	for i := range p.Elsewhere {
-		all = append(all, p.Elsewhere[i].Endpoints...)
-	}
-	return SortedKeys(all)
 }
 
 func (b *viewBuilder) checkService(s *Service) {
@@ -257,10 +251,10 @@ func (b *viewBuilder) checkService(s *Service) {
 	if !keyed.Ascending(s.Endpoints) {
 		s.Endpoints = SortedKeys(s.Endpoints)
 	}
-	if !plain(s.Addresses) {
+	if !workload.Plain(s.Addresses) {
 		s.Addresses = PlainAddresses(s.Addresses)
 	}
-	if !plain(s.External) {
+	if !workload.Plain(s.External) {
 		s.External = PlainAddresses(s.External)
 	}
 }
@@ -275,13 +269,13 @@ func (b *viewBuilder) serviceEntry(s *Service, name *Key) *serviceEntry {
 		if entry.own == nil {
 			entry.own = make([]*serviceEntry, len(s.Ports))
 		}
-		entry.own[i] = b.entry(s, s.Ports[i].having(), reachableAt(&s.Ports[i]))
+		entry.own[i] = b.entry(s, s.Ports[i].Having(), reachableAt(&s.Ports[i]))
 	}
 	return entry
 }
 
-// workload returns one of the View that is built; nil when there is none.
-func (b *viewBuilder) workload(key Key) *Workload {
+// workloadOf returns one of the View that is built; nil when there is none.
+func (b *viewBuilder) workloadOf(key Key) *Workload {
 	if b.byKey != nil {
 		return b.byKey[key]
 	}
@@ -305,7 +299,7 @@ func (b *viewBuilder) entry(s *Service, endpoints []Key, reachable func(*Workloa
 	entry := &serviceEntry{service: s}
 	var leaving []*Workload
 	for _, key := range endpoints {
-		w := b.workload(key)
+		w := b.workloadOf(key)
 		switch {
 		case w == nil || len(w.Addresses) == 0 || reachable != nil && !reachable(w):
 		case w.Ready || s.Unready:
@@ -322,9 +316,13 @@ func (b *viewBuilder) entry(s *Service, endpoints []Key, reachable func(*Workloa
 			entry.readyPlain = append(entry.readyPlain, w)
 		}
 	}
+	mayNot := func(w *Workload) bool { return !w.Enrolled || w.Namespace != s.Namespace }
+	if entry.hops = entry.ready; slices.ContainsFunc(entry.ready, mayNot) {
+		entry.hops = slices.DeleteFunc(slices.Clone(entry.ready), mayNot)
+	}
 	entry.ready, entry.readyPlain = slices.Clip(entry.ready), slices.Clip(entry.readyPlain)
 	if s.Prefer != AnyDistance {
-		entry.near = nearness(entry.ready, leaving, s.Prefer)
+		entry.near = workload.PlacesOf(entry.ready, leaving, s.Prefer != SameZone, s.Prefer == OnlyNode)
 	}
 	return entry
 }
@@ -368,7 +366,7 @@ func (b *viewBuilder) claimAll(workloads []*Workload, services []*serviceEntry) 
 		for i, addr := range e.service.External { // others may have it, too
 			b.unicast("service", e.service.Key, e.service.External[:i], addr)
 		}
-		e.service.eachExternal(func(addr netip.Addr, port uint16) { b.external.Add(index.OfAddressPort(addr, port), e) })
+		e.service.EachExternal(func(addr netip.Addr, port uint16) { b.external.Add(index.OfAddressPort(addr, port), e) })
 	}
 }
 
@@ -384,28 +382,5 @@ func (b *viewBuilder) changePolicies(put []*Policy, gone []Key) {
 	b.view.compiled = keyed.Splice(b.base.compiled, compiled, gone)
 }
 
-func checkKey(k Key) error {
-	if k.Namespace == "" || k.Name == "" {
-		return errors.New("namespace or name is empty")
-	}
-	if strings.Contains(k.Namespace, "/") || strings.Contains(k.Name, "/") {
-		return errors.New(`namespace or name has a "/" in it`) // Key.String would be ambiguous
-	}
-	return nil
-}
-
-// PlainAddresses returns addresses as a View has them: unmapped and sorted.
-func PlainAddresses(addrs []netip.Addr) []netip.Addr {
-	unmapped := make([]netip.Addr, len(addrs))
-	for i, addr := range addrs {
-		unmapped[i] = addr.Unmap()
-	}
-	slices.SortFunc(unmapped, netip.Addr.Compare)
-	return unmapped
-}
-
-// plain reports whether PlainAddresses would change nothing. What other Views
-// share must not be written to.
-func plain(addrs []netip.Addr) bool {
-	return !slices.ContainsFunc(addrs, netip.Addr.Is4In6) && slices.IsSortedFunc(addrs, netip.Addr.Compare)
-}
+// PlainAddresses returns addresses as a View has them; see package workload.
+func PlainAddresses(addrs []netip.Addr) []netip.Addr { return workload.PlainAddresses(addrs) }

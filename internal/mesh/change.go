@@ -62,7 +62,7 @@ func (v *View) With(revision string, c Change) (*View, error) {
 
 // crowded reports whether the indexes have become too small.
 func (v *View) crowded() bool {
-	return v.owners.Crowded() || v.nodes.Crowded() || v.virtual.Crowded() || v.external.Crowded() || v.endpoints.Crowded()
+	return v.owners.Crowded() || v.nodes.Crowded() || v.virtual.Crowded() || v.external.Crowded() || v.endpoints.Crowded() || v.behind.Crowded()
 }
 
 // build makes a View of an empty one, or of one with the same settings.
@@ -72,13 +72,13 @@ func build(base *View, revision string, settings Settings, c Change, network *ne
 		b.byKey = make(map[Key]*Workload, len(c.Workloads))
 		b.owners, b.virtual = index.New[*Workload](len(c.Workloads)).Edit(), index.New[*serviceEntry](len(c.Services)).Edit()
 		b.nodes, b.endpoints = index.New[*nodeEntry](len(c.Workloads)/30).Edit(), index.New[*Key](len(c.Workloads)).Edit() // nodes have some 30
-		b.external = index.New[*serviceEntry](countExternal(c.Services)).Edit()
+		b.external, b.behind = index.New[*serviceEntry](countExternal(c.Services)).Edit(), index.New[behind](0).Edit()
 		b.view.revoked = make(map[spiffeid.ID]struct{}, len(settings.RevokedIdentities))
 		b.view.lineage = new(byte)
 		b.addSettings()
 	} else {
 		b.owners, b.virtual, b.nodes, b.endpoints = base.owners.Edit(), base.virtual.Edit(), base.nodes.Edit(), base.endpoints.Edit()
-		b.external = base.external.Edit()
+		b.external, b.behind = base.external.Edit(), base.behind.Edit()
 	}
 	workloads, services, policies := acceptable(&b, "workload", c.Workloads), acceptable(&b, "service", c.Services), acceptable(&b, "policy", c.Policies)
 	goneWorkloads, goneServices, gonePolicies := keyed.Without(c.GoneWorkloads, workloads), keyed.Without(c.GoneServices, services), keyed.Without(c.GonePolicies, policies)
@@ -100,7 +100,7 @@ func build(base *View, revision string, settings Settings, c Change, network *ne
 	}
 	v := b.view
 	v.owners, v.virtual, v.nodes, v.endpoints = b.owners.Index, b.virtual.Index, b.nodes.Index, b.endpoints.Index
-	v.external = b.external.Index
+	v.external, v.behind = b.external.Index, b.behind.Index
 	v.policySets, v.ofReceivers = &sync.Map{}, &sync.Map{}
 	if base.synced {
 		v.keepOfReceivers(base)
@@ -159,15 +159,6 @@ func externalAt(external index.Index[*serviceEntry], addr netip.Addr, port uint1
 		}
 	}
 	return at
-}
-
-// eachExternal calls f for each external address of a service, with each port.
-func (s *Service) eachExternal(f func(netip.Addr, uint16)) {
-	for _, addr := range s.External {
-		for i := range s.Ports {
-			f(addr, s.Ports[i].Port)
-		}
-	}
 }
 
 func serviceAt(virtual index.Index[*serviceEntry], addr netip.Addr) *serviceEntry {

@@ -45,7 +45,9 @@ func drawChange(t *rapid.T, most int) mesh.Change {
 	}
 	for _, k := range keys("services") {
 		s := &mesh.Service{Key: k, Addresses: address(t, k, 2), Endpoints: keys("endpoints"), Prefer: mesh.Nearness(rapid.IntRange(0, 3).Draw(t, "prefer")),
-			Sticky: rapid.Bool().Draw(t, "sticky"), Unready: rapid.IntRange(0, 4).Draw(t, "unready") == 0, External: address(t, mesh.Key{Namespace: "shop", Name: "a"}, 3), Ports: []mesh.ServicePort{{Port: 80, TargetPort: 8080}}}
+			Waypoint: rapid.SampledFrom([]mesh.Key{{}, {}, {Namespace: "shop", Name: "a"}, {Namespace: "shop", Name: "b"}, {Namespace: "bank", Name: "a"}}).Draw(t, "waypoint"),
+			Bypass:   rapid.Bool().Draw(t, "bypass"),
+			Sticky:   rapid.Bool().Draw(t, "sticky"), Unready: rapid.IntRange(0, 4).Draw(t, "unready") == 0, External: address(t, mesh.Key{Namespace: "shop", Name: "a"}, 3), Ports: []mesh.ServicePort{{Port: 80, TargetPort: 8080}}}
 		if rapid.Bool().Draw(t, "some") {
 			s.Ports = append(s.Ports, mesh.ServicePort{Port: 81, TargetPort: 15008, Only: mesh.SortedKeys(keys("only"))})
 			if rapid.Bool().Draw(t, "elsewhere") {
@@ -130,11 +132,17 @@ func answers(v *mesh.View) map[string]string {
 	for _, w := range v.Workloads() {
 		addrs = append(addrs, w.Addresses...)
 		found, _ := v.Workload(w.Key)
-		said["workload "+w.Key.String()] = fmt.Sprintf("%p", found)
+		said["workload "+w.Key.String()] = fmt.Sprintf("%p %v", found, v.IsWaypoint(w))
 		for _, peer := range []spiffeid.ID{{}, identity("shop", "web"), identity("bank", "web")} {
 			for _, port := range []uint16{80, 443} {
 				_, decision := v.Authorize(mesh.Connection{Destination: w, Port: port, Source: netip.MustParseAddr("10.1.2.3"), Peer: peer})
 				said[fmt.Sprint("authorize ", w.Key, peer, port)] = fmt.Sprint(decision)
+			}
+		}
+		for _, from := range v.Workloads() {
+			for _, port := range []uint16{8080} {
+				_, decision := v.Authorize(mesh.Connection{Destination: w, Port: port, Peer: from.Identity})
+				said[fmt.Sprint("from ", from.Key, " to ", w.Key, port)] = fmt.Sprint(decision, v.SentOn(w, from.Identity, port), v.MaySendOn(w, from.Identity, netip.MustParseAddr("10.1.2.3")))
 			}
 		}
 	}
@@ -146,15 +154,19 @@ func answers(v *mesh.View) map[string]string {
 	for _, node := range []string{"n1", "n2", "n3", "n4"} {
 		said["on "+node] = fmt.Sprint(pointers(v.OnNode(node)))
 		said["vacant on "+node] = fmt.Sprint(v.Vacant(node))
+		said["sent on "+node] = fmt.Sprint(v.Sent(node))
 	}
 	for _, addr := range addrs {
 		w, _ := v.WorkloadAt(addr)
 		s, _ := v.ServiceAt(addr)
 		said["at "+addr.String()] = fmt.Sprintf("%p %p", w, s)
+		for _, w := range v.Workloads() {
+			said[fmt.Sprint("behind ", addr, w.Key)] = fmt.Sprintf("%p", v.Behind(netip.AddrPortFrom(addr, 80), w.Key))
+		}
 		for _, src := range append([]*mesh.Workload{nil}, v.Workloads()...) {
 			for _, port := range []uint16{80, 81, 15008} {
 				r := v.Route(src, netip.AddrPortFrom(addr, port))
-				said[fmt.Sprintf("route %p %v %d", src, addr, port)] = fmt.Sprintf("%v %p %d %v %v", r.Kind, r.Service, r.Port, r.Reason, pointers(r.Candidates))
+				said[fmt.Sprintf("route %p %v %d", src, addr, port)] = fmt.Sprintf("%v %p %p %d %v %v", r.Kind, r.Service, r.Waypoint, r.Port, r.Reason, pointers(r.Candidates))
 			}
 		}
 	}

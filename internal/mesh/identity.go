@@ -1,7 +1,6 @@
 package mesh
 
 import (
-	"fmt"
 	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -13,14 +12,7 @@ import (
 // spiffe://TRUST_DOMAIN/ns/NAMESPACE/sa/SERVICE_ACCOUNT. It is an error when a
 // part is empty or has characters that a SPIFFE ID may not have.
 func IdentityFor(td spiffeid.TrustDomain, namespace, serviceAccount string) (spiffeid.ID, error) {
-	if td.IsZero() {
-		return spiffeid.ID{}, fmt.Errorf("identity of %s/%s: trust domain is empty", namespace, serviceAccount)
-	}
-	id, err := spiffeid.FromSegments(td, "ns", namespace, "sa", serviceAccount)
-	if err != nil {
-		return spiffeid.ID{}, fmt.Errorf("identity of %q/%q: %w", namespace, serviceAccount, err)
-	}
-	return id, nil
+	return pattern.IdentityFor(td, namespace, serviceAccount)
 }
 
 // NamespaceOf returns the namespace that an identity proves: that of an ID of

@@ -31,16 +31,20 @@ func (v *View) policySet(w *Workload) *policySet {
 	return set
 }
 
+// AboutRequests reports whether policies that select a workload are about requests, so that
+// who carries these has to say what they are for to have them let in.
+func (v *View) AboutRequests(w *Workload) bool {
+	w, ok := v.current(w)
+	return ok && v.policySet(w).AboutRequests()
+}
+
 func (s *policySet) decide(a *policy.Attributes) Decision {
 	found := s.LookUp(a.Peer)
 	decision := Decision{Verdict: VerdictAllow, Reason: defaultReason(a.Peer.IsZero()), Rule: -1}
-	if name, rule, ok := found.First(ActionDeny, a); ok {
-		decision = Decision{Verdict: VerdictDeny, Reason: ReasonPolicyDeny, Policy: name, Rule: rule}
-	} else if s.Allows() {
-		decision = Decision{Verdict: VerdictDeny, Reason: ReasonPolicyNoMatch, Rule: -1}
-		if name, rule, ok := found.First(ActionAllow, a); ok {
-			decision = Decision{Verdict: VerdictAllow, Reason: ReasonPolicyAllow, Policy: name, Rule: rule}
-		}
+	if name, rule, seen := found.First(ActionDeny, a); seen != policy.No {
+		decision = denied(ReasonPolicyDeny, name, rule, seen)
+	} else if s.Allows() || a.Foreign {
+		decision = s.allow(&found, a)
 	}
 	if audited := found.Auditing(a); len(audited) > 0 {
 		decision.Audited = audited
@@ -49,4 +53,31 @@ func (s *policySet) decide(a *policy.Attributes) Decision {
 		}
 	}
 	return decision
+}
+
+// allow decides where an ALLOW policy has to.
+func (s *policySet) allow(found *policy.Buckets, a *policy.Attributes) Decision {
+	if name, rule, seen := found.First(ActionAllow, a); seen == policy.Yes {
+		return Decision{Verdict: VerdictAllow, Reason: ReasonPolicyAllow, Policy: name, Rule: rule}
+	}
+	if a.Judged && !a.Foreign {
+		return Decision{Verdict: VerdictAllow, Reason: ReasonWaypoint, Rule: -1}
+	}
+	if s.AboutRequests() && a.Request == nil {
+		if name, rule, seen := found.FirstUnseen(a); seen == policy.Unseen {
+			return denied(ReasonPolicyNoMatch, name, rule, seen)
+		}
+	}
+	if a.Foreign {
+		return refused(ReasonForeignIdentity)
+	}
+	return refused(ReasonPolicyNoMatch)
+}
+
+// denied is what a rule refuses: for a reason, or since nobody knows the request.
+func denied(reason Reason, name Key, rule int, seen policy.Seen) Decision {
+	if seen == policy.Unseen {
+		reason = ReasonRequestUnseen
+	}
+	return Decision{Verdict: VerdictDeny, Reason: reason, Policy: name, Rule: rule}
 }

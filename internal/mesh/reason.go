@@ -43,10 +43,12 @@ const (
 	ReasonEgressAllowed // destination outside the mesh; egress allows it
 	ReasonProbe         // kubelet probe to a declared port
 	ReasonGrandfathered // was open before its pod was enrolled
+	ReasonWaypoint      // the waypoint decides about requests to the service, or has decided
 
 	// Refused by policy or configuration.
 	ReasonPolicyDeny           // a rule of a DENY policy matched
 	ReasonPolicyNoMatch        // ALLOW policies select the workload and none matched
+	ReasonRequestUnseen        // a policy about requests selects the workload, and nobody who sees them has this connection
 	ReasonStrictPlaintext      // plaintext to a STRICT port
 	ReasonEgressDenied         // destination outside the mesh; egress refuses it
 	ReasonUnknownDestination   // in the cluster's ranges, but nobody's address
@@ -64,6 +66,8 @@ const (
 	ReasonCertificateInvalid   // peer showed no certificate, or one that is not an SVID (two URI names, no URI, CA, ...)
 	ReasonPeerIdentityMismatch // peer proved another identity than the one expected
 	ReasonIdentityRevoked      // identity is on the deny-list
+	ReasonNotFederated         // identity is of a trust domain that the mesh is not federated with
+	ReasonForeignIdentity      // identity is of another trust domain, and no ALLOW policy names it
 
 	// Refused because of the protocol.
 	ReasonBadRequest         // not a CONNECT, bad authority, malformed header
@@ -112,8 +116,10 @@ var reasonNames = [reasonCount]string{
 	ReasonEgressAllowed:          "EgressAllowed",
 	ReasonProbe:                  "Probe",
 	ReasonGrandfathered:          "Grandfathered",
+	ReasonWaypoint:               "Waypoint",
 	ReasonPolicyDeny:             "PolicyDeny",
 	ReasonPolicyNoMatch:          "PolicyNoMatch",
+	ReasonRequestUnseen:          "RequestUnseen",
 	ReasonStrictPlaintext:        "StrictPlaintext",
 	ReasonEgressDenied:           "EgressDenied",
 	ReasonUnknownDestination:     "UnknownDestination",
@@ -129,6 +135,8 @@ var reasonNames = [reasonCount]string{
 	ReasonCertificateInvalid:     "CertificateInvalid",
 	ReasonPeerIdentityMismatch:   "PeerIdentityMismatch",
 	ReasonIdentityRevoked:        "IdentityRevoked",
+	ReasonNotFederated:           "NotFederated",
+	ReasonForeignIdentity:        "ForeignIdentity",
 	ReasonBadRequest:             "BadRequest",
 	ReasonAuthorityMismatch:      "AuthorityMismatch",
 	ReasonForwardedUntrusted:     "ForwardedUntrusted",

@@ -7,10 +7,10 @@ import (
 )
 
 // ReservedPort reports whether port is one that the agent itself listens on
-// inside an enrolled workload's network namespace.
+// inside an enrolled workload's network namespace, or that of waypoints.
 func ReservedPort(port uint16) bool {
 	switch port {
-	case OutboundPort, InboundPort, TunnelPort, DNSPort:
+	case OutboundPort, InboundPort, TunnelPort, DNSPort, WaypointPort:
 		return true
 	}
 	return false
@@ -21,6 +21,10 @@ func ReservedPort(port uint16) bool {
 // the result belong to the View and are shared: read only. Route does not
 // allocate.
 //
+// What is dialled at a service that has a waypoint goes to that, whoever is ready of the
+// service's own, but for what waypoints dial themselves. While nobody is ready of it, it
+// is refused, or goes to the service's own where Bypass says so.
+//
 // A workload may dial itself, directly or through a service: it is a candidate
 // like any other. The agent's own ports are refused, since a connection to them
 // would run in circles.
@@ -30,13 +34,13 @@ func (v *View) Route(src *Workload, dst netip.AddrPort) Route {
 		return Route{Kind: RouteHold, Port: dst.Port(), Reason: ReasonNotSynced}
 	}
 	if service := externalAt(v.external, addr, dst.Port()); service != nil {
-		return service.route(src, dst.Port(), true)
+		return v.toService(service, src, dst.Port(), true)
 	}
 	if owner := workloadAt(v.owners, addr); owner != nil {
 		return routeDirect(owner, dst.Port())
 	}
 	if service := serviceAt(v.virtual, addr); service != nil {
-		return service.route(src, dst.Port(), false)
+		return v.toService(service, src, dst.Port(), false)
 	}
 	if v.InCluster(addr) {
 		return Route{Kind: RouteHold, Port: dst.Port(), Reason: ReasonUnknownDestination}
@@ -49,6 +53,18 @@ func (v *View) Route(src *Workload, dst netip.AddrPort) Route {
 		return Route{Kind: RouteReject, Port: dst.Port(), Reason: ReasonEgressDenied}
 	}
 	return Route{Kind: RouteEgress, Port: dst.Port(), Reason: ReasonEgressAllowed}
+}
+
+// RouteTo is Route for a port of a service that is named, whether it has an address or not. The
+// error that there is no such service is ReasonUnknownDestination.
+func (v *View) RouteTo(src *Workload, service Key, port uint16) Route {
+	if !v.synced {
+		return Route{Kind: RouteHold, Port: port, Reason: ReasonNotSynced}
+	}
+	if entry := v.entry(service); entry != nil {
+		return entry.route(src, port, false)
+	}
+	return Route{Kind: RouteReject, Port: port, Reason: ReasonUnknownDestination}
 }
 
 // routeDirect routes to a list of one.
@@ -130,59 +146,10 @@ func (s *Settings) EgressOf(namespace string) EgressMode {
 	return s.Egress
 }
 
-// AddressFor returns the address at which src reaches w, when dialled is what
-// src's process dialled: dialled itself when it is w's own, else w's first
-// address of the same family, else w's first of a family that src has too. It
-// returns false when the two workloads have no address family in common. A nil
-// src has both families.
-func (w *Workload) AddressFor(dialled netip.Addr, src *Workload) (netip.Addr, bool) {
-	dialled = dialled.Unmap()
-	var same, any netip.Addr
-	for _, addr := range w.Addresses {
-		switch {
-		case addr == dialled:
-			return addr, true
-		case src != nil && !src.hasFamily(addr):
-		case !same.IsValid() && addr.Is4() == dialled.Is4():
-			same = addr
-		case !any.IsValid():
-			any = addr
-		}
-	}
-	if same.IsValid() {
-		return same, true
-	}
-	return any, any.IsValid()
-}
-
-func (w *Workload) hasFamily(of netip.Addr) bool {
-	for _, addr := range w.Addresses {
-		if addr.Is4() == of.Is4() {
-			return true
-		}
-	}
-	return false
-}
-
-// HasAddress reports whether addr, mapped or not, is one of the workload's.
-func (w *Workload) HasAddress(addr netip.Addr) bool {
-	addr = addr.Unmap()
-	for _, own := range w.Addresses {
-		if own == addr {
-			return true
-		}
-	}
-	return false
-}
-
-// IsProbePort reports whether the workload declares health probes to port.
-func (w *Workload) IsProbePort(port uint16) bool {
-	for _, declared := range w.ProbePorts {
-		if declared == port {
-			return true
-		}
-	}
-	return false
+// vacant reports whether nobody at all takes connections to a service: neither its own
+// workloads nor its waypoint's.
+func (v *View) vacant(s *serviceEntry, client *Workload, port uint16, external bool) bool {
+	return s.route(client, port, external).Reason == ReasonNoEndpoint && v.through(s, client).Kind == RouteReject
 }
 
 // Vacant returns the addresses and ports of services at which Route refuses every
@@ -195,12 +162,12 @@ func (v *View) Vacant(node string) []netip.AddrPort {
 			continue
 		}
 		for _, port := range s.service.Ports {
-			if s.route(client, port.Port, false).Reason == ReasonNoEndpoint {
+			if v.vacant(s, client, port.Port, false) {
 				for _, addr := range s.service.Addresses {
 					all = append(all, netip.AddrPortFrom(addr, port.Port))
 				}
 			}
-			if len(s.service.External) == 0 || s.route(client, port.Port, true).Reason != ReasonNoEndpoint {
+			if len(s.service.External) == 0 || !v.vacant(s, client, port.Port, true) {
 				continue
 			}
 			for _, addr := range s.service.External {

@@ -11,6 +11,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/mesh/keyed"
 	"github.com/heddle-mesh/heddle/internal/mesh/netpolicy"
 	"github.com/heddle-mesh/heddle/internal/mesh/policy"
+	"github.com/heddle-mesh/heddle/internal/mesh/workload"
 )
 
 // View is an immutable snapshot of the mesh with the indexes that decisions
@@ -32,6 +33,7 @@ type View struct {
 	external  index.Index[*serviceEntry] // by each external address, with each port
 	nodes     index.Index[*nodeEntry]    // by name
 	endpoints index.Index[*Key]          // names of services, by those of their endpoints
+	behind    index.Index[behind]        // by the names of waypoints
 	revoked   map[spiffeid.ID]struct{}
 	// policySets holds the *policySet of each *Workload that was asked for: an
 	// agent asks for those of its node, which are few of all that it knows.
@@ -55,7 +57,10 @@ type serviceEntry struct {
 	name       *Key        // stays the same as long as the service is there
 	ready      []*Workload // endpoints that take connections, sorted by key
 	readyPlain []*Workload // those of them that are not enrolled
-	near       *nearEntry  // nil unless the service prefers near ones
+	// hops are those of ready that connections may be sent to as a waypoint's: in plaintext
+	// nobody proves to them what a header says, and others' workloads are nobody's waypoint.
+	hops []*Workload
+	near *workload.Places // nil unless the service prefers near ones
 	// own has an entry for each port that not all endpoints have, in the order of the
 	// service's ports; nil when there is none.
 	own []*serviceEntry

@@ -157,9 +157,9 @@ func decide(v *mesh.View, d *rules, source *mesh.Workload, addr netip.Addr, port
 	a := policy.Attributes{Peer: source.Identity, Namespace: mesh.NamespaceOf(v.Settings().TrustDomain, source.Identity), Source: addr, Port: port}
 	found := d.LookUp(a.Peer)
 	decision := refused(mesh.ReasonPolicyNoMatch)
-	if name, rule, ok := found.First(mesh.ActionDeny, &a); ok {
+	if name, rule, seen := found.First(mesh.ActionDeny, &a); seen != policy.No {
 		decision = mesh.Decision{Verdict: mesh.VerdictDeny, Reason: mesh.ReasonPolicyDeny, Policy: name, Rule: rule}
-	} else if name, rule, ok := found.First(mesh.ActionAllow, &a); ok {
+	} else if name, rule, seen := found.First(mesh.ActionAllow, &a); seen != policy.No {
 		decision = mesh.Decision{Verdict: mesh.VerdictAllow, Reason: mesh.ReasonPolicyAllow, Policy: name, Rule: rule}
 	}
 	if decision.Audited = found.Auditing(&a); len(decision.Audited) > 0 && decision.Verdict == mesh.VerdictAllow {

@@ -40,6 +40,9 @@ func New[E any](elements int) Index[E] {
 	return x
 }
 
+// Empty reports whether there is no element.
+func (x Index[E]) Empty() bool { return x.count == 0 }
+
 // Crowded reports whether there are many more elements than the Index was made for.
 func (x Index[E]) Crowded() bool { return x.count > crowded*pageSize*len(x.pages) }
 

@@ -4,7 +4,9 @@ package keyed
 
 import (
 	"cmp"
+	"errors"
 	"slices"
+	"strings"
 )
 
 // Key names an object: a namespace and a name in it. It is comparable.
@@ -19,6 +21,17 @@ func (k Key) Self() Key { return k }
 // Compare orders keys by namespace, then by name: -1, 0 or +1.
 func (k Key) Compare(other Key) int {
 	return cmp.Or(cmp.Compare(k.Namespace, other.Namespace), cmp.Compare(k.Name, other.Name))
+}
+
+// Check says what is wrong with a key, or nil.
+func (k Key) Check() error {
+	if k.Namespace == "" || k.Name == "" {
+		return errors.New("namespace or name is empty")
+	}
+	if strings.Contains(k.Namespace, "/") || strings.Contains(k.Name, "/") {
+		return errors.New(`namespace or name has a "/" in it`) // Key.String would be ambiguous
+	}
+	return nil
 }
 
 // Object is a pointer to what has a key.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/internal/mesh/keyed"
 	"github.com/heddle-mesh/heddle/internal/mesh/pattern"
+	"github.com/heddle-mesh/heddle/internal/mesh/request"
 )
 
 // Action is what a matching policy does.
@@ -35,7 +36,7 @@ func (a Action) String() string {
 	}
 }
 
-// Policy is an L4 authorization policy in compiled form.
+// Policy is an authorization policy in compiled form.
 type Policy struct {
 	keyed.Key
 	Action Action
@@ -62,7 +63,8 @@ type Rule struct {
 // What is not proved never lets anybody in: without an identity (a namespace),
 // NotIdentities (NotNamespaces) matches in DENY and AUDIT policies and does not
 // match in ALLOW policies. Otherwise "everyone but web" would admit web as soon
-// as it speaks plaintext.
+// as it speaks plaintext. And an identity of another trust domain is let in by what names
+// it only, in Identities: not by an ALLOW rule for everybody, or for an address.
 type Source struct {
 	Identities, NotIdentities []pattern.Pattern
 	Namespaces, NotNamespaces []string
@@ -70,9 +72,21 @@ type Source struct {
 }
 
 // Destination matches when every non-empty field matches.
+//
+// Of a connection that no request is known of, one with Requests is not known to match: it
+// does not in ALLOW policies, and does in DENY and AUDIT policies.
 type Destination struct {
 	Ports, NotPorts []uint16
+	// Requests says which requests of a connection; nil for all, and for what is no HTTP.
+	Requests *RequestMatch
 }
+
+// What policies look at of requests; see package request.
+type (
+	Request       = request.Request
+	RequestHeader = request.Header
+	RequestMatch  = request.Match
+)
 
 // Selects reports whether the policy is for workloads of a namespace with such
 // labels: of its own namespace, with the labels of its selector.
@@ -90,6 +104,13 @@ func (p *Policy) Ports() (ports []uint16) {
 	return ports
 }
 
+// AboutRequests reports whether any of its rules wants to know of requests.
+func (p *Policy) AboutRequests() bool {
+	return slices.ContainsFunc(p.Rules, func(r Rule) bool {
+		return slices.ContainsFunc(r.To, func(d Destination) bool { return d.Requests != nil })
+	})
+}
+
 // Validate reports what is wrong with a policy, but for its name.
 func (p *Policy) Validate() error {
 	var errs []error
@@ -105,6 +126,12 @@ func (p *Policy) Validate() error {
 		for j, to := range rule.To {
 			if slices.Contains(to.Ports, 0) || slices.Contains(to.NotPorts, 0) {
 				errs = append(errs, fmt.Errorf("rule %d, destination %d: ports begin at 1", i, j))
+			}
+			if to.Requests == nil {
+				continue
+			}
+			if err := to.Requests.Validate(); err != nil {
+				errs = append(errs, fmt.Errorf("rule %d, destination %d: %w", i, j, err))
 			}
 		}
 	}

@@ -14,15 +14,32 @@ import (
 // Attributes are what rules look at.
 type Attributes struct {
 	Peer      spiffeid.ID
+	Foreign   bool   // Peer is of another trust domain
 	Namespace string // proved by Peer; "" when it proves none
 	Source    netip.Addr
 	Port      uint16
+	// Request is nil when none is known of the connection.
+	Request *Request
+	// Judged says that the requests of the connection were judged elsewhere: what DENY and
+	// AUDIT policies say of requests alone does not match it.
+	Judged bool
 }
+
+// Seen says how a policy matches.
+type Seen uint8
+
+// No, or by what is known, or for want of knowing a request.
+const (
+	No Seen = iota
+	Yes
+	Unseen
+)
 
 // Compiled is a policy taken apart into clauses.
 type Compiled struct {
-	policy  *Policy
-	clauses []*clause
+	policy   *Policy
+	clauses  []*clause
+	requests bool // it is about them
 }
 
 // Self returns the policy's name.
@@ -63,7 +80,7 @@ func (c *clause) before(other *clause) bool {
 
 // Compile takes a policy apart.
 func Compile(p *Policy) *Compiled {
-	c := &Compiled{policy: p}
+	c := &Compiled{policy: p, requests: p.AboutRequests()}
 	for i := range p.Rules {
 		rule := &p.Rules[i]
 		base := clause{policy: p, rule: i, to: rule.To}
@@ -125,29 +142,46 @@ func patternKey(p pattern.Pattern) (indexKey, bool) {
 	return indexKey{}, false
 }
 
-func (c *clause) match(a *Attributes) bool {
-	return matchPort(c.to, a.Port) && c.from.match(a, c.policy.Action)
+// match reports whether a clause matches; unseen has an ALLOW clause match that would if
+// its request were one that it names.
+func (c *clause) match(a *Attributes, unseen bool) Seen {
+	seen := matchTo(c.to, a, c.policy.Action, unseen)
+	if seen == No || !c.from.match(a, c.policy.Action) {
+		return No
+	}
+	return seen
 }
 
-func matchPort(to []Destination, port uint16) bool {
+func matchTo(to []Destination, a *Attributes, action Action, unseen bool) Seen {
 	if len(to) == 0 {
-		return true
+		return Yes
 	}
+	best := No
 	for i := range to {
 		d := &to[i]
-		if len(d.Ports) > 0 && !slices.Contains(d.Ports, port) {
+		if len(d.Ports) > 0 && !slices.Contains(d.Ports, a.Port) || slices.Contains(d.NotPorts, a.Port) {
 			continue
 		}
-		if !slices.Contains(d.NotPorts, port) {
-			return true
+		switch {
+		case d.Requests == nil:
+			return Yes
+		case a.Request != nil:
+			if d.Requests.Match(a.Request, action == Allow) {
+				return Yes
+			}
+		case unseen || action != Allow && !a.Judged:
+			best = Unseen
 		}
 	}
-	return false
+	return best
 }
 
 func (s *Source) match(a *Attributes, action Action) bool {
 	// What is not proved satisfies a negative everywhere but in an ALLOW.
 	unproved := action != Allow
+	if a.Foreign && action == Allow && len(s.Identities) == 0 {
+		return false // what does not name an identity of another trust domain does not let it in
+	}
 	// Of what must all be so, what costs least to know comes first.
 	if len(s.IPBlocks) > 0 && !matchBlock(s.IPBlocks, a.Source) {
 		return false
@@ -211,6 +245,7 @@ func matchBlock(blocks []netip.Prefix, addr netip.Addr) bool {
 type Set struct {
 	empty    bool // no policy selects the workload
 	allows   bool // at least one ALLOW policy does
+	requests bool // at least one that does is about requests
 	everyone bucket
 	index    [indexKinds]map[string]*bucket
 }
@@ -220,6 +255,9 @@ func (s *Set) Empty() bool { return s.empty }
 
 // Allows reports whether an ALLOW policy selects the workload.
 func (s *Set) Allows() bool { return s.allows }
+
+// AboutRequests reports whether a policy that selects the workload wants to know of requests.
+func (s *Set) AboutRequests() bool { return s.requests }
 
 // bucket holds clauses by action, each list in their order.
 type bucket [Audit + 1][]*clause
@@ -236,6 +274,7 @@ func NewSet(policies []*Compiled, labels map[string]string) *Set {
 		}
 		set.empty = false
 		set.allows = set.allows || p.policy.Action == Allow
+		set.requests = set.requests || p.requests
 		for _, c := range p.clauses {
 			set.file(c)
 		}
@@ -294,18 +333,21 @@ func (s *Set) LookUp(peer spiffeid.ID) Buckets {
 	return found
 }
 
-// First returns the policy and the rule of the first clause of an action that matches.
-func (b *Buckets) First(action Action, a *Attributes) (name keyed.Key, rule int, ok bool) {
-	if c := b.firstMatch(action, a); c != nil {
-		return c.policy.Key, c.rule, true
-	}
-	return name, 0, false
+// First returns the policy and the rule of the first clause of an action that matches, and how.
+func (b *Buckets) First(action Action, a *Attributes) (name keyed.Key, rule int, seen Seen) {
+	return b.firstMatch(action, a, false)
 }
 
-// firstMatch returns the first clause that matches, or nil. Each list
+// FirstUnseen returns the policy and the rule of the first ALLOW clause that would match a
+// connection if its requests were those that the clause names.
+func (b *Buckets) FirstUnseen(a *Attributes) (name keyed.Key, rule int, seen Seen) {
+	return b.firstMatch(Allow, a, true)
+}
+
+// firstMatch returns the first clause that matches. Each list
 // is in order, so its first match is its lowest, and no list needs to be
 // searched past the best of the others.
-func (b *Buckets) firstMatch(action Action, a *Attributes) *clause {
+func (b *Buckets) firstMatch(action Action, a *Attributes, unseen bool) (name keyed.Key, rule int, seen Seen) {
 	var best *clause
 	for _, in := range b {
 		if in == nil {
@@ -315,13 +357,16 @@ func (b *Buckets) firstMatch(action Action, a *Attributes) *clause {
 			if best != nil && !c.before(best) {
 				break
 			}
-			if c.match(a) {
-				best = c
+			if is := c.match(a, unseen); is != No {
+				best, seen = c, is
 				break
 			}
 		}
 	}
-	return best
+	if best == nil {
+		return name, 0, No
+	}
+	return best.policy.Key, best.rule, seen
 }
 
 // Auditing returns the keys of the AUDIT policies that match, sorted.
@@ -332,7 +377,7 @@ func (b *Buckets) Auditing(a *Attributes) []keyed.Key {
 			continue
 		}
 		for _, c := range in[Audit] {
-			if c.match(a) {
+			if c.match(a, false) != No {
 				keys = append(keys, c.policy.Key)
 			}
 		}

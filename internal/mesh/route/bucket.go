@@ -8,6 +8,7 @@ import (
 // entry is one match, compiled.
 type entry struct {
 	target *Target
+	match  *Match
 	prefix string // that was matched, without a slash at its end
 	method string
 	// path is an expression for the HTTP path or the gRPC service, call for its method.

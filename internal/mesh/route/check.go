@@ -39,6 +39,9 @@ func (f *Fault) Error() string { return f.Field + ": " + f.Text + "; " + f.Remed
 // Check returns what is wrong with the matches of a Rule of a kind: a *Fault, or nil.
 // A Table can be made of Routes whose rules have no fault.
 func (r *Rule) Check(kind Kind) error {
+	if !kind.Requests() && (len(r.Matches)+len(r.Filters) > 0 || r.RequestTimeout+r.BackendTimeout > 0 || r.Retry != nil || r.Session != nil) {
+		return &Fault{"matches", "and what is done with requests are no part of a " + kind.String(), "write backendRefs alone"}
+	}
 	for i := range r.Matches {
 		if f := r.Matches[i].check(kind); f != nil {
 			f.Field = fmt.Sprintf("matches[%d].%s", i, f.Field)

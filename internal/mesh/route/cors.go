@@ -88,39 +88,11 @@ func (c *CORS) allows(origin string) bool {
 		return false
 	}
 	for _, allowed := range c.Origins {
-		if allowed == "*" || originMatches(allowed, lowered) {
+		if allowed == "*" || uri.OriginMatches(allowed, lowered) {
 			return true
 		}
 	}
 	return false
-}
-
-// originMatches compares scheme and port, given or the scheme's own, and the host.
-func originMatches(pattern, origin string) bool {
-	scheme, host, port := splitOrigin(pattern)
-	haveScheme, haveHost, havePort := splitOrigin(origin)
-	if scheme != haveScheme || port != havePort || strings.ContainsAny(haveHost, "*/@?#") || haveHost == "" {
-		return false
-	}
-	before, after, wild := strings.Cut(host, "*")
-	if !wild {
-		return host == haveHost
-	}
-	return len(haveHost) >= len(before)+len(after) && strings.HasPrefix(haveHost, before) && strings.HasSuffix(haveHost, after)
-}
-
-func splitOrigin(origin string) (scheme, host, port string) {
-	scheme, rest, ok := strings.Cut(origin, "://")
-	if !ok {
-		return "", "", ""
-	}
-	if host = uri.Host(rest); len(host) < len(rest) {
-		port = strings.TrimPrefix(strings.TrimPrefix(rest[len(host):], "."), ":")
-	}
-	if port == "" {
-		port = strconv.Itoa(int(wellKnown(scheme)))
-	}
-	return scheme, host, port
 }
 
 // list adds a header with a list; "*" is what was asked for, where credentials do not

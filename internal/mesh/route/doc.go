@@ -1,6 +1,6 @@
 // Package route says what is to be done with an HTTP or gRPC request to a service:
 // the rules of HTTPRoutes and GRPCRoutes of the Gateway API v1.6, compiled to a Table
-// once, and matched without allocation.
+// once, and matched without allocation; and with a connection, where TLSRoutes and TCPRoutes are about it.
 //
 // It is pure: it reads no object, opens no connection, knows no clock. What it is
 // given are Routes, which package internal/kube/routes makes of Kubernetes objects;

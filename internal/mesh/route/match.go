@@ -33,7 +33,8 @@ const (
 	// NotFound: there are routes, and none has a rule for it. It is to be answered with 404, or
 	// UNIMPLEMENTED.
 	NotFound Outcome = iota
-	// Unrouted: no route is about it. It goes to the service, as if there were no waypoint.
+	// Unrouted: no route is about it. It goes to the service, as if there were no waypoint. So do requests on
+	// connections that were there before routes about connections were.
 	Unrouted
 	// Routed: a rule says what is to be done.
 	Routed
@@ -54,6 +55,8 @@ type Decision struct {
 	// Prefix is the part of the path that was matched by a PathPrefix, without a slash at its
 	// end; see PathChange.
 	Prefix string
+	// Match is the one that the request is as; nil unless Outcome is Routed.
+	Match *Match
 }
 
 // MaxWork is what one Match may cost, in steps: for each regular expression that is
@@ -97,19 +100,15 @@ func (s *search) spend(n int) bool {
 // repeats, to decode a parameter that has escapes, and where rules of one path look for
 // parameters of more than 1,024 names.
 func (t *Table) Match(r *Request) Decision {
-	at := t.parents[r.To]
-	if at == nil {
+	from := t.parents[r.To].of(r.From)
+	if from == nil || !from.kind.Requests() {
 		return Decision{Outcome: Unrouted}
 	}
-	from := at.producers
-	if r.From != "" && len(at.consumers) > 0 {
-		if s := at.consumers[r.From]; s != nil {
-			from = s
-		}
-	}
-	if from == nil {
-		return Decision{Outcome: Unrouted}
-	}
+	return from.decide(r)
+}
+
+// decide finds the rule for a request, or for a connection.
+func (from *site) decide(r *Request) Decision {
 	s := search{req: r, work: MaxWork}
 	e := from.find(&s)
 	switch {
@@ -118,7 +117,7 @@ func (t *Table) Match(r *Request) Decision {
 	case e == nil:
 		return Decision{Outcome: NotFound}
 	}
-	return Decision{Outcome: Routed, Target: e.target, Prefix: e.prefix}
+	return Decision{Outcome: Routed, Target: e.target, Prefix: e.prefix, Match: e.match}
 }
 
 // find asks the routes of the request's host, then those of "*." names that it is under,

@@ -1,7 +1,9 @@
 package route
 
 import (
+	"cmp"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/heddle-mesh/heddle/internal/mesh/keyed"
@@ -14,15 +16,17 @@ type Kind uint8
 const (
 	HTTP Kind = iota
 	GRPC
+	TLS
+	TCP
 )
 
-// String returns "HTTPRoute" or "GRPCRoute".
+// String returns the kind of the object: "HTTPRoute", "GRPCRoute", "TLSRoute" or "TCPRoute".
 func (k Kind) String() string {
-	if k == GRPC {
-		return "GRPCRoute"
-	}
-	return "HTTPRoute"
+	return [...]string{HTTP: "HTTPRoute", GRPC: "GRPCRoute", TLS: "TLSRoute", TCP: "TCPRoute"}[k]
 }
+
+// Requests reports whether routes of the kind are about requests: the others are about connections, as a whole.
+func (k Kind) Requests() bool { return k == HTTP || k == GRPC }
 
 // ID names a Route. It is comparable.
 type ID struct {
@@ -42,7 +46,7 @@ type Parent struct {
 // String returns "shop/web:80".
 func (p Parent) String() string { return fmt.Sprintf("%s:%d", p.Service, p.Port) }
 
-// Route is one HTTPRoute or GRPCRoute, as far as it is in force.
+// Route is one HTTPRoute, GRPCRoute, TLSRoute or TCPRoute, as far as it is in force.
 //
 // A Route in the namespace of its parent is a producer's: it is for all clients that
 // have no consumer's. One in another namespace is a consumer's: it is for clients in
@@ -55,12 +59,14 @@ type Route struct {
 	// Parents are each named once.
 	Parents []Parent
 	// Hostnames are in lower case, the first label may be "*"; without any, the Route is
-	// for every host. Routes that were attached to services have none: see GEP-1426.
+	// for every host. Those of a TLSRoute are compared with the server's name in the ClientHello. Other
+	// routes that were attached to services have none: see GEP-1426.
 	Hostnames []string
 	Rules     []Rule
 }
 
-// Rule says what to do with the requests that one of its matches is for.
+// Rule says what to do with the requests that one of its matches is for. Those of routes that are about connections have
+// a Name and Backends alone, which share connections.
 type Rule struct {
 	// Name says which rule of its object it is: its name, or its place, rules[2].
 	Name string
@@ -91,6 +97,26 @@ type Match struct {
 	// Headers and Params (of the query) must all match. Of those with one name, the first
 	// counts.
 	Headers, Params []ValueMatch
+}
+
+// Template is what a Match says of paths, as people write it: /cart for one path, /cart/* for
+// all below it, ~ and an expression, or /SERVICE/METHOD of gRPC with * for any. There are as
+// many as there are matches, whatever clients ask for.
+func (m *Match) Template(kind Kind) string {
+	if kind == GRPC {
+		text := "/" + cmp.Or(m.Call.Service, "*") + "/" + cmp.Or(m.Call.Method, "*")
+		if m.Call.Expression {
+			return "~" + text
+		}
+		return text
+	}
+	switch m.Path.Type {
+	case PathExact:
+		return m.Path.Value
+	case PathExpression:
+		return "~" + m.Path.Value
+	}
+	return strings.TrimSuffix(m.Path.Value, "/") + "/*"
 }
 
 // PathMatch is a condition on the path of a request.

@@ -32,7 +32,7 @@ func (r *Redirect) Location(req *Request, scheme, prefix string) string {
 	if port == 0 {
 		port = req.To.Port
 		if r.Scheme != "" {
-			port = wellKnown(r.Scheme)
+			port = uri.SchemePort(r.Scheme)
 		}
 	}
 	if r.Scheme != "" {
@@ -42,7 +42,7 @@ func (r *Redirect) Location(req *Request, scheme, prefix string) string {
 	if host == "" {
 		host = uri.Host(req.Host)
 	}
-	if port != 0 && port != wellKnown(scheme) {
+	if port != 0 && port != uri.SchemePort(scheme) {
 		host += ":" + strconv.Itoa(int(port))
 	}
 	path := req.Path
@@ -56,16 +56,6 @@ func (r *Redirect) Location(req *Request, scheme, prefix string) string {
 		path += "?" + req.Query
 	}
 	return scheme + "://" + host + path
-}
-
-func wellKnown(scheme string) uint16 {
-	switch scheme {
-	case "http":
-		return 80
-	case "https":
-		return 443
-	}
-	return 0
 }
 
 // Apply returns headers after the change: the fields to remove are gone, those to set are

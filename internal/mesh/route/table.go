@@ -68,10 +68,24 @@ func NewTable(routes []Route) (*Table, error) {
 // Targets returns the rules of all routes: read only.
 func (t *Table) Targets() []*Target { return t.targets }
 
+// About reports whether any route is about requests to a parent, whoever its client is.
+func (t *Table) About(p Parent) bool {
+	at := t.parents[p]
+	if at == nil {
+		return false
+	}
+	for _, s := range at.consumers {
+		if s.kind.Requests() {
+			return true
+		}
+	}
+	return at.producers != nil && at.producers.kind.Requests()
+}
+
 // candidates returns the matches of a route, and numbers its rules.
 func (t *Table) candidates(r *Route) (all []candidate, err error) {
 	for _, h := range r.Hostnames {
-		if h == "" || len(h) > maxHost || h != strings.ToLower(h) || strings.Contains(strings.TrimPrefix(h, "*."), "*") {
+		if r.Kind == TCP || h == "" || len(h) > maxHost || h != strings.ToLower(h) || strings.Contains(strings.TrimPrefix(h, "*."), "*") {
 			return nil, fmt.Errorf("hostnames: %q is no host name; write one such as shop.example.com or *.example.com", h)
 		}
 	}
@@ -152,7 +166,7 @@ const (
 )
 
 func newCandidate(r *Route, target *Target, m *Match) (c candidate, err error) {
-	c = candidate{route: r, entry: entry{target: target, method: m.Method}}
+	c = candidate{route: r, entry: entry{target: target, match: m, method: m.Method}}
 	if c.headers, err = conditions(m.Headers, true); err != nil {
 		return c, err
 	}

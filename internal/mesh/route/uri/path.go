@@ -138,3 +138,42 @@ func withoutDots(path string) string {
 	}
 	return "/" + strings.Join(kept, "/")
 }
+
+// MergedPath returns the path that servers make of one in the form of NormalPath which read
+// more into it than is said: an escaped slash is one, what follows a ";" (escaped or not) in a
+// segment is no part of it, "//" is "/", and only then "." and ".." are resolved.
+//
+// To match a rule in both forms is to match it whoever reads the path, as long as sure is set. It is
+// not where servers make still other paths of it, by how much of this they do and in which order:
+// where a ";" comes with an escaped slash, with an escaped ";" or with "//", and where "." or ".."
+// are left to resolve.
+//
+// It allocates only when the form is another one.
+func MergedPath(path string) (merged string, sure bool) {
+	raw, escaped, slash := strings.ContainsRune(path, ';'), strings.Contains(path, "%3B"), strings.Contains(path, "%2F")
+	if !raw && !escaped && !slash && !strings.Contains(path, "//") {
+		return path, true
+	}
+	var b strings.Builder
+	b.Grow(len(path))
+	param, last := false, byte(0)
+	for i := 0; i < len(path); i++ {
+		c := path[i]
+		if c == '%' && i+2 < len(path) && (path[i+1:i+3] == "2F" || path[i+1:i+3] == "3B") {
+			c = unhex(path[i+1])<<4 | unhex(path[i+2])
+			i += 2
+		}
+		switch {
+		case c == ';':
+			param = true
+		case c == '/' && last == '/':
+			param, slash = false, true
+		case c == '/' || !param:
+			param = param && c != '/'
+			b.WriteByte(c)
+			last = c
+		}
+	}
+	merged = withoutDots(b.String())
+	return merged, merged == b.String() && !(raw && (escaped || slash)) && !(escaped && slash)
+}

@@ -97,3 +97,46 @@ func FuzzNormalPath(f *testing.F) {
 		}
 	})
 }
+
+func TestMergedPath(t *testing.T) {
+	for path, want := range map[string]string{
+		"/": "/", "*": "*", "/a/b": "/a/b", "//a": "/a", "/a//": "/a/", "/a%2Fb": "/a/b", "/a%2F..%2Fb": "/b", "/a;x/b": "/a/b", "/a/..;/b": "/b",
+		"/a%3Bx;y/b": "/a/b", "/;/a": "/a", "/%252Fa": "/%252Fa", "/a;": "/a", "/..;x": "/", "/a%2F": "/a/", "/.;/a": "/a",
+	} {
+		if got, _ := uri.MergedPath(path); got != want {
+			t.Errorf("%q: %q, want %q", path, got, want)
+		}
+	}
+	for path, want := range map[string]bool{
+		"/": true, "/a/b": true, "/a%2Fb": true, "/a//b": true, "/a%2F/b": true, "/a;b/c;d": true, "/;a": true, "/a%3Bb": true,
+		"/a;%2Fb": false, "/a%3B%2Fb": false, "/a%2Fb;c": false, "/a//b;c": false, "/a/;c/b": false, "/a;b%3Bc": false,
+		"/a/%2F../b": false, "/a%2F..": false, "/..;/a": false, "/.;a": false, "/..%2Fa": false, "/public/..;%2Fpublic/admin": false,
+	} {
+		if _, sure := uri.MergedPath(path); sure != want {
+			t.Errorf("%q: sure %v, want %v", path, sure, want)
+		}
+	}
+}
+
+// FuzzMergedPath: the form is one that a second reader leaves as it is.
+func FuzzMergedPath(f *testing.F) {
+	for _, seed := range []string{"/a", "//a;b/..%2f", "/%3B%2F;//..;/x", "*"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, path string) {
+		normal, ok := uri.NormalPath(path)
+		if !ok || len(normal) > uri.MaxPath {
+			return
+		}
+		merged, _ := uri.MergedPath(normal)
+		if again, ok := uri.NormalPath(merged); !ok || again != merged {
+			t.Errorf("%q becomes %q, which becomes %q (%v)", path, merged, again, ok)
+		}
+		if again, sure := uri.MergedPath(merged); again != merged || !sure {
+			t.Errorf("%q becomes %q, then %q, %v", path, merged, again, sure)
+		}
+		if strings.Contains(merged, "//") || strings.Contains(merged, ";") {
+			t.Errorf("%q becomes %q", path, merged)
+		}
+	})
+}
