@@ -17,6 +17,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"github.com/heddle-mesh/heddle/internal/hbone/skew"
+	"github.com/heddle-mesh/heddle/internal/identity/cakey"
 )
 
 // foreignCA is a certificate as cert-manager makes one for isCA: no SPIFFE ID, a
@@ -116,7 +117,7 @@ func TestForeignAuthority(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if got := KeyType(root); got != "RSA 2048" {
+	if got := cakey.Type(root); got != "RSA 2048" {
 		t.Errorf("the key is shown as %q", got)
 	}
 }

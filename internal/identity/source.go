@@ -16,6 +16,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/heddle-mesh/heddle/internal/identity/federated"
 	"github.com/heddle-mesh/heddle/internal/identity/keystore"
 )
 
@@ -72,7 +73,8 @@ type Source struct {
 		held    map[spiffeid.ID]*held
 		bundle  *x509bundle.Bundle // replaced, never changed; nil if none
 		issuer  *x509.Certificate  // of the authority that is followed; nil if none
-		changed chan struct{}      // closed and replaced at every change
+		others  *federated.Set
+		changed chan struct{} // closed and replaced at every change
 	}
 }
 
@@ -174,10 +176,29 @@ func (s *Source) Certificate(id spiffeid.ID) (*tls.Certificate, error) {
 func (s *Source) GetX509BundleForTrustDomain(td spiffeid.TrustDomain) (*x509bundle.Bundle, error) {
 	s.state.Lock()
 	defer s.state.Unlock()
-	if td != s.cfg.TrustDomain || s.state.bundle == nil {
+	if td != s.cfg.TrustDomain {
+		return s.state.others.GetX509BundleForTrustDomain(td)
+	}
+	if s.state.bundle == nil {
 		return nil, fmt.Errorf("no bundle for trust domain %q", td)
 	}
 	return s.state.bundle, nil
+}
+
+// SetFederated replaces the bundles of other trust domains, and Federated returns them. They
+// say nothing of the Source's own.
+func (s *Source) SetFederated(others *federated.Set) {
+	s.state.Lock()
+	defer s.state.Unlock()
+	s.state.others = others
+	s.notify()
+}
+
+// Federated returns the bundles of other trust domains.
+func (s *Source) Federated() *federated.Set {
+	s.state.Lock()
+	defer s.state.Unlock()
+	return s.state.others
 }
 
 // SetBundle replaces the trust bundle, as when configuration delivers one

@@ -2,12 +2,9 @@ package identity
 
 import (
 	"cmp"
-	"crypto/ecdsa"
-	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"errors"
-	"fmt"
 	mathrand "math/rand/v2"
 	"slices"
 	"time"
@@ -157,15 +154,4 @@ func (s *Source) issuerOf(h *held) [sha256.Size]byte {
 		}
 	}
 	return [sha256.Size]byte{}
-}
-
-// KeyType says which kind of key a certificate has, as "ECDSA P-256" or "RSA 2048".
-func KeyType(cert *x509.Certificate) string {
-	if key, ok := cert.PublicKey.(*ecdsa.PublicKey); ok {
-		return "ECDSA " + key.Curve.Params().Name
-	}
-	if key, ok := cert.PublicKey.(*rsa.PublicKey); ok {
-		return fmt.Sprintf("RSA %d", key.N.BitLen())
-	}
-	return cert.PublicKeyAlgorithm.String()
 }

@@ -101,3 +101,14 @@ func Belongs(key crypto.Signer, public any) bool {
 	own, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool })
 	return ok && own.Equal(public)
 }
+
+// Type says which kind of key a certificate has, as "ECDSA P-256" or "RSA 2048".
+func Type(cert *x509.Certificate) string {
+	if key, ok := cert.PublicKey.(*ecdsa.PublicKey); ok {
+		return "ECDSA " + key.Curve.Params().Name
+	}
+	if key, ok := cert.PublicKey.(*rsa.PublicKey); ok {
+		return fmt.Sprintf("RSA %d", key.N.BitLen())
+	}
+	return cert.PublicKeyAlgorithm.String()
+}

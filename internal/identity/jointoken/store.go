@@ -120,6 +120,21 @@ func (s *Store) Add(t Token) error {
 // one of the package's errors; those of another node or after expiry consume
 // nothing.
 func (s *Store) Consume(secret []byte, node string, publicKey []byte) (Record, error) {
+	return s.consume(secret, node, publicKey, Record.repeated)
+}
+
+// Admit is Consume for a waypoint, which has no key that could be signed: its token is used
+// up by whoever has the first session, a secret of its own, and is good for that one until it
+// is revoked, also after it expired.
+func (s *Store) Admit(secret []byte, waypoint string, session []byte) (Record, error) {
+	if _, _, ok := WaypointOf(waypoint); !ok {
+		return Record{}, fmt.Errorf("%w than %s", ErrWrongNode, waypoint)
+	}
+	return s.consume(secret, waypoint, session, Record.goesOn)
+}
+
+// consume uses a token up. Who has used it already may have it for as long as again says.
+func (s *Store) consume(secret []byte, node string, publicKey []byte, again func(Record, End, time.Time) bool) (Record, error) {
 	if len(secret) != SecretBytes {
 		return Record{}, ErrUnknown
 	}
@@ -135,7 +150,7 @@ func (s *Store) Consume(secret []byte, node string, publicKey []byte) (Record, e
 		// Not which one: whoever holds a stolen token need not learn it here.
 		return r, fmt.Errorf("%w than %s", ErrWrongNode, node)
 	case r.End != nil:
-		return r, r.refuseUnlessRepeated(mine, s.now())
+		return r, r.refuseUnless(again, mine, s.now())
 	case !s.now().Before(r.Expires):
 		return r, fmt.Errorf("%w since %s", ErrExpired, r.Expires.Format(time.RFC3339))
 	}
@@ -151,24 +166,31 @@ func (s *Store) Consume(secret []byte, node string, publicKey []byte) (Record, e
 	if r, err = s.read(name); err != nil {
 		return r, err
 	}
-	return r, r.refuseUnlessRepeated(mine, s.now())
+	return r, r.refuseUnless(again, mine, s.now())
 }
 
-// refuseUnlessRepeated is nil when mine is the use that ended the token, asked
-// for once more.
-func (r Record) refuseUnlessRepeated(mine End, now time.Time) error {
+// repeated reports whether mine is the use that ended the token, asked for once more.
+func (r Record) repeated(mine End, now time.Time) bool {
+	return r.End.Key == mine.Key && now.Before(r.Expires)
+}
+
+// goesOn reports whether mine is the session that has the token.
+func (r Record) goesOn(mine End, _ time.Time) bool { return r.End.Key == mine.Key }
+
+// refuseUnless is nil when a token that has ended may be had again.
+func (r Record) refuseUnless(again func(Record, End, time.Time) bool, mine End, now time.Time) error {
 	switch {
 	case r.End == nil:
 		return fmt.Errorf("join token %s: its end cannot be read", r.ID)
 	case r.End.Revoked:
 		return fmt.Errorf("%w since %s", ErrRevoked, r.End.At.Format(time.RFC3339))
-	case r.End.Key == mine.Key && now.Before(r.Expires):
+	case again(r, mine, now):
 		return nil
 	}
 	return fmt.Errorf("%w at %s; a token works once; remedy: make a new one", ErrUsed, r.End.At.Format(time.RFC3339))
 }
 
-// Revoke ends a token that was not used, by its ID.
+// Revoke ends a token that was not used, or is a waypoint's, by its ID.
 func (s *Store) Revoke(id string) error {
 	if len(id) < idLength || strings.ContainsFunc(id, func(r rune) bool { return !strings.ContainsRune("0123456789abcdef", r) }) {
 		return fmt.Errorf("%w: %q is not an ID of a token", ErrUnknown, id)
@@ -189,7 +211,14 @@ func (s *Store) Revoke(id string) error {
 	if err != nil || r.End != nil && r.End.Revoked {
 		return err
 	}
-	return fmt.Errorf("revoke %s: %w", id, ErrUsed)
+	if _, _, ok := WaypointOf(r.Node); !ok {
+		return fmt.Errorf("revoke %s: %w", id, ErrUsed)
+	}
+	// An .end file alone admits nobody.
+	if err := os.Remove(filepath.Join(s.dir, names[i]+grantSuffix)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("revoke %s: %w", id, err)
+	}
+	return nil
 }
 
 // List returns every record, oldest first.
@@ -240,7 +269,7 @@ func (s *Store) prune() (int, error) {
 	left := len(names)
 	for _, name := range names {
 		r, err := s.read(name)
-		if err != nil || s.now().Before(r.Expires.Add(retention)) {
+		if err != nil || s.now().Before(r.Expires.Add(retention)) || r.inUse() {
 			continue
 		}
 		for _, suffix := range []string{grantSuffix, endSuffix} {
@@ -251,6 +280,12 @@ func (s *Store) prune() (int, error) {
 		left--
 	}
 	return left, nil
+}
+
+// inUse reports whether a waypoint goes by the token.
+func (r Record) inUse() bool {
+	_, _, ok := WaypointOf(r.Node)
+	return ok && r.End != nil && !r.End.Revoked
 }
 
 func (s *Store) create(file string, content any) error {

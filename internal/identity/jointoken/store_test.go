@@ -217,3 +217,40 @@ func TestDamagedRecordsFailClosed(t *testing.T) {
 		t.Errorf("list: %v, %v", list, err)
 	}
 }
+
+// TestWaypointsToken is used up by one session, which has it until it is revoked.
+func TestWaypointsToken(t *testing.T) {
+	c := newClock()
+	s := openStore(t, t.TempDir(), c)
+	tok := newToken(t, "waypoint/shop/gate", c.now().Add(time.Hour))
+	add(t, s, tok)
+	for _, other := range []string{"waypoint/shop/other", "waypoint/shop", "gate", "waypoint/shop/gate/x"} {
+		if _, err := s.Admit(tok.Secret[:], other, []byte("mine")); !errors.Is(err, ErrWrongNode) {
+			t.Errorf("as %s: %v", other, err)
+		}
+	}
+	if r, err := s.Admit(tok.Secret[:], "waypoint/shop/gate", []byte("mine")); err != nil || r.ID != tok.ID() {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	if _, err := s.Admit(tok.Secret[:], "waypoint/shop/gate", []byte("another's")); !errors.Is(err, ErrUsed) {
+		t.Errorf("another session: %v", err)
+	}
+	// Long after it expired, and others were made, it is still its waypoint's.
+	c.advance(30 * 24 * time.Hour)
+	add(t, s, newToken(t, "n1", c.now().Add(time.Hour)))
+	if _, err := s.Admit(tok.Secret[:], "waypoint/shop/gate", []byte("mine")); err != nil {
+		t.Errorf("after a month: %v", err)
+	}
+	late := newToken(t, "waypoint/shop/late", c.now().Add(time.Minute))
+	add(t, s, late)
+	c.advance(time.Hour)
+	if _, err := s.Admit(late.Secret[:], "waypoint/shop/late", []byte("mine")); !errors.Is(err, ErrExpired) {
+		t.Errorf("a token that nobody used in time: %v", err)
+	}
+	if err := s.Revoke(tok.ID()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Admit(tok.Secret[:], "waypoint/shop/gate", []byte("mine")); !errors.Is(err, ErrUnknown) {
+		t.Errorf("after it was revoked: %v", err)
+	}
+}

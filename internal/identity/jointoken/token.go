@@ -36,7 +36,7 @@ var ErrMalformed = errors.New("not a join token")
 // Token is what a join token's text says.
 type Token struct {
 	TrustDomain spiffeid.TrustDomain
-	// Node is the one node that may use it.
+	// Node is the one node that may use it, or waypoint, as WaypointOf reads it.
 	Node string
 	// Operator is where to join, host:port; "" when the node knows by itself.
 	Operator string
@@ -76,14 +76,24 @@ func (t Token) validate() error {
 	if len(t.Node) > maxNodeBytes {
 		return fmt.Errorf("node name of %d bytes: the limit is %d", len(t.Node), maxNodeBytes)
 	}
-	// A node's name becomes a segment of its SPIFFE ID.
-	if err := spiffeid.ValidatePathSegment(t.Node); err != nil {
-		return fmt.Errorf("node name %q: %w", t.Node, err)
+	// A node's name becomes a segment of its SPIFFE ID. A waypoint has none.
+	if _, _, ok := WaypointOf(t.Node); !ok {
+		if err := spiffeid.ValidatePathSegment(t.Node); err != nil {
+			return fmt.Errorf("node name %q: %w", t.Node, err)
+		}
 	}
 	if t.Expires.Unix() <= 0 {
 		return errors.New("token without expiry")
 	}
 	return validateOperator(t.Operator)
+}
+
+// WaypointOf reads "waypoint/NAMESPACE/NAME", which is no name of a node.
+func WaypointOf(name string) (namespace, service string, ok bool) {
+	rest, ok := strings.CutPrefix(name, "waypoint/")
+	namespace, service, slash := strings.Cut(rest, "/")
+	ok = ok && slash && spiffeid.ValidatePathSegment(namespace) == nil && spiffeid.ValidatePathSegment(service) == nil
+	return namespace, service, ok
 }
 
 func validateOperator(address string) error {

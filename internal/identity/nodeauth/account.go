@@ -52,7 +52,7 @@ func JoinByAccount(ctx context.Context, cfg AccountConfig) (*Node, error) {
 	if cfg.Operator == "" || cfg.Node == "" {
 		return nil, errors.New("join by service account: the operator's address or the node's name is not given")
 	}
-	bundle, err := readRoots(cfg.RootsFile)
+	bundle, err := ReadRoots(cfg.RootsFile)
 	if err != nil {
 		return nil, fmt.Errorf("join by service account: %w", err)
 	}
@@ -73,8 +73,8 @@ func JoinByAccount(ctx context.Context, cfg AccountConfig) (*Node, error) {
 	return OpenNode(ctx, cfg.NodeConfig)
 }
 
-// readRoots reads the roots; they name their trust domain themselves.
-func readRoots(path string) (*x509bundle.Bundle, error) {
+// ReadRoots reads a file of roots in PEM; they name their trust domain themselves.
+func ReadRoots(path string) (*x509bundle.Bundle, error) {
 	text, err := keystore.ReadFile(path, maxRootsFile)
 	if err != nil {
 		return nil, err

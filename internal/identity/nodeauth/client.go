@@ -6,17 +6,22 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/internal/identity"
+	"github.com/heddle-mesh/heddle/internal/identity/jwtkeys"
 	"github.com/heddle-mesh/heddle/internal/identity/keystore"
 )
 
 // maxConfigurationKeys bounds an answer, besides the bounds of identity and keystore.
-const maxConfigurationKeys = 8
+const (
+	maxConfigurationKeys = 8
+	maxJWTLife           = 24 * time.Hour
+)
 
 // Client is the identity.Signer of an agent: it asks the operator. The connection must
 // be the node's own (Node.Conn): the operator goes by the node's SVID.
@@ -44,6 +49,20 @@ func (c *Client) sign(ctx context.Context, id spiffeid.ID, csr []byte) (answer, 
 		return answer{}, fmt.Errorf("operator's answer for %s: %w", id, err)
 	}
 	return a, nil
+}
+
+// SignJWT returns a JWT-SVID of a workload on this node, and how long it is valid from now on.
+// The error has the operator's gRPC status. While the operator is out of reach it waits for ctx.
+func (c *Client) SignJWT(ctx context.Context, id spiffeid.ID, audience []string) (token string, life time.Duration, err error) {
+	resp, err := c.rpc.SignJWT(ctx, &meshpb.SignJWTRequest{Identity: id.String(), Audience: audience}, grpc.WaitForReady(true))
+	if err != nil {
+		return "", 0, fmt.Errorf("ask operator to sign a JWT-SVID for %s: %w", id, err)
+	}
+	token, life = resp.GetToken(), time.Duration(resp.GetLifetimeNs())
+	if n := len(token); n == 0 || n > jwtkeys.MaxToken || life <= 0 || life > maxJWTLife {
+		return "", 0, fmt.Errorf("operator's answer for %s: a JWT-SVID of %d bytes that is valid for %v", id, n, life)
+	}
+	return token, life, nil
 }
 
 // answer is the content of a JoinResponse or SignResponse.

@@ -57,10 +57,10 @@ func NewClientCredentials(own identity.CertificateFunc, bundles x509bundle.Sourc
 	})
 }
 
-// newPinnedCredentials are those of a node that joins: it has no certificate
+// NewPinnedCredentials are those of whoever joins by a token: it has no certificate
 // and knows nothing but the hash of a root. The server must present that root,
 // a chain to it, and the expected identity; refused is told why it was not.
-func newPinnedCredentials(pin [sha256.Size]byte, server spiffeid.ID, refused func(error)) credentials.TransportCredentials {
+func NewPinnedCredentials(pin [sha256.Size]byte, server spiffeid.ID, refused func(error)) credentials.TransportCredentials {
 	verify := func(state tls.ConnectionState) error {
 		root := findPinned(state.PeerCertificates, pin)
 		if root == nil {

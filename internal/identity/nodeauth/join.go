@@ -140,7 +140,7 @@ func join(ctx context.Context, cfg JoinConfig, token jointoken.Token) error {
 // tradeToken asks until there is an answer that will not change.
 func tradeToken(ctx context.Context, cfg JoinConfig, token jointoken.Token, request *meshpb.JoinRequest) (answer, error) {
 	var untrusted atomic.Pointer[error]
-	creds := newPinnedCredentials(token.CASHA256, identity.OperatorID(token.TrustDomain), func(err error) { untrusted.Store(&err) })
+	creds := NewPinnedCredentials(token.CASHA256, identity.OperatorID(token.TrustDomain), func(err error) { untrusted.Store(&err) })
 	options := append([]grpc.DialOption{grpc.WithTransportCredentials(creds)}, cfg.DialOptions...)
 	conn, err := grpc.NewClient(cfg.operator(token), options...)
 	if err != nil {

@@ -35,14 +35,8 @@ func ServerOptions(creds credentials.TransportCredentials, td spiffeid.TrustDoma
 		if slices.Contains(anonymous, method) {
 			return nil
 		}
-		info, err := peerNode(ctx)
-		if err != nil {
-			return err
-		}
-		if info.peer.TrustDomain() != td {
-			return status.Errorf(codes.PermissionDenied, "%s is not of trust domain %s", info.peer, td)
-		}
-		return nil
+		_, err := PeerNodeOf(ctx, td)
+		return err
 	}
 	return []grpc.ServerOption{
 		grpc.Creds(creds),
@@ -72,6 +66,20 @@ func PeerNode(ctx context.Context) (string, error) {
 	info, err := peerNode(ctx)
 	if err != nil {
 		return "", err
+	}
+	name, _ := identity.NodeName(info.peer) // peerNode checked that it is one
+	return name, nil
+}
+
+// PeerNodeOf is PeerNode for nodes of one trust domain only: what ServerOptions asks of all
+// but anonymous methods.
+func PeerNodeOf(ctx context.Context, td spiffeid.TrustDomain) (string, error) {
+	info, err := peerNode(ctx)
+	if err != nil {
+		return "", err
+	}
+	if info.peer.TrustDomain() != td {
+		return "", status.Errorf(codes.PermissionDenied, "%s is not of trust domain %s", info.peer, td)
 	}
 	name, _ := identity.NodeName(info.peer) // peerNode checked that it is one
 	return name, nil

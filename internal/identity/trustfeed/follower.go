@@ -22,6 +22,9 @@ import (
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/internal/identity"
+	"github.com/heddle-mesh/heddle/internal/identity/cakey"
+	"github.com/heddle-mesh/heddle/internal/identity/federated"
+	"github.com/heddle-mesh/heddle/internal/identity/jwtkeys"
 	"github.com/heddle-mesh/heddle/internal/identity/keystore"
 )
 
@@ -40,7 +43,7 @@ const (
 	askOlder = time.Minute
 )
 
-// FollowerConfig says what a Follower follows. All fields but Given,
+// FollowerConfig says what a Follower follows. All fields but Given, JWT,
 // Amiss, Look and Logger are needed.
 type FollowerConfig struct {
 	TrustDomain spiffeid.TrustDomain
@@ -48,8 +51,16 @@ type FollowerConfig struct {
 	Conn grpc.ClientConnInterface
 	// Node and Workloads are what trusts and holds.
 	Node, Workloads *identity.Source
+	// FederatedFile is where the bundles of other trust domains are kept, which Workloads and
+	// Given are told of; Node is not, as nobody of theirs is an operator. "" keeps them in
+	// memory only.
+	FederatedFile string
 	// Given holds what pods are given keys of, by the Workload API; nil for none.
 	Given *identity.Source
+	// JWT is told what verifies JWT-SVIDs, which JWTFile keeps, as FederatedFile does; nil
+	// for nobody.
+	JWT     *jwtkeys.Store
+	JWTFile string
 	// Amiss returns how many of the node's pods are not as the configuration says; nil
 	// is none. It is called every Look, one second when zero, by one goroutine at a time.
 	Amiss  func() int
@@ -85,7 +96,66 @@ func NewFollower(cfg FollowerConfig) (*Follower, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Follower{cfg: cfg}, nil
+	f := &Follower{cfg: cfg}
+	if cfg.FederatedFile != "" {
+		kept, err := federated.Load(cfg.FederatedFile, cfg.TrustDomain)
+		if err != nil {
+			cfg.Logger.Warn("kept bundles of other trust domains are not used: the operator has them", "error", err)
+		}
+		f.believe(kept)
+	}
+	if cfg.JWT != nil && cfg.JWTFile != "" {
+		if err := cfg.JWT.Load(cfg.JWTFile, cfg.TrustDomain); err != nil {
+			cfg.Logger.Warn("kept keys of JWT-SVIDs are not used: the operator has them", "error", err)
+		}
+	}
+	return f, nil
+}
+
+// verify takes what the operator says of the keys of JWT-SVIDs.
+func (f *Follower) verify(said *meshpb.JWTKeys) {
+	if f.cfg.JWT == nil {
+		return
+	}
+	changed, err := f.cfg.JWT.Take(f.cfg.TrustDomain, said)
+	if err != nil {
+		f.cfg.Logger.Error("what the operator says of the keys of JWT-SVIDs is refused: going on with what there is", "error", err)
+	}
+	if !changed || f.cfg.JWTFile == "" {
+		return
+	}
+	if err := f.cfg.JWT.Save(f.cfg.JWTFile); err != nil {
+		f.cfg.Logger.Error("keys of JWT-SVIDs are not kept: a start without an operator would have those of before", "error", err)
+	}
+}
+
+// believe has those that verify peers know the bundles of other trust domains.
+func (f *Follower) believe(others *federated.Set) {
+	f.cfg.Workloads.SetFederated(others)
+	if f.cfg.Given != nil {
+		f.cfg.Given.SetFederated(others)
+	}
+}
+
+// federate takes what the operator says of other trust domains; nothing changes what was
+// said before.
+func (f *Follower) federate(said *meshpb.Federation) error {
+	if said == nil {
+		return nil
+	}
+	before := f.cfg.Workloads.Federated()
+	others, err := before.Take(f.cfg.TrustDomain, said)
+	if err != nil || others.Equal(before) {
+		return err
+	}
+	f.believe(others)
+	if f.cfg.FederatedFile == "" {
+		return nil
+	}
+	if err := others.Save(f.cfg.FederatedFile); err != nil {
+		f.cfg.Logger.Error("bundles of other trust domains are not kept: a start without an operator would have those of before", "error", err)
+	}
+	return nil
 }
 
 // sources are those that follow, and are reported of.
@@ -165,6 +235,10 @@ func (f *Follower) take(update *meshpb.TrustUpdate) error {
 	for _, s := range f.sources() {
 		errs = append(errs, s.Follow(trust))
 	}
+	if err := f.federate(update.GetFederation()); err != nil {
+		f.cfg.Logger.Error("what the operator says of other trust domains is refused: going on with what there is", "error", err)
+	}
+	f.verify(update.GetJwt())
 	return errors.Join(errs...)
 }
 
@@ -304,7 +378,7 @@ func (f *Follower) bound(report *meshpb.TrustReport) {
 
 func encode(h identity.Holding) *meshpb.HeldCertificate {
 	c := &meshpb.HeldCertificate{Identity: h.ID.String(), Serial: h.Leaf.SerialNumber.Text(16), NotBeforeNs: h.Leaf.NotBefore.UnixNano(),
-		NotAfterNs: h.Leaf.NotAfter.UnixNano(), RenewalNs: h.RenewAt.UnixNano(), Key: identity.KeyType(h.Leaf)}
+		NotAfterNs: h.Leaf.NotAfter.UnixNano(), RenewalNs: h.RenewAt.UnixNano(), Key: cakey.Type(h.Leaf)}
 	if h.Issuer != [sha256.Size]byte{} {
 		c.Issuer = h.Issuer[:]
 	}

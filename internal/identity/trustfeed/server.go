@@ -1,6 +1,7 @@
 package trustfeed
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/x509"
@@ -13,6 +14,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/internal/drain"
@@ -22,9 +24,11 @@ import (
 type Said struct {
 	Roots  []*x509.Certificate
 	Issuer *x509.Certificate
+	// JWT is what verifies JWT-SVIDs; nil says nothing of it.
+	JWT *meshpb.JWTKeys
 }
 
-// ServerConfig says what a Server says, and to whom. All fields are needed.
+// ServerConfig says what a Server says, and to whom. All fields but Federation are needed.
 type ServerConfig struct {
 	// Authenticate returns the name of the node that calls; its error is a gRPC
 	// status.
@@ -32,7 +36,10 @@ type ServerConfig struct {
 	// Authority returns what is said now, and a channel that is closed at the next
 	// change.
 	Authority func() (Said, <-chan struct{})
-	Logger    *slog.Logger
+	// Federation returns what is said of other trust domains, nil while that is not known,
+	// and a channel that is closed at the next change.
+	Federation func() (*meshpb.Federation, <-chan struct{})
+	Logger     *slog.Logger
 }
 
 // Report is what a node's agent said last.
@@ -80,6 +87,9 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	if cfg.Authenticate == nil || cfg.Authority == nil || cfg.Logger == nil {
 		return nil, errors.New("new trust server: Authenticate, Authority and Logger are needed")
 	}
+	if cfg.Federation == nil {
+		cfg.Federation = func() (*meshpb.Federation, <-chan struct{}) { return nil, nil }
+	}
 	s := &Server{cfg: cfg, streams: drain.New()}
 	s.state.byNode = map[string]*kept{}
 	return s, nil
@@ -122,13 +132,22 @@ func (s *Server) Follow(stream grpc.BidiStreamingServer[meshpb.TrustReport, mesh
 		received <- s.receive(stream, node, number)
 		cancel()
 	}()
+	var last *meshpb.TrustUpdate
 	for {
 		said, changed := s.cfg.Authority()
-		if err := stream.Send(s.update(said)); err != nil {
-			return err
+		federation, others := s.cfg.Federation()
+		// Each update has a complete report for an answer: one that says nothing new, but for
+		// how long to spread, is not worth that.
+		update := s.update(said, federation)
+		if !sameUpdate(last, update) {
+			if err := stream.Send(update); err != nil {
+				return err
+			}
+			last = update
 		}
 		select {
 		case <-changed:
+		case <-others:
 		case <-ctx.Done():
 			select {
 			case err := <-received:
@@ -142,8 +161,15 @@ func (s *Server) Follow(stream grpc.BidiStreamingServer[meshpb.TrustReport, mesh
 	}
 }
 
-func (s *Server) update(said Said) *meshpb.TrustUpdate {
-	update := &meshpb.TrustUpdate{Issuer: said.Issuer.Raw}
+// sameUpdate says whether an agent that was told last, nil for nothing, would learn nothing new.
+func sameUpdate(last, next *meshpb.TrustUpdate) bool {
+	return last != nil && bytes.Equal(last.GetIssuer(), next.GetIssuer()) &&
+		slices.EqualFunc(last.GetRoots(), next.GetRoots(), bytes.Equal) &&
+		proto.Equal(last.GetFederation(), next.GetFederation()) && proto.Equal(last.GetJwt(), next.GetJwt())
+}
+
+func (s *Server) update(said Said, federation *meshpb.Federation) *meshpb.TrustUpdate {
+	update := &meshpb.TrustUpdate{Issuer: said.Issuer.Raw, Federation: federation, Jwt: said.JWT}
 	for _, root := range said.Roots {
 		update.Roots = append(update.Roots, root.Raw)
 	}

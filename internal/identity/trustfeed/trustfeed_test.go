@@ -3,11 +3,13 @@ package trustfeed
 import (
 	"bytes"
 	"context"
+	"crypto"
 	"crypto/sha256"
 	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"net"
+	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -23,6 +25,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/internal/identity"
+	"github.com/heddle-mesh/heddle/internal/identity/jwtkeys"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
 
@@ -48,10 +51,19 @@ type saying struct {
 func (s *saying) say(signs *identity.Authority, roots ...*x509.Certificate) {
 	s.Lock()
 	defer s.Unlock()
-	s.said, s.signs = Said{Roots: roots, Issuer: signs.Signing()}, signs
+	s.said, s.signs = Said{Roots: roots, Issuer: signs.Signing(), JWT: s.said.JWT}, signs
 	if s.changed != nil {
 		close(s.changed)
 	}
+	s.changed = make(chan struct{})
+}
+
+// verify says what verifies JWT-SVIDs, besides.
+func (s *saying) verify(said *meshpb.JWTKeys) {
+	s.Lock()
+	defer s.Unlock()
+	s.said.JWT = said
+	close(s.changed)
 	s.changed = make(chan struct{})
 }
 
@@ -106,8 +118,10 @@ func TestFollow(t *testing.T) {
 	}
 	node, workloads, given := source("/node/n1"), source("/ns/shop/sa/web", "/ns/shop/sa/db"), source("/ns/shop/sa/web")
 	var amiss atomic.Int32
+	var jwt jwtkeys.Store
+	file := filepath.Join(t.TempDir(), "jwt-keys")
 	follower, err := NewFollower(FollowerConfig{TrustDomain: td, Conn: conn, Node: node, Workloads: workloads, Given: given,
-		Amiss: func() int { return int(amiss.Load()) }, Look: 10 * time.Millisecond})
+		JWT: &jwt, JWTFile: file, Amiss: func() int { return int(amiss.Load()) }, Look: 10 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,6 +161,7 @@ func TestFollow(t *testing.T) {
 	reported("the new issuer", after, before, after)
 	say.say(after, after.Root())
 	reported("the old root's end", after, after)
+	followJWT(t, say, &jwt, file)
 
 	for _, n := range []int32{2, 1, 0} {
 		amiss.Store(n)
@@ -162,6 +177,88 @@ func TestFollow(t *testing.T) {
 	}
 	rpc.Stop()
 	<-served
+}
+
+// followJWT has the agent hear of keys of JWT-SVIDs, and keep what is good.
+func followJWT(t *testing.T, say *saying, jwt *jwtkeys.Store, file string) {
+	t.Helper()
+	td := spiffeid.RequireTrustDomainFromString("mesh.test")
+	if k, _ := jwt.Now(); k != nil {
+		t.Error("an operator that says nothing of JWT-SVIDs has said so")
+	}
+	says := func(what string, said *meshpb.JWTKeys, want func(*jwtkeys.Keys) bool) {
+		t.Helper()
+		say.verify(said)
+		testenv.Eventually(t, 10*time.Second, what, func() bool {
+			var kept jwtkeys.Store
+			if err := kept.Load(file, td); err != nil {
+				return false
+			}
+			now, _ := jwt.Now()
+			then, _ := kept.Now()
+			return now != nil && want(now) && then != nil && want(then)
+		})
+	}
+	document, err := jwtkeys.Document(map[string]crypto.PublicKey{"k": authority(t).Root().PublicKey})
+	if err != nil {
+		t.Fatal(err)
+	}
+	one := func(k *jwtkeys.Keys) bool { return k.Bundle.HasJWTAuthority("k") }
+	says("a key", &meshpb.JWTKeys{Jwks: document}, one)
+	say.verify(&meshpb.JWTKeys{Jwks: []byte("nonsense")}) // which is refused
+	say.verify(nil)                                       // an operator of a version before
+	says("the key again", &meshpb.JWTKeys{Jwks: document}, one)
+	says("none", &meshpb.JWTKeys{Withheld: "SPIRE's"}, func(k *jwtkeys.Keys) bool { return k.Withheld == "SPIRE's" && k.Bundle.Empty() })
+}
+
+// stream is an agent's that only listens.
+type stream struct {
+	grpc.ServerStream
+	ctx  context.Context
+	sent chan *meshpb.TrustUpdate
+}
+
+func (s *stream) Context() context.Context { return s.ctx }
+func (s *stream) Send(u *meshpb.TrustUpdate) error {
+	s.sent <- u
+	return nil
+}
+func (s *stream) Recv() (*meshpb.TrustReport, error) {
+	<-s.ctx.Done()
+	return nil, s.ctx.Err()
+}
+
+// TestNothingNewIsNotSent: every update has a complete report of every agent for an answer.
+func TestNothingNewIsNotSent(t *testing.T) {
+	before, after := authority(t), authority(t)
+	say := &saying{}
+	say.say(before, before.Root())
+	var asked atomic.Int32
+	server, err := NewServer(ServerConfig{Logger: slog.New(slog.DiscardHandler),
+		Authority: func() (Said, <-chan struct{}) { asked.Add(1); return say.authority() },
+		Federation: func() (*meshpb.Federation, <-chan struct{}) {
+			return &meshpb.Federation{Domains: []*meshpb.DomainBundle{{TrustDomain: "theirs.test", Bundle: []byte("{}")}}}, nil
+		},
+		Authenticate: func(context.Context) (string, error) { return "n1", nil }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	s, done := &stream{ctx: ctx, sent: make(chan *meshpb.TrustUpdate, 100)}, make(chan error, 1)
+	go func() { done <- server.Follow(s) }()
+	for i := range int32(10) {
+		testenv.Eventually(t, 10*time.Second, "it has looked", func() bool { return asked.Load() == i+1 })
+		say.say(before, before.Root())
+	}
+	testenv.Eventually(t, 10*time.Second, "it has looked", func() bool { return asked.Load() == 11 })
+	say.say(before, before.Root(), after.Root())
+	first, second := <-s.sent, <-s.sent
+	if len(first.GetRoots()) != 1 || len(second.GetRoots()) != 2 || len(second.GetFederation().GetDomains()) != 1 || len(s.sent) != 0 {
+		t.Errorf("sent are %v, %v and %d more", first, second, len(s.sent))
+	}
+	cancel()
+	<-done
+	server.Drain()
 }
 
 // TestOlderOperator has nothing of the service.
