@@ -79,7 +79,7 @@ func CompileEach(objs *Objects) (*Compiled, error) {
 func newCompiler(objs *Objects, each bool) *compiler {
 	return &compiler{
 		objs: objs, each: each,
-		namespaces: map[string]bool{},
+		namespaces: map[string]namespace{},
 		members:    map[string][]*mesh.Workload{},
 		addresses:  make(map[netip.Addr]owner, len(objs.Workloads)+len(objs.Pods)+len(objs.Services)),
 		netns:      map[string]owner{},
@@ -106,6 +106,7 @@ func (c *compiler) compileRest() {
 	c.compileNetworkPolicies()
 	c.compileServices()
 	c.addExternal()
+	c.seeRequests()
 }
 
 // compiler holds what is known while compiling.
@@ -114,7 +115,7 @@ type compiler struct {
 	each       bool // see CompileEach
 	out        Compiled
 	found      check.List
-	namespaces map[string]bool             // by name: whether its label enrolls workloads
+	namespaces map[string]namespace        // by name
 	members    map[string][]*mesh.Workload // by namespace, sorted by key
 	settings   check.Settings
 	mesh       subject
@@ -211,8 +212,14 @@ func (c *compiler) compileNamespaces() {
 		s.DomainLabel("metadata.name", ns.Value.Name)
 		s.Labels("metadata.labels", ns.Value.Labels)
 		enrolled, _ := s.enrolled(ns.Value.Labels)
-		c.namespaces[ns.Value.Name] = enrolled
+		c.namespaces[ns.Value.Name] = namespace{enrolled, check.WaypointOf(s.Subject, ns.Value.Labels)}
 	}
+}
+
+// namespace is what the labels of one say of what is in it.
+type namespace struct {
+	enrolled bool
+	waypoint check.Waypoint
 }
 
 // enrolled returns what LabelMesh says, and whether it says anything.

@@ -34,9 +34,8 @@ type Endpoint struct {
 }
 
 // ExternalNamespace is that of endpoints which are neither pods nor Workloads,
-// such as the API server: no namespace of Kubernetes can have this name. Their
-// names are their addresses, and nothing about them is proved.
-const ExternalNamespace = "EXTERNAL"
+// such as the API server.
+const ExternalNamespace = mesh.ExternalNamespace
 
 // external is an endpoint of that namespace.
 type external struct {

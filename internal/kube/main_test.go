@@ -129,6 +129,9 @@ func dump(b *bytes.Buffer, c *Compiled) {
 	}
 	for _, svc := range c.Services {
 		fmt.Fprintf(b, "service %v hostname=%s addresses=%v ports=%v endpoints=%v\n", svc.Key, svc.Hostname(), svc.Addresses, svc.Ports, svc.Endpoints)
+		if svc.Waypoint != (mesh.Key{}) {
+			fmt.Fprintf(b, "  waypoint %v bypass=%v\n", svc.Waypoint, svc.Bypass)
+		}
 		for _, port := range svc.UDPPorts {
 			fmt.Fprintf(b, "  udp port %v\n", port)
 		}
@@ -143,7 +146,7 @@ func dumpPolicies(b *bytes.Buffer, indent string, policies []*mesh.Policy) {
 	for _, p := range policies {
 		fmt.Fprintf(b, "%spolicy %v %v selector=%v\n", indent, p.Key, p.Action, p.Selector)
 		for i, r := range p.Rules {
-			fmt.Fprintf(b, "%s  rule %d from=%+v to=%+v\n", indent, i, r.From, r.To)
+			fmt.Fprintf(b, "%s  rule %d from=%+v to=%s\n", indent, i, r.From, destinations(r.To))
 		}
 	}
 }
@@ -186,4 +189,17 @@ func egressName(m mesh.EgressMode) string {
 		return "DENY"
 	}
 	return "ALLOW"
+}
+
+// destinations shows what requests are about where something is said of them.
+func destinations(all []mesh.Destination) string {
+	var texts []string
+	for _, to := range all {
+		text := fmt.Sprintf("{Ports:%v NotPorts:%v Requests:<nil>}", to.Ports, to.NotPorts)
+		if to.Requests != nil {
+			text = fmt.Sprintf("{Ports:%v NotPorts:%v Requests:%+v}", to.Ports, to.NotPorts, *to.Requests)
+		}
+		texts = append(texts, text)
+	}
+	return "[" + strings.Join(texts, " ") + "]"
 }

@@ -4,6 +4,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/heddle-mesh/heddle/api/v1alpha1"
 	"github.com/heddle-mesh/heddle/internal/kube/folder"
@@ -25,6 +26,13 @@ type Objects struct {
 	PeerAuthentications   []Sourced[v1alpha1.PeerAuthentication]
 	AuthorizationPolicies []Sourced[v1alpha1.AuthorizationPolicy]
 	NetworkPolicies       []Sourced[networkingv1.NetworkPolicy]
+	// HTTPRoutes, GRPCRoutes, TLSRoutes, TCPRoutes and Grants come from a folder only; package folderroutes
+	// compiles them.
+	HTTPRoutes []Sourced[gatewayv1.HTTPRoute]
+	GRPCRoutes []Sourced[gatewayv1.GRPCRoute]
+	TLSRoutes  []Sourced[gatewayv1.TLSRoute]
+	TCPRoutes  []Sourced[gatewayv1.TCPRoute]
+	Grants     []Sourced[gatewayv1.ReferenceGrant]
 	// Pods, Slices and Zones (the zone of each node, by its name) come from a
 	// cluster only. Slices are those of services without a selector.
 	Pods   []*Pod
@@ -43,11 +51,16 @@ type Objects struct {
 
 // kinds are those that a folder may hold; what is read goes into objs.
 func kinds(objs *Objects) []folder.Kind {
-	heddle := v1alpha1.GroupVersion().String()
+	heddle, gateway := v1alpha1.GroupVersion().String(), gatewayv1.GroupVersion.String()
 	return []folder.Kind{
 		{APIVersion: "v1", Name: "Namespace", Read: reader(&objs.Namespaces)},
 		{APIVersion: "v1", Name: "Service", Namespaced: true, Read: reader(&objs.Services)},
 		{APIVersion: networkingv1.SchemeGroupVersion.String(), Name: "NetworkPolicy", Namespaced: true, Read: reader(&objs.NetworkPolicies)},
+		{APIVersion: gateway, Name: "HTTPRoute", Namespaced: true, Read: reader(&objs.HTTPRoutes)},
+		{APIVersion: gateway, Name: "GRPCRoute", Namespaced: true, Read: reader(&objs.GRPCRoutes)},
+		{APIVersion: gateway, Name: "TLSRoute", Namespaced: true, Read: reader(&objs.TLSRoutes)},
+		{APIVersion: gateway, Name: "TCPRoute", Namespaced: true, Read: reader(&objs.TCPRoutes)},
+		{APIVersion: gateway, Name: "ReferenceGrant", Namespaced: true, Read: reader(&objs.Grants)},
 		{APIVersion: heddle, Name: "Mesh", Read: reader(&objs.Meshes)},
 		{APIVersion: heddle, Name: "Workload", Namespaced: true, Read: reader(&objs.Workloads)},
 		{APIVersion: heddle, Name: "PeerAuthentication", Namespaced: true, Read: reader(&objs.PeerAuthentications)},

@@ -90,13 +90,13 @@ func (c *compiler) compilePods(authentications map[string][]authentication) {
 	}
 	c.out.Workloads = make([]mesh.Workload, 0, len(pods)+len(c.objs.Workloads))
 	for _, p := range pods {
-		enrolls, known := c.namespaces[p.Namespace]
+		space, known := c.namespaces[p.Namespace]
 		if !known || p.Finished || p.Node == "" {
 			continue // not yet, or no more
 		}
 		s := c.subjectOf(Ref{Kind: "Pod", Namespace: p.Namespace, Name: p.Name}, Origin{})
 		enrolled, given := s.enrolled(p.Labels)
-		enrolled = enrolled || !given && enrolls
+		enrolled = enrolled || !given && space.enrolled
 		if p.HostNetwork {
 			c.hosts[p.Namespace] = append(c.hosts[p.Namespace], p)
 			if enrolled {

@@ -35,3 +35,26 @@ func (c *compiler) warnPolicies() {
 		}
 	}
 }
+
+// seeRequests comes after the services, and looks for who sees what policies say of requests.
+func (c *compiler) seeRequests() {
+	byNamespace := map[string][]*mesh.Service{}
+	for _, ap := range sorted(c.objs.AuthorizationPolicies) {
+		key := mesh.Key{Namespace: ap.Value.Namespace, Name: ap.Value.Name}
+		i, ok := slices.BinarySearchFunc(c.out.Policies, key, func(p mesh.Policy, k mesh.Key) int { return p.Key.Compare(k) })
+		if !ok || !c.out.Policies[i].AboutRequests() {
+			continue
+		}
+		p := &c.out.Policies[i]
+		if _, made := byNamespace[p.Namespace]; !made {
+			byNamespace[p.Namespace] = nil
+			for j := range c.out.Services {
+				if c.out.Services[j].Namespace == p.Namespace {
+					byNamespace[p.Namespace] = append(byNamespace[p.Namespace], &c.out.Services[j])
+				}
+			}
+		}
+		selected := slices.DeleteFunc(slices.Clone(c.members[p.Namespace]), func(w *mesh.Workload) bool { return !p.Selects(w.Namespace, w.Labels) })
+		policies.Unseen(policies.Subject{Subject: c.subject("AuthorizationPolicy", ap.Value, ap.Origin).Subject, Found: &c.found}, ap.Value, selected, byNamespace[p.Namespace])
+	}
+}

@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
+	"github.com/heddle-mesh/heddle/internal/kube/check"
 	"github.com/heddle-mesh/heddle/internal/kube/ports"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
@@ -45,8 +46,37 @@ func (c *compiler) compileServices() {
 		}
 		ports.Fit(s.Subject, &out[i])
 	}
+	c.compileWaypoints(services, out)
 	c.out.Services = out
 	slices.SortFunc(c.out.Services, func(a, b mesh.Service) int { return a.Key.Compare(b.Key) })
+}
+
+// compileWaypoints says through which waypoints services are reached.
+func (c *compiler) compileWaypoints(services []Sourced[corev1.Service], out []mesh.Service) {
+	there := make(map[mesh.Key]int, len(out))
+	for i := range out {
+		there[out[i].Key] = i
+	}
+	known := func(key mesh.Key) bool { _, ok := there[key]; return ok }
+	for i, svc := range services {
+		s := c.subject("Service", svc.Value, svc.Origin)
+		choice := check.WaypointOf(s.Subject, svc.Value.Labels)
+		choice.Check(s.Subject, out[i].Namespace, out[i].Name, known)
+		waypoint, bypass := choice.In(c.namespaces[out[i].Namespace].waypoint, out[i].Key)
+		if waypoint == (mesh.Key{}) {
+			continue
+		}
+		var front *corev1.Service
+		if at, ok := there[waypoint]; ok && at != i {
+			front = services[at].Value
+		}
+		if choice.Front(s.Subject, &out[i], front) {
+			out[i].Waypoint, out[i].Bypass = waypoint, bypass
+		}
+	}
+	for _, ns := range c.objs.Namespaces {
+		c.namespaces[ns.Value.Name].waypoint.Check(c.subject("Namespace", ns.Value, ns.Origin).Subject, ns.Value.Name, "", known)
+	}
 }
 
 // uncounted says who may be behind a service, for whoever routes to its address, that is
@@ -184,7 +214,9 @@ func (s subject) servicePorts(svc *corev1.Service, endpoints []mesh.Key, enrolle
 		names[p.Name], numbers[p.Port] = true, true
 		port, ok := s.Port(field+".port", p.Port)
 		if out, targetOK := s.target(field+".targetPort", svc, &p, endpoints, enrolled); ok && targetOK {
-			out.Name, out.Port = p.Name, port
+			if out.Name, out.Port = p.Name, port; p.AppProtocol != nil {
+				out.AppProtocol = *p.AppProtocol
+			}
 			all = append(all, out)
 			for _, at := range out.Elsewhere {
 				elsewhere += len(at.Endpoints)
@@ -236,13 +268,17 @@ func (s subject) target(field string, svc *corev1.Service, p *corev1.ServicePort
 	}
 	numbers.Place(&out, endpoints)
 	for _, number := range numbers.Numbers() {
-		if mesh.ReservedPort(number) && slices.ContainsFunc(numbers.Of(number), s.compiler.isEnrolled) {
+		if ownPort(number) && slices.ContainsFunc(numbers.Of(number), s.compiler.isEnrolled) {
 			s.Problem(field, "let the workloads listen elsewhere", "port %d is the agent's own in an enrolled workload", number)
 			return out, number != out.TargetPort
 		}
 	}
 	return out, true
 }
+
+// ownPort reports whether a service cannot lead to a port of enrolled workloads. That of
+// waypoints is what their own Services have, though nobody is let through to it by them.
+func ownPort(port uint16) bool { return port != mesh.WaypointPort && mesh.ReservedPort(port) }
 
 func (s subject) targetPort(field string, p *corev1.ServicePort, enrolled bool) (uint16, bool) {
 	if p.TargetPort.Type == intstr.String {
@@ -258,7 +294,7 @@ func (s subject) targetPort(field string, p *corev1.ServicePort, enrolled bool) 
 		}
 	}
 	port, ok := s.Port(field, number)
-	if ok && enrolled && mesh.ReservedPort(port) {
+	if ok && enrolled && ownPort(port) {
 		s.Problem(field, "let the workloads listen elsewhere", "port %d is the agent's own in an enrolled workload", port)
 		return 0, false
 	}

@@ -164,7 +164,7 @@ func (c *compiler) compileWorkloads(authentications map[string][]authentication)
 			out.ServiceAccount = "default"
 		}
 		enrolled, given := s.enrolled(w.Value.Labels)
-		out.Enrolled = enrolled || !given && c.namespaces[w.Value.Namespace]
+		out.Enrolled = enrolled || !given && c.namespaces[w.Value.Namespace].enrolled
 		out.Mode, out.PortModes = resolve(authentications[w.Value.Namespace], w.Value.Labels, c.settings.Mode)
 		out.DNS = c.settings.DNS.Of(w.Value.Namespace)
 		s.addDatagrams(&out)

@@ -46,6 +46,7 @@ func Mesh(s Subject, spec *v1alpha1.MeshSpec) (out Settings) {
 		}
 		out.Mesh.RevokedIdentities = append(out.Mesh.RevokedIdentities, id)
 	}
+	out.Mesh.Federation = federation(s, out.Mesh.TrustDomain, spec.Federation)
 	return out
 }
 
@@ -53,26 +54,31 @@ func Mesh(s Subject, spec *v1alpha1.MeshSpec) (out Settings) {
 const maxPath = len("/ns/") + 63 + len("/sa/") + 253
 
 // Bound leaves as many revoked identities to agents as they can be told of, and reports
-// the others, which stay revoked at the signer. First come those that this mesh's signer
-// can have given a certificate: no other has one that a peer would believe.
+// the others, which stay revoked at the signer. First come those that somebody can have
+// given a certificate that a peer would believe: this mesh's signer, or a trust domain that
+// the mesh is federated with, whose signer knows nothing of what is revoked here.
 func Bound(s Subject, m *mesh.Settings) {
 	n := fit.Revoked(m)
 	if n == len(m.RevokedIdentities) {
 		return
 	}
-	ours, others := make([]spiffeid.ID, 0, len(m.RevokedIdentities)), []spiffeid.ID(nil)
+	federated := map[spiffeid.TrustDomain]bool{}
+	for i := range m.Federation {
+		federated[m.Federation[i].TrustDomain] = true
+	}
+	believed, others := make([]spiffeid.ID, 0, len(m.RevokedIdentities)), []spiffeid.ID(nil)
 	for _, id := range m.RevokedIdentities {
-		if id.MemberOf(m.TrustDomain) && len(id.Path()) <= maxPath {
-			ours = append(ours, id)
+		if id.MemberOf(m.TrustDomain) && len(id.Path()) <= maxPath || federated[id.TrustDomain()] {
+			believed = append(believed, id)
 		} else {
 			others = append(others, id)
 		}
 	}
-	m.RevokedIdentities = append(ours, others...)
+	m.RevokedIdentities = append(believed, others...)
 	n = fit.Revoked(m)
 	m.RevokedIdentities, m.RevokedUntold = m.RevokedIdentities[:n:n], m.RevokedIdentities[n:]
-	s.Problem("spec.revokedIdentities", "take out those whose certificates have ended, and those of others' trust domains; the signer refuses all of them meanwhile",
-		"come to more than agents take: %d of %d are not refused by agents, beginning with %s", len(m.RevokedUntold), len(ours)+len(others), m.RevokedUntold[0])
+	s.Problem("spec.revokedIdentities", "take out those whose certificates have ended, and those of trust domains that are not federated; the signer refuses those of "+m.TrustDomain.Name()+" meanwhile, and nobody those of federated trust domains",
+		"come to more than agents take: %d of %d are not refused by agents, beginning with %s", len(m.RevokedUntold), len(believed)+len(others), m.RevokedUntold[0])
 }
 
 func egress(s Subject, field string, mode v1alpha1.EgressMode) mesh.EgressMode {

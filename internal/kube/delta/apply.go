@@ -54,16 +54,16 @@ func (a *concern) note(changes []Change) bool {
 			was, _ := c.Was.(*kube.Pod)
 			is, _ := c.Is.(*kube.Pod)
 			// What is said about UDP of one depends on how much is of the others.
-			ok = !a.opensDatagrams(object.Namespace) && a.pod(was, is, object.Key())
+			ok = !a.opensDatagrams(object.Namespace) && (!a.aboutRequests(object.Namespace) || was != nil && is != nil && alike(was, is)) && a.pod(was, is, object.Key())
 		case *corev1.Service:
 			was, _ := c.Was.(*corev1.Service)
 			is, _ := c.Is.(*corev1.Service)
-			ok = a.service(was, is, mesh.Key{Namespace: object.Namespace, Name: object.Name})
+			ok = !a.aboutRequests(object.Namespace) && a.service(was, is, mesh.Key{Namespace: object.Namespace, Name: object.Name})
 		case *v1alpha1.AuthorizationPolicy:
 			was, _ := c.Was.(*v1alpha1.AuthorizationPolicy)
 			is, _ := c.Is.(*v1alpha1.AuthorizationPolicy)
 			// What is said about UDP is part of the workloads that it is said of.
-			ok = !a.opensDatagrams(object.Namespace) && !(a.objects.ExperimentalUDP && (policies.OpensUDP(was) || policies.OpensUDP(is))) &&
+			ok = !a.opensDatagrams(object.Namespace) && !policies.AboutRequests(was) && !policies.AboutRequests(is) && !(a.objects.ExperimentalUDP && (policies.OpensUDP(was) || policies.OpensUDP(is))) &&
 				a.policy(is, mesh.Key{Namespace: object.Namespace, Name: object.Name})
 		}
 		if !ok {
@@ -162,12 +162,43 @@ func (a *concern) service(was, is *corev1.Service, key mesh.Key) bool {
 			return false
 		}
 	}
+	if (was == nil || is == nil || was.Spec.Type != is.Spec.Type || !slices.Equal(was.Spec.Ports, is.Spec.Ports)) && a.isWaypoint(key) {
+		return false // others' problems are of a waypoint that is not there, or is none
+	}
 	if a.services[key] = is; is != nil {
 		put(a.Compiler.services, key.Namespace, key.Name, is)
 	} else {
 		delete(a.Compiler.services[key.Namespace], key.Name)
 	}
 	return true
+}
+
+// isWaypoint reports whether services, or a namespace, have a service as their waypoint.
+func (a *concern) isWaypoint(key mesh.Key) bool {
+	for _, ns := range a.objects.Namespaces {
+		if ns.Value.Name == key.Namespace && ns.Value.Labels[v1alpha1.LabelWaypoint] == key.Name {
+			return true
+		}
+	}
+	for _, s := range a.Compiler.services[key.Namespace] {
+		if s.Labels[v1alpha1.LabelWaypoint] == key.Name {
+			return true
+		}
+	}
+	return false
+}
+
+// waypointOf returns the name of the waypoint that a service or its namespace names.
+func (a *concern) waypointOf(s *corev1.Service) string {
+	if name, named := s.Labels[v1alpha1.LabelWaypoint]; named {
+		return name
+	}
+	for _, ns := range a.objects.Namespaces {
+		if ns.Value.Name == s.Namespace {
+			return ns.Value.Labels[v1alpha1.LabelWaypoint]
+		}
+	}
+	return ""
 }
 
 func (a *concern) policy(is *v1alpha1.AuthorizationPolicy, key mesh.Key) bool {
@@ -227,7 +258,7 @@ func (a *concern) compile() (Result, bool) {
 // subset returns the objects to compile: those that are concerned, and what they refer
 // to.
 func (a *concern) subset() (*kube.Objects, bool) {
-	pods, spaces := map[mesh.Key]*kube.Pod{}, map[string]bool{}
+	pods, spaces, beside := map[mesh.Key]*kube.Pod{}, map[string]bool{}, map[mesh.Key]bool{}
 	for key, p := range a.pods {
 		if p != nil {
 			pods[key], spaces[key.Namespace] = p, true
@@ -247,6 +278,11 @@ func (a *concern) subset() (*kube.Objects, bool) {
 			pods[p.Key()] = p
 		}
 		objs.Services = append(objs.Services, kube.Sourced[corev1.Service]{Value: s})
+		waypoint := mesh.Key{Namespace: key.Namespace, Name: a.waypointOf(s)}
+		if w := a.Compiler.services[waypoint.Namespace][waypoint.Name]; w != nil && a.services[waypoint] == nil && !beside[waypoint] {
+			beside[waypoint] = true // it is there, whatever it comes to
+			objs.Services = append(objs.Services, kube.Sourced[corev1.Service]{Value: w})
+		}
 	}
 	for key, p := range a.policies {
 		if p == nil {
@@ -277,6 +313,17 @@ func (c *Compiler) entangled(p *kube.Pod) bool {
 
 func (c *Compiler) anyDisputed(addrs []netip.Addr) bool {
 	return slices.ContainsFunc(addrs, func(addr netip.Addr) bool { return c.disputed[addr] })
+}
+
+// aboutRequests reports whether a policy of a namespace is about requests: whether it can be
+// depends on which services lead to all of its workloads.
+func (c *Compiler) aboutRequests(namespace string) bool {
+	for _, p := range c.policies[namespace] {
+		if policies.AboutRequests(p) {
+			return true
+		}
+	}
+	return false
 }
 
 // opensDatagrams reports whether a policy of a namespace lets datagrams in.

@@ -8,7 +8,8 @@
 // addresses that two objects claim, or that lead to a service from outside, endpoints that are written by hand; pods in
 // their nodes' networks; namespaces that have Workloads; and, where a change is of more
 // than a pod's readiness, a cluster that has NetworkPolicies, and a namespace that has
-// several PeerAuthentications; and pods of a namespace whose policies let datagrams in.
+// several PeerAuthentications; pods of a namespace whose policies let datagrams in;
+// and all of a namespace whose policies are about requests, but a pod's readiness.
 //
 // A Compiler belongs to one goroutine.
 package delta

@@ -112,7 +112,9 @@ func drawService(t *rapid.T, key mesh.Key) *corev1.Service {
 	if seldom(t, "anybody's") {
 		s.Spec.ClusterIP = fmt.Sprintf("10.0.0.%d", rapid.IntRange(1, 3).Draw(t, "ip"))
 	}
-	s.Spec.Ports = []corev1.ServicePort{{Name: "x", Port: 80, TargetPort: one(t, "target", intstr.FromInt32(80), intstr.FromString("http"), intstr.FromInt32(15008))}}
+	s.Labels = one(t, "labels", nil, nil, map[string]string{v1alpha1.LabelWaypoint: "o1"}, map[string]string{v1alpha1.LabelWaypoint: "o2", v1alpha1.LabelWaypointBypass: "true"},
+		map[string]string{v1alpha1.LabelWaypoint: "none"}, map[string]string{v1alpha1.LabelWaypoint: "No name", v1alpha1.LabelWaypointBypass: "perhaps"})
+	s.Spec.Ports = []corev1.ServicePort{{Name: one(t, "port", "x", "x", "http", "https"), Port: 80, TargetPort: one(t, "target", intstr.FromInt32(80), intstr.FromString("http"), intstr.FromInt32(15008), intstr.FromInt32(15009))}}
 	if rapid.Bool().Draw(t, "udp port") {
 		s.Spec.Ports = append(s.Spec.Ports, corev1.ServicePort{Name: "y", Port: 443, Protocol: corev1.ProtocolUDP})
 	}
@@ -129,6 +131,9 @@ func drawPolicy(t *rapid.T, key mesh.Key) *v1alpha1.AuthorizationPolicy {
 		v1alpha1.Source{Namespaces: []string{"gone"}}, v1alpha1.Source{ServiceAccounts: []string{"*"}})}}}
 	udp := v1alpha1.ProtocolUDP
 	p.Spec.Rules[0].To = one(t, "to", nil, nil, nil, nil, []v1alpha1.Destination{{Ports: []v1alpha1.Port{80}}}, []v1alpha1.Destination{{Protocol: &udp, Ports: []v1alpha1.Port{443}}})
+	if seldom(t, "about requests") {
+		p.Spec.Rules[0].To = one(t, "requests", []v1alpha1.Destination{{Methods: []string{"GET"}}}, []v1alpha1.Destination{{Ports: []v1alpha1.Port{80}, NotPaths: []string{"/admin*"}}})
+	}
 	return p
 }
 
@@ -154,7 +159,8 @@ func (s state) change(t *rapid.T) Change {
 		object = drawPolicy(t, key)
 	case "namespace":
 		key = mesh.Key{Name: key.Namespace}
-		object = &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: key.Name, Labels: map[string]string{v1alpha1.LabelMesh: one(t, "enrolled", v1alpha1.MeshEnabled, v1alpha1.MeshDisabled)}}}
+		object = &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: key.Name, Labels: map[string]string{v1alpha1.LabelMesh: one(t, "enrolled", v1alpha1.MeshEnabled, v1alpha1.MeshDisabled),
+			v1alpha1.LabelWaypoint: one(t, "waypoint", "o2", "o3", "none")}}}
 	case "authentication":
 		a := &v1alpha1.PeerAuthentication{ObjectMeta: meta(key)}
 		a.Spec.Mode = one(t, "mode", v1alpha1.PeerAuthenticationMode("STRICT"), "PERMISSIVE")
@@ -433,6 +439,99 @@ func TestServicesOfHostPodsAreLeftToCompilingEverything(t *testing.T) {
 			if _, still := next.Workload(external); still {
 				t.Errorf("%s: %v is still there", what, external)
 			}
+		}
+	}
+}
+
+// TestPoliciesAboutRequestsFollowWhoSeesThem: what is said of one is what compiling everything says, whatever it is that
+// takes its waypoint away, or brings it.
+func TestPoliciesAboutRequestsFollowWhoSeesThem(t *testing.T) {
+	key := func(name string) mesh.Key { return mesh.Key{Namespace: "shop", Name: name} }
+	pod := func(name, address string, labels map[string]string) *kube.Pod {
+		return &kube.Pod{Namespace: "shop", Name: name, Node: "n1", ServiceAccount: "a", Labels: labels, Addresses: []netip.Addr{netip.MustParseAddr(address)}, Ready: true}
+	}
+	service := func(name, port, ip string, labels map[string]string) *corev1.Service {
+		target := map[string]int32{"a": 8080, "w": int32(mesh.WaypointPort)}[name]
+		return &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, Labels: labels},
+			Spec: corev1.ServiceSpec{Selector: map[string]string{"app": name}, ClusterIP: ip, Ports: []corev1.ServicePort{{Name: port, Port: 80, TargetPort: intstr.FromInt32(target)}}}}
+	}
+	policy := func(to ...v1alpha1.Destination) *v1alpha1.AuthorizationPolicy {
+		return &v1alpha1.AuthorizationPolicy{ObjectMeta: meta(key("p")), Spec: v1alpha1.AuthorizationPolicySpec{Rules: []v1alpha1.Rule{{To: to}}}}
+	}
+	namespace := func(labels map[string]string) *corev1.Namespace {
+		labels[v1alpha1.LabelMesh] = v1alpha1.MeshEnabled
+		return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop", Labels: labels}}
+	}
+	unready := func(p *kube.Pod) *kube.Pod { p.Ready = false; return p }
+	app := func(name string) map[string]string { return map[string]string{"app": name} }
+	behind, get := map[string]string{v1alpha1.LabelWaypoint: "w"}, v1alpha1.Destination{Methods: []string{"GET"}}
+	s := state{}
+	s.set("mesh", mesh.Key{}, &v1alpha1.Mesh{ObjectMeta: metav1.ObjectMeta{Name: "default"}, Spec: v1alpha1.MeshSpec{TrustDomain: "example.org", ClusterRanges: []v1alpha1.AddressBlock{"10.0.0.0/8"}}})
+	s.set("namespace", mesh.Key{Name: "shop"}, namespace(map[string]string{}))
+	s.set("pod", key("a"), pod("a", "10.0.1.1", app("a")))
+	s.set("pod", key("w"), pod("w", "10.0.1.2", app("w")))
+	s.set("service", key("a"), service("a", "http", "10.0.2.1", behind))
+	s.set("service", key("w"), service("w", "http", "10.0.2.2", nil))
+	s.set("policy", key("p"), policy(get))
+	var c Compiler
+	compiled, err := c.Compile(s.objects())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(compiled.Refused) > 0 {
+		t.Fatalf("at first: %s", said(compiled.Refused))
+	}
+	is, err := compiled.View("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct {
+		what, kind string
+		key        mesh.Key
+		is         any
+		refused    bool
+	}{
+		{"the pod is not ready", "pod", key("a"), unready(pod("a", "10.0.1.1", app("a"))), false},
+		{"the label goes", "service", key("a"), service("a", "http", "10.0.2.1", nil), true},
+		{"the namespace has it", "namespace", mesh.Key{Name: "shop"}, namespace(map[string]string{v1alpha1.LabelWaypoint: "w"}), false},
+		{"the port is of TLS", "service", key("a"), service("a", "https", "10.0.2.1", behind), true},
+		{"it is again of HTTP", "service", key("a"), service("a", "http", "10.0.2.1", behind), false},
+		{"the pod is of no service", "pod", key("a"), pod("a", "10.0.1.1", app("other")), true},
+		{"it is again of its own", "pod", key("a"), pod("a", "10.0.1.1", app("a")), false},
+		{"another is of none", "pod", key("b"), pod("b", "10.0.1.3", app("b")), true},
+		{"it goes", "pod", key("b"), nil, false},
+		{"the policy is about another port", "policy", key("p"), policy(v1alpha1.Destination{Ports: []v1alpha1.Port{9}, Methods: []string{"GET"}}), true},
+		{"it is about the port alone", "policy", key("p"), policy(v1alpha1.Destination{Ports: []v1alpha1.Port{9}}), false},
+		{"it is about requests again", "policy", key("p"), policy(get), false},
+		{"the service goes", "service", key("a"), nil, true},
+		{"the policy goes", "policy", key("p"), nil, false},
+	} {
+		change := s.set(step.kind, step.key, step.is)
+		r, ok := c.Apply(is, []Change{change})
+		if compiled, err = kube.CompileEach(s.objects()); err != nil {
+			t.Fatal(err)
+		}
+		want := said(compiled.Refused)
+		if alone := step.what == "the pod is not ready"; ok != alone {
+			t.Errorf("%s: compiled alone is %v", step.what, ok)
+		}
+		if ok {
+			if got := said(r.Refused); got != want {
+				t.Errorf("%s: says\n%s\nwant\n%s", step.what, got, want)
+			}
+			if is, err = is.With("", r.Change); err != nil {
+				t.Fatal(err)
+			}
+		} else {
+			if compiled, err = c.Compile(s.objects()); err != nil {
+				t.Fatal(err)
+			}
+			if is, err = compiled.View(""); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := said(compiled.Refused) != ""; got != step.refused {
+			t.Errorf("%s: refused is %v, want %v: %s", step.what, got, step.refused, want)
 		}
 	}
 }

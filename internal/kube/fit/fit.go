@@ -43,8 +43,19 @@ func Policy(p *mesh.Policy) int {
 			n += (16 + 2*entry) * (len(from.IPBlocks) + len(from.NotIPBlocks))
 		}
 		for j := range p.Rules[i].To {
-			n += entry * (1 + len(p.Rules[i].To[j].Ports) + len(p.Rules[i].To[j].NotPorts))
+			n += entry*(1+len(p.Rules[i].To[j].Ports)+len(p.Rules[i].To[j].NotPorts)) + requests(p.Rules[i].To[j].Requests)
 		}
+	}
+	return n
+}
+
+func requests(m *mesh.RequestMatch) int {
+	if m == nil {
+		return 0
+	}
+	n := entry + texts(m.Hosts...) + texts(m.NotHosts...) + texts(m.Methods...) + texts(m.NotMethods...) + texts(m.Paths...) + texts(m.NotPaths...)
+	for i := range m.Headers {
+		n += 2*entry + texts(m.Headers[i].Name) + texts(m.Headers[i].Values...)
 	}
 	return n
 }
@@ -58,6 +69,9 @@ func Revoked(s *mesh.Settings) int {
 	n := texts(s.TrustDomain.Name()) + (16+2*entry)*len(s.ClusterRanges) + entry
 	for namespace := range s.EgressNamespaces {
 		n += texts(namespace) + 2*entry
+	}
+	for i := range s.Federation {
+		n += texts(s.Federation[i].TrustDomain.Name())
 	}
 	for i := range s.RevokedIdentities {
 		if n += texts(s.RevokedIdentities[i].String()); n > maxSettings {

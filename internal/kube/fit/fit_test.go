@@ -171,6 +171,16 @@ func TestAMeshIsMeasuredAsItIsTold(t *testing.T) {
 	if !view.Revoked(told[0]) || !view.Barred(told[0]) || view.Barred(spiffeid.RequireFromString("spiffe://example.org/ns/shop/sa/web")) {
 		t.Error("who is revoked is another")
 	}
+	// Nobody but agents refuses identities of a federated trust domain: they are told of those.
+	spec.Federation = []v1alpha1.FederatedDomain{{TrustDomain: "elsewhere.example", Endpoint: "https://elsewhere.example/", Profile: v1alpha1.FederationWeb}}
+	c, view = snapshot(t, objs)
+	refusal(t, c, "Mesh default: spec.revokedIdentities: come to more than agents take: ")
+	for i, text := range spec.RevokedIdentities[:others] {
+		if id := spiffeid.RequireFromString(text); !view.Revoked(id) {
+			t.Fatalf("%d of a federated trust domain, %s, is not told; refused %v", i, id, c.Refused)
+		}
+	}
+	spec.Federation = nil
 	spec.RevokedIdentities = spec.RevokedIdentities[:3000]
 	if c, view := snapshot(t, objs); len(c.Refused) > 0 || len(view.Settings().RevokedIdentities) != 3000 || len(view.Settings().RevokedUntold) > 0 {
 		t.Errorf("one that fits is refused: %v", c.Refused)

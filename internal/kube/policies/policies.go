@@ -102,10 +102,10 @@ func (s Subject) rule(field string, rule *v1alpha1.Rule, namespace string, actio
 	}
 	for i := range rule.To {
 		at, to := fmt.Sprintf("%s.to[%d]", field, i), &rule.To[i]
-		out := mesh.Destination{Ports: s.Ports(at+".ports", to.Ports), NotPorts: s.Ports(at+".notPorts", to.NotPorts)}
+		out := mesh.Destination{Ports: s.Ports(at+".ports", to.Ports), NotPorts: s.Ports(at+".notPorts", to.NotPorts), Requests: s.requests(at, to)}
 		switch {
-		case to.Ports == nil && to.NotPorts == nil && to.Protocol == nil:
-			s.Problem(at, "write ports, notPorts or protocol, or leave the entry out", "is empty, and would match every port")
+		case to.Ports == nil && to.NotPorts == nil && to.Protocol == nil && !ofRequests(to):
+			s.Problem(at, "write ports, notPorts, protocol, hosts, methods, paths or headers, or leave the entry out", "is empty, and would match every port")
 		case to.Protocol == nil || *to.Protocol == v1alpha1.ProtocolTCP:
 			tcp.To = append(tcp.To, out)
 		case !s.UDP && isUDP(to):

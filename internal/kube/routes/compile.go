@@ -2,7 +2,6 @@ package routes
 
 import (
 	"cmp"
-	"fmt"
 	"maps"
 	"slices"
 
@@ -20,8 +19,13 @@ import (
 type Objects struct {
 	HTTPRoutes []*gatewayv1.HTTPRoute
 	GRPCRoutes []*gatewayv1.GRPCRoute
+	TLSRoutes  []*gatewayv1.TLSRoute
+	TCPRoutes  []*gatewayv1.TCPRoute
 	Services   []*corev1.Service
 	Grants     []*gatewayv1.ReferenceGrant
+	// Untold says of routes that were compiled before why they cannot be told to waypoints: they
+	// are refused for it, whole. It may be nil.
+	Untold map[route.ID]string
 }
 
 // Good are the routes as they were when all of their rules could be served, by name.
@@ -33,6 +37,8 @@ type Good map[route.ID]GoodRoute
 type GoodRoute struct {
 	HTTP *gatewayv1.HTTPRoute `json:"http,omitempty"`
 	GRPC *gatewayv1.GRPCRoute `json:"grpc,omitempty"`
+	TLS  *gatewayv1.TLSRoute  `json:"tls,omitempty"`
+	TCP  *gatewayv1.TCPRoute  `json:"tcp,omitempty"`
 }
 
 // Compiled is what Objects mean.
@@ -51,6 +57,8 @@ type Compiled struct {
 type Status struct {
 	ID  route.ID
 	UID types.UID
+	// Generation is the object's, whatever is in force of it.
+	Generation int64
 	// Parents are those that are Services, in the order of the object's parentRefs. The times of
 	// the conditions are left for who writes them.
 	Parents []gatewayv1.RouteParentStatus
@@ -64,7 +72,7 @@ type Status struct {
 // are in force that can be ("Dropped Rule"). If none can, it is not accepted, and what was last good of it goes on. References that lead nowhere are no
 // such fault: their share of the requests is answered with 500, as the API wants it.
 func Compile(objs *Objects, good Good) *Compiled {
-	c := &compiler{services: map[keyed.Key]*corev1.Service{}, grants: map[string][]*gatewayv1.ReferenceGrant{}, out: Compiled{Good: Good{}}}
+	c := &compiler{untold: objs.Untold, services: map[keyed.Key]*corev1.Service{}, grants: map[string][]*gatewayv1.ReferenceGrant{}, out: Compiled{Good: Good{}}}
 	for _, s := range objs.Services {
 		c.services[keyed.Key{Namespace: s.Namespace, Name: s.Name}] = s
 	}
@@ -87,10 +95,11 @@ func Compile(objs *Objects, good Good) *Compiled {
 type compiler struct {
 	services map[keyed.Key]*corev1.Service
 	grants   map[string][]*gatewayv1.ReferenceGrant // by namespace
+	untold   map[route.ID]string
 	out      Compiled
 }
 
-// source is an HTTPRoute or a GRPCRoute, as far as the two are alike.
+// source is a route, as far as those of all kinds are alike.
 type source struct {
 	id        route.ID
 	meta      *metav1.ObjectMeta
@@ -100,7 +109,7 @@ type source struct {
 	rules     []ruleSource
 }
 
-// ruleSource is a rule of either kind; those fields are nil that its kind has not.
+// ruleSource is a rule of any kind; those fields are nil that its kind has not.
 type ruleSource struct {
 	name     *gatewayv1.SectionName
 	http     []gatewayv1.HTTPRouteMatch
@@ -121,6 +130,12 @@ func sources(objs *Objects) []*source {
 	for _, r := range objs.GRPCRoutes {
 		all = append(all, grpcSource(r))
 	}
+	for _, r := range objs.TLSRoutes {
+		all = append(all, tlsSource(r))
+	}
+	for _, r := range objs.TCPRoutes {
+		all = append(all, tcpSource(r))
+	}
 	slices.SortFunc(all, func(a, b *source) int {
 		return cmp.Or(cmp.Compare(a.id.Kind, b.id.Kind), a.id.Compare(b.id.Key))
 	})
@@ -133,6 +148,10 @@ func (g GoodRoute) source() *source {
 		return httpSource(g.HTTP)
 	case g.GRPC != nil:
 		return grpcSource(g.GRPC)
+	case g.TLS != nil:
+		return tlsSource(g.TLS)
+	case g.TCP != nil:
+		return tcpSource(g.TCP)
 	}
 	return nil
 }
@@ -213,6 +232,12 @@ func (c *compiler) attach(s, good *source) *attached {
 		return nil
 	}
 	rules, faults := compileRules(s)
+	if why := c.untold[s.id]; why != "" {
+		if len(faults) > 0 {
+			good = nil // it is what could not be told
+		}
+		rules, faults = nil, slices.Repeat([]fault{*unsupported("spec", "%s", why)}, len(s.rules))
+	}
 	a.faults = faults
 	switch {
 	case len(faults) == 0:
@@ -248,62 +273,6 @@ func (c *compiler) keepParents(a *attached, good *source) {
 	}
 }
 
-// settle leaves one kind of route to each port, for clients of one kind: GRPCRoutes, where
-// there are any (GEP-1426, "Route types").
-func settle(all []*attached) {
-	type place struct {
-		parent   route.Parent
-		consumer string
-	}
-	at := func(a *attached, p route.Parent) place {
-		if a.source.id.Namespace == p.Service.Namespace {
-			return place{parent: p}
-		}
-		return place{p, a.source.id.Namespace}
-	}
-	taken := map[place]route.ID{}
-	for _, a := range all {
-		if a.source.id.Kind != route.GRPC || a.served == nil {
-			continue
-		}
-		for _, l := range a.links {
-			for _, p := range l.ports {
-				if _, ok := taken[at(a, p)]; !ok {
-					taken[at(a, p)] = a.source.id
-				}
-			}
-		}
-	}
-	for _, a := range all {
-		if a.source.id.Kind == route.GRPC || a.served == nil {
-			continue
-		}
-		for i := range a.links {
-			a.links[i].lose(func(p route.Parent) (route.ID, bool) {
-				id, lost := taken[at(a, p)]
-				return id, lost
-			})
-		}
-	}
-}
-
-// lose takes the ports that are another route's from a link, and says so.
-func (l *link) lose(taken func(route.Parent) (route.ID, bool)) {
-	var kept []route.Parent
-	for _, p := range l.ports {
-		winner, lost := taken(p)
-		if !lost {
-			kept = append(kept, p)
-			continue
-		}
-		l.message = fmt.Sprintf("%s is for port %d too, and a GRPCRoute goes before an HTTPRoute; give each a port of its own by parentRefs[].port", winner, p.Port)
-	}
-	if len(l.ports) > 0 && len(kept) == 0 {
-		l.reason = reasonConflicted
-	}
-	l.ports = kept
-}
-
 // finish looks up what a route refers to, puts it into force and says so.
 func (c *compiler) finish(a *attached) {
 	parents := map[route.Parent]bool{}
@@ -321,6 +290,9 @@ func (c *compiler) finish(a *attached) {
 	}
 	if a.served != nil && len(parents) > 0 {
 		r := route.Route{ID: a.source.id, Created: a.source.meta.CreationTimestamp.Time, Parents: slices.SortedFunc(maps.Keys(parents), compareParents)}
+		if a.source.id.Kind == route.TLS {
+			r.Hostnames = serverNames(a.served.hostnames)
+		}
 		for _, rule := range a.rules {
 			r.Rules = append(r.Rules, rule.rule)
 		}

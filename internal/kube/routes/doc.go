@@ -1,4 +1,4 @@
-// Package routes compiles HTTPRoutes and GRPCRoutes of the Gateway API v1.6 that have
+// Package routes compiles HTTPRoutes, GRPCRoutes, TLSRoutes and TCPRoutes of the Gateway API v1.6 that have
 // Services for parents (GEP-1426) into the routes of package internal/mesh/route, and
 // says in status conditions what is in force and what is not, as the API has it.
 //

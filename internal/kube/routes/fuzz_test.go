@@ -14,7 +14,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/mesh/route"
 )
 
-// FuzzCompile: whatever is in two routes that a client wrote past every check of the API
+// FuzzCompile: whatever is in routes of each kind that a client wrote past every check of the API
 // server, a table can be made of what comes out, every parent has its conditions, and what is accepted
 // is in the table.
 func FuzzCompile(f *testing.F) {
@@ -40,20 +40,28 @@ spec: {ports: [{port: 80}]}`))
 			}
 			seeds := parse(f, part.Data)
 			for _, r := range seeds.HTTPRoutes {
-				f.Add(mustJSON(f, r), []byte("{}"))
+				f.Add(mustJSON(f, r), []byte("{}"), []byte("{}"), []byte("{}"))
 			}
 			for _, r := range seeds.GRPCRoutes {
-				f.Add([]byte("{}"), mustJSON(f, r))
+				f.Add([]byte("{}"), mustJSON(f, r), []byte("{}"), []byte("{}"))
+			}
+			for _, r := range seeds.TLSRoutes {
+				f.Add([]byte("{}"), []byte("{}"), mustJSON(f, r), []byte("{}"))
+			}
+			for _, r := range seeds.TCPRoutes {
+				f.Add([]byte("{}"), []byte("{}"), []byte("{}"), mustJSON(f, r))
 			}
 		}
 	}
-	f.Fuzz(func(t *testing.T, httpRoute, grpcRoute []byte) {
+	f.Fuzz(func(t *testing.T, httpRoute, grpcRoute, tlsRoute, tcpRoute []byte) {
 		h, g := &gatewayv1.HTTPRoute{}, &gatewayv1.GRPCRoute{}
-		if json.Unmarshal(httpRoute, h) != nil || json.Unmarshal(grpcRoute, g) != nil {
+		byName, bytes := &gatewayv1.TLSRoute{}, &gatewayv1.TCPRoute{}
+		if json.Unmarshal(httpRoute, h) != nil || json.Unmarshal(grpcRoute, g) != nil || json.Unmarshal(tlsRoute, byName) != nil || json.Unmarshal(tcpRoute, bytes) != nil {
 			return
 		}
 		input := *objs
 		input.HTTPRoutes, input.GRPCRoutes = []*gatewayv1.HTTPRoute{h}, []*gatewayv1.GRPCRoute{g}
+		input.TLSRoutes, input.TCPRoutes = []*gatewayv1.TLSRoute{byName}, []*gatewayv1.TCPRoute{bytes}
 		c := routes.Compile(&input, nil)
 		check(t, &input, c)
 		// A second time, with what was good, it means the same.

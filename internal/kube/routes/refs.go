@@ -3,6 +3,7 @@ package routes
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
@@ -99,7 +100,21 @@ func (c *compiler) lookUp(s *referrer, field string, ref *gatewayv1.BackendObjec
 		return wrong(gatewayv1.RouteReasonBackendNotFound, "Service %s has no TCP port %d; correct the port", key, *ref.Port)
 	}
 	to.port = uint16(*ref.Port)
+	if p := svc.Spec.Ports[i].AppProtocol; p != nil && s.id.Kind.Requests() && isTLS(*p) {
+		return wrong(gatewayv1.RouteReasonUnsupportedProtocol, "port %d of Service %s says appProtocol %q, and waypoints speak HTTP to workloads without TLS of its own; refer to a port without it",
+			*ref.Port, key, *p)
+	}
 	return to, nil
+}
+
+// isTLS reports whether an appProtocol is one in TLS, which a request cannot be sent on in (GEP-1911): the
+// mesh encrypts what waypoints send, and a workload that expects TLS within would read a request as none.
+func isTLS(appProtocol string) bool {
+	switch strings.ToLower(appProtocol) {
+	case "https", "tls", "kubernetes.io/wss":
+		return true
+	}
+	return false
 }
 
 // isOwnParent reports whether the route is about one service only, this one, and in force at

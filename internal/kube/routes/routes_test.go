@@ -55,9 +55,12 @@ func golden(t *testing.T, file string) {
 	}
 	objs := parse(t, parts["objects.yaml"])
 	compiled := routes.Compile(objs, good)
-	reversed := &routes.Objects{HTTPRoutes: slices.Clone(objs.HTTPRoutes), GRPCRoutes: slices.Clone(objs.GRPCRoutes), Services: slices.Clone(objs.Services), Grants: slices.Clone(objs.Grants)}
+	reversed := &routes.Objects{HTTPRoutes: slices.Clone(objs.HTTPRoutes), GRPCRoutes: slices.Clone(objs.GRPCRoutes),
+		TLSRoutes: slices.Clone(objs.TLSRoutes), TCPRoutes: slices.Clone(objs.TCPRoutes), Services: slices.Clone(objs.Services), Grants: slices.Clone(objs.Grants)}
 	slices.Reverse(reversed.HTTPRoutes)
 	slices.Reverse(reversed.GRPCRoutes)
+	slices.Reverse(reversed.TLSRoutes)
+	slices.Reverse(reversed.TCPRoutes)
 	slices.Reverse(reversed.Services)
 	slices.Reverse(reversed.Grants)
 	if diff := cmp.Diff(compiled, routes.Compile(reversed, good)); diff != "" {
@@ -100,6 +103,12 @@ func parse(t testing.TB, data []byte) *routes.Objects {
 		case "GRPCRoute":
 			objs.GRPCRoutes = append(objs.GRPCRoutes, &gatewayv1.GRPCRoute{})
 			read(objs.GRPCRoutes[len(objs.GRPCRoutes)-1])
+		case "TLSRoute":
+			objs.TLSRoutes = append(objs.TLSRoutes, &gatewayv1.TLSRoute{})
+			read(objs.TLSRoutes[len(objs.TLSRoutes)-1])
+		case "TCPRoute":
+			objs.TCPRoutes = append(objs.TCPRoutes, &gatewayv1.TCPRoute{})
+			read(objs.TCPRoutes[len(objs.TCPRoutes)-1])
 		case "ReferenceGrant":
 			objs.Grants = append(objs.Grants, &gatewayv1.ReferenceGrant{})
 			read(objs.Grants[len(objs.Grants)-1])
@@ -114,7 +123,11 @@ func parse(t testing.TB, data []byte) *routes.Objects {
 func dump(t *testing.T, c *routes.Compiled) string {
 	var b strings.Builder
 	for _, r := range c.Routes {
-		fmt.Fprintf(&b, "route %s parents=%v\n", r.ID, r.Parents)
+		fmt.Fprintf(&b, "route %s parents=%v", r.ID, r.Parents)
+		if len(r.Hostnames) > 0 {
+			fmt.Fprintf(&b, " hostnames=%v", r.Hostnames)
+		}
+		fmt.Fprintln(&b)
 		for _, rule := range r.Rules {
 			dumpRule(&b, &rule)
 		}
@@ -140,10 +153,15 @@ func dump(t *testing.T, c *routes.Compiled) string {
 	for _, s := range c.Statuses {
 		if good, ok := c.Good[s.ID]; ok {
 			generation := int64(0)
-			if good.HTTP != nil {
+			switch {
+			case good.HTTP != nil:
 				generation = good.HTTP.Generation
-			} else {
+			case good.GRPC != nil:
 				generation = good.GRPC.Generation
+			case good.TLS != nil:
+				generation = good.TLS.Generation
+			default:
+				generation = good.TCP.Generation
 			}
 			fmt.Fprintf(&b, "good %s generation=%d\n", s.ID, generation)
 		}
@@ -248,6 +266,48 @@ spec: {ports: [{port: 80}]}`)), nil)
 	}
 	if counts["cart-v2"] != 100+10 || counts["cart"] != 990 {
 		t.Errorf("requests go to %v, want 110 of 1100 to cart-v2: 100 that ask for it, and 1%% of 1000", counts)
+	}
+}
+
+// TestDocumentedConnections: what docs/routing.md shows of connections is accepted, and goes where it says.
+func TestDocumentedConnections(t *testing.T) {
+	page, err := os.ReadFile("../../../docs/routing.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := strings.Split(string(page), "```yaml\n")
+	if len(blocks) != 3 {
+		t.Fatalf("docs/routing.md has %d examples, want 2", len(blocks)-1)
+	}
+	example, _, _ := strings.Cut(blocks[2], "```")
+	for name, port := range map[string]string{"db": "5432", "db-eu": "5432", "queue": "5672", "queue-v2": "5672"} {
+		example += "\n---\nkind: Service\nmetadata: {namespace: shop, name: " + name + "}\nspec: {ports: [{port: " + port + "}]}"
+	}
+	c := routes.Compile(parse(t, []byte(example)), nil)
+	for _, s := range c.Statuses {
+		for _, condition := range s.Parents[0].Conditions {
+			if condition.Status != metav1.ConditionTrue {
+				t.Errorf("%s: %s is %s: %s", s.ID, condition.Type, condition.Status, condition.Message)
+			}
+		}
+	}
+	table, err := route.NewTable(c.Routes)
+	if err != nil || len(c.Routes) != 2 {
+		t.Fatalf("%d routes, %v", len(c.Routes), err)
+	}
+	splits, err := route.NewSplits(table, nil, func() uint64 { return 0 })
+	if err != nil {
+		t.Fatal(err)
+	}
+	counts := map[string]int{}
+	for range 100 {
+		for _, r := range c.Routes {
+			b, _ := splits.Backend(table.Connect(r.Parents[0], "", "eu.db.example.com").Target, &route.Request{}, time.Now())
+			counts[b.Service.Name]++
+		}
+	}
+	if counts["db-eu"] != 100 || counts["queue"] != 99 || counts["queue-v2"] != 1 {
+		t.Errorf("connections go to %v", counts)
 	}
 }
 

@@ -3,6 +3,7 @@ package routes
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -43,6 +44,9 @@ const maxWeight = 1_000_000
 func compileRules(s *source) (rules []compiledRule, faults []fault) {
 	var room route.Room
 	sessions := map[route.Session]string{} // whose each name is
+	if f := checkConnections(s); f != nil {
+		return nil, slices.Repeat([]fault{*f}, max(1, len(s.rules)))
+	}
 	if len(s.rules) == 0 {
 		faults = append(faults, *unsupported("spec.rules", "is empty, so that it routes nothing; write a rule"))
 	}

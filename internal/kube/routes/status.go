@@ -29,7 +29,7 @@ func Merge(have, ours []gatewayv1.RouteParentStatus) []gatewayv1.RouteParentStat
 
 // status says of every parent what became of the route.
 func (a *attached) status() Status {
-	s := Status{ID: a.source.id, UID: a.source.meta.UID}
+	s := Status{ID: a.source.id, UID: a.source.meta.UID, Generation: a.source.meta.Generation}
 	for i := range a.links {
 		l := &a.links[i]
 		conditions := []metav1.Condition{a.accepted(l), a.resolved()}
@@ -66,7 +66,7 @@ func (a *attached) accepted(l *link) metav1.Condition {
 	if l.message != "" {
 		c.Message += ", but not everywhere: " + l.message
 	}
-	if len(a.source.hostnames) > 0 {
+	if a.source.id.Kind.Requests() && len(a.source.hostnames) > 0 {
 		c.Message += ". spec.hostnames are not used for a Service: match the header Host instead"
 	}
 	if a.fellBack() {
@@ -125,7 +125,7 @@ func (a *attached) said() string {
 	for i, f := range a.faults {
 		texts[i] = f.text
 	}
-	return several(texts)
+	return several(slices.Compact(texts)) // of what is wrong with all of them, once
 }
 
 func several(texts []string) string {

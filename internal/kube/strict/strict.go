@@ -119,9 +119,7 @@ func (c *checker) structure(n *yaml.Node, t reflect.Type, field string, depth in
 		path := join(field, key)
 		ft, ok := fields[key]
 		if !ok {
-			if strings.HasPrefix(path, "spec.rules[") && isHTTP(key) {
-				c.report(keyNode, path, "take the field out: what is left must not let in more than you mean",
-					"is about HTTP requests, and no waypoint sees these: policies judge connections, by identity, namespace, address and port")
+			if strings.HasPrefix(path, "spec.rules[") && c.aboutRequests(keyNode, path, key) {
 				return
 			}
 			c.report(keyNode, path, unknownRemedy(key, fields), "unknown field")
@@ -349,14 +347,20 @@ func describe(n *yaml.Node) string {
 	return "text " + strconv.Quote(shown)
 }
 
-// isHTTP reports whether policies of other meshes have a field by which they look into
-// requests. A rule without it would mean something else, so that it is refused with the
-// reason, and not as a slip of the pen.
-func isHTTP(key string) bool {
-	return slices.Contains([]string{
-		"hosts", "notHosts", "methods", "notMethods", "paths", "notPaths", "headers", "notHeaders",
-		"requestPrincipals", "notRequestPrincipals", "jwt", "claims", "when",
-	}, key)
+// aboutRequests reports a field by which policies, here or in other meshes, look into
+// requests, where it cannot stand. A rule without it would mean something else, so that it is
+// refused with the reason, and not as a slip of the pen.
+func (c *checker) aboutRequests(n *yaml.Node, path, key string) bool {
+	switch key {
+	case "hosts", "notHosts", "methods", "notMethods", "paths", "notPaths", "headers":
+		c.report(n, path, "write it there", "belongs into an entry of to: what would be left without it could let in more than you mean")
+	case "notHeaders", "requestPrincipals", "notRequestPrincipals", "jwt", "claims", "when":
+		c.report(n, path, "take the field out: what is left must not let in more than you mean",
+			"is about requests in a way in which no waypoint judges these: write hosts, methods, paths and headers into an entry of to")
+	default:
+		return false
+	}
+	return true
 }
 
 // unknownRemedy proposes the known field that is nearest to an unknown one.
