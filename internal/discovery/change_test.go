@@ -15,6 +15,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/discovery/resources"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/internal/mesh/netpolicy"
+	"github.com/heddle-mesh/heddle/internal/mesh/route"
 )
 
 // drawWorkload draws a workload of few names, nodes and labels, with an address that
@@ -51,7 +52,9 @@ func drawChange(t *rapid.T) (c mesh.Change) {
 			c.GoneServices = append(c.GoneServices, key)
 		case 1:
 			c.Services = append(c.Services, &mesh.Service{Key: key, Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 0, 2, byte(i)})},
-				Endpoints: []mesh.Key{{Namespace: key.Namespace, Name: rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "endpoint")}}})
+				Endpoints: []mesh.Key{{Namespace: key.Namespace, Name: rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "endpoint")}},
+				Waypoint:  rapid.SampledFrom([]mesh.Key{{}, {Namespace: "shop", Name: "a"}, {Namespace: "bank", Name: "b"}}).Draw(t, "waypoint"),
+				Bypass:    rapid.Bool().Draw(t, "bypass")})
 		}
 		switch what[2] {
 		case 0:
@@ -69,6 +72,26 @@ func drawChange(t *rapid.T) (c mesh.Change) {
 		c.Network = drawNetwork(t)
 	}
 	return c
+}
+
+// drawRoutes draws routes of few names, about few services.
+func drawRoutes(t *rapid.T) *Routes {
+	var list []route.Route
+	service := rapid.SampledFrom([]mesh.Key{{Namespace: "shop", Name: "a"}, {Namespace: "shop", Name: "b"}, {Namespace: "shop", Name: "c"}, {Namespace: "bank", Name: "a"}})
+	for _, name := range []string{"x", "y"} {
+		if rapid.Bool().Draw(t, name) {
+			r := route.Route{Parents: []route.Parent{{Service: service.Draw(t, "parent"), Port: 80}}, Rules: []route.Rule{{
+				Backends: []route.Backend{{Service: service.Draw(t, "backend"), Port: 80, Weight: 1, Broken: rapid.SampledFrom([]string{"", "", "gone"}).Draw(t, "broken")}},
+				Filters:  []route.Filter{{Mirror: &route.Mirror{Service: service.Draw(t, "mirror"), Port: 80}}}}}}
+			r.Namespace, r.Name = "shop", name
+			list = append(list, r)
+		}
+	}
+	routes, untold := NewRoutes(list)
+	if untold != nil {
+		t.Fatal(untold)
+	}
+	return routes
 }
 
 func drawNetwork(t *rapid.T) *mesh.Network {
@@ -162,8 +185,8 @@ func (a *applied) apply(t *rapid.T, node string, to *nodeSet) {
 // Whatever changes, and however it is told, the sets of every node are those of a
 // snapshot that is made anew, and agents decide by what they hold.
 func TestWithIsTheSameAsANewSnapshot(t *testing.T) {
-	anew := func(t *rapid.T, v *mesh.View) *Snapshot {
-		s, err := NewSnapshot(v, 1, testKey(1))
+	anew := func(t *rapid.T, v *mesh.View, routes *Routes) *Snapshot {
+		s, err := NewRoutedSnapshot(v, routes, 1, testKey(1))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -174,16 +197,25 @@ func TestWithIsTheSameAsANewSnapshot(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		is := anew(t, begin)
-		last, agents := map[told]*nodeSet{}, map[string]*applied{"n1": {}, "n2": {}, "apart": {}}
+		is := anew(t, begin, nil)
+		waypoint := func(namespace, name string) told {
+			key := mesh.Key{Namespace: namespace, Name: name}
+			return told{node: WaypointName(key), newer: true, waypoint: key}
+		}
+		all := []told{{node: "n1", newer: true}, {node: "n1"}, {node: "n2", newer: true}, {node: "n3", newer: true}, {node: "apart", newer: true}, waypoint("shop", "a"), waypoint("bank", "b")}
+		last, agents := map[told]*nodeSet{}, map[string]*applied{"n1": {}, "n2": {}, "apart": {}, "waypoint/shop/a": {}}
 		for i := range rapid.IntRange(1, 6).Draw(t, "changes") {
 			c := drawChange(t)
 			view := after(t, is.View(), c)
-			want := anew(t, view)
+			routes := is.Routes()
+			if rapid.Bool().Draw(t, "rerouted") {
+				routes = drawRoutes(t)
+			}
+			want := anew(t, view, routes)
 			if rapid.Bool().Draw(t, "by a View") {
-				is, err = is.Next(view, 1)
+				is, err = is.NextRouted(view, routes, 1)
 			} else {
-				is, err = is.With(c, 1)
+				is, err = is.WithRouted(c, routes, 1)
 			}
 			if err != nil {
 				t.Fatal(err)
@@ -191,7 +223,10 @@ func TestWithIsTheSameAsANewSnapshot(t *testing.T) {
 			if is.View().Revision() != want.View().Revision() {
 				t.Fatalf("change %d: revision %s, want %s", i, is.View().Revision(), want.View().Revision())
 			}
-			for _, to := range []told{{"n1", true}, {"n1", false}, {"n2", true}, {"n3", true}, {"apart", true}} {
+			for _, to := range all {
+				if to.waypoint.Name != "" && rapid.Bool().Draw(t, "asks later") {
+					continue
+				}
 				got, oracle := is.forNode(to, last[to]), want.forNode(to, nil)
 				if fmt.Sprint(resources.RefsOf(got.All())) != fmt.Sprint(resources.RefsOf(oracle.All())) || !bytes.Equal(got.Hash(), oracle.Hash()) {
 					t.Fatalf("change %d: %v is told\n%v, want\n%v", i, to, resources.RefsOf(got.All()), resources.RefsOf(oracle.All()))

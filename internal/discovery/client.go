@@ -16,6 +16,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/internal/discovery/resources"
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/mesh/route"
 )
 
 // ClientConfig says what a Client streams, from where, into what.
@@ -31,6 +32,8 @@ type ClientConfig struct {
 	DialOptions []grpc.DialOption
 	// Store receives each View that is applied. The Client is its only writer.
 	Store *mesh.Store
+	// Waypoint, in place of Store, makes this the client of a waypoint, whose name Node is.
+	Waypoint *Waypoint
 	// LastGood is the path of the file to boot from and to keep; "" for none.
 	// Its directory must exist.
 	LastGood string
@@ -44,6 +47,17 @@ type ClientConfig struct {
 	// that failed; 1 s when zero.
 	SaveInterval time.Duration
 	Logger       *slog.Logger
+}
+
+// Waypoint is where the configuration of a waypoint goes to. Its functions are called one at a
+// time.
+type Waypoint struct {
+	// Apply makes a configuration the one that decides, or refuses it. The routes are the
+	// same list for as long as none is different.
+	Apply func(*mesh.View, []*route.Route) error
+	// Learn is told the keys that the operator says it signs with, and its roots in DER, when
+	// it has accepted the client; Keys must return them from then on.
+	Learn func(keys, roots []string) error
 }
 
 // Status is what a Client knows of itself.
@@ -110,8 +124,8 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	switch {
 	case cfg.Node == "" || cfg.Target == "":
 		return nil, errors.New("new discovery client: Node and Target are needed")
-	case cfg.Credentials == nil || cfg.Keys == nil || cfg.Store == nil || cfg.Logger == nil:
-		return nil, errors.New("new discovery client: Credentials, Keys, Store and Logger are needed")
+	case cfg.Credentials == nil || cfg.Keys == nil || (cfg.Store == nil) == (cfg.Waypoint == nil) || cfg.Logger == nil:
+		return nil, errors.New("new discovery client: Credentials, Keys, Store or Waypoint, and Logger are needed")
 	}
 	cfg.BackoffMin = cmp.Or(cfg.BackoffMin, 250*time.Millisecond)
 	cfg.BackoffMax = max(cmp.Or(cfg.BackoffMax, 30*time.Second), cfg.BackoffMin)
@@ -157,6 +171,9 @@ func (c *Client) boot() {
 		c.cfg.Logger.Info("no last good configuration: waiting for the operator", "path", c.cfg.LastGood)
 		return
 	}
+	if err == nil {
+		err = c.apply(h, view, began)
+	}
 	if err != nil {
 		c.cfg.Logger.Error("last good configuration is not used", "error", err)
 		c.update(func(s *Status) {
@@ -165,19 +182,23 @@ func (c *Client) boot() {
 		})
 		return
 	}
-	c.apply(h, view, began)
 	c.update(func(s *Status) { s.FromLastGood = true })
 	c.cfg.Logger.Info("booted from the last good configuration", "revision", h.Commit.Revision, "epoch", h.Commit.Epoch)
 }
 
 // apply makes a verified set the one that decides.
-func (c *Client) apply(h *resources.Set, view *mesh.View, began time.Time) {
+func (c *Client) apply(h *resources.Set, view *mesh.View, began time.Time) error {
+	if c.cfg.Waypoint == nil {
+		c.cfg.Store.Replace(view)
+	} else if err := c.cfg.Waypoint.Apply(view, h.Routes()); err != nil {
+		return err
+	}
 	c.held = h
-	c.cfg.Store.Replace(view)
 	c.update(func(s *Status) {
 		s.Revision, s.Epoch, s.Resources = h.Commit.Revision, h.Commit.Epoch, h.Len()
 		s.AppliedAt, s.ApplyTook, s.FromLastGood, s.LastGoodError = time.Now(), time.Since(began), false, ""
 	})
+	return nil
 }
 
 // follow streams until ctx ends, with waits in between.

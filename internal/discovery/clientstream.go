@@ -59,7 +59,7 @@ func (c *Client) stream(ctx context.Context) error {
 	}
 	err = c.subscribe(stream, base, older)
 	if err == nil || errors.Is(err, io.EOF) { // the status says more
-		err = awaitAccepted(stream)
+		err = c.awaitAccepted(stream)
 	}
 	if err != nil {
 		c.older = !older && status.Code(err) == codes.InvalidArgument
@@ -72,7 +72,7 @@ func (c *Client) stream(ctx context.Context) error {
 }
 
 // awaitAccepted waits until the operator has accepted the subscription.
-func awaitAccepted(stream discoveryStream) error {
+func (c *Client) awaitAccepted(stream discoveryStream) error {
 	header, err := stream.Header()
 	if err != nil {
 		return err
@@ -83,13 +83,19 @@ func awaitAccepted(stream discoveryStream) error {
 		}
 		return err
 	}
-	return nil
+	if c.cfg.Waypoint == nil {
+		return nil
+	}
+	return c.cfg.Waypoint.Learn(header.Get(keysHeader), header.Get(rootsHeader))
 }
 
 // subscribe asks for everything of each kind, Commit last, and says what is
 // held. What is held of one kind is split into messages below MaxMessage.
 func (c *Client) subscribe(stream discoveryStream, base *resources.Set, older bool) error {
-	node := &corev3.Node{Id: c.cfg.Node, UserAgentName: "heddle-agent"}
+	node, kinds := &corev3.Node{Id: c.cfg.Node, UserAgentName: "heddle-agent"}, resources.AgentKinds()
+	if c.cfg.Waypoint != nil {
+		node.UserAgentName, kinds = "heddle-waypoint", resources.WaypointKinds()
+	}
 	var held []resources.Ref
 	commitVersions := map[string]string{}
 	if base != nil {
@@ -102,7 +108,7 @@ func (c *Client) subscribe(stream discoveryStream, base *resources.Set, older bo
 		node = nil // the first message of a stream is enough
 		return err
 	}
-	for k := range resources.KindCount {
+	for _, k := range kinds {
 		if older && k.Newer() {
 			continue
 		}
@@ -217,7 +223,9 @@ func (c *Client) closeRound(staged *resources.Staging, msg *discoveryv3.DeltaDis
 	if refused != nil {
 		return c.refuse(refused)
 	}
-	c.apply(h, view, began)
+	if err := c.apply(h, view, began); err != nil {
+		return c.refuse(&resources.Refusal{Reason: err})
+	}
 	c.confirm()
 	c.saveSoon(h)
 	c.cfg.Logger.Info("configuration applied", "revision", h.Commit.Revision, "epoch", h.Commit.Epoch,

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/heddle-mesh/heddle/internal/discovery/resources"
+	"github.com/heddle-mesh/heddle/internal/discovery/share"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/internal/mesh/keyed"
 	"github.com/heddle-mesh/heddle/internal/mesh/netpolicy"
@@ -38,8 +39,8 @@ func (c *changes) remove(k resources.Kind, key mesh.Key) {
 }
 
 // encode encodes what changed between two Views.
-func encode(was, is *mesh.View, c *mesh.Change) (shared, rest changes, err error) {
-	if !was.Synced() || !reflect.DeepEqual(was.Settings(), is.Settings()) {
+func encode(was, is *mesh.View, c *share.Changes) (shared, rest changes, err error) {
+	if c.Settings {
 		if err := shared.add(resources.EncodeSettings(is.Settings())); err != nil {
 			return shared, rest, err
 		}
@@ -159,11 +160,12 @@ func equalWhole(a, b *mesh.Workload) bool {
 
 func equalServices(a, b *mesh.Service) bool {
 	return a.Key == b.Key && a.Prefer == b.Prefer && a.Sticky == b.Sticky && a.StickyFor == b.StickyFor && a.Unready == b.Unready &&
+		a.Waypoint == b.Waypoint && a.Bypass == b.Bypass &&
 		slices.Equal(a.Addresses, b.Addresses) && slices.Equal(a.External, b.External) && slices.EqualFunc(a.Ports, b.Ports, equalPorts) && slices.EqualFunc(a.UDPPorts, b.UDPPorts, equalPorts) && slices.Equal(a.Endpoints, b.Endpoints)
 }
 
 func equalPorts(a, b mesh.ServicePort) bool {
-	return a.Name == b.Name && a.Port == b.Port && a.TargetPort == b.TargetPort && slices.Equal(a.Only, b.Only) &&
+	return a.Name == b.Name && a.AppProtocol == b.AppProtocol && a.Port == b.Port && a.TargetPort == b.TargetPort && slices.Equal(a.Only, b.Only) &&
 		slices.EqualFunc(a.Elsewhere, b.Elsewhere, func(a, b mesh.PortElsewhere) bool {
 			return a.TargetPort == b.TargetPort && slices.Equal(a.Endpoints, b.Endpoints)
 		})

@@ -20,7 +20,7 @@ func lastGoodBytes(t testing.TB, node string, key byte) []byte {
 		t.Fatal(err)
 	}
 	var b bytes.Buffer
-	set := s.forNode(told{node, true}, nil)
+	set := s.forNode(told{node: node, newer: true}, nil)
 	if err := resources.WriteTo(&b, resources.Listed(set.All()), &set.commit); err != nil {
 		t.Fatal(err)
 	}
@@ -108,7 +108,7 @@ func lastRecord(t *testing.T, file []byte) int {
 	if err != nil {
 		t.Fatal(err)
 	}
-	set := s.forNode(told{"n1", true}, nil)
+	set := s.forNode(told{node: "n1", newer: true}, nil)
 	var short bytes.Buffer
 	if err := resources.WriteTo(&short, resources.Listed(set.All()[:len(set.All())-1]), &set.commit); err != nil {
 		t.Fatal(err)
@@ -152,21 +152,21 @@ func TestUnsavableLastGoodIsTriedAgain(t *testing.T) {
 
 func TestOperatorKeepsTheWholeView(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "last-good")
-	if view, err := LoadView(path, publicOf(testKey(1))); view != nil || err != nil {
+	if view, _, err := LoadView(path, publicOf(testKey(1))); view != nil || err != nil {
 		t.Fatalf("no file: got %v, %v", view, err)
 	}
 	want := viewOf(t, shape{workloads: 9, services: 2, policies: 12, nodes: twoNodes})
 	if err := snapshotOf(t, want, 5).Save(path); err != nil {
 		t.Fatal(err)
 	}
-	got, err := LoadView(path, publicOf(testKey(1)))
+	got, _, err := LoadView(path, publicOf(testKey(1)))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if len(got.Policies()) != 12 || len(got.Workloads()) != 9 || got.Workloads()[0].NetNS == "" || got.Revision() != want.Revision() {
 		t.Errorf("%d policies, %d workloads, revision %s", len(got.Policies()), len(got.Workloads()), got.Revision())
 	}
-	if _, err := LoadView(path, publicOf(testKey(2))); err == nil {
+	if _, _, err := LoadView(path, publicOf(testKey(2))); err == nil {
 		t.Error("a file of another key was taken")
 	}
 }

@@ -112,7 +112,7 @@ func TestNetworkPoliciesAreSaved(t *testing.T) {
 	if err := s.Save(path); err != nil {
 		t.Fatal(err)
 	}
-	v, err := LoadView(path, publicOf(testKey(1)))
+	v, _, err := LoadView(path, publicOf(testKey(1)))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -66,6 +66,11 @@ func TestNextIsTheSameAsANewSnapshot(t *testing.T) {
 			v[2].Ports[0].Elsewhere = []mesh.PortElsewhere{{TargetPort: 9, Endpoints: v[2].Endpoints[:1]}}
 			return ws, v
 		},
+		"what is spoken at a port": func(ws []mesh.Workload, v []mesh.Service) ([]mesh.Workload, []mesh.Service) {
+			v[2].Ports = slices.Clone(v[2].Ports)
+			v[2].Ports[0].AppProtocol = "kubernetes.io/h2c"
+			return ws, v
+		},
 		"unready": func(ws []mesh.Workload, v []mesh.Service) ([]mesh.Workload, []mesh.Service) {
 			v[2].Unready = true
 			return ws, v

@@ -3,9 +3,11 @@ package discovery
 import (
 	"cmp"
 	"context"
+	"crypto/ed25519"
+	"crypto/x509"
 	"errors"
 	"log/slog"
-	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -14,16 +16,23 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/heddle-mesh/heddle/internal/discovery/resources"
+	"github.com/heddle-mesh/heddle/internal/discovery/standing"
 	"github.com/heddle-mesh/heddle/internal/discovery/turns"
 	"github.com/heddle-mesh/heddle/internal/drain"
+	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
 // Caller is who a stream comes from.
 type Caller struct {
-	// Node is the authenticated name: the only one the caller may ask for.
+	// Node is the authenticated name: the only one the caller may ask for. That of a
+	// waypoint is WaypointName's.
 	Node string
+	// Waypoint is set of a waypoint: its Service. Replica tells its pods apart.
+	Waypoint mesh.Key
+	Replica  string
 	// Until is when the proof of it expires and the stream ends; zero: never.
 	Until time.Time
 }
@@ -32,6 +41,14 @@ type Caller struct {
 type ServerConfig struct {
 	// Authenticate returns the caller of a stream, from its context's peer.
 	Authenticate func(ctx context.Context) (Caller, error)
+	// Keys are those that verify what is streamed. Waypoints are told of them when they
+	// connect; agents are when they join.
+	Keys []ed25519.PublicKey
+	// Roots returns what verifies the operator; waypoints are told of them as well.
+	Roots func() []*x509.Certificate
+	// RootsChanged, of whom Roots is set, returns a channel that is closed when Roots may
+	// return others. The streams of waypoints end then, as these learn of them with the next.
+	RootsChanged func() <-chan struct{}
 	// Coalesce is how long a stream waits after a change for more of them;
 	// 50 ms when zero.
 	Coalesce time.Duration
@@ -41,23 +58,8 @@ type ServerConfig struct {
 	Logger     *slog.Logger
 }
 
-// NodeStatus is what the server knows of one node's agent.
-type NodeStatus struct {
-	Node string
-	// Connected is the number of live streams: 2 for a moment while one agent
-	// takes over from another.
-	Connected int
-	// Since is when the newest stream began, or when the last one ended.
-	Since time.Time
-	// Revision and Epoch are the newest that the node has applied; zero until
-	// it says so.
-	Revision string
-	Epoch    uint64
-	// AppliedAt is when it said so.
-	AppliedAt time.Time
-	// LastError is the node's newest refusal; "" after it applied one.
-	LastError string
-}
+// NodeStatus is what the server knows of one node's agent, or of one pod of a waypoint.
+type NodeStatus = standing.Status
 
 // Server streams Snapshots to agents. It implements the delta variant of
 // Envoy's AggregatedDiscoveryService.
@@ -68,12 +70,9 @@ type Server struct {
 	current struct {
 		sync.Mutex
 		snapshot *Snapshot // nil until the first Publish
-		changed  chan struct{}
+		next     *standing.Next
 	}
-	nodes struct {
-		sync.Mutex
-		byName map[string]*NodeStatus
-	}
+	nodes *standing.Book
 	// syncing are the streams that are being sent much, by node, and those that wait.
 	syncing *turns.Turns
 	streams *drain.Streams
@@ -90,9 +89,6 @@ const (
 	muchChanges      = 256
 )
 
-// maxNodes bounds the memory for nodes that are gone.
-const maxNodes = 20_000
-
 // NewServer returns a server without a snapshot: streams wait for the first.
 func NewServer(cfg ServerConfig) (*Server, error) {
 	if cfg.Authenticate == nil || cfg.Logger == nil {
@@ -100,9 +96,8 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	}
 	cfg.Coalesce = cmp.Or(cfg.Coalesce, 50*time.Millisecond)
 	cfg.AckTimeout = cmp.Or(cfg.AckTimeout, 30*time.Second)
-	s := &Server{cfg: cfg, syncing: turns.New(maxSyncing, maxSyncingOfNode), streams: drain.New()}
-	s.current.changed = make(chan struct{})
-	s.nodes.byName = map[string]*NodeStatus{}
+	s := &Server{cfg: cfg, syncing: turns.New(maxSyncing, maxSyncingOfNode), streams: drain.New(), nodes: standing.NewBook()}
+	s.current.next = standing.NewNext()
 	return s, nil
 }
 
@@ -131,16 +126,16 @@ func (s *Server) Publish(snapshot *Snapshot) {
 	s.current.Lock()
 	defer s.current.Unlock()
 	s.current.snapshot = snapshot
-	close(s.current.changed)
-	s.current.changed = make(chan struct{})
+	next := s.current.next
+	s.current.next = standing.NewNext()
+	s.nodes.Publish(next)
 }
 
-// newest returns the snapshot to stream, nil before the first, and a channel
-// that is closed when there is a newer one.
-func (s *Server) newest() (*Snapshot, <-chan struct{}) {
+// newest returns the snapshot to stream, nil before the first, and what follows it.
+func (s *Server) newest() (*Snapshot, *standing.Next) {
 	s.current.Lock()
 	defer s.current.Unlock()
-	return s.current.snapshot, s.current.changed
+	return s.current.snapshot, s.current.next
 }
 
 // Drain ends every stream with a status that makes agents connect again,
@@ -149,40 +144,16 @@ func (s *Server) Drain() { s.streams.Drain() }
 
 // Nodes returns the status of every node seen, sorted by name.
 func (s *Server) Nodes() []NodeStatus {
-	s.nodes.Lock()
-	defer s.nodes.Unlock()
-	all := make([]NodeStatus, 0, len(s.nodes.byName))
-	for _, n := range s.nodes.byName {
-		all = append(all, *n)
-	}
-	slices.SortFunc(all, func(a, b NodeStatus) int { return cmp.Compare(a.Node, b.Node) })
-	return all
+	return s.nodes.All(func(n *NodeStatus) bool { return n.Waypoint == mesh.Key{} })
 }
 
-func (s *Server) updateNode(node string, update func(*NodeStatus)) {
-	s.nodes.Lock()
-	defer s.nodes.Unlock()
-	n := s.nodes.byName[node]
-	if n == nil {
-		if len(s.nodes.byName) >= maxNodes {
-			s.forgetNodeLocked()
-		}
-		n = &NodeStatus{Node: node}
-		s.nodes.byName[node] = n
-	}
-	update(n)
+// Waypoints returns the status of every pod of a waypoint seen, sorted by name.
+func (s *Server) Waypoints() []NodeStatus {
+	return s.nodes.All(func(n *NodeStatus) bool { return n.Waypoint != mesh.Key{} })
 }
 
-// forgetNodeLocked makes room by forgetting the node that has been away
-// longest. The caller holds nodes.
-func (s *Server) forgetNodeLocked() {
-	oldest := ""
-	for name, n := range s.nodes.byName {
-		if n.Connected == 0 && (oldest == "" || n.Since.Before(s.nodes.byName[oldest].Since)) {
-			oldest = name
-		}
-	}
-	delete(s.nodes.byName, oldest)
+func (s *Server) updateNode(c *Caller, update func(*NodeStatus)) {
+	s.nodes.Update(c.Node, c.Replica, c.Waypoint, update)
 }
 
 // DeltaAggregatedResources serves one agent until it leaves, its proof of
@@ -200,8 +171,17 @@ func (s *Server) DeltaAggregatedResources(stream grpc.BidiStreamingServer[discov
 		return status.Error(codes.Unauthenticated, "authenticate node: the name is empty")
 	}
 	log := s.cfg.Logger.With("node", caller.Node)
-	s.updateNode(caller.Node, func(n *NodeStatus) { n.Connected++; n.Since = time.Now() })
-	defer s.updateNode(caller.Node, func(n *NodeStatus) {
+	if caller.Replica != "" {
+		log = log.With("pod", caller.Replica)
+	}
+	s.updateNode(&caller, func(n *NodeStatus) {
+		n.Connected++
+		n.Since = time.Now()
+		if n.Connected == 1 && n.BehindSince.IsZero() { // until it says what it has
+			n.BehindSince = n.Since
+		}
+	})
+	defer s.updateNode(&caller, func(n *NodeStatus) {
 		if n.Connected--; n.Connected == 0 {
 			n.Since = time.Now()
 		}
@@ -211,4 +191,56 @@ func (s *Server) DeltaAggregatedResources(stream grpc.BidiStreamingServer[discov
 	err = x.serve()
 	log.Info("node disconnected", "reason", err)
 	return err
+}
+
+// sendShared sends all that is shared, in bytes that are encoded once for all nodes. A
+// node's own resources follow, and take the place of shared ones of the same names.
+func (x *serverStream) sendShared(shared *resources.Shared, revision string) error {
+	for k := range resources.KindCount {
+		var full encoded
+		size := 0
+		for piece, err := range shared.Encoded(k) {
+			if err != nil {
+				return status.Error(codes.Internal, err.Error())
+			}
+			if size > 0 && size+len(piece) > resources.MaxPiece {
+				if err := x.sendEncoded(full, k, revision); err != nil {
+					return err
+				}
+				full, size = nil, 0
+			}
+			full, size = append(full, piece), size+len(piece)
+		}
+		if size == 0 {
+			continue
+		}
+		if err := x.sendEncoded(full, k, revision); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sendEncoded sends a message of encoded resources. The encodings of two messages, one
+// after the other, are that of both merged.
+func (x *serverStream) sendEncoded(full encoded, k resources.Kind, revision string) error {
+	x.nonce++
+	head, err := proto.Marshal(&discoveryv3.DeltaDiscoveryResponse{TypeUrl: k.TypeURL(), Nonce: strconv.FormatUint(x.nonce, 10), SystemVersionInfo: revision})
+	if err != nil {
+		return status.Error(codes.Internal, err.Error())
+	}
+	if err := x.stream.SendMsg(append(encoded{head}, full...)); err != nil {
+		return err
+	}
+	return x.sent()
+}
+
+func (x *serverStream) send(msg *discoveryv3.DeltaDiscoveryResponse, revision string) error {
+	x.nonce++
+	msg.Nonce = strconv.FormatUint(x.nonce, 10)
+	msg.SystemVersionInfo = revision
+	if err := x.stream.Send(msg); err != nil {
+		return err
+	}
+	return x.sent()
 }

@@ -2,9 +2,11 @@ package discovery
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"io"
 	"log/slog"
+	"slices"
 	"strconv"
 	"time"
 
@@ -13,15 +15,21 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/heddle-mesh/heddle/internal/discovery/resources"
+	"github.com/heddle-mesh/heddle/internal/discovery/standing"
 	"github.com/heddle-mesh/heddle/internal/drain"
+	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
-// acceptedHeader, sent when a subscription is accepted, names the node.
-const acceptedHeader = "heddle-node"
+// acceptedHeader, sent when a subscription is accepted, names the node. With it, a waypoint
+// is told what verifies the configuration, and the operator.
+const (
+	acceptedHeader = "heddle-node"
+	keysHeader     = "heddle-configuration-key-bin"
+	rootsHeader    = "heddle-root-bin"
+)
 
 // maxUnanswered is how many messages of a round may be on their way. It bounds
 // what a slow agent makes the server buffer, and keeps the two ends from both
@@ -39,6 +47,10 @@ type serverStream struct {
 	requests chan *discoveryv3.DeltaDiscoveryRequest
 	received chan error // why receiving ended
 	expired  <-chan time.Time
+	// roots are what a waypoint was told with its acceptance, and rerooted is closed when
+	// there may be others.
+	roots    []*x509.Certificate
+	rerooted <-chan struct{}
 
 	// held is what the agent has applied; heldCommit the version of the commit
 	// that closed it.
@@ -74,23 +86,66 @@ func (x *serverStream) serve() error {
 	if err := x.subscribe(); err != nil {
 		return err
 	}
+	x.server.updateNode(&x.caller, func(n *NodeStatus) {
+		if n.Connected == 1 && n.Commit != x.heldCommit { // of another replica, to which it was connected meanwhile
+			n.Commit, n.BehindSince = x.heldCommit, time.Now()
+		}
+	})
 	// The agent learns that it is connected before there is anything to send.
-	if err := x.stream.SendHeader(metadata.Pairs(acceptedHeader, x.caller.Node)); err != nil {
+	if err := x.stream.SendHeader(x.accepted()); err != nil {
 		return err
 	}
 	var done *Snapshot
 	for {
-		snapshot, changed := x.server.newest()
+		snapshot, next := x.server.newest()
 		if snapshot != nil && snapshot != done {
-			if err := x.round(snapshot, done == nil); err != nil {
+			if err := x.round(snapshot, next, done == nil); err != nil {
 				return err
 			}
 			done = snapshot
 		}
-		if err := x.idle(changed, x.server.cfg.Coalesce); err != nil {
+		if err := x.idle(next.Published, x.server.cfg.Coalesce); err != nil {
 			return err
 		}
 	}
+}
+
+// accepted is what is said when a subscription is.
+func (x *serverStream) accepted() metadata.MD {
+	header := metadata.Pairs(acceptedHeader, x.caller.Node)
+	if !x.isWaypoint() {
+		return header
+	}
+	for _, key := range x.server.cfg.Keys {
+		header.Append(keysHeader, string(key))
+	}
+	if x.server.cfg.Roots != nil {
+		x.roots, x.rerooted = x.server.roots()
+		for _, root := range x.roots {
+			header.Append(rootsHeader, string(root.Raw))
+		}
+	}
+	return header
+}
+
+// roots returns what verifies the operator, and a channel that is closed when that may
+// have changed.
+func (s *Server) roots() (_ []*x509.Certificate, changed <-chan struct{}) {
+	if s.cfg.RootsChanged != nil {
+		changed = s.cfg.RootsChanged() // before they are read: none is missed
+	}
+	return s.cfg.Roots(), changed
+}
+
+// checkRoots ends the stream of a waypoint that was told other roots: one that learned of
+// a new root after it signs could not connect again, and would never learn of it.
+func (x *serverStream) checkRoots() error {
+	now, changed := x.server.roots()
+	x.rerooted = changed
+	if slices.EqualFunc(now, x.roots, (*x509.Certificate).Equal) {
+		return nil
+	}
+	return status.Error(codes.Unavailable, "the operator's roots have changed: connect again to learn of them")
 }
 
 func (x *serverStream) receive(ctx context.Context) {
@@ -111,17 +166,23 @@ func (x *serverStream) receive(ctx context.Context) {
 
 // next returns the next request; it fails when the stream has to end.
 func (x *serverStream) next(timeout <-chan time.Time) (*discoveryv3.DeltaDiscoveryRequest, error) {
-	select {
-	case req := <-x.requests:
-		return req, nil
-	case err := <-x.received:
-		return nil, x.receiveEnded(err)
-	case <-timeout:
-		return nil, status.Error(codes.DeadlineExceeded, "agent does not answer")
-	case <-x.expired:
-		return nil, status.Error(codes.Unauthenticated, "the node's certificate has expired: connect again with a newer one")
-	case <-x.server.streams.Begun():
-		return nil, drain.Err()
+	for {
+		select {
+		case req := <-x.requests:
+			return req, nil
+		case err := <-x.received:
+			return nil, x.receiveEnded(err)
+		case <-timeout:
+			return nil, status.Error(codes.DeadlineExceeded, "agent does not answer")
+		case <-x.expired:
+			return nil, status.Error(codes.Unauthenticated, "the proof of who this is has expired: connect again with a newer one")
+		case <-x.rerooted:
+			if err := x.checkRoots(); err != nil {
+				return nil, err
+			}
+		case <-x.server.streams.Begun():
+			return nil, drain.Err()
+		}
 	}
 }
 
@@ -138,9 +199,13 @@ func (x *serverStream) subscribe() error {
 	defer timer.Stop()
 	var newest *resources.Shared
 	if snapshot, _ := x.server.newest(); snapshot != nil {
-		newest = snapshot.shared
+		newest = snapshot.sharedBy(x.told())
 	}
 	x.held = resources.NewHeld(newest)
+	kinds := resources.AgentKinds()
+	if x.isWaypoint() {
+		kinds = resources.WaypointKinds()
+	}
 	var subscribed [resources.KindCount]bool
 	for first := true; ; first = false {
 		req, err := x.next(timer.C)
@@ -161,21 +226,35 @@ func (x *serverStream) subscribe() error {
 			return err
 		}
 		if k == resources.KindCommit {
-			x.newer = true
-			for k, asked := range subscribed {
-				switch kind := resources.Kind(k); {
-				case asked:
-				case kind.Newer():
-					x.newer = false
-				default:
-					return status.Errorf(codes.InvalidArgument, "subscribe to %s before Commit", kind)
-				}
-			}
 			x.held.Seal()
-			return nil
+			return x.checkSubscribed(kinds, &subscribed)
+		}
+		if !slices.Contains(kinds, k) {
+			return status.Errorf(codes.InvalidArgument, "subscribe to %s: there is none for %s", k, x.caller.Node)
 		}
 		subscribed[k] = true
 	}
+}
+
+// checkSubscribed notes which kinds the agent knows.
+func (x *serverStream) checkSubscribed(kinds []resources.Kind, subscribed *[resources.KindCount]bool) error {
+	x.newer = true
+	for _, k := range kinds {
+		switch {
+		case subscribed[k]:
+		case k.Newer():
+			x.newer = false
+		default:
+			return status.Errorf(codes.InvalidArgument, "subscribe to %s before Commit", k)
+		}
+	}
+	return nil
+}
+
+func (x *serverStream) isWaypoint() bool { return x.caller.Waypoint != mesh.Key{} }
+
+func (x *serverStream) told() told {
+	return told{node: x.caller.Node, newer: x.newer, waypoint: x.caller.Waypoint}
 }
 
 // checkNode holds the agent to its own name.
@@ -229,7 +308,11 @@ func (x *serverStream) idle(changed <-chan struct{}, coalesce time.Duration) err
 		case err := <-x.received:
 			return x.receiveEnded(err)
 		case <-x.expired:
-			return status.Error(codes.Unauthenticated, "the node's certificate has expired: connect again with a newer one")
+			return status.Error(codes.Unauthenticated, "the proof of who this is has expired: connect again with a newer one")
+		case <-x.rerooted:
+			if err := x.checkRoots(); err != nil {
+				return err
+			}
 		case <-x.server.streams.Begun():
 			return drain.Err()
 		}
@@ -239,8 +322,8 @@ func (x *serverStream) idle(changed <-chan struct{}, coalesce time.Duration) err
 // round brings the agent to a snapshot and waits for its answer. A refusal is
 // noted and does not end the stream: what the agent holds stays as it was, and
 // the next snapshot starts from there.
-func (x *serverStream) round(snapshot *Snapshot, first bool) error {
-	set := snapshot.forNode(told{x.caller.Node, x.newer}, x.last)
+func (x *serverStream) round(snapshot *Snapshot, next *standing.Next, first bool) error {
+	set := snapshot.forNode(x.told(), x.last)
 	x.last = set
 	whole := x.held.Nothing()
 	diff := resources.Changes{Upserts: set.Alone()}
@@ -248,6 +331,7 @@ func (x *serverStream) round(snapshot *Snapshot, first bool) error {
 		diff = resources.Difference(x.held, set.Own)
 	}
 	if !whole && diff.Empty() && x.heldCommit == set.commit.Version() && !first {
+		x.server.updateNode(&x.caller, func(n *NodeStatus) { n.BehindSince = next.BehindSince() })
 		return nil
 	}
 	if whole || len(diff.Upserts) > muchChanges {
@@ -282,20 +366,21 @@ func (x *serverStream) round(snapshot *Snapshot, first bool) error {
 	if err != nil {
 		return err
 	}
-	x.finish(set, refusal, time.Since(began))
+	x.finish(set, next, refusal, time.Since(began))
 	return nil
 }
 
-func (x *serverStream) finish(set *nodeSet, refusal string, took time.Duration) {
+func (x *serverStream) finish(set *nodeSet, next *standing.Next, refusal string, took time.Duration) {
 	if refusal != "" {
 		x.log.Warn("node refused the configuration", "revision", set.commit.Revision, "epoch", set.commit.Epoch, "reason", refusal)
-		x.server.updateNode(x.caller.Node, func(n *NodeStatus) { n.LastError = refusal })
+		x.server.updateNode(&x.caller, func(n *NodeStatus) { n.LastError = refusal })
 		return
 	}
 	x.held, x.heldCommit = resources.HeldOf(set.Own), set.commit.Version()
 	x.log.Debug("node applied the configuration", "revision", set.commit.Revision, "epoch", set.commit.Epoch, "took", took)
-	x.server.updateNode(x.caller.Node, func(n *NodeStatus) {
+	x.server.updateNode(&x.caller, func(n *NodeStatus) {
 		n.Revision, n.Epoch, n.AppliedAt, n.LastError = set.commit.Revision, set.commit.Epoch, time.Now(), ""
+		n.Commit, n.BehindSince = x.heldCommit, next.BehindSince()
 	})
 }
 
@@ -341,58 +426,6 @@ func (x *serverStream) sendChanges(diff resources.Changes, revision string) erro
 		msg.RemovedResources = append(msg.RemovedResources, r.Name)
 	}
 	return flush()
-}
-
-// sendShared sends all that is shared, in bytes that are encoded once for all nodes. A
-// node's own resources follow, and take the place of shared ones of the same names.
-func (x *serverStream) sendShared(shared *resources.Shared, revision string) error {
-	for k := range resources.KindCount {
-		var full encoded
-		size := 0
-		for piece, err := range shared.Encoded(k) {
-			if err != nil {
-				return status.Error(codes.Internal, err.Error())
-			}
-			if size > 0 && size+len(piece) > resources.MaxPiece {
-				if err := x.sendEncoded(full, k, revision); err != nil {
-					return err
-				}
-				full, size = nil, 0
-			}
-			full, size = append(full, piece), size+len(piece)
-		}
-		if size == 0 {
-			continue
-		}
-		if err := x.sendEncoded(full, k, revision); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// sendEncoded sends a message of encoded resources. The encodings of two messages, one
-// after the other, are that of both merged.
-func (x *serverStream) sendEncoded(full encoded, k resources.Kind, revision string) error {
-	x.nonce++
-	head, err := proto.Marshal(&discoveryv3.DeltaDiscoveryResponse{TypeUrl: k.TypeURL(), Nonce: strconv.FormatUint(x.nonce, 10), SystemVersionInfo: revision})
-	if err != nil {
-		return status.Error(codes.Internal, err.Error())
-	}
-	if err := x.stream.SendMsg(append(encoded{head}, full...)); err != nil {
-		return err
-	}
-	return x.sent()
-}
-
-func (x *serverStream) send(msg *discoveryv3.DeltaDiscoveryResponse, revision string) error {
-	x.nonce++
-	msg.Nonce = strconv.FormatUint(x.nonce, 10)
-	msg.SystemVersionInfo = revision
-	if err := x.stream.Send(msg); err != nil {
-		return err
-	}
-	return x.sent()
 }
 
 // sent counts a message that was sent, and waits while too many are unanswered.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -138,6 +139,68 @@ func TestOlderEpochIsRefused(t *testing.T) {
 	if s := a.Status(); s.Connects != 1 || s.Refused != 1 {
 		t.Errorf("%d connections and %d refusals, want 1 and 1", s.Connects, s.Refused)
 	}
+}
+
+// TestBehindSinceTheFirstThatIsMissing: however much is published meanwhile, a node is
+// behind since the first that it has not applied; also over its streams' ends.
+func TestBehindSinceTheFirstThatIsMissing(t *testing.T) {
+	o := startOperator(t, func(cfg *ServerConfig) { cfg.AckTimeout = time.Second })
+	publish := func(epoch uint64) (before, after time.Time) {
+		before = time.Now()
+		o.Publish(snapshotOf(t, viewOf(t, shape{workloads: int(epoch), nodes: twoNodes}), epoch))
+		return before, time.Now()
+	}
+	publish(1)
+	a := startAgent(t, o, "n1", nil)
+	is := func(what string, from, to time.Time) {
+		t.Helper()
+		if since := o.Nodes()[0].BehindSince; since.Before(from) || since.After(to) {
+			t.Errorf("%s: behind since %v, want from %v to %v", what, since, from, to)
+		}
+	}
+	synced := func(epoch uint64) {
+		t.Helper()
+		testenv.Eventually(t, time.Minute, "in sync", func() bool { n := o.Nodes()[0]; return n.Epoch == epoch && n.BehindSince.IsZero() })
+	}
+	a.awaitEpoch(t, 1)
+	synced(1)
+
+	// Messages arrive, and nothing answers them.
+	var held sync.WaitGroup
+	held.Add(1)
+	a.wire.Lock()
+	a.wire.tamper = func(*discoveryv3.DeltaDiscoveryResponse) { held.Wait() }
+	a.wire.Unlock()
+	from, to := publish(2)
+	for epoch := uint64(3); epoch < 8; epoch++ {
+		time.Sleep(20 * time.Millisecond)
+		publish(epoch)
+		is("not answering", from, to)
+	}
+	testenv.Eventually(t, time.Minute, "its stream ends", func() bool { return o.Nodes()[0].Connected == 0 })
+	is("gone", from, to)
+	go held.Done()
+	a.awaitEpoch(t, 7)
+	synced(7)
+
+	// One that refuses what is new is behind as long.
+	from, to = publish(6)
+	testenv.Eventually(t, time.Minute, "refused", func() bool { return o.Nodes()[0].LastError != "" })
+	is("refusing", from, to)
+	publish(8)
+	a.awaitEpoch(t, 8)
+	synced(8)
+	if _, commits, _ := a.wire.counts(); commits < 4 {
+		t.Errorf("%d commits", commits)
+	}
+
+	// What it was brought to by another replica is not this one's delay.
+	a.stop()
+	publish(9)
+	from, _ = publish(10)
+	b := startAgent(t, o, "n1", func(cfg *ClientConfig) { cfg.Keys = keysOf(2) }) // which applies nothing
+	testenv.Eventually(t, time.Minute, "the new one refuses", func() bool { return o.Nodes()[0].Connected > 0 && b.Status().Refused > 0 })
+	is("with less than was known of it", from, time.Now())
 }
 
 func TestForeignSignatureIsRefused(t *testing.T) {
@@ -314,7 +377,7 @@ func TestLargeSetsStayBelowTheMessageBound(t *testing.T) {
 	snapshot := snapshotOf(t, view, 1)
 	encoded := time.Since(began)
 	began = time.Now()
-	snapshot.forNode(told{"n1", true}, nil)
+	snapshot.forNode(told{node: "n1", newer: true}, nil)
 	derived := time.Since(began)
 	o.Publish(snapshot)
 	dir := t.TempDir()

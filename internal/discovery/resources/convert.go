@@ -9,7 +9,9 @@ import (
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/internal/discovery/resources/field"
+	"github.com/heddle-mesh/heddle/internal/discovery/resources/routing"
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/mesh/route"
 )
 
 // encode marshals a message to the one sequence of bytes that every replica
@@ -42,6 +44,9 @@ func EncodeSettings(s *mesh.Settings) (*Resource, error) {
 	}
 	for _, id := range s.RevokedIdentities {
 		m.RevokedIdentities = append(m.RevokedIdentities, id.String())
+	}
+	for i := range s.Federation {
+		m.FederatedDomains = append(m.FederatedDomains, s.Federation[i].TrustDomain.Name())
 	}
 	return encode(KindSettings, settingsName, m)
 }
@@ -77,9 +82,12 @@ func EncodeWorkload(w *mesh.Workload) (*Resource, error) {
 // EncodeService encodes a service.
 func EncodeService(s *mesh.Service) (*Resource, error) {
 	m := &meshpb.Service{Key: field.FromKey(s.Key), Addresses: field.FromAddresses(s.Addresses), Prefer: meshpb.Nearness(s.Prefer), Sticky: s.Sticky,
-		StickySeconds: uint32(s.StickyFor / time.Second), Unready: s.Unready, External: field.FromAddresses(s.External)}
+		StickySeconds: uint32(s.StickyFor / time.Second), Unready: s.Unready, External: field.FromAddresses(s.External), WaypointBypass: s.Bypass}
+	if s.Waypoint != (mesh.Key{}) {
+		m.Waypoint = field.FromKey(s.Waypoint)
+	}
 	for _, p := range s.Ports {
-		port := &meshpb.ServicePort{Name: p.Name, Port: uint32(p.Port), TargetPort: uint32(p.TargetPort), Only: field.FromKeys(p.Only)}
+		port := &meshpb.ServicePort{Name: p.Name, Port: uint32(p.Port), TargetPort: uint32(p.TargetPort), Only: field.FromKeys(p.Only), AppProtocol: p.AppProtocol}
 		for _, at := range p.Elsewhere {
 			port.Elsewhere = append(port.Elsewhere, &meshpb.PortElsewhere{TargetPort: uint32(at.TargetPort), Endpoints: field.FromKeys(at.Endpoints)})
 		}
@@ -117,11 +125,16 @@ func policyToProto(p *mesh.Policy) *meshpb.Policy {
 			})
 		}
 		for _, to := range rule.To {
-			r.To = append(r.To, &meshpb.Destination{Ports: field.FromPorts(to.Ports), NotPorts: field.FromPorts(to.NotPorts)})
+			r.To = append(r.To, &meshpb.Destination{Ports: field.FromPorts(to.Ports), NotPorts: field.FromPorts(to.NotPorts), Requests: field.FromRequests(to.Requests)})
 		}
 		m.Rules = append(m.Rules, r)
 	}
 	return m
+}
+
+// EncodeRoute encodes a route.
+func EncodeRoute(r *route.Route) (*Resource, error) {
+	return encode(KindRoute, routing.Name(r.ID), routing.Encode(r))
 }
 
 func commitToProto(c *Commit) *meshpb.Commit {

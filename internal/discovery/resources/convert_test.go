@@ -16,6 +16,7 @@ import (
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/internal/mesh/netpolicy"
+	"github.com/heddle-mesh/heddle/internal/mesh/request"
 )
 
 func equalModel() cmp.Options {
@@ -78,10 +79,25 @@ func genSource() *rapid.Generator[mesh.Source] {
 	})
 }
 
+func genRequests(t *rapid.T) *mesh.RequestMatch {
+	if rapid.Bool().Draw(t, "no requests") {
+		return nil
+	}
+	texts := rapid.SliceOfN(rapid.StringMatching(`[a-z/*]{1,5}`), 0, 3)
+	patterns := rapid.SliceOfN(rapid.Map(rapid.StringMatching(`[a-z/*]{1,5}`), func(s string) request.Pattern { return request.Pattern(s) }), 0, 3)
+	header := rapid.Custom(func(t *rapid.T) request.HeaderMatch {
+		return request.HeaderMatch{Name: rapid.StringMatching(`[a-z-]{1,5}`).Draw(t, "name"), Values: patterns.Draw(t, "values")}
+	})
+	return &mesh.RequestMatch{
+		Hosts: patterns.Draw(t, "hosts"), NotHosts: patterns.Draw(t, "not hosts"), Methods: texts.Draw(t, "methods"), NotMethods: texts.Draw(t, "not methods"),
+		Paths: patterns.Draw(t, "paths"), NotPaths: patterns.Draw(t, "not paths"), Headers: rapid.SliceOfN(header, 0, 2).Draw(t, "headers"),
+	}
+}
+
 func genRule() *rapid.Generator[mesh.Rule] {
 	return rapid.Custom(func(t *rapid.T) mesh.Rule {
 		to := rapid.Custom(func(t *rapid.T) mesh.Destination {
-			return mesh.Destination{Ports: rapid.SliceOfN(genPort(), 0, 3).Draw(t, "ports"), NotPorts: rapid.SliceOfN(genPort(), 0, 3).Draw(t, "not ports")}
+			return mesh.Destination{Ports: rapid.SliceOfN(genPort(), 0, 3).Draw(t, "ports"), NotPorts: rapid.SliceOfN(genPort(), 0, 3).Draw(t, "not ports"), Requests: genRequests(t)}
 		})
 		return mesh.Rule{From: rapid.SliceOfN(genSource(), 0, 3).Draw(t, "from"), To: rapid.SliceOfN(to, 0, 3).Draw(t, "to")}
 	})
@@ -139,7 +155,7 @@ func TestRoundTrip(t *testing.T) {
 			elsewhere := rapid.Custom(func(t *rapid.T) mesh.PortElsewhere {
 				return mesh.PortElsewhere{TargetPort: genPort().Draw(t, "target"), Endpoints: mesh.SortedKeys(rapid.SliceOfN(genKey(), 1, 3).Draw(t, "endpoints"))}
 			})
-			return mesh.ServicePort{Name: rapid.String().Draw(t, "name"), Port: genPort().Draw(t, "port"), TargetPort: genPort().Draw(t, "target"),
+			return mesh.ServicePort{Name: rapid.String().Draw(t, "name"), AppProtocol: rapid.SampledFrom([]string{"", "http", "kubernetes.io/h2c"}).Draw(t, "protocol"), Port: genPort().Draw(t, "port"), TargetPort: genPort().Draw(t, "target"),
 				Only: rapid.SliceOfN(genKey(), 0, 3).Draw(t, "only"), Elsewhere: rapid.SliceOfN(elsewhere, 0, 2).Draw(t, "elsewhere")}
 		})
 		roundTrip(t, &mesh.Service{Key: genKey().Draw(t, "key"), Addresses: rapid.SliceOfN(genAddr(), 0, 3).Draw(t, "addresses"), External: rapid.SliceOfN(genAddr(), 0, 3).Draw(t, "external"),
@@ -148,7 +164,8 @@ func TestRoundTrip(t *testing.T) {
 			}), 0, 3).Draw(t, "udp ports"),
 			Ports: rapid.SliceOfN(port, 0, 3).Draw(t, "ports"), Endpoints: rapid.SliceOfN(genKey(), 0, 5).Draw(t, "endpoints"),
 			Prefer: mesh.Nearness(rapid.IntRange(0, 3).Draw(t, "prefer")), Sticky: rapid.Bool().Draw(t, "sticky"),
-			StickyFor: time.Duration(rapid.Uint32().Draw(t, "seconds")) * time.Second, Unready: rapid.Bool().Draw(t, "unready")},
+			StickyFor: time.Duration(rapid.Uint32().Draw(t, "seconds")) * time.Second, Unready: rapid.Bool().Draw(t, "unready"),
+			Waypoint: rapid.OneOf(rapid.Just(mesh.Key{}), genKey()).Draw(t, "waypoint"), Bypass: rapid.Bool().Draw(t, "bypass")},
 			EncodeService, func(d *decoded) *mesh.Service { return d.service })
 	}))
 	t.Run("policy", rapid.MakeCheck(func(t *rapid.T) {

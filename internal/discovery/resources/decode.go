@@ -7,8 +7,10 @@ import (
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/internal/discovery/resources/decode"
 	"github.com/heddle-mesh/heddle/internal/discovery/resources/field"
+	"github.com/heddle-mesh/heddle/internal/discovery/resources/routing"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/internal/mesh/netpolicy"
+	"github.com/heddle-mesh/heddle/internal/mesh/route"
 )
 
 // decoded is a resource with what is in it: exactly one of the pointers is set.
@@ -21,11 +23,12 @@ type decoded struct {
 	policy   *mesh.Policy
 	network  *netpolicy.Policy
 	shard    *netpolicy.Shard
+	route    *route.Route
 }
 
 // decodeResource checks one resource from outside, against its name and its
 // version, and decodes it. It keeps body. Enum values that this program
-// does not know are refused, and so are fields of policies and settings:
+// does not know are refused, and so are fields of policies, settings and routes:
 // ignoring them could admit more than was meant.
 func decodeResource(k Kind, name, version string, body []byte) (*decoded, error) {
 	if len(name) > MaxName || len(body) > maxResource {
@@ -71,6 +74,10 @@ func (d *decoded) decode() (name string, err error) {
 	case KindAddressSet:
 		if d.shard, err = decode.AddressSet(d.Body); err == nil {
 			name = shardName(d.shard)
+		}
+	case KindRoute:
+		if d.route, err = routing.Decode(d.Body); err == nil {
+			name = routing.Name(d.route.ID)
 		}
 	default:
 		err = errors.New("not a kind of resource that is held")

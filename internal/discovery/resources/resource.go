@@ -42,9 +42,20 @@ const (
 	KindPolicy
 	KindNetworkPolicy
 	KindAddressSet
-	KindCount // number of kinds of which an agent holds resources
+	KindRoute
+	KindCount // number of kinds of which somebody holds resources
 	KindCommit
 )
+
+// AgentKinds returns the kinds that an agent asks for, in their order.
+func AgentKinds() []Kind {
+	return []Kind{KindSettings, KindService, KindWorkload, KindPolicy, KindNetworkPolicy, KindAddressSet}
+}
+
+// WaypointKinds returns the kinds that a waypoint asks for, in their order.
+func WaypointKinds() []Kind {
+	return []Kind{KindSettings, KindService, KindWorkload, KindPolicy, KindRoute}
+}
 
 const typePrefix = "type.googleapis.com/heddle.mesh.v1alpha1."
 
@@ -55,7 +66,8 @@ const (
 )
 
 // Newer reports whether a kind is one that an agent or an operator of the version
-// before does not know. Such an agent is not told of it.
+// before does not know. Such an agent is not told of it. Routes are for waypoints only,
+// which there were none of before routes.
 func (k Kind) Newer() bool { return k == KindNetworkPolicy || k == KindAddressSet }
 
 // String returns the type's name, such as "Workload".
@@ -73,6 +85,8 @@ func (k Kind) String() string {
 		return "NetworkPolicy"
 	case KindAddressSet:
 		return "AddressSet"
+	case KindRoute:
+		return "Route"
 	case KindCommit:
 		return "Commit"
 	default:
@@ -85,7 +99,7 @@ func (k Kind) TypeURL() string { return typePrefix + k.String() }
 
 // KindOf is the inverse of Kind.TypeURL.
 func KindOf(typeURL string) (Kind, error) {
-	for _, k := range []Kind{KindSettings, KindService, KindWorkload, KindPolicy, KindNetworkPolicy, KindAddressSet, KindCommit} {
+	for _, k := range []Kind{KindSettings, KindService, KindWorkload, KindPolicy, KindNetworkPolicy, KindAddressSet, KindRoute, KindCommit} {
 		if k.TypeURL() == typeURL {
 			return k, nil
 		}

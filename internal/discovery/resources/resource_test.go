@@ -11,6 +11,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/internal/mesh/netpolicy"
+	"github.com/heddle-mesh/heddle/internal/mesh/route"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
 
@@ -43,6 +44,10 @@ func FuzzDecodeResource(f *testing.F) {
 		},
 		func() (*Resource, error) {
 			return EncodeAddressSet(&netpolicy.Shard{Set: "s", Count: 1, Members: []netpolicy.Member{{Addr: netip.MustParseAddr("10.0.0.1"), Port: 80}, {Addr: netip.MustParseAddr("fd00::1")}}})
+		},
+		func() (*Resource, error) {
+			return EncodeRoute(&route.Route{ID: route.ID{Kind: route.GRPC, Key: key}, Parents: []route.Parent{{Service: key, Port: 80}},
+				Rules: []route.Rule{{Matches: []route.Match{{}}, Filters: []route.Filter{{Broken: "why"}}, Backends: []route.Backend{{Service: key, Port: 80, Weight: 1}}}}})
 		},
 	} {
 		r, err := encode()
@@ -83,6 +88,8 @@ func encodeAgain(d *decoded) (*Resource, error) {
 		return EncodeNetworkPolicy(d.network)
 	case d.shard != nil:
 		return EncodeAddressSet(d.shard)
+	case d.route != nil:
+		return EncodeRoute(d.route)
 	}
 	return nil, errors.New("nothing is decoded")
 }

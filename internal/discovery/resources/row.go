@@ -8,6 +8,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/internal/mesh/netpolicy"
+	"github.com/heddle-mesh/heddle/internal/mesh/route"
 )
 
 // row is one resource that is held, with what is in it. An agent has one for
@@ -16,7 +17,7 @@ import (
 type row struct {
 	name string
 	// object is a *mesh.Settings, *mesh.Service, *mesh.Workload, *mesh.Policy,
-	// *netpolicy.Policy or *netpolicy.Shard, which Views share: read only.
+	// *netpolicy.Policy, *netpolicy.Shard or *route.Route, which Views share: read only.
 	object any
 	// odd is the body, where encoding the object would give another: it was
 	// made by an operator that knows more. Usually nil.
@@ -45,6 +46,8 @@ func newRow(d *decoded, t *texts) row {
 	case d.shard != nil:
 		d.shard.Set = d.Name[:len(d.shard.Set)] // a part of the name
 		r.object = d.shard
+	case d.route != nil:
+		r.object = d.route
 	}
 	if again, err := r.encode(); err != nil || again.Version != d.Version {
 		r.odd = &d.Body
@@ -66,6 +69,8 @@ func (r *row) encode() (*Resource, error) {
 		return EncodeNetworkPolicy(object)
 	case *netpolicy.Shard:
 		return EncodeAddressSet(object)
+	case *route.Route:
+		return EncodeRoute(object)
 	}
 	return nil, fmt.Errorf("encode %s %s: nothing is in it", r.kind, r.name)
 }
@@ -82,7 +87,7 @@ func (r *row) resource() (*Resource, error) {
 	return again, err
 }
 
-// changes adds what is in the row to what is different in a View.
+// changes adds what is in the row to what is different in a View, which has no routes.
 func (r *row) changes(c *mesh.Change, n *mesh.Network) {
 	switch object := r.object.(type) {
 	case *mesh.Settings:

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/mesh/route"
 )
 
 // Set is a whole set that an agent has verified: immutable. The next one shares with
@@ -22,6 +23,7 @@ type Set struct {
 	size   int // bytes of their names and contents
 	texts  *texts
 	view   *mesh.View // nil until it was built
+	routes []*route.Route
 	// Commit is the one that was verified.
 	Commit Commit
 }
@@ -54,6 +56,7 @@ func (h *Set) fill(rows []row) {
 		slices.SortFunc(list, compareRows)
 		h.put(leaf, append(make([]row, 0, len(list)), list...))
 	}
+	h.findRoutes()
 }
 
 // sorted returns all rows in the order of a set: read only.
@@ -133,6 +136,23 @@ func (h *Set) network() *mesh.Network {
 		}
 	}
 	return &n
+}
+
+// Routes returns what is held of routes, sorted by name: read only. It is the same list for
+// as long as none is different.
+func (h *Set) Routes() []*route.Route { return h.routes }
+
+// findRoutes lists the routes that are held.
+func (h *Set) findRoutes() {
+	h.routes = nil
+	for leaf := range h.rows {
+		for i := range h.rows[leaf] {
+			if r, ok := h.rows[leaf][i].object.(*route.Route); ok {
+				h.routes = append(h.routes, r)
+			}
+		}
+	}
+	slices.SortFunc(h.routes, func(a, b *route.Route) int { return cmp.Or(cmp.Compare(a.Kind, b.Kind), a.Key.Compare(b.Key)) })
 }
 
 // find returns the row of a name, or nil.
@@ -320,6 +340,7 @@ func (s *Staging) view(h *Set) (*mesh.View, error) {
 			c.GoneWorkloads = append(c.GoneWorkloads, key)
 		case KindPolicy:
 			c.GonePolicies = append(c.GonePolicies, key)
+		case KindRoute: // no part of a View
 		default:
 			newer = true
 		}
@@ -360,7 +381,25 @@ func (s *Staging) merge() *Set {
 		slices.SortFunc(rows, compareRows)
 		h.put(leaf, rows)
 	}
+	if s.reroutes() {
+		h.findRoutes()
+	}
 	return h
+}
+
+// reroutes reports whether a route is among the changes.
+func (s *Staging) reroutes() bool {
+	for at := range s.upserts {
+		if at.kind == KindRoute {
+			return true
+		}
+	}
+	for at := range s.removed {
+		if at.kind == KindRoute {
+			return true
+		}
+	}
+	return false
 }
 
 // services are those among the changes.

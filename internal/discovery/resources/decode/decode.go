@@ -56,6 +56,13 @@ func Settings(body []byte) (*mesh.Settings, error) {
 		}
 		s.RevokedIdentities = append(s.RevokedIdentities, id)
 	}
+	for _, name := range m.GetFederatedDomains() {
+		td, err := spiffeid.TrustDomainFromString(name)
+		if err != nil {
+			return nil, fmt.Errorf("federated domain: %w", err)
+		}
+		s.Federation = append(s.Federation, mesh.FederatedDomain{TrustDomain: td})
+	}
 	return s, nil
 }
 
@@ -125,7 +132,8 @@ func Service(body []byte) (*mesh.Service, error) {
 	if err := field.Unmarshal(body, m); err != nil {
 		return nil, err
 	}
-	s := &mesh.Service{Key: field.Key(m.GetKey()), Sticky: m.GetSticky(), StickyFor: time.Duration(m.GetStickySeconds()) * time.Second, Unready: m.GetUnready()}
+	s := &mesh.Service{Key: field.Key(m.GetKey()), Sticky: m.GetSticky(), StickyFor: time.Duration(m.GetStickySeconds()) * time.Second, Unready: m.GetUnready(),
+		Waypoint: field.Key(m.GetWaypoint()), Bypass: m.GetWaypointBypass()}
 	// A nearness that this program does not know is no preference.
 	if near := mesh.Nearness(m.GetPrefer()); m.GetPrefer() >= 0 && near <= mesh.OnlyNode {
 		s.Prefer = near
@@ -146,7 +154,7 @@ func Service(body []byte) (*mesh.Service, error) {
 		if err != nil {
 			return nil, fmt.Errorf("target: %w", err)
 		}
-		decoded := mesh.ServicePort{Name: p.GetName(), Port: port, TargetPort: target, Only: field.Keys(p.GetOnly())}
+		decoded := mesh.ServicePort{Name: p.GetName(), Port: port, TargetPort: target, Only: field.Keys(p.GetOnly()), AppProtocol: p.GetAppProtocol()}
 		if decoded.Elsewhere, err = elsewhereOf(p.GetElsewhere()); err != nil {
 			return nil, fmt.Errorf("port %d: %w", port, err)
 		}
@@ -239,7 +247,7 @@ func ruleOf(m *meshpb.Rule) (mesh.Rule, error) {
 		if err != nil {
 			return rule, err
 		}
-		rule.To = append(rule.To, mesh.Destination{Ports: ports, NotPorts: notPorts})
+		rule.To = append(rule.To, mesh.Destination{Ports: ports, NotPorts: notPorts, Requests: field.Requests(to.GetRequests())})
 	}
 	return rule, nil
 }

@@ -116,7 +116,7 @@ func CheckKnown(m proto.Message) error { return checkKnown(m.ProtoReflect()) }
 
 func checkKnown(m protoreflect.Message) (err error) {
 	if len(m.GetUnknown()) > 0 {
-		return fmt.Errorf("%s has fields that this agent does not know: upgrade the agent", m.Descriptor().Name())
+		return fmt.Errorf("%s has fields that are not known here: upgrade the agent, or the waypoint, that says so", m.Descriptor().Name())
 	}
 	m.Range(func(field protoreflect.FieldDescriptor, v protoreflect.Value) bool {
 		switch {
