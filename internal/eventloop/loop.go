@@ -77,6 +77,7 @@ type Loop struct {
 	timers timerHeap
 	armed  time.Time // the deadline that the netpoller knows of
 	now    time.Time
+	watch  watch
 
 	posts struct {
 		sync.Mutex
@@ -196,12 +197,15 @@ func (l *Loop) Stop() { l.post(func() { l.stop = true }, true) }
 // sockets that are still registered stay open, their owners' to close.
 func (l *Loop) Run() error {
 	defer func() { _ = l.Close() }() // what waits for readiness is gone
+	l.watch.begin()
+	defer l.watch.end()
 	more := false
 	for {
 		if err := l.wait(more); err != nil {
 			return fmt.Errorf("wait for events: %w", err)
 		}
 		l.now = time.Now()
+		l.watch.turn(l.now)
 		for _, e := range l.events[:l.ready] {
 			if s := l.slots[e.Fd]; s.source != nil && s.generation == e.Pad {
 				s.source.Ready(Events(e.Events))
@@ -242,6 +246,7 @@ func runAll(list []func()) {
 func (l *Loop) wait(more bool) error {
 	if more {
 		l.poll(uintptr(l.epfd))
+		l.watch.rested = false
 		return nil
 	}
 	if next, ok := l.timers.next(); ok && (l.armed.IsZero() || next.Before(l.armed)) {
@@ -267,5 +272,6 @@ func (l *Loop) poll(epfd uintptr) bool {
 	if errno == 0 {
 		l.ready = int(n)
 	}
+	l.watch.rested = l.watch.rested || l.ready == 0
 	return l.ready > 0
 }

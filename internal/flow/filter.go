@@ -31,6 +31,11 @@ type Filter struct {
 	Reasons    []mesh.Reason
 	Directions []Direction
 	Transports []Transport
+	// Methods and Statuses are of requests, as Routes, which match by name and, when
+	// Key.Namespace is not empty, namespace: connections match none.
+	Methods  []string
+	Statuses []Statuses
+	Routes   []mesh.Key
 	// Since drops what started earlier; the zero time drops nothing.
 	Since time.Time
 }
@@ -45,8 +50,11 @@ func FilterKeys() [][2]string {
 		{"port", "destination port"},
 		{"verdict", "allow, deny or audit"},
 		{"reason", "reason, such as StrictPlaintext"},
-		{"direction", "outbound, inbound, local, kernel or dns"},
+		{"direction", "outbound, inbound, local, kernel, dns or request"},
 		{"transport", "tunnel, splice, plaintext or none"},
+		{"method", "HTTP method, such as GET"},
+		{"status", "status of a request, such as 404, a class of them, such as 5xx, or 0 for no answer"},
+		{"route", "NAME or NAMESPACE/NAME of the route that decided about a request"},
 		{"since", "how long ago at most, such as 5m, or a time in RFC 3339"},
 	}
 }
@@ -86,6 +94,12 @@ func (f *Filter) add(key, value string, now time.Time) (err error) {
 		f.Directions, err = parseInto(f.Directions, strings.ToLower(value), ParseDirection)
 	case "transport":
 		f.Transports, err = parseInto(f.Transports, strings.ToLower(value), ParseTransport)
+	case "method":
+		f.Methods = append(f.Methods, strings.ToUpper(value))
+	case "status":
+		f.Statuses, err = parseInto(f.Statuses, value, parseStatuses)
+	case "route":
+		f.Routes = append(f.Routes, parseWorkload(value))
 	case "since":
 		f.Since, err = parseSince(value, now)
 	default:
@@ -162,6 +176,15 @@ func parseSince(value string, now time.Time) (time.Time, error) {
 
 // Match says whether the filter selects r.
 func (f *Filter) Match(r *Record) bool {
+	return !f.OfRequests() && f.match(r)
+}
+
+// OfRequests says that only requests match.
+func (f *Filter) OfRequests() bool {
+	return len(f.Methods)+len(f.Statuses)+len(f.Routes) > 0 || len(f.Directions) > 0 && !slices.ContainsFunc(f.Directions, func(d Direction) bool { return d != DirectionRequest })
+}
+
+func (f *Filter) match(r *Record) bool {
 	return (f.Since.IsZero() || !r.Start.Before(f.Since)) &&
 		has(f.Verdicts, r.Verdict) &&
 		has(f.Reasons, r.Reason) &&

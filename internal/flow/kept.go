@@ -7,6 +7,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
@@ -27,19 +28,25 @@ type kept struct {
 
 // alike is what the connections of two workloads have in common.
 type alike struct {
-	source, dest         mesh.Key
-	sourceID, destID     spiffeid.ID
-	sourceZone, destZone string // of IPv6 addresses (RFC 4007)
-	service              mesh.Key
+	source, dest     mesh.Key
+	sourceID, destID spiffeid.ID
+	toward           unique.Handle[toward]
+	policy           mesh.Key
+	rule             int
+	direction        Direction
+	transport        Transport
+	protocol         uint8
+	verdict          mesh.Verdict
+	reason           mesh.Reason
+	secured          Secured
+}
+
+// toward is what a node's workloads have in common that go to one service: few values
+// of it serve all pairs of workloads.
+type toward struct {
+	service, waypoint    mesh.Key
 	node                 string
-	policy               mesh.Key
-	rule                 int
-	direction            Direction
-	transport            Transport
-	protocol             uint8
-	verdict              mesh.Verdict
-	reason               mesh.Reason
-	secured              Secured
+	sourceZone, destZone string // of IPv6 addresses (RFC 4007)
 }
 
 // address is a netip.AddrPort without its zone, and without a pointer.
@@ -51,11 +58,14 @@ type address struct {
 
 func compact(r *Record) *kept {
 	return &kept{
-		id: r.ID, start: UnixNano(r.Start), duration: int64(r.Duration),
+		id: r.ID, start: meshpb.Nanos(r.Start), duration: int64(r.Duration),
 		alike: unique.Make(alike{
 			source: r.Source.Workload, dest: r.Destination.Workload, sourceID: r.Source.Identity, destID: r.Destination.Identity,
-			sourceZone: r.Source.Addr.Addr().Zone(), destZone: r.Destination.Addr.Addr().Zone(),
-			service: r.Service, node: r.Node, policy: r.Policy, rule: r.Rule,
+			toward: unique.Make(toward{
+				service: r.Service, waypoint: r.Waypoint, node: r.Node,
+				sourceZone: r.Source.Addr.Addr().Zone(), destZone: r.Destination.Addr.Addr().Zone(),
+			}),
+			policy: r.Policy, rule: r.Rule,
 			direction: r.Direction, transport: r.Transport, protocol: r.Protocol, verdict: r.Verdict, reason: r.Reason, secured: r.Secured,
 		}),
 		detail: r.Detail, bytesSent: r.BytesSent, bytesReceived: r.BytesReceived, packets: r.Packets,
@@ -67,12 +77,13 @@ func compact(r *Record) *kept {
 // record is the inverse of compact, but for Start's monotonic clock and zone.
 func (k *kept) record() Record {
 	a := k.alike.Value()
+	to := a.toward.Value()
 	return Record{
 		ID: k.id, Start: timeOf(k.start), Duration: time.Duration(k.duration), Direction: a.direction,
-		Source:      Endpoint{Workload: a.source, Identity: a.sourceID, Addr: k.source.addrPort(a.sourceZone)},
-		Destination: Endpoint{Workload: a.dest, Identity: a.destID, Addr: k.dest.addrPort(a.destZone)},
-		Service:     a.service, Node: a.node, Verdict: a.verdict, Reason: a.reason, Policy: a.policy, Rule: a.rule,
-		BytesSent: k.bytesSent, BytesReceived: k.bytesReceived, Timing: k.timing, Wire: Wire{k.retransmits, a.secured},
+		Source:      Endpoint{Workload: a.source, Identity: a.sourceID, Addr: k.source.addrPort(to.sourceZone)},
+		Destination: Endpoint{Workload: a.dest, Identity: a.destID, Addr: k.dest.addrPort(to.destZone)},
+		Service:     to.service, Node: to.node, Verdict: a.verdict, Reason: a.reason, Policy: a.policy, Rule: a.rule,
+		BytesSent: k.bytesSent, BytesReceived: k.bytesReceived, Timing: k.timing, Wire: Wire{to.waypoint, k.retransmits, a.secured},
 		Transport: a.transport, Packets: k.packets, Protocol: a.protocol, Detail: k.detail,
 	}
 }

@@ -1,6 +1,7 @@
 package flow
 
 import (
+	"slices"
 	"strings"
 	"time"
 
@@ -35,7 +36,8 @@ func durationBuckets() []float64 {
 
 // NewMetrics makes the metrics and registers them.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
-	directions := enumOf(Directions())
+	// Requests are a waypoint's, which counts them itself.
+	directions := enumOf(slices.DeleteFunc(Directions(), func(d Direction) bool { return d == DirectionRequest }))
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
 		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
 		reg.MustRegister(c)

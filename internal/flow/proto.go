@@ -17,7 +17,7 @@ import (
 func (r *Record) ToProto() *meshpb.Flow {
 	p := &meshpb.Flow{
 		Id:            r.ID,
-		StartNs:       UnixNano(r.Start),
+		StartNs:       meshpb.Nanos(r.Start),
 		DurationNs:    int64(r.Duration),
 		Direction:     r.Direction.String(),
 		Source:        r.Source.toProto(),
@@ -37,10 +37,11 @@ func (r *Record) ToProto() *meshpb.Flow {
 		Packets:       r.Packets,
 		Protocol:      uint32(r.Protocol),
 		Detail:        r.Detail,
+		Waypoint:      KeyWord(r.Waypoint),
 	}
 	if r.Secured != (Secured{}) {
 		by := r.Secured.Facts()
-		p.Secured = &meshpb.FlowSecured{KeyExchange: by.KeyExchange(), Group: uint32(by.Group), PeerSerial: by.Serial, PeerNotAfterNs: UnixNano(by.Expires())}
+		p.Secured = &meshpb.FlowSecured{KeyExchange: by.KeyExchange(), Group: uint32(by.Group), PeerSerial: by.Serial, PeerNotAfterNs: meshpb.Nanos(by.Expires())}
 	}
 	if r.Policy != (mesh.Key{}) && r.Rule >= 0 && r.Rule <= math.MaxInt32 {
 		rule := int32(r.Rule)
@@ -70,7 +71,7 @@ func FromProto(p *meshpb.Flow) (r Record, err error) {
 		Timing: Timing{
 			Handshake: time.Duration(p.GetHandshakeNs()), Connect: time.Duration(p.GetConnectNs()), RTT: time.Duration(p.GetRttNs()),
 		},
-		Wire: Wire{Retransmits: p.GetRetransmits()}, Packets: p.GetPackets(), Protocol: uint8(p.GetProtocol()), Detail: p.GetDetail(),
+		Wire: Wire{Retransmits: p.GetRetransmits(), Waypoint: wordKey(p.GetWaypoint())}, Packets: p.GetPackets(), Protocol: uint8(p.GetProtocol()), Detail: p.GetDetail(),
 	}
 	if p.Rule != nil {
 		r.Rule = int(p.GetRule())
@@ -116,14 +117,7 @@ func endpointOf(p *meshpb.FlowEndpoint) (e Endpoint, err error) {
 
 // ToProto returns the filter as it goes over the admin socket.
 func (f *Filter) ToProto() *meshpb.FlowFilter {
-	p := &meshpb.FlowFilter{Namespaces: f.Namespaces, Identities: f.Identities, SinceNs: UnixNano(f.Since)}
-	for _, k := range f.Workloads {
-		if k.Namespace == "" {
-			p.Workloads = append(p.Workloads, k.Name)
-		} else {
-			p.Workloads = append(p.Workloads, k.String())
-		}
-	}
+	p := &meshpb.FlowFilter{Namespaces: f.Namespaces, Workloads: keyWords(f.Workloads), Identities: f.Identities, SinceNs: meshpb.Nanos(f.Since)}
 	for _, port := range f.Ports {
 		p.Ports = append(p.Ports, uint32(port))
 	}
@@ -132,7 +126,19 @@ func (f *Filter) ToProto() *meshpb.FlowFilter {
 	p.Reasons = words(f.Reasons)
 	p.Directions = words(f.Directions)
 	p.Transports = words(f.Transports)
+	p.Methods, p.Statuses, p.Routes = f.Methods, words(f.Statuses), keyWords(f.Routes)
 	return p
+}
+
+func keyWords(keys []mesh.Key) (out []string) {
+	for _, k := range keys {
+		if k.Namespace == "" {
+			out = append(out, k.Name)
+		} else {
+			out = append(out, k.String())
+		}
+	}
+	return out
 }
 
 func words[T fmt.Stringer](list []T) []string {
@@ -150,6 +156,7 @@ func FilterFromProto(p *meshpb.FlowFilter) (Filter, error) {
 	for key, values := range map[string][]string{
 		"namespace": p.GetNamespaces(), "workload": p.GetWorkloads(), "identity": p.GetIdentities(), "peer": p.GetPeers(),
 		"verdict": p.GetVerdicts(), "reason": p.GetReasons(), "direction": p.GetDirections(), "transport": p.GetTransports(),
+		"method": p.GetMethods(), "status": p.GetStatuses(), "route": p.GetRoutes(),
 	} {
 		if len(values) > maxFilterValues {
 			return Filter{}, fmt.Errorf("filter %s: %d values, more than %d", key, len(values), maxFilterValues)
@@ -185,14 +192,6 @@ func wordKey(word string) mesh.Key {
 		return mesh.Key{}
 	}
 	return parseWorkload(word)
-}
-
-// UnixNano maps the zero time, which has no UnixNano, to 0.
-func UnixNano(t time.Time) int64 {
-	if t.IsZero() {
-		return 0
-	}
-	return t.UnixNano()
 }
 
 func timeOf(ns int64) time.Time {

@@ -55,6 +55,10 @@ type Record struct {
 
 // Wire is what is known of the wire leg.
 type Wire struct {
+	// Waypoint is the waypoint of Service to which the connection goes, in place of one of
+	// the workloads of Service: Destination is one of the waypoint's, and has the address
+	// and port of Service that it is asked for. Zero of other connections.
+	Waypoint mesh.Key
 	// Retransmits counts segments that the kernel sent again
 	// (tcp_info.tcpi_total_retrans).
 	Retransmits uint32
@@ -101,14 +105,16 @@ const (
 	// DirectionDNS is of name queries that were refused, failed, or got an old
 	// answer. Source asked Destination, the server; Packets counts the queries.
 	DirectionDNS
+	// DirectionRequest is of requests at a waypoint: see Request.
+	DirectionRequest
 )
 
 // Directions returns every direction.
 func Directions() []Direction {
-	return []Direction{DirectionOutbound, DirectionInbound, DirectionLocal, DirectionKernel, DirectionDNS}
+	return []Direction{DirectionOutbound, DirectionInbound, DirectionLocal, DirectionKernel, DirectionDNS, DirectionRequest}
 }
 
-// String returns "outbound", "inbound", "local", "kernel" or "dns".
+// String returns "outbound", "inbound", "local", "kernel", "dns" or "request".
 func (d Direction) String() string {
 	switch d {
 	case DirectionOutbound:
@@ -121,6 +127,8 @@ func (d Direction) String() string {
 		return "kernel"
 	case DirectionDNS:
 		return "dns"
+	case DirectionRequest:
+		return "request"
 	default:
 		return fmt.Sprintf("Direction(%d)", uint8(d))
 	}
@@ -133,7 +141,7 @@ func ParseDirection(word string) (Direction, error) {
 			return d, nil
 		}
 	}
-	return 0, fmt.Errorf("unknown direction %q: use outbound, inbound, local, kernel or dns", word)
+	return 0, fmt.Errorf("unknown direction %q: use outbound, inbound, local, kernel, dns or request", word)
 }
 
 // Transport says how the bytes of a flow travelled between the workloads.

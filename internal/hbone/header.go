@@ -156,6 +156,7 @@ func (p *forwardedParser) value() (string, error) {
 		return "", errForwarded
 	}
 	var b strings.Builder
+	b.Grow(len(p.rest)) // no more than maxForwardedBytes
 	for p.rest != "" {
 		c := p.rest[0]
 		p.rest = p.rest[1:]

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/heddle-mesh/heddle/internal/netnsdir"
 )
 
 // DefaultStateDir is where meshes are on record. Whether it outlives the machine
@@ -233,7 +235,7 @@ func (m *Mesh) buildPods(n Node, create bool) error {
 
 func (m *Mesh) make(netns string) (bool, error) {
 	if !slices.Contains(m.NetNS, netns) {
-		if _, err := os.Stat(filepath.Join(netnsFolder, netns)); err == nil {
+		if _, err := os.Stat(filepath.Join(netnsdir.Path, netns)); err == nil {
 			return false, fmt.Errorf("network namespace %s is there already and is not this mesh's: remove it with `ip netns delete %s`", netns, netns)
 		}
 		m.NetNS = append(m.NetNS, netns)

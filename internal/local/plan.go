@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/heddle-mesh/heddle/internal/kube"
+	"github.com/heddle-mesh/heddle/internal/netnsdir"
 )
 
 // MaxNodes bounds the nodes of a local mesh: their underlay addresses share one
@@ -60,10 +61,7 @@ func (p *Plan) OperatorAddress() string {
 	return netip.AddrPortFrom(fabricAddr4(), operatorPort).String()
 }
 
-const (
-	operatorPort = 15012
-	netnsFolder  = "/run/netns"
-)
+const operatorPort = 15012
 
 func fabricAddr4() netip.Addr { return netip.MustParseAddr("100.64.0.1") }
 func fabricAddr6() netip.Addr { return netip.MustParseAddr("fd00:64::1") }
@@ -115,8 +113,8 @@ func NewPlan(name, folder string, experimentalUDP bool) (*Plan, error) {
 }
 
 func planPod(workload, netns string, addresses []string) (Pod, error) {
-	if filepath.Dir(filepath.Clean(netns)) != netnsFolder {
-		return Pod{}, fmt.Errorf("workload %s: spec.networkNamespace %q: a local mesh needs one under %s", workload, netns, netnsFolder)
+	if filepath.Dir(filepath.Clean(netns)) != netnsdir.Path {
+		return Pod{}, fmt.Errorf("workload %s: spec.networkNamespace %q: a local mesh needs one under %s", workload, netns, netnsdir.Path)
 	}
 	pod := Pod{Workload: workload, NetNS: filepath.Clean(netns), HostLink: "pod-" + digest(workload)}
 	for _, text := range addresses {

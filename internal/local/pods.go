@@ -9,6 +9,8 @@ import (
 	"syscall"
 
 	"github.com/vishvananda/netns"
+
+	"github.com/heddle-mesh/heddle/internal/netnsdir"
 )
 
 // Exec replaces the calling process by a command in a pod's network namespace
@@ -63,7 +65,7 @@ func (m *Mesh) InPod(workload string, fn func() error) error {
 
 // FabricPath is the path of the namespace whose bridge br0 carries everything
 // between nodes.
-func (m *Mesh) FabricPath() string { return filepath.Join(netnsFolder, m.Plan.FabricNetNS()) }
+func (m *Mesh) FabricPath() string { return filepath.Join(netnsdir.Path, m.Plan.FabricNetNS()) }
 
 func enter(path string) error {
 	ns, err := netns.GetFromPath(path)

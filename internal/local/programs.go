@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
+	"github.com/heddle-mesh/heddle/internal/netnsdir"
 )
 
 // metricsPort is where each program serves metrics, on its own namespace's
@@ -150,7 +151,7 @@ func (m *Mesh) launchAgent(node, binary string, more ...string) (Process, error)
 	}
 	dir := filepath.Dir(m.AgentSocket(node))
 	return start(launch{
-		binary: binary, netns: filepath.Join(netnsFolder, n.NetNS), log: m.agentLog(node),
+		binary: binary, netns: filepath.Join(netnsdir.Path, n.NetNS), log: m.agentLog(node),
 		cgroup: filepath.Join(root, m.cgroup(), node),
 		args: append([]string{
 			"--node", node,

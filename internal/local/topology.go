@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 
+	"github.com/heddle-mesh/heddle/internal/netnsdir"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
@@ -42,7 +43,7 @@ func inNetNS(path string, fn func() error) error {
 // makeNetNS makes a named namespace that forwards packets. It reports whether it
 // was made now: one that is there already is left as it is.
 func makeNetNS(name string) (made bool, err error) {
-	path := filepath.Join(netnsFolder, name)
+	path := filepath.Join(netnsdir.Path, name)
 	if _, err := os.Stat(path); err == nil {
 		return false, nil
 	}
@@ -50,6 +51,9 @@ func makeNetNS(name string) (made bool, err error) {
 	go func() {
 		runtime.LockOSThread()
 		result <- func() error {
+			if err := netnsdir.Share(netnsdir.Path); err != nil {
+				return fmt.Errorf("make network namespace %s: %w", name, err)
+			}
 			ns, err := netns.NewNamed(name)
 			if err != nil {
 				return fmt.Errorf("make network namespace %s: %w", name, err)
@@ -85,7 +89,7 @@ func removeNetNS(name string) error {
 
 // makeFabric makes the bridge that joins the nodes.
 func makeFabric(name string) error {
-	return inNetNS(filepath.Join(netnsFolder, name), func() error {
+	return inNetNS(filepath.Join(netnsdir.Path, name), func() error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = bridgeName
 		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
@@ -98,10 +102,10 @@ func makeFabric(name string) error {
 // joinNode connects a node's namespace to the fabric.
 func joinNode(fabric string, n Node) error {
 	port := n.FabricLink
-	if err := makeVeth(filepath.Join(netnsFolder, fabric), port, filepath.Join(netnsFolder, n.NetNS), underlayName); err != nil {
+	if err := makeVeth(filepath.Join(netnsdir.Path, fabric), port, filepath.Join(netnsdir.Path, n.NetNS), underlayName); err != nil {
 		return err
 	}
-	err := inNetNS(filepath.Join(netnsFolder, fabric), func() error {
+	err := inNetNS(filepath.Join(netnsdir.Path, fabric), func() error {
 		bridge, err := netlink.LinkByName(bridgeName)
 		if err != nil {
 			return err
@@ -118,7 +122,7 @@ func joinNode(fabric string, n Node) error {
 	if err != nil {
 		return err
 	}
-	return inNetNS(filepath.Join(netnsFolder, n.NetNS), func() error {
+	return inNetNS(filepath.Join(netnsdir.Path, n.NetNS), func() error {
 		return addrsUp(underlayName, netip.PrefixFrom(n.Underlay4, 24), netip.PrefixFrom(n.Underlay6, 64))
 	})
 }
@@ -143,7 +147,7 @@ func makeVeth(aPath, aName, bPath, bName string) error {
 // joinPod connects a pod's namespace to its node, routed: the node knows the
 // pod's addresses one by one, the pod sends everything to its node.
 func joinPod(n Node, p Pod) error {
-	nodePath := filepath.Join(netnsFolder, n.NetNS)
+	nodePath := filepath.Join(netnsdir.Path, n.NetNS)
 	if err := makeVeth(nodePath, p.HostLink, p.NetNS, podLinkName); err != nil {
 		return err
 	}
@@ -198,7 +202,7 @@ func defaultRoutes(addresses []netip.Addr) error {
 
 // routeNodes tells a node where the pods of the others are.
 func routeNodes(n Node, all []Node) error {
-	return inNetNS(filepath.Join(netnsFolder, n.NetNS), func() error {
+	return inNetNS(filepath.Join(netnsdir.Path, n.NetNS), func() error {
 		for _, other := range all {
 			if other.Name == n.Name {
 				continue

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/heddle-mesh/heddle/internal/netnsdir"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
@@ -31,6 +32,9 @@ func NewNetNS(t testing.TB, hint string) *NetNS {
 	name := uniqueName(hint)
 	ns := &NetNS{Name: name, Path: "/run/netns/" + name}
 	err := onThread(func() error {
+		if err := netnsdir.Share(netnsdir.Path); err != nil {
+			return err
+		}
 		h, err := netns.NewNamed(name)
 		if err != nil {
 			return err

@@ -126,7 +126,7 @@ func (s *sums) add(r *flow.Record) {
 
 func (k *key) summary(begin time.Time, s *sums) *meshpb.FlowSummary {
 	p := &meshpb.FlowSummary{
-		HourNs: begin.UnixNano(), FirstNs: flow.UnixNano(s.first), LastNs: flow.UnixNano(s.last), Node: k.node, Direction: k.direction.String(),
+		HourNs: begin.UnixNano(), FirstNs: meshpb.Nanos(s.first), LastNs: meshpb.Nanos(s.last), Node: k.node, Direction: k.direction.String(),
 		Source: k.source.proto(), Destination: k.destination.proto(), Service: flow.KeyWord(k.service), Port: uint32(k.port),
 		Verdict: k.verdict.String(), Reason: k.reason.String(), Policy: flow.KeyWord(k.policy), Transport: k.transport.String(),
 		Count: s.count, BytesSent: s.sent, BytesReceived: s.received, Protocol: uint32(k.protocol),

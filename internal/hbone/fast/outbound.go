@@ -31,19 +31,20 @@ const (
 
 // outbound is a request that we were given, until its end.
 type outbound struct {
-	eng      *Engine
-	req      *hbone.ConnectRequest
-	local    eventloop.Local // nil once the stream has its socket
-	timing   hbone.Timing
-	timer    eventloop.Timer
-	attempts int
-	sentAt   time.Time
-	w        *worker // that the timer is set on
-	stream   *tunnel.Stream
-	spilled  bool
-	answered bool // by 200
-	exposed  bool // ended unanswered, with a request that the application may have got
-	done     bool
+	eng       *Engine
+	req       *hbone.ConnectRequest
+	local     eventloop.Local // nil once the stream has its socket
+	authority string          // of req, as it is sent
+	timing    hbone.Timing
+	timer     eventloop.Timer
+	attempts  int
+	sentAt    time.Time
+	w         *worker // that the timer is set on
+	stream    *tunnel.Stream
+	spilled   bool
+	answered  bool // by 200
+	exposed   bool // ended unanswered, with a request that the application may have got
+	done      bool
 }
 
 func (e *Engine) timeoutOf(req *hbone.ConnectRequest) time.Duration {
@@ -56,7 +57,8 @@ func (e *Engine) timeoutOf(req *hbone.ConnectRequest) time.Duration {
 // connect takes a request on.
 func (w *worker) connect(o *outbound) {
 	req := o.req
-	if _, err := hbone.ParseAuthority(req.Authority.String()); err != nil || !hbone.HeaderSafe(req.Baggage) || !hbone.HeaderSafe(req.TraceParent) ||
+	o.authority = req.Authority.String()
+	if _, err := hbone.ParseAuthority(o.authority); err != nil || !hbone.HeaderSafe(req.Baggage) || !hbone.HeaderSafe(req.TraceParent) ||
 		len(req.Baggage)+len(req.TraceParent) > h2.MaxFrame-1024 {
 		o.fail(fmt.Errorf("%w: invalid authority or header", hbone.ErrBadRequest))
 		return
@@ -82,7 +84,7 @@ func (o *outbound) open(c *tunnel.Conn) {
 	o.attempts++
 	o.sentAt = time.Now()
 	req := o.req
-	block := h2.AppendConnect(make([]byte, 0, 256), req.Authority.String())
+	block := h2.AppendConnect(make([]byte, 0, 256), o.authority)
 	if req.Forwarded.IsValid() {
 		block = h2.AppendField(block, "forwarded", hbone.FormatForwarded(req.Forwarded))
 	}

@@ -105,7 +105,8 @@ func (w *worker) place(o *outbound) {
 		return
 	}
 	ent := w.entry(o.req.Key)
-	for _, c := range slices.Clone(ent.conns) {
+	var few [4]*tunnel.Conn // a drain changes the entry's
+	for _, c := range append(few[:0], ent.conns...) {
 		if c.Role().(*clientSide).moving {
 			continue
 		}

@@ -28,6 +28,9 @@ const (
 	// decoderTable is what a peer may use before it has seen our SETTINGS, which
 	// ask for none (RFC 7541 section 4.2).
 	decoderTable = 4096
+	// maxKeptFields is what a list may be long to serve the next header: a CONNECT
+	// has five to eight.
+	maxKeptFields = 16
 )
 
 // Error ends a connection with a GOAWAY of the code.
@@ -63,9 +66,9 @@ type Visitor interface {
 // Header is a request's, a response's or trailers' field section.
 type Header struct {
 	ID      uint32
-	Fields  []hpack.HeaderField
-	TooLong bool // fields were left out
-	End     bool // END_STREAM
+	Fields  []hpack.HeaderField // to be read until Headers returns
+	TooLong bool                // fields were left out
+	End     bool                // END_STREAM
 }
 
 // Parser is one direction of a connection. The zero value reads what a server
@@ -85,7 +88,9 @@ type Parser struct {
 	done    uint32 // frames and headers that have ended
 	padding int    // of a DATA frame; -1 when its length is still to come
 	decoder *hpack.Decoder
-	block   struct { // a header without END_HEADERS
+	fields  []hpack.HeaderField // of the header under work
+	total   int                 // their size, with those that were left out
+	block   struct {            // a header without END_HEADERS
 		open   bool
 		id     uint32
 		end    bool
@@ -144,7 +149,7 @@ func (p *Parser) Feed(b []byte, v Visitor) error {
 // Held is the number of bytes of memory that what has not ended takes: a frame's
 // payload, unless it is DATA, and a header without END_HEADERS. That is no more
 // than append makes of MaxFrame, and of 2*MaxHeaderBytes + MaxFrame. The decoder's
-// table, of 4 KiB at most, is not in it.
+// table, of 4 KiB at most, is not in it, nor the list of maxKeptFields.
 func (p *Parser) Held() int { return cap(p.payload) + cap(p.block.bytes) }
 
 // Free drops what Held counts, when nothing will be fed any more.
@@ -371,27 +376,39 @@ func (p *Parser) continuation(b []byte, v Visitor) error {
 // decode decodes a header whatever becomes of it: the table must stay in step.
 func (p *Parser) decode(h Header, block []byte, v Visitor) error {
 	if len(block) == 1 && block[0] == statusOK { // as every peer answers; touches no table
-		h.Fields = []hpack.HeaderField{{Name: ":status", Value: "200"}}
-		return v.Headers(h)
+		h.Fields = append(p.fields[:0], hpack.HeaderField{Name: ":status", Value: "200"})
+		return p.give(h, v)
 	}
 	if p.decoder == nil {
 		p.decoder = hpack.NewDecoder(decoderTable, nil)
 	}
-	total := 0
-	p.decoder.SetEmitFunc(func(f hpack.HeaderField) {
-		if total += int(f.Size()); total > p.MaxHeaderBytes {
-			h.TooLong = true
-			return
-		}
-		h.Fields = append(h.Fields, f)
-	})
+	p.total, p.fields = 0, p.fields[:0]
+	p.decoder.SetEmitFunc(p.emit)
 	_, err := p.decoder.Write(block)
 	if err == nil {
 		err = p.decoder.Close()
 	}
-	p.decoder.SetEmitFunc(func(hpack.HeaderField) {}) // holds the fields no longer
 	if err != nil {
 		return &Error{http2.ErrCodeCompression, err.Error()}
 	}
-	return v.Headers(h)
+	h.Fields, h.TooLong = p.fields, p.total > p.MaxHeaderBytes
+	return p.give(h, v)
+}
+
+// emit takes a field of the header under work, while there is room.
+func (p *Parser) emit(f hpack.HeaderField) {
+	if p.total += int(f.Size()); p.total <= p.MaxHeaderBytes {
+		p.fields = append(p.fields, f)
+	}
+}
+
+// give calls the visitor. The list serves the next header too, unless it is long;
+// the connection keeps no field for that.
+func (p *Parser) give(h Header, v Visitor) error {
+	err := v.Headers(h)
+	clear(h.Fields)
+	if p.fields = h.Fields[:0]; cap(p.fields) > maxKeptFields {
+		p.fields = nil
+	}
+	return err
 }

@@ -69,6 +69,46 @@ func conversation() []byte {
 	return AppendFrame(b, http2.FrameHeaders, http2.FlagHeadersEndHeaders, 7, header("x-d", "new", "x-a", "one"))
 }
 
+// TestFieldsAreNotKept: a list of fields serves the next header, empty, unless it
+// was long.
+func TestFieldsAreNotKept(t *testing.T) {
+	p := Parser{MaxHeaderBytes: 8 << 10}
+	header := func(id uint32, n int) {
+		t.Helper()
+		var block []byte
+		for range n {
+			block = AppendField(block, "authorization", "secret")
+		}
+		var got noted
+		if err := p.Feed(AppendFrame(nil, http2.FrameHeaders, http2.FlagHeadersEndHeaders, id, block), &got); err != nil {
+			t.Fatal(err)
+		}
+		if len(got.events) != 1 || strings.Count(got.events[0], "secret") != n {
+			t.Errorf("%d fields give %q", n, got.events)
+		}
+		for _, f := range p.fields[:cap(p.fields)] {
+			if f != (hpack.HeaderField{}) {
+				t.Errorf("%v is kept", f)
+			}
+		}
+	}
+	if err := p.Feed(AppendSettings(nil), &noted{}); err != nil { // the peer begins with it
+		t.Fatal(err)
+	}
+	header(1, 7)
+	list := &p.fields[:1][0]
+	header(3, 2)
+	header(5, 0)
+	if &p.fields[:1][0] != list {
+		t.Error("another list for another header")
+	}
+	header(7, 2*maxKeptFields)
+	if cap(p.fields) != 0 {
+		t.Errorf("a list of %d is kept", cap(p.fields))
+	}
+	header(9, 1)
+}
+
 // TestStateAtEveryByte goes on with another parser, from a state that was
 // written down, after every single byte.
 func TestStateAtEveryByte(t *testing.T) {

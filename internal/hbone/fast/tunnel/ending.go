@@ -78,7 +78,7 @@ func (s *Stream) settle() {
 // with a RST, when something of its own is unread (net/ipv4/tcp.c, __tcp_close).
 func (s *Stream) finished() {
 	switch {
-	case s.dead || s.fate != nil || s.conn.atRest(s.finished):
+	case s.dead || s.fate != nil || s.conn.resting && s.conn.atRest(s.finished):
 	case s.parting && !s.local.IsTaken():
 		s.after(partingEvery, s.finished)
 	default:

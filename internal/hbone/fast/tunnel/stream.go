@@ -129,7 +129,7 @@ func (s *Stream) Accept(fd int, progress *hbone.Counters, cutter *hbone.Cutter) 
 		return
 	}
 	s.answered = true
-	s.conn.frame(http2.FrameHeaders, http2.FlagHeadersEndHeaders, s.id, h2.AppendStatus(nil, http.StatusOK))
+	s.conn.frame(http2.FrameHeaders, http2.FlagHeadersEndHeaders, s.id, h2.AppendStatus(make([]byte, 0, 8), http.StatusOK))
 	s.deliverPending()
 }
 

@@ -15,18 +15,24 @@ const MaxEarly = 8 << 10
 // it there, so that its owner can still have it back untouched. It does not wait,
 // and sees no FIN. Discard is the other half.
 func (s *Socket) Peek(c syscall.Conn, p []byte) int {
+	if fd, ok := c.(eventloop.Descriptor); ok {
+		s.peek(int(fd), p)
+		return s.early
+	}
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return 0
 	}
 	// Control fails on a socket that its owner has closed, and receiving on one
 	// that was reset: both show later.
-	_ = raw.Control(func(fd uintptr) {
-		if n, errno := eventloop.Receive(int(fd), p[:min(len(p), MaxEarly)], unix.MSG_PEEK); errno == 0 {
-			s.early = n
-		}
-	})
+	_ = raw.Control(func(fd uintptr) { s.peek(int(fd), p) })
 	return s.early
+}
+
+func (s *Socket) peek(fd int, p []byte) {
+	if n, errno := eventloop.Receive(fd, p[:min(len(p), MaxEarly)], unix.MSG_PEEK); errno == 0 {
+		s.early = n
+	}
 }
 
 // Discard drops exactly what Peek has copied from the socket, which is taken
