@@ -4,6 +4,7 @@ import (
 	"bytes"
 
 	"github.com/heddle-mesh/heddle/waypoint/http1/grammar"
+	"github.com/heddle-mesh/heddle/waypoint/reason"
 )
 
 // readChunkSize reads the line before a chunk: its size and extensions (RFC 9112 section 7.1).
@@ -20,16 +21,16 @@ func (p *Parser) readChunkSize(in []byte) (n int, whole bool, r Reason) {
 	}
 	if len(text) > maxSizeDigits+p.config.ExtensionBytes+len("\r\n") {
 		if grammar.Span(text, grammar.Hex) > maxSizeDigits {
-			return n, false, BadChunkSize
+			return n, false, reason.BadChunkSize
 		}
-		return n, false, ExtensionsTooLarge
+		return n, false, reason.ExtensionsTooLarge
 	}
 	if i < 0 {
 		return n, false, 0
 	}
 	p.buf = p.buf[:0]
 	if len(text) < 2 || text[len(text)-2] != '\r' {
-		return n, false, BareLF
+		return n, false, reason.BareLF
 	}
 	return n, true, p.beginChunk(text[:len(text)-2])
 }
@@ -38,62 +39,29 @@ func (p *Parser) readChunkSize(in []byte) (n int, whole bool, r Reason) {
 func (p *Parser) beginChunk(text []byte) Reason {
 	digits := grammar.Span(text, grammar.Hex)
 	if digits == 0 || digits > maxSizeDigits {
-		return firstWrong(text, digits, BadChunkSize)
+		return firstWrong(text, digits, reason.BadChunkSize)
 	}
 	size := uint64(0)
 	for _, c := range text[:digits] {
 		size = size<<4 | grammar.HexValue(c)
 	}
-	if r := checkExtensions(text[digits:]); r != 0 {
-		return r
+	if at, begun, ok := grammar.Extensions(text[digits:]); !ok && begun {
+		return firstWrong(text[digits:], at, reason.BadChunkExtension)
+	} else if !ok {
+		return firstWrong(text[digits:], at, reason.BadChunkSize)
 	}
 	if p.extension += len(text) - digits; p.extension > p.config.ExtensionBytes {
-		return ExtensionsTooLarge
+		return reason.ExtensionsTooLarge
 	}
 	if size > maxLength-uint64(p.body) {
-		return BadChunkSize
+		return reason.BadChunkSize
 	}
 	p.body += int64(size)
 	if limit := p.config.BodyBytes; limit > 0 && p.body > limit && !p.responses {
-		return BodyTooLarge
+		return reason.BodyTooLarge
 	}
 	if p.state, p.left = inChunk, int64(size); size == 0 {
 		p.state, p.started, p.at, p.lines = inTrailers, true, 0, p.lines[:0]
-	}
-	return 0
-}
-
-// checkExtensions checks *( BWS ";" BWS name [ BWS "=" BWS value ] ), of which nothing
-// is used (RFC 9112 section 7.1.1). What is not of this form is not skipped: readers
-// that skip differ about where it ends.
-func checkExtensions(b []byte) Reason {
-	for first := true; len(b) > 0; first = false {
-		gap := grammar.Blanks(b)
-		if gap == len(b) || b[gap] != ';' {
-			if first {
-				return firstWrong(b, gap, BadChunkSize)
-			}
-			return firstWrong(b, gap, BadChunkExtension)
-		}
-		b = b[gap+1:]
-		b = b[grammar.Blanks(b):]
-		n := grammar.Span(b, grammar.Token)
-		if n == 0 {
-			return firstWrong(b, 0, BadChunkExtension)
-		}
-		b = b[n:]
-		if gap = grammar.Blanks(b); gap == len(b) || b[gap] != '=' {
-			continue
-		}
-		b = b[gap+1:]
-		b = b[grammar.Blanks(b):]
-		if n = grammar.Quoted(b); n == 0 {
-			n = grammar.Span(b, grammar.Token)
-		}
-		if n == 0 {
-			return firstWrong(b, 0, BadChunkExtension)
-		}
-		b = b[n:]
 	}
 	return 0
 }
@@ -102,9 +70,9 @@ func checkExtensions(b []byte) Reason {
 func wrong(c byte, otherwise Reason) Reason {
 	switch {
 	case c == '\r':
-		return BareCR
+		return reason.BareCR
 	case c < ' ' && c != '\t' || c == 0x7f:
-		return ControlByte
+		return reason.ControlByte
 	}
 	return otherwise
 }
@@ -113,9 +81,9 @@ func wrong(c byte, otherwise Reason) Reason {
 func badChunkEnd(c byte, at int) Reason {
 	switch {
 	case c == '\n':
-		return BareLF
+		return reason.BareLF
 	case at == 1:
-		return BareCR
+		return reason.BareCR
 	}
-	return BadChunkEnd
+	return reason.BadChunkEnd
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/waypoint/http1"
 	"github.com/heddle-mesh/heddle/waypoint/http1/corpus"
+	"github.com/heddle-mesh/heddle/waypoint/reason"
 )
 
 func cases(t testing.TB) (requests, responses []corpus.Case) {
@@ -55,8 +56,8 @@ func TestCorpus(t *testing.T) {
 func TestCorpusHasEveryReason(t *testing.T) {
 	requests, responses := cases(t)
 	met := map[string]bool{
-		http1.Unsolicited.String():    true, // TestUnsolicited
-		http1.TooManyInterim.String(): true, // TestInterimBound
+		reason.Unsolicited.String():    true, // TestUnsolicited
+		reason.TooManyInterim.String(): true, // TestInterimBound
 	}
 	for _, c := range slices.Concat(requests, responses) {
 		for _, want := range c.Want {
@@ -66,7 +67,7 @@ func TestCorpusHasEveryReason(t *testing.T) {
 	for _, b := range bounds() {
 		met[b.reason.String()] = true
 	}
-	for _, r := range http1.Reasons() {
+	for _, r := range reason.HTTP1() {
 		if !met[r.String()] {
 			t.Errorf("no case for %s", r)
 		}
@@ -106,7 +107,7 @@ func TestUnsolicited(t *testing.T) {
 		t.Errorf("%v, %d, %v of nothing", e, n, err)
 	}
 	_, _, n, err := p.Next([]byte(okAnswer))
-	if wrong, ok := err.(*http1.Error); !ok || wrong.Reason != http1.Unsolicited || wrong.Status() != 502 || n != 0 {
+	if wrong, ok := err.(*http1.Error); !ok || wrong.Reason != reason.Unsolicited || wrong.Status() != 502 || n != 0 {
 		t.Errorf("%d bytes used, %v", n, err)
 	}
 }
@@ -123,18 +124,18 @@ type bound struct {
 func bounds() []bound {
 	const chunked = "POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
 	return []bound{
-		{"a target", http1.TargetTooLong, "GET /", "a", 9 << 10},
-		{"a line that is none", http1.TargetTooLong, "", "\x16", 9 << 10},
-		{"a field", http1.HeadTooLarge, "GET / HTTP/1.1\r\nHost: h\r\nX: ", "a", 65 << 10},
-		{"long fields", http1.HeadTooLarge, "GET / HTTP/1.1\r\nHost: h\r\n", "X: " + strings.Repeat("a", 1000) + "\r\n", 66 << 10},
-		{"fields", http1.TooManyFields, "GET / HTTP/1.1\r\nHost: h\r\n", "X: a\r\n", 1000},
-		{"an extension", http1.ExtensionsTooLarge, chunked + "1;a=", "b", 5 << 10},
-		{"extensions", http1.ExtensionsTooLarge, chunked, "1;aaaa=bbbbbbbbbbbbbbbbbb\r\nx\r\n", 8 << 10},
-		{"a chunk's size", http1.BadChunkSize, chunked, "0", 5 << 10},
-		{"a body", http1.BodyTooLarge, chunked, "100\r\n" + strings.Repeat("x", 256) + "\r\n", 110 << 10},
-		{"a trailer", http1.TrailersTooLarge, chunked + "0\r\nX: ", "a", 9 << 10},
-		{"trailers", http1.TooManyFields, chunked + "0\r\n", "X: a\r\n", 1000},
-		{"options", http1.BadConnection, "GET / HTTP/1.1\r\nHost: h\r\nConnection: a,b,c,d,e,f,g,h,i\r\n\r\n", "", 100},
+		{"a target", reason.TargetTooLong, "GET /", "a", 9 << 10},
+		{"a line that is none", reason.TargetTooLong, "", "\x16", 9 << 10},
+		{"a field", reason.HeadTooLarge, "GET / HTTP/1.1\r\nHost: h\r\nX: ", "a", 65 << 10},
+		{"long fields", reason.HeadTooLarge, "GET / HTTP/1.1\r\nHost: h\r\n", "X: " + strings.Repeat("a", 1000) + "\r\n", 66 << 10},
+		{"fields", reason.TooManyFields, "GET / HTTP/1.1\r\nHost: h\r\n", "X: a\r\n", 1000},
+		{"an extension", reason.ExtensionsTooLarge, chunked + "1;a=", "b", 5 << 10},
+		{"extensions", reason.ExtensionsTooLarge, chunked, "1;aaaa=bbbbbbbbbbbbbbbbbb\r\nx\r\n", 8 << 10},
+		{"a chunk's size", reason.BadChunkSize, chunked, "0", 5 << 10},
+		{"a body", reason.BodyTooLarge, chunked, "100\r\n" + strings.Repeat("x", 256) + "\r\n", 110 << 10},
+		{"a trailer", reason.TrailersTooLarge, chunked + "0\r\nX: ", "a", 9 << 10},
+		{"trailers", reason.TooManyFields, chunked + "0\r\n", "X: a\r\n", 1000},
+		{"options", reason.BadConnection, "GET / HTTP/1.1\r\nHost: h\r\nConnection: a,b,c,d,e,f,g,h,i\r\n\r\n", "", 100},
 	}
 }
 

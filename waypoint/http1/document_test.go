@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/heddle-mesh/heddle/waypoint/http1"
+	"github.com/heddle-mesh/heddle/waypoint/reason"
 )
 
 // TestDocument: each case and test that docs/http.md names is there, and each reason.
@@ -23,7 +23,7 @@ func TestDocument(t *testing.T) {
 		known[c.Name] = true
 	}
 	reasons := map[string]bool{}
-	for _, r := range http1.Reasons() {
+	for _, r := range reason.HTTP1() {
 		reasons[r.String()] = true
 	}
 	files, err := filepath.Glob("*_test.go")

@@ -5,6 +5,7 @@ import (
 	"net/http"
 
 	"github.com/heddle-mesh/heddle/waypoint/http1/grammar"
+	"github.com/heddle-mesh/heddle/waypoint/reason"
 )
 
 // Exchange carries the requests of one client's connection to backends, one after
@@ -30,21 +31,22 @@ type Exchange struct {
 
 // progress is where the exchange of one request is.
 type progress struct {
-	out, back    Body // how the request's body is written, and the response's
-	old          bool // the client speaks HTTP/1.0
-	head         bool // the method is HEAD
-	begun        bool // the request's head has come
-	expects      bool // the client waits for a 100 ...
-	granted      bool // ... which the backend has sent
-	continued    bool // ... and the client got, or it has not waited
-	handshake    bool // a tunnel was asked for
-	tunnel       bool // and is there
-	forwarded    bool // and written to a backend
-	answered     bool // a final response's head is written
-	requestDone  bool
-	responseDone bool
-	closing      bool // the client's connection ends with this exchange
-	reusable     bool
+	out, back Body // how the request's body is written, and the response's
+	old       bool // the client speaks HTTP/1.0
+	head      bool // the method is HEAD
+	begun     bool // the request's head has come
+	expects   bool // the client waits for a 100 ...
+	granted   bool // ... which the backend has sent
+	continued bool // ... and the client got, or it has not waited
+	handshake bool // a tunnel was asked for
+	tunnel    bool // and is there
+	forwarded bool // and written to a backend
+	answered  bool // a final response's head is written
+	other     bool // the client, or the backend, speaks HTTP/2: what is between is raw
+
+	requestDone, responseDone bool
+	closing                   bool // the client's connection ends with this exchange
+	reusable                  bool
 	// Fields that an edit has taken from the request and from the response: from their trailers, too.
 	removed, removedBack []string
 }
@@ -52,6 +54,8 @@ type progress struct {
 // deaf says that what the client sends is not read any more: it has been refused in place of
 // a 100, and may send the body or another request.
 func (p *progress) deaf() bool { return p.answered && p.expects && !p.continued }
+
+func (p *progress) waits() bool { return p.expects && !p.old && !p.continued && !p.answered }
 
 // NewExchange begins at a connection's first byte.
 func NewExchange(c *Config) *Exchange {
@@ -105,10 +109,8 @@ func (x *Exchange) Request(dst, in []byte) (out []byte, n int, at Event, err err
 
 func (x *Exchange) begin() {
 	h := &x.requests.Head
-	x.now = progress{
-		begun: true, old: h.Minor == 0, head: string(h.Method) == "HEAD", expects: h.Continue,
-		handshake: h.Upgrade || len(h.Path) == 0, closing: h.Close, out: h.Body,
-	}
+	x.now = progress{begun: true, old: h.Minor == 0, head: string(h.Method) == "HEAD", expects: h.Continue,
+		handshake: h.Upgrade || len(h.Path) == 0, closing: h.Close, out: h.Body}
 }
 
 // Forward appends the request's head for a backend. After an ErrEdit nothing is appended,
@@ -119,17 +121,30 @@ func (x *Exchange) Forward(dst []byte, e *Edit) ([]byte, error) {
 	if err := e.check(len(h.Path) == 0); err != nil || !x.now.begun || x.now.answered {
 		return dst, ErrEdit
 	}
-	if wrong := x.responses.err; wrong != nil && wrong.Reason == Unsolicited {
+	if wrong := x.responses.err; wrong != nil && wrong.Reason == reason.Unsolicited {
 		return dst, wrong
 	}
 	x.asked = Asked{Head: x.now.head, Connect: len(h.Path) == 0}
 	if h.Upgrade {
-		x.asked.Accept = webSocketAnswer(h.websocket)
+		x.asked.Accept = grammar.WebSocketAnswer(h.websocket)
 	}
 	x.responses.restart()
 	x.responses.Ask(&x.asked)
 	x.now.forwarded, x.now.removed = true, e.removed()
 	return appendRequest(dst, h, e, x.config.Via), nil
+}
+
+// Again forgets what a backend has said to the current request, which is to be sent to another
+// connection: the bytes that Forward and Request have appended, from the first on. It
+// reports whether it may be: not once the answer has begun.
+func (x *Exchange) Again() bool {
+	if !x.now.forwarded || x.now.answered || x.now.tunnel {
+		return false
+	}
+	x.responses.restart()
+	x.responses.Ask(&x.asked)
+	x.now.granted = false
+	return true
 }
 
 // Response takes what the backend sent, and appends what the client gets. Interim
@@ -151,6 +166,9 @@ func (x *Exchange) Response(dst, in []byte) (out []byte, n int, at Event, err er
 		case err != nil || e == More:
 			x.now.reusable = x.now.reusable && err == nil
 			return dst, n, More, err
+		case e == HeadRead && x.now.other:
+			x.answeredElsewhere()
+			return dst, n, HeadRead, nil
 		case e == HeadRead && x.responses.Head.Interim():
 			dst = x.interim(dst)
 		case e == HeadRead:
@@ -171,9 +189,7 @@ func (x *Exchange) interim(dst []byte) []byte {
 	if x.now.old || h.Status == 100 && !x.now.expects {
 		return dst
 	}
-	if h.Status == 100 {
-		x.now.granted, x.now.continued = true, true
-	}
+	x.now.granted, x.now.continued = x.now.granted || h.Status == 100, x.now.continued || h.Status == 100
 	dst = appendStatus(dst, h.Status, h.Phrase)
 	for i := range h.Fields {
 		if f := &h.Fields[i]; grammar.FoldEqual(f.Name, "link") && !h.Hop(f) {
@@ -181,6 +197,18 @@ func (x *Exchange) interim(dst []byte) []byte {
 		}
 	}
 	return append(dst, "\r\n"...)
+}
+
+// Waits says that the client waits for a 100 before it sends the body, and has got neither that nor
+// an answer.
+func (x *Exchange) Waits() bool { return x.now.waits() }
+
+// Continue appends a 100 in the name of the backend, for a client that Waits: a server of HTTP/1.0, or one
+// that does not know Expect, waits for the body without a word (RFC 9110 section 10.1.1).
+// The backend's own 100 follows, if it comes after all, as a client has to expect (section 15.2).
+func (x *Exchange) Continue(dst []byte) []byte {
+	x.now.continued = true
+	return append(dst, "HTTP/1.1 100 Continue\r\n\r\n"...)
 }
 
 // Answer appends the response's head for the client. After an ErrEdit nothing is
@@ -262,12 +290,16 @@ func (x *Exchange) RequestEOF() error {
 	return err
 }
 
-// Reply appends a whole response of our own, in place of a backend's. It is not for an
-// exchange whose response has begun (Answered), and not for a tunnel's 101 or 2xx; after
-// an ErrEdit nothing is appended.
-func (x *Exchange) Reply(dst []byte, status int, fields []Field, body []byte) ([]byte, error) {
-	if status < 200 || status > 599 || x.now.answered || checkFields(fields) != nil {
+// Reply appends a whole response of our own, in place of a backend's, with the X-Heddle-Reason that
+// says why, a token, unless it is empty. It is not for an exchange whose response has begun (Answered),
+// and not for a tunnel's 101 or 2xx; after an ErrEdit nothing is appended. What the client still
+// sends of a body is not read then; a request without one is to be read to its End (Request).
+func (x *Exchange) Reply(dst []byte, status int, reason string, fields []Field, body []byte) ([]byte, error) {
+	if x.now.answered || CheckReply(status, reason, fields) != nil {
 		return dst, ErrEdit
+	}
+	if reason != "" {
+		fields = append(fields[:len(fields):len(fields)], NewField("X-Heddle-Reason", reason))
 	}
 	return x.reply(dst, status, fields, body), nil
 }

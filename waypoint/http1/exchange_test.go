@@ -9,6 +9,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/waypoint/http1"
 	"github.com/heddle-mesh/heddle/waypoint/http1/corpus"
+	"github.com/heddle-mesh/heddle/waypoint/reason"
 )
 
 const upgradeRequest = "GET /chat HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: WebSocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
@@ -143,6 +144,60 @@ func TestContinue(t *testing.T) {
 	}
 }
 
+// TestToldToContinue: who waits for a 100, and nobody else, is told to go on, by the backend, by us, or by both.
+func TestToldToContinue(t *testing.T) {
+	const head = "POST / HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n"
+	const granted, final = "HTTP/1.1 100 Continue\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+	for _, c := range []struct {
+		name        string
+		sent, heard string // before we tell
+		late        string // of the backend, behind it
+		told        bool
+		reusable    bool
+	}{
+		{"it waits", head, "", "", true, false},
+		{"and the backend says so late", head, "", granted, true, true},
+		{"the backend has said so", head, granted, "", false, true},
+		{"it does not wait", head + "a", "", "", false, false},
+		{"it has not asked", strings.Replace(head, "Expect: 100-continue\r\n", "", 1), "", "", false, true},
+		{"it cannot read one", strings.Replace(head, "HTTP/1.1", "HTTP/1.0", 1), "", "", false, true},
+		{"it was answered", head, "HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n", "", false, false},
+	} {
+		p := proxy(t, http1.Defaults())
+		p.answer = nil
+		p.send([]byte(c.sent))
+		if c.heard != "" {
+			p.receive([]byte(c.heard))
+		}
+		if waits := p.x.Waits(); waits != c.told {
+			t.Errorf("%s: it waits: %v", c.name, waits)
+		}
+		if c.told {
+			p.client = p.x.Continue(p.client)
+		}
+		if p.x.Waits() {
+			t.Errorf("%s: it is told twice", c.name)
+		}
+		if c.late != "" {
+			p.receive([]byte(c.late))
+		}
+		want := strings.Count(c.heard+c.late, "100 Continue")
+		if c.told {
+			want++
+		}
+		if strings.Count(string(p.client), "100 Continue") != want {
+			t.Errorf("%s: the client has %q", c.name, p.client)
+		}
+		if c.name == "it was answered" {
+			continue
+		}
+		p.answer = []byte(final)
+		if p.send([]byte("ab"[strings.Count(c.sent, "\r\n\r\na"):])); p.err != nil || p.reusable != c.reusable {
+			t.Errorf("%s: %v, reusable %v", c.name, p.err, p.reusable)
+		}
+	}
+}
+
 // TestInterimBound: 1xx responses come to an end.
 func TestInterimBound(t *testing.T) {
 	p := proxy(t, http1.Defaults())
@@ -153,7 +208,7 @@ func TestInterimBound(t *testing.T) {
 		t.Fatal(p.err)
 	}
 	p.receive([]byte("HTTP/1.1 103 Hints\r\n\r\n"))
-	if wrong, ok := errors.AsType[*http1.Error](p.err); !ok || wrong.Reason != http1.TooManyInterim {
+	if wrong, ok := errors.AsType[*http1.Error](p.err); !ok || wrong.Reason != reason.TooManyInterim {
 		t.Errorf("17 of them: %v", p.err)
 	}
 }
@@ -180,7 +235,7 @@ func TestEdits(t *testing.T) {
 			t.Errorf("%+v: %q, %v", e, got, err)
 		}
 	}
-	if got, err := x.Reply(nil, 302, []http1.Field{http1.NewField("Location", "/a\r\nSet-Cookie: b")}, nil); !errors.Is(err, http1.ErrEdit) || got != nil {
+	if got, err := x.Reply(nil, 302, "", []http1.Field{http1.NewField("Location", "/a\r\nSet-Cookie: b")}, nil); !errors.Is(err, http1.ErrEdit) || got != nil {
 		t.Errorf("a redirect with a line break: %q, %v", got, err)
 	}
 }
@@ -204,12 +259,12 @@ func TestReply(t *testing.T) {
 		if at != http1.HeadRead || err != nil {
 			t.Fatal(at, err)
 		}
-		got, err := x.Reply(nil, 404, []http1.Field{http1.NewField("X-A", "b")}, []byte("no"))
+		got, err := x.Reply(nil, 404, "", []http1.Field{http1.NewField("X-A", "b")}, []byte("no"))
 		if err != nil {
 			t.Fatal(err)
 		}
 		exactly(t, c.request, got, c.want)
-		if _, err := x.Reply(nil, 200, nil, nil); err == nil {
+		if _, err := x.Reply(nil, 200, "", nil, nil); err == nil {
 			t.Errorf("%q: two responses", c.request)
 		}
 		next := c.request[n:] + c.request

@@ -13,9 +13,9 @@
 package http1
 
 import (
-	"strconv"
-
 	"github.com/heddle-mesh/heddle/waypoint/http1/grammar"
+	"github.com/heddle-mesh/heddle/waypoint/http1/names"
+	"github.com/heddle-mesh/heddle/waypoint/reason"
 )
 
 // Config bounds and places a connection. It is shared by the parsers of many
@@ -86,7 +86,7 @@ const (
 // call of the parser.
 type Field struct {
 	Name, Value []byte
-	kind        kind
+	kind        names.Kind
 }
 
 // Head is what stands before a body, and what it means. Its slices are valid until
@@ -99,7 +99,7 @@ type Head struct {
 	// Status and Phrase are a response's.
 	Status int
 	Phrase []byte
-	// Minor is the version's: 0 or 1.
+	// Minor is the version's: 0 or 1. Of a head that came in HTTP/2 it is 1.
 	Minor int
 	// Fields are all lines in their order, framing included.
 	Fields []Field
@@ -120,6 +120,8 @@ type Head struct {
 	options   [maxOptions][]byte
 	nominated int    // options
 	names     []byte // theirs: trailers are compared with them, too, when the head is gone
+	two       bool   // it came in HTTP/2
+	copied    []byte // what a copy's slices are of
 }
 
 // Interim says whether a response is followed by another one for the same
@@ -129,7 +131,7 @@ func (h *Head) Interim() bool { return h.Status >= 100 && h.Status < 200 && h.St
 // Hop says whether a field is about this connection only, and so not forwarded as it is:
 // ours to write anew, or named in Connection (RFC 9110 section 7.6.1).
 func (h *Head) Hop(f *Field) bool {
-	if f.kind >= firstOwned {
+	if f.kind >= names.FirstOwned {
 		return true
 	}
 	for _, name := range h.options[:h.nominated] {
@@ -144,7 +146,7 @@ func (h *Head) Hop(f *Field) bool {
 func (h *Head) reset() {
 	fields := h.Fields
 	clear(fields)
-	*h = Head{Fields: fields[:0], Length: -1, names: h.names[:0]}
+	*h = Head{Fields: fields[:0], Length: -1, names: h.names[:0], copied: h.copied[:0]}
 }
 
 // Error ends a connection: nothing that comes after it can be read.
@@ -170,125 +172,5 @@ func (e *Error) Status() int {
 	return e.Reason.Status()
 }
 
-// Reason is why a message is refused. The set is closed.
-type Reason uint8
-
-// The reasons, by what is wrong.
-const (
-	BadRequestLine Reason = iota + 1
-	MethodTooLong
-	TargetTooLong
-	BadTarget
-	BadVersion
-	UnsupportedVersion
-	TraceRefused
-	EmptyLines
-	BareLF
-	BareCR
-	ControlByte
-	BadFieldLine
-	BadFieldName
-	SpaceBeforeColon
-	ObsFold
-	AliasedField
-	HeadTooLarge
-	TooManyFields
-	HostMissing
-	HostTwice
-	BadHost
-	HostDiffers
-	BadContentLength
-	ContentLengthTwice
-	LengthAndCoding
-	BadTransferCoding
-	UnknownCoding
-	CodingInOldVersion
-	BodyNotAllowed
-	BodyTooLarge
-	BadConnection
-	ProtectedOption
-	UnknownExpectation
-	BadUpgrade
-	BadChunkSize
-	BadChunkExtension
-	ExtensionsTooLarge
-	BadChunkEnd
-	BadTrailer
-	TrailersTooLarge
-	Truncated
-	BadStatusLine
-	TooManyInterim
-	UpgradeNotAsked
-	Unsolicited
-	lastReason = Unsolicited
-)
-
-var reasons = [...]struct {
-	name   string
-	status int
-}{
-	BadRequestLine:     {"bad_request_line", 400},
-	MethodTooLong:      {"method_too_long", 501},
-	TargetTooLong:      {"target_too_long", 414},
-	BadTarget:          {"bad_target", 400},
-	BadVersion:         {"bad_version", 400},
-	UnsupportedVersion: {"unsupported_version", 505},
-	TraceRefused:       {"trace_refused", 501},
-	EmptyLines:         {"empty_lines", 400},
-	BareLF:             {"bare_lf", 400},
-	BareCR:             {"bare_cr", 400},
-	ControlByte:        {"control_byte", 400},
-	BadFieldLine:       {"bad_field_line", 400},
-	BadFieldName:       {"bad_field_name", 400},
-	SpaceBeforeColon:   {"space_before_colon", 400},
-	ObsFold:            {"obs_fold", 400},
-	AliasedField:       {"aliased_field", 400},
-	HeadTooLarge:       {"head_too_large", 431},
-	TooManyFields:      {"too_many_fields", 431},
-	HostMissing:        {"host_missing", 400},
-	HostTwice:          {"host_twice", 400},
-	BadHost:            {"bad_host", 400},
-	HostDiffers:        {"host_differs", 400},
-	BadContentLength:   {"bad_content_length", 400},
-	ContentLengthTwice: {"content_length_twice", 400},
-	LengthAndCoding:    {"length_and_coding", 400},
-	BadTransferCoding:  {"bad_transfer_coding", 400},
-	UnknownCoding:      {"unknown_coding", 501},
-	CodingInOldVersion: {"coding_in_old_version", 400},
-	BodyNotAllowed:     {"body_not_allowed", 400},
-	BodyTooLarge:       {"body_too_large", 413},
-	BadConnection:      {"bad_connection", 400},
-	ProtectedOption:    {"protected_option", 400},
-	UnknownExpectation: {"unknown_expectation", 417},
-	BadUpgrade:         {"bad_upgrade", 400},
-	BadChunkSize:       {"bad_chunk_size", 400},
-	BadChunkExtension:  {"bad_chunk_extension", 400},
-	ExtensionsTooLarge: {"extensions_too_large", 413},
-	BadChunkEnd:        {"bad_chunk_end", 400},
-	BadTrailer:         {"bad_trailer", 400},
-	TrailersTooLarge:   {"trailers_too_large", 431},
-	Truncated:          {"truncated", 400},
-	BadStatusLine:      {"bad_status_line", 502},
-	TooManyInterim:     {"too_many_interim", 502},
-	UpgradeNotAsked:    {"upgrade_not_asked", 502},
-	Unsolicited:        {"unsolicited", 502},
-}
-
-// Reasons are all of them.
-func Reasons() (all []Reason) {
-	for r := BadRequestLine; r <= lastReason; r++ {
-		all = append(all, r)
-	}
-	return all
-}
-
-// String is the reason's name in logs, metrics and x-heddle-reason.
-func (r Reason) String() string {
-	if int(r) < len(reasons) && reasons[r].name != "" {
-		return reasons[r].name
-	}
-	return "reason_" + strconv.Itoa(int(r))
-}
-
-// Status is what a request is answered that is refused for it.
-func (r Reason) Status() int { return reasons[r].status }
+// Reason is why a message is refused.
+type Reason = reason.Reason

@@ -84,7 +84,7 @@ func (i *interleaving) refuse(err error) {
 
 // reply is what an owner does that has waited for too long.
 func (i *interleaving) reply(status int) {
-	out, err := i.x.Reply(nil, status, nil, []byte("late"))
+	out, err := i.x.Reply(nil, status, "", nil, []byte("late"))
 	if err == nil {
 		i.got = append(i.got, out...)
 	} else if len(out) > 0 || !i.x.Answered() {

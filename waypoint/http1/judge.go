@@ -1,10 +1,9 @@
 package http1
 
 import (
-	"crypto/sha1"
-	"encoding/base64"
-
 	"github.com/heddle-mesh/heddle/waypoint/http1/grammar"
+	"github.com/heddle-mesh/heddle/waypoint/http1/names"
+	"github.com/heddle-mesh/heddle/waypoint/reason"
 )
 
 // said is what the fields of a head say together.
@@ -17,7 +16,7 @@ type said struct {
 // readOwned reads the fields that have a meaning for us.
 func (h *Head) readOwned(s *said, response bool) Reason {
 	for i := range h.Fields {
-		if f := &h.Fields[i]; f.kind != other {
+		if f := &h.Fields[i]; f.kind != names.Other {
 			if r := h.readOne(f, s, response); r != 0 {
 				return r
 			}
@@ -25,9 +24,9 @@ func (h *Head) readOwned(s *said, response bool) Reason {
 	}
 	switch {
 	case h.Body == Chunked && h.Length >= 0:
-		return LengthAndCoding // RFC 9112 section 6.3
+		return reason.LengthAndCoding // RFC 9112 section 6.3
 	case h.Body == Chunked && h.Minor == 0:
-		return CodingInOldVersion // section 6.1
+		return reason.CodingInOldVersion // section 6.1
 	}
 	h.Close = s.close || h.Minor == 0 && !s.keep // section 9.3
 	return 0
@@ -35,19 +34,19 @@ func (h *Head) readOwned(s *said, response bool) Reason {
 
 func (h *Head) readOne(f *Field, s *said, response bool) Reason {
 	switch f.kind {
-	case contentLength:
+	case names.ContentLength:
 		return h.readLength(f.Value)
-	case transferEncoding:
+	case names.TransferEncoding:
 		return h.readCoding(f.Value)
-	case connection:
+	case names.Connection:
 		return h.readConnection(f.Value, &s.options)
-	case trailer:
+	case names.Trailer:
 		return checkTrailer(f.Value)
-	case upgrade:
+	case names.Upgrade:
 		s.upgrades++
 		s.webSocket = grammar.FoldEqual(f.Value, "websocket")
-	case webSocketKey, webSocketAccept:
-		if response == (f.kind == webSocketAccept) {
+	case names.WebSocketKey, names.WebSocketAccept:
+		if response == (f.kind == names.WebSocketAccept) {
 			s.keys++
 			h.websocket = f.Value
 		}
@@ -56,19 +55,19 @@ func (h *Head) readOne(f *Field, s *said, response bool) Reason {
 		return 0
 	}
 	switch f.kind {
-	case host:
+	case names.Host:
 		if h.Host != nil {
-			return HostTwice
+			return reason.HostTwice
 		}
 		if ok, _ := grammar.CheckHost(f.Value); !ok {
-			return BadHost
+			return reason.BadHost
 		}
 		h.Host = f.Value
-	case te:
+	case names.TE:
 		h.Trailers = h.Trailers || grammar.ListHas(f.Value, "trailers")
-	case expect:
+	case names.Expect:
 		if !grammar.FoldEqual(f.Value, "100-continue") {
-			return UnknownExpectation
+			return reason.UnknownExpectation
 		}
 		s.expect = true
 	}
@@ -82,22 +81,22 @@ func (p *Parser) judgeRequest() Reason {
 		return r
 	}
 	if h.Host == nil && h.Minor == 1 {
-		return HostMissing // RFC 9112 section 3.2
+		return reason.HostMissing // RFC 9112 section 3.2
 	}
 	if r := h.readTarget(p.config.Secure); r != 0 {
 		return r
 	}
 	if h.Host == nil {
 		if h.Host = []byte(p.config.DefaultHost); len(h.Host) == 0 {
-			return HostMissing
+			return reason.HostMissing
 		}
 	}
 	content := h.Body == Chunked || h.Length > 0
 	switch method := string(h.Method); {
 	case method == "TRACE":
-		return TraceRefused
+		return reason.TraceRefused
 	case method == "CONNECT" && content:
-		return BodyNotAllowed // RFC 9110 section 9.3.6
+		return reason.BodyNotAllowed // RFC 9110 section 9.3.6
 	case h.Body != Chunked && h.Length >= 0 && method != "CONNECT":
 		h.Body = Length
 	}
@@ -105,15 +104,15 @@ func (p *Parser) judgeRequest() Reason {
 	// An Upgrade that is not asked for in the way of section 7.8 is no Upgrade.
 	if s.webSocket && s.upgrades == 1 && s.upgrade && h.Minor == 1 {
 		if string(h.Method) != "GET" || s.keys != 1 || len(h.websocket) != 24 {
-			return BadUpgrade // RFC 6455 section 4.1
+			return reason.BadUpgrade // RFC 6455 section 4.1
 		}
 		if content {
-			return BodyNotAllowed
+			return reason.BodyNotAllowed
 		}
 		h.Upgrade = true
 	}
 	if limit := p.config.BodyBytes; limit > 0 && h.Length > limit {
-		return BodyTooLarge
+		return reason.BodyTooLarge
 	}
 	p.follow()
 	return 0
@@ -142,22 +141,22 @@ func (p *Parser) judgeResponse() Reason {
 	}
 	if h.Status < 200 || h.Status == 204 {
 		if h.Body == Chunked || h.Length > 0 {
-			return BodyNotAllowed // section 6.1, RFC 9110 section 8.6
+			return reason.BodyNotAllowed // section 6.1, RFC 9110 section 8.6
 		}
 		h.Length = -1
 	}
 	switch {
 	case h.Interim():
 		if p.count++; p.count > p.config.Interim {
-			return TooManyInterim
+			return reason.TooManyInterim
 		}
 		return 0 // at the next head
 	case h.Status == 101:
 		if p.asked.Accept == "" {
-			return UpgradeNotAsked
+			return reason.UpgradeNotAsked
 		}
 		if !s.webSocket || s.upgrades != 1 || !s.upgrade || h.Minor == 0 || s.keys != 1 || string(h.websocket) != p.asked.Accept {
-			return BadUpgrade
+			return reason.BadUpgrade
 		}
 		h.Upgrade, p.state = true, inTunnel
 		return 0
@@ -174,10 +173,4 @@ func (p *Parser) judgeResponse() Reason {
 	}
 	p.follow()
 	return 0
-}
-
-// webSocketAnswer is the Sec-WebSocket-Accept to a key (RFC 6455 section 4.2.2).
-func webSocketAnswer(key []byte) string {
-	sum := sha1.Sum(append(key[:len(key):len(key)], "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"...))
-	return base64.StdEncoding.EncodeToString(sum[:])
 }

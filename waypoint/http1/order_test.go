@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/heddle-mesh/heddle/waypoint/http1"
+	"github.com/heddle-mesh/heddle/waypoint/reason"
 )
 
 const (
@@ -86,7 +87,7 @@ func TestAfterReply(t *testing.T) {
 				t.Fatalf("%q, %v", out, err)
 			}
 		}
-		if _, err := x.Reply(nil, 500, nil, nil); err != nil {
+		if _, err := x.Reply(nil, 500, "", nil, nil); err != nil {
 			t.Fatal(err)
 		}
 		out, n, at, err := x.Response(nil, []byte(c.late))
@@ -108,7 +109,7 @@ func TestAfterReply(t *testing.T) {
 				t.Fatal(out, err)
 			}
 			out, _, _, err := x.Response(nil, []byte(c.late))
-			if wrong, ok := errors.AsType[*http1.Error](err); len(out) > 0 || !ok || wrong.Reason != http1.Unsolicited {
+			if wrong, ok := errors.AsType[*http1.Error](err); len(out) > 0 || !ok || wrong.Reason != reason.Unsolicited {
 				t.Errorf("%s: %q reaches the client of the next request: %v", c.name, out, err)
 			}
 			if out, ok := x.Refuse(nil, err); ok != (part != getRequest[:9]) || ok != (len(out) > 0) {
@@ -146,11 +147,11 @@ func TestUnsolicitedThenForward(t *testing.T) {
 	}
 	out, _, _, err := p.x.Response(nil, []byte(okAnswer))
 	wrong, ok := errors.AsType[*http1.Error](err)
-	if len(out) > 0 || !ok || wrong.Reason != http1.Unsolicited {
+	if len(out) > 0 || !ok || wrong.Reason != reason.Unsolicited {
 		t.Fatalf("%q, %v", out, err)
 	}
 	out, err = p.x.Forward(nil, nil)
-	if wrong, ok = errors.AsType[*http1.Error](err); !ok || wrong.Reason != http1.Unsolicited || out != nil {
+	if wrong, ok = errors.AsType[*http1.Error](err); !ok || wrong.Reason != reason.Unsolicited || out != nil {
 		t.Fatalf("forwarded all the same: %q, %v", out, err)
 	}
 	out, ok = p.x.Refuse(nil, err)
@@ -173,7 +174,7 @@ func TestReplyBeforeHead(t *testing.T) {
 	if out, err := x.Answer(nil, nil); !errors.Is(err, http1.ErrEdit) || out != nil {
 		t.Errorf("answered with a backend's head that there is not: %q, %v", out, err)
 	}
-	got, err := x.Reply(nil, 408, nil, nil)
+	got, err := x.Reply(nil, 408, "", nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,11 @@
 package http1
 
-import "bytes"
+import (
+	"bytes"
+
+	"github.com/heddle-mesh/heddle/waypoint/http1/names"
+	"github.com/heddle-mesh/heddle/waypoint/reason"
+)
 
 type state uint8
 
@@ -160,7 +165,7 @@ func (p *Parser) EOF() (Event, error) {
 		p.asked = nil
 		return End, nil
 	case p.state != atHead || p.started || len(p.buf) > 0 || p.asked != nil:
-		p.err = &Error{Reason: Truncated, Response: p.responses}
+		p.err = &Error{Reason: reason.Truncated, Response: p.responses}
 		return More, p.err
 	}
 	return More, nil
@@ -195,7 +200,7 @@ func (p *Parser) readSection(in []byte, most int, tooLarge Reason) (base []byte,
 		}
 		size := len(p.buf) + end - from
 		if !p.started && !p.responses && size > p.config.LineBytes+maxMethodBytes+len("  HTTP/1.1\r\n") {
-			return nil, end, false, TargetTooLong
+			return nil, end, false, reason.TargetTooLong
 		}
 		if size > most {
 			return nil, end, false, tooLarge
@@ -221,7 +226,7 @@ func (p *Parser) readSection(in []byte, most int, tooLarge Reason) (base []byte,
 func (p *Parser) readLine(base []byte) (end bool, r Reason) {
 	text := base[p.at : len(base)-1]
 	if len(text) == 0 || text[len(text)-1] != '\r' {
-		return false, BareLF
+		return false, reason.BareLF
 	}
 	text = text[:len(text)-1]
 	at := p.at
@@ -231,11 +236,11 @@ func (p *Parser) readLine(base []byte) (end bool, r Reason) {
 	case len(text) == 0:
 		// A server should ignore at least one (RFC 9112 section 2.2): one it is.
 		if p.count++; p.responses || p.count > 1 {
-			return false, EmptyLines
+			return false, reason.EmptyLines
 		}
 		return false, 0
 	case p.started && len(p.lines) == p.config.Fields:
-		return false, TooManyFields
+		return false, reason.TooManyFields
 	case p.started:
 		l, r := readField(text, at)
 		if r != 0 {
@@ -257,9 +262,9 @@ func (p *Parser) readHead(in []byte) (n int, whole bool, r Reason) {
 		if len(in) == 0 {
 			return 0, false, 0
 		}
-		return 0, false, Unsolicited
+		return 0, false, reason.Unsolicited
 	}
-	base, n, whole, r := p.readSection(in, p.config.HeadBytes, HeadTooLarge)
+	base, n, whole, r := p.readSection(in, p.config.HeadBytes, reason.HeadTooLarge)
 	if r != 0 || !whole {
 		return n, false, r
 	}
@@ -280,14 +285,14 @@ func (p *Parser) readHead(in []byte) (n int, whole bool, r Reason) {
 
 // readTrailers reads the trailer section of a chunked body (RFC 9112 section 7.1.2).
 func (p *Parser) readTrailers(in []byte) (n int, whole bool, r Reason) {
-	base, n, whole, r := p.readSection(in, p.config.TrailerBytes, TrailersTooLarge)
+	base, n, whole, r := p.readSection(in, p.config.TrailerBytes, reason.TrailersTooLarge)
 	if r != 0 || !whole {
 		return n, false, r
 	}
 	p.Trailers = materialise(p.Trailers[:0], p.lines, base)
 	for _, f := range p.Trailers {
-		if !mayTrail(f.Name) {
-			return n, false, BadTrailer
+		if !names.MayTrail(f.Name) {
+			return n, false, reason.BadTrailer
 		}
 	}
 	p.state = ended

@@ -4,6 +4,7 @@ import (
 	"bytes"
 
 	"github.com/heddle-mesh/heddle/waypoint/http1/grammar"
+	"github.com/heddle-mesh/heddle/waypoint/reason"
 )
 
 // start is a start line, while its head may still move.
@@ -16,20 +17,20 @@ type start struct {
 func readRequestLine(text []byte, at, maxTarget int) (s start, r Reason) {
 	n := grammar.Span(text, grammar.Token)
 	if n > maxMethodBytes {
-		return s, MethodTooLong
+		return s, reason.MethodTooLong
 	}
 	if n == 0 || n == len(text) || text[n] != ' ' {
-		return s, firstWrong(text, n, BadRequestLine)
+		return s, firstWrong(text, n, reason.BadRequestLine)
 	}
 	target := text[n+1:]
 	t := grammar.Span(target, grammar.Target)
 	switch {
 	case t > maxTarget:
-		return s, TargetTooLong
+		return s, reason.TargetTooLong
 	case t == 0 || t == len(target): // two spaces, or no version: HTTP/0.9
-		return s, firstWrong(target, t, BadRequestLine)
+		return s, firstWrong(target, t, reason.BadRequestLine)
 	case target[t] != ' ':
-		return s, wrong(target[t], BadTarget)
+		return s, wrong(target[t], reason.BadTarget)
 	}
 	s = start{firstEnd: uint32(at + n), second: uint32(at + n + 1), secondEnd: uint32(at + n + 1 + t)}
 	s.minor, r = readVersion(target[t+1:])
@@ -48,12 +49,12 @@ func readVersion(v []byte) (minor int, r Reason) {
 	const form = "HTTP/1.1"
 	if len(v) != len(form) || string(v[:5]) != "HTTP/" || v[5] < '0' || v[5] > '9' || v[6] != '.' || v[7] < '0' || v[7] > '9' {
 		if i := bytes.IndexByte(v, '\r'); i >= 0 {
-			return 0, BareCR
+			return 0, reason.BareCR
 		}
-		return 0, BadVersion
+		return 0, reason.BadVersion
 	}
 	if v[5] != '1' || v[7] > '1' {
-		return 0, UnsupportedVersion
+		return 0, reason.UnsupportedVersion
 	}
 	return int(v[7] - '0'), 0
 }
@@ -63,23 +64,23 @@ func readVersion(v []byte) (minor int, r Reason) {
 func readStatusLine(text []byte, at int) (s start, r Reason) {
 	const before = len("HTTP/1.1 ")
 	if len(text) < before+3 || text[before-1] != ' ' {
-		return s, BadStatusLine
+		return s, reason.BadStatusLine
 	}
 	if s.minor, r = readVersion(text[:before-1]); r != 0 {
 		return s, r
 	}
 	for _, c := range text[before : before+3] {
 		if c < '0' || c > '9' {
-			return s, BadStatusLine
+			return s, reason.BadStatusLine
 		}
 		s.status = s.status*10 + int(c-'0')
 	}
 	phrase := text[before+3:]
 	if s.status < 100 || s.status > 599 || len(phrase) > 0 && phrase[0] != ' ' {
-		return s, BadStatusLine
+		return s, reason.BadStatusLine
 	}
 	if n := grammar.Span(phrase, grammar.Value); n < len(phrase) {
-		return s, wrong(phrase[n], BadStatusLine)
+		return s, wrong(phrase[n], reason.BadStatusLine)
 	}
 	s.secondEnd = uint32(at + len(text))
 	s.second = s.secondEnd - uint32(max(0, len(phrase)-1))
@@ -92,18 +93,18 @@ func (h *Head) readTarget(secure bool) Reason {
 	switch t := h.Target; {
 	case string(h.Method) == "CONNECT":
 		if ok, port := grammar.CheckHost(t); !ok || !port {
-			return BadTarget
+			return reason.BadTarget
 		}
 		return h.agreeOnHost(t)
 	case string(t) == "*":
 		if string(h.Method) != "OPTIONS" {
-			return BadTarget
+			return reason.BadTarget
 		}
 		h.Path = t
 		return 0
 	case t[0] == '/':
 		if h.Path = t; !grammar.CheckPath(t) {
-			return BadTarget
+			return reason.BadTarget
 		}
 		return 0
 	}
@@ -118,7 +119,7 @@ func (h *Head) readAbsolute(secure bool) Reason {
 		scheme = "https://"
 	}
 	if !grammar.HasFoldPrefix(h.Target, scheme) {
-		return BadTarget
+		return reason.BadTarget
 	}
 	rest := h.Target[len(scheme):]
 	end := bytes.IndexAny(rest, "/?")
@@ -127,7 +128,7 @@ func (h *Head) readAbsolute(secure bool) Reason {
 	}
 	authority := rest[:end]
 	if ok, _ := grammar.CheckHost(authority); !ok {
-		return BadTarget
+		return reason.BadTarget
 	}
 	switch h.Path = rest[end:]; {
 	case len(h.Path) > 0 && h.Path[0] == '/':
@@ -137,7 +138,7 @@ func (h *Head) readAbsolute(secure bool) Reason {
 		h.Path = append([]byte("/"), h.Path...)
 	}
 	if !grammar.CheckPath(h.Path) {
-		return BadTarget
+		return reason.BadTarget
 	}
 	return h.agreeOnHost(authority)
 }
@@ -145,7 +146,7 @@ func (h *Head) readAbsolute(secure bool) Reason {
 // agreeOnHost compares what the target says with Host.
 func (h *Head) agreeOnHost(authority []byte) Reason {
 	if h.Host != nil && !grammar.FoldEqual(h.Host, authority) {
-		return HostDiffers
+		return reason.HostDiffers
 	}
 	h.Host = authority
 	return 0

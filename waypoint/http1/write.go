@@ -5,6 +5,7 @@ import (
 	"strconv"
 
 	"github.com/heddle-mesh/heddle/waypoint/http1/grammar"
+	"github.com/heddle-mesh/heddle/waypoint/http1/names"
 )
 
 // ErrEdit is an edit that would make another message of the one that it changes: bytes that
@@ -44,8 +45,8 @@ func (e *Edit) check(connect bool) error {
 
 func checkFields(fields []Field) error {
 	for _, f := range fields {
-		k, aliased := kindOf(f.Name)
-		if k != other || aliased || len(f.Name) == 0 || grammar.Span(f.Name, grammar.Token) < len(f.Name) || grammar.Span(f.Value, grammar.Value) < len(f.Value) ||
+		k, aliased := names.Of(f.Name)
+		if k != names.Other || aliased || len(f.Name) == 0 || grammar.Span(f.Name, grammar.Token) < len(f.Name) || grammar.Span(f.Value, grammar.Value) < len(f.Value) ||
 			len(grammar.Trim(f.Value)) < len(f.Value) {
 			return ErrEdit
 		}
@@ -82,8 +83,8 @@ func appendFields(b []byte, h *Head, e *Edit, chunked bool) []byte {
 	removed := e.removed()
 	for i := range h.Fields {
 		switch f := &h.Fields[i]; {
-		case (f.kind == webSocketKey || f.kind == webSocketAccept) && !h.Upgrade || h.stays(f, removed):
-		case f.kind != trailer:
+		case (f.kind == names.WebSocketKey || f.kind == names.WebSocketAccept) && !h.Upgrade || h.stays(f, removed):
+		case f.kind != names.Trailer:
 			b = appendField(b, f.Name, f.Value)
 		case chunked:
 			b = appendTrailer(b, h, f.Value, removed)
@@ -152,10 +153,7 @@ func appendRequest(b []byte, h *Head, e *Edit, via string) []byte {
 		b = append(b, "Expect: 100-continue\r\n"...)
 	}
 	if via != "" {
-		b = append(b, "Via: 1."...)
-		b = append(b, '0'+byte(h.Minor), ' ')
-		b = append(b, via...)
-		b = append(b, "\r\n"...)
+		b = append(h.AppendVia(append(b, "Via: "...), via), "\r\n"...)
 	}
 	switch {
 	case h.Upgrade:
@@ -164,6 +162,15 @@ func appendRequest(b []byte, h *Head, e *Edit, via string) []byte {
 		b = append(b, "Connection: TE\r\nTE: trailers\r\n"...)
 	}
 	return append(b, "\r\n"...)
+}
+
+// AppendVia appends a value of Via (RFC 9110 section 7.6.3): the version that the client speaks, and our pseudonym.
+func (h *Head) AppendVia(b []byte, pseudonym string) []byte {
+	version := [...]string{"1.0 ", "1.1 "}[h.Minor]
+	if h.two {
+		version = "2.0 "
+	}
+	return append(append(b, version...), pseudonym...)
 }
 
 // appendStatus writes a status line.

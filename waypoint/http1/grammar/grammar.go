@@ -214,3 +214,36 @@ func Quoted(b []byte) int {
 	}
 	return 0
 }
+
+// Extensions checks *( BWS ";" BWS name [ BWS "=" BWS value ] ), of which nothing
+// is used (RFC 9112 section 7.1.1). What is not of this form is not skipped: readers
+// that skip differ about where it ends. When it is not ok, at is the byte that is wrong, and
+// begun says whether there was a ";" before it.
+func Extensions(b []byte) (at int, begun, ok bool) {
+	for rest := b; len(rest) > 0; begun = true {
+		rest = rest[Blanks(rest):]
+		if len(rest) == 0 || rest[0] != ';' {
+			return len(b) - len(rest), begun, false
+		}
+		rest = rest[1+Blanks(rest[1:]):]
+		n := Span(rest, Token)
+		if n == 0 {
+			return len(b) - len(rest), true, false
+		}
+		rest = rest[n:]
+		gap := Blanks(rest)
+		if gap == len(rest) || rest[gap] != '=' {
+			continue
+		}
+		rest = rest[gap+1:]
+		rest = rest[Blanks(rest):]
+		if n = Quoted(rest); n == 0 {
+			n = Span(rest, Token)
+		}
+		if n == 0 {
+			return len(b) - len(rest), true, false
+		}
+		rest = rest[n:]
+	}
+	return len(b), begun, true
+}

@@ -1,0 +1,284 @@
+package h2
+
+import (
+	"bytes"
+	"errors"
+	"time"
+
+	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/waypoint/http1"
+	"github.com/heddle-mesh/heddle/waypoint/http2"
+	"github.com/heddle-mesh/heddle/waypoint/plan"
+	"github.com/heddle-mesh/heddle/waypoint/record"
+)
+
+// Request is one of a client, and what answers it.
+type Request struct {
+	l     *Loop
+	front Front
+	who   *plan.Client
+	id    uint32
+	head  http1.Head
+	asked
+	tries
+	backend
+	up, down body
+	held     int // bytes of both bodies, as Held has them
+	answered bool
+	over     bool
+	old      bool // the client speaks HTTP/1.1
+	copied   bool // nobody waits for the answer
+	tunnel   bool // it was granted one: each direction ends by itself
+	began    time.Time
+	note     record.Note
+}
+
+// asked is what was decided.
+type asked struct {
+	way              *plan.Way
+	view             *mesh.View
+	to               mesh.Route
+	session, origin  string
+	grpc, idempotent bool
+	edit, back       http1.Edit
+	remove           []string
+	text             []byte
+	mirrors          []*plan.Way
+}
+
+// body is what came of a body, and did not go on yet. Of a request's, what has gone is kept while it may have
+// to be sent again.
+type body struct {
+	data     []byte
+	at       int // of data, where what did not go on begins
+	given    int // of data, how much its sender was given back
+	cut      bool
+	ended    bool
+	done     bool
+	trailers []http1.Field
+}
+
+func (b *body) end(trailers []http1.Field) {
+	b.ended = true
+	for _, f := range trailers { // they are gone at the next call
+		b.trailers = append(b.trailers, http1.Field{Name: bytes.Clone(f.Name), Value: bytes.Clone(f.Value)})
+	}
+}
+
+func (b *body) reset() {
+	keep := b.data[:0]
+	if cap(keep) > spareBytes {
+		keep = nil
+	}
+	*b = body{data: keep}
+}
+
+// edited is what is changed of the head.
+func (q *Request) edited(p *plan.Plan) {
+	e := &q.edit
+	*e = http1.Edit{Add: e.Add[:0]}
+	if p.Path != "" {
+		e.Path = []byte(p.Path)
+	}
+	if p.Way.Host != "" {
+		e.Host = []byte(p.Way.Host)
+	}
+	q.remove = append(q.remove, p.Way.Request.Remove...)
+	e.Add = append(e.Add, p.Way.Request.Add...)
+	e.Add, q.text = q.l.Planner.Forwarded(e.Add, q.text[:0], q.who)
+	q.remove, e.Add = q.note.Trace(q.l.Sinks, q.remove, e.Add)
+	e.Remove = q.remove
+}
+
+// pump hands on what came of the request's body.
+func (q *Request) pump() {
+	q.pour()
+	q.count()
+}
+
+func (q *Request) pour() {
+	b := &q.up
+	for p := b.data[b.at:]; len(p) > 0; p = b.data[b.at:] {
+		n := q.write(p)
+		if n == 0 {
+			return
+		}
+		if b.at += n; b.at > b.given {
+			q.front.Consumed(q.id, b.at-b.given)
+			b.given = b.at
+		}
+		if b.cut = b.cut || len(b.data) > q.l.Limits.ReplayBytes; b.cut {
+			b.data = b.data[:copy(b.data, b.data[b.at:])]
+			b.at, b.given = 0, 0
+		}
+	}
+	if b.ended && !b.done && q.ready() {
+		b.done = true
+		q.writeEnd(b.trailers)
+		q.bothEnded()
+	}
+}
+
+// bothEnded ends a tunnel whose directions have both ended.
+func (q *Request) bothEnded() {
+	if !q.tunnel || !q.up.done || !q.down.done || q.conn != nil && !q.shut {
+		return
+	}
+	if q.conn != nil {
+		q.conn.Close(false)
+		q.conn = nil
+	}
+	q.finish()
+}
+
+// count brings what is held up to date.
+func (q *Request) count() {
+	n := len(q.up.data) + len(q.down.data)
+	*q.l.Held += int64(n - q.held)
+	q.held = n
+}
+
+// drain hands on what came of the response's body.
+func (q *Request) drain() {
+	if !q.answered || q.over {
+		return
+	}
+	defer q.count()
+	b := &q.down
+	if len(b.data) > 0 {
+		n := q.front.Data(q.id, b.data)
+		q.note.Sent += int64(n)
+		b.data = b.data[:copy(b.data, b.data[n:])]
+		q.taken(n)
+	}
+	if b.ended && len(b.data) == 0 && !b.done {
+		b.done = true
+		if q.front.End(q.id, b.trailers); q.tunnel {
+			q.bothEnded()
+		} else {
+			q.finish()
+		}
+	}
+}
+
+// answer sends a response's head on.
+func (q *Request) answer(head *http1.Head) {
+	q.heard = true
+	if head.Interim() {
+		q.front.Interim(q.id, head)
+		return
+	}
+	if q.retryStatus(head.Status) {
+		return
+	}
+	tunnel := q.head.Upgrade && head.Status < 300
+	if tunnel {
+		if head.Status != 101 { // a success would be a tunnel for the client (RFC 8441 section 5)
+			q.fail(502, plan.UpgradeRefused)
+			return
+		}
+		head.Status = 200
+	}
+	edit := q.way.Response
+	if q.way.CORS {
+		edit = q.way.Answer(q.origin, head)
+	}
+	q.back = http1.Edit{Remove: edit.Remove, Add: append(q.back.Add[:0], edit.Add...)}
+	if q.session != "" {
+		q.back.Add = append(q.back.Add, plan.SessionField(q.way.Session, q.session))
+	}
+	q.note.Status = head.Status
+	switch err := q.front.Answer(q.id, head, &q.back); {
+	case errors.Is(err, http2.ErrGone):
+		q.finish()
+	case err != nil:
+		q.fail(500, plan.BadEdit)
+	case tunnel:
+		q.answered, q.tunnel, q.up.cut, q.until = true, true, true, time.Time{}
+		q.pump() // what the client has sent meanwhile
+	default:
+		q.answered = true
+	}
+}
+
+// reply answers in the name of the waypoint.
+func (q *Request) reply(r *plan.Reply) {
+	if q.over {
+		return
+	}
+	q.leave()
+	if q.answered { // what the client has got must not look whole
+		q.cut(http2.InternalError, r.Reason)
+		return
+	}
+	if r.Reason != "" && !q.copied {
+		q.l.refused(r.Reason)
+	}
+	if q.note.Status, q.note.Reason = r.Status, r.Reason; r.Counted != 0 {
+		q.note.Status = r.Counted
+	}
+	err := q.front.Reply(q.id, r.Status, r.Reason, r.Fields, r.Body)
+	if err != nil && !errors.Is(err, http2.ErrGone) { // a field that a route asks for
+		q.note.Status, q.note.Reason = 500, plan.BadEdit
+		_ = q.front.Reply(q.id, 500, plan.BadEdit, nil, nil)
+	}
+	q.note.Sent += int64(len(r.Body))
+	q.finish()
+}
+
+// cut resets the stream, so that an answer that has begun does not look whole.
+func (q *Request) cut(code http2.Code, why string) {
+	if q.note.Reason = why; !q.copied {
+		q.l.refused(why)
+	}
+	q.front.Reset(q.id, code)
+	q.finish()
+}
+
+// fail answers with a status and a reason.
+func (q *Request) fail(status int, why string) {
+	r := plan.Refusal(status, why, q.grpc)
+	q.reply(&r)
+}
+
+// wake has a request's step done soon.
+func (q *Request) wake() {
+	if !q.over {
+		q.front.Wake()
+	}
+}
+
+// finish forgets a request that has ended, in whatever way.
+func (q *Request) finish() {
+	if q.over {
+		return
+	}
+	q.leave()
+	l := q.l
+	q.over = true
+	if q.places(); !q.copied {
+		q.note.Tell(l.Sinks, l.Planner.Unknown(), q.who, q.began, l.Loop.Now())
+		*l.Active--
+	}
+	q.front.Over(q)
+	q.front.Wake()
+	q.free()
+}
+
+// free keeps a request's memory for another one.
+func (q *Request) free() {
+	clear(q.mirrors)
+	q.note.Reset()
+	q.asked = asked{edit: q.edit, back: q.back, remove: q.remove[:0], text: q.text[:0], mirrors: q.mirrors[:0]}
+	q.tries = tries{tried: q.tried[:0]}
+	q.up.reset()
+	q.down.reset()
+	q.count()
+	q.answered, q.old, q.copied, q.tunnel, q.shut = false, false, false, false, false
+	if cap(q.out) > spareBytes {
+		q.out = nil
+	}
+	if len(q.l.free) < spares {
+		q.l.free = append(q.l.free, q)
+	}
+}

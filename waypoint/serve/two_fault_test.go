@@ -1,0 +1,292 @@
+package serve_test
+
+import (
+	"bytes"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	xhttp2 "golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+
+	"github.com/heddle-mesh/heddle/waypoint/http2"
+	"github.com/heddle-mesh/heddle/waypoint/serve"
+)
+
+// frames is a workload that is written by hand, of which each HEADERS is given to fn.
+func frames(t *testing.T, fn func(f *xhttp2.Framer, id uint32, n int32) bool) *backend {
+	var n atomic.Int32
+	b := raw(t, "cart", cartAddr, func(c net.Conn) {
+		if _, err := io.ReadFull(c, make([]byte, len(http2.Preface))); err != nil {
+			return
+		}
+		f := xhttp2.NewFramer(c, c)
+		_ = f.WriteSettings()
+		for {
+			frame, err := f.ReadFrame()
+			if err != nil {
+				return
+			}
+			switch frame := frame.(type) {
+			case *xhttp2.SettingsFrame:
+				if !frame.IsAck() {
+					_ = f.WriteSettingsAck()
+				}
+			case *xhttp2.HeadersFrame:
+				if !fn(f, frame.StreamID, n.Add(1)) {
+					return
+				}
+			}
+		}
+	})
+	b.port = "h2c"
+	return b
+}
+
+func ok(f *xhttp2.Framer, id uint32) {
+	var b bytes.Buffer
+	_ = hpack.NewEncoder(&b).WriteField(hpack.HeaderField{Name: ":status", Value: "200"})
+	_ = f.WriteHeaders(xhttp2.HeadersFrameParam{StreamID: id, BlockFragment: b.Bytes(), EndHeaders: true, EndStream: true})
+}
+
+// TestHTTP2Unseen: what the workload says that it has not looked at is sent again, whatever the method.
+func TestHTTP2Unseen(t *testing.T) {
+	for name, refuse := range map[string]func(f *xhttp2.Framer, id uint32) bool{
+		"REFUSED_STREAM": func(f *xhttp2.Framer, id uint32) bool {
+			return f.WriteRSTStream(id, xhttp2.ErrCodeRefusedStream) == nil
+		},
+		"GOAWAY": func(f *xhttp2.Framer, id uint32) bool { return f.WriteGoAway(0, xhttp2.ErrCodeNo, nil) == nil },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, []*backend{frames(t, func(f *xhttp2.Framer, id uint32, n int32) bool {
+				if n == 1 {
+					return refuse(f, id)
+				}
+				ok(f, id)
+				return true
+			})})
+			if resp, _ := w.do(w.client2(), request(t, "POST", "/", strings.NewReader("body"))); resp.StatusCode != 200 {
+				t.Errorf("%d %v", resp.StatusCode, resp.Header)
+			}
+		})
+	}
+	t.Run("always", func(t *testing.T) {
+		var asked atomic.Int32
+		w := newWorld(t, []*backend{frames(t, func(f *xhttp2.Framer, id uint32, n int32) bool {
+			asked.Store(n)
+			return f.WriteRSTStream(id, xhttp2.ErrCodeRefusedStream) == nil
+		})})
+		if resp, _ := w.get(w.client2(), "/"); resp.StatusCode != 502 || asked.Load() > 4 {
+			t.Errorf("%d after %d tries", resp.StatusCode, asked.Load())
+		}
+	})
+	t.Run("seen", func(t *testing.T) {
+		var asked atomic.Int32
+		w := newWorld(t, []*backend{frames(t, func(f *xhttp2.Framer, id uint32, n int32) bool { asked.Store(n); return false })})
+		resp, _ := w.do(w.client2(), request(t, "POST", "/", strings.NewReader("body")))
+		if resp.StatusCode != 502 || resp.Header.Get("X-Heddle-Reason") != "BackendReset" || asked.Load() != 1 {
+			t.Errorf("%d %v after %d tries", resp.StatusCode, resp.Header, asked.Load())
+		}
+	})
+}
+
+// TestHTTP2Faults: workloads that are not there, are late, or break off, of either version.
+func TestHTTP2Faults(t *testing.T) {
+	handle := func(out http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/half":
+			_, _ = out.Write(make([]byte, 100<<10))
+			panic(http.ErrAbortHandler)
+		case "/late":
+			select {
+			case <-r.Context().Done():
+			case <-time.After(5 * time.Second):
+			}
+		}
+	}
+	for name, b := range map[string]*backend{"one": serving(t, "cart", cartAddr, 1, handle), "two": serving2(t, "cart", cartAddr, 1, nil, handle)} {
+		t.Run(name, func(t *testing.T) {
+			b.workloads = append(b.workloads, workloadAddress()) // nobody listens there
+			w := newWorld(t, []*backend{b})
+			rule := toBackend("cart")
+			rule.BackendTimeout = 500 * time.Millisecond
+			w.routes = routed(rule)
+			w.set()
+			c := w.client2()
+			for range 10 {
+				if resp, _ := w.get(c, "/"); resp.StatusCode != 200 {
+					t.Errorf("%d %v", resp.StatusCode, resp.Header)
+				}
+			}
+			resp, err := c.Do(request(t, "GET", "/half", nil))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n, err := io.Copy(io.Discard, resp.Body); err == nil {
+				t.Errorf("what breaks off looks whole: %d bytes", n)
+			}
+			if resp, _ := w.get(c, "/late"); resp.StatusCode != 504 || resp.Header.Get("X-Heddle-Reason") != "Timeout" {
+				t.Errorf("late: %d %v", resp.StatusCode, resp.Header)
+			}
+			resp, _ = w.do(c, request(t, "POST", "/late", nil, "content-type", "application/grpc"))
+			if name == "two" && resp.Header.Get("Grpc-Status") != "4" {
+				t.Errorf("late call: %v", resp.Header)
+			}
+		})
+	}
+}
+
+// TestHTTP2Room: no more streams than a workload takes on one connection; what is more goes on others.
+func TestHTTP2Room(t *testing.T) {
+	var now, most atomic.Int32
+	b := listening(t, "cart", cartAddr, 1, func(l net.Listener, _ int) func() {
+		p := new(http.Protocols)
+		p.SetUnencryptedHTTP2(true)
+		s := &http.Server{Protocols: p, HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 2}, Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+			most.Store(max(most.Load(), now.Add(1)))
+			time.Sleep(20 * time.Millisecond)
+			now.Add(-1)
+		})}
+		go func() { _ = s.Serve(l) }()
+		return func() { _ = s.Close() }
+	})
+	b.port = "h2c-x"
+	w := newWorld(t, []*backend{b})
+	c := w.client2()
+	w.get(c, "/") // its settings are known
+	var all sync.WaitGroup
+	for range 10 {
+		all.Go(func() {
+			resp, err := c.Do(request(t, "POST", "/", strings.NewReader("x")))
+			if err != nil || resp.StatusCode != 200 {
+				t.Errorf("%v %v", resp, err)
+				return
+			}
+			_ = resp.Body.Close()
+		})
+	}
+	all.Wait()
+	if most.Load() < 3 {
+		t.Errorf("%d requests at a time, of 10", most.Load())
+	}
+}
+
+// TestHTTP2BackPressure: what one end does not take is not read from the other, and stalls no other stream.
+func TestHTTP2BackPressure(t *testing.T) {
+	const size = 16 << 20
+	for name, make := range map[string]func(http.HandlerFunc) *backend{
+		"one": func(h http.HandlerFunc) *backend { return serving(t, "cart", cartAddr, 1, h) },
+		"two": func(h http.HandlerFunc) *backend { return serving2(t, "cart", cartAddr, 1, nil, h) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			open := map[string]chan struct{}{"/up": make2(), "/down": make2()}
+			w := newWorld(t, []*backend{make(func(out http.ResponseWriter, r *http.Request) {
+				switch r.URL.Path {
+				case "/up":
+					<-open["/up"]
+					n, _ := io.Copy(io.Discard, r.Body)
+					if n != size {
+						out.WriteHeader(400)
+					}
+				case "/down":
+					_, _ = io.Copy(out, io.LimitReader(zeros{}, size))
+				}
+			})})
+			c := w.client2()
+			var all sync.WaitGroup
+			all.Go(func() {
+				resp, err := c.Do(request(t, "POST", "/up", io.LimitReader(zeros{}, size)))
+				if err != nil || resp.StatusCode != 200 {
+					t.Errorf("up: %v %v", resp, err)
+					return
+				}
+				_ = resp.Body.Close()
+			})
+			all.Go(func() {
+				resp, err := c.Do(request(t, "GET", "/down", nil))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				<-open["/down"]
+				if n, err := io.Copy(io.Discard, resp.Body); n != size || err != nil {
+					t.Errorf("down: %d, %v", n, err)
+				}
+			})
+			time.Sleep(1500 * time.Millisecond)
+			if n := w.gauge("heddle_waypoint_buffered_bytes"); n > 1<<20 {
+				t.Errorf("%v bytes are held for two streams that are stalled", n)
+			}
+			if resp, _ := w.get(c, "/"); resp.StatusCode != 200 {
+				t.Errorf("a third stream: %d", resp.StatusCode)
+			}
+			close(open["/up"])
+			close(open["/down"])
+			all.Wait()
+		})
+	}
+}
+
+func make2() chan struct{} { return make(chan struct{}) }
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+// TestHTTP2Drain: a stop loses no request, of those that come while it is under way either.
+func TestHTTP2Drain(t *testing.T) {
+	w := newWorld(t, []*backend{serving2(t, "cart", cartAddr, 1, nil, func(http.ResponseWriter, *http.Request) { time.Sleep(30 * time.Millisecond) })})
+	c := w.client2()
+	w.get(c, "/")
+	var all sync.WaitGroup
+	var begun, stopping atomic.Bool
+	var served atomic.Int32
+	for range 8 {
+		all.Go(func() {
+			for !stopping.Load() {
+				resp, err := c.Do(request(t, "POST", "/", strings.NewReader("x")))
+				if err != nil {
+					if !begun.Load() || !strings.Contains(err.Error(), "refused") { // by the listener, which is closed
+						t.Errorf("a request is lost: %v", err)
+					}
+					return
+				}
+				served.Add(1)
+				_ = resp.Body.Close()
+			}
+		})
+	}
+	time.Sleep(200 * time.Millisecond)
+	began := time.Now()
+	begun.Store(true)
+	time.AfterFunc(time.Millisecond, func() { stopping.Store(true) })
+	w.stop()
+	all.Wait()
+	if served.Load() < 8 || time.Since(began) > 10*time.Second {
+		t.Errorf("%d requests, and a stop of %v", served.Load(), time.Since(began))
+	}
+}
+
+// TestHTTP2Times: a client that does not acknowledge SETTINGS, or idles, is ended in good order.
+func TestHTTP2Times(t *testing.T) {
+	w := newWorld(t, []*backend{serving(t, "cart", cartAddr, 1, echo)}, func(cfg *serve.Config) {
+		cfg.Timeouts.Header, cfg.Timeouts.Idle, cfg.Timeouts.DrainIdle = 300*time.Millisecond, 500*time.Millisecond, 200*time.Millisecond
+	})
+	silent := w.dial()
+	defer silent.Close()
+	_, _ = io.WriteString(silent, http2.Preface+"\x00\x00\x00\x04\x00\x00\x00\x00\x00")
+	if got, err := io.ReadAll(silent); err != nil || !bytes.Contains(got, []byte("\x07\x00\x00\x00\x00\x00")) {
+		t.Errorf("without an acknowledgement: %q, %v; want a GOAWAY", got, err)
+	}
+	c := w.client2()
+	w.get(c, "/")
+	eventually(t, "a connection that idles ends", func() bool { return w.server.Connections() == 0 })
+	if resp, _ := w.get(c, "/"); resp.StatusCode != 200 {
+		t.Error(resp.StatusCode)
+	}
+}
