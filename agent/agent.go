@@ -26,6 +26,7 @@ import (
 	"github.com/heddle-mesh/heddle/agent/dns"
 	"github.com/heddle-mesh/heddle/agent/engine"
 	"github.com/heddle-mesh/heddle/agent/enroll"
+	"github.com/heddle-mesh/heddle/agent/handover"
 	"github.com/heddle-mesh/heddle/agent/kernel"
 	"github.com/heddle-mesh/heddle/agent/pace"
 	"github.com/heddle-mesh/heddle/agent/proxy"
@@ -175,8 +176,13 @@ func (a *Agent) build(ctx context.Context, l *life) (p *parts, err error) {
 	if err != nil {
 		return p, err
 	}
-	if p.uplink, err = join(ctx, cfg); err != nil {
+	if p.uplink, err = a.join(ctx); err != nil {
 		return p, err
+	}
+	if p.succession != nil { // an agent that joins for the first time could not say it before
+		if err := p.succession.Donor.SameMesh(handover.Self{TrustDomain: p.uplink.TrustDomain()}); err != nil {
+			return p, fmt.Errorf("take over: %w", err)
+		}
 	}
 	if p.newPods, err = meetRuntime(cfg); err != nil {
 		return p, err
@@ -190,15 +196,19 @@ func (a *Agent) build(ctx context.Context, l *life) (p *parts, err error) {
 // join has no bound but ctx: an agent that has never joined can do nothing but wait
 // for the operator. What it reads and mounts may wait for a disk, or for whoever has
 // the machine's mounts locked.
-func join(ctx context.Context, cfg Config) (*uplink.Uplink, error) {
+func (a *Agent) join(ctx context.Context) (*uplink.Uplink, error) {
 	joining := overdue.Step{What: "for the node's credential and keys, or for the operator to give them"}
-	return overdue.Do(ctx, cfg.Log, joining, func() (*uplink.Uplink, error) {
-		return uplink.Join(ctx, uplink.Config{
-			Node: cfg.Node, Token: cfg.JoinToken, TokenFile: cfg.Account.TokenFile, RootsFile: cfg.Account.RootsFile,
-			Operator: cfg.Operator, StateDir: cfg.StateDir,
-			KeyDir: cfg.KeyDir, MountKeys: true, Log: cfg.Log,
-		})
+	return overdue.Do(ctx, a.cfg.Log, joining, func() (*uplink.Uplink, error) {
+		return uplink.Join(ctx, a.uplinkConfig())
 	}, func(late *uplink.Uplink) { _ = late.Close() }) // nobody is there to hear of it
+}
+
+func (a *Agent) uplinkConfig() uplink.Config {
+	return uplink.Config{
+		Node: a.cfg.Node, Token: a.cfg.JoinToken, TokenFile: a.cfg.Account.TokenFile, RootsFile: a.cfg.Account.RootsFile,
+		Operator: a.cfg.Operator, StateDir: a.cfg.StateDir,
+		KeyDir: a.cfg.KeyDir, MountKeys: true, Log: a.cfg.Log,
+	}
 }
 
 // wire makes what needs no system: from here on everything has what it needs.
@@ -215,7 +225,7 @@ func (a *Agent) wire(cfg Config, p *parts, files uint64) (err error) {
 	})
 	var datapath enroll.Datapath = p.kernel
 	names := dns.New(dns.Config{Store: store, Flows: p.drops, Registry: p.registry, Log: cfg.Log})
-	p.svids = workloadapi.New(workloadapi.Config{Node: cfg.Node, Store: store, Identities: p.uplink.Given(), Registry: p.registry, Log: cfg.Log})
+	p.svids = workloadapi.New(workloadapi.Config{Node: cfg.Node, Store: store, Identities: p.uplink.Given(), JWT: p.uplink.JWTKeys(), SignJWT: p.uplink.SignJWT, Registry: p.registry, Log: cfg.Log})
 	var server enroll.Server = p.kernel.Answering(p.proxy, names, p.svids)
 	if p.succession != nil {
 		careful := cautious{p.kernel, server, p.succession, store}

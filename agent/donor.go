@@ -47,7 +47,7 @@ func (a *Agent) attend(ctx context.Context, p *parts, leave func()) error {
 		group.Go(func() error { return named("serve metrics", a.serveMetrics(own, p)) })
 	}
 	group.Go(func() error {
-		donor := handover.NewDonor(handover.DonorConfig{Self: a.self(p.moves()), Versions: a.cfg.seam.versions, Giver: &giver{a: a, p: p}, Deed: p.deed, Log: a.cfg.Log})
+		donor := handover.NewDonor(handover.DonorConfig{Self: a.self(p.moves(), p.uplink.TrustDomain()), Versions: a.cfg.seam.versions, Giver: &giver{a: a, p: p}, Deed: p.deed, Log: a.cfg.Log})
 		if donor.Serve(own, successors) {
 			p.life.given.Store(true)
 			given()

@@ -318,6 +318,12 @@ func (w *world) refusedSuccessors(t *testing.T) {
 	if !errors.As(err, &refused) || !strings.Contains(refused.Reason, "the new agent 7 to 8") {
 		t.Errorf("a version that is too new: %v", err)
 	}
+	_, err = handover.Dial(t.Context(), handover.SuccessorConfig{
+		Socket: w.n1.handover(), Self: handover.Self{Node: "n1", TrustDomain: "elsewhere.example", Layout: kernel.Layout(kernel.Config{}), Engine: "loop", Moves: true},
+	})
+	if refused = nil; !errors.As(err, &refused) || !strings.Contains(refused.Reason, `the new one of "elsewhere.example"`) {
+		t.Errorf("another mesh's agent: %v", err)
+	}
 }
 
 // donorKilled: a successor that has begun becomes the agent when the donor dies,

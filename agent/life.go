@@ -96,6 +96,7 @@ func (c Config) removeFiles() error {
 		KeyDir: c.KeyDir,
 		Paths: []string{
 			filepath.Join(c.StateDir, "node"), filepath.Join(c.StateDir, "last-good"), filepath.Join(c.StateDir, "flows"), c.CNI.List,
+			filepath.Join(c.StateDir, "federated-bundles"), filepath.Join(c.StateDir, "jwt-keys"),
 			filepath.Join(c.RunDir, "pods"), filepath.Join(c.RunDir, "agent.lock"),
 		},
 		Sockets: []string{filepath.Join(c.RunDir, "handover.sock"), c.AdminSocket, c.CNI.Socket},

@@ -17,6 +17,7 @@ import (
 	"github.com/heddle-mesh/heddle/agent/kernel"
 	"github.com/heddle-mesh/heddle/agent/pace"
 	"github.com/heddle-mesh/heddle/agent/proxy"
+	"github.com/heddle-mesh/heddle/agent/uplink"
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/internal/overdue"
@@ -72,9 +73,9 @@ var errGoesOn = errors.New("the running agent has given this one up and goes on"
 func (a *Agent) handoverSocket() string { return filepath.Join(a.cfg.RunDir, "handover.sock") }
 
 // self is what this agent says of itself to another.
-func (a *Agent) self(engineMoves bool) handover.Self {
+func (a *Agent) self(engineMoves bool, trustDomain string) handover.Self {
 	return handover.Self{
-		Node: a.cfg.Node, Program: a.cfg.Version, Engine: a.cfg.Engine, Moves: engineMoves, PID: os.Getpid(),
+		Node: a.cfg.Node, TrustDomain: trustDomain, Program: a.cfg.Version, Engine: a.cfg.Engine, Moves: engineMoves, PID: os.Getpid(),
 		Layout: kernel.Layout(kernel.Config{Mark: a.cfg.Kernel.Mark, MarkMask: a.cfg.Kernel.MarkMask}),
 	}
 }
@@ -88,7 +89,7 @@ func (a *Agent) succeed(ctx context.Context, p *parts) (*succession, error) {
 		return nil, a.alone(ctx, p)
 	}
 	cfg := handover.SuccessorConfig{
-		Socket: a.handoverSocket(), Self: a.self(p.moves()), Versions: a.cfg.seam.versions, Mortal: true,
+		Socket: a.handoverSocket(), Self: a.self(p.moves(), uplink.Meant(a.uplinkConfig())), Versions: a.cfg.seam.versions, Mortal: true,
 		Drain: mode == TakeOverAuto || mode == TakeOverDrain, Log: a.cfg.Log,
 	}
 	s, err := handover.Dial(ctx, cfg)

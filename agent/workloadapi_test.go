@@ -55,18 +55,23 @@ func (w *world) asking(name, value string) {
 func (p *podNS) svids() (*workloadapi.X509Source, error) {
 	ctx, cancel := context.WithTimeout(p.w.t.Context(), 20*time.Second)
 	defer cancel()
-	s, err := workloadapi.NewX509Source(ctx, workloadapi.WithClientOptions(workloadapi.WithAddr("tcp://"+workloadAPI),
+	s, err := workloadapi.NewX509Source(ctx, p.inside())
+	if err == nil {
+		p.w.t.Cleanup(func() { s.Close() })
+	}
+	return s, err
+}
+
+// inside has go-spiffe's clients ask from inside the pod.
+func (p *podNS) inside() workloadapi.SourceOption {
+	return workloadapi.WithClientOptions(workloadapi.WithAddr("tcp://"+workloadAPI),
 		workloadapi.WithDialOptions(grpc.WithContextDialer(func(ctx context.Context, to string) (c net.Conn, err error) {
 			err = p.ns.Do(func() error {
 				c, err = (&net.Dialer{}).DialContext(ctx, "tcp", to)
 				return err
 			})
 			return c, err
-		}))))
-	if err == nil {
-		p.w.t.Cleanup(func() { s.Close() })
-	}
-	return s, err
+		})))
 }
 
 // reaches reports whether something at an address answers HTTP/2 as a server does.
@@ -126,6 +131,7 @@ func TestWorkloadAPI(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.greetings(t, webs, apis)
+	t.Run("JWT-SVIDs", func(t *testing.T) { w.tokens(t) })
 	t.Run("not the tunnel's key", func(t *testing.T) { w.twoSVIDs(t, webs) })
 	t.Run("hand-over and rotation", func(t *testing.T) {
 		old := w.n1.cmd

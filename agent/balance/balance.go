@@ -18,8 +18,9 @@ const (
 )
 
 // Balancer chooses among the candidates of a service: of two taken at random,
-// the one with fewer connections from this node, leaving out those that could
-// not be reached lately unless all are such. It is safe for concurrent use.
+// the one with fewer connections from this node, if it has fewer by more than
+// one; leaving out those that could not be reached lately unless all are such. It
+// is safe for concurrent use.
 type Balancer struct {
 	mu      sync.Mutex
 	loads   map[mesh.Key]*load
@@ -63,8 +64,14 @@ func (b *Balancer) pick(candidates []*mesh.Workload, tried []mesh.Key) *mesh.Wor
 	return nil
 }
 
+// slack is by how many connections a workload has to have more to count as the busier
+// one. With none, a single connection that stays keeps all that come one by one away for
+// good; so it was with a server that calls its own service while it answers who made it
+// call, and never reached itself.
+const slack = 1
+
 // lighter takes two different ones of the n usable candidates at random and
-// returns the one with fewer connections.
+// returns the one with fewer connections, or either when they have about as many.
 func (b *Balancer) lighter(candidates []*mesh.Workload, usable func(*mesh.Workload) bool, n int) *mesh.Workload {
 	first := rand.IntN(n)
 	second := first
@@ -85,7 +92,7 @@ func (b *Balancer) lighter(candidates []*mesh.Workload, usable func(*mesh.Worklo
 		}
 		i++
 	}
-	if b.active(two.Key) < b.active(one.Key) {
+	if b.active(two.Key)+slack < b.active(one.Key) {
 		return two
 	}
 	return one

@@ -23,14 +23,23 @@ func TestPickPrefersFewerConnections(t *testing.T) {
 	b := New()
 	of := candidates("busy", "idle")
 	b.Begin(of[0].Key)
+	b.Begin(of[0].Key)
 	for range 50 {
 		if got := b.Pick(of, nil); got != of[1] {
 			t.Fatalf("picked %v", got.Key)
 		}
 	}
 	b.End(of[0].Key)
-	b.End(of[0].Key) // more than began is none
 	seen := map[string]bool{}
+	for range 100 {
+		seen[b.Pick(of, nil).Name] = true
+	}
+	if len(seen) != 2 {
+		t.Errorf("picked only %v when one has a single connection", seen)
+	}
+	b.End(of[0].Key)
+	b.End(of[0].Key) // more than began is none
+	clear(seen)
 	for range 100 {
 		seen[b.Pick(of, nil).Name] = true
 	}
@@ -102,6 +111,67 @@ func TestUnreachableComesBack(t *testing.T) {
 		b.Reached(of[0].Key)
 		if len(b.loads) != 0 {
 			t.Error("a reached workload is still avoided")
+		}
+	})
+}
+
+// TestADozenMayGoToOneOfTwo: of connections that are made one after the other all of a
+// dozen go to one of two workloads while the other was not reached a moment ago, or has
+// connections that have not ended yet. When that is over both get some, but for one
+// dozen in 2,048, by chance: who wants to see both has to look again.
+func TestADozenMayGoToOneOfTwo(t *testing.T) {
+	of := candidates("one", "two")
+	dozen := func(b *Balancer) map[string]int {
+		went := map[string]int{}
+		for range 12 {
+			w := b.Pick(of, nil)
+			b.Begin(w.Key)
+			b.End(w.Key)
+			went[w.Name]++
+		}
+		return went
+	}
+	for name, spoil := range map[string]func(*Balancer) (over func()){
+		"not reached": func(b *Balancer) func() {
+			b.Unreachable(of[0].Key)
+			return func() { time.Sleep(minEject) }
+		},
+		"not ended": func(b *Balancer) func() {
+			b.Begin(of[0].Key)
+			b.Begin(of[0].Key)
+			return func() { b.End(of[0].Key); b.End(of[0].Key) }
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := New()
+				over := spoil(b)
+				if went := dozen(b); went["two"] != 12 {
+					t.Errorf("connections went to %v", went)
+				}
+				over()
+				went := map[string]int{}
+				for range 10 {
+					for name, n := range dozen(b) {
+						went[name] += n
+					}
+				}
+				if len(went) != 2 {
+					t.Errorf("afterwards, connections went to %v", went)
+				}
+			})
+		})
+	}
+	t.Run("by chance", func(t *testing.T) {
+		b, all := New(), 0
+		for range 1 << 16 {
+			if len(dozen(b)) == 1 {
+				all++
+			}
+		}
+		// 32 are expected, with a deviation of 6.
+		if all < 4 || all > 90 {
+			t.Errorf("%d of %d dozens went to one of two", all, 1<<16)
 		}
 	})
 }

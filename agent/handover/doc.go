@@ -8,7 +8,7 @@
 // The one that runs is the donor, the new one the successor.
 //
 //	successor                          donor
-//	hello (versions, node, layout)  →
+//	hello (versions, node, mesh, layout) →
 //	                                ←  welcome, or refused with a remedy
 //	                                   holds its pods as they are, and goes on
 //	                                ←  listeners, by pod; records (2); standby

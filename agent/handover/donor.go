@@ -206,6 +206,8 @@ func (s *session) greet() (version int, err error) {
 			"upgrade by way of a release between the two, or stop this agent and start the new one, which ends its connections")
 	case own.Node != its.Node:
 		return 0, s.refuse(fmt.Sprintf("it is the agent of node %q, the new one of node %q", own.Node, its.Node), "give each node's agent a --run-dir of its own")
+	case own.SameMesh(its) != nil:
+		return 0, s.refuseWith(own.SameMesh(its))
 	case own.Layout != its.Layout:
 		return 0, s.refuse(fmt.Sprintf("its pins in the kernel have layout %q, the new agent's %q", own.Layout, its.Layout), "stop this agent and start the new one, which ends its connections")
 	case !s.moves() && !s.hello.Drain:
@@ -222,9 +224,10 @@ func (s *session) moves() bool {
 }
 
 func (s *session) refuse(reason, remedy string) error {
-	r := &Refused{Reason: reason, Remedy: remedy}
-	return errors.Join(r, s.say(kindRefused, r))
+	return s.refuseWith(&Refused{Reason: reason, Remedy: remedy})
 }
+
+func (s *session) refuseWith(r error) error { return errors.Join(r, s.say(kindRefused, r)) }
 
 // say sends a control message.
 func (s *session) say(k kind, what any) error {

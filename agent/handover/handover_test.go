@@ -372,11 +372,12 @@ func TestRefused(t *testing.T) {
 	for name, change := range map[string]func(*SuccessorConfig){
 		"versions 1 to 2 of the hand-over, the new agent 3 to 4": func(c *SuccessorConfig) { c.Versions = Versions{3, 4} },
 		`it is the agent of node "n1"`:                           func(c *SuccessorConfig) { c.Self.Node = "n2" },
+		`it is of the mesh "here", the new one of "elsewhere"`:   func(c *SuccessorConfig) { c.Self.TrustDomain = "elsewhere" },
 		`have layout "v1", the new agent's "v2"`:                 func(c *SuccessorConfig) { c.Self.Layout = "v2" },
 		`cannot move from the engine "loop" to "reference"`:      func(c *SuccessorConfig) { c.Self.Engine = "reference" },
 		`from the engine "loop" to "loop"`:                       func(c *SuccessorConfig) { c.Self.Moves = false },
 	} {
-		w := newWorld(t, 1, nil)
+		w := newWorld(t, 1, func(c *DonorConfig) { c.Self.TrustDomain = "here" })
 		_, err := w.dial(t, change)
 		var refused *Refused
 		if !errors.As(err, &refused) || refused.Remedy == "" || !strings.Contains(err.Error(), name) {
@@ -385,6 +386,27 @@ func TestRefused(t *testing.T) {
 		if did := w.giver.took(); did != "" {
 			t.Errorf("%s: the donor did %q", name, did)
 		}
+	}
+}
+
+// TestSameMesh: a version that does not say its mesh, and one that does not know it yet, is
+// no other's. What one says, the other learns.
+func TestSameMesh(t *testing.T) {
+	for _, names := range [][2]string{{"here", "here"}, {"here", ""}, {"", "here"}, {"", ""}} {
+		w := newWorld(t, 0, func(c *DonorConfig) { c.Self.TrustDomain = names[0] })
+		s, err := w.dial(t, func(c *SuccessorConfig) { c.Self.TrustDomain = names[1] })
+		if err != nil {
+			t.Errorf("%q: %v", names, err)
+			continue
+		}
+		if s.Donor.TrustDomain != names[0] {
+			t.Errorf("%q: the donor says %q", names, s.Donor.TrustDomain)
+		}
+		var refused *Refused
+		if err := s.Donor.SameMesh(Self{TrustDomain: "elsewhere"}); errors.As(err, &refused) == (names[0] == "") {
+			t.Errorf("%q, and one that learns where it is: %v", names, err)
+		}
+		s.Close()
 	}
 }
 

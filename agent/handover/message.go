@@ -52,6 +52,9 @@ type hello struct {
 // Self is what each agent says of itself.
 type Self struct {
 	Node string `json:"node"`
+	// TrustDomain is the mesh's. It is empty of a version that does not say it, and of
+	// one that has yet to learn it: whom that is about looks once it knows.
+	TrustDomain string `json:"trust_domain,omitempty"`
 	// Program is the program's version, for people.
 	Program string `json:"program"`
 	// Layout names the layout of what is pinned in the kernel: both work on the
@@ -63,6 +66,18 @@ type Self struct {
 	Moves bool `json:"moves"`
 	// PID is the process.
 	PID int `json:"pid"`
+}
+
+// SameMesh is nil unless both are known to be of different meshes: the pods and the
+// connections of one are nothing to the other. The error is a *Refused.
+func (s Self) SameMesh(other Self) error {
+	if s.TrustDomain == "" || other.TrustDomain == "" || s.TrustDomain == other.TrustDomain {
+		return nil
+	}
+	return &Refused{
+		Reason: fmt.Sprintf("it is of the mesh %q, the new one of %q", s.TrustDomain, other.TrustDomain),
+		Remedy: "one mesh has a node: uninstall the other there (`heddle uninstall --system-namespace NAME`, `heddle check --cluster` names it), or keep this one's agents off by agent.nodeSelector",
+	}
 }
 
 // welcome is the donor's answer.

@@ -21,5 +21,5 @@ func (p *Proxy) deliver(ctx context.Context, permit mesh.Permit, to *pod, client
 	}
 	ctx, cancel := context.WithTimeout(ctx, p.cfg.Timeouts.Connect)
 	defer cancel()
-	return to.Sockets.DialApp(ctx, client, app)
+	return wire.DialApp(ctx, to.Sockets, permit, client, app)
 }

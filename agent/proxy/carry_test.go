@@ -355,7 +355,7 @@ func connectAs(t *testing.T, w *world, a *node, target, forwarded string) error 
 	done := make(chan hbone.Outcome, 1)
 	req := &hbone.ConnectRequest{
 		Key:         hbone.Key{Source: "test", Leaf: hbone.Fingerprint(cert), Peer: db.Identity, Endpoint: endpoint},
-		Certificate: cert, Bundles: w.ca, Authority: netip.MustParseAddrPort(target), Timeout: 3 * time.Second,
+		Certificate: cert, Bundles: w.ca, Authority: netip.MustParseAddrPort(target), Timeout: 10 * time.Second,
 		Dial: func(ctx context.Context) (*net.TCPConn, error) {
 			return dialFrom(ctx, netip.AddrPortFrom(web.Addresses[0], 0), endpoint)
 		},

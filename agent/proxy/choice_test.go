@@ -83,3 +83,34 @@ func TestStickyClientStaysWithWhoAnswers(t *testing.T) {
 		t.Errorf("connections go to %s, which does not answer", second)
 	}
 }
+
+// TestAServerReachesItself: a server that calls a service which it is of, while it answers
+// who made it call, reaches itself as well as the other one.
+func TestAServerReachesItself(t *testing.T) {
+	w := newWorld(t)
+	w.workload("web", "a", "198.18.1.1")
+	w.workload("near", "a", "198.18.1.2")
+	w.workload("far", "b", "198.18.2.1")
+	w.service("db", "198.18.9.1", 7000, 7001, "far", "near")
+	w.publish()
+	application(t, "198.18.1.2:7001", echo)
+	application(t, "198.18.2.1:7001", echo)
+	a, b := w.node("a"), w.node("b")
+	const direct = "198.18.1.2:7002"
+	client := a.serve("web", "198.18.1.1", podOptions{outbound: []string{direct}})
+	near := a.serve("near", "198.18.1.2", podOptions{outbound: []string{vip}, apps: map[uint16]uint16{7002: 7001}})
+	b.serve("far", "198.18.2.1", podOptions{})
+	asking := client.client(direct) // until the test's end
+	greeting(t, asking)
+	const connections = 25
+	went := map[string]int{}
+	for n := range connections {
+		c := near.client(vip)
+		greeting(t, c)
+		c.Close()
+		went[a.flows.wait(t, n+1)[n].Destination.Workload.Name]++ // it has ended
+	}
+	if len(went) != 2 {
+		t.Errorf("connections went to %v", went)
+	}
+}

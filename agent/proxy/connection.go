@@ -35,8 +35,8 @@ type connection struct {
 	opening *opening
 	// also is the destination's pod when that is on this node too.
 	also *pod
-	// seen is the View that allowed it last; nil while there is nothing to
-	// authorize.
+	// seen is the View that allowed it last, or who stands for it (wire.Judge);
+	// nil while there is nothing to authorize.
 	seen *mesh.View
 	// ended is why the proxy itself ended it, ReasonUnknown when it did not.
 	ended mesh.Reason
@@ -49,9 +49,8 @@ type connection struct {
 
 // opening is what a connection has until it is carried.
 type opening struct {
-	// ctx ends with the connection, and bounds what is done for it.
-	ctx    context.Context
-	cancel context.CancelFunc
+	// scope ends with the connection, and bounds what is done for it.
+	scope wire.Scope
 	// sockets are aborted when the connection is ended from outside.
 	sockets []*net.TCPConn
 	// fd is the application's socket while it is no net.Conn; 0 when there is none.
@@ -71,8 +70,7 @@ func (p *Proxy) begin(ctx context.Context, pod *pod, record flow.Record) (*conne
 	record.Start = time.Now()
 	record.Rule = -1
 	record.Verdict = mesh.VerdictDeny
-	c := &connection{proxy: p, pod: pod, record: record, opening: &opening{}}
-	c.opening.ctx, c.opening.cancel = context.WithCancel(ctx)
+	c := &connection{proxy: p, pod: pod, record: record, opening: &opening{scope: wire.Scope{Parent: ctx}}}
 	pod.busy.Add(1)
 	if !p.charge(pod) {
 		c.finish(refused(mesh.ReasonBudgetExceeded, errors.New("too many connections at once")))
@@ -123,8 +121,8 @@ func (c *connection) review() {
 		c.mu.Unlock()
 		return
 	}
-	c.seen = view
-	why, ok := wire.Allowed(view, &c.record, c.probe, c.proxy.cfg.OnNode)
+	why, ok, by := c.proxy.judge.Allowed(view, &c.record, c.probe)
+	c.seen = by
 	c.mu.Unlock()
 	if !ok {
 		c.end(why)
@@ -170,7 +168,7 @@ func (c *connection) end(why mesh.Reason) {
 	c.mu.Unlock()
 	c.cutter.Cut(endedError{why})
 	if opening != nil { // hold adds nothing any more
-		opening.cancel()
+		opening.scope.End()
 		for _, socket := range opening.sockets {
 			relay.Abort(socket)
 		}
@@ -194,7 +192,7 @@ func (c *connection) settle() *opening {
 	c.opening = nil
 	c.mu.Unlock()
 	if opening != nil {
-		opening.cancel()
+		opening.scope.End()
 	}
 	return opening
 }

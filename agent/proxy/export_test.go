@@ -13,8 +13,10 @@ type Charges struct{ Connections, Sockets, Balanced int64 }
 
 // Charges adds up all pods'; Balanced is that of the workloads of connections.
 func (p *Proxy) Charges() (c Charges) {
-	for _, pod := range p.served() {
-		c.Connections += pod.Connections.Load()
+	for _, key := range p.keys() {
+		if pod, ok := p.podOf(key); ok {
+			c.Connections += pod.Connections.Load()
+		}
 	}
 	c.Sockets = p.sockets.Load()
 	for _, w := range p.cfg.Store.View().Workloads() {

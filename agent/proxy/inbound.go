@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"net/netip"
 
 	"github.com/heddle-mesh/heddle/agent/proxy/wire"
 	"github.com/heddle-mesh/heddle/internal/flow"
@@ -46,58 +45,71 @@ func (p *Proxy) server(served *pod) *hbone.Server {
 	return server
 }
 
-// arrival is one stream that a peer opened.
+// arrival is one stream that a peer opened, and what was decided about it.
 type arrival struct {
 	*connection
-	req  *hbone.StreamRequest
-	view *mesh.View
-	dst  *mesh.Workload
-}
-
-// refusal is an arrival's refusal: the status for the peer, the reason and the
-// text for the record.
-type refusal struct {
-	status int
-	reason mesh.Reason
-	cause  error
+	req *hbone.StreamRequest
+	wire.Arrival
 }
 
 // arrive authorizes one stream and connects it to the application.
 func (p *Proxy) arrive(ctx context.Context, served *pod, req *hbone.StreamRequest) (*hbone.Accepted, error) {
-	a, permit, client, err := p.admit(ctx, served, req)
+	a, err := p.admit(served, req)
 	if err != nil {
 		return nil, err
 	}
-	// The stream's end ends the dial too, as does a change of policy.
-	app, err := p.deliver(a.opening.ctx, permit, served, client, req.Authority.Addr())
+	p.decide(a)
+	return p.rest(ctx, a)
+}
+
+// rest is what of an arrival may wait: for another View, and for the application.
+func (p *Proxy) rest(ctx context.Context, a *arrival) (*hbone.Accepted, error) {
+	// The stream's end ends the waiting, as does a change of policy.
+	opening := a.opening.scope.Context()
+	defer context.AfterFunc(ctx, a.opening.scope.End)()
+	if a.No != nil && a.No.Early {
+		a.pod.Wait(func() {
+			wire.Again(opening, p.cfg.Store, p.cfg.Timeouts.Hold, func(*mesh.View) bool { return p.decide(a).No != nil && a.No.Early })
+		})
+	}
+	if a.No != nil {
+		return nil, a.turnAway(a.No)
+	}
+	app, err := p.deliver(opening, a.Permit, a.pod, a.Client, a.Target.App.Addr())
 	if err != nil {
 		return nil, a.unreachable(err)
 	}
 	if !a.hold(app) {
 		wire.Reset(app)
-		return nil, a.turnAway(refusal{http.StatusServiceUnavailable, mesh.ReasonDraining, nil})
+		return nil, a.turnAway(&wire.No{Status: http.StatusServiceUnavailable, Reason: mesh.ReasonDraining})
 	}
 	return a.accepted(&hbone.Accepted{Conn: app}), nil
 }
 
 // arriveNow is arrive without waiting; rest waits for what is left of it.
 func (p *Proxy) arriveNow(served *pod, by Starter, req *hbone.StreamRequest) (_ *hbone.Accepted, rest func(context.Context) (*hbone.Accepted, error), _ error) {
-	a, permit, client, err := p.admit(context.Background(), served, req)
+	a, err := p.admit(served, req)
 	if err != nil {
 		return nil, nil, err
 	}
-	app, err := wire.Deliverable(permit, served.key, req.Authority.Addr())
+	switch p.decide(a); {
+	case a.No != nil && a.No.Early:
+		return nil, func(ctx context.Context) (*hbone.Accepted, error) { return p.rest(ctx, a) }, nil
+	case a.No != nil:
+		return nil, nil, a.turnAway(a.No)
+	}
+	app, err := wire.Deliverable(a.Permit, served.key, a.Target.App.Addr())
 	if err != nil {
 		return nil, nil, a.unreachable(err)
 	}
-	fd, wait, err := by.StartApp(client, app)
+	fd, wait, err := wire.StartApp(by, a.Permit, a.Client, app)
 	switch {
 	case err != nil:
 		return nil, nil, a.unreachable(err)
 	case wait == nil:
 		return a.accepted(&hbone.Accepted{FD: fd}), nil, nil
 	}
-	opening := a.opening.ctx
+	opening := a.opening.scope.Context()
 	return nil, func(ctx context.Context) (*hbone.Accepted, error) {
 		ctx, cancel := context.WithTimeout(ctx, p.cfg.Timeouts.Connect)
 		defer cancel()
@@ -117,80 +129,43 @@ func (a *arrival) accepted(to *hbone.Accepted) *hbone.Accepted {
 	return to
 }
 
-func (a *arrival) turnAway(no refusal) error {
-	a.refuse(no.reason, no.cause)
-	return &hbone.StatusError{Code: no.status, Reason: no.reason.String()}
+func (a *arrival) turnAway(no *wire.No) error {
+	a.refuse(no.Reason, no.Cause)
+	return &hbone.StatusError{Code: no.Status, Reason: no.Reason.String()}
 }
 
 func (a *arrival) unreachable(err error) error {
-	return a.turnAway(refusal{http.StatusServiceUnavailable, wire.AppReason(err), err})
+	return a.turnAway(&wire.No{Status: http.StatusServiceUnavailable, Reason: wire.AppReason(err), Cause: err})
 }
 
-// admit decides about a stream. The permit is for what was asked for, with the
-// client's address as far as it is proved.
-func (p *Proxy) admit(ctx context.Context, served *pod, req *hbone.StreamRequest) (*arrival, mesh.Permit, netip.AddrPort, error) {
-	view := p.cfg.Store.View()
-	source := wire.EndpointAt(view, req.Remote)
+// admit charges the pod for a stream, also for one that then waits.
+func (p *Proxy) admit(served *pod, req *hbone.StreamRequest) (*arrival, error) {
+	source := wire.EndpointAt(p.cfg.Store.View(), req.Remote)
 	source.Identity = req.Peer
-	c, ok := p.begin(ctx, served, flow.Record{
+	c, ok := p.begin(context.Background(), served, flow.Record{
 		Direction:   flow.DirectionInbound,
 		Source:      source,
 		Destination: flow.Endpoint{Workload: served.key, Addr: req.Authority},
 		Timing:      flow.Timing{Handshake: req.Handshake}, Wire: flow.Wire{Secured: req.Secured},
 	})
 	if !ok {
-		return nil, mesh.Permit{}, netip.AddrPort{}, &hbone.StatusError{Code: http.StatusServiceUnavailable, Reason: mesh.ReasonBudgetExceeded.String()}
+		return nil, &hbone.StatusError{Code: http.StatusServiceUnavailable, Reason: mesh.ReasonBudgetExceeded.String()}
 	}
-	a := &arrival{connection: c, req: req, view: view}
-	permit, client, no := p.judge(a)
-	if no != nil {
-		return nil, mesh.Permit{}, netip.AddrPort{}, a.turnAway(*no)
-	}
-	return a, permit, client, nil
+	return &arrival{connection: c, req: req}, nil
 }
 
-func (p *Proxy) judge(a *arrival) (mesh.Permit, netip.AddrPort, *refusal) {
+// decide decides about an arrival, by what is known at this moment.
+func (p *Proxy) decide(a *arrival) *arrival {
 	if a.pod.draining() {
-		return mesh.Permit{}, netip.AddrPort{}, &refusal{http.StatusServiceUnavailable, mesh.ReasonDraining, nil}
+		a.No = &wire.No{Status: http.StatusServiceUnavailable, Reason: mesh.ReasonDraining}
+		return a
 	}
-	if no := p.address(a); no != nil {
-		return mesh.Permit{}, netip.AddrPort{}, no
+	a.Arrival = p.judge.Arrive(p.cfg.Identities, a.pod.key, a.pod.Addresses, a.req)
+	a.edit(a.Describe)
+	if a.No == nil {
+		a.watch(a.By, flow.TransportTunnel)
 	}
-	client, err := wire.TrustedClient(a.view, a.req)
-	if err != nil {
-		return mesh.Permit{}, netip.AddrPort{}, &refusal{http.StatusBadRequest, mesh.ReasonForwardedUntrusted, err}
-	}
-	a.edit(func(r *flow.Record) { r.Source.Addr = client })
-	permit, decision := a.view.Authorize(mesh.Connection{Peer: a.req.Peer, Source: client.Addr(), Destination: a.dst, Port: a.req.Authority.Port()})
-	a.decide(decision)
-	if !permit.Valid() {
-		return mesh.Permit{}, netip.AddrPort{}, &refusal{http.StatusUnauthorized, decision.Reason, nil}
-	}
-	a.watch(a.view, flow.TransportTunnel)
-	return permit, client, nil
-}
-
-// address finds the workload that the stream is for: this pod's, at one of the
-// addresses that the node knows it by, as of a new pod the View may have none yet.
-func (p *Proxy) address(a *arrival) *refusal {
-	w, ok := a.view.Workload(a.pod.key)
-	// The peer may know a new pod's address sooner than this node is told.
-	w = wire.Placed(w, a.pod.Addresses)
-	switch {
-	case !a.view.Synced():
-		return &refusal{http.StatusServiceUnavailable, mesh.ReasonNotSynced, nil}
-	case !ok:
-		return &refusal{http.StatusServiceUnavailable, mesh.ReasonUnenrolled, nil}
-	}
-	if status, reason, err := wire.AddressedTo(w, a.pod.Addresses, a.req.Authority); err != nil {
-		return &refusal{status, reason, err}
-	}
-	if _, reason, err := wire.Certificate(p.cfg.Identities, a.view, w); err != nil {
-		return &refusal{http.StatusServiceUnavailable, reason, err}
-	}
-	a.dst = w
-	a.edit(func(r *flow.Record) { r.Destination.Identity = w.Identity })
-	return nil
+	return a
 }
 
 // plaintext carries one connection that came to the pod without a tunnel: a
@@ -227,7 +202,7 @@ func (p *Proxy) plaintext(served *pod, remote *net.TCPConn) {
 	asked.Probe = served.Probe != nil && served.Probe(target, client)
 	c.probe = asked.Probe
 	c.edit(func(r *flow.Record) { r.Destination.Identity = w.Identity })
-	permit, decision := wire.Authorize(view, asked, p.cfg.OnNode)
+	permit, decision, _ := p.judge.Authorize(view, asked)
 	c.decide(decision)
 	if !permit.Valid() {
 		refuse(decision.Reason, nil)
@@ -239,7 +214,7 @@ func (p *Proxy) plaintext(served *pod, remote *net.TCPConn) {
 	}
 	c.charged(1, nil)
 	c.watch(view, flow.TransportPlaintext)
-	app, err := p.deliver(c.opening.ctx, permit, served, client, target.Addr())
+	app, err := p.deliver(c.opening.scope.Context(), permit, served, client, target.Addr())
 	if err != nil {
 		refuse(wire.AppReason(err), err)
 		return

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"time"
 
 	"github.com/heddle-mesh/heddle/agent/proxy/wire"
 	"github.com/heddle-mesh/heddle/internal/flow"
@@ -20,15 +19,17 @@ const maxTries = 3
 type departure struct {
 	*connection
 	local *net.TCPConn // nil while it is incoming
-	// incoming is one that must not wait, on a loop.
+	// incoming is one that must not wait, on a loop; it points to given, or is nil.
 	incoming *hbone.Incoming
+	given    hbone.Incoming
 	view     *mesh.View
 	src      *mesh.Workload
 	// client is the application's own address, dialled where it wants to go.
 	client, dialled netip.AddrPort
 	route           mesh.Route
-	// ctx ends when the connection does, or is carried.
-	ctx context.Context
+	// scope ends when the connection does, or is carried.
+	scope *wire.Scope
+	anew  bool // it was routed anew
 }
 
 // outbound carries one connection that the pod's application opened.
@@ -53,7 +54,7 @@ func (p *Proxy) depart(d *departure, served *pod) (ok bool) {
 		Destination: flow.Endpoint{Addr: d.dialled},
 	})
 	if ok {
-		d.ctx = d.opening.ctx
+		d.scope = &d.opening.scope
 	}
 	return ok
 }
@@ -75,7 +76,8 @@ func (p *Proxy) carry(d *departure) {
 // connection to a tunnel does not, and leaves the rest to a goroutine.
 func (p *Proxy) outboundNow(served *pod, in hbone.Incoming) {
 	dialled, err := wire.LocalOf(in.FD)
-	d := &departure{incoming: &in, client: wire.Unmap(in.Remote), dialled: dialled}
+	d := &departure{given: in, client: wire.Unmap(in.Remote), dialled: dialled}
+	d.incoming = &d.given
 	if err != nil || !p.depart(d, served) { // it has no address when it is closed already
 		wire.ResetSocket(in.FD)
 		return
@@ -85,7 +87,7 @@ func (p *Proxy) outboundNow(served *pod, in hbone.Incoming) {
 		p.answeredNow(d, mesh.ReasonDraining, nil)
 		return
 	}
-	switch why, hold, _ := p.look(d); {
+	switch why, hold := p.look(d); {
 	case hold, d.route.Kind == mesh.RouteEgress:
 	case why != mesh.ReasonUnknown:
 		p.answeredNow(d, why, nil)
@@ -154,44 +156,41 @@ func (d *departure) refuseOutbound(reason mesh.Reason, cause error) {
 // may be about to appear. It returns the reason of a refusal, else
 // ReasonUnknown.
 func (p *Proxy) resolve(d *departure) mesh.Reason {
-	why, hold, replaced := p.look(d)
+	why, hold := p.look(d)
 	if !hold {
 		return why
 	}
-	deadline := time.NewTimer(p.cfg.Timeouts.Hold)
-	defer deadline.Stop()
-	for hold {
-		select {
-		case <-replaced:
-			why, hold, replaced = p.look(d)
-		case <-deadline.C:
-			d.describe()
-			return d.route.Reason
-		case <-d.ctx.Done():
-			return mesh.ReasonDraining
-		}
+	wire.Again(d.scope.Context(), p.cfg.Store, p.cfg.Timeouts.Hold, func(*mesh.View) bool {
+		why, hold = p.look(d)
+		return hold
+	})
+	switch {
+	case d.scope.Context().Err() != nil:
+		return mesh.ReasonDraining
+	case hold:
+		d.describe()
 	}
 	return why
 }
 
-// look routes the connection by the View of this moment; hold means that another,
-// which replaced tells of, may know more.
-func (p *Proxy) look(d *departure) (why mesh.Reason, hold bool, replaced <-chan struct{}) {
-	view, replaced := p.cfg.Store.Snapshot()
+// look routes the connection by the View of this moment; hold means that another may
+// know more.
+func (p *Proxy) look(d *departure) (why mesh.Reason, hold bool) {
+	view := p.cfg.Store.View()
 	src, enrolled := view.Workload(d.pod.key)
 	d.view, d.src = view, src
 	d.route = view.Route(wire.Placed(src, d.pod.Addresses), d.dialled)
 	switch {
 	case d.route.Kind == mesh.RouteHold:
-		return d.route.Reason, true, replaced
+		return d.route.Reason, true
 	case !enrolled:
-		return mesh.ReasonUnenrolled, false, nil
+		return mesh.ReasonUnenrolled, false
 	}
 	d.describe()
 	if d.route.Kind == mesh.RouteReject {
-		return d.route.Reason, false, nil
+		return d.route.Reason, false
 	}
-	return mesh.ReasonUnknown, false, nil
+	return mesh.ReasonUnknown, false
 }
 
 // describe puts what routing found into the record.
@@ -200,10 +199,33 @@ func (d *departure) describe() {
 		if d.src != nil {
 			r.Source.Identity = d.src.Identity
 		}
+		r.Waypoint = mesh.Key{}
 		if d.route.Service != nil {
 			r.Service = d.route.Service.Key
 		}
+		if d.route.Waypoint != nil {
+			r.Waypoint = d.route.Waypoint.Key
+		}
 	})
+}
+
+// asked is what the peer is asked for, when target is where its application is: a waypoint,
+// for what was dialled.
+func (d *departure) asked(target netip.AddrPort) netip.AddrPort {
+	if d.route.Waypoint != nil {
+		return d.dialled
+	}
+	return target
+}
+
+// past routes the connection past a waypoint that did not answer, if the service lets it.
+func (d *departure) past() bool {
+	if d.route.Waypoint == nil || !d.route.Service.Bypass || d.scope.Context().Err() != nil {
+		return false
+	}
+	d.route = d.view.Past(wire.Placed(d.src, d.pod.Addresses), d.dialled)
+	d.describe()
+	return d.route.Kind == mesh.RouteWorkload
 }
 
 // offer gives the connection to candidates that were not tried until one takes it.
@@ -220,12 +242,17 @@ func (p *Proxy) offer(d *departure, tried []mesh.Key, reason mesh.Reason, cause 
 			return // carried
 		}
 		if !again {
-			break
+			p.turnedDown(d, reason, cause)
+			return
 		}
 		tried = p.giveUp(d, w, tried)
-		if d.ctx.Err() != nil {
+		if d.scope.Context().Err() != nil {
 			break
 		}
+	}
+	if d.past() {
+		p.offer(d, nil, reason, cause)
+		return
 	}
 	d.refuseOutbound(reason, cause)
 }
@@ -233,12 +260,36 @@ func (p *Proxy) offer(d *departure, tried []mesh.Key, reason mesh.Reason, cause 
 // another offers the connection to others than w, which did not take it.
 func (p *Proxy) another(d *departure, w *mesh.Workload, reason mesh.Reason, cause error, again bool) {
 	if again {
-		if tried := p.giveUp(d, w, nil); d.ctx.Err() == nil {
+		if tried := p.giveUp(d, w, nil); d.scope.Context().Err() == nil {
 			p.offer(d, tried, reason, cause)
 			return
 		}
 	}
-	d.refuseOutbound(reason, cause)
+	p.turnedDown(d, reason, cause)
+}
+
+// turnedDown is the end of a connection that a peer has refused, unless that is the
+// waypoint of the service no more: then it is routed anew, once, as soon as this node is
+// told of it.
+func (p *Proxy) turnedDown(d *departure, reason mesh.Reason, cause error) {
+	was := d.route.Waypoint
+	if was == nil || d.anew || !wire.NotThere(cause) {
+		d.refuseOutbound(reason, cause)
+		return
+	}
+	d.anew = true
+	d.unwatch()
+	same := true
+	wire.Again(d.scope.Context(), p.cfg.Store, p.cfg.Timeouts.Hold, func(*mesh.View) bool {
+		p.look(d)
+		same = d.route.Waypoint != nil && d.route.Waypoint.Key == was.Key
+		return same
+	})
+	if same {
+		d.refuseOutbound(reason, cause)
+		return
+	}
+	p.carry(d)
 }
 
 func (p *Proxy) giveUp(d *departure, w *mesh.Workload, tried []mesh.Key) []mesh.Key {
@@ -256,7 +307,7 @@ func (p *Proxy) try(d *departure, w *mesh.Workload) (reason mesh.Reason, cause e
 		return mesh.ReasonPeerUnreachable, fmt.Errorf("%s and %s have no address family in common", d.src.Key, w.Key), true
 	}
 	target := netip.AddrPortFrom(addr, d.route.PortOf(w))
-	end := flow.Endpoint{Workload: w.Key, Addr: target}
+	end := flow.Endpoint{Workload: w.Key, Addr: d.asked(target)}
 	if w.Enrolled { // nothing proves the identity of one that is not
 		end.Identity = w.Identity
 	}
@@ -316,7 +367,7 @@ func (p *Proxy) dialPlain(d *departure, target netip.AddrPort) (*net.TCPConn, er
 	if !p.chargeSocket() {
 		return nil, wire.ErrSockets
 	}
-	ctx, cancel := context.WithTimeout(d.ctx, p.cfg.Timeouts.Connect)
+	ctx, cancel := context.WithTimeout(d.scope.Context(), p.cfg.Timeouts.Connect)
 	defer cancel()
 	conn, err := d.pod.Sockets.DialEgress(ctx, target)
 	if err != nil {
@@ -348,14 +399,32 @@ func (p *Proxy) splice(d *departure, w *mesh.Workload, target netip.AddrPort) (m
 	if !wire.Among(d.pod.Addresses, d.client.Addr()) { // another node's agent would say the same
 		return mesh.ReasonForwardedUntrusted, fmt.Errorf("%s is no address of %s", d.client.Addr(), d.src.Key), false
 	}
-	there, ok := p.awaitPod(d.ctx, w.Key)
+	there, ok := p.awaitPod(d.scope.Context(), w.Key)
 	if !ok {
 		return mesh.ReasonPeerUnreachable, fmt.Errorf("%s is not enrolled on this node yet", w.Key), true
 	}
 	if there.draining() {
 		return mesh.ReasonDraining, nil, true
 	}
-	permit, decision := d.view.Authorize(mesh.Connection{Peer: d.src.Identity, Source: d.client.Addr(), Destination: w, Port: target.Port()})
+	asked := mesh.Connection{Peer: d.src.Identity, Source: d.client.Addr(), Destination: w, Port: target.Port()}
+	if d.route.Waypoint != nil {
+		asked.Behind = d.dialled
+	}
+	permit, decision, by := p.judge.Authorize(d.view, asked)
+	if wire.Early(d.view, &asked, decision) { // the waypoint is told of what it is by others
+		there.Wait(func() {
+			wire.Again(d.scope.Context(), p.cfg.Store, p.cfg.Timeouts.Hold, func(view *mesh.View) bool {
+				var now *mesh.View
+				if permit, decision, now = p.judge.Authorize(view, asked); now != view {
+					by = now // else it stays an older one, so that the source's side is judged by this one, too
+				}
+				return wire.Early(view, &asked, decision)
+			})
+		})
+	}
+	if there.draining() {
+		return mesh.ReasonDraining, nil, true
+	}
 	d.decide(decision)
 	if !permit.Valid() {
 		return decision.Reason, nil, false
@@ -363,7 +432,7 @@ func (p *Proxy) splice(d *departure, w *mesh.Workload, target netip.AddrPort) (m
 	if !p.charge(there) {
 		return mesh.ReasonBudgetExceeded, fmt.Errorf("too many connections of %s", w.Key), true
 	}
-	app, err := p.deliver(d.ctx, permit, there, wire.InFamily(wire.Placed(d.src, d.pod.Addresses), d.client, target.Addr()), target.Addr())
+	app, err := p.deliver(d.scope.Context(), permit, there, wire.InFamily(wire.Placed(d.src, d.pod.Addresses), d.client, target.Addr()), target.Addr())
 	if err != nil {
 		there.Connections.Add(-1)
 		p.dischargeSocket()
@@ -373,7 +442,7 @@ func (p *Proxy) splice(d *departure, w *mesh.Workload, target netip.AddrPort) (m
 	p.balancer.Reached(w.Key)
 	p.balance(d.connection, w.Key)
 	d.connected(0, flow.Secured{})
-	d.watch(d.view, flow.TransportSplice)
+	d.watch(by, flow.TransportSplice)
 	p.join(d.connection, d.local, app)
 	return mesh.ReasonUnknown, nil, false
 }

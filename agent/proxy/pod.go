@@ -11,7 +11,6 @@ import (
 
 	"github.com/heddle-mesh/heddle/agent/proxy/budget"
 	"github.com/heddle-mesh/heddle/agent/proxy/wire"
-	"github.com/heddle-mesh/heddle/internal/flow"
 	"github.com/heddle-mesh/heddle/internal/hbone"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
@@ -47,6 +46,7 @@ type pod struct {
 	busy      sync.WaitGroup
 	tunnels   sync.WaitGroup // listeners that the engine does not accept from yet
 	described wire.Described
+	printed   wire.Printed
 	mu        sync.Mutex
 	over      bool
 }
@@ -228,16 +228,5 @@ func (p *Proxy) accept(served *pod, from *budget.Listener, carry func(*pod, *net
 // refusedTunnel records a tunnel connection or stream that never became a
 // connection of the registry, with the identity that its peer has proved.
 func (p *Proxy) refusedTunnel(served *pod, refused hbone.Refusal, reason mesh.Reason) {
-	view := p.cfg.Store.View()
-	record := flow.Record{
-		Start: time.Now(), Direction: flow.DirectionInbound, Verdict: mesh.VerdictDeny, Reason: reason, Rule: -1,
-		Source:      wire.EndpointAt(view, refused.Remote),
-		Destination: flow.Endpoint{Workload: served.key, Addr: refused.Local},
-		Detail:      refused.Err.Error(),
-	}
-	record.Source.Identity = refused.Peer
-	if w, ok := view.Workload(served.key); ok {
-		record.Destination.Identity = w.Identity
-	}
-	p.cfg.Flows.Add(record)
+	p.cfg.Flows.Add(wire.Refused(p.cfg.Store.View(), served.key, refused, reason))
 }

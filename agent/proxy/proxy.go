@@ -19,6 +19,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -78,6 +80,7 @@ type Proxy struct {
 	relay    *relay.Relay
 	balancer *balance.Balancer
 	live     *registry
+	judge    *wire.Judge
 	// sockets counts those of all pods' connections, against Budget.Sockets.
 	sockets atomic.Int64
 	// unsettled counts accept loops, and the connections that they took and that
@@ -101,6 +104,7 @@ func New(cfg Config) *Proxy {
 		relay:    relay.New(cfg.Budget.Pipes),
 		balancer: balance.New(),
 		live:     &registry{},
+		judge:    wire.NewJudge(cfg.Store, cfg.Node, cfg.OnNode, cfg.Timeouts.Grace),
 	}
 	p.pods.byKey, p.pods.added = map[mesh.Key]*pod{}, make(chan struct{})
 	return p
@@ -110,22 +114,24 @@ func New(cfg Config) *Proxy {
 // any more.
 func (p *Proxy) Close() { p.relay.Close() }
 
-// Run re-authorizes the live connections whenever the View is replaced, and
-// retires tunnel connections whose certificate or bundle is no longer the
+// Run re-authorizes the live connections whenever the View is replaced, or a
+// former waypoint's grace is over, and retires tunnel connections whose certificate or bundle is no longer the
 // current one, until ctx is done. It returns nil.
 func (p *Proxy) Run(ctx context.Context) error {
-	current := p.leaves()
+	current := p.retire(nil)
 	revoked := map[spiffeid.ID]bool{}
 	for {
 		view, replaced := p.cfg.Store.Snapshot()
 		changed := p.cfg.Identities.Changed()
+		revoked = p.dropRevoked(view, revoked)
 		p.live.sweep()
 		p.balancer.Prune(view)
-		revoked = p.dropRevoked(view, revoked)
 		current = p.retire(current)
+		over := p.judge.Follow()
 		select {
 		case <-replaced:
 		case <-changed:
+		case <-over:
 		case <-ctx.Done():
 			return nil
 		}
@@ -135,75 +141,29 @@ func (p *Proxy) Run(ctx context.Context) error {
 // dropRevoked ends the tunnel connections of identities that are newly on the
 // deny-list, and returns the deny-list.
 func (p *Proxy) dropRevoked(view *mesh.View, before map[spiffeid.ID]bool) map[spiffeid.ID]bool {
-	now := map[spiffeid.ID]bool{}
-	for _, id := range view.Settings().RevokedIdentities {
-		now[id] = true
-		if before[id] {
-			continue
-		}
-		p.cfg.Engine.Drain(hbone.Match{Peer: id}, true)
-		for _, pod := range p.served() {
-			if w, ok := view.Workload(pod.key); ok && w.Identity == id {
-				p.cfg.Engine.Drain(hbone.Match{Source: pod.name}, true)
-			}
-		}
+	now, ended := wire.Revoke(view, p.keys(), before)
+	for _, m := range ended {
+		p.cfg.Engine.Drain(m, true)
 	}
 	return now
-}
-
-// leaves returns the fingerprints of the current SVIDs by pod.
-func (p *Proxy) leaves() map[string][32]byte {
-	view := p.cfg.Store.View()
-	all := map[string][32]byte{}
-	for _, pod := range p.served() {
-		w, ok := view.Workload(pod.key)
-		if !ok {
-			continue
-		}
-		if cert, err := p.cfg.Identities.Certificate(w.Identity); err == nil {
-			all[pod.name] = hbone.Fingerprint(cert)
-		}
-	}
-	return all
 }
 
 // retire lets the tunnel connections made with replaced SVIDs end with their
 // streams, and returns the current ones. (The engine itself sees to expiry and
 // to bundles that no longer verify a peer.)
 func (p *Proxy) retire(before map[string][32]byte) map[string][32]byte {
-	now := p.leaves()
-	for name, old := range before {
-		current, ok := now[name]
-		switch {
-		case !ok:
-			if _, served := p.podNamed(name); served {
-				now[name] = old // no SVID at the moment: compare with the next one
-			}
-		case current != old:
-			p.cfg.Engine.Drain(hbone.Match{Source: name, LeafFingerprint: old}, false)
-		}
+	now, retired := wire.Retire(p.cfg.Store.View(), p.cfg.Identities, p.keys(), before)
+	for _, m := range retired {
+		p.cfg.Engine.Drain(m, false)
 	}
 	return now
 }
 
-func (p *Proxy) podNamed(name string) (*pod, bool) {
-	for _, pod := range p.served() {
-		if pod.name == name {
-			return pod, true
-		}
-	}
-	return nil, false
-}
-
-// served returns the pods that are served at the moment.
-func (p *Proxy) served() []*pod {
+// keys names the pods that are served at the moment.
+func (p *Proxy) keys() []mesh.Key {
 	p.pods.RLock()
 	defer p.pods.RUnlock()
-	all := make([]*pod, 0, len(p.pods.byKey))
-	for _, pod := range p.pods.byKey {
-		all = append(all, pod)
-	}
-	return all
+	return slices.Collect(maps.Keys(p.pods.byKey))
 }
 
 func (p *Proxy) podOf(key mesh.Key) (*pod, bool) {

@@ -38,9 +38,9 @@ func (p *Proxy) tunnel(d *departure, w *mesh.Workload, target netip.AddrPort) (m
 	// The engine keeps the request for as long as the stream lives: it refers
 	// to nothing that only opening needs.
 	req := &hbone.ConnectRequest{
-		Key:         hbone.Key{Source: d.pod.name, Leaf: hbone.Fingerprint(cert), Peer: w.Identity, Endpoint: endpoint},
+		Key:         hbone.Key{Source: d.pod.name, Leaf: d.pod.printed.Of(cert), Peer: w.Identity, Endpoint: endpoint},
 		Certificate: cert, Bundles: p.cfg.Identities,
-		Authority: target, Forwarded: d.client, Baggage: d.pod.described.Of(d.src), TraceParent: wire.TraceParent(),
+		Authority: d.asked(target), Forwarded: d.client, Baggage: d.pod.described.Of(d.src), TraceParent: wire.TraceParent(),
 		Dial:    func(ctx context.Context) (*net.TCPConn, error) { return sockets.DialTunnel(ctx, endpoint) },
 		Timeout: p.cfg.Timeouts.Connect, Memory: d.pod.Memory,
 		Progress: &c.counters, Cutter: &c.cutter, Owner: c,

@@ -366,6 +366,8 @@ type podOptions struct {
 	apps map[uint16]uint16
 	// listeners, when not nil, are there already.
 	listeners *proxy.Listeners
+	// sockets, when not nil, are others than sockets.
+	sockets proxy.Sockets
 }
 
 func (o podOptions) listen(t testing.TB, addr string) (l proxy.Listeners) {
@@ -396,9 +398,12 @@ func (n *node) serve(name, addr string, o podOptions) *pod {
 	p := &pod{n: n, addr: netip.MustParseAddr(addr), name: name, options: o, listeners: l}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	served := make(chan error, 1)
+	if o.sockets == nil {
+		o.sockets = sockets{p.addr, o.apps}
+	}
 	go func() {
 		served <- n.proxy.Serve(ctx, proxy.Pod{
-			Key: mesh.Key{Namespace: "shop", Name: name}, Addresses: []netip.Addr{p.addr}, Listeners: l, Sockets: sockets{p.addr, o.apps}, Probe: o.probe,
+			Key: mesh.Key{Namespace: "shop", Name: name}, Addresses: []netip.Addr{p.addr}, Listeners: l, Sockets: o.sockets, Probe: o.probe,
 		})
 	}()
 	testenv.Eventually(t, 5*time.Second, name+" is served", func() bool { return n.proxy.Serves(mesh.Key{Namespace: "shop", Name: name}) })
@@ -477,18 +482,7 @@ func (s sockets) StartApp(client, app netip.AddrPort) (int, func(context.Context
 // application is a server at an address; serve runs for each connection.
 func application(t testing.TB, addr string, serve func(*net.TCPConn)) {
 	t.Helper()
-	l := listen(t, addr)
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			wg.Go(func() { defer c.Close(); serve(c.(*net.TCPConn)) })
-		}
-	})
-	t.Cleanup(func() { l.Close(); wg.Wait() })
+	stoppable(t, addr, serve)
 }
 
 // echo answers with the client's address, then with what it receives.

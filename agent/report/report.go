@@ -79,13 +79,13 @@ func (r *Report) Connections(context.Context) ([]flow.Record, error) {
 func (r *Report) Status(context.Context) (*meshpb.AgentStatus, error) {
 	d := r.Uplink.Discovery().Status()
 	status := &meshpb.AgentStatus{
-		Node: r.Node, Version: r.Version, StartedNs: flow.UnixNano(r.Started),
+		Node: r.Node, Version: r.Version, StartedNs: meshpb.Nanos(r.Started),
 		Pid: int64(os.Getpid()), Engine: r.Engine, Fips140: r.FIPS140,
 		Configuration: &meshpb.ConfigurationStatus{
 			Synced: r.Uplink.Store().View().Synced(), Revision: d.Revision, Epoch: d.Epoch, Source: "none",
 		},
 		Operator: &meshpb.OperatorStatus{
-			Target: r.Uplink.Operator(), Connected: d.Connected, SinceNs: flow.UnixNano(d.Since),
+			Target: r.Uplink.Operator(), Connected: d.Connected, SinceNs: meshpb.Nanos(d.Since),
 		},
 	}
 	if r.HandOver != nil {
@@ -126,9 +126,9 @@ func (r *Report) pods() []*meshpb.PodStatus {
 			p.Error = s.Err.Error()
 		}
 		if s.State == enroll.Enrolled {
-			p.EnrolledNs = flow.UnixNano(s.Since)
+			p.EnrolledNs = meshpb.Nanos(s.Since)
 		}
-		p.StaysNs = flow.UnixNano(s.Stays)
+		p.StaysNs = meshpb.Nanos(s.Stays)
 		if w := s.Workload; w != nil {
 			p.Identity, p.NetworkNamespace, p.Mode = w.Identity.String(), w.NetNS, w.Mode.String()
 			for _, a := range w.Addresses {
@@ -141,9 +141,9 @@ func (r *Report) pods() []*meshpb.PodStatus {
 }
 
 func (r *Report) certificate(s identity.Status) *meshpb.CertificateStatus {
-	c := &meshpb.CertificateStatus{Identity: s.ID.String(), Serial: s.Serial, NotAfterNs: flow.UnixNano(s.NotAfter), RenewalNs: flow.UnixNano(s.RenewAt)}
+	c := &meshpb.CertificateStatus{Identity: s.ID.String(), Serial: s.Serial, NotAfterNs: meshpb.Nanos(s.NotAfter), RenewalNs: meshpb.Nanos(s.RenewAt)}
 	if cert, err := r.Uplink.Source().Certificate(s.ID); err == nil {
-		c.NotBeforeNs = flow.UnixNano(cert.Leaf.NotBefore)
+		c.NotBeforeNs = meshpb.Nanos(cert.Leaf.NotBefore)
 	}
 	if s.LastErr != nil {
 		c.Error = s.LastErr.Error()

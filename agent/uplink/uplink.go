@@ -16,13 +16,16 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/heddle-mesh/heddle/internal/discovery"
 	"github.com/heddle-mesh/heddle/internal/identity"
+	"github.com/heddle-mesh/heddle/internal/identity/jwtkeys"
 	"github.com/heddle-mesh/heddle/internal/identity/keystore"
 	"github.com/heddle-mesh/heddle/internal/identity/nodeauth"
 	"github.com/heddle-mesh/heddle/internal/identity/trustfeed"
@@ -53,6 +56,7 @@ type Uplink struct {
 	node   *nodeauth.Node
 	source *identity.Source
 	given  *identity.Source
+	jwt    jwtkeys.Store
 	client *discovery.Client
 	trust  *trustfeed.Follower
 	store  *mesh.Store
@@ -78,6 +82,22 @@ func Join(ctx context.Context, cfg Config) (*Uplink, error) {
 	}
 	return u, nil
 }
+
+// Meant returns the trust domain that an agent of this Config will be of; "" where only
+// joining tells.
+func Meant(cfg Config) string {
+	if cfg.RootsFile == "" {
+		return ""
+	}
+	roots, err := nodeauth.ReadRoots(cfg.RootsFile)
+	if err != nil {
+		return "" // joining says why
+	}
+	return roots.TrustDomain().Name()
+}
+
+// TrustDomain returns the node's own.
+func (u *Uplink) TrustDomain() string { return u.node.TrustDomain().Name() }
 
 func join(ctx context.Context, cfg Config) (*nodeauth.Node, error) {
 	place := nodeauth.NodeConfig{Dir: filepath.Join(cfg.StateDir, "node"), Operator: cfg.Operator, Logger: cfg.Log}
@@ -107,7 +127,8 @@ func (u *Uplink) prepare(ctx context.Context, cfg Config) error {
 	}
 	u.trust, err = trustfeed.NewFollower(trustfeed.FollowerConfig{
 		TrustDomain: u.node.TrustDomain(), Conn: u.node.Conn(), Node: u.node.Source(), Workloads: u.source, Given: u.given,
-		Amiss: func() int { return u.amiss() }, Logger: cfg.Log,
+		FederatedFile: filepath.Join(cfg.StateDir, "federated-bundles"),
+		JWT:           &u.jwt, JWTFile: filepath.Join(cfg.StateDir, "jwt-keys"), Amiss: func() int { return u.amiss() }, Logger: cfg.Log,
 	})
 	if err != nil {
 		return err
@@ -165,6 +186,15 @@ func (u *Uplink) Source() *identity.Source { return u.source }
 // Given holds the SVIDs that pods are given with their keys, by the Workload API, and
 // the bundles. No tunnel uses them.
 func (u *Uplink) Given() *identity.Source { return u.given }
+
+// JWTKeys are what verifies the JWT-SVIDs of the node's own trust domain.
+func (u *Uplink) JWTKeys() *jwtkeys.Store { return &u.jwt }
+
+// SignJWT has the operator sign a JWT-SVID for a workload on this node; see
+// nodeauth.Client.
+func (u *Uplink) SignJWT(ctx context.Context, id spiffeid.ID, audience []string) (string, time.Duration, error) {
+	return nodeauth.NewClient(u.node.Conn()).SignJWT(ctx, id, audience)
+}
 
 // Discovery is the client that fills the Store, for its status.
 func (u *Uplink) Discovery() *discovery.Client { return u.client }

@@ -9,9 +9,11 @@
 //
 // # What answers
 //
-//	FetchX509SVID, FetchX509Bundles                       streams, a message at each change
-//	FetchJWTSVID, FetchJWTBundles, ValidateJWTSVID,       Unimplemented: the mesh's authority
-//	FetchWITSVID, FetchWITBundles                         signs certificates only
+//	FetchX509SVID, FetchX509Bundles, FetchJWTBundles      streams, a message at each change
+//	FetchJWTSVID, ValidateJWTSVID                         one answer
+//	FetchWITSVID, FetchWITBundles                         Unimplemented; so are JWT-SVIDs where
+//	                                                      their keys are not the mesh's own
+//	a request or a token that is not valid                InvalidArgument
 //	a request without "workload.spiffe.io: true"          InvalidArgument
 //	an identity that is revoked, a pod that has left      PermissionDenied
 //	no certificate yet, the agent goes                    Unavailable

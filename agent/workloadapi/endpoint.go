@@ -17,7 +17,7 @@ import (
 )
 
 // Bounds of a connection. No request of the X.509 profile has content; one of the JWT
-// profile, which is refused, is at most a token.
+// profile is a token and an audience at most.
 const (
 	// streamsPerConnection are open at once, admitted or not.
 	streamsPerConnection = 8
@@ -39,6 +39,16 @@ const (
 // attacker's URL does not send it (SPIFFE Workload Endpoint, section 3).
 const header, headerValue = "workload.spiffe.io", "true"
 
+// headerMissing is the error of a request without it.
+type headerMissing struct{}
+
+// GRPCStatus says what its client hears.
+func (headerMissing) GRPCStatus() *status.Status {
+	return status.Newf(codes.InvalidArgument, "security header missing: a request of the Workload API has the metadata %s: %s", header, headerValue)
+}
+
+func (h headerMissing) Error() string { return h.GRPCStatus().Message() }
+
 // endpoint answers one pod. Its streams end when ended is done.
 type endpoint struct {
 	workload.UnimplementedSpiffeWorkloadAPIServer
@@ -47,6 +57,7 @@ type endpoint struct {
 	ended   context.Context
 	streams chan struct{} // a token for each that is open
 	begin   *rate.Limiter
+	mint    *rate.Limiter // of JWT-SVIDs
 }
 
 // answer serves a pod at its listener, which it closes, until ctx is done, or the
@@ -55,6 +66,7 @@ func (s *Server) answer(ctx context.Context, pod Pod, listener net.Listener) err
 	e := &endpoint{
 		Server: s, pod: pod, ended: ctx, streams: make(chan struct{}, s.cfg.Limits.Streams),
 		begin: rate.NewLimiter(rate.Limit(s.cfg.Limits.Rate), s.cfg.Limits.Rate),
+		mint:  rate.NewLimiter(rate.Limit(s.cfg.Limits.JWTs), 10*s.cfg.Limits.JWTs),
 	}
 	g := grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxRequestBytes), grpc.MaxHeaderListSize(maxHeaderBytes),
@@ -66,7 +78,7 @@ func (s *Server) answer(ctx context.Context, pod Pod, listener net.Listener) err
 		grpc.StreamInterceptor(func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, call grpc.StreamHandler) error {
 			return e.within(stream.Context(), func() error { return call(srv, stream) })
 		}),
-		// Or it would not go through the above; there are no unary methods.
+		// Or it would not go through the above, as all methods of served do.
 		grpc.UnknownServiceHandler(func(any, grpc.ServerStream) error {
 			return status.Error(codes.Unimplemented, "only the SPIFFE Workload API is served here")
 		}),
@@ -104,7 +116,7 @@ func (e *endpoint) admit(ctx context.Context, do func() error) error {
 	}
 	md, _ := metadata.FromIncomingContext(ctx) // none has no header either
 	if v := md.Get(header); len(v) != 1 || v[0] != headerValue {
-		return status.Errorf(codes.InvalidArgument, "security header missing: a request of the Workload API has the metadata %s: %s", header, headerValue)
+		return headerMissing{}
 	}
 	select {
 	case e.streams <- struct{}{}:

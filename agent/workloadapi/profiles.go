@@ -7,12 +7,15 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+
+	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
 // FetchX509SVID implements the X.509-SVID profile (SPIFFE Workload API, section 5.2.1).
@@ -32,33 +35,51 @@ func (e *endpoint) FetchX509Bundles(_ *workload.X509BundlesRequest, stream grpc.
 	return follow(e, stream.Context(), e.bundles, stream.Send)
 }
 
-// served returns the Workload API with what is not served of it, which is the JWT-SVID
-// profile (section 6) and the experimental one of WITs: see docs/workload-api.md. That
-// is refused without its message, which a client may never send: generated code would
-// wait for one before anything else is asked.
+// served returns the Workload API with what is not served of it, which is the experimental
+// profile of WITs. That is refused without its message, which a client may never send; and the
+// methods of one message and one answer are streams here, so that whoever asks is admitted
+// before there is a message, for which generated code would wait. On the wire they are the same.
 func served() *grpc.ServiceDesc {
 	all := workload.SpiffeWorkloadAPI_ServiceDesc
 	desc := all
 	desc.Methods, desc.Streams = nil, nil
-	refuse := func(name string) {
-		desc.Streams = append(desc.Streams, grpc.StreamDesc{StreamName: name, ServerStreams: true, Handler: noTokens})
-	}
+	single := map[string]grpc.StreamHandler{"FetchJWTSVID": one((*endpoint).FetchJWTSVID), "ValidateJWTSVID": one((*endpoint).ValidateJWTSVID)}
 	for _, m := range all.Methods {
-		refuse(m.MethodName)
+		do := single[m.MethodName]
+		if do == nil {
+			do = notServed
+		}
+		desc.Streams = append(desc.Streams, grpc.StreamDesc{StreamName: m.MethodName, ServerStreams: true, Handler: do})
 	}
 	for _, m := range all.Streams {
-		if m.StreamName == "FetchX509SVID" || m.StreamName == "FetchX509Bundles" {
-			desc.Streams = append(desc.Streams, m)
-			continue
+		switch m.StreamName {
+		case "FetchX509SVID", "FetchX509Bundles", "FetchJWTBundles":
+		default:
+			m.Handler = notServed
 		}
-		refuse(m.StreamName)
+		desc.Streams = append(desc.Streams, m)
 	}
 	return &desc
 }
 
-// noTokens is a grpc.StreamHandler. To call a token invalid would be to have looked at it.
-func noTokens(any, grpc.ServerStream) error {
-	return status.Error(codes.Unimplemented, "only the X.509-SVID profile is served: this mesh's authority signs certificates, and no tokens")
+// one is a method of one message and one answer as a stream.
+func one[Q, A any](do func(*endpoint, context.Context, *Q) (*A, error)) grpc.StreamHandler {
+	return func(srv any, stream grpc.ServerStream) error {
+		asked := new(Q)
+		if err := stream.RecvMsg(asked); err != nil {
+			return err
+		}
+		answer, err := do(srv.(*endpoint), stream.Context(), asked)
+		if err != nil {
+			return err
+		}
+		return stream.SendMsg(answer)
+	}
+}
+
+// notServed is a grpc.StreamHandler.
+func notServed(any, grpc.ServerStream) error {
+	return status.Error(codes.Unimplemented, "only the profiles of X.509-SVIDs and JWT-SVIDs are served here")
 }
 
 // svids is the pod's one SVID.
@@ -79,7 +100,25 @@ func (e *endpoint) svids(id spiffeid.ID) (*workload.X509SVIDResponse, error) {
 	for _, der := range cert.Certificate {
 		chain = append(chain, der...)
 	}
-	return &workload.X509SVIDResponse{Svids: []*workload.X509SVID{{SpiffeId: id.String(), X509Svid: chain, X509SvidKey: key, Bundle: bundle}}}, nil
+	return &workload.X509SVIDResponse{Svids: []*workload.X509SVID{{SpiffeId: id.String(), X509Svid: chain, X509SvidKey: key, Bundle: bundle}},
+		FederatedBundles: e.others()}, nil
+}
+
+// others are the roots of federated trust domains.
+func (e *endpoint) others() map[string][]byte {
+	all := map[string][]byte{}
+	for _, d := range e.cfg.Identities.Federated().Domains() {
+		all[d.TrustDomain().IDString()] = concatenated(d.X509())
+	}
+	return all
+}
+
+// concatenated is a bundle's roots, one DER after the other.
+func concatenated(bundle *x509bundle.Bundle) (all []byte) {
+	for _, root := range bundle.X509Authorities() {
+		all = append(all, root.Raw...)
+	}
+	return all
 }
 
 func (e *endpoint) bundles(id spiffeid.ID) (*workload.X509BundlesResponse, error) {
@@ -87,22 +126,33 @@ func (e *endpoint) bundles(id spiffeid.ID) (*workload.X509BundlesResponse, error
 	if err != nil {
 		return nil, err
 	}
-	return &workload.X509BundlesResponse{Bundles: map[string][]byte{id.TrustDomain().IDString(): bundle}}, nil
+	all := e.others()
+	all[id.TrustDomain().IDString()] = bundle
+	return &workload.X509BundlesResponse{Bundles: all}, nil
 }
 
-// bundle is the trust domain's roots, one DER after the other.
-func (e *endpoint) bundle(td spiffeid.TrustDomain) (all []byte, err error) {
+// bundle is the roots of the mesh's trust domain.
+func (e *endpoint) bundle(td spiffeid.TrustDomain) ([]byte, error) {
 	bundle, err := e.cfg.Identities.GetX509BundleForTrustDomain(td)
 	if err != nil {
 		return nil, err
 	}
-	for _, root := range bundle.X509Authorities() {
-		all = append(all, root.Raw...)
-	}
-	if len(all) == 0 {
+	if bundle.Empty() {
 		return nil, errors.New("the bundle is empty")
 	}
-	return all, nil
+	return concatenated(bundle), nil
+}
+
+// identity is the pod's own, if it is to be served.
+func (e *endpoint) identity(view *mesh.View) (spiffeid.ID, error) {
+	w, ok := e.asking(view, e.pod)
+	if !ok {
+		return spiffeid.ID{}, status.Error(codes.PermissionDenied, "the pod does not ask for the Workload API any more, has left the mesh, or has a successor of its name")
+	}
+	if view.Revoked(w.Identity) {
+		return spiffeid.ID{}, status.Errorf(codes.PermissionDenied, "identity %s is revoked", w.Identity)
+	}
+	return w.Identity, nil
 }
 
 // follow sends what there is now, and then each time that it is something else. While
@@ -116,13 +166,10 @@ func follow[M proto.Message](e *endpoint, ctx context.Context, state func(spiffe
 	for {
 		view, changed := e.cfg.Store.Snapshot()
 		renewed := e.cfg.Identities.Changed() // before looking
-		w, ok := e.asking(view, e.pod)
-		if !ok {
-			return status.Error(codes.PermissionDenied, "the pod does not ask for the Workload API any more, has left the mesh, or has a successor of its name")
-		}
-		id := w.Identity
-		if view.Revoked(id) {
-			return status.Errorf(codes.PermissionDenied, "identity %s is revoked", id)
+		_, rekeyed := e.cfg.JWT.Now()
+		id, err := e.identity(view)
+		if err != nil {
+			return err
 		}
 		if !of.IsZero() && of != id {
 			return status.Errorf(codes.Unavailable, "the pod is %s now", id)
@@ -141,8 +188,9 @@ func follow[M proto.Message](e *endpoint, ctx context.Context, state func(spiffe
 		select {
 		case <-changed:
 		case <-renewed:
+		case <-rekeyed:
 		case <-late:
-			return status.Errorf(codes.Unavailable, "there is no SVID to be had yet: %v", why)
+			return status.Errorf(codes.Unavailable, "there is nothing to be had yet: %v", why)
 		case <-e.ended.Done():
 			if _, asks := e.asking(e.cfg.Store.View(), e.pod); !asks {
 				continue // that is why

@@ -16,7 +16,10 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/heddle-mesh/heddle/agent/workloadapi/tokencache"
 	"github.com/heddle-mesh/heddle/api/meshpb"
+	"github.com/heddle-mesh/heddle/internal/identity/federated"
+	"github.com/heddle-mesh/heddle/internal/identity/jwtkeys"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
@@ -45,6 +48,8 @@ type Identities interface {
 	Want(ids []spiffeid.ID) error
 	Certificate(id spiffeid.ID) (*tls.Certificate, error)
 	GetX509BundleForTrustDomain(td spiffeid.TrustDomain) (*x509bundle.Bundle, error)
+	// Federated returns the bundles of other trust domains.
+	Federated() *federated.Set
 	Changed() <-chan struct{}
 }
 
@@ -53,13 +58,16 @@ type Limits struct {
 	// Connections and Streams are how many are open at once, of requests those that
 	// were admitted, Rate how many of either may begin in a second.
 	Connections, Streams, Rate int
-	// Patience is how long a stream waits for an SVID that was not issued yet.
+	// JWTs is how many JWT-SVIDs that nobody on the node was given yet may be signed in a
+	// second, and ten times as many at once.
+	JWTs int
+	// Patience is how long a request waits for an SVID that was not issued yet.
 	Patience time.Duration
 }
 
 // DefaultLimits returns the limits of a pod.
 func DefaultLimits() Limits {
-	return Limits{Connections: 32, Streams: 64, Rate: 50, Patience: 10 * time.Second}
+	return Limits{Connections: 32, Streams: 64, Rate: 50, JWTs: 5, Patience: 10 * time.Second}
 }
 
 // Config is what a Server works with. Zero limits take the defaults, a nil Registry
@@ -69,15 +77,20 @@ type Config struct {
 	Node       string
 	Store      *mesh.Store
 	Identities Identities
-	Limits     Limits
-	Registry   prometheus.Registerer
-	Log        *slog.Logger
+	// JWT is what verifies JWT-SVIDs of the mesh's own trust domain, and SignJWT has one
+	// signed; without either there are none.
+	JWT      *jwtkeys.Store
+	SignJWT  tokencache.Sign
+	Limits   Limits
+	Registry prometheus.Registerer
+	Log      *slog.Logger
 }
 
 // Server serves the node's pods.
 type Server struct {
 	cfg     Config
 	metrics *metrics
+	tokens  *tokencache.Cache
 	pods    struct {
 		sync.Mutex
 		// open has each pod that has, or should have, its listener: why it has not,
@@ -91,11 +104,17 @@ func New(cfg Config) *Server {
 	d := DefaultLimits()
 	l := &cfg.Limits
 	l.Connections, l.Streams, l.Rate = cmp.Or(l.Connections, d.Connections), cmp.Or(l.Streams, d.Streams), cmp.Or(l.Rate, d.Rate)
-	l.Patience = cmp.Or(l.Patience, d.Patience)
+	l.JWTs, l.Patience = cmp.Or(l.JWTs, d.JWTs), cmp.Or(l.Patience, d.Patience)
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{cfg: cfg, metrics: newMetrics(cfg.Registry)}
+	if cfg.JWT == nil {
+		cfg.JWT = &jwtkeys.Store{}
+	}
+	if cfg.SignJWT == nil {
+		cfg.SignJWT = unsigned
+	}
+	s := &Server{cfg: cfg, metrics: newMetrics(cfg.Registry), tokens: tokencache.New(cfg.SignJWT)}
 	s.pods.open = map[mesh.Key]error{}
 	return s
 }
@@ -131,6 +150,7 @@ func (s *Server) Run(ctx context.Context) {
 				if err := s.cfg.Identities.Want(ids); err != nil {
 					s.cfg.Log.Error("SVIDs for the Workload API cannot be had", "error", err)
 				}
+				s.tokens.Keep(func(id spiffeid.ID) bool { return slices.Contains(ids, id) })
 				said, first = ids, false
 			}
 		}

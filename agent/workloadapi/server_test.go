@@ -21,11 +21,11 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/spiffetls/tlsconfig"
-	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	client "github.com/spiffe/go-spiffe/v2/workloadapi"
 	"golang.org/x/net/http2"
@@ -38,6 +38,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/heddle-mesh/heddle/internal/identity"
+	"github.com/heddle-mesh/heddle/internal/identity/federated"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
@@ -64,6 +65,7 @@ type world struct {
 	at       map[string]string // the pods' newest listeners
 	opened   map[string]int
 	refuse   error // of Listen
+	signer         // of JWT-SVIDs
 }
 
 func newWorld(t *testing.T, limits Limits) *world {
@@ -75,7 +77,7 @@ func newWorld(t *testing.T, limits Limits) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.server = New(Config{Node: "n1", Store: w.store, Identities: w.source, Limits: limits, Registry: prometheus.NewRegistry()})
+	w.server = New(Config{Node: "n1", Store: w.store, Identities: w.source, JWT: &w.told, SignJWT: w.signJWT, Limits: limits, Registry: prometheus.NewRegistry()})
 	ctx, stop := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() {
@@ -263,17 +265,39 @@ func TestProfiles(t *testing.T) {
 			t.Errorf("bundles %v, %v", bundles, err)
 		}
 	}
+	// Those of federated trust domains are told as they come and go.
+	other, err := identity.NewAuthority(identity.AuthorityConfig{TrustDomain: spiffeid.RequireTrustDomainFromString("other.test")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	document, err := spiffebundle.FromX509Bundle(other.Bundle()).Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign, err := federated.Parse(other.TrustDomain(), document)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, set := range []*federated.Set{federated.NewSet(foreign), federated.NewSet()} {
+		w.source.SetFederated(set)
+		all, err := w.client("web").FetchX509Context(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		bundles, err := w.client("api").FetchX509Bundles(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, given := range []*x509bundle.Set{all.Bundles, bundles} {
+			if b, ok := given.Get(other.TrustDomain()); given.Len() != 1+len(set.Domains()) || ok != (len(set.Domains()) == 1) || ok && !b.Equal(other.Bundle()) {
+				t.Errorf("with %d federated trust domains %d bundles are given", len(set.Domains()), given.Len())
+			}
+		}
+	}
 	if n := len(w.source.Statuses()); n != 2 {
 		t.Errorf("%d SVIDs are held, of 2 pods of this node", n)
 	}
-	c := w.client("web")
-	_, err := c.FetchJWTSVID(t.Context(), jwtsvid.Params{Audience: "api"})
-	wantCode(t, "FetchJWTSVID", err, codes.Unimplemented)
-	_, err = c.FetchJWTBundles(t.Context())
-	wantCode(t, "FetchJWTBundles", err, codes.Unimplemented)
-	_, err = c.ValidateJWTSVID(t.Context(), "e30.e30.", "api")
-	wantCode(t, "ValidateJWTSVID", err, codes.Unimplemented)
-	_, err = c.FetchWITBundles(t.Context())
+	_, err = w.client("web").FetchWITBundles(t.Context())
 	wantCode(t, "FetchWITBundles", err, codes.Unimplemented)
 }
 
@@ -620,14 +644,16 @@ func TestNoMessage(t *testing.T) {
 		}
 		return stream.RecvMsg(&workload.JWTSVIDResponse{})
 	}
-	for _, method := range []string{
-		workload.SpiffeWorkloadAPI_FetchJWTSVID_FullMethodName, workload.SpiffeWorkloadAPI_ValidateJWTSVID_FullMethodName,
-		workload.SpiffeWorkloadAPI_FetchJWTBundles_FullMethodName, workload.SpiffeWorkloadAPI_FetchWITSVID_FullMethodName,
+	for method, served := range map[string]bool{
+		workload.SpiffeWorkloadAPI_FetchX509SVID_FullMethodName: true, workload.SpiffeWorkloadAPI_FetchJWTSVID_FullMethodName: true,
+		workload.SpiffeWorkloadAPI_ValidateJWTSVID_FullMethodName: true, workload.SpiffeWorkloadAPI_FetchJWTBundles_FullMethodName: true,
+		workload.SpiffeWorkloadAPI_FetchWITSVID_FullMethodName: false, workload.SpiffeWorkloadAPI_FetchWITBundles_FullMethodName: false,
 	} {
-		wantCode(t, method, silent(withHeader(ctx, header, headerValue), method), codes.Unimplemented)
+		if !served {
+			wantCode(t, method, silent(withHeader(ctx, header, headerValue), method), codes.Unimplemented)
+		}
 		wantCode(t, method+" without the header", silent(ctx, method), codes.InvalidArgument)
 	}
-	wantCode(t, "FetchX509SVID without the header", silent(ctx, workload.SpiffeWorkloadAPI_FetchX509SVID_FullMethodName), codes.InvalidArgument)
 }
 
 // TestWindows: what a connection may send before it is taken stays as it is, however fast

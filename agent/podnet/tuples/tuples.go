@@ -7,15 +7,11 @@
 package tuples
 
 import (
-	"fmt"
 	"maps"
-	"net"
 	"net/netip"
 	"slices"
 	"sync"
 	"time"
-
-	"github.com/vishvananda/netlink"
 )
 
 // Tuple is one connection of the agent to a pod's application.
@@ -132,29 +128,4 @@ func (s *Set) Forget(t Tuple, forget func(Tuple) error) error {
 	delete(s.adrift, t)
 	s.pause = LookEvery
 	return nil
-}
-
-// Live returns the tuples of all TCP sockets in the network namespace of the
-// calling thread that are still connected, as the agent's towards an application
-// would be.
-func Live(families []int) (map[Tuple]bool, error) {
-	live := map[Tuple]bool{}
-	for _, family := range families {
-		all, err := netlink.SocketDiagTCP(uint8(family))
-		if err != nil {
-			return nil, fmt.Errorf("list sockets: %w", err)
-		}
-		for _, s := range all {
-			if s.State == netlink.TCP_TIME_WAIT || s.State == netlink.TCP_CLOSE || s.State == netlink.TCP_LISTEN {
-				continue
-			}
-			live[Tuple{Client: idAddr(s.ID.Source, s.ID.SourcePort), App: idAddr(s.ID.Destination, s.ID.DestinationPort)}] = true
-		}
-	}
-	return live, nil
-}
-
-func idAddr(ip net.IP, port uint16) netip.AddrPort {
-	addr, _ := netip.AddrFromSlice(ip) // the kernel's own; the zero Addr matches nothing
-	return netip.AddrPortFrom(addr.Unmap(), port)
 }

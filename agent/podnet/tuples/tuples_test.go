@@ -19,6 +19,44 @@ func tupleOf(n uint16) Tuple {
 	return Tuple{netip.AddrPortFrom(netip.MustParseAddr("10.0.0.1"), n), netip.MustParseAddrPort("10.0.0.2:80")}
 }
 
+// TestLive: of either family, both ends of a connection are listed, as the agent has
+// one and the application the other; listeners and what waits out its time are not.
+func TestLive(t *testing.T) {
+	for family, at := range map[int]string{unix.AF_INET: "127.0.0.1:0", unix.AF_INET6: "[::1]:0"} {
+		l, err := net.Listen("tcp", at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		far, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		own := Tuple{c.LocalAddr().(*net.TCPAddr).AddrPort(), c.RemoteAddr().(*net.TCPAddr).AddrPort()}
+		other := Tuple{own.App, own.Client}
+		live, err := Live([]int{family})
+		if err != nil || !live[own] || !live[other] {
+			t.Errorf("%s: listed %v and %v: %v", at, live[own], live[other], err)
+		}
+		for listed := range live {
+			if listed.Client == own.App && listed != other {
+				t.Errorf("%s: a listener is listed: %v", at, listed)
+			}
+		}
+		c.Close() // the first to close: it is this end that stays in TIME_WAIT
+		far.Close()
+		testenv.Eventually(t, 5*time.Second, "the sockets are gone", func() bool {
+			live, err := Live([]int{family})
+			return err == nil && !live[own] && !live[other]
+		})
+	}
+}
+
 // TestLife: a tuple is one connection's from before it is dialled until its
 // socket is gone, wherever that is.
 func TestLife(t *testing.T) {
@@ -117,4 +155,31 @@ func TestInherit(t *testing.T) {
 			t.Error("many new ones are not due soon")
 		}
 	})
+}
+
+// BenchmarkLive lists a namespace in which thousands of connections have just ended.
+func BenchmarkLive(b *testing.B) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer l.Close()
+	for range 5000 {
+		c, err := net.Dial("tcp4", l.Addr().String())
+		if err != nil {
+			b.Fatal(err)
+		}
+		far, err := l.Accept()
+		if err != nil {
+			b.Fatal(err)
+		}
+		c.Close()
+		far.Close()
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := Live([]int{unix.AF_INET}); err != nil {
+			b.Fatal(err)
+		}
+	}
 }

@@ -66,9 +66,21 @@ type Allowance struct {
 	Handshakes *Handshakes
 	// Connections counts those that are carried.
 	Connections atomic.Int64
+	// waiting counts those that are in Wait, at most of which may.
+	waiting atomic.Int64
+	most    int64
 }
 
 // Allowance returns that of a pod that has taken nothing.
 func (b Budget) Allowance() *Allowance {
-	return &Allowance{Memory: hbone.NewMemory(b.BufferedBytes), Handshakes: NewHandshakes(b.Handshakes, b.HandshakeBurst)}
+	return &Allowance{Memory: hbone.NewMemory(b.BufferedBytes), Handshakes: NewHandshakes(b.Handshakes, b.HandshakeBurst), most: int64(max(b.Connections/8, 1))}
+}
+
+// Wait calls wait, which waits until a connection can be decided about, unless an eighth of
+// the pod's connections do: nobody who is to be refused in the end may have all of them.
+func (a *Allowance) Wait(wait func()) {
+	defer a.waiting.Add(-1)
+	if a.waiting.Add(1) <= a.most {
+		wait()
+	}
 }

@@ -5,8 +5,9 @@ import "time"
 // Timeouts bound the steps of a connection's life. Zero fields take
 // DefaultTimeouts.
 type Timeouts struct {
-	// Hold is how long a connection to an address in the cluster's ranges that
-	// nobody owns yet waits for discovery.
+	// Hold is how long a connection waits for discovery: one to an address in the
+	// cluster's ranges that nobody owns yet, and one to or from who may be a waypoint that
+	// the node does not know yet.
 	Hold time.Duration
 	// Connect bounds each try: dial, handshake and CONNECT together.
 	Connect time.Duration
@@ -14,11 +15,13 @@ type Timeouts struct {
 	// Unenroll when their pod leaves the mesh: no new ones get through
 	// meanwhile, so it is shorter.
 	Drain, Unenroll time.Duration
+	// Grace is how long a workload lets in who was its services' waypoint.
+	Grace time.Duration
 }
 
-// DefaultTimeouts returns 1 s, 10 s, 10 s and 5 s.
+// DefaultTimeouts returns 1 s, 10 s, 10 s, 5 s and 30 s.
 func DefaultTimeouts() Timeouts {
-	return Timeouts{Hold: time.Second, Connect: 10 * time.Second, Drain: 10 * time.Second, Unenroll: 5 * time.Second}
+	return Timeouts{Hold: time.Second, Connect: 10 * time.Second, Drain: 10 * time.Second, Unenroll: 5 * time.Second, Grace: 30 * time.Second}
 }
 
 // OrDefaults fills the zero fields.
@@ -27,7 +30,7 @@ func (t Timeouts) OrDefaults() Timeouts {
 	for _, f := range []struct {
 		field *time.Duration
 		value time.Duration
-	}{{&t.Hold, d.Hold}, {&t.Connect, d.Connect}, {&t.Drain, d.Drain}, {&t.Unenroll, d.Unenroll}} {
+	}{{&t.Hold, d.Hold}, {&t.Connect, d.Connect}, {&t.Drain, d.Drain}, {&t.Unenroll, d.Unenroll}, {&t.Grace, d.Grace}} {
 		if *f.field <= 0 {
 			*f.field = f.value
 		}

@@ -4,6 +4,7 @@
 package frozen
 
 import (
+	"cmp"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
@@ -60,10 +61,22 @@ type state struct {
 	Received    uint64   `json:"received"`
 	Balanced    bool     `json:"balanced,omitempty"`
 	Probe       bool     `json:"probe,omitempty"`
-	// Of a tunnel, as secured.Facts has them; a version before knows none of them.
+	tunnelled
+	hop
+}
+
+// tunnelled is of a tunnel, as secured.Facts has it; a version before knows none of it.
+type tunnelled struct {
 	Group        uint16 `json:"group,omitempty"`
 	PeerSerial   string `json:"peerSerial,omitempty"`
 	PeerNotAfter int64  `json:"peerNotAfter,omitempty"`
+}
+
+// hop is of a connection to a waypoint, or from one; a version before knows none of it, and
+// of reasons those that were there: it is told another of the same verdict.
+type hop struct {
+	Waypoint *key   `json:"waypoint,omitempty"`
+	Newer    string `json:"newerReason,omitempty"`
 }
 
 type key struct {
@@ -89,14 +102,21 @@ func (c *Connection) Pod() mesh.Key {
 // Encode writes a connection down.
 func (c *Connection) Encode() ([]byte, error) {
 	r, by := &c.Record, c.Record.Secured.Facts()
-	return json.Marshal(state{
+	s := state{
 		Version: version, Start: r.Start.UnixNano(), Direction: r.Direction.String(), Transport: r.Transport.String(),
 		Source: toEndpoint(r.Source), Destination: toEndpoint(r.Destination), Service: key(r.Service),
 		Verdict: r.Verdict.String(), Reason: r.Reason.String(), Policy: key(r.Policy), Rule: r.Rule,
 		Handshake: int64(r.Timing.Handshake), Connect: int64(r.Timing.Connect),
 		Sent: c.Sent, Received: c.Received, Balanced: c.Balanced, Probe: c.Probe,
-		Group: uint16(by.Group), PeerSerial: by.Serial, PeerNotAfter: by.NotAfter,
-	})
+		tunnelled: tunnelled{uint16(by.Group), by.Serial, by.NotAfter},
+	}
+	if r.Waypoint != (mesh.Key{}) {
+		s.Waypoint = (*key)(&r.Waypoint)
+	}
+	if r.Reason == mesh.ReasonWaypoint {
+		s.Reason, s.Newer = mesh.ReasonNoPolicy.String(), s.Reason
+	}
+	return json.Marshal(s)
 }
 
 func toEndpoint(e flow.Endpoint) endpoint {
@@ -130,7 +150,7 @@ func (s *state) connection() (*Connection, error) {
 	r.Direction, errs[0] = flow.ParseDirection(s.Direction)
 	r.Transport, errs[1] = flow.ParseTransport(s.Transport)
 	r.Verdict, errs[2] = flow.ParseVerdict(s.Verdict)
-	r.Reason, errs[3] = mesh.ParseReason(s.Reason)
+	r.Reason, errs[3] = mesh.ParseReason(cmp.Or(s.Newer, s.Reason))
 	r.Source, errs[4] = s.Source.endpoint()
 	r.Destination, errs[5] = s.Destination.endpoint()
 	if err := errors.Join(errs[:]...); err != nil {
@@ -143,12 +163,15 @@ func (s *state) connection() (*Connection, error) {
 		return nil, errors.New("it was refused")
 	case s.Start <= 0 || s.Handshake < 0 || s.Connect < 0 || s.Rule < -1:
 		return nil, fmt.Errorf("numbers out of range: %d, %d, %d, %d", s.Start, s.Handshake, s.Connect, s.Rule)
-	case s.Service.tooLong() || s.Policy.tooLong():
+	case s.Service.tooLong() || s.Policy.tooLong() || s.Waypoint != nil && s.Waypoint.tooLong():
 		return nil, errors.New("a name is too long")
 	}
 	r.Start = time.Unix(0, s.Start)
 	if r.Transport == flow.TransportTunnel {
 		r.Secured = secured.Facts{Group: tls.CurveID(s.Group), Serial: s.PeerSerial, NotAfter: s.PeerNotAfter}.By()
+	}
+	if s.Waypoint != nil {
+		r.Waypoint = mesh.Key(*s.Waypoint)
 	}
 	r.Service, r.Policy, r.Rule = mesh.Key(s.Service), mesh.Key(s.Policy), s.Rule
 	r.Timing = flow.Timing{Handshake: time.Duration(s.Handshake), Connect: time.Duration(s.Connect)}

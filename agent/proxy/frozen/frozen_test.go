@@ -56,6 +56,9 @@ func TestRoundTrip(t *testing.T) {
 		func(*frozen.Connection) {},
 		func(c *frozen.Connection) { *c = *secure() },
 		func(c *frozen.Connection) {
+			c.Record.Waypoint, c.Record.Reason = mesh.Key{Namespace: "shop", Name: "waypoint"}, mesh.ReasonWaypoint
+		},
+		func(c *frozen.Connection) {
 			c.Record.Direction, c.Record.Transport = flow.DirectionLocal, flow.TransportSplice
 		},
 		func(c *frozen.Connection) {

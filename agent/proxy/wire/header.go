@@ -4,6 +4,7 @@
 package wire
 
 import (
+	"crypto/tls"
 	"encoding/binary"
 	"encoding/hex"
 	"math/rand/v2"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"github.com/heddle-mesh/heddle/internal/hbone"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
@@ -62,6 +64,27 @@ func (d *Described) Of(src *mesh.Workload) string {
 	now := &described{src, Baggage(src)}
 	d.last.Store(now)
 	return now.text
+}
+
+// Printed is the fingerprint of a workload's certificate, made once for each. It is
+// safe for concurrent use.
+type Printed struct{ last atomic.Pointer[printed] }
+
+// printed keeps the certificate, so that no other comes to lie at its address.
+type printed struct {
+	cert  *tls.Certificate
+	print [32]byte
+}
+
+// Of is the fingerprint of what the certificate is at the moment, which must not be
+// changed.
+func (p *Printed) Of(cert *tls.Certificate) [32]byte {
+	if last := p.last.Load(); last != nil && last.cert == cert {
+		return last.print
+	}
+	now := &printed{cert, hbone.Fingerprint(cert)}
+	p.last.Store(now)
+	return now.print
 }
 
 // TraceParent begins a trace that is not sampled (W3C Trace Context, section

@@ -43,13 +43,13 @@ func Leaves(view *mesh.View, src *mesh.Workload, to netip.AddrPort, onNode OnNod
 }
 
 // Allowed judges a connection, as its record says it, by a newer View, and gives
-// the reason why it must end. A destination that has left the View is not
-// policy's to end: unenrolling drains it.
-func Allowed(view *mesh.View, r *flow.Record, probe bool, onNode OnNode) (mesh.Reason, bool) {
+// the reason why it must end, or what allows it, as Authorize does. A destination that
+// has left the View is not policy's to end: unenrolling drains it.
+func (j *Judge) Allowed(view *mesh.View, r *flow.Record, probe bool) (why mesh.Reason, ok bool, by *mesh.View) {
 	if r.Direction != flow.DirectionInbound {
 		if src, known := view.Workload(r.Source.Workload); known {
-			if _, ok := Leaves(view, src, r.Destination.Addr, onNode); !ok {
-				return mesh.ReasonPolicyChanged, false
+			if _, ok := Leaves(view, src, hop(view, r, src), j.onNode); !ok {
+				return mesh.ReasonPolicyChanged, false, nil
 			}
 		}
 	}
@@ -58,33 +58,36 @@ func Allowed(view *mesh.View, r *flow.Record, probe bool, onNode OnNode) (mesh.R
 		// The destination's agent watches over its policy.
 		src, known := view.Workload(r.Source.Workload)
 		if view.Revoked(r.Destination.Identity) || known && view.Revoked(src.Identity) {
-			return mesh.ReasonIdentityRevoked, false
+			return mesh.ReasonIdentityRevoked, false, nil
 		}
-		return mesh.ReasonUnknown, true
+		return mesh.ReasonUnknown, true, view
 	case r.Direction == flow.DirectionOutbound:
-		return mesh.ReasonPolicyChanged, view.Settings().EgressOf(r.Source.Workload.Namespace) != mesh.EgressDeny
+		return mesh.ReasonPolicyChanged, view.Settings().EgressOf(r.Source.Workload.Namespace) != mesh.EgressDeny, view
 	}
 	w, known := view.Workload(r.Destination.Workload)
 	if !known {
-		return mesh.ReasonUnknown, true
+		return mesh.ReasonUnknown, true, view
 	}
-	permit, decision := Authorize(view, mesh.Connection{
-		Peer: r.Source.Identity, Source: r.Source.Addr.Addr(), Destination: w, Port: r.Destination.Addr.Port(), Probe: probe,
-	}, onNode)
+	connection := asked(r, w)
+	connection.Probe = probe
+	permit, decision, by := j.Authorize(view, connection)
 	switch {
 	case decision.Reason == mesh.ReasonIdentityRevoked:
-		return mesh.ReasonIdentityRevoked, false
+		return mesh.ReasonIdentityRevoked, false, nil
+	case decision.Reason == mesh.ReasonAuthorityMismatch:
+		return mesh.ReasonUnknown, true, view // the service has another waypoint now, or none: this one ends by itself
 	case permit.Valid(), decision.Reason == mesh.ReasonNotSynced:
-		return mesh.ReasonUnknown, true
+		return mesh.ReasonUnknown, true, by
 	default:
-		return mesh.ReasonPolicyChanged, false
+		return mesh.ReasonPolicyChanged, false, nil
 	}
 }
 
 // TrustedClient returns the client's address as far as it is proved. The TLS
 // peer's own address is; the forwarded header may add the port, and may name
-// another address of the workload that has the peer's address and identity.
-func TrustedClient(view *mesh.View, req *hbone.StreamRequest) (netip.AddrPort, error) {
+// another address of the workload that has the peer's address and identity. It is of
+// the family of app, where the workload has one of that.
+func TrustedClient(view *mesh.View, req *hbone.StreamRequest, app netip.Addr) (netip.AddrPort, error) {
 	remote, said := Unmap(req.Remote), Unmap(req.Forwarded)
 	w, known := view.WorkloadAt(remote.Addr())
 	if known && w.Identity != req.Peer {
@@ -101,7 +104,7 @@ func TrustedClient(view *mesh.View, req *hbone.StreamRequest) (netip.AddrPort, e
 	if !known {
 		w = nil
 	}
-	return InFamily(w, client, req.Authority.Addr()), nil
+	return InFamily(w, client, app), nil
 }
 
 // Placed returns a workload with the addresses that its node has of it, while the
@@ -162,6 +165,22 @@ func EndpointAt(view *mesh.View, addr netip.AddrPort) flow.Endpoint {
 	return e
 }
 
+// Refused is the record of a tunnel connection or stream to a pod that was refused before
+// anything else was known of it.
+func Refused(view *mesh.View, pod mesh.Key, refused hbone.Refusal, reason mesh.Reason) flow.Record {
+	record := flow.Record{
+		Start: time.Now(), Direction: flow.DirectionInbound, Verdict: mesh.VerdictDeny, Reason: reason, Rule: -1,
+		Source:      EndpointAt(view, refused.Remote),
+		Destination: flow.Endpoint{Workload: pod, Addr: refused.Local},
+		Detail:      refused.Err.Error(),
+	}
+	record.Source.Identity = refused.Peer
+	if w, ok := view.Workload(pod); ok {
+		record.Destination.Identity = w.Identity
+	}
+	return record
+}
+
 // Certificate returns a workload's valid SVID, or the reason why its
 // connections must be refused. One that has not begun by this clock is valid as
 // peers judge it, by skew.Moment.
@@ -188,7 +207,7 @@ func Deliverable(permit mesh.Permit, to mesh.Key, addr netip.Addr) (netip.AddrPo
 	if permit.Destination().Key != to {
 		return netip.AddrPort{}, fmt.Errorf("deliver to %s: permit is for %s", to, permit.Destination().Key)
 	}
-	if mesh.ReservedPort(permit.Port()) {
+	if mesh.ReservedPort(permit.Port()) && !permit.Behind().IsValid() {
 		return netip.AddrPort{}, ErrSelf
 	}
 	return netip.AddrPortFrom(addr, permit.Port()), nil

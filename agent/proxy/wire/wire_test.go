@@ -57,6 +57,42 @@ func TestHeaders(t *testing.T) {
 	}
 }
 
+// TestScope: the context ends with the scope, with what it is in, and at once when it
+// is asked for too late.
+func TestScope(t *testing.T) {
+	var asked, late, within wire.Scope
+	parent, end := context.WithCancel(t.Context())
+	asked.Parent, late.Parent, within.Parent = t.Context(), t.Context(), parent
+	ctx := asked.Context()
+	if ctx.Err() != nil || asked.Context() != ctx {
+		t.Error("the context has ended, or is another each time")
+	}
+	asked.End()
+	late.End()
+	inner := within.Context()
+	end()
+	for name, ctx := range map[string]context.Context{"asked": ctx, "asked again": asked.Context(), "late": late.Context(), "within": inner} {
+		if ctx.Err() == nil {
+			t.Errorf("%s: the context goes on", name)
+		}
+	}
+	within.End()
+}
+
+// TestPrinted: another certificate has another fingerprint, whoever asked before.
+func TestPrinted(t *testing.T) {
+	var p wire.Printed
+	one, two := &tls.Certificate{Certificate: [][]byte{{1}}}, &tls.Certificate{Certificate: [][]byte{{2}}}
+	for _, cert := range []*tls.Certificate{one, one, two, one, two, two} {
+		if p.Of(cert) != hbone.Fingerprint(cert) {
+			t.Errorf("the fingerprint of %v is another's", cert.Certificate)
+		}
+	}
+	if n := testing.AllocsPerRun(10, func() { p.Of(two) }); n != 0 {
+		t.Errorf("%v allocations for a fingerprint that is known", n)
+	}
+}
+
 // holds is an Identities with one certificate.
 type holds struct {
 	wire.Identities
