@@ -71,7 +71,7 @@ func (a *adminService) Status(_ context.Context, req *meshpb.OperatorStateReques
 			TrustDomain: p.authority.TrustDomain().Name(), RootSha256: sum[:],
 			RootNotBeforeNs: root.NotBefore.UnixNano(), RootNotAfterNs: root.NotAfter.UnixNano(), Issuer: p.issuer(), Roots: uint32(len(p.authority.Roots())),
 		},
-		Nodes:    nodesOf(p.discovery),
+		Nodes: nodesOf(p.discovery), Waypoints: waypointsOf(p.discovery),
 		Pods:     podsOf(p.trust),
 		Policies: policies, PoliciesLeftOut: uint32(leftOut),
 		ApiServer: apiServer,
@@ -81,12 +81,25 @@ func (a *adminService) Status(_ context.Context, req *meshpb.OperatorStateReques
 func nodesOf(server *discovery.Server) []*meshpb.OperatorNode {
 	var nodes []*meshpb.OperatorNode
 	for _, n := range server.Nodes() {
-		nodes = append(nodes, &meshpb.OperatorNode{
-			Name: n.Node, Connected: n.Connected > 0, SinceNs: nanos(n.Since), Revision: n.Revision, Epoch: n.Epoch,
-			AppliedNs: nanos(n.AppliedAt), Error: n.LastError,
-		})
+		nodes = append(nodes, nodeOf(n.Node, &n))
 	}
 	return nodes
+}
+
+// waypointsOf has those that are connected: pods that are gone do not come back.
+func waypointsOf(server *discovery.Server) []*meshpb.OperatorNode {
+	var pods []*meshpb.OperatorNode
+	for _, w := range server.Waypoints() {
+		if w.Connected > 0 {
+			pods = append(pods, nodeOf(w.Waypoint.String()+"/"+w.Replica, &w))
+		}
+	}
+	return pods
+}
+
+func nodeOf(name string, n *discovery.NodeStatus) *meshpb.OperatorNode {
+	return &meshpb.OperatorNode{Name: name, Connected: n.Connected > 0, SinceNs: meshpb.Nanos(n.Since), Revision: n.Revision, Epoch: n.Epoch,
+		AppliedNs: meshpb.Nanos(n.AppliedAt), Error: n.LastError, BehindNs: int64(n.Behind())}
 }
 
 // podsOf is what agents have reported of their pods.
@@ -94,7 +107,7 @@ func podsOf(server *trustfeed.Server) []*meshpb.NodePods {
 	var all []*meshpb.NodePods
 	for _, r := range server.Reports() {
 		if r.Report != nil {
-			all = append(all, &meshpb.NodePods{Node: r.Node, Amiss: r.Report.GetPodsAmiss(), ReportedNs: nanos(r.Received)})
+			all = append(all, &meshpb.NodePods{Node: r.Node, Amiss: r.Report.GetPodsAmiss(), ReportedNs: meshpb.Nanos(r.Received)})
 		}
 	}
 	return all
@@ -107,9 +120,9 @@ func folderConfiguration(folder string, s publish.Status) *meshpb.OperatorConfig
 		source = "last-good"
 	}
 	return &meshpb.OperatorConfiguration{
-		Folder: folder, Revision: s.Revision, Epoch: s.Epoch, AppliedNs: nanos(s.Applied),
+		Folder: folder, Revision: s.Revision, Epoch: s.Epoch, AppliedNs: meshpb.Nanos(s.Applied),
 		Workloads: uint32(s.Workloads), Services: uint32(s.Services), Policies: uint32(s.Policies),
-		Source: source, Problems: s.Problems, RefusedSinceNs: nanos(s.Refused), Warnings: s.Warnings,
+		Source: source, Problems: s.Problems, RefusedSinceNs: meshpb.Nanos(s.Refused), Warnings: s.Warnings,
 	}
 }
 
@@ -129,17 +142,10 @@ func clusterConfiguration(now publish.Outcome) *meshpb.OperatorConfiguration {
 	}
 	if now.Snapshot != nil {
 		view := now.Snapshot.View()
-		out.Revision, out.Epoch, out.AppliedNs = view.Revision(), now.Snapshot.Epoch(), nanos(now.Published)
+		out.Revision, out.Epoch, out.AppliedNs = view.Revision(), now.Snapshot.Epoch(), meshpb.Nanos(now.Published)
 		out.Workloads, out.Services, out.Policies = uint32(len(view.Workloads())), uint32(len(view.Services())), uint32(len(view.Policies()))
 	}
 	return out
-}
-
-func nanos(t time.Time) int64 {
-	if t.IsZero() {
-		return 0
-	}
-	return t.UnixNano()
 }
 
 func errNoTokens() error {
@@ -184,9 +190,9 @@ func (a *adminService) ListJoinTokens(context.Context, *meshpb.ListJoinTokensReq
 	}
 	list := &meshpb.ListJoinTokensResponse{}
 	for _, r := range records {
-		t := &meshpb.JoinToken{Id: r.ID, Node: r.Node, CreatedNs: nanos(r.Created), ExpiresNs: nanos(r.Expires), State: r.State(time.Now())}
+		t := &meshpb.JoinToken{Id: r.ID, Node: r.Node, CreatedNs: meshpb.Nanos(r.Created), ExpiresNs: meshpb.Nanos(r.Expires), State: r.State(time.Now())}
 		if r.End != nil {
-			t.EndedNs = nanos(r.End.At)
+			t.EndedNs = meshpb.Nanos(r.End.At)
 		}
 		list.Tokens = append(list.Tokens, t)
 	}

@@ -3,28 +3,69 @@ package operator
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
+	"github.com/heddle-mesh/heddle/internal/discovery"
 	"github.com/heddle-mesh/heddle/internal/fips"
 	"github.com/heddle-mesh/heddle/internal/identity"
+	"github.com/heddle-mesh/heddle/internal/identity/jointoken"
 	"github.com/heddle-mesh/heddle/internal/identity/nodeauth"
 	"github.com/heddle-mesh/heddle/internal/identity/trustfeed"
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/operator/federation"
+	"github.com/heddle-mesh/heddle/operator/issuing"
+	"github.com/heddle-mesh/heddle/operator/jwtauthority"
 	"github.com/heddle-mesh/heddle/operator/rotation"
 )
 
+// openIssuing makes what signs for agents; of cfg there is what only the caller knows.
+func (p *parts) openIssuing(cfg issuing.Config, store *mesh.Store) (err error) {
+	withheld := ""
+	if p.cfg.SPIRE != nil {
+		withheld = "the keys of trust domain " + p.authority.TrustDomain().Name() + "'s JWT-SVIDs are SPIRE's; ask SPIRE's own Workload API for them"
+	}
+	if p.issuing.jwts, err = jwtauthority.New(jwtauthority.Config{Live: p.authority, Withheld: withheld, Times: p.cfg.JWT, Logger: p.cfg.Logger}); err != nil {
+		return err
+	}
+	cfg.Issuer, cfg.JWTs, cfg.View = p.authority, p.issuing.jwts, func() issuing.Snapshot { return store.View() }
+	cfg.ConfigurationKeys, cfg.Logger, cfg.Registerer = p.configurationKeys(), p.cfg.Logger, p.registry
+	if p.issuing.Server, err = issuing.New(cfg); err != nil {
+		return err
+	}
+	return p.register(p.issuing.jwts.Collector())
+}
+
+// said is what agents are told of the authority.
+func (p *parts) said() (trustfeed.Said, <-chan struct{}) {
+	said, changed := p.authority.Said()
+	said.JWT = p.issuing.jwts.Said()
+	return said, changed
+}
+
+func (p *parts) register(all ...prometheus.Collector) error {
+	for _, c := range all {
+		if err := p.registry.Register(c); err != nil {
+			return fmt.Errorf("register metrics: %w", err)
+		}
+	}
+	return nil
+}
+
 // openTrust makes what agents follow, and what rotates.
-func (p *parts) openTrust() (err error) {
-	p.trust, err = trustfeed.NewServer(trustfeed.ServerConfig{Authenticate: nodeauth.PeerNode, Authority: p.authority.Said, Logger: p.cfg.Logger})
+func (p *parts) openTrust(kept federation.Store, store *mesh.Store) (err error) {
+	if err := p.openFederation(kept, store.Snapshot); err != nil {
+		return err
+	}
+	p.trust, err = trustfeed.NewServer(trustfeed.ServerConfig{Authenticate: nodeauth.PeerNode, Authority: p.said, Federation: p.federation.Said, Logger: p.cfg.Logger})
 	if err != nil {
 		return err
 	}
@@ -35,10 +76,7 @@ func (p *parts) openTrust() (err error) {
 	if err := p.openSPIRE(); err != nil {
 		return err
 	}
-	if err := errors.Join(p.registry.Register(p.authority.Collector()), p.registry.Register(fips.Collector())); err != nil {
-		return fmt.Errorf("register metrics: %w", err)
-	}
-	return nil
+	return p.register(p.authority.Collector(), fips.Collector())
 }
 
 // nodesOfReports are the nodes that agents report of.
@@ -63,14 +101,33 @@ func (p *parts) folderFleet(view *mesh.View) rotation.Fleet {
 	// A list that cannot be read leaves nobody out that is connected, or was.
 	records, _ := p.tokens.List()
 	for _, r := range records {
-		if _, ok := nodes[r.Node]; ok || r.End == nil || r.End.Revoked {
+		_, known := nodes[r.Node]
+		// A waypoint has no certificate that could be of an old root.
+		if _, _, waypoint := jointoken.WaypointOf(r.Node); known || waypoint || r.End == nil || r.End.Revoked {
 			continue
 		}
 		if len(view.OnNode(r.Node)) > 0 || time.Since(r.End.At) < identity.DefaultNodeTTL {
 			nodes[r.Node] = rotation.Node{Name: r.Node}
 		}
 	}
-	return rotation.Fleet{Nodes: slices.Collect(maps.Values(nodes))}
+	return rotation.Fleet{Nodes: slices.Collect(maps.Values(nodes)), Overlap: p.overlap(), Waypoints: p.waypointsLearn(view, joinedLearn)}
+}
+
+// How long waypoints have to learn of a new root. One that joined is told when it connects
+// again, at once; in a pod it is the kubelet that brings the new text, a minute or two after.
+const (
+	joinedLearn  = 30 * time.Second
+	mountedLearn = 3 * time.Minute
+)
+
+// waypointsLearn is learn when there are waypoints, else zero.
+func (p *parts) waypointsLearn(view *mesh.View, learn time.Duration) time.Duration {
+	named := func(s *mesh.Service) bool { return s.Waypoint != mesh.Key{} }
+	connected := func(n discovery.NodeStatus) bool { return n.Connected > 0 }
+	if view != nil && slices.ContainsFunc(view.Services(), named) || slices.ContainsFunc(p.discovery.Waypoints(), connected) {
+		return learn
+	}
+	return 0
 }
 
 // fleet is everybody whom a rotation waits for: the other replicas, the nodes that
@@ -79,11 +136,11 @@ func (p *parts) folderFleet(view *mesh.View) rotation.Fleet {
 func (a *peers) fleet(ctx context.Context) rotation.Fleet {
 	k := a.parts.cfg.Kubernetes
 	nodes := nodesOfReports(a.parts.trust.Reports())
-	var f rotation.Fleet
+	f := rotation.Fleet{Overlap: a.parts.overlap(), Waypoints: a.parts.waypointsLearn(a.parts.view(), mountedLearn)}
 	for _, r := range askAll(ctx, a, func(ctx context.Context, c meshpb.OperatorAdminClient) (*meshpb.CertificatesResponse, error) {
 		return c.Certificates(ctx, &meshpb.CertificatesRequest{Own: true}) // what it knows by itself
 	}) {
-		f.Replicas = append(f.Replicas, replicaOf(r))
+		f.Replicas = append(f.Replicas, rotation.ReplicaOf(r.address, r.answer, r.err))
 		for _, n := range r.answer.GetNodes() {
 			known, ok := nodes[n.GetNode()]
 			if !ok || n.GetConnected() && !known.Connected || n.GetReportedNs() > 0 && known.Report == nil {
@@ -107,39 +164,19 @@ func (a *peers) fleet(ctx context.Context) rotation.Fleet {
 	return f
 }
 
-func replicaOf(r answered[*meshpb.CertificatesResponse]) rotation.Replica {
-	out := rotation.Replica{Name: cmp.Or(r.answer.GetReplica(), r.address), Err: r.err}
-	if out.Problem = r.answer.GetProblem(); out.Problem != "" {
-		out.Err = errors.New(out.Problem)
-	}
-	for _, c := range r.answer.GetAuthority() {
-		if c.GetKind() == rotation.KindRoot && c.GetTrusted() {
-			out.Roots = append(out.Roots, c.GetSha256())
-		}
-		if c.GetSigns() {
-			out.Issuer = c.GetSha256()
-		}
-	}
-	return out
-}
-
 // Certificates implements meshpb.OperatorAdminServer.
 func (a *adminService) Certificates(ctx context.Context, req *meshpb.CertificatesRequest) (*meshpb.CertificatesResponse, error) {
 	p := a.parts
 	keyring := p.authority.Keyring()
-	out := &meshpb.CertificatesResponse{TrustDomain: p.authority.TrustDomain().Name(), Replica: p.replica(), Issuer: p.issuer()}
+	out := &meshpb.CertificatesResponse{TrustDomain: p.authority.TrustDomain().Name(), Replica: p.replica(), Issuer: p.issuer(), Federation: federation.Bundles(p.federation.Known())}
 	if problem := p.problem(); problem != nil {
 		out.Problem = problem.Error()
 	}
-	for _, c := range keyring.Certificates() {
-		sum := sha256.Sum256(c.Cert.Raw)
-		out.Authority = append(out.Authority, &meshpb.AuthorityCertificate{Sha256: sum[:], Kind: c.Kind, Subject: c.Cert.Subject.String(),
-			Serial: c.Cert.SerialNumber.Text(16), NotBeforeNs: c.Cert.NotBefore.UnixNano(), NotAfterNs: c.Cert.NotAfter.UnixNano(),
-			Key: identity.KeyType(c.Cert), Signs: c.Signs, Trusted: c.Trusted})
-	}
+	out.Authority = keyring.Said()
+	p.issuing.jwts.Describe(out)
 	own := map[string]*meshpb.NodeCertificates{}
 	for _, r := range p.trust.Reports() {
-		own[r.Node] = &meshpb.NodeCertificates{Node: r.Node, Connected: r.Connected, ReportedNs: nanos(r.Received), Report: r.Report}
+		own[r.Node] = &meshpb.NodeCertificates{Node: r.Node, Connected: r.Connected, ReportedNs: meshpb.Nanos(r.Received), Report: r.Report}
 	}
 	if !req.GetOwn() {
 		fleet := p.fleet(ctx)
@@ -151,7 +188,7 @@ func (a *adminService) Certificates(ctx context.Context, req *meshpb.Certificate
 				own[n.Name] = &meshpb.NodeCertificates{Node: n.Name, Connected: n.Connected, Report: n.Report}
 			}
 		}
-		out.Rotation = rotationState(keyring.Record, keyring.Progress(fleet))
+		out.Rotation = rotation.State(keyring.Record, p.rotator.Progress(keyring, fleet))
 	}
 	out.Nodes = slices.SortedFunc(maps.Values(own), func(a, b *meshpb.NodeCertificates) int { return cmp.Compare(a.GetNode(), b.GetNode()) })
 	return out, nil
@@ -199,14 +236,5 @@ func (a *adminService) RotateCertificates(ctx context.Context, req *meshpb.Rotat
 		a.parts.cfg.Logger.ErrorContext(ctx, "rotation does not change", "action", req.GetAction().String(), "error", err)
 		return nil, status.Error(codes.Internal, err.Error())
 	}
-	return &meshpb.RotateCertificatesResponse{Rotation: rotationState(record, progress)}, nil
-}
-
-func rotationState(r rotation.Record, p rotation.Progress) *meshpb.RotationState {
-	out := &meshpb.RotationState{Kind: r.Kind, Stage: r.Stage, Aborting: r.Aborting, StartedNs: nanos(r.Started), SinceNs: nanos(r.Since),
-		Nodes: uint32(p.Nodes), Done: uint32(p.Done), Without: r.Without, EndedNs: nanos(r.Ended), Ended: r.How}
-	for _, w := range p.Waiting {
-		out.Waiting = append(out.Waiting, &meshpb.RotationWait{Part: w.Part, Name: w.Name, Reason: w.Reason, Forcible: w.Forcible})
-	}
-	return out
+	return &meshpb.RotateCertificatesResponse{Rotation: rotation.State(record, progress)}, nil
 }

@@ -3,7 +3,6 @@ package operator
 import (
 	"cmp"
 	"context"
-	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"net"
@@ -20,7 +19,6 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
-	"github.com/heddle-mesh/heddle/internal/discovery"
 	"github.com/heddle-mesh/heddle/internal/fips"
 	"github.com/heddle-mesh/heddle/internal/identity"
 	"github.com/heddle-mesh/heddle/internal/mesh"
@@ -31,8 +29,10 @@ import (
 	"github.com/heddle-mesh/heddle/operator/publish"
 	"github.com/heddle-mesh/heddle/operator/report"
 	"github.com/heddle-mesh/heddle/operator/rotation"
+	"github.com/heddle-mesh/heddle/operator/routing"
 	"github.com/heddle-mesh/heddle/operator/taint"
 	"github.com/heddle-mesh/heddle/operator/tokenreview"
+	"github.com/heddle-mesh/heddle/operator/waypoints"
 )
 
 // Defaults of Kubernetes.
@@ -58,6 +58,9 @@ type Kubernetes struct {
 	// StartupTaint takes the taint v1alpha1.TaintAgentNotReady away from nodes whose
 	// agents are ready, for which it needs the right to patch nodes.
 	StartupTaint bool
+	// Waypoints is how waypoints are run; without an image, none is. What it does not say of
+	// the operator is as of its namespace and Audience.
+	Waypoints waypoints.Program
 }
 
 func (k *Kubernetes) withDefaults() (*Kubernetes, error) {
@@ -65,8 +68,13 @@ func (k *Kubernetes) withDefaults() (*Kubernetes, error) {
 	own.Namespace = cmp.Or(own.Namespace, DefaultNamespace)
 	own.AgentAccount = cmp.Or(own.AgentAccount, DefaultAgentAccount)
 	own.Audience = cmp.Or(own.Audience, DefaultAudience)
+	own.Waypoints.Operator = cmp.Or(own.Waypoints.Operator, "heddle-operator."+own.Namespace+".svc:15012")
+	own.Waypoints.Audience = cmp.Or(own.Waypoints.Audience, own.Audience)
 	if own.Replica == "" {
 		return nil, errors.New("new operator: the replica's name is not given")
+	}
+	if err := own.Waypoints.Check(); err != nil {
+		return nil, fmt.Errorf("new operator: %w", err)
 	}
 	return &own, nil
 }
@@ -89,6 +97,7 @@ type clusterParts struct {
 		ask func() error
 	}
 	publisher *publish.Cluster
+	kept      *routing.Store
 	election  *leader.Election
 	peers     *peers
 	// reporter is nil unless this replica leads.
@@ -175,7 +184,7 @@ func (p *clusterParts) Ready() error {
 // apiServerHealth is how the API server does, for the status.
 func (p *clusterParts) apiServerHealth() *meshpb.OperatorAPIServer {
 	health := p.answers.Health()
-	out := &meshpb.OperatorAPIServer{SilentSinceNs: nanos(health.Silent), TookNs: int64(health.Took)}
+	out := &meshpb.OperatorAPIServer{SilentSinceNs: meshpb.Nanos(health.Silent), TookNs: int64(health.Took)}
 	if health.Err != nil {
 		out.Error = health.Err.Error()
 	}
@@ -196,10 +205,9 @@ func (p *clusterParts) registerAnswers() error {
 		}},
 		"heddle_operator_api_server_answer_seconds": {"How long the API server usually takes to answer.", func(h cluster.Health) time.Duration { return h.Took }},
 	} {
-		err := p.registry.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: gauge.help},
-			func() float64 { return gauge.value(p.answers.Health()).Seconds() }))
-		if err != nil {
-			return fmt.Errorf("register metrics: %w", err)
+		if err := p.register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: gauge.help},
+			func() float64 { return gauge.value(p.answers.Health()).Seconds() })); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -222,13 +230,17 @@ func (p *clusterParts) begin(ctx context.Context, listener net.Listener) error {
 	if err == nil {
 		err = p.openKeys(ctx, td)
 	}
+	var before recalled
+	if err == nil {
+		before, err = p.recallRoutes(ctx)
+	}
 	if ctx.Err() != nil {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	if err := p.openParts(td); err != nil {
+	if err := p.openParts(td, before); err != nil {
 		return err
 	}
 	p.ready.Lock()
@@ -242,6 +254,8 @@ func (p *clusterParts) begin(ctx context.Context, listener net.Listener) error {
 	g.Go(func() error { return p.publisher.Follow(ctx) })
 	g.Go(func() error { return p.authority.Run(ctx) })
 	g.Go(func() error { return p.election.Run(ctx) })
+	g.Go(func() error { return p.federation.Run(ctx) })
+	g.Go(func() error { return p.serveBundle(ctx) })
 	if p.cfg.AdminSocket != "" {
 		g.Go(func() error { return p.serveAdmin(ctx) })
 	}
@@ -272,22 +286,20 @@ func (p *clusterParts) openKeys(ctx context.Context, td spiffeid.TrustDomain) er
 }
 
 // openParts makes everything that needs the keys.
-func (p *clusterParts) openParts(td spiffeid.TrustDomain) (err error) {
+func (p *clusterParts) openParts(td spiffeid.TrustDomain, before recalled) (err error) {
 	k := p.cfg.Kubernetes
-	if p.discovery, err = discovery.NewServer(discovery.ServerConfig{Authenticate: authenticate, Logger: p.cfg.Logger}); err != nil {
-		return err
-	}
 	reviewer, err := tokenreview.New(tokenreview.Config{Client: p.review, Audience: k.Audience, Namespace: k.Namespace, Account: k.AgentAccount, Pod: p.source.Pod})
 	if err != nil {
 		return err
 	}
 	store := mesh.NewStore()
-	p.issuing, err = issuing.New(issuing.Config{Issuer: p.authority, View: func() issuing.Snapshot { return store.View() }, Accounts: reviewer, KnownNode: p.source.HasNode,
-		ConfigurationKeys: []ed25519.PublicKey{p.key.Public().(ed25519.PublicKey)}, Logger: p.cfg.Logger, Registerer: p.registry})
-	if err != nil {
+	if err := p.openDiscovery(store, reviewer, func(key mesh.Key) bool { return p.meant(store.View(), key) }, nil); err != nil {
 		return err
 	}
-	p.publisher = publish.NewCluster(publish.ClusterConfig{Source: p.source, TrustDomain: td, ExperimentalUDP: p.cfg.ExperimentalUDP, Key: p.key, EpochBase: p.epochBase, Store: store, Server: p.discovery, Logger: p.cfg.Logger})
+	if err := p.openIssuing(issuing.Config{Accounts: reviewer, KnownNode: p.source.HasNode}, store); err != nil {
+		return err
+	}
+	p.publisher = publish.NewCluster(publish.ClusterConfig{Source: p.source, Routes: p.routeSource, Good: before.good, Through: before.through, TrustDomain: td, ExperimentalUDP: p.cfg.ExperimentalUDP, Key: p.key, EpochBase: p.epochBase, Store: store, Server: p.discovery, Logger: p.cfg.Logger})
 	p.configuration = func() *meshpb.OperatorConfiguration {
 		now, _ := p.publisher.Outcome()
 		return clusterConfiguration(now)
@@ -300,11 +312,11 @@ func (p *clusterParts) openParts(td spiffeid.TrustDomain) (err error) {
 	}
 	p.answersPeers, p.peers = true, newPeers(p)
 	p.fleet = p.peers.fleet
-	if err := p.openTrust(); err != nil {
+	if err := p.openTrust(keys.NewBundles(p.core, k.Namespace), store); err != nil {
 		return err
 	}
-	if err := p.registry.Register(p.publisher); err != nil {
-		return fmt.Errorf("register metrics: %w", err)
+	if err := p.register(p.publisher); err != nil {
+		return err
 	}
 	p.election, err = leader.New(leader.Config{Client: p.leases, Namespace: k.Namespace, Replica: k.Replica, Lead: p.lead, Logger: p.cfg.Logger})
 	return err
@@ -316,7 +328,7 @@ func (p *clusterParts) lead(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	reporter, err := report.New(report.Config{Objects: p.source.Objects, Outcome: p.publisher.Outcome, Nodes: p.peers.nodes,
+	reporter, err := report.New(report.Config{Objects: p.source.Objects, Outcome: p.publisher.Outcome, Nodes: p.peers.nodes, Federation: p.federationStatus,
 		Heddle: heddle, Events: p.core, Logger: p.cfg.Logger})
 	if err != nil {
 		return err
@@ -328,8 +340,12 @@ func (p *clusterParts) lead(ctx context.Context) error {
 	g.Go(func() error { return p.publishRoots(ctx) })
 	g.Go(func() error { return reporter.Run(ctx) })
 	g.Go(func() error { return p.rotator.Run(ctx) })
+	g.Go(func() error { return p.issuing.jwts.Run(ctx) })
 	g.Go(func() error { return p.followSPIRE(ctx) })
 	g.Go(func() error { return p.takeTaints(ctx) })
+	g.Go(func() error { return p.writeRoutes(ctx) })
+	g.Go(func() error { return p.keepThrough(ctx) })
+	g.Go(func() error { return p.runWaypoints(ctx) })
 	return g.Wait()
 }
 

@@ -22,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -396,6 +397,62 @@ func TestStatusesAndEvents(t *testing.T) {
 	if n := a.store.View().Network().Policies(); len(n) != 1 || n[0].Ingress == nil || len(n[0].Ingress.Rules) != 0 {
 		t.Errorf("network policies %v", n)
 	}
+}
+
+// TestFederationInACluster: the Mesh's status says what is known of a federated trust domain,
+// once, and its bundle is kept for the next replica.
+func TestFederationInACluster(t *testing.T) {
+	s := newCluster(t)
+	other, err := identity.NewAuthority(identity.AuthorityConfig{TrustDomain: spiffeid.RequireTrustDomainFromString("other.example")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	document, err := spiffebundle.FromX509Bundle(other.Bundle()).Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	federate := func(federation ...any) {
+		s.Put(t, heddle+"/meshes", object{"apiVersion": "heddle.dev/v1alpha1", "kind": "Mesh", "metadata": meta("", "default", nil),
+			"spec": object{"trustDomain": "test.example", "clusterRanges": []any{"10.0.0.0/8"}, "federation": federation}})
+	}
+	federate(object{"trustDomain": "other.example", "endpoint": "https://127.0.0.1:1/", "profile": "https_web", "bundle": string(document)})
+	r := startReplica(t, s, "heddle-operator-0")
+	r.awaitReady(t)
+	said := func() object {
+		status, _ := s.Get(heddle+"/meshes", "default")["status"].(object)
+		all, _ := status["federation"].([]any)
+		if len(all) != 1 {
+			return nil
+		}
+		return all[0].(object)
+	}
+	testenv.Eventually(t, 20*time.Second, "the status says that it is not refreshed", func() bool {
+		text, _ := said()["error"].(string)
+		return said()["trustDomain"] == "other.example" && strings.Contains(text, "connection refused") && said()["rootsExpire"] != nil && said()["lastRefreshed"] == nil
+	})
+	kept := func() string {
+		data, _ := s.Get(core+"/namespaces/heddle-system/configmaps", keys.BundlesName)["data"].(object)
+		text, _ := data["other.example"].(string)
+		return text
+	}
+	testenv.Eventually(t, 20*time.Second, "the bundle is kept", func() bool { return strings.Contains(kept(), "x509-svid") })
+	source := follow(t, r.mustJoin(t, s, "n1"), "spiffe://test.example/ns/shop/sa/web")
+	testenv.Eventually(t, 20*time.Second, "the agent has it", func() bool {
+		b, err := source.GetX509BundleForTrustDomain(other.TrustDomain())
+		return err == nil && b.Equal(other.Bundle())
+	})
+	quiet := s.Requests()
+	time.Sleep(7 * time.Second) // another attempt
+	for request, n := range s.Requests() {
+		if n != quiet[request] && strings.HasPrefix(request, "patch") {
+			t.Errorf("%s: %d times, %d before: nothing changed", request, n, quiet[request])
+		}
+	}
+	federate()
+	testenv.Eventually(t, 20*time.Second, "nothing is known any more", func() bool {
+		_, err := source.GetX509BundleForTrustDomain(other.TrustDomain())
+		return said() == nil && kept() == "" && err != nil
+	})
 }
 
 // TestExternalAddresses: what a load balancer has been given leads agents to the service,

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"time"
 
+	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
@@ -26,11 +27,14 @@ import (
 	"github.com/heddle-mesh/heddle/internal/identity/nodeauth"
 	"github.com/heddle-mesh/heddle/internal/identity/trustfeed"
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/operator/federation"
 	"github.com/heddle-mesh/heddle/operator/issuing"
+	"github.com/heddle-mesh/heddle/operator/jwtauthority"
 	"github.com/heddle-mesh/heddle/operator/publish"
 	"github.com/heddle-mesh/heddle/operator/report"
 	"github.com/heddle-mesh/heddle/operator/rotation"
 	"github.com/heddle-mesh/heddle/operator/spire"
+	"github.com/heddle-mesh/heddle/operator/subscriber"
 )
 
 // Config says what an Operator serves, and from where.
@@ -55,8 +59,14 @@ type Config struct {
 	Metrics, Health string
 	// SPIRE, when set, is who makes the CA that signs.
 	SPIRE *SPIRE
-	// TTL is the validity of workloads' SVIDs; 24 h when zero.
+	// BundleEndpoint, when set, is where the mesh's own bundle is served. FederationOften
+	// is the least time between two questions to another trust domain's; 5 s when zero.
+	BundleEndpoint  *BundleEndpoint
+	FederationOften time.Duration
+	// TTL is the validity of workloads' SVIDs; 24 h when zero. JWT is that of JWT-SVIDs, and
+	// of their keys.
 	TTL time.Duration
+	JWT jwtauthority.Times
 	// Settle is how long a rotation waits after the last report before the old root
 	// goes; see rotation.RotatorConfig.
 	Settle time.Duration
@@ -84,6 +94,14 @@ func (c Config) withDefaults() (Config, error) {
 		if err := spire.Check(c.SPIRE.Server, c.SPIRE.WorkloadAPI); err != nil {
 			return c, fmt.Errorf("new operator: %w", err)
 		}
+	}
+	if c.BundleEndpoint != nil {
+		if err := c.BundleEndpoint.check(); err != nil {
+			return c, fmt.Errorf("new operator: %w", err)
+		}
+	}
+	if err := c.JWT.Check(); err != nil {
+		return c, fmt.Errorf("new operator: %w", err)
 	}
 	switch {
 	case c.Kubernetes != nil && c.Folder != "":
@@ -118,19 +136,24 @@ func New(cfg Config) (*Operator, error) {
 
 // parts is a running operator.
 type parts struct {
-	cfg       Config
-	started   time.Time
-	state     *publish.State
-	authority *rotation.Live
-	rotator   *rotation.Rotator
-	spire     *spire.Follower // nil of an authority of its own
-	trust     *trustfeed.Server
-	key       ed25519.PrivateKey
-	tokens    *jointoken.Store
-	registry  *prometheus.Registry
-	discovery *discovery.Server
-	issuing   *issuing.Server
-	address   string // what agents connect to
+	cfg        Config
+	started    time.Time
+	state      *publish.State
+	authority  *rotation.Live
+	rotator    *rotation.Rotator
+	spire      *spire.Follower // nil of an authority of its own
+	trust      *trustfeed.Server
+	federation *federation.Follower
+	key        ed25519.PrivateKey
+	tokens     *jointoken.Store
+	registry   *prometheus.Registry
+	discovery  *discovery.Server
+	// issuing answers who wants SVIDs; jwts signs those that are tokens.
+	issuing struct {
+		*issuing.Server
+		jwts *jwtauthority.Authority
+	}
+	address string // what agents connect to
 	// configuration says what is served.
 	configuration func() *meshpb.OperatorConfiguration
 	// policies says what became of each, as far as this replica knows.
@@ -184,7 +207,10 @@ func (o *Operator) runFolder(ctx context.Context) (err error) {
 	g.Go(func() error { return p.publisher.Follow(ctx) })
 	g.Go(func() error { return p.authority.Run(ctx) })
 	g.Go(func() error { return p.rotator.Run(ctx) })
+	g.Go(func() error { return p.issuing.jwts.Run(ctx) })
 	g.Go(func() error { return p.followSPIRE(ctx) })
+	g.Go(func() error { return p.federation.Run(ctx) })
+	g.Go(func() error { return p.serveBundle(ctx) })
 	if o.cfg.AdminSocket != "" {
 		g.Go(func() error { return p.serveAdmin(ctx) })
 	}
@@ -217,17 +243,15 @@ func (p *parts) open(ctx context.Context, first publish.Loaded) error {
 	if p.tokens, err = jointoken.OpenStore(p.state.Tokens(), nil); err != nil {
 		return err
 	}
-	if p.discovery, err = discovery.NewServer(discovery.ServerConfig{Authenticate: authenticate, Logger: p.cfg.Logger}); err != nil {
+	store := mesh.NewStore()
+	if err := p.openDiscovery(store, nil, nil, p.tokens); err != nil {
 		return err
 	}
-	store := mesh.NewStore()
-	p.issuing, err = issuing.New(issuing.Config{Issuer: p.authority, View: func() issuing.Snapshot { return store.View() }, Tokens: p.tokens,
-		ConfigurationKeys: []ed25519.PublicKey{p.key.Public().(ed25519.PublicKey)}, Logger: p.cfg.Logger, Registerer: p.registry})
-	if err != nil {
+	if err := p.openIssuing(issuing.Config{Tokens: p.tokens}, store); err != nil {
 		return err
 	}
 	p.fleet = func(context.Context) rotation.Fleet { return p.folderFleet(store.View()) }
-	if err := p.openTrust(); err != nil {
+	if err := p.openTrust(federation.Dir(p.cfg.StateDir), store); err != nil {
 		return err
 	}
 	p.publisher = publish.New(publish.Config{Folder: p.cfg.Folder, Debounce: p.cfg.Debounce, Relist: p.cfg.Relist, ExperimentalUDP: p.cfg.ExperimentalUDP, State: p.state,
@@ -237,24 +261,36 @@ func (p *parts) open(ctx context.Context, first publish.Loaded) error {
 		outcome := p.publisher.Outcome()
 		return report.OfFolder(&outcome, acknowledged(nodesOf(p.discovery), podsOf(p.trust)))
 	}
-	if err := p.registry.Register(p.publisher); err != nil {
-		return fmt.Errorf("register metrics: %w", err)
+	if err := p.register(p.publisher); err != nil {
+		return err
 	}
 	return p.publisher.Begin(first)
 }
 
-// authenticate takes the node's name from its SVID.
-func authenticate(ctx context.Context) (discovery.Caller, error) {
-	node, err := nodeauth.PeerNode(ctx)
-	// The connection, and with it the stream, ends when the SVID does.
-	return discovery.Caller{Node: node}, err
+// openDiscovery makes the server of the configuration, for agents, and waypoints as these
+// prove who they are.
+func (p *parts) openDiscovery(store *mesh.Store, pods subscriber.Pods, meant func(mesh.Key) bool, tokens subscriber.Tokens) error {
+	who, err := subscriber.New(subscriber.Config{TrustDomain: p.authority.TrustDomain(), View: func() subscriber.View { return store.View() }, Pods: pods, Meant: meant, Tokens: tokens, Logger: p.cfg.Logger})
+	if err != nil {
+		return err
+	}
+	p.discovery, err = discovery.NewServer(discovery.ServerConfig{Authenticate: who.Caller, Keys: p.configurationKeys(), Roots: p.authority.Roots, RootsChanged: p.authority.Changed, Logger: p.cfg.Logger})
+	return err
+}
+
+// configurationKeys are those that verify what is served.
+func (p *parts) configurationKeys() []ed25519.PublicKey {
+	return []ed25519.PublicKey{p.key.Public().(ed25519.PublicKey)}
 }
 
 // serveAgents serves discovery, issuing and health until ctx ends.
 func (p *parts) serveAgents(ctx context.Context, listener net.Listener) error {
 	td := p.authority.TrustDomain()
 	creds := nodeauth.NewServerCredentials(p.authority.Own, p.authority)
-	open := []string{meshpb.Issuing_Join_FullMethodName, grpc_health_v1.Health_Check_FullMethodName}
+	// Who follows the configuration without an SVID is a waypoint, which discovery asks for
+	// another proof.
+	open := []string{meshpb.Issuing_Join_FullMethodName, grpc_health_v1.Health_Check_FullMethodName,
+		discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResources_FullMethodName}
 	if p.answersPeers {
 		open = append(open, meshpb.OperatorAdmin_Status_FullMethodName, meshpb.OperatorAdmin_Certificates_FullMethodName) // peerService asks who it is
 	}
@@ -263,7 +299,7 @@ func (p *parts) serveAgents(ctx context.Context, listener net.Listener) error {
 		meshpb.RegisterOperatorAdminServer(server, &peerService{admin: &adminService{parts: p}})
 	}
 	p.discovery.Register(server)
-	meshpb.RegisterIssuingServer(server, p.issuing)
+	meshpb.RegisterIssuingServer(server, p.issuing.Server)
 	meshpb.RegisterTrustServer(server, p.trust)
 	healthy := health.NewServer()
 	grpc_health_v1.RegisterHealthServer(server, healthy)

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -23,6 +25,7 @@ import (
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/internal/discovery"
 	"github.com/heddle-mesh/heddle/internal/identity"
+	"github.com/heddle-mesh/heddle/internal/identity/jwtkeys"
 	"github.com/heddle-mesh/heddle/internal/identity/nodeauth"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/internal/testenv"
@@ -82,15 +85,19 @@ type running struct {
 	stop    func()
 }
 
-func start(t testing.TB, folder, state string) *running {
+func start(t testing.TB, folder, state string, change ...func(*Config)) *running {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	socket := filepath.Join(t.TempDir(), "admin.sock")
-	op, err := New(Config{Folder: folder, StateDir: state, Listener: listener, Advertise: listener.Addr().String(), AdminSocket: socket,
-		Debounce: 20 * time.Millisecond, Relist: time.Hour, Version: "test", Logger: slog.New(slog.DiscardHandler)})
+	cfg := Config{Folder: folder, StateDir: state, Listener: listener, Advertise: listener.Addr().String(), AdminSocket: socket,
+		Debounce: 20 * time.Millisecond, Relist: time.Hour, Version: "test", Logger: slog.New(slog.DiscardHandler)}
+	for _, c := range change {
+		c(&cfg)
+	}
+	op, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -283,6 +290,52 @@ func TestBadEditsKeepTheLastGoodConfiguration(t *testing.T) {
 		t.Fatal(err)
 	}
 	testenv.Eventually(t, time.Minute, "served from the folder", func() bool { return r.status(t).Configuration.Source == "folder" })
+}
+
+// TestJWTOverARestart: a node gets tokens of its workloads only, and what was signed before an
+// operator restarted is verified by what the next one says.
+func TestJWTOverARestart(t *testing.T) {
+	folder, state := newFolder(t), filepath.Join(t.TempDir(), "state")
+	r := start(t, folder, state)
+	dir := filepath.Join(t.TempDir(), "n1")
+	n1, n2 := r.join(t, "n1", dir), r.join(t, "n2", filepath.Join(t.TempDir(), "n2"))
+	web := spiffeid.RequireFromString("spiffe://" + n1.TrustDomain().Name() + "/ns/shop/sa/web")
+	sign := func(n *nodeauth.Node) (token string, err error) {
+		testenv.Eventually(t, 20*time.Second, "the operator has a key", func() bool {
+			token, _, err = nodeauth.NewClient(n.Conn()).SignJWT(t.Context(), web, []string{"a"})
+			return status.Code(err) != codes.Unavailable
+		})
+		return token, err
+	}
+	token, err := sign(n1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := sign(n2); status.Code(err) != codes.PermissionDenied {
+		t.Errorf("a node on which it does not run: %v", err)
+	}
+	r.stop()
+	r = start(t, folder, state)
+	n1 = r.join(t, "n1", filepath.Join(t.TempDir(), "n1"))
+	stream, err := meshpb.NewTrustClient(n1.Conn()).Follow(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	update, err := stream.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys, err := jwtkeys.Parse(n1.TrustDomain(), update.GetJwt())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if svid, err := jwtsvid.ParseAndValidate(token, keys.Bundle, []string{"a"}); err != nil || svid.ID != web {
+		t.Errorf("signed before the restart: %v", err)
+	}
+	all, err := r.admin.Certificates(t.Context(), &meshpb.CertificatesRequest{})
+	if err != nil || len(all.GetJwtKeys()) != 1 || all.GetJwtKeys()[0].GetState() != "signs" || all.GetJwtWithheld() != "" {
+		t.Errorf("the operator says %v, %v", all, err)
+	}
 }
 
 func TestRestartKeepsEpochAndIdentity(t *testing.T) {

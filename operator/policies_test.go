@@ -2,6 +2,7 @@ package operator
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
@@ -177,6 +179,53 @@ func TestEveryKindHasAStatus(t *testing.T) {
 	// A Mesh that is refused changes nothing, and says why.
 	put("Mesh", "default", kinds["Mesh"].bad)
 	says("Mesh", "default", v1alpha1.ConditionAccepted, "False Invalid: "+kinds["Mesh"].says)
+}
+
+// TestPoliciesThatNoWaypointSees: a policy about requests whose workloads have no waypoint any
+// more says so in its status, and stays in force: it lets nobody in there.
+func TestPoliciesThatNoWaypointSees(t *testing.T) {
+	s := newCluster(t)
+	service := func(name string, labels object) {
+		s.Put(t, core+"/namespaces/shop/services", object{"apiVersion": "v1", "kind": "Service", "metadata": meta("shop", name, labels),
+			"spec": object{"clusterIP": map[string]any{"api": "10.96.0.7", "web": "10.96.0.8"}[name], "selector": object{"app": name}, "ports": []any{object{"name": "http", "port": 80, "targetPort": map[string]any{"api": 8080, "web": mesh.WaypointPort}[name]}}}})
+	}
+	service("web", nil) // is the waypoint
+	service("api", object{v1alpha1.LabelWaypoint: "web"})
+	policies := heddle + "/namespaces/shop/authorizationpolicies"
+	s.Put(t, policies, object{"apiVersion": "heddle.dev/v1alpha1", "kind": "AuthorizationPolicy", "metadata": meta("shop", "readers", nil),
+		"spec": object{"selector": object{"matchLabels": object{"app": "api"}}, "rules": []any{object{"to": []any{object{"methods": []any{"GET"}, "headers": []any{object{"name": "X-Role"}}}}}}}})
+	r := startReplica(t, s, "heddle-operator-0")
+	r.awaitReady(t)
+	n := r.mustJoin(t, s, "n2")
+	a := r.agent(t, n, "n2")
+	says := func(accepted string) {
+		t.Helper()
+		for which, want := range map[string]string{v1alpha1.ConditionAccepted: accepted, v1alpha1.ConditionLive: "True Live: on all of 1 nodes"} {
+			testenv.Eventually(t, 30*time.Second, "the status says "+want, func() bool { return strings.HasPrefix(condition(s.Get(policies, "readers"), which), want) })
+		}
+		a.await(t, "n2 lets in nobody whose request it does not know", func(v *mesh.View) bool {
+			w, ok := v.Workload(mesh.Key{Namespace: "shop", Name: "api"})
+			if !ok {
+				return false
+			}
+			_, d := v.Authorize(mesh.Connection{Source: netip.MustParseAddr("10.0.0.9"), Peer: mustIdentity(t, "guest"), Destination: w, Port: 8080})
+			return d.Reason == mesh.ReasonRequestUnseen
+		})
+	}
+	says("True Accepted: in use")
+	service("api", nil)
+	says("False Invalid: spec.rules[0].to[0]: is about requests to workload shop/api, and no waypoint sees these: what it names is refused there")
+	service("api", object{v1alpha1.LabelWaypoint: "web"})
+	says("True Accepted: in use")
+}
+
+func mustIdentity(t *testing.T, account string) spiffeid.ID {
+	t.Helper()
+	id, err := mesh.IdentityFor(spiffeid.RequireTrustDomainFromString("test.example"), "shop", account)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
 }
 
 // TestPodsAmiss: a node has a policy in force only while its pods are as its agent has

@@ -67,10 +67,7 @@ func (p *parts) openSPIRE() (err error) {
 	if err != nil {
 		return err
 	}
-	if err := p.registry.Register(p.spire.Collector()); err != nil {
-		return fmt.Errorf("register metrics: %w", err)
-	}
-	return nil
+	return p.register(p.spire.Collector())
 }
 
 // followSPIRE runs until ctx ends, if that is wanted.

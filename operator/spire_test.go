@@ -7,8 +7,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/internal/identity"
+	"github.com/heddle-mesh/heddle/internal/identity/nodeauth"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 	"github.com/heddle-mesh/heddle/operator/keys"
 	"github.com/heddle-mesh/heddle/operator/spire/spiretest"
@@ -78,6 +83,14 @@ func TestReplicasBelowSPIRE(t *testing.T) {
 	testenv.Eventually(t, 20*time.Second, "both nodes have a certificate", trusts(1))
 	if has, _ := web.Holdings(); !has[0].Equal(root) {
 		t.Error("the node does not trust SPIRE's root")
+	}
+
+	// Its JWT-SVIDs are SPIRE's, as each replica says.
+	for _, r := range replicas {
+		_, _, err := nodeauth.NewClient(r.mustJoin(t, s, "n1").Conn()).SignJWT(t.Context(), spiffeid.RequireFromString("spiffe://test.example/ns/shop/sa/web"), []string{"a"})
+		if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "SPIRE") {
+			t.Errorf("asked for a JWT-SVID: %v", err)
+		}
 	}
 
 	next := spire.Prepare(t)

@@ -13,6 +13,11 @@
 // deletion timestamp. Slices are watched only where nobody selects: those not
 // made by Kubernetes' own endpoint slice controller.
 //
+// The Gateway API's kinds are mirrored where and while the API server has them. They,
+// and services, are what requests are routed by: Routing has them, a change of routes is
+// no change of the model. What an API server has is asked for every few seconds, by
+// Kubernetes' discovery.
+//
 // # Rights
 //
 // Verbs list and watch, in all namespaces, on:
@@ -21,6 +26,9 @@
 //	discovery.k8s.io   endpointslices
 //	networking.k8s.io  networkpolicies
 //	heddle.dev         meshes, workloads, peerauthentications, authorizationpolicies
+//	gateway.networking.k8s.io
+//	                   gatewayclasses, gateways, httproutes, grpcroutes,
+//	                   tlsroutes, tcproutes, referencegrants
 //
 // A Source's methods may be called from any goroutine; Run is called once, and
 // ends everything that it starts.

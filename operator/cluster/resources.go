@@ -28,11 +28,17 @@ type resource struct {
 	trim func(*trim.Trimmer, runtime.Object) any
 	// same reports whether two rows mean the same to the model.
 	same func(a, b any) bool
-	// add puts a row among the objects to compile.
+	// add puts a row among the objects to compile; nil for a resource that is apart.
 	add func(*kube.Objects, any)
+	// routes is set for what Routing returns, apart for what only Routing does, and optional
+	// for a resource that not every API server has, whose group may be older, too.
+	routes, apart, optional bool
+	older                   schema.GroupVersion
 }
 
-func resources() []resource { return append(kubernetesResources(), heddleResources()...) }
+func resources() []resource {
+	return slices.Concat(kubernetesResources(), heddleResources(), gatewayResources())
+}
 
 func kubernetesResources() []resource {
 	return []resource{
@@ -59,7 +65,7 @@ func kubernetesResources() []resource {
 			add:  func(o *kube.Objects, row any) { o.Pods = append(o.Pods, row.(*kube.Pod)) },
 		},
 		{
-			group: corev1.SchemeGroupVersion, name: "services", example: &corev1.Service{},
+			group: corev1.SchemeGroupVersion, name: "services", example: &corev1.Service{}, routes: true,
 			trim: whole(func(_ *trim.Trimmer, s *corev1.Service) *corev1.Service {
 				out := &corev1.Service{ObjectMeta: trimMeta(&s.ObjectMeta), Spec: s.Spec}
 				out.Status.LoadBalancer.Ingress = s.Status.LoadBalancer.Ingress

@@ -63,6 +63,9 @@ func fillWith(t testing.TB, source *Source, pods, services int) {
 			t.Fatal(err)
 		}
 	}
+	for _, r := range gatewayResources() {
+		source.table(r.name).absent()
+	}
 }
 
 func policy(i, port int) *v1alpha1.AuthorizationPolicy {

@@ -2,7 +2,6 @@ package cluster
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -14,6 +13,8 @@ import (
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
@@ -43,6 +44,10 @@ type Source struct {
 		// changed otherwise, or is too long ago.
 		recent []delta.Change
 		mark   uint64
+		// rerouted is closed when what Routing returns may be different, seen counts what
+		// was read of it, statuses as well.
+		rerouted chan struct{}
+		seen     uint64
 	}
 }
 
@@ -50,7 +55,7 @@ type Source struct {
 func NewSource(cfg *rest.Config, log *slog.Logger) *Source {
 	s := &Source{cfg: cfg, log: log}
 	s.trimming.Trimmer = trim.New()
-	s.mirror.changed = make(chan struct{})
+	s.mirror.changed, s.mirror.rerouted = make(chan struct{}), make(chan struct{})
 	for _, r := range resources() {
 		s.tables = append(s.tables, &table{source: s, resource: r, rows: map[mesh.Key]any{}})
 	}
@@ -67,17 +72,32 @@ func (s *Source) Run(ctx context.Context) error {
 	// What client-go says by itself goes where everything goes.
 	klogger := logr.FromSlogHandler(s.log.Handler()).WithName("kubernetes")
 	ctx = klog.NewContext(ctx, klogger)
-	var g errgroup.Group
+	g, ctx := errgroup.WithContext(ctx)
+	var later []*table
 	for _, t := range s.tables {
-		client, err := restClient(s.cfg, scheme, t.resource.group)
-		if err != nil {
-			return errors.Join(err, g.Wait())
+		if t.resource.optional {
+			later = append(later, t)
+			continue
 		}
-		lw := cache.NewFilteredListWatchFromClient(client, t.resource.name, metav1.NamespaceAll, func(o *metav1.ListOptions) { o.LabelSelector = t.resource.labels })
-		reflector := cache.NewReflectorWithOptions(lw, t.resource.example, t, cache.ReflectorOptions{Name: t.resource.name, Logger: &klogger, Backoff: retries()})
+		reflector, err := s.reflector(scheme, t, t.resource.group, &klogger)
+		if err != nil {
+			g.Go(func() error { return err })
+			return g.Wait()
+		}
 		g.Go(func() error { reflector.RunWithContext(ctx); return nil })
 	}
+	g.Go(func() error { return s.followServed(ctx, scheme, later, &klogger) })
 	return g.Wait()
+}
+
+// reflector keeps a table as the API server's resource is.
+func (s *Source) reflector(scheme *runtime.Scheme, t *table, group schema.GroupVersion, klogger *logr.Logger) (*cache.Reflector, error) {
+	client, err := restClient(s.cfg, scheme, group)
+	if err != nil {
+		return nil, err
+	}
+	lw := cache.NewFilteredListWatchFromClient(client, t.resource.name, metav1.NamespaceAll, func(o *metav1.ListOptions) { o.LabelSelector = t.resource.labels })
+	return cache.NewReflectorWithOptions(lw, t.resource.example, t, cache.ReflectorOptions{Name: t.resource.name, Logger: klogger, Backoff: retries()}), nil
 }
 
 // retries are how often an API server that is away is asked again: every few seconds
@@ -103,6 +123,14 @@ func (s *Source) changedLocked(version string, change delta.Change) {
 func (s *Source) replacedLocked(version string) {
 	s.mirror.recent = nil
 	s.wakeLocked(version)
+}
+
+// reroutedLocked notes a change of what requests are routed by. The caller holds mirror.
+func (s *Source) reroutedLocked(version string) {
+	m := &s.mirror
+	m.epoch = max(m.epoch, versionNumber(version))
+	close(m.rerouted)
+	m.rerouted = make(chan struct{})
 }
 
 func (s *Source) wakeLocked(version string) {
@@ -159,6 +187,9 @@ func (s *Source) Objects() (*kube.Objects, uint64) {
 	defer s.mirror.Unlock()
 	objs := &kube.Objects{Zones: map[string]string{}, Mark: s.mirror.mark}
 	for _, t := range s.tables {
+		if t.resource.apart {
+			continue
+		}
 		for _, row := range t.rows {
 			t.resource.add(objs, row)
 		}

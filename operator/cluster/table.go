@@ -18,9 +18,11 @@ import (
 type table struct {
 	source   *Source
 	resource resource
-	// rows and synced are guarded by the source's lock.
+	// rows, synced and served are guarded by the source's lock.
 	rows   map[mesh.Key]any
 	synced bool
+	// served is not set when the API server has no such resource.
+	served bool
 }
 
 // carried is a trimmed object on its way through the reflector, which wants to
@@ -79,6 +81,7 @@ func (t *table) put(obj any, gone bool) error {
 	key := mesh.Key{Namespace: c.Namespace, Name: c.Name}
 	t.source.mirror.Lock()
 	defer t.source.mirror.Unlock()
+	t.seenLocked()
 	was, had := t.rows[key]
 	switch {
 	case gone || c.row == nil:
@@ -93,8 +96,20 @@ func (t *table) put(obj any, gone bool) error {
 	default:
 		t.rows[key] = c.row
 	}
-	t.source.changedLocked(c.ResourceVersion, delta.Change{Was: was, Is: c.row})
+	if !t.resource.apart {
+		t.source.changedLocked(c.ResourceVersion, delta.Change{Was: was, Is: c.row})
+	}
+	if t.resource.routes {
+		t.source.reroutedLocked(c.ResourceVersion)
+	}
 	return nil
+}
+
+// seenLocked counts what was read of resources whose statuses others write, too.
+func (t *table) seenLocked() {
+	if t.resource.apart {
+		t.source.mirror.seen++
+	}
 }
 
 // Replace implements cache.ReflectorStore: the first list, and those after a
@@ -112,6 +127,15 @@ func (t *table) Replace(list []any, version string) error {
 	}
 	t.source.mirror.Lock()
 	defer t.source.mirror.Unlock()
+	t.served = true
+	t.replaceLocked(rows, version)
+	return nil
+}
+
+// replaceLocked makes these the rows. The caller holds mirror.
+func (t *table) replaceLocked(rows map[mesh.Key]any, version string) {
+	t.seenLocked()
+	first := !t.synced // which others wait for, too
 	same := t.synced && len(rows) == len(t.rows)
 	for key, row := range rows {
 		was, had := t.rows[key]
@@ -120,10 +144,15 @@ func (t *table) Replace(list []any, version string) error {
 		}
 	}
 	t.rows, t.synced = rows, true
-	if !same {
+	if same {
+		return
+	}
+	if !t.resource.apart || first {
 		t.source.replacedLocked(version)
 	}
-	return nil
+	if t.resource.routes {
+		t.source.reroutedLocked(version)
+	}
 }
 
 // Bookmark implements cache.ReflectorBookmarkStore: nothing changed.

@@ -26,6 +26,10 @@ type target struct {
 func parse(r *http.Request) target {
 	parts := strings.Split(strings.Trim(r.URL.Path, "/"), "/")
 	var t target
+	if len(parts) == 3 && parts[0] == "apis" {
+		t.Verb, t.Group, t.Resource = "discover", parts[1], parts[2]
+		return t
+	}
 	prefix := "/api/v1"
 	rest := parts[2:]
 	if parts[0] == "apis" {
@@ -58,9 +62,14 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.state.Lock()
 	s.state.requests[t.String()]++
 	forbidden := s.state.forbid != nil && s.state.forbid(t.Request)
+	resources, known := s.state.served[strings.Join(strings.Split(strings.Trim(r.URL.Path, "/"), "/")[1:min(3, strings.Count(r.URL.Path, "/"))], "/")]
 	s.state.Unlock()
 	if forbidden {
-		fail(w, http.StatusForbidden, metav1.StatusReasonForbidden, "forbidden: "+t.String())
+		fail(w, http.StatusForbidden, metav1.StatusReasonForbidden, "forbidden: this account cannot "+t.String())
+		return
+	}
+	if t.Verb == "discover" || strings.HasSuffix(t.Group, ".networking.k8s.io") && !slices.Contains(resources, t.Resource) {
+		s.discover(w, t, resources, known)
 		return
 	}
 	body, err := io.ReadAll(r.Body)
@@ -88,10 +97,31 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case "update":
 		s.update(w, t, object)
 	case "patch":
-		s.patch(w, t, object)
+		s.patch(w, t, object, r.Header.Get("Content-Type") == "application/apply-patch+yaml")
+	case "delete":
+		if s.Get(t.collection, t.Name) == nil {
+			fail(w, http.StatusNotFound, metav1.StatusReasonNotFound, t.String()+": not found")
+			return
+		}
+		s.Delete(t.collection, t.Name)
+		reply(w, http.StatusOK, metav1.Status{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Status"}, Status: metav1.StatusSuccess})
 	default:
 		fail(w, http.StatusMethodNotAllowed, metav1.StatusReasonMethodNotAllowed, t.Verb)
 	}
+}
+
+// discover says which resources a group has; of one that there is not, or of a resource
+// that it has not, it says that it is not found.
+func (s *Server) discover(w http.ResponseWriter, t target, resources []string, known bool) {
+	if t.Verb != "discover" || !known {
+		fail(w, http.StatusNotFound, metav1.StatusReasonNotFound, "the server could not find the requested resource")
+		return
+	}
+	list := metav1.APIResourceList{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "APIResourceList"}, GroupVersion: t.Group + "/" + t.Resource}
+	for _, name := range resources {
+		list.APIResources = append(list.APIResources, metav1.APIResource{Name: name})
+	}
+	reply(w, http.StatusOK, list)
 }
 
 func (t target) holds(collection string) bool {
@@ -138,7 +168,10 @@ func (s *Server) list(w http.ResponseWriter, r *http.Request, t target) {
 func emptyKind(resource string) string {
 	return map[string]string{"namespaces": "NamespaceList", "nodes": "NodeList", "pods": "PodList", "services": "ServiceList",
 		"endpointslices": "EndpointSliceList", "networkpolicies": "NetworkPolicyList", "meshes": "MeshList", "workloads": "WorkloadList",
-		"peerauthentications": "PeerAuthenticationList", "authorizationpolicies": "AuthorizationPolicyList"}[resource]
+		"peerauthentications": "PeerAuthenticationList", "authorizationpolicies": "AuthorizationPolicyList",
+		"gatewayclasses": "GatewayClassList", "gateways": "GatewayList", "httproutes": "HTTPRouteList", "grpcroutes": "GRPCRouteList",
+		"tlsroutes": "TLSRouteList", "tcproutes": "TCPRouteList",
+		"referencegrants": "ReferenceGrantList"}[resource]
 }
 
 // watch streams changes after a version, or, when asked for initial events, all
@@ -267,19 +300,41 @@ func (s *Server) update(w http.ResponseWriter, t target, o Object) {
 }
 
 // patch merges one level deep: what is given replaces data's entries, or the
-// status as a whole.
-func (s *Server) patch(w http.ResponseWriter, t target, patch Object) {
+// status as a whole. What is applied replaces the fields of the spec, and is created when it
+// is not there. A version that is given has to be the present one.
+func (s *Server) patch(w http.ResponseWriter, t target, patch Object, apply bool) {
 	s.state.Lock()
 	defer s.state.Unlock()
 	was := s.state.objects[t.collection+"/"+t.Name]
+	if was == nil && apply && t.Subresource == "" {
+		reply(w, http.StatusCreated, s.storeLocked(t.collection, patch))
+		return
+	}
 	if was == nil {
 		fail(w, http.StatusNotFound, metav1.StatusReasonNotFound, t.String()+": not found")
 		return
 	}
+	given, _ := patch["metadata"].(map[string]any)
+	have := was["metadata"].(map[string]any)
+	if version := given["resourceVersion"]; version != nil && version != have["resourceVersion"] {
+		fail(w, http.StatusConflict, metav1.StatusReasonConflict, "the object has been modified")
+		return
+	}
 	o := maps.Clone(was)
-	if t.Subresource == "status" {
+	switch {
+	case t.Subresource == "status":
 		o["status"] = patch["status"]
-	} else {
+	case apply:
+		maps.Copy(o, patch)
+		if spec, ok := was["spec"].(map[string]any); ok { // what others have set stays
+			spec = maps.Clone(spec)
+			wanted, _ := patch["spec"].(map[string]any)
+			maps.Copy(spec, wanted)
+			o["spec"] = spec
+		}
+		o["metadata"] = maps.Clone(have)
+		maps.Copy(o["metadata"].(map[string]any), given)
+	default:
 		data, _ := o["data"].(map[string]any)
 		data = maps.Clone(data)
 		if data == nil {

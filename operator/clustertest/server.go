@@ -55,7 +55,8 @@ type Server struct {
 		objects  map[string]Object // by path
 		log      []event           // every change, oldest first
 		changed  chan struct{}
-		requests map[string]int // by Request.String
+		requests map[string]int      // by Request.String
+		served   map[string][]string // optional resources, by group and version
 		forbid   func(Request) bool
 	}
 }
@@ -77,7 +78,7 @@ func Start(t testing.TB) *Server {
 	}
 	s := &Server{address: "http://" + listener.Addr().String()}
 	s.state.objects, s.state.requests, s.state.changed = map[string]Object{}, map[string]int{}, make(chan struct{})
-	s.state.version = 100
+	s.state.version, s.state.served = 100, map[string][]string{}
 	server := &http.Server{Handler: s}
 	done := make(chan struct{})
 	go func() {
@@ -103,6 +104,15 @@ func (s *Server) Forbid(rule func(Request) bool) {
 	s.state.Lock()
 	defer s.state.Unlock()
 	s.state.forbid = rule
+}
+
+// Serve has the server serve these resources of a group and version, such as
+// example.org/v1, and no others of it: until then it has none of a group that is not
+// Kubernetes' own, or Heddle's.
+func (s *Server) Serve(group string, resources ...string) {
+	s.state.Lock()
+	defer s.state.Unlock()
+	s.state.served[group] = resources
 }
 
 // Requests returns how often each request was made.

@@ -38,6 +38,8 @@ const (
 	reasonBadRequest      reason = "BadRequest"
 	reasonBadCSR          reason = "BadCSR"
 	reasonRate            reason = "RateLimited"
+	reasonNoJWTs          reason = "NoJWTs"
+	reasonNoKey           reason = "NoKey"
 	reasonInternal        reason = "Internal"
 )
 
@@ -81,8 +83,8 @@ type decision struct {
 
 // conclude counts and logs a decision and turns its error into the status that
 // the caller sees. Errors that are no refusals stay here: the caller is told
-// that there was one.
-func (s *Server) conclude(ctx context.Context, d *decision, chain []*x509.Certificate, err error) error {
+// that there was one. Of what was issued the log has issued.
+func (s *Server) conclude(ctx context.Context, d *decision, err error, issued ...slog.Attr) error {
 	var r *refusal
 	why, level := reasonIssued, slog.LevelInfo
 	switch {
@@ -107,15 +109,21 @@ func (s *Server) conclude(ctx context.Context, d *decision, chain []*x509.Certif
 		s.cfg.Logger.LogAttrs(ctx, level, "refuse SVID", append(attrs, slog.Any("error", err))...)
 		return status.Error(r.code, r.text)
 	}
-	leaf := chain[0]
-	s.cfg.Logger.LogAttrs(ctx, level, "issue SVID", append(attrs,
-		slog.String("serial", leaf.SerialNumber.Text(16)), slog.Time("not_after", leaf.NotAfter))...)
+	s.cfg.Logger.LogAttrs(ctx, level, "issue SVID", append(attrs, issued...)...)
 	return nil
+}
+
+// issued is what the log has of a certificate; nothing where there is none.
+func issued(chain []*x509.Certificate) []slog.Attr {
+	if len(chain) == 0 {
+		return nil
+	}
+	return []slog.Attr{slog.String("serial", chain[0].SerialNumber.Text(16)), slog.Time("not_after", chain[0].NotAfter)}
 }
 
 // metrics are:
 //
-//	heddle_issuing_requests_total{method,reason}    join and sign, by outcome
+//	heddle_issuing_requests_total{method,reason}    join, sign and jwt, by outcome
 //	heddle_issuing_duration_seconds{method}         how long they took
 //	heddle_authority_earliest_expiry_seconds        Unix time of the first root's NotAfter
 type metrics struct {
@@ -126,10 +134,10 @@ type metrics struct {
 func newMetrics() metrics {
 	return metrics{
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "heddle_issuing_requests_total", Help: "Requests for certificates, by reason of the outcome.",
+			Name: "heddle_issuing_requests_total", Help: "Requests for certificates and JWT-SVIDs, by reason of the outcome.",
 		}, []string{"method", "reason"}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "heddle_issuing_duration_seconds", Help: "How long requests for certificates took.",
+			Name: "heddle_issuing_duration_seconds", Help: "How long requests for certificates and JWT-SVIDs took.",
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .05, .25, 1, 5},
 		}, []string{"method"}),
 	}

@@ -1,6 +1,7 @@
 package issuing
 
 import (
+	"context"
 	"sync"
 	"time"
 
@@ -58,4 +59,11 @@ func (l *limiters) add(caller string, now time.Time) *rate.Limiter {
 	b := rate.NewLimiter(l.limit, l.burst)
 	l.buckets.byCaller[caller] = b
 	return b
+}
+
+// LimitByAddress returns a function that reports whether the address that a call is from
+// (IPv6: its /64) may make one more, and counts it: limit in a second, burst at once.
+func LimitByAddress(limit rate.Limit, burst int) func(context.Context) bool {
+	l := newLimiters(limit, burst)
+	return func(ctx context.Context) bool { return l.allow(network(remoteAddress(ctx)), time.Now()) }
 }

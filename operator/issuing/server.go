@@ -78,6 +78,8 @@ type Config struct {
 	// tokens (metadata "authorization: Bearer TOKEN"); nil refuses them all.
 	Tokens   Tokens
 	Accounts Accounts
+	// JWTs signs JWT-SVIDs; nil refuses them all.
+	JWTs JWTs
 	// KnownNode reports whether a node is there to renew its own SVID; nil knows
 	// them all.
 	KnownNode func(node string) bool
@@ -87,7 +89,8 @@ type Config struct {
 	Logger *slog.Logger
 	// Registerer receives the metrics; nil leaves them out.
 	Registerer prometheus.Registerer
-	// SignRate (per second) and SignBurst bound each node, JoinRate and
+	// SignRate (per second) and SignBurst bound each node, for certificates and for
+	// JWT-SVIDs alike and apart, JoinRate and
 	// JoinBurst each address (IPv6: each /64) that nodes join from; zero takes the default.
 	SignRate, JoinRate   rate.Limit
 	SignBurst, JoinBurst int
@@ -98,6 +101,7 @@ type Server struct {
 	meshpb.UnimplementedIssuingServer
 	cfg     Config
 	signs   *limiters // by node
+	jwts    *limiters // by node
 	joins   *limiters // by network
 	metrics metrics
 }
@@ -123,6 +127,7 @@ func New(cfg Config) (*Server, error) {
 	s := &Server{
 		cfg:     cfg,
 		signs:   newLimiters(cfg.SignRate, cfg.SignBurst),
+		jwts:    newLimiters(cfg.SignRate, cfg.SignBurst),
 		joins:   newLimiters(cfg.JoinRate, cfg.JoinBurst),
 		metrics: newMetrics(),
 	}
@@ -138,7 +143,7 @@ func New(cfg Config) (*Server, error) {
 func (s *Server) Join(ctx context.Context, req *meshpb.JoinRequest) (*meshpb.JoinResponse, error) {
 	d := decision{method: "join", node: req.GetNode(), remote: remoteAddress(ctx), began: time.Now()}
 	chain, err := s.join(ctx, &d, req)
-	if err = s.conclude(ctx, &d, chain, err); err != nil {
+	if err = s.conclude(ctx, &d, err, issued(chain)...); err != nil {
 		return nil, err
 	}
 	return &meshpb.JoinResponse{Chain: raw(chain), Bundle: raw(s.cfg.Issuer.Roots()), ConfigurationKeys: s.configurationKeys()}, nil
@@ -218,33 +223,42 @@ func (s *Server) vouched(ctx context.Context, node, token string) error {
 func (s *Server) Sign(ctx context.Context, req *meshpb.SignRequest) (*meshpb.SignResponse, error) {
 	d := decision{method: "sign", remote: remoteAddress(ctx), began: time.Now()}
 	chain, err := s.sign(ctx, &d, req)
-	if err = s.conclude(ctx, &d, chain, err); err != nil {
+	if err = s.conclude(ctx, &d, err, issued(chain)...); err != nil {
 		return nil, err
 	}
 	return &meshpb.SignResponse{Chain: raw(chain), Bundle: raw(s.cfg.Issuer.Roots()), ConfigurationKeys: s.configurationKeys()}, nil
 }
 
 func (s *Server) sign(ctx context.Context, d *decision, req *meshpb.SignRequest) ([]*x509.Certificate, error) {
-	node, err := nodeauth.PeerNode(ctx)
+	id, err := s.caller(ctx, d, s.signs, req.GetIdentity())
 	if err != nil {
-		return nil, refuse(reasonUnauthenticated, status.Code(err), "%s", status.Convert(err).Message())
+		return nil, err
 	}
-	d.node = node
-	if !s.signs.allow(node, d.began) {
-		return nil, refuse(reasonRate, codes.ResourceExhausted, "node %s asks for too many certificates", node)
-	}
-	if n := len(req.GetIdentity()); n > identity.MaxIDBytes {
-		return nil, refuse(reasonBadRequest, codes.InvalidArgument, "identity of %d bytes, the limit is %d", n, identity.MaxIDBytes)
-	}
-	id, err := spiffeid.FromString(req.GetIdentity())
-	if err != nil {
-		return nil, refuse(reasonBadRequest, codes.InvalidArgument, "identity %q: %v", req.GetIdentity(), err)
-	}
-	d.id = id
-	if err := s.mayHave(node, id); err != nil {
+	if err := s.mayHave(d.node, id); err != nil {
 		return nil, err
 	}
 	return s.cfg.Issuer.SignCSR(req.GetCsr(), id, 0)
+}
+
+// caller takes note of which node calls, and returns the identity that it wants.
+func (s *Server) caller(ctx context.Context, d *decision, limit *limiters, wanted string) (spiffeid.ID, error) {
+	node, err := nodeauth.PeerNode(ctx)
+	if err != nil {
+		return spiffeid.ID{}, refuse(reasonUnauthenticated, status.Code(err), "%s", status.Convert(err).Message())
+	}
+	d.node = node
+	if !limit.allow(node, d.began) {
+		return spiffeid.ID{}, refuse(reasonRate, codes.ResourceExhausted, "node %s asks for too many SVIDs", node)
+	}
+	if n := len(wanted); n > identity.MaxIDBytes {
+		return spiffeid.ID{}, refuse(reasonBadRequest, codes.InvalidArgument, "identity of %d bytes, the limit is %d", n, identity.MaxIDBytes)
+	}
+	id, err := spiffeid.FromString(wanted)
+	if err != nil {
+		return spiffeid.ID{}, refuse(reasonBadRequest, codes.InvalidArgument, "identity %q: %v", wanted, err)
+	}
+	d.id = id
+	return id, nil
 }
 
 // mayHave decides whether a node may have an identity's SVID: its own, and those

@@ -17,6 +17,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/kube"
 	"github.com/heddle-mesh/heddle/internal/kube/delta"
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/operator/publish/routed"
 )
 
 // Source is a mirror of a cluster; *cluster.Source is one.
@@ -39,9 +40,20 @@ const (
 	DefaultLimit = 50 * time.Millisecond
 )
 
+// RouteSource returns what routes are compiled from, and says when that is different.
+type RouteSource = routed.Source
+
 // ClusterConfig says what a Cluster compiles, and where to.
 type ClusterConfig struct {
 	Source Source
+	// Routes is what requests are routed by; nil where there are no routes. Good are those
+	// that were last good before the start, nil when that is not known: an Outcome has those
+	// of now.
+	Routes RouteSource
+	Good   routed.Good
+	// Through are the waypoints that services had in force before the start; nil when that
+	// is not known.
+	Through map[mesh.Key]mesh.Key
 	// TrustDomain is the CA's: a Mesh of another one is refused.
 	TrustDomain spiffeid.TrustDomain
 	// ExperimentalUDP lets policies name UDP.
@@ -71,6 +83,9 @@ type Outcome struct {
 	// Objects are what was compiled. Of a cluster, they are without what there is much
 	// of, pods, services and their endpoints.
 	Objects *kube.Objects
+	// Routes are those that are in force, with what is to be said of each; nil where there
+	// are none, and while what is served is the last good configuration of before a restart.
+	Routes *routed.Compiled
 	// Refused and Warnings are about single objects, of which the others are in
 	// force; of a folder, Refused has those for which it is refused as a whole. Err
 	// says why nothing of Objects is in force: then Snapshot is an older one.
@@ -86,6 +101,8 @@ type Cluster struct {
 	// compiler and mark, of what it has compiled, belong to the one that publishes.
 	compiler delta.Compiler
 	mark     uint64
+	routing  *routed.Routing
+	through  through
 
 	now struct {
 		sync.Mutex
@@ -102,7 +119,7 @@ func NewCluster(cfg ClusterConfig) *Cluster {
 	if cfg.Limit == 0 {
 		cfg.Limit = DefaultLimit
 	}
-	c := &Cluster{cfg: cfg, metrics: newClusterMetrics()}
+	c := &Cluster{cfg: cfg, metrics: newClusterMetrics(), routing: routed.New(cfg.Routes, cfg.Good), through: through{before: cfg.Through, waiting: map[mesh.Key]mesh.Key{}}}
 	c.now.changed = make(chan struct{})
 	return c
 }
@@ -162,6 +179,8 @@ func (c *Cluster) Follow(ctx context.Context) error {
 		rest := time.NewTimer(time.Since(began) / 2)
 		select {
 		case <-ctx.Done():
+		case <-c.routing.Changed(): // never before routes were compiled
+			c.settle(ctx, changed)
 		case <-changed:
 			c.settle(ctx, changed)
 		}
@@ -198,10 +217,17 @@ func (c *Cluster) settle(ctx context.Context, changed <-chan struct{}) {
 func (c *Cluster) compile() {
 	began := time.Now()
 	now, _ := c.Outcome()
+	c.routing.Refresh(c.cfg.Logger)
 	next, err := c.compileChanges(&now), error(nil)
 	if next == nil {
 		next, err = c.compileAll(&now)
 	}
+	if err == nil && c.through.due(next.Snapshot.View()) {
+		if all, failed := c.compileAll(next); failed == nil {
+			next = all
+		}
+	}
+	next.Routes = c.routing.Compiled()
 	switch {
 	case err != nil:
 		next.Snapshot, next.Err = now.Snapshot, err
@@ -247,10 +273,11 @@ func (c *Cluster) compileChanges(now *Outcome) *Outcome {
 	}
 	c.mark = mark
 	next := &Outcome{Snapshot: now.Snapshot, Published: now.Published, Checked: now.Checked, Objects: result.Objects, Refused: result.Refused, Warnings: result.Warnings}
-	if result.Change.Size() == 0 {
+	if result.Change.Size() == 0 && now.Snapshot.Routes() == c.routing.Told() {
 		return next
 	}
-	snapshot, err := now.Snapshot.With(result.Change, max(epoch+c.cfg.EpochBase, now.Snapshot.Epoch()))
+	c.through.changed(result.Change.Services, now.Snapshot.View())
+	snapshot, err := now.Snapshot.WithRouted(result.Change, c.routing.Told(), max(epoch+c.cfg.EpochBase, now.Snapshot.Epoch()))
 	if err != nil {
 		return nil // compiling everything says more
 	}
@@ -268,6 +295,11 @@ func (c *Cluster) compileAll(now *Outcome) (*Outcome, error) {
 	next := &Outcome{Snapshot: now.Snapshot, Published: now.Published, Checked: now.Checked, Objects: &small}
 	compiled, err := c.compiler.Compile(objs)
 	if err == nil {
+		var last *mesh.View
+		if now.Snapshot != nil {
+			last = now.Snapshot.View()
+		}
+		c.through.all(compiled, last)
 		next.Refused, next.Warnings = compiled.Refused, compiled.Warnings
 		next.Snapshot, err = c.publish(compiled, epoch+c.cfg.EpochBase, now.Snapshot)
 	}
@@ -287,9 +319,9 @@ func (c *Cluster) publish(compiled *kube.Compiled, epoch uint64, last *discovery
 	}
 	var next *discovery.Snapshot
 	if last == nil {
-		next, err = discovery.NewSnapshot(view, epoch, c.cfg.Key)
+		next, err = discovery.NewRoutedSnapshot(view, c.routing.Told(), epoch, c.cfg.Key)
 	} else {
-		next, err = last.Next(view, max(epoch, last.Epoch()))
+		next, err = last.NextRouted(view, c.routing.Told(), max(epoch, last.Epoch()))
 	}
 	if err != nil {
 		return nil, err
@@ -301,10 +333,11 @@ func (c *Cluster) publish(compiled *kube.Compiled, epoch uint64, last *discovery
 // returns the one that is.
 func (c *Cluster) serve(next, last *discovery.Snapshot) *discovery.Snapshot {
 	if last != nil && last.View().Revision() == next.View().Revision() {
-		if slices.Equal(last.View().Settings().RevokedUntold, next.View().Settings().RevokedUntold) {
+		was, is := last.View().Settings(), next.View().Settings()
+		if slices.Equal(was.RevokedUntold, is.RevokedUntold) && slices.Equal(was.Federation, is.Federation) {
 			return last
 		}
-		c.cfg.Store.Replace(next.View()) // which agents are not told of, and the issuer is
+		c.cfg.Store.Replace(next.View()) // which agents are not told of, and the issuer and who asks for bundles are
 		return next
 	}
 	// The issuer knows a workload before its agent does.
@@ -338,6 +371,18 @@ func (c *Cluster) Behind() []string {
 	}
 	slices.Sort(behind)
 	return behind
+}
+
+const longestBehindHelp = "For how long the connected node that is behind longest has lacked something; 0 while none does."
+
+// longestBehind returns seconds.
+func longestBehind(server *discovery.Server) (longest float64) {
+	for _, n := range server.Nodes() {
+		if n.Connected > 0 && !n.BehindSince.IsZero() {
+			longest = max(longest, time.Since(n.BehindSince).Seconds())
+		}
+	}
+	return longest
 }
 
 // clusterMetrics are those that are not taken from the outcome at each scrape.
@@ -382,6 +427,14 @@ func (c *Cluster) Collect(ch chan<- prometheus.Metric) {
 	c.metrics.refusals.Collect(ch)
 	send("heddle_operator_nodes", "Nodes whose agents are connected.", connected)
 	send("heddle_operator_nodes_behind", "Connected nodes that have not applied the configuration that is served.", float64(len(c.Behind())))
+	send("heddle_operator_longest_behind_seconds", longestBehindHelp, longestBehind(c.cfg.Server))
+	revision := ""
+	if now.Snapshot != nil {
+		revision = now.Snapshot.View().Revision()
+	}
+	gates, late := waypoints(c.cfg.Server, revision)
+	send("heddle_operator_waypoints", waypointsHelp, gates)
+	send("heddle_operator_waypoints_behind", waypointsBehindHelp, late)
 	send("heddle_operator_configuration_refused", "1 while the Mesh has a problem and an older configuration is served.", refusedAll)
 	refused := map[string]float64{}
 	for _, p := range now.Refused {

@@ -16,13 +16,17 @@ import (
 	"github.com/heddle-mesh/heddle/internal/discovery"
 	"github.com/heddle-mesh/heddle/internal/kube"
 	"github.com/heddle-mesh/heddle/internal/kube/problem"
+	"github.com/heddle-mesh/heddle/internal/kube/watch"
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/operator/publish/routed"
 )
 
 // Loaded is what one reading of the folder gave: a compiled mesh, or an error.
 type Loaded struct {
 	objects  *kube.Objects
 	compiled *kube.Compiled
+	routes   *routed.Compiled
+	told     *discovery.Routes
 	revision string
 	err      error
 }
@@ -41,12 +45,17 @@ func Load(dir string, experimentalUDP bool) Loaded {
 	if err != nil {
 		return Loaded{err: err}
 	}
+	routes, told, warnings, err := routed.Folder(objs)
+	if err != nil {
+		return Loaded{err: err}
+	}
+	compiled.Warnings = append(compiled.Warnings, warnings...)
 	// 64 bits tell revisions apart; nothing is trusted because of them.
 	revision := objs.Digest[:16]
 	if experimentalUDP {
 		revision = withUDP + revision // the same folder means something else
 	}
-	return Loaded{objects: objs, compiled: compiled, revision: revision}
+	return Loaded{objects: objs, compiled: compiled, routes: routes, told: told, revision: revision}
 }
 
 // Check reads and compiles a folder as an operator would, and starts nothing.
@@ -153,7 +162,7 @@ func (p *Publisher) Begin(first Loaded) error {
 	if p.apply(first) {
 		return nil
 	}
-	view, err := discovery.LoadView(p.cfg.State.lastGood(), p.cfg.Key.Public().(ed25519.PublicKey))
+	view, told, err := discovery.LoadView(p.cfg.State.lastGood(), p.cfg.Key.Public().(ed25519.PublicKey))
 	switch {
 	case err != nil:
 		p.cfg.Logger.Error("last good configuration is not used", "error", err)
@@ -169,7 +178,7 @@ func (p *Publisher) Begin(first Loaded) error {
 		view, err = withoutDatagrams(view)
 	}
 	if err == nil {
-		err = p.publish(view, Loaded{}, true)
+		err = p.publish(view, told, Loaded{}, true)
 	}
 	if err != nil {
 		p.cfg.Logger.Error("last good configuration is not served", "error", err)
@@ -235,20 +244,20 @@ func (p *Publisher) applyCompiled(l Loaded) error {
 	if err != nil {
 		return err
 	}
-	return p.publish(view, l, false)
+	return p.publish(view, l.told, l, false)
 }
 
 // publish makes a View the one that is served. The epoch is on disk before any
 // agent can see it; the issuer knows a workload before its agent does.
-func (p *Publisher) publish(view *mesh.View, l Loaded, fromLastGood bool) error {
+func (p *Publisher) publish(view *mesh.View, told *discovery.Routes, l Loaded, fromLastGood bool) error {
 	began := time.Now()
-	outcome := Outcome{Published: began, Checked: began, Objects: l.objects}
+	outcome := Outcome{Published: began, Checked: began, Objects: l.objects, Routes: l.routes}
 	if l.compiled != nil {
 		outcome.Warnings = l.compiled.Warnings
 	}
 	warnings := problemLines(outcome.Warnings)
 	next := p.cfg.State.next(view.Settings().TrustDomain, view.Revision(), began)
-	snapshot, err := discovery.NewSnapshot(view, next.Epoch, p.cfg.Key)
+	snapshot, err := discovery.NewRoutedSnapshot(view, told, next.Epoch, p.cfg.Key)
 	if err != nil {
 		return err
 	}
@@ -270,7 +279,7 @@ func (p *Publisher) publish(view *mesh.View, l Loaded, fromLastGood bool) error 
 	s.Workloads, s.Services, s.Policies = len(view.Workloads()), len(view.Services()), len(view.Policies())
 	p.now.Unlock()
 	p.cfg.Logger.Info("configuration published", "revision", view.Revision(), "epoch", next.Epoch, "workloads", len(view.Workloads()),
-		"services", len(view.Services()), "policies", len(view.Policies()), "from_last_good", fromLastGood, "took", time.Since(began))
+		"services", len(view.Services()), "policies", len(view.Policies()), "routes", len(told.All()), "from_last_good", fromLastGood, "took", time.Since(began))
 	for _, w := range warnings {
 		p.cfg.Logger.Warn("configuration warning", "problem", w)
 	}
@@ -305,8 +314,8 @@ func (p *Publisher) refuse(err error) {
 
 // Follow reads the folder whenever it may have changed, until ctx ends.
 func (p *Publisher) Follow(ctx context.Context) error {
-	w := &folderWatch{dir: p.cfg.Folder, debounce: p.cfg.Debounce, relist: p.cfg.Relist, log: p.cfg.Logger}
-	err := w.run(ctx, func() { p.apply(Load(p.cfg.Folder, p.cfg.ExperimentalUDP)) })
+	w := &watch.Folder{Dir: p.cfg.Folder, Debounce: p.cfg.Debounce, Relist: p.cfg.Relist, Log: p.cfg.Logger}
+	err := w.Run(ctx, func() { p.apply(Load(p.cfg.Folder, p.cfg.ExperimentalUDP)) })
 	if errors.Is(err, context.Canceled) {
 		return nil
 	}
@@ -342,4 +351,8 @@ func (p *Publisher) Collect(ch chan<- prometheus.Metric) {
 	send("heddle_operator_folder_refused", "1 while the configuration folder has a problem and the last good configuration is served.", refused)
 	send("heddle_operator_nodes", "Nodes whose agents are connected.", connected)
 	send("heddle_operator_nodes_behind", "Connected nodes that have not applied the configuration that is served.", behind)
+	send("heddle_operator_longest_behind_seconds", longestBehindHelp, longestBehind(p.cfg.Server))
+	connected, behind = waypoints(p.cfg.Server, s.Revision)
+	send("heddle_operator_waypoints", waypointsHelp, connected)
+	send("heddle_operator_waypoints_behind", waypointsBehindHelp, behind)
 }

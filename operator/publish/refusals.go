@@ -5,6 +5,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/heddle-mesh/heddle/internal/discovery"
 	"github.com/heddle-mesh/heddle/internal/kube"
 	"github.com/heddle-mesh/heddle/internal/kube/problem"
 )
@@ -61,3 +62,24 @@ func newRefusals() *prometheus.CounterVec {
 	}
 	return c
 }
+
+// waypoints counts the pods of waypoints that are connected, and those of them that have not
+// applied a revision.
+func waypoints(server *discovery.Server, revision string) (connected, behind float64) {
+	for _, w := range server.Waypoints() {
+		if w.Connected == 0 {
+			continue
+		}
+		connected++
+		if w.Revision != revision {
+			behind++
+		}
+	}
+	return connected, behind
+}
+
+// The help of what is collected of a folder and of a cluster alike.
+const (
+	waypointsHelp       = "Pods of waypoints that are connected."
+	waypointsBehindHelp = "Connected pods of waypoints that have not applied the configuration that is served."
+)

@@ -13,6 +13,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
+	"github.com/heddle-mesh/heddle/api/v1alpha1"
 	"github.com/heddle-mesh/heddle/internal/kube"
 	"github.com/heddle-mesh/heddle/operator/publish"
 )
@@ -42,6 +43,8 @@ type Config struct {
 	Outcome func() (publish.Outcome, <-chan struct{})
 	// Nodes returns all nodes' acknowledgements and reports, those to other replicas too.
 	Nodes func(context.Context) []Node
+	// Federation returns what is known of other trust domains.
+	Federation func() []v1alpha1.FederationStatus
 	// Heddle reaches the heddle.dev group.
 	Heddle rest.Interface
 	Events typedcorev1.EventsGetter
@@ -69,8 +72,8 @@ type generation struct {
 
 // New checks the configuration.
 func New(cfg Config) (*Reporter, error) {
-	if cfg.Objects == nil || cfg.Outcome == nil || cfg.Nodes == nil || cfg.Heddle == nil || cfg.Events == nil || cfg.Logger == nil {
-		return nil, errors.New("report needs objects, outcomes, nodes, clients and a logger")
+	if cfg.Objects == nil || cfg.Outcome == nil || cfg.Nodes == nil || cfg.Federation == nil || cfg.Heddle == nil || cfg.Events == nil || cfg.Logger == nil {
+		return nil, errors.New("report needs objects, outcomes, nodes, federation, clients and a logger")
 	}
 	return &Reporter{cfg: cfg, limit: rate.NewLimiter(maxWrites, atOnce)}, nil
 }

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -44,7 +45,7 @@ type objectReport struct {
 	uid      string
 	number   int64
 	// have is the present status, want the one to be.
-	have, want v1alpha1.Status
+	have, want v1alpha1.MeshStatus
 	// pending are the nodes that have not applied it, or not to every pod.
 	pending []string
 }
@@ -57,6 +58,8 @@ type subject struct {
 	resource string
 	meta     *metav1.ObjectMeta
 	status   *v1alpha1.Status
+	// federation is the present one of a Mesh; nil of others.
+	federation *[]v1alpha1.FederationStatus
 	// nodes returns those that enforce the object.
 	nodes func(*mesh.View) map[string]bool
 }
@@ -66,14 +69,14 @@ type subject struct {
 func subjects(objs *kube.Objects) []subject {
 	var all []subject
 	for _, m := range objs.Meshes {
-		all = append(all, subject{kube.Ref{Kind: "Mesh", Name: m.Value.Name}, "meshes", &m.Value.ObjectMeta, &m.Value.Status,
+		all = append(all, subject{kube.Ref{Kind: "Mesh", Name: m.Value.Name}, "meshes", &m.Value.ObjectMeta, &m.Value.Status.Status, &m.Value.Status.Federation,
 			func(v *mesh.View) map[string]bool {
 				return nodesWith(v.Workloads(), func(*mesh.Workload) bool { return true })
 			}})
 	}
 	for _, w := range objs.Workloads {
 		key := mesh.Key{Namespace: w.Value.Namespace, Name: w.Value.Name}
-		all = append(all, subject{refOf("Workload", &w.Value.ObjectMeta), "workloads", &w.Value.ObjectMeta, &w.Value.Status,
+		all = append(all, subject{refOf("Workload", &w.Value.ObjectMeta), "workloads", &w.Value.ObjectMeta, &w.Value.Status, nil,
 			func(v *mesh.View) map[string]bool {
 				return nodesWith(keyed.In(key.Namespace, v.Workloads()), func(w *mesh.Workload) bool { return w.Key == key })
 			}})
@@ -83,7 +86,7 @@ func subjects(objs *kube.Objects) []subject {
 		if p.Value.Spec.Selector != nil {
 			selector.Selector = p.Value.Spec.Selector.Labels()
 		}
-		all = append(all, subject{refOf("PeerAuthentication", &p.Value.ObjectMeta), "peerauthentications", &p.Value.ObjectMeta, &p.Value.Status,
+		all = append(all, subject{refOf("PeerAuthentication", &p.Value.ObjectMeta), "peerauthentications", &p.Value.ObjectMeta, &p.Value.Status, nil,
 			func(v *mesh.View) map[string]bool {
 				return nodesWith(keyed.In(selector.Namespace, v.Workloads()), selected(&selector))
 			}})
@@ -93,14 +96,14 @@ func subjects(objs *kube.Objects) []subject {
 		if p.Value.Spec.Selector != nil {
 			selector.Selector = p.Value.Spec.Selector.Labels()
 		}
-		all = append(all, subject{refOf("AuthorizationPolicy", &p.Value.ObjectMeta), "authorizationpolicies", &p.Value.ObjectMeta, &p.Value.Status,
+		all = append(all, subject{refOf("AuthorizationPolicy", &p.Value.ObjectMeta), "authorizationpolicies", &p.Value.ObjectMeta, &p.Value.Status, nil,
 			func(v *mesh.View) map[string]bool {
 				return nodesWith(keyed.In(selector.Namespace, v.Workloads()), selected(&selector))
 			}})
 	}
 	for _, p := range objs.NetworkPolicies {
 		name := netpolicy.Name{Namespace: p.Value.Namespace, Name: p.Value.Name}
-		all = append(all, subject{refOf("NetworkPolicy", &p.Value.ObjectMeta), "", &p.Value.ObjectMeta, &v1alpha1.Status{},
+		all = append(all, subject{refOf("NetworkPolicy", &p.Value.ObjectMeta), "", &p.Value.ObjectMeta, &v1alpha1.Status{}, nil,
 			func(v *mesh.View) map[string]bool {
 				return nodesWith(keyed.In(name.Namespace, v.Workloads()), isolated(v, name))
 			}})
@@ -120,6 +123,34 @@ func isolated(v *mesh.View, name netpolicy.Name) func(*mesh.Workload) bool {
 	all := v.Network().Policies()
 	i, found := slices.BinarySearchFunc(all, name, func(p *netpolicy.Policy, name netpolicy.Name) int { return p.Name.Compare(name) })
 	return func(w *mesh.Workload) bool { return found && all[i].Selector.Matches(w.Labels) }
+}
+
+// seldom is how often a status says that a bundle was refreshed: it is, every minute or so.
+const seldom = 10 * time.Minute
+
+// settled is what a Mesh's status is to say of other trust domains, without a moment that is
+// hardly another than the one that it has, and without an error that differs in a port only.
+func settled(want, have []v1alpha1.FederationStatus) []v1alpha1.FederationStatus {
+	for i := range want {
+		for _, h := range have {
+			if h.TrustDomain == want[i].TrustDomain && withoutDigits(h.Error) == withoutDigits(want[i].Error) {
+				want[i].Error = h.Error
+			}
+			if h.TrustDomain == want[i].TrustDomain && h.LastRefreshed != nil && want[i].LastRefreshed != nil && want[i].LastRefreshed.Sub(h.LastRefreshed.Time).Abs() < seldom {
+				want[i].LastRefreshed = h.LastRefreshed
+			}
+		}
+	}
+	return want
+}
+
+func withoutDigits(text string) string {
+	return strings.Map(func(r rune) rune {
+		if r >= '0' && r <= '9' {
+			return -1
+		}
+		return r
+	}, text)
 }
 
 // nodesWith returns the nodes of the enrolled workloads that match.
@@ -150,11 +181,14 @@ func (r *Reporter) reports(outcome *publish.Outcome, objs *kube.Objects, acknowl
 	}
 	var all []objectReport
 	for _, s := range subjects(objs) {
-		o := objectReport{ref: s.ref, resource: s.resource, uid: string(s.meta.UID), number: s.meta.Generation, have: *s.status}
+		o := objectReport{ref: s.ref, resource: s.resource, uid: string(s.meta.UID), number: s.meta.Generation, have: v1alpha1.MeshStatus{Status: *s.status}}
 		if !compiled[o.generation()] || outcome.Err != nil && len(refused[s.ref]) == 0 {
 			continue
 		}
-		o.want = v1alpha1.Status{ObservedGeneration: s.meta.Generation}
+		o.want.ObservedGeneration = s.meta.Generation
+		if s.federation != nil && r.cfg.Federation != nil { // a folder has no status
+			o.have.Federation, o.want.Federation = *s.federation, settled(r.cfg.Federation(), *s.federation)
+		}
 		conditions := []metav1.Condition{accepted(refused[s.ref], warnings[s.ref])}
 		if outcome.Snapshot != nil && outcome.Err == nil {
 			live, count := r.live(&o, s.nodes(outcome.Snapshot.View()), nodes, outcome)
@@ -241,11 +275,12 @@ func (r *Reporter) live(o *objectReport, wanted map[string]bool, nodes map[strin
 	return c, count
 }
 
-// withTimes gives conditions the time since when they have their status.
+// withTimes gives conditions the time since when they have their status, and those the
+// generation that do not say of which they are.
 func withTimes(want, have []metav1.Condition, generation int64) []metav1.Condition {
 	for i := range want {
 		c := &want[i]
-		c.ObservedGeneration, c.LastTransitionTime = generation, metav1.Now().Rfc3339Copy()
+		c.ObservedGeneration, c.LastTransitionTime = cmp.Or(c.ObservedGeneration, generation), metav1.Now().Rfc3339Copy()
 		for _, h := range have {
 			if h.Type == c.Type && h.Status == c.Status && !h.LastTransitionTime.IsZero() {
 				c.LastTransitionTime = h.LastTransitionTime

@@ -43,7 +43,7 @@ func (d *Dir) String() string { return d.path }
 
 // dirNames are all files of an authority.
 func dirNames() []string {
-	all := []string{"configuration.key", moreFile, furtherFile, rotationFile}
+	all := []string{"configuration.key", JWTFile, moreFile, furtherFile, rotationFile}
 	for _, prefix := range []string{"tls.", next, previous} {
 		all = append(all, slices.Sorted(maps.Keys(names(prefix, prefix)))...)
 	}

@@ -34,6 +34,7 @@
 //	previous.crt, previous.key, previous.root.key  during reissue: what signed before
 //	rotation.json               the stage
 //	configuration.key           see operator/keys
+//	jwt.key                     see operator/jwtauthority
 //
 // A version of the operator that knows no rotation reads the first four, and so
 // signs what the stage says, and trusts what it says.

@@ -37,7 +37,19 @@ type Replica struct {
 type Fleet struct {
 	Nodes    []Node
 	Replicas []Replica
+	// Overlap is how long a new root is trusted here before it signs, for those of other
+	// trust domains who ask for the bundle now and then; zero when nobody can.
+	Overlap time.Duration
+	// Even is since when no replica has been behind, as far as that has been looked at: one
+	// that is gives out the bundle of before. Zero when that is not known.
+	Even time.Time
+	// Waypoints is how long a new root is known before it signs, for waypoints, which
+	// report no roots; zero when there are none.
+	Waypoints time.Duration
 }
+
+// partReplica is the Part of a replica that is behind.
+const partReplica = "replica"
 
 // Wait is who holds a rotation, and why.
 type Wait struct {
@@ -60,10 +72,18 @@ func (k *Keyring) Progress(f Fleet) Progress {
 		return p
 	}
 	roots, issuer := sums(k.Signing.Roots()), sha256.Sum256(k.Signing.Signing().Raw)
+	left := f.Overlap - min(time.Since(k.Since), time.Since(f.Even))
+	if left := f.Waypoints - time.Since(k.Since); k.Stage == StageDistribute && left > 0 {
+		p.Waiting = append(p.Waiting, Wait{Part: "waypoint", Name: "roots", Reason: fmt.Sprintf("waypoints have another %v to learn of the new root", left.Round(time.Second))})
+	}
 	for _, r := range f.Replicas {
 		if why := behind(r, roots, issuer[:]); why != "" {
-			p.Waiting = append(p.Waiting, Wait{Part: "replica", Name: r.Name, Reason: why})
+			left = f.Overlap
+			p.Waiting = append(p.Waiting, Wait{Part: partReplica, Name: r.Name, Reason: why})
 		}
+	}
+	if k.Stage == StageDistribute && left > 0 {
+		p.Waiting = append(p.Waiting, Wait{Part: "bundle", Name: "endpoint", Reason: fmt.Sprintf("other trust domains have another %v to ask for the new root", left.Round(time.Second))})
 	}
 	for _, n := range f.Nodes {
 		if slices.Contains(k.Without, n.Name) {

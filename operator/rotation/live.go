@@ -52,7 +52,8 @@ type LiveConfig struct {
 // Live is the authority of the moment. It is an issuing.Issuer, an
 // x509bundle.Source of its trust domain, and says what a trustfeed.Server says.
 type Live struct {
-	cfg LiveConfig
+	cfg      LiveConfig
+	changing chan struct{} // of capacity 1, held by Change: what is changed here is no conflict
 
 	state struct {
 		sync.Mutex
@@ -70,7 +71,7 @@ func Open(ctx context.Context, cfg LiveConfig) (*Live, error) {
 		return nil, errors.New("open authority: Store and Logger are needed")
 	}
 	cfg.Poll = cmp.Or(cfg.Poll, 3*time.Second)
-	l := &Live{cfg: cfg}
+	l := &Live{cfg: cfg, changing: make(chan struct{}, 1)}
 	l.state.changed = make(chan struct{})
 	texts, version, err := cfg.Store.Load(ctx)
 	if err != nil {
@@ -171,6 +172,12 @@ func (l *Live) take(k *Keyring, version string) {
 // Change has make write the next texts, of the newest ones, and takes them. The error
 // matches ErrConflict when somebody else was first.
 func (l *Live) Change(ctx context.Context, make func(*Keyring) (Texts, error)) error {
+	select {
+	case l.changing <- struct{}{}:
+		defer func() { <-l.changing }()
+	case <-ctx.Done():
+		return fmt.Errorf("write %s: another change goes on: %w", l.cfg.Store, context.Cause(ctx))
+	}
 	if err := l.Reload(ctx); err != nil {
 		return err
 	}

@@ -269,6 +269,9 @@ func TestGate(t *testing.T) {
 		"replica":                     {distribute, Fleet{Nodes: node(report(distribute)), Replicas: []Replica{replica(distribute)}}, "", false},
 		"not reissued":                {reissue, Fleet{Nodes: node(report(distribute))}, "2 of its 2 certificates", false},
 		"half reissued":               {reissue, Fleet{Nodes: node(half)}, "1 of its 2 certificates are not of the new issuer yet, such as spiffe://mesh.test/ns/shop/sa/web: operator is away", false},
+		"waypoints learn":             {distribute, Fleet{Nodes: node(report(distribute)), Waypoints: time.Hour}, "to learn of the new root", false},
+		"waypoints have learned":      {distribute, Fleet{Nodes: node(report(distribute)), Waypoints: time.Nanosecond}, "", false},
+		"waypoints, later":            {reissue, Fleet{Nodes: node(report(reissue)), Waypoints: time.Hour}, "", false},
 		"reissued":                    {reissue, Fleet{Nodes: node(report(reissue))}, "", false},
 	} {
 		p := c.k.Progress(c.f)
@@ -285,6 +288,89 @@ func TestGate(t *testing.T) {
 	texts, err := reissue.goOnWithout([]string{"n1", "n1"})
 	if p := step(t, texts, err).Progress(Fleet{Nodes: node(nil)}); p.Nodes != 0 || len(p.Waiting) != 0 {
 		t.Errorf("without n1: %+v", p)
+	}
+}
+
+// TestOverlapCountsFromTheLastReplica: as long as one is behind, it gives out the bundle
+// without the new root, and nobody has time to ask for that.
+func TestOverlapCountsFromTheLastReplica(t *testing.T) {
+	first := begun(t)
+	texts, err := first.Begin(KindRoot, time.Now().Add(-time.Hour))
+	k := step(t, texts, err)
+	f := Fleet{Overlap: 15 * time.Minute}
+	r, err := NewRotator(RotatorConfig{Live: &Live{}, Fleet: func(context.Context) Fleet { return f }, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	held := func(what string, parts ...string) {
+		t.Helper()
+		var got []string
+		for _, w := range r.look(t.Context(), k).Waiting {
+			got = append(got, w.Part)
+			if w.Part == "bundle" && !strings.Contains(w.Reason, "another 15m0s") {
+				t.Errorf("%s: %s", what, w.Reason)
+			}
+		}
+		if !slices.Equal(got, parts) {
+			t.Errorf("%s: held by %v, want %v", what, got, parts)
+		}
+	}
+	f.Replicas = []Replica{replica(first)}
+	held("one is behind", "bundle", "replica")
+	f.Replicas = []Replica{replica(k)}
+	held("it has just followed", "bundle")
+	r.even.since = time.Now().Add(-20 * time.Minute)
+	held("it followed long ago")
+	f.Replicas = []Replica{{Name: "other", Err: errors.New("timeout")}}
+	held("it is silent", "bundle", "replica")
+	f.Replicas = nil
+	held("it is gone", "bundle")
+}
+
+// stuck is a Store that answers when its caller has had enough.
+type stuck struct {
+	Store
+	asked chan struct{}
+}
+
+func (s stuck) Load(ctx context.Context) (Texts, string, error) {
+	s.asked <- struct{}{}
+	<-ctx.Done()
+	return nil, "", ctx.Err()
+}
+
+// TestChangeWaitsNoLongerThanAsked: while another change waits for the Store.
+func TestChangeWaitsNoLongerThanAsked(t *testing.T) {
+	live, err := OpenDir(t.Context(), t.TempDir(), LiveConfig{Authority: config(), Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	store := stuck{Store: live.cfg.Store, asked: make(chan struct{}, 2)}
+	live.cfg.Store = store
+	first, end := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer end()
+	change := func(ctx context.Context) error {
+		return live.Change(ctx, func(*Keyring) (Texts, error) { return nil, errors.New("it came to a change") })
+	}
+	running.Go(func() {
+		if err := change(first); !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	})
+	<-store.asked
+	second, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	done := make(chan error, 1)
+	running.Go(func() { done <- change(second) })
+	select {
+	case err := <-done:
+		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "another change goes on") || len(store.asked) > 0 {
+			t.Errorf("the second is told %v", err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("the second waits for the first")
 	}
 }
 

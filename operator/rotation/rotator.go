@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
+	"sync"
 	"time"
 )
 
@@ -28,7 +30,14 @@ type RotatorConfig struct {
 
 // Rotator takes rotations from stage to stage. One replica runs it; the others may
 // begin, abort and force all the same.
-type Rotator struct{ cfg RotatorConfig }
+type Rotator struct {
+	cfg RotatorConfig
+
+	even struct {
+		sync.Mutex
+		stage, since time.Time // no replica was behind since, in the stage that began at stage
+	}
+}
 
 // NewRotator checks the configuration.
 func NewRotator(cfg RotatorConfig) (*Rotator, error) {
@@ -59,7 +68,7 @@ func (r *Rotator) Run(ctx context.Context) error {
 		if !k.Since.Equal(since) {
 			since, complete = k.Since, time.Time{}
 		}
-		if waiting := k.Progress(r.cfg.Fleet(ctx)).Waiting; len(waiting) > 0 {
+		if waiting := r.look(ctx, k).Waiting; len(waiting) > 0 {
 			complete = time.Time{}
 			r.cfg.Logger.Debug("rotation waits", "stage", k.Stage, "for", len(waiting), "first", waiting[0].Name, "reason", waiting[0].Reason)
 			continue
@@ -74,6 +83,32 @@ func (r *Rotator) Run(ctx context.Context) error {
 			r.cfg.Logger.Error("rotation does not go on: trying again", "stage", k.Stage, "error", err)
 		}
 	}
+}
+
+// look is how far a rotation is, and takes note of since when no replica is behind.
+func (r *Rotator) look(ctx context.Context, k *Keyring) Progress {
+	f := r.cfg.Fleet(ctx)
+	behind := slices.ContainsFunc(k.Progress(f).Waiting, func(w Wait) bool { return w.Part == partReplica })
+	r.even.Lock()
+	switch {
+	case behind:
+		r.even.since = time.Time{}
+	case !r.even.stage.Equal(k.Since) || r.even.since.IsZero():
+		r.even.since = time.Now()
+	}
+	r.even.stage = k.Since
+	r.even.Unlock()
+	return r.Progress(k, f)
+}
+
+// Progress is Keyring.Progress with what Run has seen of replicas.
+func (r *Rotator) Progress(k *Keyring, f Fleet) Progress {
+	r.even.Lock()
+	if r.even.stage.Equal(k.Since) {
+		f.Even = r.even.since
+	}
+	r.even.Unlock()
+	return k.Progress(f)
 }
 
 // advance goes to the next stage, unless what was looked at is no longer so.
@@ -125,7 +160,7 @@ func (r *Rotator) Abort(ctx context.Context, dry bool) (Record, Progress, error)
 	if dry {
 		k := r.cfg.Live.Keyring()
 		_, err := k.Abort(time.Now())
-		return k.Record, k.Progress(r.cfg.Fleet(ctx)), err
+		return k.Record, r.Progress(k, r.cfg.Fleet(ctx)), err
 	}
 	return r.do(ctx, "rotation is aborted", func(k *Keyring) (Texts, error) { return k.Abort(time.Now()) })
 }
@@ -148,7 +183,7 @@ func (r *Rotator) Force(ctx context.Context, dry bool) (Record, Progress, error)
 	if dry {
 		k := r.cfg.Live.Keyring()
 		_, err := force(k)
-		return k.Record, k.Progress(r.cfg.Fleet(ctx)), err
+		return k.Record, r.Progress(k, r.cfg.Fleet(ctx)), err
 	}
 	record, progress, err := r.do(ctx, "rotation is forced", force)
 	if err == nil {
@@ -163,7 +198,7 @@ func (r *Rotator) Now(ctx context.Context) (Record, Progress) {
 	if !k.Active() {
 		return k.Record, Progress{}
 	}
-	return k.Record, k.Progress(r.cfg.Fleet(ctx))
+	return k.Record, r.Progress(k, r.cfg.Fleet(ctx))
 }
 
 func (r *Rotator) do(ctx context.Context, what string, make func(*Keyring) (Texts, error)) (Record, Progress, error) {

@@ -28,6 +28,10 @@ const (
 	next         = "next."
 	previous     = "previous."
 	rotationFile = "rotation.json"
+
+	// JWTFile has the keys of JWT-SVIDs, which operator/jwtauthority reads and writes: a
+	// rotation of certificates leaves it alone.
+	JWTFile = "jwt.key"
 )
 
 // Kinds of rotation.
@@ -113,6 +117,16 @@ func Parse(texts Texts, cfg identity.AuthorityConfig) (*Keyring, error) {
 		return nil, fmt.Errorf("%s: stage %q is not known to this version", rotationFile, k.Stage)
 	}
 	return k, nil
+}
+
+// JWT returns the text of JWTFile; nil when there is none. It must not be changed.
+func (k *Keyring) JWT() []byte { return k.texts[JWTFile] }
+
+// WithJWT returns the texts with another one of JWTFile.
+func (k *Keyring) WithJWT(text []byte) Texts {
+	texts := maps.Clone(k.texts)
+	texts[JWTFile] = text
+	return texts
 }
 
 // other reads the authority whose texts' names begin with a prefix.

@@ -131,7 +131,7 @@ func TestWithoutTheRight(t *testing.T) {
 	mirror, log := start(t, s)
 	node := cluster.Tainted{Name: "n1", Taints: []corev1.Taint{ours(corev1.TaintEffectNoSchedule)}, Ready: true}
 	mirror.set(node)
-	testenv.Eventually(t, 10*time.Second, "it is said", func() bool { return strings.Contains(log.String(), "forbidden: patch nodes n1") })
+	testenv.Eventually(t, 10*time.Second, "it is said", func() bool { return strings.Contains(log.String(), "this account cannot patch nodes n1") })
 	s.Forbid(nil)
 	testenv.Eventually(t, 20*time.Second, "it recovers", func() bool { return left(s, "n1") == "" })
 	for request := range s.Requests() {

@@ -1,5 +1,5 @@
-// Package tokenreview finds out on which node an agent runs, by the projected
-// token of its pod: the API server reviews the token, for the operator's
+// Package tokenreview finds out on which node an agent runs, and which pod a waypoint is, by
+// the projected token of its pod: the API server reviews the token, for the operator's
 // audience, and says whose it is and which pod and node it is bound to. It
 // issues nothing.
 //
@@ -71,8 +71,14 @@ type Reviewer struct {
 }
 
 type reviewed struct {
-	node  string
+	*authenticationv1.TokenReviewStatus
 	until time.Time
+}
+
+// Pod is what a token is bound to.
+type Pod struct {
+	mesh.Key
+	UID string
 }
 
 var _ issuing.Accounts = (*Reviewer)(nil)
@@ -90,13 +96,33 @@ func New(cfg Config) (*Reviewer, error) {
 // NodeOf returns the node that the agent with this token runs on. The error
 // matches issuing.ErrNotVouched when the token is not good, and then says why;
 // any other error is about asking.
-func (r *Reviewer) NodeOf(ctx context.Context, token string) (string, error) {
+func (r *Reviewer) NodeOf(ctx context.Context, token string) (node string, err error) {
+	err = r.review(ctx, token, func(status *authenticationv1.TokenReviewStatus) error {
+		node, err = r.nodeOf(status)
+		return err
+	})
+	return node, err
+}
+
+// PodOf returns the pod that this token is bound to, of any service account. The error is
+// as NodeOf's.
+func (r *Reviewer) PodOf(ctx context.Context, token string) (pod Pod, err error) {
+	err = r.review(ctx, token, func(status *authenticationv1.TokenReviewStatus) error {
+		pod, err = podOf(status)
+		return err
+	})
+	return pod, err
+}
+
+// review asks for the API server's verdict about a token, unless it is known, and has it
+// read.
+func (r *Reviewer) review(ctx context.Context, token string, read func(*authenticationv1.TokenReviewStatus) error) error {
 	if len(token) > maxToken {
-		return "", fmt.Errorf("%w: token of %d bytes, the limit is %d", issuing.ErrNotVouched, len(token), maxToken)
+		return fmt.Errorf("%w: token of %d bytes, the limit is %d", issuing.ErrNotVouched, len(token), maxToken)
 	}
 	hash := sha256.Sum256([]byte(token))
-	if node, ok := r.recall(hash); ok {
-		return node, nil
+	if status, ok := r.recall(hash); ok && read(status) == nil {
+		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, askAtMost)
 	defer cancel()
@@ -104,38 +130,58 @@ func (r *Reviewer) NodeOf(ctx context.Context, token string) (string, error) {
 		Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{r.cfg.Audience}},
 	}, metav1.CreateOptions{})
 	if err != nil {
-		return "", fmt.Errorf("review token: %w", err)
+		return fmt.Errorf("review token: %w", err)
 	}
-	node, err := r.nodeOf(&review.Status)
-	if err != nil {
-		return "", fmt.Errorf("%w: %w", issuing.ErrNotVouched, err)
+	if err := r.accepted(&review.Status); err != nil {
+		return fmt.Errorf("%w: %w", issuing.ErrNotVouched, err)
 	}
-	r.remember(hash, node)
-	return node, nil
+	if err := read(&review.Status); err != nil {
+		return fmt.Errorf("%w: %w", issuing.ErrNotVouched, err)
+	}
+	r.remember(hash, &review.Status)
+	return nil
+}
+
+// accepted refuses a token that is not good, or not for the operator.
+func (r *Reviewer) accepted(status *authenticationv1.TokenReviewStatus) error {
+	switch {
+	case !status.Authenticated:
+		return fmt.Errorf("the API server does not accept the token: %s", strings.TrimSpace(status.Error))
+	case !slices.Contains(status.Audiences, r.cfg.Audience):
+		// An API server that knows no audiences says so by leaving them out.
+		return fmt.Errorf("the token is for %q, not for %q; remedy: set the audience of the pod's projected token", status.Audiences, r.cfg.Audience)
+	}
+	return nil
+}
+
+// extra returns a claim of a bound token; "" when it is not there.
+func extra(status *authenticationv1.TokenReviewStatus, name string) string {
+	if values := status.User.Extra[name]; len(values) == 1 {
+		return values[0]
+	}
+	return ""
+}
+
+// podOf reads which pod a token is bound to.
+func podOf(status *authenticationv1.TokenReviewStatus) (Pod, error) {
+	account, ok := strings.CutPrefix(status.User.Username, "system:serviceaccount:")
+	namespace, _, _ := strings.Cut(account, ":")
+	name, uid := extra(status, extraPod), extra(status, extraUID)
+	if !ok || name == "" || uid == "" {
+		return Pod{}, errors.New("the token is bound to no pod; remedy: use a projected token, as a waypoint's Deployment does")
+	}
+	return Pod{mesh.Key{Namespace: namespace, Name: name}, uid}, nil
 }
 
 // nodeOf reads the API server's verdict.
 func (r *Reviewer) nodeOf(status *authenticationv1.TokenReviewStatus) (string, error) {
-	want := "system:serviceaccount:" + r.cfg.Namespace + ":" + r.cfg.Account
-	switch {
-	case !status.Authenticated:
-		return "", fmt.Errorf("the API server does not accept the token: %s", strings.TrimSpace(status.Error))
-	case !slices.Contains(status.Audiences, r.cfg.Audience):
-		// An API server that knows no audiences says so by leaving them out.
-		return "", fmt.Errorf("the token is for %q, not for %q; remedy: set the audience of the agent's projected token", status.Audiences, r.cfg.Audience)
-	case status.User.Username != want:
+	if want := "system:serviceaccount:" + r.cfg.Namespace + ":" + r.cfg.Account; status.User.Username != want {
 		return "", fmt.Errorf("the token is of %s, agents are %s", status.User.Username, want)
 	}
-	extra := func(name string) string {
-		if values := status.User.Extra[name]; len(values) == 1 {
-			return values[0]
-		}
-		return ""
-	}
-	if node := extra(extraNode); node != "" {
+	if node := extra(status, extraNode); node != "" {
 		return node, nil
 	}
-	name, uid := extra(extraPod), extra(extraUID)
+	name, uid := extra(status, extraPod), extra(status, extraUID)
 	if name == "" || uid == "" {
 		return "", errors.New("the token is bound to no pod; remedy: use a projected token, as the agent's DaemonSet does")
 	}
@@ -146,14 +192,14 @@ func (r *Reviewer) nodeOf(status *authenticationv1.TokenReviewStatus) (string, e
 	return pod.Node, nil
 }
 
-func (r *Reviewer) recall(hash [sha256.Size]byte) (string, bool) {
+func (r *Reviewer) recall(hash [sha256.Size]byte) (*authenticationv1.TokenReviewStatus, bool) {
 	r.kept.Lock()
 	defer r.kept.Unlock()
 	known, ok := r.kept.byHash[hash]
-	return known.node, ok && time.Now().Before(known.until)
+	return known.TokenReviewStatus, ok && time.Now().Before(known.until)
 }
 
-func (r *Reviewer) remember(hash [sha256.Size]byte, node string) {
+func (r *Reviewer) remember(hash [sha256.Size]byte, status *authenticationv1.TokenReviewStatus) {
 	now := time.Now()
 	r.kept.Lock()
 	defer r.kept.Unlock()
@@ -165,6 +211,6 @@ func (r *Reviewer) remember(hash [sha256.Size]byte, node string) {
 		}
 	}
 	if len(r.kept.byHash) < maxKept { // else it is reviewed again
-		r.kept.byHash[hash] = reviewed{node, now.Add(keptFor)}
+		r.kept.byHash[hash] = reviewed{status, now.Add(keptFor)}
 	}
 }

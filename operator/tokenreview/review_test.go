@@ -2,10 +2,10 @@ package tokenreview
 
 import (
 	"errors"
-	"fmt"
 	"strings"
 	"testing"
 
+	authenticationv1 "k8s.io/api/authentication/v1"
 	typedauthenticationv1 "k8s.io/client-go/kubernetes/typed/authentication/v1"
 
 	"github.com/heddle-mesh/heddle/internal/kube"
@@ -76,6 +76,44 @@ func TestVerdicts(t *testing.T) {
 	}
 }
 
+// TestPods: any pod's token says which pod it is bound to; what it says to an agent's question
+// is another matter.
+func TestPods(t *testing.T) {
+	const pod, uid = "authentication.kubernetes.io/pod-name", "authentication.kubernetes.io/pod-uid"
+	of := func(user string) func(s, _ clustertest.Object) {
+		return func(s, _ clustertest.Object) { s["user"].(clustertest.Object)["username"] = user }
+	}
+	for name, c := range map[string]struct {
+		change func(status, extra clustertest.Object)
+		pod    Pod
+		says   string
+	}{
+		"a waypoint's":              {of("system:serviceaccount:shop:gate"), Pod{mesh.Key{Namespace: "shop", Name: "agent-1"}, "uid-1"}, ""},
+		"an agent's":                {func(_, _ clustertest.Object) {}, Pod{mesh.Key{Namespace: "heddle-system", Name: "agent-1"}, "uid-1"}, ""},
+		"a person's":                {of("alice"), Pod{}, "bound to no pod"},
+		"of no pod":                 {func(_, extra clustertest.Object) { delete(extra, pod) }, Pod{}, "bound to no pod"},
+		"without a UID":             {func(_, extra clustertest.Object) { delete(extra, uid) }, Pod{}, "bound to no pod"},
+		"for another":               {func(s, _ clustertest.Object) { s["audiences"] = []string{"vault"} }, Pod{}, "the token is for"},
+		"refused by the API server": {func(s, _ clustertest.Object) { s["authenticated"], s["error"] = false, "token expired" }, Pod{}, "token expired"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := clustertest.Start(t)
+			s.Review = func(string, []string) clustertest.Object { return verdict(c.change) }
+			r := newReviewer(t, s)
+			got, err := r.PodOf(t.Context(), "token")
+			if got != c.pod || (err == nil) != (c.says == "") {
+				t.Fatalf("%v, %v", got, err)
+			}
+			if err != nil && (!errors.Is(err, issuing.ErrNotVouched) || !strings.Contains(err.Error(), c.says)) {
+				t.Errorf("%v, want %q", err, c.says)
+			}
+			if node, err := r.NodeOf(t.Context(), "token"); name == "a waypoint's" && !errors.Is(err, issuing.ErrNotVouched) {
+				t.Errorf("a waypoint's token is an agent's of node %q: %v", node, err)
+			}
+		})
+	}
+}
+
 func TestReviewsAreKeptWithinBounds(t *testing.T) {
 	s := clustertest.Start(t)
 	s.Review = func(string, []string) clustertest.Object { return verdict(func(_, _ clustertest.Object) {}) }
@@ -89,7 +127,7 @@ func TestReviewsAreKeptWithinBounds(t *testing.T) {
 		t.Errorf("%d reviews of one token", n)
 	}
 	for i := range 2 * maxKept {
-		r.remember([32]byte{byte(i), byte(i >> 8), 1}, fmt.Sprint(i))
+		r.remember([32]byte{byte(i), byte(i >> 8), 1}, &authenticationv1.TokenReviewStatus{})
 	}
 	if n := len(r.kept.byHash); n > maxKept {
 		t.Errorf("%d reviews are kept", n)
