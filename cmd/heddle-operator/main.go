@@ -45,6 +45,7 @@ type options struct {
 	kubernetes          bool
 	cluster             operator.Kubernetes
 	spire               operator.SPIRE
+	bundle              operator.BundleEndpoint
 	check               bool
 	logLevel, logFormat string
 	fips140             bool
@@ -112,6 +113,12 @@ func (o *options) register(flags *pflag.FlagSet) {
 	flags.StringVar(&o.cluster.AgentAccount, "agent-service-account", operator.DefaultAgentAccount, "service account of the agents, in --namespace")
 	flags.StringVar(&o.cluster.Audience, "token-audience", operator.DefaultAudience, "audience that agents' projected tokens must have")
 	flags.BoolVar(&o.cluster.StartupTaint, "startup-taint", false, "take the taint heddle.dev/agent-not-ready away from nodes whose agents are ready; needs the right to patch nodes")
+	flags.StringVar(&o.cluster.Waypoints.Image, "waypoint-image", "", "image that waypoints are run from, on Kubernetes; empty runs none")
+	flags.StringVar(&o.cluster.Waypoints.Canary, "waypoint-canary-image", "", "image that Gateways with the annotation heddle.dev/canary have tried beside that; empty tries none")
+	flags.StringVar((*string)(&o.cluster.Waypoints.PullPolicy), "waypoint-pull-policy", "IfNotPresent", "when that image is fetched: IfNotPresent, Always or Never")
+	flags.StringSliceVar(&o.cluster.Waypoints.PullSecrets, "waypoint-pull-secrets", nil, "names of Secrets for that, which have to be in the namespaces of waypoints")
+	flags.StringVar(&o.cluster.Waypoints.TraceEndpoint, "waypoint-trace-endpoint", "", "collector that waypoints send spans to by OTLP over gRPC, http://HOST:PORT or https://HOST:PORT, where a Gateway does not name another")
+	flags.StringSliceVar(&o.cluster.Waypoints.TraceSample, "waypoint-trace-sample", nil, "shares of requests that are sampled where the client says nothing of it, such as /healthz=0,shop/cart=1,*=0.01")
 	flags.StringVar(&o.cfg.StateDir, "state-dir", "/var/lib/heddle/operator", "directory for CA, keys, join tokens and the last good configuration (0700)")
 	flags.StringVar(&o.cfg.Listen, "listen", ":15012", "host:port that agents connect to")
 	flags.StringVar(&o.cfg.Advertise, "advertise", "", "host:port that join tokens name; empty leaves it to the node that joins")
@@ -119,8 +126,12 @@ func (o *options) register(flags *pflag.FlagSet) {
 	flags.StringVar(&o.cfg.Metrics, "metrics", "", "host:port of the Prometheus endpoint; empty for none")
 	flags.StringVar(&o.cfg.Health, "health", "", "host:port of GET /livez and /readyz; empty for none")
 	flags.DurationVar(&o.cfg.TTL, "certificate-ttl", 24*time.Hour, "validity of workloads' certificates")
+	flags.DurationVar(&o.cfg.JWT.TTL, "jwt-ttl", 5*time.Minute, "validity of JWT-SVIDs, 1m to 1h")
 	flags.StringVar(&o.spire.Server, "spire-server", "", "host:port of the SPIRE server below which the operator is a CA; empty for a CA of its own")
 	flags.StringVar(&o.spire.WorkloadAPI, "spire-workload-api", "", "address of the SPIRE agent beside the operator: unix:///PATH of its socket")
+	flags.StringVar(&o.bundle.Listen, "bundle-endpoint", "", "host:port where the mesh's own SPIFFE bundle is served to other trust domains; empty for nowhere")
+	flags.StringVar(&o.bundle.Certificate, "bundle-endpoint-certificate", "", "PEM file of the bundle endpoint's web certificate (profile https_web); empty for the operator's SVID (https_spiffe)")
+	flags.StringVar(&o.bundle.Key, "bundle-endpoint-key", "", "PEM file of its key")
 	flags.DurationVar(&o.cfg.Relist, "relist", 30*time.Second, "how often to read the folder without a sign of a change")
 	flags.BoolVar(&o.cfg.ExperimentalUDP, "experimental-udp", false, "let AuthorizationPolicies say who may exchange datagrams (protocol: UDP); experimental, see docs/configuration.md")
 	flags.BoolVar(&o.fips140, "fips140", false, "refuse to run outside FIPS 140-3 mode, which GODEBUG=fips140=on in the environment makes")
@@ -158,6 +169,9 @@ func serve(ctx context.Context, o options, stderr io.Writer) error {
 	if o.spire != (operator.SPIRE{}) {
 		cfg.SPIRE = &o.spire
 	}
+	if o.bundle.Certificate != "" || o.bundle.Key != "" || o.bundle.Listen != "" {
+		cfg.BundleEndpoint = &o.bundle
+	}
 	if o.kubernetes {
 		if cfg.Kubernetes, err = o.kubernetesConfig(); err != nil {
 			return err
@@ -183,5 +197,6 @@ func (o *options) kubernetesConfig() (*operator.Kubernetes, error) {
 		}
 		cfg.Replica = host
 	}
+	cfg.Waypoints.FIPS140 = o.fips140
 	return &cfg, nil
 }

@@ -28,15 +28,18 @@ configuration, certificates, each pod's enrolment and gate. Exit status 1 when
 anything is not well, 3 when no agent answers.
 
 On a Kubernetes cluster, or with --cluster, ask its API server first: version,
-rights, nodes' kernels, the pods' network, what is installed, and what enrolled
-namespaces would refuse that the control plane calls; then every agent.`,
+rights, nodes' kernels, the pods' network, other meshes, what is installed, and
+what enrolled namespaces would refuse that the control plane calls; then every
+agent. The first of these are what ` + "`heddle install`" + ` looks at before it begins.`,
 		Example: `  heddle check
   heddle check --cluster --context staging`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			r := health.New()
-			check := a.checkMachine
+			r, check := health.New(), a.checkMachine
 			if onCluster || a.mesh.OnCluster() {
 				check = a.checkCluster
+			}
+			if err := a.refuseMootOfCheck(cmd, onCluster); err != nil {
+				return err
 			}
 			unreachable, err := check(cmd.Context(), r)
 			if err != nil {
@@ -50,6 +53,19 @@ namespaces would refuse that the control plane calls; then every agent.`,
 	}
 	cmd.Flags().BoolVar(&onCluster, "cluster", false, "check a Kubernetes cluster, also when a mesh runs on this machine")
 	return cmd
+}
+
+// refuseMootOfCheck refuses the common flags that a check has no use for: those about a mesh
+// of this machine on a cluster, and the other way round.
+func (a *app) refuseMootOfCheck(cmd *cobra.Command, onCluster bool) error {
+	with, moot := "heddle check", []string{"waypoint-socket", "experimental-udp"}
+	switch {
+	case onCluster:
+		with, moot = "heddle check --cluster", append(moot, "name", "state-dir", "socket", "operator-socket")
+	case !a.mesh.OnCluster():
+		with, moot = "heddle check` of a mesh of this machine, without `--cluster", append(moot, "kubeconfig", "context", "system-namespace")
+	}
+	return reach.RefuseMoot(cmd.Flags(), with, moot...)
 }
 
 func (a *app) checkMachine(ctx context.Context, r *health.Report) (unreachable bool, err error) {

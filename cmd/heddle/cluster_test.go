@@ -143,7 +143,11 @@ func (w *onCluster) exec(ctx context.Context, pod string, command []string, in i
 // heddle runs a command line against the cluster.
 func (w *onCluster) heddle(args ...string) (code int, out, log string) {
 	w.t.Helper()
-	return heddle(w.t, append(slices.Clone(w.config), args...)...) // those of args win
+	config := w.config
+	if i := slices.Index(config, "--state-dir"); i >= 0 && (slices.Contains([]string{"install", "upgrade", "uninstall"}, args[0]) || slices.Contains(args, "--cluster")) {
+		config = slices.Delete(slices.Clone(config), i, i+2) // which do not look there
+	}
+	return heddle(w.t, append(slices.Clone(config), args...)...) // those of args win
 }
 
 // expect runs a command line and compares exit status and what it says.

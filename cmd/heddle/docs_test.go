@@ -112,7 +112,11 @@ func TestDocumentedCommands(t *testing.T) {
 func TestDocumentedCommandsOnACluster(t *testing.T) {
 	w := newShop(t)
 	w.healthy()
+	w.expect(0, "Heddle", "install", "--wait", "0", "--gateway-api")
 	for _, command := range documented(t, true) {
+		if strings.HasPrefix(command, "waypoint status") {
+			w.programmed("waypoint", "True", "Programmed", "takes requests")
+		}
 		command = strings.Replace(command, " policy.yaml", " testdata/simulate/policy.yaml", 1)
 		args := split(strings.Replace(command, " manifests/", " ../../e2e/demo/mesh", 1))
 		fixes := strings.Contains(command, "--fixes") // there are none

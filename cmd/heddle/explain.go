@@ -28,7 +28,8 @@ Agents of a mesh that runs are asked for the certificates of both ends, and for 
 key exchange of their newest connection.
 
 SRC is NAMESPACE/NAME of a pod, of a Service (one of its pods) or of a Deployment,
-or an IP address, which may be outside the mesh. DST is one of these, or a
+an IP address, which may be outside the mesh, or a SPIFFE ID, which may be of
+another trust domain. DST is one of the former, or a
 service's host name. Exit status 1 when the connection is refused, or would be by
 one of the endpoints.`,
 		Example: `  heddle explain shop/web shop/db:3306

@@ -60,12 +60,22 @@ func (a *app) flows() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "flows", Args: cobra.NoArgs, Short: "Show who talked to whom, and why it was allowed or refused",
 		Long: `Show the finished and refused connections, and the packets that the kernel
-dropped, of every node of the mesh: the newest --last of them, and with --follow
-each new one as it comes.
+dropped, of every node of the mesh, and the requests at its waypoints: the newest
+--last of them, and with --follow each new one as it comes.
+
+A pod is taken for a waypoint when a Gateway's Deployment has made it, not by its
+labels; what it says is believed of services of its own namespace. Others are named,
+and not asked. With --follow, one that fails is named, and the others go on.
+
+Of a request there are the method, the paths that its route is about, the status,
+and who answered; of the address that was asked for, the fields and the body there
+is nothing. --direction request shows nothing else, and so do --status, --method and
+--route.
 
 A filter's values are alternatives; filters add up.`,
 		Example: `  heddle flows --follow
   heddle flows -n shop --last 50 --verdict deny
+  heddle flows --status 5xx --route shop/cart
   heddle flows --workload shop/web --reason PolicyDeny,PolicyNoMatch -o json`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			filter, err := readFilter(cmd)
@@ -82,7 +92,7 @@ A filter's values are alternatives; filters add up.`,
 			return a.lastFlows(cmd.Context(), request, a.flowPrinter(wide))
 		},
 	}
-	cmd.Flags().IntVarP(&last, "last", "l", 20, "how many of the newest to show; of each node with --follow")
+	cmd.Flags().IntVarP(&last, "last", "l", 20, "how many of the newest to show; of each node and waypoint with --follow")
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with each new one, until interrupted")
 	cmd.Flags().BoolVar(&wide, "wide", false, "more columns: identities, latencies, retransmits")
 	filterFlags(cmd)
@@ -90,22 +100,65 @@ A filter's values are alternatives; filters add up.`,
 	return cmd
 }
 
-// lastFlows merges the newest flows of all agents, by when they ended.
+// tellers are those who have flows that a filter may match: agents have connections, waypoints requests. Who may
+// not find waypoints, which are in all namespaces, is shown the connections, and told so.
+func (a *app) tellers(ctx context.Context, f *meshpb.FlowFilter) (all []reach.Target, err error) {
+	filter, err := flow.FilterFromProto(f)
+	if err != nil {
+		return nil, err
+	}
+	if !filter.OfRequests() {
+		if all, err = a.mesh.Agents(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if len(filter.Directions) > 0 && !slices.Contains(filter.Directions, flow.DirectionRequest) {
+		return all, nil
+	}
+	waypoints, strangers, err := a.mesh.Waypoints(ctx)
+	for _, s := range strangers {
+		fmt.Fprintf(a.log, "heddle: not asked, since it has a waypoint's labels and is none: %s\n", s)
+	}
+	switch {
+	case err != nil && len(all) > 0:
+		fmt.Fprintf(a.log, "heddle: without the requests at waypoints: %v\n", err)
+		return all, nil
+	case err == nil && len(all)+len(waypoints) == 0:
+		err = fmt.Errorf("%w: there is no waypoint; remedy: `heddle waypoint apply -n NAMESPACE`, or --waypoint-socket outside Kubernetes", admin.ErrUnreachable)
+	}
+	return append(all, waypoints...), err
+}
+
+// lastFlows merges the newest flows of all agents and waypoints, by when they ended.
 func (a *app) lastFlows(ctx context.Context, request *meshpb.WatchFlowsRequest, p *show.FlowPrinter) error {
-	answers, err := agents(ctx, a, func(ctx context.Context, c *admin.Client) (flows []*meshpb.Flow, err error) {
+	targets, err := a.tellers(ctx, request.GetFilter())
+	if err != nil {
+		return err
+	}
+	answers := reach.Ask(ctx, a.mesh.Timeout, targets, func(ctx context.Context, c *admin.Client) (flows []*meshpb.Flow, err error) {
 		stream, err := c.Flows.Watch(ctx, request)
 		if err != nil {
 			return nil, err
 		}
+		sent := 0
 		err = receive(stream, func(m *meshpb.WatchFlowsResponse) error {
+			if sent++; uint32(sent) > request.GetLast() {
+				return errors.New("it sends more flows than were asked for")
+			}
 			flows = append(flows, m.GetFlow())
 			return nil
 		})
 		return flows, err
 	})
+	err = reach.Errors(answers)
 	var all []*meshpb.Flow
 	for _, answer := range answers {
-		all = append(all, answer.Value...)
+		s := source{Target: answer.Target, log: a.log}
+		for _, f := range answer.Value {
+			if s.believed(f) {
+				all = append(all, f)
+			}
+		}
 	}
 	if err != nil && len(all) == 0 {
 		return err
@@ -139,10 +192,10 @@ func receive(stream interface {
 	}
 }
 
-// follow prints the flows of all agents as they come, until ctx is done. An
-// agent that goes away is said so, and waited for.
+// follow prints the flows of all agents and waypoints as they come, until ctx is done. One
+// that goes away is said so, and waited for.
 func (a *app) follow(ctx context.Context, request *meshpb.WatchFlowsRequest, p *show.FlowPrinter) error {
-	targets, err := a.mesh.Agents(ctx)
+	targets, err := a.tellers(ctx, request.GetFilter())
 	if err != nil {
 		return err
 	}
@@ -158,46 +211,49 @@ func (a *app) follow(ctx context.Context, request *meshpb.WatchFlowsRequest, p *
 	if err := p.Flush(); err != nil { // the header, before the first flow
 		return err
 	}
-	show := func(t reach.Target, m *meshpb.WatchFlowsResponse) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var failed error // to show
+	show := func(s *source, m *meshpb.WatchFlowsResponse) error {
 		mu.Lock()
 		defer mu.Unlock()
 		if m.GetLost() > 0 {
-			fmt.Fprintf(a.log, "heddle: %d flows of node %s came faster than they could be shown\n", m.GetLost(), t.Node)
+			fmt.Fprintf(a.log, "heddle: %d flows of the %s came faster than they could be shown\n", m.GetLost(), s)
 		}
-		if m.GetFlow() == nil {
+		if m.GetFlow() == nil || !s.believed(m.GetFlow()) || failed != nil {
 			return nil
 		}
-		return errors.Join(p.Print(m.GetFlow()), p.Flush())
+		if failed = errors.Join(p.Print(m.GetFlow()), p.Flush()); failed != nil {
+			cancel()
+		}
+		return failed
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	ended := make([]error, len(targets))
 	var watching sync.WaitGroup
-	failed := make(chan error, len(targets))
-	for _, t := range targets {
+	for i, t := range targets {
 		watching.Go(func() {
-			if err := a.watch(ctx, t, request, show); err != nil {
-				failed <- err
-				cancel()
+			if err := a.watch(ctx, &source{Target: t, log: a.log}, request, show); err != nil {
+				ended[i] = fmt.Errorf("the %s: %w", t, err)
+				fmt.Fprintf(a.log, "heddle: going on without the %s: %v\n", t, err)
 			}
 		})
 	}
 	watching.Wait()
-	select {
-	case err := <-failed:
-		return err
-	default:
-		return nil
+	if failed != nil || ctx.Err() != nil {
+		return failed
 	}
+	return errors.Join(ended...) // there is nobody left to follow
 }
 
-// watch follows one agent, again and again while it restarts.
-func (a *app) watch(ctx context.Context, t reach.Target, request *meshpb.WatchFlowsRequest, show func(reach.Target, *meshpb.WatchFlowsResponse) error) error {
+// watch follows one source, again and again while it restarts. An error is why there is no
+// use in going on with it; the others are none the worse.
+func (a *app) watch(ctx context.Context, s *source, request *meshpb.WatchFlowsRequest, show func(*source, *meshpb.WatchFlowsResponse) error) error {
 	gone := false
 	for {
-		client, err := t.Dial(ctx)
+		client, err := s.Dial(ctx)
 		if err == nil {
 			gone = false
-			err = watchOnce(ctx, client, t, request, show)
+			err = watchOnce(ctx, client, s, request, show)
 			request = &meshpb.WatchFlowsRequest{Filter: request.GetFilter(), Follow: true}
 		}
 		if ctx.Err() != nil {
@@ -208,7 +264,7 @@ func (a *app) watch(ctx context.Context, t reach.Target, request *meshpb.WatchFl
 		}
 		if !gone {
 			gone = true
-			fmt.Fprintf(a.log, "heddle: the %s is gone; waiting for it\n", t)
+			fmt.Fprintf(a.log, "heddle: the %s is gone; waiting for it\n", s)
 		}
 		select {
 		case <-ctx.Done():
@@ -218,10 +274,10 @@ func (a *app) watch(ctx context.Context, t reach.Target, request *meshpb.WatchFl
 	}
 }
 
-func watchOnce(ctx context.Context, client *admin.Client, t reach.Target, request *meshpb.WatchFlowsRequest, show func(reach.Target, *meshpb.WatchFlowsResponse) error) error {
+func watchOnce(ctx context.Context, client *admin.Client, s *source, request *meshpb.WatchFlowsRequest, show func(*source, *meshpb.WatchFlowsResponse) error) error {
 	stream, err := client.Flows.Watch(ctx, request)
 	if err == nil {
-		err = receive(stream, func(m *meshpb.WatchFlowsResponse) error { return show(t, m) })
+		err = receive(stream, func(m *meshpb.WatchFlowsResponse) error { return show(s, m) })
 	}
 	return errors.Join(admin.Explain(err), client.Close())
 }

@@ -229,6 +229,8 @@ func TestExitCodes(t *testing.T) {
 	well, _ := world(t, &fakeAgent{node: "n1"}, &fakeAgent{node: "n2"})
 	sick, _ := world(t, &fakeAgent{node: "n1", sick: true})
 	none := t.TempDir()
+	const anywhere = "" // --state-dir is not given
+	t.Setenv("KUBECONFIG", none+"/k")
 	for _, tc := range []struct {
 		state string
 		args  string
@@ -306,14 +308,38 @@ func TestExitCodes(t *testing.T) {
 		{well, "exec shop/none -- true", 1, "shop/n1, shop/n2"},
 		{well, "exec shop/n1", 2, "requires at least 2"},
 		{well, "version", 0, "heddle dev"},
-		{none, "install --dry-run --set mesh.clusterRanges={10.0.0.0/8}", 0, "kind: DaemonSet"},
-		{none, "install --dry-run --set mesh.clusterRanges={10.0.0.0/8} -o json", 0, "\"kind\": \"List\""},
-		{none, "install --dry-run --set mesh.clusterRanges={10.244.0.0/16} --set fips140=true", 0, "value: fips140=on"},
-		{none, "install --dry-run --set mesh.clusterRanges={all}", 2, "/mesh/clusterRanges/0"},
-		{none, "install --kubeconfig " + none + "/k", 3, "name one with --kubeconfig"},
-		{none, "check --cluster --kubeconfig " + none + "/k", 3, "name one with --kubeconfig"},
+		{anywhere, "install --dry-run --set mesh.clusterRanges={10.0.0.0/8}", 0, "kind: DaemonSet"},
+		{anywhere, "install --dry-run --set mesh.clusterRanges={10.0.0.0/8} -o json", 0, "\"kind\": \"List\""},
+		{anywhere, "install --dry-run --set mesh.clusterRanges={10.244.0.0/16} --set fips140=true", 0, "value: fips140=on"},
+		{anywhere, "install --dry-run --set mesh.clusterRanges={all}", 2, "/mesh/clusterRanges/0"},
+		{anywhere, "install --kubeconfig " + none + "/k", 3, "name one with --kubeconfig"},
+		{anywhere, "check --cluster --kubeconfig " + none + "/k", 3, "name one with --kubeconfig"},
+		// Flags that do nothing are refused, not taken no notice of.
+		{none, "install", 2, "--state-dir does nothing with `heddle install`"},
+		{anywhere, "install --node n1", 2, "--node does nothing with `heddle install`"},
+		{anywhere, "upgrade --timeout 1s", 2, "--timeout does nothing with `heddle upgrade`"},
+		{anywhere, "upgrade --socket x", 2, "--socket does nothing with `heddle upgrade`"},
+		{anywhere, "install --name m", 2, "--name does nothing with `heddle install`"},
+		{anywhere, "uninstall --operator-socket x", 2, "--operator-socket does nothing"},
+		{anywhere, "uninstall --waypoint-socket x", 2, "--waypoint-socket does nothing"},
+		{anywhere, "uninstall --experimental-udp", 2, "--experimental-udp does nothing"},
+		{anywhere, "uninstall -o json", 2, "--output does nothing with `heddle uninstall`"},
+		{anywhere, "install --dry-run --wait 1m", 2, "--wait does nothing with --dry-run=client"},
+		{none, "check --cluster", 2, "--state-dir does nothing with `heddle check --cluster`"},
+		{anywhere, "check --cluster --name m", 2, "--name does nothing with `heddle check --cluster`"},
+		{anywhere, "check --cluster --socket x", 2, "--socket does nothing"},
+		{anywhere, "check --cluster --operator-socket x", 2, "--operator-socket does nothing"},
+		{well, "check --waypoint-socket x", 2, "--waypoint-socket does nothing with `heddle check`"},
+		{well, "check --experimental-udp", 2, "--experimental-udp does nothing"},
+		{well, "check --name m --kubeconfig x", 2, "--kubeconfig does nothing"},
+		{well, "check --name m --context x", 2, "--context does nothing"},
+		{well, "check --system-namespace x", 2, "--system-namespace does nothing"},
 	} {
-		code, out, log := heddle(t, append(strings.Fields(tc.args), "--state-dir", tc.state)...)
+		args := append(strings.Fields(tc.args), "--state-dir", tc.state)
+		if tc.state == anywhere {
+			args = args[:len(args)-2]
+		}
+		code, out, log := heddle(t, args...)
 		if strings.HasPrefix(tc.args, "exec") { // its flags come before the dashes
 			code, out, log = heddle(t, append([]string{"--state-dir", tc.state}, strings.Fields(tc.args)...)...)
 		}

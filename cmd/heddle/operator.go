@@ -45,8 +45,13 @@ func (a *app) joinToken() *cobra.Command {
 		Use: "create NODE", Args: cobra.ExactArgs(1), Short: "Make a token for one node, to be used once",
 		Long: `Make a join token. It names one node, pins the authority's root, expires, and is
 consumed by its first use. It is printed once and stored nowhere: give it to the
-agent as a file, --join-token-file.`,
-		Example: `  heddle join-token create n3 --lifetime 15m > /run/heddle/join-token`,
+agent as a file, --join-token-file.
+
+For waypoint/NAMESPACE/NAME in place of a node's name, it is for one replica of the
+waypoint whose Service that is, who has it from its first use until it is revoked.
+It lets nobody have a certificate.`,
+		Example: `  heddle join-token create n3 --lifetime 15m > /run/heddle/join-token
+  heddle join-token create waypoint/shop/gate > /run/heddle/waypoint-token`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withOperator(cmd.Context(), func(o meshpb.OperatorAdminClient) error {
 				t, err := o.CreateJoinToken(cmd.Context(), &meshpb.CreateJoinTokenRequest{Node: args[0], LifetimeSeconds: int64(lifetime / time.Second)})
@@ -76,7 +81,7 @@ agent as a file, --join-token-file.`,
 		},
 	}
 	revoke := &cobra.Command{
-		Use: "revoke ID", Args: cobra.ExactArgs(1), Short: "End a token before it is used",
+		Use: "revoke ID", Args: cobra.ExactArgs(1), Short: "End a token before it is used, or a waypoint's",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withOperator(cmd.Context(), func(o meshpb.OperatorAdminClient) error {
 				if _, err := o.RevokeJoinToken(cmd.Context(), &meshpb.RevokeJoinTokenRequest{Id: args[0]}); err != nil {

@@ -15,6 +15,7 @@ import (
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/show"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/waypoint"
 	"github.com/heddle-mesh/heddle/internal/admin"
 )
 
@@ -56,8 +57,24 @@ line is wrong; 3 nobody answers; 4 a simulated change would break connections.`,
 	root.AddCommand(enroll.Commands(enroll.Program{Out: a.out, Log: a.log, Color: a.color, Mesh: &a.mesh, Output: &a.output})...)
 	root.AddCommand(replay.Commands(&replay.Program{Out: a.out, Log: a.log, Color: a.color, Mesh: &a.mesh, Output: &a.output, CompleteNamespaces: a.completeNamespaces})...)
 	root.AddCommand(certs.Command(certs.Program{Out: a.out, Log: a.log, Color: a.color, Mesh: &a.mesh, Output: &a.output, NotWell: errNotWell}))
-	root.AddCommand(install.Commands(a.out, a.log, version)...)
+	root.AddCommand(waypoint.Command(waypoint.Program{Out: a.out, Log: a.log, Color: a.color, Cluster: &a.mesh.Cluster, Usage: errUsage, NotWell: errNotWell}))
+	root.AddCommand(installing(install.Commands(a.out, a.log, version))...)
 	return root
+}
+
+// installing has the commands that bring Heddle to a cluster refuse the common flags that
+// are about other meshes, and about programs that they do not ask.
+func installing(commands []*cobra.Command) []*cobra.Command {
+	for _, c := range commands {
+		c.PreRunE = func(cmd *cobra.Command, _ []string) error {
+			moot := []string{"name", "state-dir", "socket", "operator-socket", "waypoint-socket", "node", "timeout", "experimental-udp"}
+			if cmd.Name() == "uninstall" {
+				moot = append(moot, "output")
+			}
+			return reach.RefuseMoot(cmd.Flags(), "heddle "+cmd.Name(), moot...)
+		}
+	}
+	return commands
 }
 
 // agents asks every agent of the mesh that is meant.

@@ -8,6 +8,8 @@ import (
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/show"
 	"github.com/heddle-mesh/heddle/internal/kube"
+	"github.com/heddle-mesh/heddle/internal/kube/folderroutes"
+	"github.com/heddle-mesh/heddle/internal/kube/routes"
 )
 
 // problemJSON is one thing that is wrong with a folder.
@@ -34,10 +36,16 @@ file, line and field. Exit status 1 when there are any.`,
 			if err == nil {
 				_, err = compiled.View("validate")
 			}
+			var routed *routes.Compiled
+			var doubtful []*kube.Problem
+			if err == nil {
+				routed, doubtful, err = folderroutes.Compile(objects)
+			}
 			if err != nil {
 				return a.invalid(err)
 			}
-			counts := map[string]int{"workloads": len(compiled.Workloads), "services": len(compiled.Services), "policies": len(compiled.Policies)}
+			compiled.Warnings = append(compiled.Warnings, doubtful...)
+			counts := map[string]int{"workloads": len(compiled.Workloads), "services": len(compiled.Services), "policies": len(compiled.Policies), "routes": len(routed.Routes)}
 			if a.output == "json" {
 				return a.document(map[string]any{"valid": true, "counts": counts, "warnings": problemsJSON(compiled.Warnings)})
 			}
@@ -46,8 +54,8 @@ file, line and field. Exit status 1 when there are any.`,
 					return err
 				}
 			}
-			_, err = fmt.Fprintf(a.out, "%s %d workloads, %d services, %d policies.\n", show.Painted("Valid:", show.Green, a.color),
-				counts["workloads"], counts["services"], counts["policies"])
+			_, err = fmt.Fprintf(a.out, "%s %d workloads, %d services, %d policies, %d routes.\n", show.Painted("Valid:", show.Green, a.color),
+				counts["workloads"], counts["services"], counts["policies"], counts["routes"])
 			return err
 		},
 	}

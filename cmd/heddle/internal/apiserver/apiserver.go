@@ -97,7 +97,7 @@ func (s *Server) await(t testing.TB) {
 		t.Fatal(err)
 	}
 	s.mapper = restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(found))
-	testenv.Eventually(t, time.Minute, "the API server answers", func() bool {
+	testenv.Eventually(t, 4*time.Minute, "the API server answers", func() bool {
 		for _, path := range []string{"/readyz", "/api/v1/namespaces/kube-node-lease", "/api/v1/namespaces/default/services/kubernetes"} {
 			if err := found.RESTClient().Get().AbsPath(path).Do(t.Context()).Error(); err != nil {
 				time.Sleep(100 * time.Millisecond)

@@ -52,9 +52,23 @@ func TestWhatIsNotWell(t *testing.T) {
 			a.Issuer, a.Authority[0].NotBeforeNs, a.Authority[0].NotAfterNs = "SPIRE", at(-22*time.Hour), at(2*time.Hour)
 		},
 		"the CA is not what SPIRE has: it is away": func(a *meshpb.CertificatesResponse) { a.Issuer, a.Problem = "SPIRE", "it is away" },
-		"newest keys are not in use: tls.crt":      func(a *meshpb.CertificatesResponse) { a.Problem = "tls.crt: nonsense" },
-		"node n1: its agent is not connected":      func(a *meshpb.CertificatesResponse) { a.Nodes[0].Connected = false },
-		"node n1: its agent has not reported":      func(a *meshpb.CertificatesResponse) { a.Nodes[0].Report = nil },
+		"trust domain other: its bundle is not refreshed: nobody answers; the last good one is believed, and its last root expires in 3 h": func(a *meshpb.CertificatesResponse) {
+			a.Federation = []*meshpb.FederatedBundle{{TrustDomain: "other", Error: "nobody answers", Roots: []*meshpb.AuthorityCertificate{
+				{Serial: "1", NotAfterNs: at(3 * time.Hour)}, {Serial: "2", NotAfterNs: at(time.Hour)}}}}
+		},
+		"trust domain other: there is no bundle, and nobody of it is believed: nobody answers": func(a *meshpb.CertificatesResponse) {
+			a.Federation = []*meshpb.FederatedBundle{{TrustDomain: "other", Error: "nobody answers"}}
+		},
+		"trust domain other: all of its roots have expired": func(a *meshpb.CertificatesResponse) {
+			a.Federation = []*meshpb.FederatedBundle{{TrustDomain: "other", Roots: []*meshpb.AuthorityCertificate{{Serial: "1", NotAfterNs: at(-time.Hour)}}}}
+		},
+		"newest keys of JWT-SVIDs are not in use: jwt.key: nonsense; remedy": func(a *meshpb.CertificatesResponse) { a.JwtProblem = "jwt.key: nonsense" },
+		"key 1234567890ab of JWT-SVIDs was to be replaced 2 days ago, and signs on; remedy": func(a *meshpb.CertificatesResponse) {
+			a.JwtKeys = []*meshpb.JWTKey{{Id: "1234567890abcdef", State: "signs", UntilNs: at(-50 * time.Hour)}, {Id: "b", State: "retired", UntilNs: at(-50 * time.Hour)}}
+		},
+		"newest keys are not in use: tls.crt": func(a *meshpb.CertificatesResponse) { a.Problem = "tls.crt: nonsense" },
+		"node n1: its agent is not connected": func(a *meshpb.CertificatesResponse) { a.Nodes[0].Connected = false },
+		"node n1: its agent has not reported": func(a *meshpb.CertificatesResponse) { a.Nodes[0].Report = nil },
 		"web expires in 5 h and is not renewed": func(a *meshpb.CertificatesResponse) {
 			leaf(a).NotBeforeNs, leaf(a).NotAfterNs = at(-19*time.Hour), at(5*time.Hour)
 		},

@@ -44,10 +44,11 @@ func Command(p Program) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "certs", Args: cobra.NoArgs, Short: "Show which certificates expire when, and rotate the root and the intermediate",
 		Long: `Show the certificates of the authority and, as the agents report them, of each
-node and workload: issuer, kind of key, expiry, and when it is renewed; and how far
-a rotation is, and who holds it. Exit status 1 when a certificate of the authority
+node and workload: issuer, kind of key, expiry, and when it is renewed; the keys of
+JWT-SVIDs, and when they are replaced; the roots of federated trust domains; and how far a rotation is, and who holds it. Exit status 1 when a certificate of the authority
 expires within --within, an SVID has less than a quarter of its life left or cannot
-be renewed, or a node does not report; 3 when no operator answers.`,
+be renewed, a node does not report, the bundle of a federated trust domain is not
+refreshed, or a key of JWT-SVIDs is not replaced; 3 when no operator answers.`,
 		Example: `  heddle certs
   heddle certs --within 2160h -o json`,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -21,12 +21,65 @@ type Report struct {
 	Problems  []string      `json:"problems"`
 	Authority []Certificate `json:"authority"`
 	Nodes     []Node        `json:"nodes"`
-	Rotation  Rotation      `json:"rotation"`
+	// Federation is what the operator knows of other trust domains.
+	Federation []Federated `json:"federation"`
+	// JWTKeys sign JWT-SVIDs; JWTWithheld is why there are none.
+	JWTKeys     []JWTKey `json:"jwtKeys"`
+	JWTWithheld string   `json:"jwtWithheld,omitempty"`
+	Rotation    Rotation `json:"rotation"`
+}
+
+// JWTKey is a key of JWT-SVIDs.
+type JWTKey struct {
+	// ID is the "kid" of its tokens.
+	ID          string `json:"id"`
+	Key         string `json:"key"`
+	PostQuantum bool   `json:"postQuantum"`
+	// State is "signs", "next", which signs soon, or "retired", whose tokens may live. Until is
+	// when it signs no more, begins to, or is no longer believed.
+	State string `json:"state"`
+	Made  string `json:"made"`
+	Until string `json:"until"`
+	until time.Duration
+	late  bool
+}
+
+// keyLate is after which time a key that is to be replaced should have been.
+const keyLate = 24 * time.Hour
+
+// jwtKeys adds the keys of JWT-SVIDs.
+func (r *Report) jwtKeys(a *meshpb.CertificatesResponse, now time.Time) {
+	r.JWTKeys, r.JWTWithheld = []JWTKey{}, a.GetJwtWithheld()
+	if problem := a.GetJwtProblem(); problem != "" {
+		r.bad("the newest keys of JWT-SVIDs are not in use: %s; remedy: restore the entry from a backup, or take it out: another key is made then, and tokens of those before are no longer valid", problem)
+	}
+	for _, k := range a.GetJwtKeys() {
+		out := JWTKey{ID: k.GetId(), Key: k.GetKey(), PostQuantum: postQuantum(k.GetKey()), State: k.GetState(), Made: show.Moment(k.GetMadeNs()), Until: show.Moment(k.GetUntilNs())}
+		out.until = time.Unix(0, k.GetUntilNs()).Sub(now)
+		if out.late = out.until < -keyLate; out.late && out.State == "signs" {
+			r.bad("key %s of JWT-SVIDs was to be replaced %s, and signs on; remedy: the log of the operator that leads has the reason", short(out.ID), in(out.until))
+		}
+		r.JWTKeys = append(r.JWTKeys, out)
+	}
+}
+
+// Federated is another trust domain.
+type Federated struct {
+	TrustDomain string `json:"trustDomain"`
+	Endpoint    string `json:"endpoint"`
+	Profile     string `json:"profile"`
+	// Refreshed is when its endpoint gave a bundle last, Next when it is asked again.
+	Refreshed string        `json:"refreshed,omitempty"`
+	Next      string        `json:"next,omitempty"`
+	Sequence  uint64        `json:"sequence,omitempty"`
+	JWTKeys   uint32        `json:"jwtKeys"`
+	Error     string        `json:"error,omitempty"`
+	Roots     []Certificate `json:"roots"`
 }
 
 // Certificate is one certificate.
 type Certificate struct {
-	// Kind is "root", "intermediate" or "svid".
+	// Kind is "root", "intermediate", "svid" or "federated", a root of another trust domain.
 	Kind     string `json:"kind"`
 	Identity string `json:"identity,omitempty"`
 	Subject  string `json:"subject,omitempty"`
@@ -98,7 +151,7 @@ func rotationOf(s *meshpb.RotationState) Rotation {
 
 // Of says what an operator's answer means at a moment.
 func Of(a *meshpb.CertificatesResponse, now time.Time, within time.Duration) *Report {
-	r := &Report{TrustDomain: a.GetTrustDomain(), Problems: []string{}, Authority: []Certificate{}, Nodes: []Node{}, Rotation: rotationOf(a.GetRotation())}
+	r := &Report{TrustDomain: a.GetTrustDomain(), Problems: []string{}, Authority: []Certificate{}, Nodes: []Node{}, Federation: []Federated{}, Rotation: rotationOf(a.GetRotation())}
 	switch {
 	case a.GetProblem() != "" && a.GetIssuer() != "":
 		r.bad("the CA is not what %s has: %s", a.GetIssuer(), a.GetProblem())
@@ -129,8 +182,35 @@ func Of(a *meshpb.CertificatesResponse, now time.Time, within time.Duration) *Re
 	for _, n := range a.GetNodes() {
 		r.node(n, serials, now)
 	}
+	for _, f := range a.GetFederation() {
+		r.federated(f, now)
+	}
+	r.jwtKeys(a, now)
 	r.OK = len(r.Problems) == 0
 	return r
+}
+
+// federated adds another trust domain. Its roots are for its own people to replace in time, and
+// here are a problem when its last one ends and it is not asked with success.
+func (r *Report) federated(f *meshpb.FederatedBundle, now time.Time) {
+	out := Federated{TrustDomain: f.GetTrustDomain(), Endpoint: f.GetEndpoint(), Profile: f.GetProfile(), Refreshed: show.Moment(f.GetRefreshedNs()),
+		Next: show.Moment(f.GetNextNs()), Sequence: f.GetSequence(), JWTKeys: f.GetJwtKeys(), Error: f.GetError(), Roots: []Certificate{}}
+	var last time.Duration
+	for _, c := range f.GetRoots() {
+		cert := Certificate{Kind: "federated", Subject: c.GetSubject(), Serial: c.GetSerial(), SHA256: hex.EncodeToString(c.GetSha256()), Key: c.GetKey(), PostQuantum: postQuantum(c.GetKey())}
+		cert.times(now, c.GetNotBeforeNs(), c.GetNotAfterNs())
+		last = max(last, cert.expires)
+		out.Roots = append(out.Roots, cert)
+	}
+	switch {
+	case out.Error != "" && len(out.Roots) > 0:
+		r.bad("trust domain %s: its bundle is not refreshed: %s; the last good one is believed, and its last root expires %s", out.TrustDomain, out.Error, in(last))
+	case out.Error != "":
+		r.bad("trust domain %s: there is no bundle, and nobody of it is believed: %s", out.TrustDomain, out.Error)
+	case len(out.Roots) > 0 && last <= 0:
+		r.bad("trust domain %s: all of its roots have expired, and nobody of it is believed; remedy: its own people have to replace them", out.TrustDomain)
+	}
+	r.Federation = append(r.Federation, out)
 }
 
 func (r *Report) bad(format string, args ...any) {
@@ -204,9 +284,26 @@ func (r *Report) Print(out io.Writer, color bool) error {
 		}
 		t.Add(show.Text(c.Kind), show.Text(""), show.Text(identity), show.Text(short(c.Serial)), show.Text(""), show.Text(c.Key), paint(c), show.Text(""))
 	}
+	for _, k := range r.JWTKeys {
+		at := [2]show.Cell{show.Text(""), show.Text("")} // it ends, or is replaced
+		if k.State == "retired" {
+			at[0] = show.Text(in(k.until))
+		} else {
+			at[1] = show.Text(in(k.until))
+		}
+		if k.late {
+			at[1] = show.In(in(k.until), show.Red)
+		}
+		t.Add(show.Text("jwt key"), show.Text(""), show.Text(r.TrustDomain+" ("+k.State+")"), show.Text(short(k.ID)), show.Text(""), show.Text(k.Key), at[0], at[1])
+	}
 	for _, n := range r.Nodes {
 		for _, c := range n.Certificates {
 			t.Add(show.Text(c.Kind), show.Text(n.Node), show.Text(c.Identity), show.Text(short(c.Serial)), show.Text(short(c.Issuer)), show.Text(c.Key), paint(c), show.Text(in(c.renews)))
+		}
+	}
+	for _, f := range r.Federation {
+		for _, c := range f.Roots {
+			t.Add(show.Text(c.Kind), show.Text(""), show.Text(f.TrustDomain), show.Text(short(c.Serial)), show.Text(""), show.Text(c.Key), paint(c), show.Text(""))
 		}
 	}
 	if err := t.Flush(); err != nil {

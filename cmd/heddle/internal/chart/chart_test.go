@@ -128,6 +128,32 @@ func TestObjectsAreOfTheirKinds(t *testing.T) {
 	}
 }
 
+// TestTraces: where spans go is told to the operator, which runs the waypoints.
+func TestTraces(t *testing.T) {
+	env := func(settings ...string) (got []string) {
+		for _, v := range one[appsv1.Deployment](t, render(t, settings...), "Deployment", "heddle-operator").Spec.Template.Spec.Containers[0].Env {
+			if strings.HasPrefix(v.Name, "HEDDLE_WAYPOINT_TRACE") {
+				got = append(got, v.Name+"="+v.Value)
+			}
+		}
+		return got
+	}
+	if got := env(); len(got) > 0 {
+		t.Errorf("unasked: %q", got)
+	}
+	got := env("waypoint.traces.endpoint=http://collector.telemetry:4317", `waypoint.traces.sample=/healthz=0\,0.1`)
+	if strings.Join(got, " ") != "HEDDLE_WAYPOINT_TRACE_ENDPOINT=http://collector.telemetry:4317 HEDDLE_WAYPOINT_TRACE_SAMPLE=/healthz=0,0.1" {
+		t.Errorf("%q", got)
+	}
+	values, err := Values(nil, []string{"waypoint.traces.endpoint=collector:4317"})
+	if err == nil {
+		_, _, err = Render(Options{Values: values})
+	}
+	if err == nil || !strings.Contains(err.Error(), "endpoint") {
+		t.Errorf("an endpoint that is none: %v", err)
+	}
+}
+
 func TestAgent(t *testing.T) {
 	agent := one[appsv1.DaemonSet](t, render(t), "DaemonSet", "heddle-agent")
 	update := agent.Spec.UpdateStrategy.RollingUpdate
@@ -243,6 +269,72 @@ func TestRights(t *testing.T) {
 				t.Errorf("%q is not explained in\n%s", verb, rule[1])
 			}
 		}
+	}
+}
+
+// unnamed are the rights to single objects that no name bounds, each with the reason.
+func unnamed() map[string]string {
+	const gateways = "it has the name of a Gateway, which people choose, in that one's namespace"
+	return map[string]string{
+		"get serviceaccounts": gateways, "patch serviceaccounts": gateways, "get services": gateways, "patch services": gateways,
+		"get apps/deployments": gateways, "patch apps/deployments": gateways, "get policy/poddisruptionbudgets": gateways, "patch policy/poddisruptionbudgets": gateways,
+		"get autoscaling/horizontalpodautoscalers": gateways, "patch autoscaling/horizontalpodautoscalers": gateways, "delete autoscaling/horizontalpodautoscalers": gateways,
+		"patch gateway.networking.k8s.io/gatewayclasses/status": "any class may name Heddle's controller",
+		"patch gateway.networking.k8s.io/gateways/status":       "people choose the name",
+		"patch gateway.networking.k8s.io/httproutes/status":     "people choose the name",
+		"patch gateway.networking.k8s.io/grpcroutes/status":     "people choose the name",
+		"patch gateway.networking.k8s.io/tlsroutes/status":      "people choose the name",
+		"patch gateway.networking.k8s.io/tcproutes/status":      "people choose the name",
+		"patch heddle.dev/workloads/status":                     "people choose the name",
+		"patch heddle.dev/peerauthentications/status":           "people choose the name",
+		"patch heddle.dev/authorizationpolicies/status":         "people choose the name",
+		"patch nodes": "nodes come and go, under names of the cloud's; only with operator.startupTaint",
+	}
+}
+
+// TestRightsAreByName: a rule about single objects names them, or there is a reason why it
+// cannot; and what has names worth keeping is listed by nobody.
+func TestRightsAreByName(t *testing.T) {
+	single := []string{"get", "update", "patch", "delete", "deletecollection"}
+	reasons, used := unnamed(), map[string]bool{}
+	named := 0
+	for _, o := range render(t, "operator.startupTaint=true", "operator.bundleEndpoint.enabled=true", "alerts.create=true") {
+		var rules []rbacv1.PolicyRule
+		switch o.GetKind() {
+		case "ClusterRole":
+			rules = typed[rbacv1.ClusterRole](t, o).Rules
+		case "Role":
+			rules = typed[rbacv1.Role](t, o).Rules
+		}
+		for _, rule := range rules {
+			if len(rule.ResourceNames) > 0 {
+				named++
+				if slices.Contains(rule.Verbs, "create") || slices.Contains(rule.Verbs, "deletecollection") {
+					t.Errorf("names do nothing for these verbs: %v", rule)
+				}
+				continue
+			}
+			for _, resource := range rule.Resources {
+				for _, verb := range rule.Verbs {
+					if (resource == "secrets" || resource == "configmaps") && verb != "create" {
+						t.Errorf("it may %s all %s", verb, resource)
+					}
+					if key := verb + " " + strings.TrimPrefix(rule.APIGroups[0]+"/"+resource, "/"); slices.Contains(single, verb) {
+						if used[key] = true; reasons[key] == "" {
+							t.Errorf("%s: by no name, and for no reason: give the rule resourceNames, or say here why it cannot have any", key)
+						}
+					}
+				}
+			}
+		}
+	}
+	for key := range reasons {
+		if !used[key] {
+			t.Errorf("there is no rule for %q any more: take its reason out", key)
+		}
+	}
+	if named < 6 {
+		t.Errorf("%d rules have names", named)
 	}
 }
 
@@ -585,6 +677,58 @@ func TestFIPS(t *testing.T) {
 			source, err := os.ReadFile("../../../" + program + "/main.go")
 			if err != nil || !known(string(source), "--fips140") {
 				t.Errorf("%s has no --fips140: %v", program, err)
+			}
+		}
+	}
+}
+
+// TestWaypointsCanBeLeftOut: what they are run from and the rights to run them are there together, or not at all; the operator
+// can say on Gateways that it runs none.
+func TestWaypointsCanBeLeftOut(t *testing.T) {
+	for _, wanted := range []bool{true, false} {
+		objects := render(t, fmt.Sprintf("operator.waypoints.enabled=%v", wanted), "image.pullSecrets[0].name=a")
+		can := map[string]bool{}
+		for _, r := range one[rbacv1.ClusterRole](t, objects, "ClusterRole", "heddle-operator").Rules {
+			for _, resource := range r.Resources {
+				for _, verb := range r.Verbs {
+					can[verb+" "+resource] = true
+				}
+			}
+		}
+		for _, resource := range []string{"serviceaccounts", "services", "deployments", "poddisruptionbudgets", "horizontalpodautoscalers"} {
+			for _, verb := range []string{"get", "create", "patch"} {
+				if can[verb+" "+resource] != wanted {
+					t.Errorf("waypoints %v: it may %s %s: %v", wanted, verb, resource, !wanted)
+				}
+			}
+		}
+		if can["delete horizontalpodautoscalers"] != wanted || !can["patch gateways/status"] || !can["patch gatewayclasses/status"] || !can["create gatewayclasses"] || !can["watch services"] {
+			t.Errorf("waypoints %v: rights are %v", wanted, can)
+		}
+		env := one[appsv1.Deployment](t, objects, "Deployment", "heddle-operator").Spec.Template.Spec.Containers[0].Env
+		if told := slices.ContainsFunc(env, func(e corev1.EnvVar) bool { return strings.HasPrefix(e.Name, "HEDDLE_WAYPOINT_") }); told != wanted {
+			t.Errorf("waypoints %v: the operator is told of their image: %v", wanted, told)
+		}
+	}
+}
+
+// TestWaypointImage: the operator is told what waypoints are run from, by variables of
+// which one that knows no waypoints takes no notice.
+func TestWaypointImage(t *testing.T) {
+	source, err := os.ReadFile("../../../heddle-operator/main.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest := "sha256:" + strings.Repeat("ab", 32)
+	for setting, want := range map[string]string{"image.tag=v2": "ghcr.io/heddle-mesh/heddle-waypoint:v2", "image.digests.waypoint=" + digest: "ghcr.io/heddle-mesh/heddle-waypoint@" + digest} {
+		env := one[appsv1.Deployment](t, render(t, setting, "image.pullSecrets[0].name=a", "image.pullSecrets[1].name=b", "operator.waypoints.canaryImage=registry.example/next:1"), "Deployment", "heddle-operator").Spec.Template.Spec.Containers[0].Env
+		for name, value := range map[string]string{"HEDDLE_WAYPOINT_IMAGE": want, "HEDDLE_WAYPOINT_PULL_POLICY": "IfNotPresent", "HEDDLE_WAYPOINT_PULL_SECRETS": "a,b",
+			"HEDDLE_WAYPOINT_CANARY_IMAGE": "registry.example/next:1"} {
+			if !slices.Contains(env, corev1.EnvVar{Name: name, Value: value}) {
+				t.Errorf("%s: %s is not %s in %+v", setting, name, value, env)
+			}
+			if flag := "--" + strings.ToLower(strings.ReplaceAll(strings.TrimPrefix(name, "HEDDLE_"), "_", "-")); !known(string(source), flag) {
+				t.Errorf("heddle-operator has no %s", flag)
 			}
 		}
 	}

@@ -81,6 +81,15 @@ func (o *Options) Config() (*rest.Config, error) {
 	return cfg, nil
 }
 
+// CurrentNamespace returns the namespace of the context that is meant, as kubectl has it.
+func (o *Options) CurrentNamespace() string {
+	namespace, _, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(o.rules(), &clientcmd.ConfigOverrides{CurrentContext: o.Context}).Namespace()
+	if err != nil {
+		return metav1.NamespaceDefault // connecting says what is wrong
+	}
+	return namespace
+}
+
 // Cluster is an API server.
 type Cluster struct {
 	// Core has the kinds of Kubernetes itself.

@@ -27,7 +27,7 @@ import (
 // what is wrong: the error matches admin.ErrUnreachable.
 func (c *Cluster) Dial(ctx context.Context, p Program) (*admin.Client, error) {
 	if p.Why != "" {
-		return nil, fmt.Errorf("%w: %s; remedy: kubectl -n %s describe pod %s", admin.ErrUnreachable, p.Why, c.namespace, p.Pod)
+		return nil, fmt.Errorf("%w: %s; remedy: kubectl -n %s describe pod %s", admin.ErrUnreachable, p.Why, p.Namespace, p.Pod)
 	}
 	first, err := c.pipe(ctx, p)
 	if err != nil {
@@ -99,7 +99,7 @@ func (c *Cluster) pipe(ctx context.Context, p Program) (net.Conn, error) {
 // executor runs a command in a program's container: over a websocket, or SPDY
 // where the API server, or a proxy before it, does not speak websockets.
 func (c *Cluster) executor(p Program, command []string) (remotecommand.Executor, error) {
-	url := c.Core.CoreV1().RESTClient().Post().Resource("pods").Namespace(c.namespace).Name(p.Pod).SubResource("exec").
+	url := c.Core.CoreV1().RESTClient().Post().Resource("pods").Namespace(p.Namespace).Name(p.Pod).SubResource("exec").
 		VersionedParams(&corev1.PodExecOptions{Container: p.Kind, Command: command, Stdin: true, Stdout: true, Stderr: true}, scheme.ParameterCodec).URL()
 	cfg := c.Config()
 	cfg.Timeout = 0 // a connection lives for as long as it is needed
@@ -128,7 +128,7 @@ func (c *Cluster) whyNot(p Program, err error, complaint string) error {
 	case complaint != "":
 		return fmt.Errorf("%w: pod %s: %s", admin.ErrUnreachable, p.Pod, complaint)
 	}
-	return fmt.Errorf("%w: %w", admin.ErrUnreachable, c.Explain("execute a command in pod "+c.namespace+"/"+p.Pod, err))
+	return fmt.Errorf("%w: %w", admin.ErrUnreachable, c.Explain("execute a command in pod "+p.Namespace+"/"+p.Pod, err))
 }
 
 // execConn is a net.Conn of a command's standard input and output.

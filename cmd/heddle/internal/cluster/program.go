@@ -15,12 +15,15 @@ import (
 const (
 	Agent    = "agent"
 	Operator = "operator"
+	Waypoint = "waypoint"
 )
 
 // Program is a pod with an admin socket.
 type Program struct {
-	// Kind is Agent or Operator, and the container's name.
-	Kind, Pod, Node string
+	// Kind is Agent, Operator or Waypoint, and the container's name.
+	Kind, Namespace, Pod, Node string
+	// Gateway is the name of a waypoint's; "" of others.
+	Gateway string
 	// Why is why the pod does not run; "" when it does.
 	Why string
 }
@@ -28,7 +31,7 @@ type Program struct {
 // Agents returns the agent of each node that has one, or of one node only, sorted
 // by node. While one agent takes over from another, both reach the same socket.
 func (c *Cluster) Agents(ctx context.Context, node string) ([]Program, error) {
-	pods, err := c.programs(ctx, Agent, node)
+	pods, err := c.programs(ctx, Agent, c.namespace, node)
 	if err != nil {
 		return nil, err
 	}
@@ -42,19 +45,23 @@ func (c *Cluster) Agents(ctx context.Context, node string) ([]Program, error) {
 
 // Operators returns the operator's replicas, sorted by name.
 func (c *Cluster) Operators(ctx context.Context) ([]Program, error) {
-	pods, err := c.programs(ctx, Operator, "")
+	pods, err := c.programs(ctx, Operator, c.namespace, "")
 	slices.SortFunc(pods, func(a, b corev1.Pod) int { return cmp.Compare(a.Name, b.Name) })
 	return programsOf(Operator, pods), err
 }
 
-func (c *Cluster) programs(ctx context.Context, kind, node string) ([]corev1.Pod, error) {
+func (c *Cluster) programs(ctx context.Context, kind, namespace, node string) ([]corev1.Pod, error) {
 	options := metav1.ListOptions{LabelSelector: "app.kubernetes.io/part-of=heddle,app.kubernetes.io/component=" + kind}
 	if node != "" {
 		options.FieldSelector = "spec.nodeName=" + node
 	}
-	list, err := c.Core.CoreV1().Pods(c.namespace).List(ctx, options)
+	list, err := c.Core.CoreV1().Pods(namespace).List(ctx, options)
 	if err != nil {
-		return nil, c.Explain("list the pods of namespace "+c.namespace, err)
+		in := "namespace " + namespace
+		if namespace == corev1.NamespaceAll {
+			in = "all namespaces"
+		}
+		return nil, c.Explain("list the pods of "+in, err)
 	}
 	return list.Items, nil
 }
@@ -62,7 +69,7 @@ func (c *Cluster) programs(ctx context.Context, kind, node string) ([]corev1.Pod
 func programsOf(kind string, pods []corev1.Pod) []Program {
 	all := make([]Program, 0, len(pods))
 	for i := range pods {
-		all = append(all, Program{Kind: kind, Pod: pods[i].Name, Node: pods[i].Spec.NodeName, Why: notRunning(&pods[i])})
+		all = append(all, Program{Kind: kind, Namespace: pods[i].Namespace, Pod: pods[i].Name, Node: pods[i].Spec.NodeName, Why: notRunning(&pods[i])})
 	}
 	return all
 }

@@ -31,6 +31,12 @@ type Answer struct {
 	Destination End `json:"destination"`
 	// Route is "workload", "egress", "reject" or "hold".
 	Route string `json:"route"`
+	// Waypoint is NAMESPACE/NAME of the service's waypoint, where the connection goes to
+	// that: the endpoints are its.
+	Waypoint string `json:"waypoint,omitempty"`
+	// Requests are the policies, NAMESPACE/NAME, by which the waypoint judges each request of
+	// the connection: what the verdict is about is the connection alone.
+	Requests []string `json:"requests,omitempty"`
 	// Verdict is "allow", "deny", or "mixed" when endpoints differ; Reason is one
 	// of mesh.Reasons, of the first endpoint that is refused, if one is.
 	Verdict string `json:"verdict"`
@@ -104,7 +110,8 @@ func (a *Answer) Denied() bool { return a.Verdict != "allow" }
 
 // Explain says what happens to a connection of source to destination. A source is
 // NAMESPACE/NAME of a pod or Workload, of a Service (one of its pods), or the
-// beginning of a pod's name; or an address, which may be outside the mesh. A
+// beginning of a pod's name; an address, which may be outside the mesh; or a SPIFFE ID,
+// which may be of another trust domain. A
 // destination is one of these, or a service's host name; with :PORT, which may be
 // left out where a service has one port only. Its errors are about these two.
 func Explain(m *Model, source, destination string) (*Answer, error) {
@@ -132,7 +139,10 @@ func endOf(w *mesh.Workload, addr netip.Addr, port uint16) End {
 		end.Address = addr.String()
 	}
 	if w != nil {
-		end.Workload, end.Node, end.Enrolled = w.Key.String(), w.Node, w.Enrolled
+		end.Node, end.Enrolled = w.Node, w.Enrolled
+		if w.Key != (mesh.Key{}) { // else only its identity is known
+			end.Workload = w.Key.String()
+		}
 		if w.Enrolled { // nothing proves the identity of one that is not
 			end.Identity = w.Identity.String()
 		}
@@ -155,11 +165,18 @@ func namesOf(w *mesh.Workload) string {
 // decide routes the connection, and authorizes it at each of its candidates.
 func (a *Answer) decide(m *Model, src *mesh.Workload, client netip.Addr, target target) {
 	route := m.Route(src, target.address)
+	if src == nil || !src.Enrolled { // nobody on the way takes it to a waypoint
+		route = m.Past(src, target.address)
+	}
 	if target.service != nil && !target.address.Addr().IsValid() {
 		route = headless(m.View, target)
 	}
 	if route.Service != nil {
 		a.Destination.Service = route.Service.Key.String()
+	}
+	behind := netip.AddrPort{}
+	if s := route.Service; s != nil && route.Port == mesh.WaypointPort && (route.Waypoint != nil || route.Reason == mesh.ReasonNoEndpoint) {
+		a.Waypoint, behind = s.Waypoint.String(), target.address
 	}
 	inMesh := src != nil && src.Enrolled
 	a.Reason = route.Reason.String()
@@ -167,10 +184,14 @@ func (a *Answer) decide(m *Model, src *mesh.Workload, client netip.Addr, target 
 	case mesh.RouteWorkload:
 		a.Route = "workload"
 		for _, w := range route.Candidates {
-			a.Endpoints = append(a.Endpoints, m.endpoint(src, client, w, target.address.Addr(), route.PortOf(w)))
+			a.Endpoints = append(a.Endpoints, m.endpoint(src, client, w, target.address.Addr(), route.PortOf(w), behind))
 		}
 		if s := route.Service; s != nil && s.Sticky && len(a.Endpoints) > 1 {
 			a.Notes = append(a.Notes, "the service keeps a client with one of its endpoints (sessionAffinity)")
+		}
+		if a.Waypoint != "" {
+			a.Notes = append(a.Notes, "through waypoint "+a.Waypoint+": policies of the service's own workloads are asked there, about each request; they admit the waypoint")
+			a.requests(m, src, behind)
 		}
 		a.conclude()
 	case mesh.RouteEgress:
@@ -193,6 +214,17 @@ func (a *Answer) decide(m *Model, src *mesh.Workload, client netip.Addr, target 
 	a.Notes = append(append(a.Notes, m.datagrams(src, target, route)...), hint(a)...)
 }
 
+// requests names the policies about requests that are asked at a service's waypoint.
+func (a *Answer) requests(m *Model, src *mesh.Workload, behind netip.AddrPort) {
+	for _, p := range m.Requests(src, behind) {
+		a.Requests = append(a.Requests, p.Key.String())
+	}
+	if len(a.Requests) > 0 {
+		a.Notes = append(a.Notes, "what becomes of a request depends on the request: AuthorizationPolicies about requests are asked at the waypoint: "+strings.Join(a.Requests, ", ")+
+			"; `heddle flows --direction request` shows what it decided")
+	}
+}
+
 // headless routes to the endpoints of a service without an address, as its name
 // is resolved to them.
 func headless(view *mesh.View, t target) mesh.Route {
@@ -206,8 +238,9 @@ func headless(view *mesh.View, t target) mesh.Route {
 	return route
 }
 
-// endpoint is what becomes of the connection at one workload.
-func (m *Model) endpoint(src *mesh.Workload, client netip.Addr, w *mesh.Workload, dialled netip.Addr, port uint16) Endpoint {
+// endpoint is what becomes of the connection at one workload; behind is the service's
+// address and port that a waypoint is asked for.
+func (m *Model) endpoint(src *mesh.Workload, client netip.Addr, w *mesh.Workload, dialled netip.Addr, port uint16, behind netip.AddrPort) Endpoint {
 	addr, ok := w.AddressFor(dialled, src)
 	e := Endpoint{End: endOf(w, addr, port), Path: PathRefused, Verdict: "deny"}
 	if !ok {
@@ -234,7 +267,7 @@ func (m *Model) endpoint(src *mesh.Workload, client netip.Addr, w *mesh.Workload
 		}
 		return e
 	}
-	m.authorize(&e, src, client, w, addr)
+	m.authorize(&e, src, client, w, addr, behind)
 	return e
 }
 
@@ -289,10 +322,10 @@ func (m *Model) saysOfUDP(service, at mesh.Key) bool {
 }
 
 // authorize is what the endpoint's own agent says.
-func (m *Model) authorize(e *Endpoint, src *mesh.Workload, client netip.Addr, w *mesh.Workload, addr netip.Addr) {
+func (m *Model) authorize(e *Endpoint, src *mesh.Workload, client netip.Addr, w *mesh.Workload, addr netip.Addr, behind netip.AddrPort) {
 	port := e.Port
 	e.Mode = w.ModeOf(port).String()
-	connection := mesh.Connection{Source: client, Destination: w, Port: port}
+	connection := mesh.Connection{Source: client, Destination: w, Port: port, Behind: behind}
 	path := PathPlaintext
 	if src != nil && src.Enrolled {
 		connection.Peer = src.Identity
@@ -360,11 +393,21 @@ func hint(a *Answer) []string {
 			}
 		}
 		return []string{fmt.Sprintf("no rule of %s admits it: add one that names the source and the port", strings.Join(allowing, ", "))}
+	case mesh.ReasonForeignIdentity.String():
+		return []string{"an identity of another trust domain is let in by an ALLOW policy that names it, in from.identities, and by nothing else"}
+	case mesh.ReasonNotFederated.String():
+		return []string{"spec.federation of the Mesh does not have the source's trust domain: its certificates are not believed"}
+	case mesh.ReasonRequestUnseen.String():
+		return []string{"AuthorizationPolicy " + e.Policy + " is about requests, which nobody sees on this connection: connect to the address of a Service that is behind a waypoint (the label heddle.dev/waypoint), not to the pod's own"}
 	case mesh.ReasonPolicyDeny.String():
 		return []string{"AuthorizationPolicy " + e.Policy + " is to DENY it"}
 	case mesh.ReasonServicePortUndefined.String():
 		return []string{"the service has no such port"}
 	case mesh.ReasonNoEndpoint.String():
+		if a.Waypoint != "" {
+			return []string{"the service is reached through waypoint " + a.Waypoint + ", of which no enrolled pod is ready, or which is not there: `kubectl get pods` with the selector of its Service says; " +
+				`heddle.dev/waypoint-bypass: "true" on the Service or its namespace would let connections past it`}
+		}
 		return []string{"no pod of the service is ready, or none has a port of the name that the target is: `kubectl get pods` with its selector says which", "connections of pods in the mesh are refused at once, in the kernel (connection refused)"}
 	case mesh.ReasonEgressDenied.String():
 		return []string{"spec.egress of the Mesh refuses plaintext for the source's namespace"}

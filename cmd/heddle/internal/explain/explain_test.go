@@ -38,6 +38,7 @@ spec:
   egress: {namespaces: [{namespace: bank, mode: DENY}]}
   dns: {mode: CAPTURE, namespaces: [{namespace: bank, mode: DIRECT}]}
   revokedIdentities: ["spiffe://m/ns/shop/sa/stolen"]
+  federation: [{trustDomain: other, endpoint: "https://other/", profile: https_web}]
 ---
 {apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {heddle.dev/mesh: enabled}}}
 ---
@@ -57,7 +58,7 @@ spec:
 ---
 {apiVersion: heddle.dev/v1alpha1, kind: PeerAuthentication, metadata: {namespace: shop, name: web}, spec: {selector: {matchLabels: {app: web}}, portModes: [{port: 8080, mode: PERMISSIVE}]}}
 ---
-{apiVersion: heddle.dev/v1alpha1, kind: AuthorizationPolicy, metadata: {namespace: shop, name: db-only-web}, spec: {selector: {matchLabels: {app: db}}, rules: [{from: [{identities: ["spiffe://m/ns/none/sa/x"]}]}, {from: [{identities: ["spiffe://m/ns/shop/sa/web"]}], to: [{ports: [3306]}]}]}}
+{apiVersion: heddle.dev/v1alpha1, kind: AuthorizationPolicy, metadata: {namespace: shop, name: db-only-web}, spec: {selector: {matchLabels: {app: db}}, rules: [{from: [{identities: ["spiffe://m/ns/none/sa/x"]}]}, {from: [{identities: ["spiffe://m/ns/shop/sa/web"]}], to: [{ports: [3306]}]}, {from: [{identities: ["spiffe://other/front"]}]}]}}
 ---
 {apiVersion: heddle.dev/v1alpha1, kind: AuthorizationPolicy, metadata: {namespace: shop, name: not-two}, spec: {selector: {matchLabels: {name: db-2}}, action: DENY, rules: [{from: [{namespaces: [shop]}], to: [{ports: [3306]}]}]}}
 ---
@@ -102,6 +103,10 @@ func TestExplain(t *testing.T) {
 		{"shop/two", "bank/ledger:80", "allow", "bank/ledger tunnel STRICT allow NoPolicy", ""},
 		{"bank/ledger", "10.96.0.2:80", "allow", "shop/web-1 tunnel PERMISSIVE allow NoPolicy audited shop/seen", ""},
 		{"shop/stolen", "bank/ledger:80", "deny", "bank/ledger refused STRICT deny IdentityRevoked", "spec.revokedIdentities"},
+		{"spiffe://other/front", "shop/db-1:3306", "allow", "shop/db-1 tunnel STRICT allow PolicyAllow shop/db-only-web[2]", "of another trust domain"},
+		{"spiffe://other/front", "bank/ledger:80", "deny", "bank/ledger refused STRICT deny ForeignIdentity", "an ALLOW policy that names it"},
+		{"spiffe://third/front", "shop/db-1:3306", "deny", "shop/db-1 refused STRICT deny NotFederated", "spec.federation"},
+		{"spiffe://m/ns/shop/sa/web", "shop/db-1:3306", "allow", "shop/db-1 splice STRICT allow PolicyAllow shop/db-only-web[1]", "shop/web-1 is taken"},
 		{"plain/old", "shop/db-1:3306", "deny", "shop/db-1 refused STRICT deny StrictPlaintext", "enroll the source"},
 		{"plain/old", "shop/two:80", "allow", "shop/web-1 plaintext PERMISSIVE allow Permissive audited shop/seen", ""},
 		{"192.0.2.7", "shop/two:80", "allow", "shop/web-1 plaintext PERMISSIVE allow Permissive audited shop/seen", "a client outside the mesh"},

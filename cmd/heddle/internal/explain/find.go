@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
@@ -21,6 +23,9 @@ func findSource(view *mesh.View, text string) (src *mesh.Workload, client netip.
 			return w, addr.Unmap(), "", nil
 		}
 		return nil, addr.Unmap(), "no workload has the address of the source: it is taken for a client outside the mesh", nil
+	}
+	if strings.HasPrefix(text, "spiffe://") {
+		return identified(view, text)
 	}
 	key, err := parseKey(text)
 	if err != nil {
@@ -38,6 +43,25 @@ func findSource(view *mesh.View, text string) (src *mesh.Workload, client netip.
 		client = src.Addresses[0]
 	}
 	return src, client, note, nil
+}
+
+// identified finds a workload that has an identity. One of another trust domain is anywhere:
+// it has no address that a policy could name.
+func identified(view *mesh.View, text string) (src *mesh.Workload, client netip.Addr, note string, err error) {
+	id, err := spiffeid.FromString(text)
+	if err != nil {
+		return nil, client, "", fmt.Errorf("source %q: %w", text, err)
+	}
+	if view.Foreign(id) {
+		return &mesh.Workload{Identity: id, Enrolled: true, Addresses: []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}}, client,
+			"the source is of another trust domain: what its own mesh says of it is not known here, nor its address", nil
+	}
+	for _, w := range view.Workloads() {
+		if w.Identity == id && w.Enrolled && len(w.Addresses) > 0 {
+			return w, w.Addresses[0], fmt.Sprintf("the source is whoever has the identity: %s is taken", w.Key), nil
+		}
+	}
+	return nil, client, "", fmt.Errorf("source %s: no workload of the mesh has this identity", id)
 }
 
 // workloadsOf returns the workload of a name, or those of a service, or those
@@ -66,7 +90,7 @@ func workloadsOf(view *mesh.View, key mesh.Key) []*mesh.Workload {
 func parseKey(text string) (mesh.Key, error) {
 	namespace, name, ok := strings.Cut(text, "/")
 	if !ok || namespace == "" || name == "" || strings.Contains(name, "/") {
-		return mesh.Key{}, fmt.Errorf("%q: write NAMESPACE/NAME, or an IP address", text)
+		return mesh.Key{}, fmt.Errorf("%q: write NAMESPACE/NAME, an IP address, or the SPIFFE ID of a source", text)
 	}
 	return mesh.Key{Namespace: namespace, Name: name}, nil
 }

@@ -117,6 +117,8 @@ func (e *End) describe() string {
 	case e.Workload != "":
 		name = e.Workload
 		parts = append(parts, e.Address)
+	case e.Address == "": // all that is known of one of another trust domain
+		name = e.Identity
 	}
 	if e.Port != 0 {
 		name += fmt.Sprintf(" port %d", e.Port)
@@ -125,7 +127,7 @@ func (e *End) describe() string {
 		parts = append(parts, "node "+e.Node)
 	}
 	switch {
-	case e.Identity != "":
+	case e.Identity != "" && name != e.Identity:
 		parts = append(parts, e.Identity)
 	case e.Workload != "":
 		parts = append(parts, "not in the mesh")

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -50,9 +51,26 @@ func (w Written) Model() (*Model, error) {
 func (m *Model) Refused() []*kube.Problem { return m.refused }
 
 // At is what becomes of a connection to one workload. A nil src is a client that the
-// mesh does not know, which only its address tells.
-func (m *Model) At(src *mesh.Workload, client netip.Addr, w *mesh.Workload, port uint16) Endpoint {
-	return m.endpoint(src, client, w, netip.Addr{}, port)
+// mesh does not know, which only its address tells. Behind is the address and port of a
+// service for which the workload is asked as its waypoint; zero for itself.
+func (m *Model) At(src *mesh.Workload, client netip.Addr, w *mesh.Workload, port uint16, behind netip.AddrPort) Endpoint {
+	if behind.IsValid() {
+		port = mesh.WaypointPort
+	}
+	return m.endpoint(src, client, w, netip.Addr{}, port, behind)
+}
+
+// Requests are the policies about requests of the workloads that a service has behind
+// its waypoint, which is asked for its address and port: on what these say of a connection,
+// its requests decide.
+func (m *Model) Requests(src *mesh.Workload, behind netip.AddrPort) (found []*mesh.Policy) {
+	workloads := m.Past(src, behind).Candidates
+	for _, p := range m.Policies() {
+		if p.Action != mesh.ActionAudit && p.AboutRequests() && slices.ContainsFunc(workloads, func(w *mesh.Workload) bool { return p.Selects(w.Namespace, w.Labels) }) {
+			found = append(found, p)
+		}
+	}
+	return found
 }
 
 // Out is what becomes of a connection to an address that was no workload's.

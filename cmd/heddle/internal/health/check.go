@@ -21,6 +21,8 @@ type Finding struct {
 	OK     bool   `json:"ok"`
 	Detail string `json:"detail,omitempty"`
 	Remedy string `json:"remedy,omitempty"`
+	// Warning is of what is not OK and yet in nothing's way: an installation goes on.
+	Warning bool `json:"warning,omitempty"`
 }
 
 // Report collects findings; New makes one.
@@ -41,6 +43,12 @@ func (r *Report) Good(part, name, format string, args ...any) {
 func (r *Report) Bad(part, name, detail, remedy string) {
 	r.OK = false
 	r.Findings = append(r.Findings, Finding{Part: part, Name: name, Detail: detail, Remedy: remedy})
+}
+
+// Warn adds what is not well, and stands in nothing's way.
+func (r *Report) Warn(part, name, detail, remedy string) {
+	r.Bad(part, name, detail, remedy)
+	r.Findings[len(r.Findings)-1].Warning = true
 }
 
 // Machine looks at what every agent of this machine needs.
@@ -193,12 +201,40 @@ func (r *Report) Operator(part string, state *meshpb.OperatorState, err error) {
 		if !n.GetConnected() && c.GetSource() == "kubernetes" {
 			continue // to another replica, or its agent says why not
 		}
+		if detail := Behind(n); detail != "" {
+			r.Bad(part, "node "+n.GetName(), detail, "look at its agent's log, and at the load of the node; what it has applied stays in force there")
+			continue
+		}
 		if n.GetConnected() {
 			r.Good(part, "node "+n.GetName(), "connected, applied epoch %d of %d", n.GetEpoch(), c.GetEpoch())
 		} else {
 			r.Bad(part, "node "+n.GetName(), strings.TrimSuffix("not connected: "+n.GetError(), ": "), "start its agent")
 		}
 	}
+	for _, w := range state.GetWaypoints() {
+		if w.GetError() == "" {
+			r.Good(part, "waypoint "+w.GetName(), "connected, applied epoch %d of %d", w.GetEpoch(), c.GetEpoch())
+		} else {
+			r.Bad(part, "waypoint "+w.GetName(), "refused the newest configuration: "+w.GetError(), "mend what it names; until then it goes by what was good before")
+		}
+	}
+}
+
+// LongBehind is for how long an agent may lack something until that is called not well.
+const LongBehind = time.Minute
+
+// Behind says that an agent has been behind for too long, and why it says it is; "" when it
+// has not, or is not connected.
+func Behind(n *meshpb.OperatorNode) string {
+	lag := time.Duration(n.GetBehindNs())
+	if !n.GetConnected() || lag <= LongBehind {
+		return ""
+	}
+	detail := fmt.Sprintf("has not applied what was published %s ago; it is at epoch %d", lag.Round(time.Second), n.GetEpoch())
+	if n.GetError() != "" {
+		detail += ": " + n.GetError()
+	}
+	return detail
 }
 
 // slowAPIServer is from when an API server is called slow.

@@ -66,3 +66,42 @@ func TestRefusedObjectsAreNotWell(t *testing.T) {
 		t.Errorf("well %v; refused %+v, warnings %+v", r.OK, refused, warnings)
 	}
 }
+
+// TestBehindIsNotWell: an agent may be behind for a minute, and while it is connected.
+func TestBehindIsNotWell(t *testing.T) {
+	r := New()
+	hour := int64(time.Hour)
+	r.Operator("operator", &meshpb.OperatorState{Configuration: &meshpb.OperatorConfiguration{Epoch: 5, Source: "kubernetes"}, Nodes: []*meshpb.OperatorNode{
+		{Name: "n1", Connected: true, Epoch: 4, BehindNs: hour}, {Name: "n2", Connected: true, Epoch: 4, BehindNs: int64(time.Minute)},
+		{Name: "n3", BehindNs: hour}, {Name: "n4", Connected: true, Epoch: 3, BehindNs: hour, Error: "is older"}}}, nil)
+	found := map[string]Finding{}
+	for _, f := range r.Findings {
+		found[f.Name] = f
+	}
+	for node, want := range map[string]Finding{
+		"n1": {Detail: "has not applied what was published 1h0m0s ago; it is at epoch 4"},
+		"n2": {OK: true, Detail: "connected, applied epoch 4 of 5"}, "n3": {},
+		"n4": {Detail: "has not applied what was published 1h0m0s ago; it is at epoch 3: is older"},
+	} {
+		if f := found["node "+node]; f.OK != want.OK || f.Detail != want.Detail || want.Detail != "" && !f.OK && f.Remedy == "" {
+			t.Errorf("%s: %+v", node, f)
+		}
+	}
+}
+
+// TestWaypointsAreToldOf: what one has refused is not well, and what it goes by is said.
+func TestWaypointsAreToldOf(t *testing.T) {
+	r := New()
+	r.Operator("operator", &meshpb.OperatorState{Configuration: &meshpb.OperatorConfiguration{Epoch: 5}, Waypoints: []*meshpb.OperatorNode{
+		{Name: "shop/gate/a", Connected: true, Epoch: 5}, {Name: "shop/gate/b", Connected: true, Epoch: 4, Error: "no such route"}}}, nil)
+	found := map[string]Finding{}
+	for _, f := range r.Findings {
+		found[f.Name] = f
+	}
+	if f := found["waypoint shop/gate/a"]; !f.OK || f.Detail != "connected, applied epoch 5 of 5" {
+		t.Errorf("%+v", f)
+	}
+	if f := found["waypoint shop/gate/b"]; r.OK || f.OK || !strings.Contains(f.Detail, "no such route") || f.Remedy == "" {
+		t.Errorf("%+v", f)
+	}
+}

@@ -58,7 +58,23 @@ func releaseOf(version string) (of [2]int, ok bool) {
 	return of, errs[0] == nil && errs[1] == nil
 }
 
-// TooFar says what is wrong when versions are further apart than one release, which
+// MajorStep reports whether versions are of two releases, and the newer one is the first of
+// the next major version. Whether there was one between them, no version says.
+func (v Versions) MajorStep() bool {
+	releases := map[[2]int]bool{}
+	for version := range v {
+		if of, ok := releaseOf(version); ok {
+			releases[of] = true
+		}
+	}
+	if len(releases) != 2 {
+		return false
+	}
+	two := slices.SortedFunc(maps.Keys(releases), func(a, b [2]int) int { return slices.Compare(a[:], b[:]) })
+	return two[1] == [2]int{two[0][0] + 1, 0}
+}
+
+// TooFar says what is wrong when versions are known to be further apart than one release, which
 // is as far as their programs were tested to understand each other; "" is nothing.
 func (v Versions) TooFar() (detail, remedy string) {
 	var all [][2]int
@@ -72,7 +88,7 @@ func (v Versions) TooFar() (detail, remedy string) {
 	}
 	order := func(a, b [2]int) int { return slices.Compare(a[:], b[:]) }
 	oldest, newest := slices.MinFunc(all, order), slices.MaxFunc(all, order)
-	if oldest[0] == newest[0] && newest[1]-oldest[1] <= 1 {
+	if oldest[0] == newest[0] && newest[1]-oldest[1] <= 1 || v.MajorStep() {
 		return "", ""
 	}
 	return "further apart than one release: " + v.String(),

@@ -2,9 +2,12 @@ package install
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -14,6 +17,8 @@ import (
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/chart"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/cluster"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/health"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/install/gatewayapi"
 )
 
 // command is one run of install, upgrade or uninstall.
@@ -25,7 +30,9 @@ type command struct {
 	values, settings []string
 	dryRun, output   string
 	wait             time.Duration
+	force            bool
 	forceConflicts   bool
+	gatewayAPI       bool
 	removal          Removal
 }
 
@@ -41,7 +48,15 @@ func Commands(out, log io.Writer, version string) []*cobra.Command {
 		Long: `Put Heddle on a cluster by server-side apply: definitions, the namespace
 heddle-system, the operator, and an agent on every node; and wait until they are
 healthy. Nothing is enrolled by it. It can be repeated: what is so already is
-left as it is.`,
+left as it is.
+
+First it looks, as ` + "`heddle check --cluster`" + ` does, for what would break: rights,
+kernels, the pods' network, other meshes, versions. If there is anything, it says
+so with the remedy, and stops with exit status 1, before it changes anything;
+--force goes on. Warnings, such as of what you may not look at, stop nothing.
+--dry-run=server stops likewise. --dry-run says what it finds, and prints all the
+same; given mesh.clusterRanges, it needs no cluster, and looks at one only if
+--context or --kubeconfig names it.`,
 		Example: `  heddle install
   heddle install --set mesh.trustDomain=example.org --dry-run=server
   heddle install --dry-run -o yaml > heddle.yaml`,
@@ -51,7 +66,11 @@ left as it is.`,
 		Use: "upgrade", Args: cobra.NoArgs, Short: "Bring Heddle on a Kubernetes cluster to this program's version",
 		Long: `Bring what ` + "`heddle install`" + ` made to this program's version, or to other
 values. Values of the last time hold unless they are given anew. Agents are
-replaced node by node; each takes its connections over from the old one.`,
+replaced node by node; each takes its connections over from the old one.
+
+First it looks for what would break, as ` + "`heddle install`" + ` does, and stops when there
+is anything, unless --force: also when the version that is there, or that of a
+single node, is more than one release away. Go from release to release then.`,
 		Example: `  heddle upgrade
   heddle upgrade --set operator.replicas=3`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.apply(cmd, true) },
@@ -86,6 +105,8 @@ func (c *command) registerApply(flags *pflag.FlagSet) {
 	flags.StringArrayVar(&c.values, "values", nil, "file of values; may be repeated")
 	flags.StringVar(&c.dryRun, "dry-run", "none", "client: print what would be applied; server: show the difference to what is there")
 	flags.StringVarP(&c.output, "output", "o", "", "yaml or json: print what is applied")
+	flags.BoolVar(&c.gatewayAPI, "gateway-api", false, "bring the definitions of the Gateway API, too, which waypoints need, where they are not there or are older; they stay when Heddle goes")
+	flags.BoolVar(&c.force, "force", false, "go on although something was found that would break; it is said")
 	flags.BoolVar(&c.forceConflicts, "force-conflicts", false, "take fields back that others have changed")
 }
 
@@ -95,12 +116,15 @@ func (c *command) request() (Request, error) {
 		return Request{}, err
 	}
 	return Request{
-		Namespace: c.Namespace, Version: c.version, Values: values, ForceConflicts: c.forceConflicts, Wait: c.wait, Progress: c.log,
+		Namespace: c.Namespace, Version: c.version, Values: values, ForceConflicts: c.forceConflicts, GatewayAPI: c.gatewayAPI, Wait: c.wait, Progress: c.log,
 	}, c.valid("client", "server")
 }
 
-// valid checks the flags that take words.
+// valid checks the flags that take words, and the wait.
 func (c *command) valid(dryRuns ...string) error {
+	if c.wait < 0 {
+		return fmt.Errorf("%w: --wait %s: use a duration such as 5m, or 0 not to wait", chart.ErrValues, c.wait)
+	}
 	for _, flag := range []struct {
 		name, value string
 		words       []string
@@ -116,31 +140,36 @@ func (c *command) valid(dryRuns ...string) error {
 	return nil
 }
 
+// refuseMoot refuses flags that would do nothing in a dry run of a kind.
+func (c *command) refuseMoot(given *pflag.FlagSet, moot map[string][]string) error {
+	for _, name := range moot[c.dryRun] {
+		if given.Changed(name) {
+			return fmt.Errorf("%w: --%s does nothing with --dry-run=%s: leave one of them out", chart.ErrValues, name, c.dryRun)
+		}
+	}
+	return nil
+}
+
 func (c *command) apply(cmd *cobra.Command, upgrade bool) error {
 	request, err := c.request()
+	if err == nil {
+		err = c.refuseMoot(cmd.Flags(), map[string][]string{"client": {"wait", "force-conflicts"}, "server": {"wait", "output"}})
+	}
 	if err != nil {
 		return err
 	}
-	if c.dryRun == "client" && !upgrade && !chart.Unset(request.Values, "mesh", "clusterRanges") {
-		// All that a cluster would have said was given.
-		rendered, err := Render(request, "")
-		if err != nil {
-			return err
-		}
-		return c.print(rendered.All(), cmp.Or(c.output, "yaml"))
+	if c.dryRun == "client" {
+		return c.dryRunClient(cmd.Context(), request, upgrade)
 	}
 	cluster, err := Connect(c.Kubeconfig, c.Context)
 	if err != nil {
 		return err
 	}
-	rendered, err := cluster.Prepare(cmd.Context(), request, upgrade)
+	rendered, err := c.prepare(cmd.Context(), cluster, request, upgrade)
 	if err != nil {
 		return err
 	}
-	switch c.dryRun {
-	case "client":
-		return c.print(rendered.All(), cmp.Or(c.output, "yaml"))
-	case "server":
+	if c.dryRun == "server" {
 		text, err := cluster.Diff(cmd.Context(), request, rendered)
 		if err != nil {
 			return err
@@ -158,8 +187,119 @@ func (c *command) apply(cmd *cobra.Command, upgrade bool) error {
 	return err
 }
 
+// dryRunClient prints what would be applied. What stands in the way is said, and stops
+// nothing, and no right to write is asked for. Where all that a cluster would have said was
+// given, none is needed, and only one that is named is asked.
+func (c *command) dryRunClient(ctx context.Context, request Request, upgrade bool) error {
+	if upgrade || chart.Unset(request.Values, "mesh", "clusterRanges") {
+		cluster, err := Connect(c.Kubeconfig, c.Context)
+		if err != nil {
+			return err
+		}
+		rendered, err := cluster.Prepare(ctx, request, upgrade)
+		if err != nil {
+			return err
+		}
+		c.advise(ctx, cluster, request, rendered)
+		return c.printAll(rendered)
+	}
+	rendered, err := Render(request, "")
+	if err != nil {
+		return err
+	}
+	if !c.Given() {
+		request.say("no cluster was looked at: --context or --kubeconfig names one")
+	} else if cluster, err := Connect(c.Kubeconfig, c.Context); err != nil {
+		request.say("no cluster was looked at: %v", err)
+	} else {
+		c.advise(ctx, cluster, request, rendered)
+	}
+	return c.printAll(rendered)
+}
+
+// advise says what stands in the way.
+func (c *command) advise(ctx context.Context, cluster *Cluster, request Request, rendered *Rendered) {
+	found := health.New()
+	if err := cluster.Preflight(ctx, request, rendered, found); err != nil {
+		request.say("not all was looked at: %v", err)
+	}
+	if inTheWay := c.tell(found); len(inTheWay) > 0 && !c.force {
+		request.say("%s: would stop this, if it were no dry run, unless --force", strings.Join(inTheWay, ", "))
+	}
+}
+
+// prepare looks for what stands in the way, and renders. Rights come first: without them
+// there is little else that can be looked at.
+func (c *command) prepare(ctx context.Context, cluster *Cluster, request Request, upgrade bool) (*Rendered, error) {
+	rights, found := health.New(), health.New()
+	err := cluster.Rights(ctx, request, rights)
+	if err == nil {
+		err = c.goOn(rights)
+	}
+	if err != nil {
+		return nil, err
+	}
+	rendered, err := cluster.Prepare(ctx, request, upgrade)
+	if err == nil {
+		err = cluster.Preflight(ctx, request, rendered, found)
+	}
+	if err == nil {
+		err = c.goOn(found)
+	}
+	return rendered, err
+}
+
+// tell says what is not well, and returns the names of what stands in the way.
+func (c *command) tell(found *health.Report) (inTheWay []string) {
+	for _, f := range found.Findings {
+		if f.OK {
+			continue
+		}
+		mark := "warn"
+		if !f.Warning {
+			mark = "fail"
+			inTheWay = append(inTheWay, f.Part+" "+f.Name)
+		}
+		// As of progress: nobody is there to be told that nobody can be told.
+		_, _ = fmt.Fprintf(c.log, "%s  %-9s %s: %s\n                → %s\n", mark, f.Part, f.Name, f.Detail, f.Remedy)
+	}
+	return inTheWay
+}
+
+// goOn says what is not well, and is an error when that stands in the way. With -o json the
+// whole report is what comes out then, as of `heddle check`.
+func (c *command) goOn(found *health.Report) error {
+	inTheWay := c.tell(found)
+	switch {
+	case len(inTheWay) == 0:
+		return nil
+	case c.force:
+		_, err := fmt.Fprintln(c.log, "going on by --force")
+		return err
+	}
+	err := fmt.Errorf("%s: %w; remedy: do what is said there, or go on in spite of it with --force", strings.Join(inTheWay, ", "), ErrPreflight)
+	if c.output == "json" {
+		return errors.Join(c.json(found), err)
+	}
+	return err
+}
+
+// printAll prints what would be applied.
+func (c *command) printAll(rendered *Rendered) error {
+	var definitions []*unstructured.Unstructured
+	var err error
+	if c.gatewayAPI {
+		definitions, err = gatewayapi.Definitions()
+	}
+	return errors.Join(err, c.print(append(definitions, rendered.All()...), cmp.Or(c.output, "yaml")))
+}
+
 func (c *command) uninstall(cmd *cobra.Command) error {
-	if err := c.valid("client"); err != nil {
+	err := c.valid("client")
+	if err == nil {
+		err = c.refuseMoot(cmd.Flags(), map[string][]string{"client": {"wait"}})
+	}
+	if err != nil {
 		return err
 	}
 	cluster, err := Connect(c.Kubeconfig, c.Context)
@@ -190,9 +330,7 @@ func (c *command) print(objects []*unstructured.Unstructured, format string) err
 		for i, o := range objects {
 			items[i] = o.Object
 		}
-		enc := json.NewEncoder(c.out)
-		enc.SetIndent("", "  ")
-		return enc.Encode(map[string]any{"apiVersion": "v1", "kind": "List", "items": items})
+		return c.json(map[string]any{"apiVersion": "v1", "kind": "List", "items": items})
 	}
 	for _, o := range objects {
 		text, err := yaml.Marshal(o.Object)
@@ -204,4 +342,11 @@ func (c *command) print(objects []*unstructured.Unstructured, format string) err
 		}
 	}
 	return nil
+}
+
+// json writes a document.
+func (c *command) json(v any) error {
+	enc := json.NewEncoder(c.out)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
 }

@@ -10,31 +10,47 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/yaml"
+
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/install/gatewayapi"
 )
 
 // Diff asks the API server what applying would change, and returns it as a
 // unified diff; "" when nothing. Nothing is changed.
 func (c *Cluster) Diff(ctx context.Context, r Request, rendered *Rendered) (string, error) {
 	var out strings.Builder
-	for _, o := range rendered.All() {
-		before, err := c.get(ctx, o.GroupVersionKind(), o.GetNamespace(), o.GetName())
-		if err != nil {
-			return "", err
-		}
-		after, _, err := c.applyKeeping(ctx, o, applying{force: r.ForceConflicts, dryRun: true, given: rendered.given})
-		if meta.IsNoMatchError(err) || before == nil && apierrors.IsNotFound(err) {
-			after, err = o, nil // its definition, or its namespace, is not there yet
-		}
-		if err != nil {
-			return "", err
-		}
-		text, err := difference(refOf(o), before, after)
-		if err != nil {
-			return "", err
-		}
+	add := func(o *unstructured.Unstructured, force bool) error {
+		text, err := c.differs(ctx, o, applying{force: force, dryRun: true, given: rendered.given})
 		out.WriteString(text)
+		return err
+	}
+	if r.GatewayAPI {
+		brings := gatewayapi.Cluster{Get: c.get, List: c.list, Bring: func(_ context.Context, o *unstructured.Unstructured) error { return add(o, true) }}
+		if err := brings.Apply(ctx, func(string, ...any) {}); err != nil {
+			return "", err
+		}
+	}
+	for _, o := range rendered.All() {
+		if err := add(o, r.ForceConflicts); err != nil {
+			return "", err
+		}
 	}
 	return out.String(), nil
+}
+
+// differs returns what applying one object would change.
+func (c *Cluster) differs(ctx context.Context, o *unstructured.Unstructured, how applying) (string, error) {
+	before, err := c.get(ctx, o.GroupVersionKind(), o.GetNamespace(), o.GetName())
+	if err != nil {
+		return "", err
+	}
+	after, _, err := c.applyKeeping(ctx, o, how)
+	if meta.IsNoMatchError(err) || before == nil && apierrors.IsNotFound(err) {
+		after, err = o, nil // its definition, or its namespace, is not there yet
+	}
+	if err != nil {
+		return "", err
+	}
+	return difference(refOf(o), before, after)
 }
 
 func difference(name ref, before, after *unstructured.Unstructured) (string, error) {

@@ -13,8 +13,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/chart"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/install/gatewayapi"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/install/keep"
-	"github.com/heddle-mesh/heddle/cmd/heddle/internal/onemesh"
 )
 
 // Request says what to install or upgrade.
@@ -24,6 +24,9 @@ type Request struct {
 	Values    map[string]any // over those of the chart, and of the last installation
 	// ForceConflicts takes fields back that others have changed.
 	ForceConflicts bool
+	// GatewayAPI brings the definitions of the Gateway API, too, where they are not there or
+	// are older.
+	GatewayAPI bool
 	// Wait bounds the wait until everything is healthy; 0 does not wait.
 	Wait time.Duration
 	// Progress gets a line for each thing that was done or is waited for.
@@ -93,7 +96,7 @@ func (c *Cluster) Prepare(ctx context.Context, r Request, upgrade bool) (*Render
 		return nil, err
 	}
 	if !upgrade {
-		if err := c.oneMesh().Refuse(ctx, r.Namespace); err != nil {
+		if err := c.looked().RefuseAnother(ctx, r.Namespace); err != nil {
 			return nil, err
 		}
 	}
@@ -139,8 +142,10 @@ func (c *Cluster) Prepare(ctx context.Context, r Request, upgrade bool) (*Render
 	return rendered, nil
 }
 
-func (c *Cluster) oneMesh() onemesh.Cluster {
-	return onemesh.Cluster{List: c.list, Get: c.get, Record: recordName, Label: managedBy + "=" + chart.Service}
+func (c *Cluster) gatewayAPI(r Request) gatewayapi.Cluster {
+	return gatewayapi.Cluster{Get: c.get, List: c.list, Bring: func(ctx context.Context, o *unstructured.Unstructured) error {
+		return c.bring(ctx, r, o, applying{force: true})
+	}}
 }
 
 // refuseForeign refuses to take over what someone else installed.
@@ -168,6 +173,11 @@ func (c *Cluster) Apply(ctx context.Context, r Request, rendered *Rendered) erro
 	wanted, err := c.owned(ctx, rendered)
 	if err != nil {
 		return err
+	}
+	if r.GatewayAPI {
+		if err := c.gatewayAPI(r).Apply(ctx, r.say); err != nil {
+			return err
+		}
 	}
 	written := false
 	for _, o := range rendered.All() {

@@ -3,6 +3,7 @@ package install
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -164,6 +165,7 @@ func TestLifeOnAnAPIServer(t *testing.T) {
 		t.Errorf("a dry run after installing shows\n%s", out)
 	}
 	w.patchedMesh()
+	w.skips()
 	w.upgrade()
 	w.uninstall(before)
 }
@@ -227,7 +229,7 @@ func (w *world) upgrade() {
 	w.must("upgrade", "--set", "operator.replicas=3", "--set", "mesh.create=false", "--wait", "0")
 	w.must("upgrade", "--wait", "0", "--set", "image.tag=v2")
 	o, err := w.get(t.Context(), apps("Deployment"), chart.Namespace, "heddle-operator")
-	if err != nil || number(o, "spec", "replicas") != 3 || !strings.Contains(fmt.Sprint(o.Object), "/heddle-operator:v2") {
+	if err != nil || health.Number(o, "spec", "replicas") != 3 || !strings.Contains(fmt.Sprint(o.Object), "/heddle-operator:v2") {
 		t.Errorf("values of the last time are forgotten: %v", err)
 	}
 	if !w.has(schema.GroupVersionKind{Group: "heddle.dev", Version: "v1alpha1", Kind: "Mesh"}, "", "default") {
@@ -252,6 +254,65 @@ func (w *world) upgrade() {
 	w.must("upgrade", "--wait", "10s")
 }
 
+// inTheWay: what would break stops an installation, and a dry run, before anything is made,
+// and so does a lack of rights.
+func (w *world) inTheWay() {
+	t := w.t
+	t.Helper()
+	before := w.everything()
+	ranges := []string{"--set", "mesh.clusterRanges={10.0.0.0/8}"}
+	for _, how := range [][]string{{"--wait", "0"}, {"--dry-run=server"}, {"-o", "json", "--wait", "0"}} {
+		args := append(append([]string{"install", "--kubeconfig", w.config}, ranges...), how...)
+		out, log, err := heddle(t.Context(), args...)
+		if !errors.Is(err, ErrPreflight) || !strings.Contains(err.Error(), "old kernel") || !strings.Contains(err.Error(), "--force") || !strings.Contains(log, "fail  old       kernel: 5.15.0-91 is too old") || !strings.Contains(log, "→ boot the node") {
+			t.Errorf("install %v: %v\n%s%s", how, err, out, log)
+		}
+		report := health.New()
+		if how[0] != "-o" {
+			if out != "" {
+				t.Errorf("install %v prints\n%s", how, out)
+			}
+		} else if err := json.Unmarshal([]byte(out), report); err != nil || report.OK || len(report.Findings) < 4 {
+			t.Errorf("as JSON: %v\n%s", err, out)
+		}
+	}
+	_, log, err := heddle(t.Context(), append([]string{"install", "--kubeconfig", w.config, "--context", "guest", "--dry-run=server"}, ranges...)...)
+	if !errors.Is(err, ErrPreflight) || !strings.Contains(log, "you may not write") {
+		t.Errorf("a guest: %v\n%s", err, log)
+	}
+	if after := w.everything(); !slices.Equal(before, after) {
+		t.Errorf("made: %v; before: %v", after, before)
+	}
+}
+
+// skips: an upgrade over more than one release is refused, with the way to go.
+func (w *world) skips() {
+	t := w.t
+	t.Helper()
+	last, err := w.readRecord(t.Context(), chart.Namespace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	was := last.Version
+	last.Version = "0.9.0"
+	if err := w.writeRecord(t.Context(), chart.Namespace, last); err != nil {
+		t.Fatal(err)
+	}
+	for _, how := range []string{"--wait=0", "--dry-run=server"} {
+		_, log, err := heddle(t.Context(), "upgrade", how, "--kubeconfig", w.config)
+		if !errors.Is(err, ErrPreflight) || !strings.Contains(log, "further apart than one release: "+was+" (to come), 0.9.0 (on record)") || !strings.Contains(log, "one release after the other") {
+			t.Errorf("upgrade %s over eight releases: %v\n%s", how, err, log)
+		}
+	}
+	if now, err := w.readRecord(t.Context(), chart.Namespace); err != nil || now.Version != "0.9.0" {
+		t.Errorf("a refused upgrade was begun: %v, %v", now, err)
+	}
+	w.must("upgrade", "--wait", "0", "--force")
+	if now, err := w.readRecord(t.Context(), chart.Namespace); err != nil || now.Version != was {
+		t.Errorf("--force did not go on: %v, %v", now, err)
+	}
+}
+
 func (w *world) agentsReady() {
 	w.status(apps("DaemonSet"), chart.Namespace, "heddle-agent", `{"observedGeneration":100,"desiredNumberScheduled":1,"currentNumberScheduled":1,"numberMisscheduled":0,"numberReady":1,"numberAvailable":1,"updatedNumberScheduled":1}`)
 }
@@ -262,6 +323,10 @@ func (w *world) uninstall(before []string) {
 	w.put(`{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {heddle.dev/mesh: enabled}}}`)
 	w.put(`{apiVersion: v1, kind: Secret, metadata: {name: heddle-ca, namespace: heddle-system}}`)
 	w.refused("Namespace shop; remedy", "uninstall")
+	w.refused("Namespace shop; remedy", "uninstall", "--dry-run")
+	if out, _ := w.must("uninstall", "--dry-run", "--force"); !strings.HasPrefix(out, "DaemonSet heddle-system/heddle-agent\n") {
+		t.Errorf("uninstalling by force would delete\n%s", out)
+	}
 	w.put(`{apiVersion: v1, kind: Namespace, metadata: {name: shop}}`)
 	w.status(apps("DaemonSet"), chart.Namespace, "heddle-agent", `{"numberAvailable":0}`)
 	w.refused("heddle-agent --cni-uninstall", "uninstall")
@@ -300,7 +365,7 @@ func (w *world) leaves() {
 	if err != nil || agent == nil {
 		w.t.Fatalf("the DaemonSet, which nobody finishes deleting: %v, %v", agent, err)
 	}
-	container := maps(agent, "spec", "template", "spec", "containers")[0]
+	container := health.Objects(agent, "spec", "template", "spec", "containers")[0]
 	args := fmt.Sprint(container["args"])
 	if !strings.Contains(args, "--uninstall-on-exit") || strings.Contains(args, "cni-conf-dir") || !strings.Contains(args, "--cni-socket") {
 		w.t.Errorf("the last agents' flags: %s", args)
@@ -350,7 +415,7 @@ func TestRightsAndCheckOnAnAPIServer(t *testing.T) {
 	w.put(`{apiVersion: v1, kind: Node, metadata: {name: old}}`)
 	w.status(core("Node"), "", "old", `{"nodeInfo":{"kernelVersion":"5.15.0-91","operatingSystem":"linux","machineID":"","systemUUID":"","bootID":"","osImage":"","containerRuntimeVersion":"","kubeletVersion":"","kubeProxyVersion":"","architecture":""}}`)
 	w.put(`{apiVersion: v1, kind: Namespace, metadata: {name: heddle-system, labels: {pod-security.kubernetes.io/enforce: restricted}}}`)
-	w.put(`{apiVersion: v1, kind: ConfigMap, metadata: {name: cilium-config, namespace: kube-system}, data: {kube-proxy-replacement: "true"}}`)
+	w.put(`{apiVersion: v1, kind: ConfigMap, metadata: {name: cilium-config, namespace: kube-system}, data: {kube-proxy-replacement: "true", cni-exclusive: "true"}}`)
 	w.put(`{apiVersion: apps/v1, kind: DaemonSet, metadata: {name: cilium, namespace: kube-system}, spec: {selector: {matchLabels: {a: b}}, template: {metadata: {labels: {a: b}}, spec: {containers: [{name: c, image: i}]}}}}`)
 	r = health.New()
 	if err := w.Check(t.Context(), "", r); err != nil {
@@ -370,8 +435,12 @@ func TestRightsAndCheckOnAnAPIServer(t *testing.T) {
 	if len(bad) != 4 {
 		t.Errorf("%d findings:\n%s", len(bad), strings.Join(bad, "\n"))
 	}
+	w.inTheWay()
+	w.dryRunsOfAClient()
 	// Installing into a namespace that someone made labels it, and leaves it.
-	w.must("install", "--wait", "0", "--set", "mesh.clusterRanges={10.0.0.0/8}")
+	if _, log := w.must("install", "--wait", "0", "--set", "mesh.clusterRanges={10.0.0.0/8}", "--force"); !strings.Contains(log, "5.15.0-91 is too old") || !strings.Contains(log, "going on by --force") {
+		t.Errorf("progress:\n%s", log)
+	}
 	w.must("uninstall", "--wait", "0", "--crds")
 	if ns, err := w.get(t.Context(), core("Namespace"), "", chart.Namespace); err != nil || ns == nil || ns.GetDeletionTimestamp() != nil || ns.GetLabels()["pod-security.kubernetes.io/enforce"] != "privileged" {
 		t.Errorf("the namespace that was there before: %v, %v", ns, err)
@@ -471,7 +540,10 @@ func TestDocumentedCommands(t *testing.T) {
 			}
 			command, _, _ = strings.Cut(command, " > ")
 			args := strings.Fields(strings.ReplaceAll(strings.ReplaceAll(command, "values.yaml", values), "'", ""))
-			w.must(append(args, "--wait", "0")...)
+			if !strings.Contains(command, "--dry-run") {
+				args = append(args, "--wait", "0")
+			}
+			w.must(args...)
 			ran++
 		}
 	}
@@ -488,7 +560,10 @@ func TestUnreachable(t *testing.T) {
 			t.Errorf("%v: %v", args, err)
 		}
 	}
-	for _, args := range [][]string{{"install", "--set", "x"}, {"install", "--dry-run=maybe"}, {"install", "-o", "xml"}, {"uninstall", "--dry-run=server"}} {
+	for _, args := range [][]string{{"install", "--set", "x"}, {"install", "--dry-run=maybe"}, {"install", "-o", "xml"}, {"uninstall", "--dry-run=server"},
+		// What would do nothing, or mean nothing.
+		{"install", "--dry-run", "--wait", "1m"}, {"install", "--dry-run=server", "--wait", "1m"}, {"upgrade", "--dry-run", "--force-conflicts"},
+		{"install", "--dry-run=server", "-o", "yaml"}, {"uninstall", "--dry-run", "--wait", "1m"}, {"install", "--wait", "-1s"}, {"uninstall", "--wait", "-1s"}} {
 		if _, _, err := heddle(t.Context(), args...); !errors.Is(err, chart.ErrValues) {
 			t.Errorf("%v: %v", args, err)
 		}

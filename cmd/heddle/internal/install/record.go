@@ -147,7 +147,7 @@ func (c *Cluster) remove(ctx context.Context, r ref) (bool, error) {
 	if object == nil || err != nil {
 		return false, err
 	}
-	ours := object.GetLabels()[managedBy] == chart.Service || r.Kind == "CustomResourceDefinition" || slices.Contains(operators(r.Namespace), r)
+	ours := object.GetLabels()[managedBy] == chart.Service || r.Kind == "CustomResourceDefinition" || r == waypointClass() || slices.Contains(operators(r.Namespace), r)
 	if by := object.GetLabels()[managedBy]; !ours {
 		return false, fmt.Errorf("delete %s: its label %s is %q, so it is someone else's by now; remedy: delete it yourself, or give it the label %s", r, managedBy, by, chart.Service)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/api/v1alpha1"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/chart"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/health"
 )
 
 // Removal says how to uninstall.
@@ -25,11 +26,15 @@ type Removal struct {
 	Definitions bool
 }
 
-// Planned returns what Uninstall would delete, in that order, as text.
+// Planned returns what Uninstall would delete, in that order, as text. It refuses what
+// Uninstall would.
 func (c *Cluster) Planned(ctx context.Context, namespace string, how Removal) ([]string, error) {
 	namespace = cmp.Or(namespace, chart.Namespace)
 	last, err := c.installed(ctx, namespace)
 	if err != nil {
+		return nil, err
+	}
+	if err := c.refuseEnrolled(ctx, how); err != nil {
 		return nil, err
 	}
 	var lines []string
@@ -47,18 +52,32 @@ func (c *Cluster) installed(ctx context.Context, namespace string) (*record, err
 	return last, err
 }
 
+// waypointClass is what operators make where the cluster has the kind.
+func waypointClass() ref {
+	return ref{Group: "gateway.networking.k8s.io", Version: "v1", Kind: "GatewayClass", Name: v1alpha1.ClassWaypoint}
+}
+
+// routeShards is how many ConfigMaps operators keep routes in, see operator/routing.
+const routeShards = 8
+
 // operators are what operators make in their namespace, and what ends with them.
 func operators(namespace string) []ref {
-	return []ref{
+	all := []ref{
 		{Version: "v1", Kind: "Secret", Namespace: namespace, Name: "heddle-ca"},
 		{Version: "v1", Kind: "ConfigMap", Namespace: namespace, Name: "heddle-roots"},
+		{Version: "v1", Kind: "ConfigMap", Namespace: namespace, Name: "heddle-federation"},
 		{Group: "coordination.k8s.io", Version: "v1", Kind: "Lease", Namespace: namespace, Name: "heddle-operator"},
+		{Version: "v1", Kind: "ConfigMap", Namespace: namespace, Name: "heddle-waypoints"},
 	}
+	for i := range routeShards {
+		all = append(all, ref{Version: "v1", Kind: "ConfigMap", Namespace: namespace, Name: fmt.Sprintf("heddle-routes-%d", i)})
+	}
+	return all
 }
 
 // doomed are the objects to delete, what needs others before them.
 func doomed(namespace string, last *record, how Removal) []ref {
-	all := operators(namespace)
+	all := append(operators(namespace), waypointClass())
 	for _, r := range slices.Backward(last.Objects) {
 		if !isData(r) || how.Definitions {
 			all = append(all, r)
@@ -72,7 +91,7 @@ func doomed(namespace string, last *record, how Removal) []ref {
 
 func ending(r ref) int {
 	switch {
-	case slices.Contains(operators(r.Namespace), r):
+	case r == waypointClass() || slices.Contains(operators(r.Namespace), r):
 		return 1
 	case r.Kind == "CustomResourceDefinition":
 		return 2
@@ -90,13 +109,8 @@ func (c *Cluster) Uninstall(ctx context.Context, r Request, how Removal) error {
 	if err != nil {
 		return err
 	}
-	enrolled, err := c.enrolled(ctx)
-	if err != nil {
+	if err := c.refuseEnrolled(ctx, how); err != nil {
 		return err
-	}
-	if len(enrolled) > 0 && !how.Force {
-		return fmt.Errorf("%d are enrolled still: %s; remedy: take the label off with `kubectl label namespace NAME %s-`, or uninstall with --force, which puts their connections back into plaintext",
-			len(enrolled), strings.Join(enrolled, ", "), v1alpha1.LabelMesh)
 	}
 	if err := c.giveBack(ctx, r); err != nil {
 		if !how.Force || ctx.Err() != nil {
@@ -120,6 +134,15 @@ func (c *Cluster) Uninstall(ctx context.Context, r Request, how Removal) error {
 	// The record goes last: until then, the same command goes on from here.
 	_, err = c.remove(ctx, ref{Version: "v1", Kind: "ConfigMap", Namespace: r.Namespace, Name: recordName})
 	return err
+}
+
+func (c *Cluster) refuseEnrolled(ctx context.Context, how Removal) error {
+	enrolled, err := c.enrolled(ctx)
+	if len(enrolled) == 0 || how.Force || err != nil {
+		return err
+	}
+	return fmt.Errorf("%d are enrolled still: %s; remedy: take the label off with `kubectl label namespace NAME %s-`, waypoints away with `heddle waypoint delete`, or uninstall with --force, which puts their connections back into plaintext",
+		len(enrolled), strings.Join(enrolled, ", "), v1alpha1.LabelMesh)
 }
 
 // enrolled names the namespaces and pods that are enrolled by label.
@@ -151,10 +174,10 @@ var errNoAgent = errors.New("no agent is ready to take heddle-cni out of its nod
 // heddle-cni back.
 func (c *Cluster) giveBack(ctx context.Context, r Request) error {
 	agent, err := c.get(ctx, apps("DaemonSet"), r.Namespace, "heddle-agent")
-	if agent == nil || err != nil || number(agent, "status", "desiredNumberScheduled") == 0 {
+	if agent == nil || err != nil || health.Number(agent, "status", "desiredNumberScheduled") == 0 {
 		return err
 	}
-	if number(agent, "status", "numberAvailable") == 0 {
+	if health.Number(agent, "status", "numberAvailable") == 0 {
 		return errNoAgent
 	}
 	told, err := leaving(agent)
@@ -186,7 +209,7 @@ func leaving(agent *unstructured.Unstructured) (*unstructured.Unstructured, erro
 		return nil, fmt.Errorf("%s: %w", refOf(agent), err)
 	}
 	told.Object["spec"] = spec
-	containers := maps(told, "spec", "template", "spec", "containers")
+	containers := health.Objects(told, "spec", "template", "spec", "containers")
 	for _, container := range containers {
 		if container["name"] != "agent" {
 			continue
@@ -233,10 +256,10 @@ func (c *Cluster) waitGone(ctx context.Context, r Request, deleted []ref) error 
 		var left []string
 		for _, o := range deleted {
 			object, err := c.get(asking, o.kind(), o.Namespace, o.Name)
-			if err != nil && ctx.Err() == nil {
+			if err != nil && !passing(err) && ctx.Err() == nil {
 				return err
 			}
-			if object != nil && object.GetDeletionTimestamp() != nil {
+			if err != nil || object != nil && object.GetDeletionTimestamp() != nil {
 				left = append(left, o.String())
 			}
 		}

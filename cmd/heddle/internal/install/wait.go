@@ -4,12 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"time"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/labels"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
+
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/health"
 )
 
 // waitHealthy waits for what runs.
@@ -48,6 +53,9 @@ func (c *Cluster) waitFor(ctx context.Context, r Request, bound time.Duration, o
 		var now []string
 		for _, o := range objects {
 			lack, err := c.lack(asking, o)
+			if passing(err) {
+				lack, err = "the API server does not answer: "+err.Error(), nil
+			}
 			if err != nil && ctx.Err() == nil {
 				return err
 			}
@@ -77,6 +85,12 @@ func (c *Cluster) waitFor(ctx context.Context, r Request, bound time.Duration, o
 	}
 }
 
+// passing reports whether an error is of an API server that is busy, or away for a moment: who waits asks again.
+func passing(err error) bool {
+	return utilnet.IsTimeout(err) || utilnet.IsConnectionRefused(err) || utilnet.IsConnectionReset(err) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+		apierrors.IsTimeout(err) || apierrors.IsServerTimeout(err) || apierrors.IsTooManyRequests(err) || apierrors.IsServiceUnavailable(err)
+}
+
 // lack says what an object lacks to be healthy; "" when nothing.
 func (c *Cluster) lack(ctx context.Context, wanted *unstructured.Unstructured) (string, error) {
 	o, err := c.get(ctx, wanted.GroupVersionKind(), wanted.GetNamespace(), wanted.GetName())
@@ -86,51 +100,25 @@ func (c *Cluster) lack(ctx context.Context, wanted *unstructured.Unstructured) (
 	if o == nil {
 		return "is gone", nil
 	}
-	lack := ""
+	missing := ""
 	switch o.GetKind() {
 	case "CustomResourceDefinition":
-		if !condition(o, "Established") {
-			lack = "the API server has not established it"
+		if !health.Condition(o, "Established") {
+			missing = "the API server has not established it"
 		}
 	case "Deployment":
-		lack = lackOfDeployment(o)
+		missing = health.LackOfDeployment(o)
 	case "DaemonSet":
-		lack = lackOfDaemonSet(o)
+		missing = health.LackOfDaemonSet(o)
 	}
-	if lack == "" || o.GetKind() == "CustomResourceDefinition" {
-		return lack, nil
+	if missing == "" || o.GetKind() == "CustomResourceDefinition" {
+		return missing, nil
 	}
 	why, err := c.stuckPods(ctx, o)
 	if err != nil || why == "" {
-		return lack, err
+		return missing, err
 	}
-	return lack + " (" + why + ")", nil
-}
-
-func lackOfDeployment(o *unstructured.Unstructured) string {
-	wanted := number(o, "spec", "replicas")
-	switch updated, available, all := number(o, "status", "updatedReplicas"), number(o, "status", "availableReplicas"), number(o, "status", "replicas"); {
-	case number(o, "status", "observedGeneration") < o.GetGeneration():
-		return "not looked at yet"
-	case updated < wanted || available < wanted:
-		return fmt.Sprintf("%d of %d replicas are new, %d are ready", updated, wanted, available)
-	case all > updated:
-		return fmt.Sprintf("%d old replicas are going", all-updated)
-	}
-	return ""
-}
-
-func lackOfDaemonSet(o *unstructured.Unstructured) string {
-	wanted := number(o, "status", "desiredNumberScheduled")
-	switch updated, available := number(o, "status", "updatedNumberScheduled"), number(o, "status", "numberAvailable"); {
-	case number(o, "status", "observedGeneration") < o.GetGeneration():
-		return "not looked at yet"
-	case wanted == 0:
-		return "no node is to have an agent: agent.nodeSelector selects none of the cluster's nodes (`kubectl get nodes --show-labels`)"
-	case updated < wanted || available < wanted:
-		return fmt.Sprintf("%d of %d nodes have the new agent, on %d one is ready", updated, wanted, available)
-	}
-	return ""
+	return missing + " (" + why + ")", nil
 }
 
 // stuckPods says why pods of a workload do not run.
@@ -145,64 +133,10 @@ func (c *Cluster) stuckPods(ctx context.Context, o *unstructured.Unstructured) (
 	}
 	var reasons []string
 	for i := range pods {
-		if reason := stuck(&pods[i]); reason != "" && !slices.Contains(reasons, reason) {
+		if reason := health.Stuck(&pods[i]); reason != "" && !slices.Contains(reasons, reason) {
 			reasons = append(reasons, reason)
 		}
 	}
 	slices.Sort(reasons)
 	return strings.Join(reasons, ", "), nil
-}
-
-// stuck says why a pod does not run: it cannot be placed, or a container waits.
-func stuck(pod *unstructured.Unstructured) string {
-	for _, c := range maps(pod, "status", "conditions") {
-		if c["type"] == "PodScheduled" && c["status"] == "False" {
-			return fmt.Sprint(c["message"])
-		}
-	}
-	for _, status := range maps(pod, "status", "containerStatuses") {
-		waiting, found, err := unstructured.NestedMap(status, "state", "waiting")
-		if err != nil || !found || waiting["reason"] == "ContainerCreating" {
-			continue // it is no more than on its way
-		}
-		reason := fmt.Sprint(waiting["reason"])
-		if strings.Contains(reason, "Image") {
-			reason += fmt.Sprintf(" of %v: set image.registry and image.tag, or load the image onto the nodes", status["image"])
-		}
-		return reason
-	}
-	return ""
-}
-
-func condition(o *unstructured.Unstructured, kind string) bool {
-	for _, c := range maps(o, "status", "conditions") {
-		if c["type"] == kind {
-			return c["status"] == "True"
-		}
-	}
-	return false
-}
-
-// maps returns the objects of a list; what is no object is passed over.
-func maps(o *unstructured.Unstructured, path ...string) []map[string]any {
-	list, _, err := unstructured.NestedSlice(o.Object, path...)
-	if err != nil {
-		return nil // the API server's schema knows better
-	}
-	var out []map[string]any
-	for _, item := range list {
-		if m, ok := item.(map[string]any); ok {
-			out = append(out, m)
-		}
-	}
-	return out
-}
-
-// number returns an integer; 0 where there is none.
-func number(o *unstructured.Unstructured, path ...string) int64 {
-	n, _, err := unstructured.NestedInt64(o.Object, path...)
-	if err != nil {
-		return 0 // the API server's schema knows better
-	}
-	return n
 }

@@ -36,8 +36,9 @@ var ErrUsage = errors.New("usage")
 type Mesh struct {
 	// Name is that of a local mesh, StateDir where those are on record.
 	Name, StateDir string
-	// Socket is the admin socket of one agent, Operator that of the operator.
-	Socket, Operator string
+	// Socket is the admin socket of one agent, Operator that of the operator, Waypoint that of one
+	// waypoint, which is asked beside the agents.
+	Socket, Operator, Waypoint string
 	// Node narrows it to one node.
 	Node string
 	// Timeout bounds the wait for each program.
@@ -55,10 +56,22 @@ func (m *Mesh) Register(flags *pflag.FlagSet) {
 	flags.StringVar(&m.StateDir, "state-dir", local.DefaultStateDir, "folder where local meshes are on record")
 	flags.StringVar(&m.Socket, "socket", "", "admin socket of one agent, in place of a local mesh's")
 	flags.StringVar(&m.Operator, "operator-socket", "", "admin socket of the operator, in place of a local mesh's")
+	flags.StringVar(&m.Waypoint, "waypoint-socket", "", "admin socket of a waypoint of this machine, whose requests are among the flows")
 	flags.StringVar(&m.Node, "node", "", "only this node of the mesh")
 	flags.DurationVar(&m.Timeout, "timeout", 10*time.Second, "how long to wait for each agent and operator")
 	flags.BoolVar(&m.ExperimentalUDP, "experimental-udp", false, "take policies about UDP, as an operator with this flag does")
 	m.Cluster.Register(flags)
+}
+
+// RefuseMoot refuses those of the named flags that were given, since they do nothing with a
+// command, "heddle install": whoever gave one believes otherwise. The error matches ErrUsage.
+func RefuseMoot(given *pflag.FlagSet, with string, names ...string) error {
+	for _, name := range names {
+		if given.Changed(name) {
+			return fmt.Errorf("%w: --%s does nothing with `%s`: leave it out", ErrUsage, name, with)
+		}
+	}
+	return nil
 }
 
 // OnCluster reports whether a Kubernetes cluster is meant: when one is named; or
@@ -101,10 +114,13 @@ func (m *Mesh) Local() (*local.Mesh, error) {
 
 // Target is a program to ask.
 type Target struct {
-	// Node is the program's node, or an operator's pod; "" when not known.
+	// Node is the program's node, or an operator's or a waypoint's pod; "" when not known.
 	Node string
-	// Kind is cluster.Agent or cluster.Operator.
+	// Kind is cluster.Agent, cluster.Operator or cluster.Waypoint.
 	Kind string
+	// Waypoint, NAMESPACE/NAME, is whose a replica of a cluster is: it is believed of that
+	// namespace only. "" is one that is not asked for by a Gateway, or no waypoint.
+	Waypoint string
 	// Dial connects within the Mesh's Timeout; the Client lives on.
 	Dial func(context.Context) (*admin.Client, error)
 }
@@ -206,6 +222,40 @@ func (m *Mesh) agentTarget(c *cluster.Cluster, agent cluster.Program) Target {
 	}}
 }
 
+// Waypoints finds the waypoints that are meant: that of --waypoint-socket, or those of a cluster; none when there are
+// none, or one node is meant. Strangers are pods that would be taken for one by their labels, and are not asked.
+func (m *Mesh) Waypoints(ctx context.Context) (all []Target, strangers []cluster.Stranger, err error) {
+	switch {
+	case m.Waypoint != "":
+		return []Target{socketTarget(cluster.Waypoint, "", m.Waypoint)}, nil, nil
+	case m.Node != "" || !m.OnCluster():
+		return nil, nil, nil
+	}
+	c, err := cluster.Connect(m.Cluster)
+	if err != nil {
+		return nil, nil, err
+	}
+	replicas, strangers, err := c.Waypoints(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, replica := range replicas {
+		t := m.podTarget(c, replica, replica.Namespace+"/"+replica.Pod)
+		t.Waypoint = replica.Namespace + "/" + replica.Gateway
+		all = append(all, t)
+	}
+	return all, strangers, nil
+}
+
+// podTarget is a pod that none takes the place of.
+func (m *Mesh) podTarget(c *cluster.Cluster, p cluster.Program, name string) Target {
+	return Target{Node: name, Kind: p.Kind, Dial: func(ctx context.Context) (*admin.Client, error) {
+		ctx, cancel := context.WithTimeout(ctx, m.Timeout)
+		defer cancel()
+		return c.Dial(ctx, p)
+	}}
+}
+
 // Operators finds the operators that are meant; none when this machine, or the
 // cluster, has none.
 func (m *Mesh) Operators(ctx context.Context) ([]Target, error) {
@@ -225,11 +275,7 @@ func (m *Mesh) Operators(ctx context.Context) ([]Target, error) {
 	}
 	all := make([]Target, 0, len(replicas))
 	for _, replica := range replicas {
-		all = append(all, Target{Node: replica.Pod, Kind: cluster.Operator, Dial: func(ctx context.Context) (*admin.Client, error) {
-			ctx, cancel := context.WithTimeout(ctx, m.Timeout)
-			defer cancel()
-			return c.Dial(ctx, replica)
-		}})
+		all = append(all, m.podTarget(c, replica, replica.Pod))
 	}
 	return all, nil
 }

@@ -3,6 +3,7 @@ package replay
 import (
 	"net/netip"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain"
@@ -31,6 +32,7 @@ const (
 	unknownClient why = "the client's address was not kept, as there were too many"
 	manyPorts     why = "which ports they went to, or where at all, was not kept, as there were too many"
 	goneClient    why = "the client was in no mesh, and is gone"
+	byRequest     why = "it depends on the request: policies about requests are asked at the waypoint"
 	several       why = "the destination is gone, and those that took its place do not decide alike"
 )
 
@@ -79,6 +81,9 @@ func (j *judge) decide(c *connection) (Decision, why) {
 		if a.Verdict == "mixed" { // some of a service's workloads
 			d.Verdict = "deny"
 		}
+		if len(a.Requests) > 0 && a.Verdict == "allow" {
+			return d, byRequest
+		}
 		for _, e := range a.Endpoints {
 			if e.Verdict == d.Verdict && e.Reason == d.Reason {
 				return decisionOf(&e), judged
@@ -92,9 +97,12 @@ func (j *judge) decide(c *connection) (Decision, why) {
 	}
 	var first Decision
 	for i, w := range servers {
-		e := j.model.At(src, client, w, c.port)
+		behind := j.behind(c, w)
+		e := j.model.At(src, client, w, c.port, behind)
 		d := decisionOf(&e)
 		switch {
+		case j.dependsOnRequest(c, src, d, behind):
+			return d, byRequest
 		case i == 0:
 			first = d
 		case d.Verdict != first.Verdict:
@@ -102,6 +110,31 @@ func (j *judge) decide(c *connection) (Decision, why) {
 		}
 	}
 	return first, judged
+}
+
+// dependsOnRequest reports whether policies about requests are asked at a waypoint: of a connection
+// that went to it, or would go to it, as what went to the service's workloads by its name would.
+func (j *judge) dependsOnRequest(c *connection, src *mesh.Workload, d Decision, behind netip.AddrPort) bool {
+	if behind.IsValid() {
+		return !d.denied() && len(j.model.Requests(src, behind)) > 0
+	}
+	s, ok := j.model.Service(c.service)
+	return ok && s.HasWaypoint() && d.Reason == mesh.ReasonRequestUnseen.String()
+}
+
+// behind returns the address and port of the service for which a connection went to w as
+// its waypoint; zero where it went to w itself.
+func (j *judge) behind(c *connection, w *mesh.Workload) netip.AddrPort {
+	s, ok := j.model.Service(c.service)
+	if !ok || s.Waypoint == (mesh.Key{}) {
+		return netip.AddrPort{}
+	}
+	for _, addr := range slices.Concat(s.Addresses, s.External) {
+		if at := netip.AddrPortFrom(addr, c.port); j.model.Behind(at, w.Key) != nil {
+			return at
+		}
+	}
+	return netip.AddrPort{}
 }
 
 func decisionOf(e *explain.Endpoint) Decision {
@@ -122,7 +155,8 @@ func (j *judge) client(c *connection) (*mesh.Workload, netip.Addr, why) {
 		}
 		return w, addr, judged
 	}
-	known := c.source.workload != (mesh.Key{})
+	// Another mesh's workload may have the name of one of ours.
+	known := c.source.workload != (mesh.Key{}) && !j.model.Foreign(c.source.identity)
 	if known {
 		if w, ok := j.model.Workload(c.source.workload); ok {
 			return of(w)

@@ -98,9 +98,13 @@ func (r *Result) judge(now, then *judge, c *connection) {
 	count := max(c.carried(), c.refused())
 	before, unclear := now.decide(c)
 	var after Decision
-	if unclear == judged {
-		if after, unclear = then.decide(c); unclear == goneServer { // the change takes it away
-			after, unclear = Decision{Verdict: "deny", Reason: mesh.ReasonUnknownDestination.String(), Rule: -1}, judged
+	if unclear == judged || unclear == byRequest {
+		decided, still := then.decide(c)
+		if still == goneServer { // the change takes it away
+			decided, still = Decision{Verdict: "deny", Reason: mesh.ReasonUnknownDestination.String(), Rule: -1}, judged
+		}
+		if after = decided; unclear == judged || still == judged && after.denied() { // whatever its requests are
+			unclear = still
 		}
 	}
 	if unclear != judged {

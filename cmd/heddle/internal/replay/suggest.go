@@ -82,12 +82,16 @@ func Suggest(m *explain.Model, h *History, namespace string, open bool) (*Sugges
 			if len(p.Counts) > maxRules {
 				out.Notes = append(out.Notes, fmt.Sprintf("AuthorizationPolicy %s/%s has more than the %d rules that a cluster takes: split it", namespace, p.Policy.Name, maxRules))
 			}
-		} else if !open {
+		} else if !open && !g.aboutRequests(m) {
 			out.Notes = append(out.Notes, fmt.Sprintf("nobody has reached %s: %s closes it", strings.Join(g.owners, ", "), DefaultDeny))
 		}
 	}
 	for _, p := range m.Policies() {
 		suggested := func(s Suggested) bool { return s.Policy.Name == p.Name }
+		if p.Namespace == namespace && p.AboutRequests() {
+			out.Notes = append(out.Notes, fmt.Sprintf("AuthorizationPolicy %s is about requests, of which connections tell nothing: it stays, and nothing is suggested in its place", p.Key))
+			continue
+		}
 		if p.Namespace == namespace && p.Action == mesh.ActionAllow && !slices.ContainsFunc(out.Policies, suggested) {
 			out.Notes = append(out.Notes, fmt.Sprintf("AuthorizationPolicy %s admits what it did: try to do without, with --delete AuthorizationPolicy/%s", p.Key, p.Key))
 		}
@@ -124,11 +128,24 @@ func admit(j *judge, groups []*selection, c *connection) why {
 	default:
 		return unknownClient
 	}
-	for _, w := range servers {
+	need := func(w *mesh.Workload, port uint16) {
 		for _, g := range groups {
 			if slices.Contains(g.members, w) {
-				g.need(from, c.port, c.carried())
+				g.need(from, port, c.carried())
 			}
+		}
+	}
+	for _, w := range servers {
+		switch behind := j.behind(c, w); {
+		case behind.IsValid(): // the waypoint asks about the client, for one of the service's own
+			past := j.model.Past(src, behind)
+			for _, own := range past.Candidates {
+				need(own, past.PortOf(own))
+			}
+			return judged
+		case src != nil && j.model.SentOn(w, src.Identity, c.port): // nobody asks about the waypoint
+		default:
+			need(w, c.port)
 		}
 	}
 	return judged
@@ -140,6 +157,11 @@ type selection struct {
 	members  []*mesh.Workload
 	selector map[string]string
 	ports    map[client]map[uint16]uint64
+}
+
+// aboutRequests reports whether policies about requests select any of the workloads.
+func (g *selection) aboutRequests(m *explain.Model) bool {
+	return slices.ContainsFunc(g.members, m.View.AboutRequests)
 }
 
 func (g *selection) need(from client, port uint16, count uint64) {

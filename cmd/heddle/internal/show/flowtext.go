@@ -1,10 +1,13 @@
 package show
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
@@ -37,6 +40,24 @@ type FlowJSON struct {
 	Detail    string `json:"detail,omitempty"`
 }
 
+// requestJSON is what is told of a request at a waypoint.
+type requestJSON struct {
+	Method     string `json:"method,omitempty"`
+	Path       string `json:"path,omitempty"`
+	Status     uint32 `json:"status"`
+	Route      string `json:"route,omitempty"`
+	Backend    string `json:"backend,omitempty"`
+	Tries      uint32 `json:"tries"`
+	FirstError string `json:"firstError,omitempty"`
+}
+
+func toRequest(r *meshpb.FlowRequest) *requestJSON {
+	if r == nil {
+		return nil
+	}
+	return &requestJSON{r.GetMethod(), r.GetPath(), r.GetStatus(), r.GetRoute(), r.GetBackend(), r.GetTries(), r.GetFirstError()}
+}
+
 type endpointJSON struct {
 	Workload string `json:"workload,omitempty"`
 	Identity string `json:"identity,omitempty"`
@@ -50,8 +71,10 @@ type timingJSON struct {
 }
 
 type wireJSON struct {
+	Waypoint    string       `json:"waypoint,omitempty"`
 	Retransmits uint32       `json:"retransmits"`
 	Secured     *securedJSON `json:"secured,omitempty"`
+	Request     *requestJSON `json:"request,omitempty"`
 }
 
 // securedJSON is what secures the tunnel connection.
@@ -89,7 +112,7 @@ func ToJSON(f *meshpb.Flow) FlowJSON {
 		Verdict: f.GetVerdict(), Reason: f.GetReason(), Policy: f.GetPolicy(), Rule: f.Rule,
 		BytesSent: f.GetBytesSent(), BytesReceived: f.GetBytesReceived(),
 		Timing:   timingJSON{seconds(f.GetHandshakeNs()), seconds(f.GetConnectNs()), seconds(f.GetRttNs())},
-		wireJSON: wireJSON{f.GetRetransmits(), toSecured(f.GetSecured())}, Transport: f.GetTransport(), Packets: f.GetPackets(), Protocol: f.GetProtocol(), Detail: f.GetDetail(),
+		wireJSON: wireJSON{f.GetWaypoint(), f.GetRetransmits(), toSecured(f.GetSecured()), toRequest(f.GetRequest())}, Transport: f.GetTransport(), Packets: f.GetPackets(), Protocol: f.GetProtocol(), Detail: f.GetDetail(),
 	}
 }
 
@@ -151,10 +174,17 @@ func (p *FlowPrinter) row(f *meshpb.Flow) []Cell {
 	}
 	destination := endText(f.GetDestination())
 	if s := f.GetService(); s != "" && !p.wide {
+		if f.GetWaypoint() != "" {
+			s += " by waypoint"
+		}
 		destination += " (" + s + ")"
 	}
 	if f.GetProtocol() == flow.ProtocolUDP {
 		destination += " UDP"
+	}
+	detail := f.GetDetail()
+	if f.GetRequest() != nil {
+		destination, detail = requestText(f), requestDetail(f.GetRequest())
 	}
 	if f.GetDirection() == "dns" {
 		sent, received = fmt.Sprintf("%d queries", f.GetPackets()), ""
@@ -171,9 +201,35 @@ func (p *FlowPrinter) row(f *meshpb.Flow) []Cell {
 		row = append(row, Text(f.GetNode()), Text(f.GetService()), Text(f.GetSource().GetIdentity()), Text(f.GetDestination().GetIdentity()),
 			Text(Duration(time.Duration(f.GetConnectNs()))), Text(Duration(time.Duration(f.GetHandshakeNs()))),
 			Text(Duration(time.Duration(f.GetRttNs()))), Text(fmt.Sprint(f.GetRetransmits())),
-			Text(f.GetSecured().GetKeyExchange()), Text(certificateText(f.GetSecured())), Text(f.GetDetail()))
+			Text(f.GetSecured().GetKeyExchange()), Text(certificateText(f.GetSecured())), Text(detail))
 	}
 	return row
+}
+
+// requestText is what was asked for and answered, and by whom.
+func requestText(f *meshpb.Flow) string {
+	r := f.GetRequest()
+	text := cmp.Or(r.GetMethod(), "a request") + " " + cmp.Or(r.GetPath(), f.GetService())
+	switch {
+	case flow.IsConnection(r.GetMethod()):
+	case r.GetStatus() == 0:
+		text += " no answer"
+	default:
+		text += fmt.Sprintf(" %d", r.GetStatus())
+	}
+	if r.GetTries() > 1 {
+		text += fmt.Sprintf(" after %d tries", r.GetTries())
+	}
+	if to := endText(f.GetDestination()); to != "" {
+		text += " by " + to
+	}
+	return text
+}
+
+// requestDetail is the route, the backend, and why the first try failed.
+func requestDetail(r *meshpb.FlowRequest) string {
+	parts := slices.DeleteFunc([]string{r.GetRoute(), r.GetBackend(), r.GetFirstError()}, func(s string) bool { return s == "" })
+	return strings.Join(parts, ", ")
 }
 
 // certificateText is the peer's certificate, as `heddle certs` names it, and its end.

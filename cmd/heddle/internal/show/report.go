@@ -9,10 +9,14 @@ import (
 
 // Report prints the findings of a check, each that is not well with its remedy.
 func Report(out io.Writer, color bool, r *health.Report) error {
-	wrong := 0
+	wrong, warned := 0, 0
 	for _, f := range r.Findings {
 		mark := Painted("ok  ", Green, color)
-		if !f.OK {
+		switch {
+		case f.Warning:
+			warned++
+			mark = Painted("warn", Yellow, color)
+		case !f.OK:
 			wrong++
 			mark = Painted("fail", Red, color)
 		}
@@ -26,8 +30,13 @@ func Report(out io.Writer, color bool, r *health.Report) error {
 		}
 	}
 	verdict := Painted("All is well.", Green, color)
-	if wrong > 0 {
+	switch {
+	case wrong > 0 && warned > 0:
+		verdict = Painted(fmt.Sprintf("%d of %d checks failed, %d warned.", wrong, len(r.Findings), warned), Red, color)
+	case wrong > 0:
 		verdict = Painted(fmt.Sprintf("%d of %d checks failed.", wrong, len(r.Findings)), Red, color)
+	case warned > 0:
+		verdict = Painted(fmt.Sprintf("%d of %d checks warned.", warned, len(r.Findings)), Yellow, color)
 	}
 	_, err := fmt.Fprintln(out, verdict)
 	return err

@@ -6,6 +6,7 @@ import (
 	"io"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -62,9 +63,18 @@ func (t *Table) Add(cells ...Cell) {
 		if cells[i].Text == "" {
 			cells[i] = Cell{"-", Dim}
 		}
+		cells[i].Text = strings.Map(printable, cells[i].Text)
 		t.widths[i] = max(t.widths[i], utf8.RuneCountInString(cells[i].Text))
 	}
 	t.rows = append(t.rows, cells)
+}
+
+// printable takes out what a terminal would obey: cells have what others have said.
+func printable(r rune) rune {
+	if unicode.IsPrint(r) {
+		return r
+	}
+	return utf8.RuneError
 }
 
 // Flush prints the header, once, and the rows so far.

@@ -61,8 +61,9 @@ type Node struct {
 	FIPS140   string `json:"fips140,omitempty"`
 	Connected bool   `json:"connected"`
 	Epoch     uint64 `json:"epoch,omitempty"`
-	// LagSeconds is how long ago what the agent has not applied yet was
-	// published; 0 when it has applied the newest that an operator published.
+	// LagSeconds is how long ago the first of what the agent has not applied yet was
+	// published, by the operator that it is connected to; 0 when it has applied all, and
+	// of an agent that is connected to none.
 	LagSeconds  float64 `json:"lagSeconds"`
 	Pods        int     `json:"pods"`
 	Enrolled    int     `json:"enrolled"`
@@ -124,9 +125,9 @@ func Of(ctx context.Context, m *reach.Mesh) (*Summary, error) {
 		return nil, err
 	}
 	s := &Summary{OK: true, Operators: []Operator{}, Nodes: []Node{}, Namespaces: []Namespace{}, Policies: []Policy{}, Problems: []string{}}
-	newest := s.operators(reach.Ask(ctx, m.Timeout, operators, reach.StateAndPolicies))
+	lacking := s.operators(reach.Ask(ctx, m.Timeout, operators, reach.StateAndPolicies))
 	counts := namespaces{}
-	s.nodes(reach.Ask(ctx, m.Timeout, agents, reach.Status), newest, counts)
+	s.nodes(reach.Ask(ctx, m.Timeout, agents, reach.Status), lacking, counts)
 	versions := health.Versions{}
 	for _, o := range s.Operators {
 		versions.Add(o.Version, o.Name)
@@ -163,13 +164,12 @@ func (s *Summary) problem(format string, args ...any) {
 	s.Problems = append(s.Problems, fmt.Sprintf(format, args...))
 }
 
-// published is the newest that an operator has published.
-type published struct {
-	epoch uint64
-	at    time.Time
-}
+// behind is for how long the connected nodes lack some of what their operator has
+// published, by name.
+type behind map[string]time.Duration
 
-func (s *Summary) operators(answers []reach.Answer[*meshpb.OperatorState]) (newest published) {
+func (s *Summary) operators(answers []reach.Answer[*meshpb.OperatorState]) behind {
+	lacking := behind{}
 	for _, answer := range answers {
 		o := Operator{Name: cmp.Or(answer.Target.Node, "operator")}
 		if answer.Err != nil {
@@ -183,10 +183,13 @@ func (s *Summary) operators(answers []reach.Answer[*meshpb.OperatorState]) (newe
 		for _, n := range answer.Value.GetNodes() {
 			if n.GetConnected() {
 				o.Nodes++
+				lacking[n.GetName()] = time.Duration(n.GetBehindNs())
 			}
 		}
-		if o.Epoch > newest.epoch {
-			newest = published{o.Epoch, moment(c.GetAppliedNs())}
+		for _, w := range answer.Value.GetWaypoints() {
+			if w.GetError() != "" {
+				s.problem("waypoint %s refused the newest configuration: %s", w.GetName(), w.GetError())
+			}
 		}
 		if problems := c.GetProblems(); len(problems) > 0 {
 			s.problem("%s: the configuration is refused: %s", o.Name, strings.Join(problems, "; "))
@@ -197,7 +200,7 @@ func (s *Summary) operators(answers []reach.Answer[*meshpb.OperatorState]) (newe
 		s.Operators = append(s.Operators, o)
 		s.policies(answer.Value)
 	}
-	return newest
+	return lacking
 }
 
 // policies takes what the replica that leads says; the others have none.
@@ -232,7 +235,7 @@ func (n namespaces) of(name string) *Namespace {
 	return n[name]
 }
 
-func (s *Summary) nodes(answers []reach.Answer[*meshpb.AgentStatus], newest published, counts namespaces) {
+func (s *Summary) nodes(answers []reach.Answer[*meshpb.AgentStatus], lacking behind, counts namespaces) {
 	for _, answer := range answers {
 		n := Node{Name: cmp.Or(answer.Target.Node, answer.Value.GetNode(), "this")}
 		if answer.Err != nil {
@@ -241,7 +244,7 @@ func (s *Summary) nodes(answers []reach.Answer[*meshpb.AgentStatus], newest publ
 			s.Nodes = append(s.Nodes, n)
 			continue
 		}
-		s.node(&n, answer.Value, newest)
+		s.node(&n, answer.Value, lacking[n.Name])
 		for _, p := range answer.Value.GetPods() {
 			namespace, _, _ := strings.Cut(p.GetWorkload(), "/")
 			count := counts.of(namespace)
@@ -261,7 +264,7 @@ func (s *Summary) nodes(answers []reach.Answer[*meshpb.AgentStatus], newest publ
 	}
 }
 
-func (s *Summary) node(n *Node, status *meshpb.AgentStatus, newest published) {
+func (s *Summary) node(n *Node, status *meshpb.AgentStatus, lag time.Duration) {
 	c := status.GetConfiguration()
 	n.Version, n.FIPS140, n.Connected, n.Epoch, n.Pods = status.GetVersion(), status.GetFips140(), status.GetOperator().GetConnected(), c.GetEpoch(), len(status.GetPods())
 	switch {
@@ -273,8 +276,9 @@ func (s *Summary) node(n *Node, status *meshpb.AgentStatus, newest published) {
 	if !n.Connected {
 		s.problem("node %s is not connected to an operator: %s", n.Name, status.GetOperator().GetError())
 	}
-	if n.Epoch < newest.epoch && !newest.at.IsZero() {
-		n.LagSeconds = max(time.Since(newest.at).Seconds(), 0)
+	// By the operator that it is connected to: an epoch may be newer elsewhere, and say nothing new.
+	if n.LagSeconds = lag.Seconds(); lag > health.LongBehind && n.Connected && c.GetError() == "" {
+		s.problem("node %s has not applied what was published %s ago", n.Name, lag.Round(time.Second))
 	}
 	for _, cert := range status.GetCertificates() {
 		until := moment(cert.GetNotAfterNs())

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
@@ -76,5 +77,49 @@ func TestManyPolicies(t *testing.T) {
 	}
 	if strings.Count(long, "NetworkPolicy") != 100 || strings.Contains(long, "more") {
 		t.Errorf("in full:\n%s", long)
+	}
+}
+
+// TestLag: an agent is behind since the first that it has not applied, by the operator that
+// it is connected to, and not since the newest; that is not well when it lasts.
+func TestLag(t *testing.T) {
+	for _, tc := range []struct {
+		behind    time.Duration // of n1, by the operator
+		published time.Duration // since the newest was
+		epoch     uint64        // of n1
+		from, to  float64       // seconds
+		problem   bool
+	}{
+		{0, time.Hour, 9, 0, 0, false},
+		{5 * time.Second, time.Second, 8, 5, 6, false},
+		{time.Hour, time.Second, 8, 3600, 3601, true},
+		{0, time.Hour, 8, 0, 0, false}, // of another replica, and nothing in it that is new to the node
+	} {
+		s := &Summary{OK: true}
+		lacking := s.operators([]reach.Answer[*meshpb.OperatorState]{
+			{Value: &meshpb.OperatorState{Configuration: &meshpb.OperatorConfiguration{Epoch: 9, AppliedNs: time.Now().Add(-tc.published).UnixNano()},
+				Nodes: []*meshpb.OperatorNode{{Name: "n1", Connected: true, Epoch: tc.epoch, BehindNs: int64(tc.behind)}}}},
+			{Value: &meshpb.OperatorState{Nodes: []*meshpb.OperatorNode{{Name: "n1", BehindNs: int64(24 * time.Hour)}}}}, // which it has left
+		})
+		s.nodes([]reach.Answer[*meshpb.AgentStatus]{{Value: &meshpb.AgentStatus{Node: "n1", Version: "v1", Operator: &meshpb.OperatorStatus{Connected: true},
+			Configuration: &meshpb.ConfigurationStatus{Synced: true, Epoch: tc.epoch}}}}, lacking, namespaces{})
+		if lag := s.Nodes[0].LagSeconds; lag < tc.from || lag > tc.to {
+			t.Errorf("%+v: lag %v s", tc, lag)
+		}
+		want := "node n1 has not applied what was published 1h0m0s ago"
+		if s.OK == tc.problem || tc.problem && (len(s.Problems) != 1 || s.Problems[0] != want) {
+			t.Errorf("%+v: %q", tc, s.Problems)
+		}
+		if out := text(t, s, false); tc.problem && !strings.Contains(out, "not well: "+want) {
+			t.Errorf("%+v: it says\n%s", tc, out)
+		}
+	}
+}
+
+func TestWaypointThatRefuses(t *testing.T) {
+	s := &Summary{OK: true}
+	s.operators([]reach.Answer[*meshpb.OperatorState]{{Value: &meshpb.OperatorState{Waypoints: []*meshpb.OperatorNode{{Name: "shop/gate/a"}, {Name: "shop/gate/b", Error: "no such route"}}}}})
+	if want := "waypoint shop/gate/b refused the newest configuration: no such route"; s.OK || len(s.Problems) != 1 || s.Problems[0] != want {
+		t.Errorf("%q, want %q", s.Problems, want)
 	}
 }

@@ -1,9 +1,8 @@
-package install
+package preflight
 
 import (
 	"context"
 	"fmt"
-	"strings"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -14,7 +13,7 @@ import (
 // network is what makes pods' networks, known by its DaemonSet.
 type network struct{ daemonSet, name string }
 
-func networks() []network {
+func wellKnown() []network {
 	return []network{
 		{"cilium", "Cilium"}, {"calico-node", "Calico"}, {"kindnet", "kindnet"}, {"kube-flannel-ds", "Flannel"}, {"kube-flannel", "Flannel"},
 		{"aws-node", "Amazon VPC CNI"}, {"azure-cns", "Azure CNI"}, {"antrea-agent", "Antrea"}, {"ovnkube-node", "OVN-Kubernetes"},
@@ -22,29 +21,25 @@ func networks() []network {
 	}
 }
 
-// checkNetworks finds out what makes pods' networks, and which of its settings
-// stand in the way.
-func (c *Cluster) checkNetworks(ctx context.Context, _ string, r *health.Report) error {
-	sets, err := c.list(ctx, apps("DaemonSet"), "", "")
+// networks finds out what makes pods' networks, and which of its settings stand in the way
+// on the nodes that get an agent.
+func (c Cluster) networks(ctx context.Context, nodes []node, r *health.Report) error {
+	sets, err := c.List(ctx, apps("DaemonSet"), "", "")
 	if err != nil {
 		return err
 	}
 	found := false
 	for i := range sets {
 		set := &sets[i]
-		for _, n := range networks() {
+		for _, n := range wellKnown() {
 			if set.GetName() != n.daemonSet {
 				continue
 			}
 			found = true
 			r.Good(clusterPart, "network", "%s, of DaemonSet %s/%s", n.name, set.GetNamespace(), set.GetName())
-			if err := c.checkNetwork(ctx, n.name, set.GetNamespace(), r); err != nil {
+			if err := c.checkNetwork(ctx, n.name, set, nodes, r); err != nil {
 				return err
 			}
-		}
-		if set.GetName() == "ztunnel" || set.GetName() == "istio-cni-node" {
-			r.Bad(clusterPart, "other mesh", fmt.Sprintf("Istio's %s runs in namespace %s", set.GetName(), set.GetNamespace()),
-				"never enroll a namespace in both: one that has istio.io/dataplane-mode must not have heddle.dev/mesh")
 		}
 	}
 	if !found {
@@ -53,10 +48,10 @@ func (c *Cluster) checkNetworks(ctx context.Context, _ string, r *health.Report)
 	return nil
 }
 
-func (c *Cluster) checkNetwork(ctx context.Context, name, namespace string, r *health.Report) error {
-	switch name {
+func (c Cluster) checkNetwork(ctx context.Context, name string, set *unstructured.Unstructured, nodes []node, r *health.Report) error {
+	switch namespace := set.GetNamespace(); name {
 	case "Cilium", "GKE Dataplane V2":
-		settings, err := c.get(ctx, core("ConfigMap"), namespace, "cilium-config")
+		settings, err := c.Get(ctx, core("ConfigMap"), namespace, "cilium-config")
 		if settings == nil || err != nil {
 			return err
 		}
@@ -64,42 +59,20 @@ func (c *Cluster) checkNetwork(ctx context.Context, name, namespace string, r *h
 		if err != nil {
 			return fmt.Errorf("ConfigMap %s/cilium-config: %w", namespace, err)
 		}
-		checkCilium(data, namespace, r)
+		mend := ownCilium(namespace)
+		if provided(set) {
+			mend = providedCilium(namespace)
+		}
+		checkCilium(data, mend, nodes, r)
 	case "Calico":
 		kind := schema.GroupVersionKind{Group: "crd.projectcalico.org", Version: "v1", Kind: "FelixConfiguration"}
-		felix, err := c.get(ctx, kind, "", "default")
+		felix, err := c.Get(ctx, kind, "", "default")
 		if felix == nil || err != nil {
 			return err
 		}
 		checkCalico(felix, r)
 	}
 	return nil
-}
-
-// checkCilium looks at the settings of Cilium's agent, by the names of its
-// command-line reference.
-func checkCilium(data map[string]string, namespace string, r *health.Report) {
-	helm := "helm upgrade cilium cilium/cilium --namespace " + namespace + " --reuse-values --set "
-	restart := fmt.Sprintf(" && kubectl -n %s rollout restart daemonset cilium", namespace)
-	replaces := data["kube-proxy-replacement"]
-	socketLB := replaces == "true" || replaces == "strict" || data["bpf-lb-sock"] == "true"
-	switch {
-	case socketLB && data["bpf-lb-sock-hostns-only"] != "true":
-		r.Bad(clusterPart, "Cilium socket LB", "it turns a service's address into a pod's inside connect(), so that the mesh never sees which service was meant",
-			helm+"socketLB.hostNamespaceOnly=true"+restart)
-	case socketLB:
-		r.Good(clusterPart, "Cilium socket LB", "in the nodes' own namespace only")
-	}
-	if data["cni-exclusive"] != "false" {
-		r.Bad(clusterPart, "Cilium CNI", "cni-exclusive takes other plugins out of the chain, and heddle-cni with them",
-			helm+"cni.exclusive=false"+restart)
-	} else {
-		r.Good(clusterPart, "Cilium CNI", "leaves other plugins in the chain")
-	}
-	if mode := data["datapath-mode"]; strings.HasPrefix(mode, "netkit") {
-		r.Bad(clusterPart, "Cilium datapath", mode+": the gate watches the host's end of a pod's veth, and netkit has none: no pod could be enrolled",
-			helm+"bpf.datapathMode=veth"+restart+"; pods that run keep their netkit interface until they are made anew")
-	}
 }
 
 func checkCalico(felix *unstructured.Unstructured, r *health.Report) {
