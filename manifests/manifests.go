@@ -1,5 +1,6 @@
-// Package manifests has what Heddle is on Kubernetes, as one Helm chart: the
-// folder heddle. It decides nothing and renders nothing. The files in plain, and
+// Package manifests has what Heddle is on Kubernetes, as one Helm chart: the folder
+// heddle; and the Gateway API's definitions, which are not Heddle's own. It decides
+// nothing and renders nothing. The files in plain, and
 // kustomization.yaml, are what the chart says with its own values, written by
 // `make generate`; change the chart, not them.
 package manifests
@@ -12,3 +13,9 @@ import "embed"
 //
 //go:embed all:heddle
 var Chart embed.FS
+
+// GatewayAPI has the definitions of the Gateway API's kinds that the operator reads, below
+// the folder gateway-api: as sigs.k8s.io/gateway-api releases them, standard channel.
+//
+//go:embed gateway-api
+var GatewayAPI embed.FS

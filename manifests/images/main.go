@@ -47,6 +47,7 @@ func images() []spec {
 		// heddle-agent installs the heddle-cni that is beside it.
 		{"heddle-agent", "0:0", []string{"heddle-agent", "heddle-cni"}},
 		{"heddle-operator", "65532:65532", []string{"heddle-operator"}},
+		{"heddle-waypoint", "65532:65532", []string{"heddle-waypoint"}},
 	}
 }
 
