@@ -76,15 +76,16 @@ func TestDocumentedConfiguration(t *testing.T) {
 // the reason.
 func notRun() map[string]string {
 	return map[string]string{
-		"make demo":          "CI runs it as a step of its own",
-		"make test":          "this test is part of it",
-		"make ci":            "this test is part of it",
-		"make kernel-matrix": "CI runs it as a step of its own",
-		"make deps":          "CI runs it as a step of its own",
-		"make build":         "the test builds into a folder of its own",
-		"make chaos":         "e2e/chaos and e2e/product run it, with fewer kills and reboots",
-		"make fuzz":          "CI runs it as a step of its own",
-		"make bench":         "takes half an hour; e2e/bench runs a short one of every subject",
+		"make demo":                "CI runs it as a step of its own",
+		"make test":                "this test is part of it",
+		"make ci":                  "this test is part of it",
+		"make kernel-matrix":       "CI runs it as a step of its own",
+		"make deps":                "CI runs it as a step of its own",
+		"make build":               "the test builds into a folder of its own",
+		"make chaos":               "e2e/chaos and e2e/product run it, with fewer kills and reboots",
+		"make fuzz":                "CI runs it as a step of its own",
+		"make gateway-conformance": "e2e/product runs the suite",
+		"make bench":               "takes half an hour; e2e/bench runs a short one of every subject",
 	}
 }
 
@@ -96,6 +97,7 @@ func runElsewhere() map[string]string {
 		"docs/install.md":    "cmd/heddle/internal/install",
 		"docs/simulate.md":   "cmd/heddle, on a mesh",
 		"docs/operations.md": "e2e/controlplane, as a drill of backup and restore",
+		"docs/waypoint.md":   "cmd/heddle-waypoint",
 	}
 }
 

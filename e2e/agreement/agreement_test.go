@@ -155,7 +155,7 @@ func (w *world) datagrams(r *rand.Rand, s *state, view *mesh.View, seen *tally) 
 		return err
 	}
 	for range perUDP {
-		a := asked{udp: true, port: one(r, append(slices.Clone(applicationPorts), 15008)...), source: one(r, w.beside.addresses...)}
+		a := asked{udp: true, port: one(r, append(slices.Clone(applicationPorts), 15008, 15009)...), source: one(r, w.beside.addresses...)}
 		if a.peer = "spiffe://" + trustDomain + "/ns/shop/sa/" + s.client.Spec.ServiceAccount; r.IntN(4) == 0 {
 			a.peer, a.source = "", netip.MustParseAddr(one(r, append(slices.Clone(outsiders), nodes...)...))
 		}

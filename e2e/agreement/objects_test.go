@@ -23,16 +23,16 @@ const trustDomain = "example.org"
 // The words that objects and connections are made of are few, so that rules match often.
 var (
 	applicationPorts = []uint16{80, 443, 8080}
-	policyPorts      = []v1alpha1.Port{80, 443, 8080, 15008}
+	policyPorts      = []v1alpha1.Port{80, 443, 8080, 15008, 15009}
 	identities       = []string{
 		"spiffe://example.org/ns/shop/sa/web", "spiffe://example.org/ns/shop/sa/db", "spiffe://example.org/ns/bank/sa/web",
-		"spiffe://other.org/ns/shop/sa/web", "spiffe://example.org/ns/shop/sa/web/x", "spiffe://example.org/node/n1", "spiffe://example.org",
+		"spiffe://other.org/ns/shop/sa/web", "spiffe://other.org/job", "spiffe://third.org/ns/shop/sa/web", "spiffe://example.org/ns/shop/sa/web/x", "spiffe://example.org/node/n1", "spiffe://example.org",
 		"spiffe://example.org/ns/shop/sa/server",
 	}
 	patterns = []string{
 		"spiffe://example.org/ns/shop/sa/web", "spiffe://example.org/ns/shop/sa/db", "spiffe://example.org/ns/bank/sa/web",
 		"spiffe://example.org/ns/*/sa/web", "spiffe://example.org/ns/shop/sa/*", "spiffe://example.org/ns/*", "spiffe://example.org/*",
-		"spiffe://other.org/*", "spiffe://example.org/*/shop/*/web", "spiffe://example.org/ns/*/sa/web/*", "spiffe://example.org/ns/*/sa/*/x",
+		"spiffe://other.org/*", "spiffe://other.org/ns/shop/sa/web", "spiffe://third.org/*", "spiffe://example.org/*/shop/*/web", "spiffe://example.org/ns/*/sa/web/*", "spiffe://example.org/ns/*/sa/*/x",
 		"spiffe://example.org/ns/shop/*", "spiffe://example.org/node/*", "spiffe://example.org/ns/*/sa/*",
 	}
 	accounts   = []string{"web", "db", "bank/web", "shop/web", "server"}
@@ -69,6 +69,9 @@ func generate(r *rand.Rand, server, client placed) *state {
 	s.mesh.Spec.Defaults.PeerAuthentication = one(r, "", v1alpha1.PeerAuthenticationStrict, v1alpha1.PeerAuthenticationPermissive)
 	if r.IntN(4) == 0 {
 		s.mesh.Spec.RevokedIdentities = []string{one(r, identities...)}
+	}
+	if r.IntN(2) == 0 {
+		s.mesh.Spec.Federation = []v1alpha1.FederatedDomain{{TrustDomain: "other.org", Endpoint: "https://bundle.other.org", Profile: v1alpha1.FederationWeb}}
 	}
 	s.server = server.workload("server", "server")
 	s.server.Labels = map[string]string{"app": one(r, "web", "db")}
@@ -252,6 +255,11 @@ type asked struct {
 	udp     bool // a datagram; peer is then whose address source is
 }
 
+// foreign is of another trust domain.
+func (a asked) foreign() bool {
+	return a.peer != "" && !strings.HasPrefix(a.peer+"/", "spiffe://"+trustDomain+"/")
+}
+
 func (a asked) String() string {
 	who := a.peer
 	if a.udp {
@@ -325,7 +333,9 @@ func (s *state) decide(a asked) mesh.Decision {
 	switch {
 	case a.peer != "" && (revoked(a.peer) || revoked(server)):
 		return no(mesh.ReasonIdentityRevoked)
-	case slices.Contains([]uint16{15001, 15006, 15008, 15053}, a.port):
+	case a.foreign() && !slices.ContainsFunc(s.mesh.Spec.Federation, func(d v1alpha1.FederatedDomain) bool { return strings.HasPrefix(a.peer, "spiffe://"+d.TrustDomain+"/") }):
+		return no(mesh.ReasonNotFederated)
+	case slices.Contains([]uint16{15001, 15006, 15008, 15009, 15053}, a.port):
 		return no(mesh.ReasonReservedPort)
 	case s.probe(a):
 		return mesh.Decision{Verdict: mesh.VerdictAllow, Reason: mesh.ReasonProbe, Rule: -1}
@@ -342,6 +352,8 @@ func (s *state) decide(a asked) mesh.Decision {
 		d = mesh.Decision{Reason: mesh.ReasonPolicyDeny, Policy: key(by), Rule: rule}
 	} else if by, rule := s.first(a, v1alpha1.ActionAllow); by != nil {
 		d = mesh.Decision{Verdict: mesh.VerdictAllow, Reason: mesh.ReasonPolicyAllow, Policy: key(by), Rule: rule}
+	} else if a.foreign() {
+		d = no(mesh.ReasonForeignIdentity)
 	} else if slices.ContainsFunc(s.selecting(v1alpha1.ActionAllow), aboutTCP) {
 		d = no(mesh.ReasonPolicyNoMatch)
 	}
@@ -380,7 +392,7 @@ func (s *state) decideDatagram(a asked) mesh.Decision {
 		return no(mesh.ReasonKernelUDP)
 	case slices.Contains(s.mesh.Spec.RevokedIdentities, a.peer) || slices.Contains(s.mesh.Spec.RevokedIdentities, "spiffe://"+trustDomain+"/ns/shop/sa/server"):
 		return no(mesh.ReasonIdentityRevoked)
-	case slices.Contains([]uint16{15001, 15006, 15008, 15053}, a.port):
+	case slices.Contains([]uint16{15001, 15006, 15008, 15009, 15053}, a.port):
 		return no(mesh.ReasonReservedPort)
 	}
 	d := no(mesh.ReasonPolicyNoMatch)
@@ -427,7 +439,9 @@ func (s *state) first(a asked, action v1alpha1.Action) (*v1alpha1.AuthorizationP
 
 func matching(p *v1alpha1.AuthorizationPolicy, a asked) int {
 	return slices.IndexFunc(p.Spec.Rules, func(r v1alpha1.Rule) bool {
-		from := len(r.From) == 0 || slices.ContainsFunc(r.From, func(s v1alpha1.Source) bool { return comesFrom(&s, p, a) })
+		// Nothing but its name lets an identity of another trust domain in.
+		named := !a.foreign() || cmp.Or(p.Spec.Action, v1alpha1.ActionAllow) != v1alpha1.ActionAllow
+		from := len(r.From) == 0 && named || slices.ContainsFunc(r.From, func(s v1alpha1.Source) bool { return comesFrom(&s, p, a) })
 		all := !a.udp || cmp.Or(p.Spec.Action, v1alpha1.ActionAllow) != v1alpha1.ActionAllow
 		to := len(r.To) == 0 && all || slices.ContainsFunc(r.To, func(d v1alpha1.Destination) bool {
 			port := v1alpha1.Port(a.port)
@@ -458,7 +472,8 @@ func comesFrom(s *v1alpha1.Source, p *v1alpha1.AuthorizationPolicy, a asked) boo
 	// What was not proved is nobody's: it lets nobody in, and keeps nobody out of a refusal.
 	unproved := cmp.Or(p.Spec.Action, v1alpha1.ActionAllow) != v1alpha1.ActionAllow
 	not := func(given, proved, so bool) bool { return !given || proved && !so || !proved && unproved }
-	return (len(s.Identities) == 0 || is(s.Identities)) && (len(s.ServiceAccounts) == 0 || account) &&
+	named := !a.foreign() || unproved || is(s.Identities)
+	return named && (len(s.Identities) == 0 || is(s.Identities)) && (len(s.ServiceAccounts) == 0 || account) &&
 		(len(s.Namespaces) == 0 || slices.Contains(s.Namespaces, namespace)) && (len(s.IPBlocks) == 0 || in(s.IPBlocks)) &&
 		not(len(s.NotIdentities) > 0, a.peer != "", is(s.NotIdentities)) &&
 		not(len(s.NotNamespaces) > 0, namespace != "", slices.Contains(s.NotNamespaces, namespace)) &&

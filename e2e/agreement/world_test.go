@@ -130,7 +130,8 @@ func (w *world) start(t *testing.T) {
 	w.engine = &engine{servers: map[string]*hbone.Server{}}
 	w.proxy = proxy.New(proxy.Config{
 		Node: nodeName, Store: w.store, Engine: w.engine, Identities: selfSigned(t), Flows: w, Log: cfg.Log,
-		Timeouts: proxy.Timeouts{Hold: 5 * time.Second, Connect: enough, Drain: time.Second, Unenroll: time.Second},
+		// Who may become a waypoint waits for Hold before it is refused, and many do here.
+		Timeouts: proxy.Timeouts{Hold: 10 * time.Millisecond, Connect: enough, Drain: time.Second, Unenroll: time.Second},
 	})
 	t.Cleanup(w.proxy.Close)
 	w.background(t, w.proxy.Run)

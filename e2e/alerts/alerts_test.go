@@ -1,8 +1,10 @@
 package alerts
 
 import (
+	"crypto/tls"
 	"fmt"
 	"maps"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,9 +15,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+	"github.com/spiffe/go-spiffe/v2/federation"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"sigs.k8s.io/yaml"
 
 	"github.com/heddle-mesh/heddle/e2e/testbed"
+	"github.com/heddle-mesh/heddle/internal/identity"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
 
@@ -58,14 +64,18 @@ func constant(value float64) string { return fmt.Sprintf("%.0f+0x%d", value, las
 func firings() map[string]firing {
 	rising := fmt.Sprintf("0+1x%d", lasts)
 	return map[string]firing{
-		"HeddleSVIDNotRenewed":      {"heddle_certificate_expiry_seconds", constant(5 * 3600), 8 * time.Minute, 12 * time.Minute},
-		"HeddleAuthorityExpires":    {"heddle_authority_certificate_expiry_seconds", constant(30*86400 + 3600), 30 * time.Minute, 2 * time.Hour},
-		"HeddleRotationHeld":        {"heddle_rotation_stage", constant(1), 5 * time.Hour, 7 * time.Hour},
-		"HeddleAuthorityRefused":    {"heddle_authority_refused", constant(1), 0, 3 * time.Minute},
-		"HeddleEnrolmentFails":      {"heddle_enrolment_failures_total", rising, 3 * time.Minute, 20 * time.Minute},
-		"HeddleOperatorUnreachable": {"heddle_operator_connected", constant(0), 8 * time.Minute, 12 * time.Minute},
-		"HeddleAPIServerSilent":     {"heddle_operator_api_server_silent_seconds", fmt.Sprintf("0+60x%d", lasts), time.Minute, 3 * time.Minute},
-		"HeddleGateTried":           {"heddle_kernel_drops_total", rising, 10 * time.Minute, 25 * time.Minute},
+		"HeddleSVIDNotRenewed":         {"heddle_certificate_expiry_seconds", constant(5 * 3600), 8 * time.Minute, 12 * time.Minute},
+		"HeddleAuthorityExpires":       {"heddle_authority_certificate_expiry_seconds", constant(30*86400 + 3600), 30 * time.Minute, 2 * time.Hour},
+		"HeddleRotationHeld":           {"heddle_rotation_stage", constant(1), 5 * time.Hour, 7 * time.Hour},
+		"HeddleAuthorityRefused":       {"heddle_authority_refused", constant(1), 0, 3 * time.Minute},
+		"HeddleJWTKeyNotReplaced":      {"heddle_authority_jwt_key_due_seconds", constant(-86400 + 3600), 30 * time.Minute, 2 * time.Hour},
+		"HeddleFederationNotRefreshed": {"heddle_federation_failing", constant(1), 13 * time.Minute, 17 * time.Minute},
+		"HeddleFederatedRootsExpire":   {"heddle_federation_roots_expiry_seconds", constant(7 * 3600), 30 * time.Minute, 2 * time.Hour},
+		"HeddleEnrolmentFails":         {"heddle_enrolment_failures_total", rising, 3 * time.Minute, 20 * time.Minute},
+		"HeddleOperatorUnreachable":    {"heddle_operator_connected", constant(0), 8 * time.Minute, 12 * time.Minute},
+		"HeddleNodesBehind":            {"heddle_operator_longest_behind_seconds", fmt.Sprintf("0+60x%d", lasts), time.Minute, 3 * time.Minute},
+		"HeddleAPIServerSilent":        {"heddle_operator_api_server_silent_seconds", fmt.Sprintf("0+60x%d", lasts), time.Minute, 3 * time.Minute},
+		"HeddleGateTried":              {"heddle_kernel_drops_total", rising, 10 * time.Minute, 25 * time.Minute},
 		// An attack of four minutes.
 		"HeddleGateAttacked": {"heddle_kernel_drops_total", fmt.Sprintf("0x5 60+60x3 240x%d", lasts), 5 * time.Minute, 12 * time.Minute},
 		"HeddleGateDrifts":   {"heddle_gate_drift_total", rising, 0, 5 * time.Minute},
@@ -153,6 +163,37 @@ func rules(t *testing.T) (all []rule) {
 	return all
 }
 
+// federate has the mesh follow another trust domain, whose endpoint is go-spiffe's.
+func federate(t *testing.T, b *testbed.Bed) {
+	t.Helper()
+	td := spiffeid.RequireTrustDomainFromString("other.heddle.dev")
+	authority, err := identity.NewAuthority(identity.AuthorityConfig{TrustDomain: td})
+	if err != nil {
+		t.Fatal(err)
+	}
+	bundle := spiffebundle.FromX509Bundle(authority.Bundle())
+	document, err := bundle.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	handler, err := federation.NewHandler(td, bundle)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := authority.Own(identity.OperatorID(td))()
+	if err != nil {
+		t.Fatal(err)
+	}
+	listener := b.ListenOutside(t, "127.0.0.1:0")
+	server := &http.Server{Handler: handler, TLSConfig: &tls.Config{Certificates: []tls.Certificate{*cert}}}
+	served := make(chan error, 1)
+	go func() { served <- server.ServeTLS(listener, "", "") }()
+	t.Cleanup(func() { server.Close(); <-served })
+	entry := fmt.Sprintf(`{trustDomain: alerts.heddle.dev, federation: [{trustDomain: %s, endpoint: "https://%s/", profile: https_spiffe, endpointSPIFFEID: %q, bundle: '%s'}], `,
+		td.Name(), listener.Addr(), identity.OperatorID(td), document)
+	b.Write(t, "mesh.yaml", strings.Replace(meshYAML, "{trustDomain: alerts.heddle.dev, ", entry, 1))
+}
+
 // TestAlerts: with what a well mesh serves no alert fires, and each does when the
 // values of its metric are bad. One that is served under another name, or without a
 // label that the alert's text speaks of, does not.
@@ -165,11 +206,12 @@ func TestAlerts(t *testing.T) {
 			t.Fatalf("%v\n%s", err, out)
 		}
 	}
+	federate(t, b)
 	rotate("--root") // which has a metric only while it is under way
 	var all []series
 	testenv.Eventually(t, 20*time.Second, "the mesh serves what alerts are about", func() bool {
 		all = served(t, b)
-		return has(all, "heddle_rotation_stage", "") && has(all, "heddle_kernel_drops_total", "KernelUnstamped")
+		return has(all, "heddle_rotation_stage", "") && has(all, "heddle_kernel_drops_total", "KernelUnstamped") && has(all, "heddle_federation_refreshed_seconds", "")
 	})
 	rotate("--abort")
 	all = append(all, onKubernetes(t)...)

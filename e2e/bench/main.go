@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/heddle-mesh/heddle/e2e/bench/load"
+	"github.com/heddle-mesh/heddle/e2e/bench/machine"
 	"github.com/heddle-mesh/heddle/e2e/bench/measure"
 	"github.com/heddle-mesh/heddle/e2e/bench/result"
 	"github.com/heddle-mesh/heddle/e2e/bench/wan"
@@ -71,7 +72,7 @@ const (
 )
 
 func options(args []string) (*bench, error) {
-	b := &bench{started: time.Now(), worlds: map[string]*world.World{}, loadAtStart: firstMatch("/proc/loadavg", `^(\S+)`)}
+	b := &bench{started: time.Now(), worlds: map[string]*world.World{}, loadAtStart: machine.Load()}
 	var names []string
 	for _, t := range measure.Tests() {
 		names = append(names, t.Name)

@@ -6,17 +6,13 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"regexp"
-	"runtime"
 	"slices"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/heddle-mesh/heddle/e2e/bench/flame"
+	"github.com/heddle-mesh/heddle/e2e/bench/machine"
 	"github.com/heddle-mesh/heddle/e2e/bench/measure"
 	"github.com/heddle-mesh/heddle/e2e/bench/result"
 	"github.com/heddle-mesh/heddle/e2e/bench/world"
@@ -28,7 +24,7 @@ const flamesFolder = "flames"
 // write writes the document, bench.json and the flame graphs. Without flame
 // graphs it writes the others all the same.
 func (b *bench) write(ctx context.Context, scratch string) error {
-	r := result.Report{Facts: b.facts(), Subjects: b.subjects, All: world.Subjects(), Rows: b.measured}
+	r := result.Report{Kind: result.Mesh(), Facts: b.facts(), Subjects: b.subjects, All: world.Subjects(), Rows: b.measured}
 	var profileErr error
 	if w := b.worlds["heddle"]; w != nil {
 		b.say("profiling the agents")
@@ -97,54 +93,19 @@ func limits(profiles []measure.Profile) string {
 
 // facts are of the machine and the run, without what names the machine.
 func (b *bench) facts() []result.Fact {
-	facts := []result.Fact{
-		{Name: "measured", Value: fmt.Sprintf("%s, %d repeats in %v", b.started.UTC().Format(time.DateOnly), b.repeats, time.Since(b.started).Round(time.Second))},
-		{Name: "Heddle", Value: said(b.root, `^\S+\s*$`, "git", "describe", "--tags", "--always", "--dirty")},
-		{Name: "cores", Value: fmt.Sprintf("%d, %s", runtime.NumCPU(), firstMatch("/proc/cpuinfo", `(?m)^model name\s*: (.+)$`))},
-		{Name: "kernel", Value: kernel()},
-		{Name: "Go", Value: strings.TrimPrefix(runtime.Version(), "go")},
-	}
+	facts := []result.Fact{{Name: "measured", Value: fmt.Sprintf("%s, %d repeats in %v", b.started.UTC().Format(time.DateOnly), b.repeats, time.Since(b.started).Round(time.Second))}}
+	facts = append(facts, machine.Facts(b.root)...)
 	if slices.Contains(b.subjects, "envoy") {
 		value := "unknown"
 		if binary, err := world.EnvoyBinary(b.root); err == nil {
-			value = said(".", `\d+\.\d+\.\d+`, binary, "--version")
+			value = machine.Said(".", `\d+\.\d+\.\d+`, binary, "--version")
 		}
 		facts = append(facts, result.Fact{Name: "Envoy", Value: value})
 	}
 	return append(facts,
 		result.Fact{Name: "wrk, iperf3, nginx", Value: strings.Join([]string{
-			said(".", `\d+\.\d+\.\d+`, "wrk", "-v"), said(".", `\d+\.\d+`, "iperf3", "--version"), said(".", `\d+\.\d+\.\d+`, "nginx", "-v")}, ", ")},
-		result.Fact{Name: "congestion control", Value: firstMatch("/proc/sys/net/ipv4/tcp_congestion_control", `(.+)`)},
+			machine.Said(".", `\d+\.\d+\.\d+`, "wrk", "-v"), machine.Said(".", `\d+\.\d+`, "iperf3", "--version"), machine.Said(".", `\d+\.\d+\.\d+`, "nginx", "-v")}, ", ")},
+		result.Fact{Name: "congestion control", Value: machine.CongestionControl()},
 		result.Fact{Name: "load of the machine at the start, 1 minute", Value: b.loadAtStart},
 	)
-}
-
-// said finds a pattern in what a command says. Some that say their version end
-// with an error.
-func said(dir, pattern, name string, args ...string) string {
-	cmd := exec.Command(name, args...)
-	cmd.Dir = dir
-	out, _ := cmd.CombinedOutput() // without a match it is unknown
-	return match(string(out), pattern)
-}
-
-func firstMatch(path, pattern string) string {
-	data, _ := os.ReadFile(path) // without a match it is unknown
-	return match(string(data), pattern)
-}
-
-func match(text, pattern string) string {
-	found := regexp.MustCompile(pattern).FindStringSubmatch(text)
-	if found == nil {
-		return "unknown"
-	}
-	return strings.TrimSpace(found[len(found)-1])
-}
-
-func kernel() string {
-	var uts unix.Utsname
-	if err := unix.Uname(&uts); err != nil {
-		return "unknown"
-	}
-	return unix.ByteSliceToString(uts.Release[:])
 }

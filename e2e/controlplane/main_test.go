@@ -24,6 +24,7 @@ import (
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/yaml"
 
+	"github.com/heddle-mesh/heddle/e2e/cluster/build"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
 
@@ -38,18 +39,18 @@ type server struct {
 	client  *http.Client
 }
 
-// kubeProgram finds the binary that has etcd and kube-apiserver in it.
+// kubeProgram is the binary that has etcd and kube-apiserver in it, built when it is not.
 func kubeProgram(t testing.TB) string {
 	t.Helper()
-	found, err := filepath.Glob("../../.cache/cluster-programs-*/kube")
-	if err != nil || len(found) == 0 {
-		t.Fatalf("no program of a cluster in .cache (%v); remedy: bring a cluster of e2e/cluster up once, which builds them", err)
-	}
-	path, err := filepath.Abs(found[len(found)-1])
+	root, err := build.FindRoot(".")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return path
+	programs, err := build.Ensure(t.Context(), root, func(line string) { t.Log(line) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return programs.Kube()
 }
 
 // run starts a program that ends with the test, and shows the end of what it said
@@ -97,7 +98,7 @@ func startServer(t testing.TB) *server {
 	}
 	s.client = &http.Client{Transport: transport, Timeout: 30 * time.Second}
 	t.Cleanup(s.client.CloseIdleConnections)
-	testenv.Eventually(t, 90*time.Second, "the API server is ready", func() bool {
+	testenv.Eventually(t, 4*time.Minute, "the API server is ready", func() bool {
 		code, _ := s.do(http.MethodGet, "/readyz", nil)
 		return code == http.StatusOK
 	})
@@ -161,10 +162,22 @@ func (s *server) must(t testing.TB, method, path, body string) map[string]any {
 	return object
 }
 
-// installKinds creates the definitions of Heddle's kinds.
-func (s *server) installKinds(t testing.TB) {
+// installGatewayAPI creates the definitions of the Gateway API's kinds.
+func (s *server) installGatewayAPI(t testing.TB) {
 	t.Helper()
-	files, err := filepath.Glob("../../manifests/heddle/crds/*.yaml")
+	s.define(t, "../../manifests/gateway-api/*.yaml")
+	for _, resource := range []string{"gatewayclasses", "gateways", "httproutes", "grpcroutes", "tlsroutes", "tcproutes", "referencegrants"} {
+		testenv.Eventually(t, 30*time.Second, resource+" are served", func() bool {
+			code, _ := s.do(http.MethodGet, "/apis/gateway.networking.k8s.io/v1/"+resource, nil)
+			return code == http.StatusOK
+		})
+	}
+}
+
+// define creates definitions.
+func (s *server) define(t testing.TB, pattern string) {
+	t.Helper()
+	files, err := filepath.Glob(pattern)
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no definitions: %v", err)
 	}
@@ -175,6 +188,12 @@ func (s *server) installKinds(t testing.TB) {
 		}
 		s.must(t, http.MethodPost, "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", string(text))
 	}
+}
+
+// installKinds creates the definitions of Heddle's kinds.
+func (s *server) installKinds(t testing.TB) {
+	t.Helper()
+	s.define(t, "../../manifests/heddle/crds/*.yaml")
 	for _, resource := range []string{"meshes", "workloads", "peerauthentications", "authorizationpolicies"} {
 		testenv.Eventually(t, 30*time.Second, resource+" are served", func() bool {
 			code, _ := s.do(http.MethodGet, "/apis/heddle.dev/v1alpha1/"+resource, nil)

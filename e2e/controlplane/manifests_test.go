@@ -48,9 +48,11 @@ func TestManifests(t *testing.T) {
 // the field out, which would leave a policy that lets in more than was meant.
 func foreignPolicies(t *testing.T, s *server) {
 	for what, c := range map[string]struct{ kind, spec, want string }{
-		"conditions":      {"AuthorizationPolicy", `{rules: [{when: [{key: "request.headers[x]", values: [a]}]}]}`, "HTTP requests"},
-		"methods":         {"AuthorizationPolicy", `{rules: [{to: [{ports: [80], methods: [GET]}]}]}`, "HTTP requests"},
-		"no methods":      {"AuthorizationPolicy", `{rules: [{to: [{ports: [80], methods: []}]}]}`, "HTTP requests"},
+		"conditions":      {"AuthorizationPolicy", `{rules: [{when: [{key: "request.headers[x]", values: [a]}]}]}`, "no waypoint judges"},
+		"methods":         {"AuthorizationPolicy", `{rules: [{to: [{ports: [80], methods: [GET]}]}]}`, ""},
+		"misplaced":       {"AuthorizationPolicy", `{rules: [{from: [{namespaces: [a]}], methods: [GET]}]}`, "belong into an entry of to"},
+		"no methods":      {"AuthorizationPolicy", `{rules: [{to: [{ports: [80], methods: []}]}]}`, "methods"},
+		"a value's slip":  {"AuthorizationPolicy", `{rules: [{to: [{headers: [{name: x-role, value: admin}]}]}]}`, "no other fields"},
 		"another type":    {"AuthorizationPolicy", `{rules: [{when: {a: b}}]}`, "when"},
 		"operation":       {"AuthorizationPolicy", `{rules: [{to: [{operation: {methods: [GET]}}]}]}`, "operation"},
 		"target":          {"AuthorizationPolicy", `{targetRefs: [{kind: Service, name: web}], rules: [{from: [{namespaces: [a]}]}]}`, "targetRefs"},

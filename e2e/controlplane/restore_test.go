@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"k8s.io/client-go/kubernetes"
 
 	"github.com/heddle-mesh/heddle/internal/discovery"
 	"github.com/heddle-mesh/heddle/internal/identity"
@@ -24,6 +26,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 	"github.com/heddle-mesh/heddle/operator"
+	"github.com/heddle-mesh/heddle/operator/routing"
 )
 
 // shell runs the commands of documents on one cluster after the other.
@@ -73,10 +76,13 @@ func drill(t *testing.T) (backup, restore string) {
 	_, section, found := strings.Cut(string(page), "## Back up, and restore\n")
 	section, _, _ = strings.Cut(section, "\n## ")
 	blocks := strings.Split(section, "```")
-	if !found || len(blocks) != 5 {
-		t.Fatalf("operations.md has no drill of two blocks: %d parts", len(blocks))
+	if !found || len(blocks) != 9 {
+		t.Fatalf("operations.md has no drill of four blocks: %d parts", len(blocks))
 	}
-	return strings.TrimPrefix(blocks[1], "sh\n"), strings.TrimPrefix(blocks[3], "sh\n")
+	both := func(first, second string) string {
+		return strings.TrimPrefix(first, "sh\n") + strings.TrimPrefix(second, "sh\n")
+	}
+	return both(blocks[1], blocks[3]), both(blocks[5], blocks[7])
 }
 
 // machines are what a cluster has that is not lost with its objects: a node and
@@ -173,6 +179,34 @@ func hasPolicy(name string) func(*mesh.View) bool {
 
 const policies = "/apis/heddle.dev/v1alpha1/namespaces/shop/authorizationpolicies"
 
+// writtenForWaypoints is what people write to have a waypoint.
+const writtenForWaypoints = `kubectl apply -f - <<'E'
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop, labels: {heddle.dev/waypoint: waypoint}}
+spec: {selector: {app: web}, ports: [{port: 80}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: waypoint, namespace: shop}
+spec: {gatewayClassName: heddle-waypoint, listeners: [{name: mesh, port: 15009, protocol: heddle.dev/mesh}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: web, namespace: shop}
+spec: {parentRefs: [{group: "", kind: Service, name: web, port: 80}], rules: [{backendRefs: [{name: web, port: 80}]}]}
+E`
+
+// through has waypoints that are in force, as operators keep them.
+func through(t *testing.T, s *server) *routing.Store {
+	t.Helper()
+	client, err := kubernetes.NewForConfig(s.config(adminToken))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return routing.NewStore(client.CoreV1(), "heddle-system", slog.New(slog.DiscardHandler))
+}
+
 // TestBackupAndRestore is the drill of operations.md, command by command: the
 // objects of a cluster are lost, its nodes go on, and what was backed up is put
 // onto an empty one.
@@ -182,11 +216,16 @@ func TestBackupAndRestore(t *testing.T) {
 	agent := agentOf{t.TempDir()}
 	var certificate *x509.Certificate
 	var epoch uint64
+	inForce := map[mesh.Key]mesh.Key{{Namespace: "shop", Name: "web"}: {Namespace: "shop", Name: "waypoint"}}
 	t.Run("before", func(t *testing.T) {
 		s := startServer(t)
 		s.must(t, http.MethodPost, "/api/v1/nodes", nodeN1)
-		sh.on(s, `heddle install --wait 0 --set mesh.trustDomain=test.example --set 'mesh.clusterRanges={10.244.0.0/16,10.96.0.0/16}'
-kubectl create namespace shop && kubectl label namespace shop heddle.dev/mesh=enabled`)
+		sh.on(s, `heddle install --gateway-api --wait 0 --set mesh.trustDomain=test.example --set 'mesh.clusterRanges={10.244.0.0/16,10.96.0.0/16}'
+kubectl create namespace shop && kubectl label namespace shop heddle.dev/mesh=enabled
+`+writtenForWaypoints)
+		if err := through(t, s).SaveThrough(t.Context(), inForce); err != nil {
+			t.Fatal(err)
+		}
 		s.machines(t)
 		address, health, _ := startOperator(t, s, "replica-0")
 		testenv.Eventually(t, 60*time.Second, "the operator is ready", func() bool { return ready(health) })
@@ -214,6 +253,10 @@ kubectl create namespace shop && kubectl label namespace shop heddle.dev/mesh=en
 	s := startServer(t)
 	s.must(t, http.MethodPost, "/api/v1/nodes", nodeN1)
 	sh.on(s, restore)
+	sh.on(s, "kubectl -n shop get gateway/waypoint httproute/web")
+	if got, err := through(t, s).LoadThrough(t.Context()); err != nil || !maps.Equal(got, inForce) {
+		t.Errorf("waypoints in force: %v, %v, want %v", got, err, inForce)
+	}
 	s.machines(t)
 	address, health, log := startOperator(t, s, "replica-0")
 	testenv.Eventually(t, 60*time.Second, "the operator is ready", func() bool { return ready(health) })

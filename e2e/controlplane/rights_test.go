@@ -15,11 +15,17 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/bundle/spiffebundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/internal/admin"
+	"github.com/heddle-mesh/heddle/internal/identity"
 	"github.com/heddle-mesh/heddle/internal/identity/nodeauth"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 	"github.com/heddle-mesh/heddle/operator"
+	"github.com/heddle-mesh/heddle/operator/routing"
+	"github.com/heddle-mesh/heddle/operator/waypoints"
 )
 
 // right is one verb on one resource, cluster-wide or in the operator's namespace.
@@ -36,33 +42,79 @@ func (r right) String() string {
 // steps are all rights, in the order in which an operator comes to need them:
 // each step's are found missing while those of the steps before are there.
 func steps() [][]right {
-	const heddle = "heddle.dev"
+	const heddle, gateway = "heddle.dev", "gateway.networking.k8s.io"
 	var lists, watches []right
 	for group, resources := range map[string][]string{"": {"namespaces", "nodes", "pods", "services"}, "discovery.k8s.io": {"endpointslices"},
 		"networking.k8s.io": {"networkpolicies"},
-		heddle:              {"meshes", "workloads", "peerauthentications", "authorizationpolicies"}} {
+		heddle:              {"meshes", "workloads", "peerauthentications", "authorizationpolicies"},
+		gateway:             {"gatewayclasses", "gateways", "httproutes", "grpcroutes", "tlsroutes", "tcproutes", "referencegrants"}} {
 		for _, resource := range resources {
 			lists = append(lists, right{verb: "list", group: group, resource: resource})
 			watches = append(watches, right{verb: "watch", group: group, resource: resource})
 		}
 	}
 	own := func(verb, group, resource, name string) right { return right{verb, group, resource, name, true} }
-	return [][]right{
+	var kept []right
+	for _, name := range append(routing.Names(), routing.ThroughName) {
+		kept = append(kept, own("get", "", "configmaps", name))
+	}
+	all := [][]right{
 		// An API server that streams lists does so by the verb watch alone: list is
 		// asked for where it does not.
 		lists, watches,
 		{own("get", "", "secrets", "heddle-ca")},
 		{own("create", "", "secrets", "")},
-		{own("get", "coordination.k8s.io", "leases", "heddle-operator"), {verb: "create", group: "authentication.k8s.io", resource: "tokenreviews"}},
+		kept,
+		{own("get", "coordination.k8s.io", "leases", "heddle-operator"), own("get", "", "configmaps", "heddle-federation"), {verb: "create", group: "authentication.k8s.io", resource: "tokenreviews"}},
 		{own("create", "coordination.k8s.io", "leases", "")},
 		{own("get", "", "configmaps", "heddle-roots"), {verb: "create", resource: "events"},
-			{verb: "patch", group: heddle, resource: "meshes/status"}, {verb: "patch", group: heddle, resource: "workloads/status"},
+			{verb: "patch", group: heddle, resource: "meshes/status", name: "default"}, {verb: "patch", group: heddle, resource: "workloads/status"},
 			{verb: "patch", group: heddle, resource: "peerauthentications/status"}, {verb: "patch", group: heddle, resource: "authorizationpolicies/status"},
+			{verb: "patch", group: gateway, resource: "httproutes/status"}, {verb: "patch", group: gateway, resource: "grpcroutes/status"},
+			{verb: "patch", group: gateway, resource: "tlsroutes/status"}, {verb: "patch", group: gateway, resource: "tcproutes/status"},
+			{verb: "create", group: gateway, resource: "gatewayclasses"},
 			own("update", "coordination.k8s.io", "leases", "heddle-operator")},
-		{own("create", "", "configmaps", "")},
-		{own("patch", "", "configmaps", "heddle-roots")},
-		{own("update", "", "secrets", "heddle-ca")},
+		{{verb: "patch", group: gateway, resource: "gatewayclasses/status"}, {verb: "patch", group: gateway, resource: "gateways/status"},
+			{verb: "get", group: "apps", resource: "deployments"}},
 	}
+	// What a waypoint consists of is made one after the other.
+	for _, r := range []right{{group: "", resource: "serviceaccounts"}, {group: "", resource: "services"}, {group: "policy", resource: "poddisruptionbudgets"},
+		{group: "apps", resource: "deployments"}, {group: "autoscaling", resource: "horizontalpodautoscalers"}} {
+		for _, verb := range []string{"get", "patch", "create"} {
+			if r.verb = verb; r.resource != "deployments" || verb != "get" {
+				all = append(all, []right{r})
+			}
+		}
+	}
+	return append(all,
+		[]right{{verb: "delete", group: "autoscaling", resource: "horizontalpodautoscalers"}},
+		[]right{own("create", "", "configmaps", "")},
+		[]right{own("patch", "", "configmaps", "heddle-roots"), own("patch", "", "configmaps", "heddle-federation")},
+		[]right{own("update", "", "secrets", "heddle-ca"), own("update", "", "configmaps", routing.Names()[shard])},
+	)
+}
+
+// shard is the ConfigMap of shop/web, of which the others stand for.
+const shard = 3
+
+const gatewayPath = "/apis/gateway.networking.k8s.io/v1/namespaces/shop/"
+
+// putRoutes makes routes, a grant, and a Gateway of a waypoint that scales.
+func (s *server) putRoutes(t testing.TB) {
+	t.Helper()
+	s.installGatewayAPI(t)
+	const from = "apiVersion: gateway.networking.k8s.io/v1, "
+	s.must(t, http.MethodPost, "/api/v1/namespaces/shop/services", `{apiVersion: v1, kind: Service, metadata: {name: cart}, spec: {selector: {app: cart}, ports: [{name: http, port: 80}, {name: grpc, port: 81}, {name: tls, port: 82}, {name: tcp, port: 83}]}}`)
+	s.must(t, http.MethodPost, gatewayPath+"httproutes", `{`+from+`kind: HTTPRoute, metadata: {name: web},
+  spec: {parentRefs: [{group: "", kind: Service, name: cart, port: 80}], rules: [{backendRefs: [{name: cart, port: 80}]}]}}`)
+	s.must(t, http.MethodPost, gatewayPath+"grpcroutes", `{`+from+`kind: GRPCRoute, metadata: {name: calls},
+  spec: {parentRefs: [{group: "", kind: Service, name: cart, port: 81}], rules: [{backendRefs: [{name: cart, port: 81}]}]}}`)
+	s.must(t, http.MethodPost, gatewayPath+"tlsroutes", `{`+from+`kind: TLSRoute, metadata: {name: names},
+  spec: {parentRefs: [{group: "", kind: Service, name: cart, port: 82}], hostnames: [cart.example.com], rules: [{backendRefs: [{name: cart, port: 82}]}]}}`)
+	s.must(t, http.MethodPost, gatewayPath+"tcproutes", `{`+from+`kind: TCPRoute, metadata: {name: bytes},
+  spec: {parentRefs: [{group: "", kind: Service, name: cart, port: 83}], rules: [{backendRefs: [{name: cart, port: 83}]}]}}`)
+	s.must(t, http.MethodPost, gatewayPath+"gateways", `{`+from+`kind: Gateway, metadata: {name: waypoint, annotations: {heddle.dev/autoscale: 2-3}},
+  spec: {gatewayClassName: heddle-waypoint, listeners: [{name: mesh, port: 15009, protocol: heddle.dev/mesh}]}}`)
 }
 
 // grant makes the operator's roles consist of these rights.
@@ -121,12 +173,27 @@ func (s *server) prepare(t testing.TB) {
 	s.pod(t, "shop", "exporter", "default", "192.0.2.11", true)
 	const kinds = "/apis/heddle.dev/v1alpha1"
 	post(kinds+"/meshes", `{apiVersion: heddle.dev/v1alpha1, kind: Mesh, metadata: {name: default},
-  spec: {trustDomain: test.example, clusterRanges: ["10.244.0.0/16", "10.96.0.0/16"]}}`)
+  spec: {trustDomain: test.example, clusterRanges: ["10.244.0.0/16", "10.96.0.0/16"],
+  federation: [{trustDomain: other.example, endpoint: "https://127.0.0.1:1/", profile: https_web, bundle: '`+foreignBundle(t)+`'}]}}`)
 	post(kinds+"/namespaces/shop/peerauthentications", `{apiVersion: heddle.dev/v1alpha1, kind: PeerAuthentication, metadata: {name: strict, namespace: shop}, spec: {mode: STRICT}}`)
 	post(kinds+"/namespaces/shop/authorizationpolicies", `{apiVersion: heddle.dev/v1alpha1, kind: AuthorizationPolicy, metadata: {name: web, namespace: shop},
   spec: {rules: [{from: [{namespaces: [shop]}]}]}}`)
 	post(kinds+"/namespaces/shop/workloads", `{apiVersion: heddle.dev/v1alpha1, kind: Workload, metadata: {name: vm, namespace: shop},
   spec: {node: vm1, addresses: ["10.244.9.9"], networkNamespace: /run/netns/vm}}`)
+}
+
+// foreignBundle is that of another trust domain, other.example.
+func foreignBundle(t testing.TB) string {
+	t.Helper()
+	a, err := identity.NewAuthority(identity.AuthorityConfig{TrustDomain: spiffeid.RequireTrustDomainFromString("other.example")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	document, err := spiffebundle.FromX509Bundle(a.Bundle()).Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(document)
 }
 
 // pod makes a pod that says it runs.
@@ -153,7 +220,8 @@ func startOperatorAt(t testing.TB, s *server, replica, socket string) (address, 
 		t.Fatal(err)
 	}
 	health, log = fmt.Sprintf("127.0.0.1:%d", testenv.FreePort(t)), &logBuffer{}
-	op, err := operator.New(operator.Config{Kubernetes: &operator.Kubernetes{Rest: s.config(s.token(t, "heddle-operator", "", "")), Replica: replica},
+	op, err := operator.New(operator.Config{Kubernetes: &operator.Kubernetes{Rest: s.config(s.token(t, "heddle-operator", "", "")), Replica: replica,
+		Waypoints: waypoints.Program{Image: "none"}},
 		Listener: listener, Health: health, AdminSocket: socket, Version: "test", Logger: slog.New(slog.NewTextHandler(log, nil))})
 	if err != nil {
 		t.Fatal(err)
@@ -205,6 +273,7 @@ func join(t testing.TB, operator, roots, token string, limit time.Duration) (*no
 func TestEachRightIsNeeded(t *testing.T) {
 	s := startServer(t)
 	s.prepare(t)
+	s.putRoutes(t)
 	socket := filepath.Join(t.TempDir(), "admin.sock")
 	address, health, log := startOperatorAt(t, s, "replica-0", socket)
 	var granted []right
@@ -220,6 +289,16 @@ func TestEachRightIsNeeded(t *testing.T) {
 				if _, err := join(t, address, awaitRoots, s.token(t, "heddle-agent", operator.DefaultAudience, "agent-n1"), 2*time.Second); err == nil || !strings.Contains(err.Error(), "cannot have the token reviewed") {
 					t.Errorf("without %v a node joins, or not for that reason: %v", r, err)
 				}
+			}
+			if r.verb == "delete" { // it is to scale no more
+				s.must(t, http.MethodPatch, gatewayPath+"gateways/waypoint", `{metadata: {annotations: {heddle.dev/autoscale: null}}}`)
+			}
+			if r.verb == "update" && r.resource == "configmaps" { // a route is good that was not before
+				testenv.Eventually(t, 60*time.Second, "routes are kept", func() bool {
+					_, o := s.do(http.MethodGet, "/api/v1/namespaces/heddle-system/configmaps/"+routing.Names()[shard], nil)
+					return o["binaryData"] != nil
+				})
+				s.must(t, http.MethodPatch, gatewayPath+"httproutes/web", `{spec: {rules: [{timeouts: {request: 10s}, backendRefs: [{name: cart, port: 80}]}]}}`)
 			}
 			testenv.Eventually(t, 60*time.Second, fmt.Sprintf("step %d: %v", i, r), func() bool { return log.has(r.String()) })
 		}
@@ -247,6 +326,12 @@ func TestEachRightIsNeeded(t *testing.T) {
 		{"/apis/heddle.dev/v1alpha1/namespaces/shop/peerauthentications/strict", "on 0 of 2 nodes; not on n1, vm1"},
 		{"/apis/heddle.dev/v1alpha1/namespaces/shop/authorizationpolicies/web", "on 0 of 2 nodes; not on n1, vm1"},
 		{"/api/v1/namespaces/shop/events", "hostNetwork"},
+		{gatewayPath + "httproutes/web", "heddle.dev/operator"},
+		{gatewayPath + "grpcroutes/calls", "heddle.dev/operator"},
+		{gatewayPath + "tlsroutes/names", "heddle.dev/operator"},
+		{gatewayPath + "tcproutes/bytes", "heddle.dev/operator"},
+		{gatewayPath + "gateways/waypoint", "no replica is ready"},
+		{"/apis/apps/v1/namespaces/shop/deployments/waypoint", "maxUnavailable:0"},
 		{"/apis/coordination.k8s.io/v1/namespaces/heddle-system/leases/heddle-operator", "replica-0"},
 	} {
 		testenv.Eventually(t, 60*time.Second, c.path+" says "+c.says, func() bool {

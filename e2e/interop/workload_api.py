@@ -5,7 +5,8 @@
 ENDPOINT is the HOST:PORT of the Workload API. py-spiffe knows unix sockets only, so that one is
 relayed to it; all that is said on it is the library's own, and the agent's.
 
-The program says "jwt CODE", what asking for a JWT-SVID ends with; talks to HOST:PORT by mutual TLS with its
+The program says "jwt ID TOKEN", a JWT-SVID for the audience "server" that the library and the Workload API
+both found valid; talks to HOST:PORT by mutual TLS with its
 SVID and says "peer ID", who must be SPIFFE_ID; and says "svid ID SERIAL ROOTS" for each update,
 until its standard input ends.
 """
@@ -18,7 +19,7 @@ import threading
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from spiffe import SpiffeId, WorkloadApiClient
+from spiffe import JwtSvid, SpiffeId, WorkloadApiClient
 
 
 def say(*words):
@@ -87,14 +88,12 @@ def main():
 
 
 def talk(client, address, peer):
-    try:
-        client.fetch_jwt_svid(audience=["anybody"])
-        say("jwt OK")
-    except Exception as e:  # the library's own kinds, which wrap gRPC's
-        cause = e
-        while cause is not None and not hasattr(cause, "code"):
-            cause = cause.__cause__ or cause.__context__
-        say("jwt", cause.code().name if cause else repr(e))
+    token = client.fetch_jwt_svid(audience={"server"})
+    bundle = client.fetch_jwt_bundles().get_bundle_for_trust_domain(token.spiffe_id.trust_domain)
+    JwtSvid.parse_and_validate(token.token, bundle, {"server"})
+    if client.validate_jwt_svid(token.token, "server").spiffe_id != token.spiffe_id:
+        raise SystemExit("the token is of somebody else")
+    say("jwt", token.spiffe_id, token.token)
     greet(client.fetch_x509_context(timeout=20), address, peer)
 
     def update(context):

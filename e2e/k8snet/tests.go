@@ -69,6 +69,7 @@ func byDesign() []difference {
 		"Networking Granular Checks: Services should function for endpoint-Service: udp",
 		"Networking Granular Checks: Services should function for node-Service: udp",
 		"Networking Granular Checks: Services should function for pod-Service: udp",
+		"Networking Granular Checks: Services should function for service endpoints using hostNetwork", // UDP, after TCP has worked
 		"Networking Granular Checks: Services should support basic nodePort: udp functionality",
 		"Networking Granular Checks: Services should update endpoints: udp",
 		"Services should be able to update service type to NodePort listening on same port number but different protocols",

@@ -7,79 +7,137 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"sigs.k8s.io/yaml"
+
 	"github.com/heddle-mesh/heddle/e2e/kernelstate"
 	"github.com/heddle-mesh/heddle/e2e/scenario/kubernetes"
+	"github.com/heddle-mesh/heddle/internal/testenv"
 )
 
-// testByHand is a life without `heddle install` and `heddle uninstall`: kubectl applies
-// what the chart says, as Helm does, and it is taken away as docs/install.md has it for
-// Helm and kubectl. Here kubectl deletes what `helm uninstall` would.
+// testByHand is a life by Helm in place of `heddle install`, `upgrade` and `uninstall`:
+// by the commands of docs/install.md, as they are written there.
 func (w *world) testByHand(t *testing.T, files string) {
-	crds, labelled := filepath.Join(w.root, "manifests/heddle/crds"), "app.kubernetes.io/managed-by=heddle"
-	w.kubectl(t, "apply", "--server-side", "-f", crds)
-	w.kubectl(t, "wait", "--for", "condition=Established", "-f", crds)
-	out, err := exec.CommandContext(t.Context(), w.heddle, "install", "--dry-run", "--set", "image.registry="+registry, "--set", "image.tag="+version,
-		"--set", "mesh.clusterRanges={10.244.0.0/16,10.96.0.0/16}", "--set", "agent.nodeSelector."+kubernetes.NodeLabel+"="+kubernetes.NodeLabelValue).Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.applyFrom(t, string(out), "apply", "--server-side")
-	for _, what := range []string{"deployment/heddle-operator", "daemonset/heddle-agent"} {
-		w.kubectl(t, "-n", "heddle-system", "rollout", "status", what, "--timeout="+patience.String())
-	}
+	w.buildHelm(t)
+	const shared = " --set image.registry=" + registry + " --set image.tag=" + version + " --set agent.nodeSelector." + kubernetes.NodeLabel + "=" + kubernetes.NodeLabelValue
+	install := w.documented(t, "helm install heddle ")[0]
+	w.shell(t, "helm lint --strict manifests/heddle")
+	w.sameByHelm(t, install+shared)
+
+	w.shell(t, install+shared+" --wait --timeout 3m")
 	w.kubectl(t, "label", "namespace", "shop", "heddle.dev/mesh=enabled")
 	w.enrolled(t, "n1", "shop/client")
 	w.enrolled(t, "n2", "shop/server")
-	w.works(t, "client", w.pod(t, "server").Status.PodIP+":7000")
+	server := w.pod(t, "server").Status.PodIP + ":7000"
+	w.works(t, "client", server)
+
+	w.apply(t, podYAML("kept", "n1", itsShare, "load", server, "5", "5"))
+	w.waitReady(t, "kept")
+	for _, command := range w.documented(t, "helm upgrade heddle ") {
+		if strings.HasPrefix(command, "helm ") {
+			command += " --set agent.podAnnotations.run=helm --wait --timeout 3m"
+		}
+		w.shell(t, command)
+	}
+	if out, err := exec.CommandContext(t.Context(), w.heddle, "upgrade", "--kubeconfig", w.Kubeconfig()).CombinedOutput(); err == nil || !strings.Contains(string(out), "helm upgrade") {
+		t.Errorf("`heddle upgrade` of what Helm installed: %v: %s", err, out)
+	}
+	testenv.Eventually(t, patience, "both agents are those of the upgrade", func() bool {
+		return strings.TrimSpace(w.kubectl(t, "-n", "heddle-system", "get", "pods", "-l", "app.kubernetes.io/component=agent", "-o", "jsonpath={.items[*].metadata.annotations.run}")) == "helm helm"
+	})
+	w.unharmed(t, "n1", "kept", true)
+	w.kubectl(t, "-n", "shop", "delete", "pod", "kept", "--now")
+
 	w.left(t, func() {
 		w.cli(t, "unenroll", "shop", "--wait")
-		for _, command := range documentedUninstall(t, w.root) {
+		for _, command := range w.documented(t, "helm uninstall heddle ") {
 			w.shell(t, command)
 		}
-		w.kubectl(t, "delete", "deployments,daemonsets,services,poddisruptionbudgets,roles,rolebindings,serviceaccounts", "-n", "heddle-system", "-l", labelled)
-		w.kubectl(t, "delete", "clusterroles,clusterrolebindings", "-l", labelled)
-		w.kubectl(t, "delete", "-f", crds)
-		w.kubectl(t, "delete", "namespace", "heddle-system") // which the agents are in until they have ended
+		w.kubectl(t, "delete", "-f", filepath.Join(w.root, "manifests/heddle/crds")) // which Helm leaves
+		w.kubectl(t, "delete", "namespace", "heddle-system")                         // which the agents are in until they have ended
 	})
 	if left := difference(files, fileState(t, w.node(t, "n1"))+fileState(t, w.node(t, "n2"))); left != "" {
-		t.Errorf("uninstalled by hand, this is left:\n%s", left)
+		t.Errorf("uninstalled by Helm, this is left:\n%s", left)
 	}
 }
 
-func (w *world) applyFrom(t *testing.T, yaml string, args ...string) {
+// buildHelm builds Helm's own program, which `make cluster-programs` has built before.
+func (w *world) buildHelm(t *testing.T) {
 	t.Helper()
-	if out, err := w.Kubectl(t.Context(), yaml, append(args, "-f", "-")...); err != nil {
-		t.Fatalf("kubectl %v: %v\n%s", args, err, out)
+	testenv.Build(t, filepath.Join(w.root, "e2e/helm"), w.helm(), "helm.sh/helm/v3/cmd/helm")
+}
+
+func (w *world) helm() string { return filepath.Join(w.root, ".cache/helm/helm") }
+
+// sameByHelm fails when Helm makes other objects of the chart than `heddle install`
+// does, but for the label that says who made them.
+func (w *world) sameByHelm(t *testing.T, install string) {
+	t.Helper()
+	ours := strings.Replace(strings.Replace(install, "helm install heddle manifests/heddle", "heddle install --dry-run", 1), "--namespace heddle-system --create-namespace", "", 1)
+	of := func(command string) map[string]string {
+		all := map[string]string{}
+		for _, document := range strings.Split("\n"+strings.ReplaceAll(w.shell(t, command), "app.kubernetes.io/managed-by: Helm", "app.kubernetes.io/managed-by: heddle"), "\n---") {
+			o := &unstructured.Unstructured{}
+			if err := yaml.Unmarshal([]byte(document), &o.Object); err != nil {
+				t.Fatalf("%s: %v in\n%s", command, err, document)
+			}
+			if len(o.Object) > 0 {
+				text, err := yaml.Marshal(o.Object)
+				if err != nil {
+					t.Fatal(err)
+				}
+				all[o.GetKind()+" "+o.GetNamespace()+"/"+o.GetName()] = string(text)
+			}
+		}
+		return all
+	}
+	byHelm, byHeddle := of(strings.Replace(install, "helm install", "helm template --kube-version 1.31.0", 1)), of(ours) // built from its module, it knows of no Kubernetes by itself
+	if len(byHelm) < 10 {
+		t.Fatalf("helm template makes %d objects", len(byHelm))
+	}
+	for object, text := range byHelm {
+		if byHeddle[object] != text {
+			t.Errorf("%s is by Helm\n%s\nand by heddle install\n%s", object, text, byHeddle[object])
+		}
 	}
 }
 
-// documentedUninstall are the commands that the page has before `helm uninstall`.
-func documentedUninstall(t *testing.T, root string) []string {
+// documented are the commands of the block of docs/install.md that has one which begins so.
+func (w *world) documented(t *testing.T, beginning string) []string {
 	t.Helper()
-	page, err := os.ReadFile(filepath.Join(root, "docs/install.md"))
+	page, err := os.ReadFile(filepath.Join(w.root, "docs/install.md"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, block := range regexp.MustCompile("(?s)```text\n(.*?)```").FindAllStringSubmatch(string(page), -1) {
-		if before, _, ok := strings.Cut(block[1], "helm uninstall"); ok && strings.Contains(before, "--uninstall-on-exit") {
-			return strings.Split(strings.TrimSpace(before), "\n")
+		commands := strings.Split(strings.TrimSpace(block[1]), "\n")
+		if slices.ContainsFunc(commands, func(c string) bool { return strings.HasPrefix(c, beginning) }) {
+			return commands
 		}
 	}
-	t.Fatal("docs/install.md does not say what to do before `helm uninstall`")
+	t.Fatalf("docs/install.md has no command that begins with %q", beginning)
 	return nil
 }
 
-// shell runs a command line of kubectl as a person would.
-func (w *world) shell(t *testing.T, line string) {
+// shell runs a command line as a person would, in the checkout, and returns what it prints.
+func (w *world) shell(t *testing.T, line string) string {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "bash", "-c", fmt.Sprintf("kubectl() { %q \"$@\"; }\n%s", w.KubectlPath(), line))
+	cmd := exec.CommandContext(t.Context(), "bash", "-c", fmt.Sprintf("kubectl() { %q \"$@\"; }\nhelm() { %q \"$@\"; }\nheddle() { %q \"$@\"; }\n%s", w.KubectlPath(), w.helm(), w.heddle, line))
+	var out, said strings.Builder
+	cmd.Dir, cmd.Stdout, cmd.Stderr = w.root, &out, &said
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+w.Kubeconfig())
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%s: %v\n%s", line, err, out)
+	for _, what := range []string{"CACHE", "CONFIG", "DATA"} { // not in the home of who runs the test
+		cmd.Env = append(cmd.Env, "HELM_"+what+"_HOME="+filepath.Join(filepath.Dir(w.heddle), "helm", what))
 	}
+	if err := cmd.Run(); err != nil {
+		w.explain(t, "heddle-system")
+		t.Fatalf("%s: %v\n%s%s", line, err, &out, &said)
+	}
+	return out.String()
 }
 
 // left runs what takes the agents off their nodes, and waits until no BPF object of

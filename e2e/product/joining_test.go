@@ -7,23 +7,22 @@ import (
 	"errors"
 	"io"
 	"net"
-	"os"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/heddle-mesh/heddle/internal/testenv"
 )
 
-// soon is how long it may take from the label to the first encrypted connection of a
-// pod that runs: 2 s on a machine that is idle, which HEDDLE_COST says that this one is.
-// Beside two other clusters' work, 2.1 s have been seen.
-func soon() time.Duration {
-	if os.Getenv("HEDDLE_COST") != "" {
-		return 2 * time.Second
-	}
-	return 4 * time.Second
-}
+// How long it may take from the label to the first encrypted connection of a pod that
+// runs: soon, and loaded on a machine that others overload. Beside two other clusters'
+// work, 2.1 s have been seen.
+const (
+	soon   = 2 * time.Second
+	loaded = 4 * time.Second
+)
 
 // enroll labels the namespace whose pods run, and keeps in w.joined how long it took
 // until a connection between two of them, on two nodes, was carried encrypted.
@@ -43,8 +42,9 @@ func (w *world) enroll(t *testing.T) {
 // testJoining judges what enroll has measured: the better of two times, since the
 // cores are shared with Kubernetes.
 func (w *world) testJoining(t *testing.T) {
-	if best := slices.Min(w.joined); best > soon() {
-		t.Errorf("from the label to the first encrypted connection: %v, want less than %v", w.joined, soon())
+	best := slices.Min(w.joined)
+	if best > loaded || best > soon && !testenv.Overloaded(t) {
+		t.Errorf("from the label to the first encrypted connection: %v, want less than %v", w.joined, soon)
 	}
 }
 

@@ -80,19 +80,48 @@ func (w *world) testFaults(t *testing.T, server string) {
 	t.Run("the operator is gone", func(t *testing.T) { w.testOutage(t, server) })
 	t.Run("containerd is restarted", func(t *testing.T) { w.testRuntimeRestart(t, server) })
 	t.Run("the CNI configuration is written anew", func(t *testing.T) { w.testRewrite(t, server) })
-	t.Run("the agent is killed during CNI ADD", func(t *testing.T) {
-		c := w.capture(t)
-		w.apply(t, podYAML("midway", "n1", "", "dial", server+":7000"))
-		for range 2 {
-			time.Sleep(400 * time.Millisecond)
-			w.killAgent(t, "n1")
+	t.Run("the agent is killed during CNI ADD", func(t *testing.T) { w.testKilledMidway(t, server) })
+}
+
+// testKilledMidway kills a node's agent while heddle-cni waits for its answer about a
+// new pod: the pod starts behind its gate all the same, and nothing is left of the
+// first try when it is gone.
+func (w *world) testKilledMidway(t *testing.T, server string) {
+	before := w.steady(t, "n1")
+	c := w.capture(t)
+	n1 := w.node(t, "n1")
+	if out, err := n1.Exec(t.Context(), "bash", "-c", agentPID+"; kill -STOP $pid"); err != nil {
+		t.Fatal(err, out)
+	}
+	w.apply(t, podYAML("midway", "n1", "", "dial", server+":7000"))
+	eventually(t, patience, "heddle-cni asks the agent", func() error {
+		out, err := n1.Exec(t.Context(), "pgrep", "-x", "heddle-cni")
+		if err != nil {
+			err = fmt.Errorf("%w %s", err, out)
 		}
-		w.waitReady(t, "midway")
-		w.enrolled(t, "n1", "shop/midway")
-		midway := w.pod(t, "midway").Status.PodIP
-		if found := c.Stop(t, "first\n", only(midway)); found.Markers != 0 || found.PlaintextBytes != 0 {
-			t.Errorf("a pod that started while agents died: %s %v", found, found.PlaintextFlows)
+		return err
+	})
+	time.Sleep(200 * time.Millisecond) // it has started: now it has asked
+	if out, err := n1.Exec(t.Context(), "bash", "-c", "pgrep -x heddle-cni && "+agentPID+" && kill -9 $pid"); err != nil {
+		t.Fatalf("kill the agent while heddle-cni waits: %v %s", err, out)
+	}
+	w.waitReady(t, "midway")
+	w.enrolled(t, "n1", "shop/midway")
+	midway := w.pod(t, "midway").Status.PodIP
+	if found := c.Stop(t, "first\n", only(midway)); found.Markers != 0 || found.PlaintextBytes != 0 || found.TLSBytes == 0 {
+		t.Errorf("a pod whose agent died while it started: %s %v", found, found.PlaintextFlows)
+	}
+	w.kubectl(t, "-n", "shop", "delete", "pod", "midway", "--now")
+	eventually(t, patience, "nothing is left of the pod", func() error {
+		now, err := w.held(t, "n1")
+		if err != nil {
+			return err
 		}
+		// Each container of the agent has a stamp of its own cgroup. The kernel lets go of a
+		// dead one's in its own time, and the next agent to start collects it.
+		stamps := regexp.MustCompile(`(?m)^.*/sock_create_\d+\n`)
+		before.pins, now.pins = stamps.ReplaceAllString(before.pins, ""), stamps.ReplaceAllString(now.pins, "")
+		return now.above(before)
 	})
 }
 

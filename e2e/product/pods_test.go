@@ -113,7 +113,7 @@ func (w *world) testPortForward(t *testing.T) {
 	port := regexp.MustCompile(`127\.0\.0\.1:(\d+)`).FindString(line)
 	if err != nil || port == "" {
 		t.Errorf("port-forward says %q: %v", line, err)
-	} else if got, err := fetch("http://" + port + "/"); err != nil || got != "ok\n" {
+	} else if got, err := fetch("http://" + port + "/"); err != nil || !strings.HasPrefix(got, `{"server":"probed","path":"/"`) {
 		t.Errorf("through the forwarded port: %q %v", got, err)
 	}
 	cancel()

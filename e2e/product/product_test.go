@@ -14,7 +14,7 @@ import (
 )
 
 // TestProduct is two lives of Heddle on a cluster, from `heddle install` to `heddle
-// uninstall`, and a third by kubectl. Its parts go on from where the ones before them
+// uninstall`, and a third by Helm. Its parts go on from where the ones before them
 // ended.
 func TestProduct(t *testing.T) {
 	w := newWorld(t)
@@ -44,9 +44,10 @@ func TestProduct(t *testing.T) {
 		t.Errorf("after the uninstall: %v", err)
 	}
 
-	w.install(t)
+	w.install(t, "--gateway-api")
 	w.enroll(t)
 	t.Run("joining", func(t *testing.T) { w.testJoining(t) })
+	t.Run("on call", func(t *testing.T) { w.testOnCall(t, server) })
 	t.Run("new pods", func(t *testing.T) { w.testNewPods(t, server) })
 	t.Run("rolls", func(t *testing.T) { w.testRolls(t) })
 	t.Run("services", func(t *testing.T) { w.testServices(t) })
@@ -54,6 +55,7 @@ func TestProduct(t *testing.T) {
 	t.Run("scenarios", func(t *testing.T) { w.testScenarios(t) })
 	t.Run("dns", func(t *testing.T) { w.testDNS(t) })
 	t.Run("attack", func(t *testing.T) { w.testAttack(t) })
+	t.Run("waypoint", func(t *testing.T) { w.testWaypoint(t) })
 	t.Run("upgrade", func(t *testing.T) {
 		defer w.namesGoOn(t)()
 		w.testUpgrade(t, server)
@@ -72,10 +74,10 @@ func TestProduct(t *testing.T) {
 	t.Run("by hand", func(t *testing.T) { w.testByHand(t, files) })
 }
 
-func (w *world) install(t *testing.T) {
+func (w *world) install(t *testing.T, more ...string) {
 	t.Helper()
-	w.cli(t, "install", "--set", "image.registry="+registry, "--set", "image.tag="+version, "--set", "mesh.dns=CAPTURE",
-		"--set", "agent.nodeSelector."+kubernetes.NodeLabel+"="+kubernetes.NodeLabelValue, "--wait", "3m")
+	w.cli(t, append([]string{"install", "--set", "image.registry=" + registry, "--set", "image.tag=" + version, "--set", "mesh.dns=CAPTURE",
+		"--set", "agent.nodeSelector." + kubernetes.NodeLabel + "=" + kubernetes.NodeLabelValue, "--wait", "3m"}, more...)...)
 	w.cli(t, "check", "--cluster")
 }
 

@@ -40,6 +40,8 @@ func TestSkew(t *testing.T) {
 	w.apply(t, podYAML("loaded", "n1", itsShare, "load", server, "20", "20")+podYAML("far", "n2", itsShare, "load", beside, "2", "10"))
 	w.waitReady(t, "loaded", "far")
 	w.understood(t, old, now)
+	// The rights of the newer release, as Helm and `heddle upgrade` apply them before any program.
+	w.kubectl(t, "apply", "--server-side", "--force-conflicts", "-f", filepath.Join(w.root, "manifests/plain/rbac.yaml"))
 	for _, order := range [][]string{{"operator", "agent"}, {"agent", "operator"}} {
 		for _, to := range []string{version, before} {
 			for _, program := range order {

@@ -8,8 +8,8 @@ import (
 	"testing"
 
 	"github.com/heddle-mesh/heddle/internal/testenv"
-	"github.com/heddle-mesh/heddle/waypoint/http1"
 	"github.com/heddle-mesh/heddle/waypoint/http1/corpus"
+	reasons "github.com/heddle-mesh/heddle/waypoint/reason"
 )
 
 func TestMain(m *testing.M) { testenv.Main(m) }
@@ -23,7 +23,7 @@ var write = flag.Bool("write", false, "write the table of differences into docs/
 
 // statusOf is what a client is answered for a reason. Those of responses are 502.
 func statusOf(reason string) string {
-	for _, r := range http1.Reasons() {
+	for _, r := range reasons.HTTP1() {
 		if r.String() == reason {
 			return fmt.Sprint(r.Status())
 		}

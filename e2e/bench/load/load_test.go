@@ -76,6 +76,8 @@ func TestAnswer(t *testing.T) {
 	for text, want := range map[string][2]bool{
 		"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok":       {true, true},
 		"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no":        {false, true},
+		"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok":       {true, true},
+		"HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\nok":       {true, false},
 		"HTTP/1.1 200 OK\r\nContent-Le":                        {false, false},
 		"HTTP/1.1 503 No\r\nContent-Length: 2\r\n\r\nno":       {true, false},
 		"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1": {true, false},

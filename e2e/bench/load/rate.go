@@ -250,16 +250,23 @@ func answer(data []byte) (whole, good bool) {
 	if !ok {
 		return false, false
 	}
-	_, after, ok := bytes.Cut(head, []byte("\r\nContent-Length: "))
+	length, ok := contentLength(head)
 	if !ok {
 		return true, false
 	}
-	text, _, _ := bytes.Cut(after, []byte("\r\n"))
-	length, err := strconv.Atoi(string(text))
-	if err != nil {
-		return true, false
-	}
 	return len(body) >= length, bytes.HasPrefix(head, []byte("HTTP/1.1 200 ")) && len(body) <= length
+}
+
+// contentLength finds the field in a head; proxies write its name as they like.
+func contentLength(head []byte) (int, bool) {
+	name := []byte("content-length: ")
+	for line := range bytes.SplitSeq(head, []byte("\r\n")) {
+		if len(line) > len(name) && bytes.EqualFold(line[:len(name)], name) {
+			length, err := strconv.Atoi(string(line[len(name):]))
+			return length, err == nil
+		}
+	}
+	return 0, false
 }
 
 func (p *pacer) timed() Timed {

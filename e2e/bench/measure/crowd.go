@@ -8,14 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"os/exec"
-	"regexp"
-	"strconv"
 	"sync"
 	"time"
 
 	"github.com/heddle-mesh/heddle/e2e/bench/load"
+	"github.com/heddle-mesh/heddle/e2e/bench/machine"
 	"github.com/heddle-mesh/heddle/e2e/bench/world"
 )
 
@@ -141,19 +139,11 @@ const holders = 8
 func resident(w *world.World) ([]int, error) {
 	var sizes []int
 	for _, p := range w.Proxies() {
-		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID))
+		size, err := machine.Resident(p.PID)
 		if err != nil {
-			return nil, fmt.Errorf("the proxy of %s is gone: %w", p.Node, err)
+			return nil, fmt.Errorf("the proxy of %s: %w", p.Node, err)
 		}
-		found := regexp.MustCompile(`(?m)^VmRSS:\s+(\d+) kB$`).FindSubmatch(data)
-		if found == nil {
-			return nil, fmt.Errorf("the proxy of %s has no VmRSS", p.Node)
-		}
-		kib, err := strconv.Atoi(string(found[1]))
-		if err != nil {
-			return nil, err
-		}
-		sizes = append(sizes, kib*1024)
+		sizes = append(sizes, size)
 	}
 	return sizes, nil
 }

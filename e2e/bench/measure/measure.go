@@ -9,7 +9,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
 	"regexp"
 	"strconv"
@@ -17,6 +16,7 @@ import (
 	"time"
 
 	"github.com/heddle-mesh/heddle/e2e/bench/load"
+	"github.com/heddle-mesh/heddle/e2e/bench/machine"
 	"github.com/heddle-mesh/heddle/e2e/bench/world"
 )
 
@@ -66,28 +66,16 @@ func Tests() []Test {
 	}
 }
 
-// clockTick is how /proc counts CPU time (USER_HZ of times(2)).
-const clockTick = 10 * time.Millisecond
-
 // cpu is the CPU time that a world's proxies have used, user and system.
-func cpu(w *world.World) (time.Duration, error) {
-	var ticks uint64
+func cpu(w *world.World) (sum time.Duration, err error) {
 	for _, p := range w.Proxies() {
-		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID))
+		used, err := machine.CPU(p.PID)
 		if err != nil {
 			return 0, fmt.Errorf("the proxy of %s is gone: %w", p.Node, err)
 		}
-		// proc(5): utime and stime are fields 14 and 15; the second may hold anything.
-		fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
-		for _, field := range fields[11:13] {
-			n, err := strconv.ParseUint(field, 10, 64)
-			if err != nil {
-				return 0, err
-			}
-			ticks += n
-		}
+		sum += used
 	}
-	return time.Duration(ticks) * clockTick, nil
+	return sum, nil
 }
 
 // output runs a command and returns its output; its error has what it complained

@@ -14,8 +14,18 @@ type Fact struct{ Name, Value string }
 // Section is a part of the document that the run wrote itself.
 type Section struct{ Title, Text string }
 
+// Kind is what a run is about: its metrics, and what is said before and after its figures.
+type Kind struct {
+	Metrics          []Metric
+	Preamble, Method string
+}
+
+// Mesh is the benchmark of two nodes.
+func Mesh() Kind { return Kind{Metrics(), preamble, method} }
+
 // Report is everything that a run has to say.
 type Report struct {
+	Kind
 	Facts []Fact
 	// Subjects were measured, of All that there are.
 	Subjects, All []string
@@ -64,7 +74,7 @@ largest value, for the largest k that covers the median with 90 % at least; with
 // Document writes the report as Markdown.
 func (r Report) Document(out io.Writer) error {
 	var b strings.Builder
-	b.WriteString(preamble)
+	b.WriteString(r.Preamble)
 	all := Summarise(r.Rows, r.Subjects)
 	fmt.Fprintf(&b, "\n%s", Markdown(all))
 	b.WriteString(lost(all))
@@ -73,7 +83,7 @@ func (r Report) Document(out io.Writer) error {
 	for _, f := range r.Facts {
 		fmt.Fprintf(&b, "- %s: %s\n", f.Name, f.Value)
 	}
-	b.WriteString(method)
+	b.WriteString(r.Method)
 	for _, s := range r.Sections {
 		fmt.Fprintf(&b, "\n## %s\n\n%s", s.Title, s.Text)
 	}
@@ -121,7 +131,7 @@ func lost(all []Summary) string {
 // leftOut lists what a run of some metrics or subjects has no figures of, so that a part is not read as the whole.
 func (r Report) leftOut() string {
 	var metrics, subjects []string
-	for _, m := range Metrics() {
+	for _, m := range r.Metrics {
 		if !slices.ContainsFunc(r.Rows, func(row Row) bool { return row.Metric == m.ID }) {
 			metrics = append(metrics, m.Title)
 		}

@@ -127,7 +127,7 @@ func TestJSON(t *testing.T) {
 
 func TestDocument(t *testing.T) {
 	r := Report{
-		Facts: []Fact{{"cores", "2"}}, Subjects: []string{"none", "heddle", "envoy"}, All: []string{"none", "heddle", "reference", "envoy"},
+		Kind: Mesh(), Facts: []Fact{{"cores", "2"}}, Subjects: []string{"none", "heddle", "envoy"}, All: []string{"none", "heddle", "reference", "envoy"},
 		Rows:     append(rows(), Row{1, "heddle", "p99", 250, 3}, Row{1, "envoy", "p99", 200, 0}),
 		Sections: []Section{{"Where the time goes", "Nowhere.\n"}},
 	}

@@ -35,10 +35,10 @@ type Summary struct {
 	Errors int `json:"errors"`
 }
 
-// Summarise orders summaries by metric as Metrics does, and by subject as given.
+// Summarise orders summaries by metric as Metrics and WaypointMetrics do, and by subject as given.
 func Summarise(rows []Row, subjects []string) []Summary {
 	var all []Summary
-	for _, m := range Metrics() {
+	for _, m := range slices.Concat(Metrics(), WaypointMetrics()) {
 		for _, subject := range subjects {
 			values, errors := valuesOf(rows, subject, m.ID)
 			if len(values) == 0 && errors == 0 {

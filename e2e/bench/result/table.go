@@ -3,6 +3,7 @@ package result
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 )
 
@@ -81,7 +82,7 @@ func lines(all []Summary) [][]string {
 }
 
 func metric(id string) Metric {
-	for _, m := range Metrics() {
+	for _, m := range slices.Concat(Metrics(), WaypointMetrics()) {
 		if m.ID == id {
 			return m
 		}

@@ -6,12 +6,15 @@ package clustertest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/heddle-mesh/heddle/e2e/cluster"
 	"github.com/heddle-mesh/heddle/e2e/cluster/build"
@@ -30,8 +33,9 @@ const (
 )
 
 // Up brings a cluster up that is taken down at the test's end, and shows the ends
-// of its logs when the test failed. Root and Say need not be set. What a run that
-// was cut short left under the same name goes first.
+// of its logs when the test failed. Root and Say need not be set. The name is the
+// test's alone: while another test of this machine has it, this one's cluster is
+// NAME-2, and so on. What a run that was cut short left under the name goes first.
 func Up(t testing.TB, options cluster.Options) *cluster.Cluster {
 	t.Helper()
 	testenv.NeedRoot(t)
@@ -43,11 +47,15 @@ func Up(t testing.TB, options cluster.Options) *cluster.Cluster {
 	if options.Say == nil {
 		options.Say = func(line string) { t.Logf("cluster %s: %s", options.Name, line) }
 	}
+	running := os.Getenv(Reuse)
+	if running == "" {
+		options.Name = claim(t, claims, options.Name)
+	}
 	if options, err = options.WithDefaults(); err != nil {
 		t.Fatal(err)
 	}
-	if name := os.Getenv(Reuse); name != "" {
-		return reuse(t, options.Dir, name)
+	if running != "" {
+		return reuse(t, options.Dir, running)
 	}
 	if old, err := cluster.Open(options.Dir, options.Name); err == nil {
 		down(t, old)
@@ -73,6 +81,42 @@ func Up(t testing.TB, options cluster.Options) *cluster.Cluster {
 		t.Fatal(err)
 	}
 	return c
+}
+
+// claims is where tests say which names they have: of the whole machine, as what a
+// cluster makes there is called by its name, whichever checkout it is of.
+const claims = "/run/cluster-tests"
+
+// mostClaims bounds how many tests have clusters of one name at a time.
+const mostClaims = 9
+
+// claim returns the first of NAME, NAME-2, NAME-3, ... that no living test has, and
+// keeps it for this one until its end. A claim goes with the process that made it.
+func claim(t testing.TB, folder, name string) string {
+	t.Helper()
+	if err := os.MkdirAll(folder, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for n := 1; n <= mostClaims; n++ {
+		one := name
+		if n > 1 {
+			one = fmt.Sprintf("%s-%d", name, n)
+		}
+		file, err := os.OpenFile(filepath.Join(folder, one), os.O_CREATE|os.O_RDWR, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			t.Cleanup(func() { file.Close() }) // which unlocks it; the file stays, as others may be at it
+			return one
+		}
+		if err := errors.Join(err, file.Close()); !errors.Is(err, unix.EWOULDBLOCK) {
+			t.Fatalf("claim the cluster name %s: %v", one, err)
+		}
+	}
+	t.Fatalf("%d tests have clusters of the name %s: wait for one of them", mostClaims, name)
+	return ""
 }
 
 func reuse(t testing.TB, dir, name string) *cluster.Cluster {

@@ -24,6 +24,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/heddle-mesh/heddle/internal/netnsdir"
 )
 
 // Spec is all that a machine is made of. It is written to Dir, and read by the
@@ -97,7 +99,6 @@ type process struct {
 const (
 	specFile    = "spec.json"
 	processFile = "process.json"
-	netnsDir    = "/run/netns"
 	bootIDFile  = "boot-id"
 	logDir      = "log"
 	// bootLog is what pid 1 itself says.
@@ -182,7 +183,7 @@ func (m *Machine) nameNetns() error {
 	if err != nil {
 		return err
 	}
-	if err := shareNetnsDir(netnsDir); err != nil {
+	if err := netnsdir.Share(netnsdir.Path); err != nil {
 		return fmt.Errorf("name network namespace %s: %w", m.Spec.Netns, err)
 	}
 	if err := os.WriteFile(m.NetnsPath(), nil, 0o444); err != nil {
@@ -190,34 +191,6 @@ func (m *Machine) nameNetns() error {
 	}
 	if err := unix.Mount(fmt.Sprintf("/proc/%d/ns/net", p.PID), m.NetnsPath(), "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("name network namespace %s: %w", m.Spec.Netns, err)
-	}
-	return nil
-}
-
-// shareNetnsDir makes dir a shared mount of its own, as the first `ip netns add`
-// does (netns_add of iproute2's ipnetns.c). Should ip do it later, it would cover
-// the names that are mounted in dir by then, and they could not be taken away.
-func shareNetnsDir(dir string) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	lock, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil { // ip's own lock
-		return fmt.Errorf("lock %s: %w", dir, err)
-	}
-	share := func() error { return unix.Mount("", dir, "none", unix.MS_SHARED|unix.MS_REC, "") }
-	err = share()
-	if errors.Is(err, unix.EINVAL) { // it is no mount yet
-		if err = unix.Mount(dir, dir, "none", unix.MS_BIND|unix.MS_REC, ""); err == nil {
-			err = share()
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("make %s a shared mount: %w", dir, err)
 	}
 	return nil
 }
@@ -284,7 +257,7 @@ func (m *Machine) PID() (int, error) {
 }
 
 // NetnsPath is the file that stands for the machine's network namespace.
-func (m *Machine) NetnsPath() string { return filepath.Join(netnsDir, m.Spec.Netns) }
+func (m *Machine) NetnsPath() string { return filepath.Join(netnsdir.Path, m.Spec.Netns) }
 
 // BootID is what /proc/sys/kernel/random/boot_id reads in the machine: another
 // one after every boot.

@@ -26,18 +26,25 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 )
 
-const usage = `usage: workload serve | leave | review CERTIFICATE KEY | once ADDRESS TEXT [PATIENCE] | each N ADDRESS... | hold ADDRESS TEXT |
+const usage = `usage: workload serve | leave | review CERTIFICATE KEY | measure CERTIFICATE KEY |
+       once ADDRESS TEXT [PATIENCE] | each N ADDRESS... | hold ADDRESS TEXT |
        load ADDRESS CONNECTIONS RATE | ask ADDRESS CONNECTIONS RATE | dial ADDRESS |
+       fetch N URL [FIELD=VALUE]... | visit URL CONNECTIONS RATE | watch URL |
        resolve NAME | names NAME... | ok | wait
-serve  echo lines on :7000 and :7001, answer HTTP on :8080 and gRPC health on :9090
+serve  echo lines on :7000 and :7001, answer HTTP on :8080 with what was asked, metrics at its /metrics, and
+       gRPC health on :9090
 leave  the same, and end a second after being told to, whoever is connected
 review the same as serve, and answer admission reviews by TLS on :8443
+measure  the same as serve, and be the API metrics.k8s.io by TLS on :8443
 once   send TEXT over a connection of its own and print what comes back; wait for PATIENCE, 5s unless set
 each   send something over N connections to each ADDRESS, one after the other
 hold   do so again and again over one connection, and print a line each time
 load   keep CONNECTIONS busy, and open RATE a second beside; print what was lost
 ask    make requests of a server that leaves: RATE a second over connections of
        their own, beside CONNECTIONS that are kept; print what was lost
+fetch  get URL N times over one connection, and print each answer as a line of JSON
+visit  do so as ask does, and as a browser: what is kept and has ended is made anew
+watch  get URL all the time, and print when another server answers, and what
 dial   say how the very first connection that this process tries ends
 resolve  print the addresses of NAME, as this pod's resolv.conf leads to them
 names  do so all the time with each NAME in turn; print what was lost, and what took more than a second
@@ -68,6 +75,8 @@ func run(ctx context.Context, args []string) error {
 		return leave(ctx)
 	case command == "review" && len(args) == 3:
 		return review(ctx, args[1], args[2])
+	case command == "measure" && len(args) == 3:
+		return measure(ctx, args[1], args[2])
 	case command == "once" && (len(args) == 3 || len(args) == 4):
 		return onceWithin(args[1:])
 	case command == "each" && len(args) > 2:
@@ -78,6 +87,12 @@ func run(ctx context.Context, args []string) error {
 		return load(ctx, args[1], args[2], args[3])
 	case command == "ask" && len(args) == 4:
 		return ask(ctx, args[1], args[2], args[3])
+	case command == "fetch" && len(args) > 2:
+		return fetch(ctx, args[1], args[2], args[3:])
+	case command == "visit" && len(args) == 4:
+		return visit(ctx, args[1], args[2], args[3])
+	case command == "watch" && len(args) == 2:
+		return watch(ctx, args[1])
 	case command == "dial" && len(args) == 2:
 		answer, err := once(args[1], "first", patience)
 		fmt.Println("first packet:", answer, err)
@@ -115,7 +130,7 @@ func answer(ctx context.Context, lines func(net.Listener)) error {
 	}
 	rpc := grpc.NewServer()
 	healthpb.RegisterHealthServer(rpc, health.NewServer())
-	web := &http.Server{Addr: ":8080", ReadHeaderTimeout: patience, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })}
+	web := &http.Server{Addr: ":8080", ReadHeaderTimeout: patience, Handler: http.HandlerFunc(page)}
 	var all sync.WaitGroup
 	all.Go(func() { lines(echoes) })
 	all.Go(func() { lines(more) })

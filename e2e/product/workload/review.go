@@ -13,9 +13,14 @@ import (
 )
 
 // review serves, and answers the API server on :8443, by TLS with a certificate and its
-// key, PEM in base64: it refuses what is named "refused", and nothing else. Each call
-// has a connection of its own, as none that was open before says what comes in now.
+// key, PEM in base64: it refuses what is named "refused", and nothing else.
 func review(ctx context.Context, certificate, key string) error {
+	return serveBeside(ctx, certificate, key, judge)
+}
+
+// serveBeside serves, and answers calls on :8443, by TLS. Each call has a connection of
+// its own, as none that was open before says what comes in now; HTTP/2 would share one.
+func serveBeside(ctx context.Context, certificate, key string, answer http.HandlerFunc) error {
 	var pems [2][]byte
 	for i, text := range []string{certificate, key} {
 		var err error
@@ -28,8 +33,8 @@ func review(ctx context.Context, certificate, key string) error {
 		return err
 	}
 	web := &http.Server{
-		Addr: ":8443", ReadHeaderTimeout: patience, Handler: http.HandlerFunc(judge),
-		TLSConfig: &tls.Config{Certificates: []tls.Certificate{pair}},
+		Addr: ":8443", ReadHeaderTimeout: patience, Handler: answer,
+		TLSConfig: &tls.Config{Certificates: []tls.Certificate{pair}}, TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
 	}
 	web.SetKeepAlivesEnabled(false)
 	served := make(chan error, 1)

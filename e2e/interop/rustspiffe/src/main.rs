@@ -1,5 +1,5 @@
 //! A pod's process that has its SVID by the crate spiffe, at SPIFFE_ENDPOINT_SOCKET. It says "jwt
-//! WORDS", what asking for a JWT-SVID ends with, and "svid ID SERIAL ROOTS" for each update, until
+//! ID TOKEN", or what asking for a JWT-SVID ends with, and "svid ID SERIAL ROOTS" for each update, until
 //! its standard input ends.
 
 use futures::StreamExt;
@@ -10,7 +10,7 @@ use tokio::io::AsyncReadExt;
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let client = WorkloadApiClient::connect_env().await?;
     match client.fetch_jwt_svid(["anybody"], None::<&SpiffeId>).await {
-        Ok(_) => println!("jwt OK"),
+        Ok(svid) => println!("jwt {} {}", svid.spiffe_id(), svid.token()),
         Err(e) => println!("jwt {e:?}"),
     }
     let mut contexts = client.stream_x509_contexts().await?;
