@@ -35,6 +35,9 @@ type Config struct {
 	FlowsPerPod uint32
 	// TunnelPort is the HBONE port. Default 15008.
 	TunnelPort uint16
+	// WaypointPort is the port of pods to which nobody but the agent may connect:
+	// connections to it are not grandfathered. Default 15009.
+	WaypointPort uint16
 	// GrandfatherFor bounds grandfathered connections. Default
 	// DefaultGrandfatherFor.
 	GrandfatherFor time.Duration
@@ -52,6 +55,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.TunnelPort == 0 {
 		c.TunnelPort = 15008
+	}
+	if c.WaypointPort == 0 {
+		c.WaypointPort = 15009
 	}
 	if c.GrandfatherFor == 0 {
 		c.GrandfatherFor = DefaultGrandfatherFor

@@ -16,16 +16,17 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	enrollMapActive    = "active"
-	enrollMapConfig    = "config"
-	enrollMapCounted   = "counted"
-	enrollMapFlows     = "flows"
-	enrollMapPassthru  = "passthru"
-	enrollMapStamps    = "stamps"
-	enrollMapTransient = "transient"
-	enrollProgIterTcp  = "iter_tcp"
-	enrollVarMark      = "mark"
-	enrollVarMarkMask  = "mark_mask"
+	enrollMapActive       = "active"
+	enrollMapConfig       = "config"
+	enrollMapCounted      = "counted"
+	enrollMapFlows        = "flows"
+	enrollMapPassthru     = "passthru"
+	enrollMapStamps       = "stamps"
+	enrollMapTransient    = "transient"
+	enrollProgIterTcp     = "iter_tcp"
+	enrollVarMark         = "mark"
+	enrollVarMarkMask     = "mark_mask"
+	enrollVarWaypointPort = "waypoint_port"
 )
 
 // loadEnroll returns the embedded CollectionSpec for enroll.
@@ -90,8 +91,9 @@ type enrollMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type enrollVariableSpecs struct {
-	Mark     *ebpf.VariableSpec `ebpf:"mark"`
-	MarkMask *ebpf.VariableSpec `ebpf:"mark_mask"`
+	Mark         *ebpf.VariableSpec `ebpf:"mark"`
+	MarkMask     *ebpf.VariableSpec `ebpf:"mark_mask"`
+	WaypointPort *ebpf.VariableSpec `ebpf:"waypoint_port"`
 }
 
 // enrollObjects contains all objects after they have been loaded into the kernel.
@@ -139,8 +141,9 @@ func (m *enrollMaps) Close() error {
 //
 // It can be passed to loadEnrollObjects or ebpf.CollectionSpec.LoadAndAssign.
 type enrollVariables struct {
-	Mark     *ebpf.Variable `ebpf:"mark"`
-	MarkMask *ebpf.Variable `ebpf:"mark_mask"`
+	Mark         *ebpf.Variable `ebpf:"mark"`
+	MarkMask     *ebpf.Variable `ebpf:"mark_mask"`
+	WaypointPort *ebpf.Variable `ebpf:"waypoint_port"`
 }
 
 // enrollPrograms contains all programs after they have been loaded into the kernel.

@@ -83,10 +83,12 @@ func (p *Pod) eachFlow(name string, fn func(gateTuple, gateFlow)) error {
 }
 
 // each visits a hash map's entries a batch at a time, and so in bounded time even
-// under churn.
+// under churn. Most pods' tables are nearly empty each time that they are tidied:
+// the first batch is small.
 func each[K, V any](m *ebpf.Map, fn func(K, V)) error {
-	keys := make([]K, 512)
-	values := make([]V, 512)
+	const first, more = 64, 512
+	keys := make([]K, first)
+	values := make([]V, first)
 	var cursor ebpf.MapBatchCursor
 	for {
 		n, err := m.BatchLookup(&cursor, keys, values, nil)
@@ -102,6 +104,9 @@ func each[K, V any](m *ebpf.Map, fn func(K, V)) error {
 			values = make([]V, 2*len(values))
 		case err != nil:
 			return err
+		case len(keys) < more:
+			keys = make([]K, more)
+			values = make([]V, more)
 		}
 	}
 }
@@ -161,10 +166,12 @@ func expired(f gateFlow, now uint64, idle time.Duration) bool {
 }
 
 // endRefusedFlows deletes flows that the configuration does not admit any
-// more, or whose address is the pod's no more; mu is held.
+// more, or whose address is the pod's no more; mu is held. An earlier version
+// grandfathered connections to waypoints, too.
 func (p *Pod) endRefusedFlows() error {
+	waypoint := p.node.config().WaypointPort
 	refused := func(t gateTuple, f gateFlow) bool {
-		return !p.cfg.admits(FlowKind(f.Kind), t.LocalPort) || !slices.Contains(p.cfg.Addresses, fromAddress(t.Local))
+		return !p.cfg.admits(FlowKind(f.Kind), t.LocalPort) || FlowKind(f.Kind) == FlowGrandfathered && t.LocalPort == waypoint || !slices.Contains(p.cfg.Addresses, fromAddress(t.Local))
 	}
 	for _, name := range []string{gateMapFlows, gateMapTransient} {
 		if _, err := p.deleteFlows(name, refused); err != nil {
@@ -177,13 +184,16 @@ func (p *Pod) endRefusedFlows() error {
 // Grandfather keeps the connections alive that the pod has open now: it marks
 // and stamps their sockets and seeds the flow table, and returns how many it
 // found that an earlier pass had not. Call it before the redirect's rules go
-// in, and again after.
+// in, and again after. Connections to Config.WaypointPort are not kept: the gate
+// drops what comes on them and what leaves.
 func (p *Pod) Grandfather() (int, error) {
 	spec, err := loadEnroll()
 	if err != nil {
 		return 0, fmt.Errorf("read the enrolment's object: %w", err)
 	}
-	for name, value := range map[string]uint32{enrollVarMark: p.node.cfg.Mark, enrollVarMarkMask: p.node.cfg.MarkMask} {
+	for name, value := range map[string]any{
+		enrollVarMark: p.node.cfg.Mark, enrollVarMarkMask: p.node.cfg.MarkMask, enrollVarWaypointPort: p.node.cfg.WaypointPort,
+	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return 0, fmt.Errorf("set %s: %w", name, err)
 		}

@@ -19,28 +19,31 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
+// connect opens a connection from one end to an address of the other, and returns both ends.
+func (w *world) connect(t *testing.T, from, to *testenv.NetNS, at string) (dialled, accepted net.Conn) {
+	t.Helper()
+	l := w.listen(t, to, 0, at)
+	c, err := w.dial(t, from, 0, l.Addr().String(), 3*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	l.Close()
+	return c, s
+}
+
 // pairs opens connections between pod and peer, dialled from either end, and
 // returns the pod's and the peer's ends.
 func (w *world) pairs(t *testing.T) (pods, peers []net.Conn) {
 	t.Helper()
-	connect := func(from, to *testenv.NetNS, at string) (net.Conn, net.Conn) {
-		l := w.listen(t, to, 0, at)
-		c, err := w.dial(t, from, 0, l.Addr().String(), 3*time.Second)
-		if err != nil {
-			t.Fatal(err)
-		}
-		s, err := l.Accept()
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { s.Close() })
-		l.Close()
-		return c, s
-	}
 	for _, f := range []struct{ pod, peer string }{{pod4, peer4}, {pod6, peer6}} {
-		c, s := connect(w.pod, w.peer, hostPort(f.peer, 0))
+		c, s := w.connect(t, w.pod, w.peer, hostPort(f.peer, 0))
 		pods, peers = append(pods, c), append(peers, s)
-		c, s = connect(w.peer, w.pod, hostPort(f.pod, 0))
+		c, s = w.connect(t, w.peer, w.pod, hostPort(f.pod, 0))
 		pods, peers = append(pods, s), append(peers, c)
 	}
 	return pods, peers
@@ -116,6 +119,90 @@ func TestGrandfather(t *testing.T) {
 	if err != nil || n < len(pods)-1 {
 		t.Errorf("enrolled anew: %d, %v", n, err)
 	}
+}
+
+// TestConnectionsToWaypointsAreNotGrandfathered: whoever had one open before the
+// pod was enrolled could say on it for whom it likes, once the pod is believed to
+// hear nobody but the agent. So none goes on, nor one that an earlier version kept.
+func TestConnectionsToWaypointsAreNotGrandfathered(t *testing.T) {
+	for _, family := range []struct{ pod, peer string }{{pod4, peer4}, {pod6, peer6}} {
+		t.Run(family.pod, func(t *testing.T) {
+			w := newWorld(t)
+			open := func(port int) (pods, peers net.Conn) {
+				c, s := w.connect(t, w.peer, w.pod, hostPort(family.pod, port))
+				if err := exchange(c, s, 3*time.Second); err != nil {
+					t.Fatal(err)
+				}
+				return s, c
+			}
+			near := func(c net.Conn) (FlowEntry, bool) {
+				flow, ok, err := w.p.Flow(addrPort(c.LocalAddr()), addrPort(c.RemoteAddr()))
+				if err != nil {
+					t.Fatal(err)
+				}
+				return flow, ok
+			}
+			pods, peers := open(15009)
+			last, lastPeers := open(15009) // of which the pod's end speaks first
+			other, others := open(15010)
+			over, overPeers := open(15009) // that the pod's end has closed: TIME_WAIT
+			over.Close()
+			overPeers.Close()
+			w.grandfather(t, 1)
+			w.attachGate(t)
+			w.grandfather(t, 0)
+			for name, c := range map[string]net.Conn{"live": pods, "closed": over} {
+				if flow, ok := near(c); ok {
+					t.Errorf("the gate knows a %s connection to the waypoint: %+v", name, flow)
+				}
+			}
+			before := w.counters(t).Dropped[DropNoFlow].In.Packets
+			if err := peers.SetDeadline(time.Now().Add(3 * time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := peers.Write([]byte("header")); err != nil {
+				t.Fatal(err)
+			}
+			if err := pods.SetReadDeadline(time.Now().Add(500 * time.Millisecond)); err != nil {
+				t.Fatal(err)
+			}
+			if n, err := pods.Read(make([]byte, 16)); err == nil {
+				t.Errorf("the waypoint read %d bytes", n)
+			}
+			if after := w.counters(t).Dropped[DropNoFlow].In.Packets; after == before {
+				t.Error("the gate has not dropped what the waypoint did not read")
+			}
+			if err := exchange(last, lastPeers, 500*time.Millisecond); err == nil {
+				t.Error("what the waypoint sends leaves the pod")
+			}
+			if err := exchange(other, others, 3*time.Second); err != nil {
+				t.Errorf("a connection to another port: %v", err)
+			}
+		})
+	}
+	t.Run("kept by an earlier version", func(t *testing.T) {
+		w := newWorld(t, func(c *Config) { c.WaypointPort = 1 })
+		l := w.listen(t, w.pod, 0, hostPort(pod4, 15009))
+		peers, err := w.dial(t, w.peer, 0, l.Addr().String(), 3*time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pods, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer pods.Close()
+		w.grandfather(t, 1)
+		w.attachGate(t)
+		if err := exchange(peers, pods, 3*time.Second); err != nil {
+			t.Fatal(err)
+		}
+		w.bpf.cfg.WaypointPort = 15009
+		w.node.Must(t, w.p.Refresh)
+		if err := exchange(peers, pods, 500*time.Millisecond); err == nil {
+			t.Error("it goes on")
+		}
+	})
 }
 
 func TestGrandfatherEnds(t *testing.T) {

@@ -23,7 +23,7 @@ type element struct {
 // scheduler is not told: it would take the processor away from a call that is
 // interrupted, and wake another thread for it. What is wrong is an errno; EINVAL too
 // if the map's keys and values are not of the given types' size, for the kernel goes
-// by the map's.
+// by the map's. What needs no value has a nil one of the map's type.
 func elementCall[K, V any](command uintptr, m *ebpf.Map, key *K, value *V, flags ebpf.MapUpdateFlags) syscall.Errno {
 	if uintptr(m.KeySize()) != unsafe.Sizeof(*key) || uintptr(m.ValueSize()) != unsafe.Sizeof(*value) {
 		return unix.EINVAL

@@ -417,9 +417,9 @@ func (p *Pod) HoldPassthru(client, app netip.AddrPort) error {
 // gone.
 func (p *Pod) RemovePassthru(client, app netip.AddrPort) error {
 	key := toTuple(app, client)
-	err := p.maps[gateMapPassthru].Delete(asBytes(&key))
-	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return fmt.Errorf("remove passthru %v to %v: %w", client, app, err)
+	errno := elementCall(unix.BPF_MAP_DELETE_ELEM, p.maps[gateMapPassthru], &key, (*uint32)(nil), 0)
+	if errno != 0 && errno != unix.ENOENT {
+		return fmt.Errorf("remove passthru %v to %v: %w", client, app, errno)
 	}
 	return nil
 }

@@ -5,6 +5,7 @@
  * Keeps the connections alive that were open before their pod was enrolled:
  * marks each socket, so that the redirect's rules leave it alone, stamps it
  * and seeds the flow table, so that the gate lets it through until a deadline.
+ * Not those to the port of waypoints: the gate drops what is left of them.
  */
 
 #include "maps.h"
@@ -16,6 +17,8 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 const volatile __u32 mark = 0x4d00000;
 const volatile __u32 mark_mask = 0xfff00000;
+/* Where a waypoint believes what comes first on a connection: only the agent may say it. */
+const volatile __u16 waypoint_port = 15009;
 
 /* States of a socket whose connection is up: neither handshake nor LISTEN nor CLOSE. */
 static __always_inline bool is_established(__u8 state)
@@ -86,6 +89,8 @@ int iter_tcp(struct bpf_iter__tcp *ctx)
 		return 0;
 	read_tuple(sk, &t);
 	if (!is_pod_address(pod, &t.local) || is_pod_address(pod, &t.remote))
+		return 0;
+	if (t.local_port == waypoint_port)
 		return 0;
 	if (live && !adopt(sk, pod->enrolment, &done))
 		return 0;
