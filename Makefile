@@ -5,7 +5,7 @@ SHELL := /bin/bash
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
-BINARIES := heddle heddle-agent heddle-cni heddle-operator
+BINARIES := heddle heddle-agent heddle-cni heddle-operator heddle-waypoint
 GOTESTSUM := go tool gotestsum --format pkgname-and-test-fails --hide-summary=skipped --
 # What meets real time and real sockets fails now and then on a machine that others load: tests that failed, if
 # they are few, run once more, alone. They are printed as failed, and scripts/summary names them; a data race is never run again.
@@ -48,7 +48,9 @@ generate: ## Write all generated code anew (needs clang-16 and protoc: `make dep
 check: ## Vet, staticcheck, both architectures build, generated code is up to date
 	go vet ./...
 	go vet -tags skew ./e2e/product
+	go vet -tags conformance ./e2e/product
 	go vet -tags spire ./e2e/rotation
+	go vet -tags autobahn ./waypoint/serve
 	go tool staticcheck ./...
 	GOARCH=arm64 go build ./...
 	go test -count=1 .
@@ -62,7 +64,7 @@ test: deps build ## All tests: unit with the race detector, kernel and end-to-en
 test-unit: ## Tests that need no root, with the race detector
 	CGO_ENABLED=1 $(call GOTESTSUM_AGAIN,. $(UNIT_PACKAGES)) -race -timeout 12m
 	go test -count=1 -timeout 12m ./internal/hbone/fast # its pairings with the reference engine
-	go test -count=1 -timeout 12m -run 'Cost$$' ./internal/mesh ./operator/issuing # what a decision and a certificate cost
+	go test -count=1 -timeout 12m -run 'Cost$$' ./internal/mesh ./operator/issuing ./waypoint/http2 # what a decision and a certificate cost
 
 .PHONY: test-root
 test-root: build ## Tests in the kernel and in network namespaces of their own (root)
@@ -82,6 +84,12 @@ bench: ## Measure beside no mesh, the reference engine and Envoy; BENCH=quick fo
 	@$(MAKE) --no-print-directory build
 	@go build -trimpath -o bin/bench ./e2e/bench && bin/bench $(if $(filter quick,$(BENCH)),-quick,-docs docs) $(BENCHFLAGS)
 
+.PHONY: bench-waypoint
+bench-waypoint: ## Measure the waypoint beside Envoy as the same proxy, 8 min; BENCH=quick for a short look that writes nothing
+	@scripts/deps bench
+	@$(MAKE) --no-print-directory build
+	@go build -trimpath -o bin/bench-waypoint ./e2e/bench/waypoint && bin/bench-waypoint $(if $(filter quick,$(BENCH)),-quick,-docs docs) $(BENCHFLAGS)
+
 # This machine is idle: what is timed has its own bounds, not those of a CI that is busy.
 bench-go: export HEDDLE_COST = 1
 .PHONY: bench-go
@@ -97,6 +105,10 @@ fuzz: ## Fuzz every parser of outside bytes for FUZZTIME each, or all together f
 SOAK ?= 30m
 soak: build ## Keep a mesh under churn for SOAK and fail if memory, descriptors or goroutines grow (root)
 	HEDDLE_SOAK=$(SOAK) go test -count=1 -v -timeout 24h -run TestSoak ./e2e/soak
+
+.PHONY: autobahn
+autobahn: ## Run the Autobahn suite of WebSocket directly and through a waypoint, and compare (needs Python 2.7; 10 min)
+	go test -tags autobahn -count=1 -v -timeout 60m -run 'TestAutobahn$$' ./waypoint/serve
 
 .PHONY: http-differences
 http-differences: deps ## Run the corpus of HTTP ambiguities through nginx and Envoy, and write what they read otherwise to docs/http.md
@@ -118,9 +130,10 @@ cluster-down: ## Take that cluster down; nothing is left
 	@go build -trimpath -o bin/cluster ./e2e/cluster/cmd/cluster && bin/cluster down $(CLUSTER)
 
 .PHONY: cluster-programs
-cluster-programs: ## Build the programs of clusters, Kubernetes' own among them (12 min the first time)
+cluster-programs: ## Build the programs of clusters, Kubernetes' own among them, and Helm (12 min the first time)
 	@scripts/deps cluster
 	@go build -trimpath -o bin/cluster ./e2e/cluster/cmd/cluster && bin/cluster build
+	@cd e2e/helm && go build -trimpath -ldflags '-s -w' -o ../../.cache/helm/helm helm.sh/helm/v3/cmd/helm
 
 .PHONY: e2e-cluster
 e2e-cluster: cluster-programs ## Test whole clusters, the operator and `heddle install` on a real API server (root; first time 12 min)
@@ -130,6 +143,7 @@ e2e-cluster: cluster-programs ## Test whole clusters, the operator and `heddle i
 e2e: deps build ## Everything end to end: meshes in network namespaces, then whole clusters (root; first time 12 min more)
 	$(GOTESTSUM) -count=1 -timeout 15m -p 1 $$(go list ./e2e/... | grep -vE '/e2e/(idle|cluster|controlplane|product)$$')
 	@$(MAKE) --no-print-directory e2e-cluster
+	@$(MAKE) --no-print-directory e2e-gateway
 
 # NODES:PODS,... of `make scale`. 5000:50000 streams 87 GB, and takes 2 GB.
 SCALE ?= 100:1000,500:5000,1000:10000,2000:20000,500:50000
@@ -195,6 +209,16 @@ scenarios: ## Run every scenario of docs/scenarios.md on real Kubernetes; `make 
 	@scripts/deps cluster
 	go test -count=1 -timeout 30m -parallel 4 -v -run 'TestProduct/^scenarios$$' ./e2e/product
 
+.PHONY: gateway-conformance
+gateway-conformance: ## Run the Gateway API's conformance suite for meshes on a cluster, and write its report to docs/conformance (root; builds the suite the first time)
+	@scripts/deps cluster
+	HEDDLE_CONFORMANCE="$$PWD/docs/conformance" HEDDLE_CONFORMANCE_VERSION='$(VERSION)' go test -tags conformance -count=1 -timeout 60m -v -run 'TestGatewayAPI$$' ./e2e/product
+
+.PHONY: e2e-gateway
+e2e-gateway: ## Run the same suite at 20 successes in a row alone, and write nothing (root; 3 min, the first time 6 more)
+	@scripts/deps cluster
+	$(call GOTESTSUM_AGAIN,./e2e/product) -tags conformance -count=1 -timeout 40m -run 'TestGatewayAPI$$'
+
 .PHONY: outage
 OUTAGE ?= 1h
 outage: ## Run without an operator for OUTAGE on real Kubernetes: traffic and agents' restarts go on (root)
@@ -202,7 +226,7 @@ outage: ## Run without an operator for OUTAGE on real Kubernetes: traffic and ag
 	HEDDLE_OUTAGE=$(OUTAGE) go test -count=1 -timeout 24h -v -run 'TestProduct/^faults$$/^the_operator_is_gone$$' ./e2e/product
 
 # The version before this one, as git has it.
-SKEW_FROM ?= $(shell git describe --tags --abbrev=0 2>/dev/null || echo f718ebd)
+SKEW_FROM ?= $(shell git describe --tags --abbrev=0 2>/dev/null || echo d4192d4)
 .PHONY: skew
 skew: ## Upgrade from the git revision SKEW_FROM to this checkout and back, one program after the other, under traffic (root)
 	@scripts/deps cluster

@@ -112,8 +112,12 @@ func importRules() []importRule {
 			"the tunnel knows addresses, TLS and SPIFFE IDs, not workloads or policies"},
 		{in("internal", "api"), importsOurs("internal", "api"),
 			"shared code serves the programs, it does not know them"},
-		{in("waypoint/http1"), importsOurs("waypoint/http1"),
+		{in("waypoint/reason"), importsOurs(),
+			"why HTTP is refused is said by everything that reads it: it needs nobody"},
+		{in("waypoint/http1"), importsOurs("waypoint/http1", "waypoint/reason"),
 			"the HTTP engine is bytes in, events and bytes out: it must be fuzzed, measured and understood alone"},
+		{in("waypoint/http2"), importsOurs("waypoint/http1", "waypoint/http2", "waypoint/reason"),
+			"HTTP/2 is read as HTTP/1.1 is, from bytes to messages of one form, and knows nothing above them"},
 		{in("waypoint"), importsOurs("internal", "api", "waypoint"),
 			"the waypoint is built on what the programs share"},
 		{notIn("bpf", "e2e"), foreign("github.com/cilium/ebpf"),
@@ -232,12 +236,17 @@ const (
 
 func sizeExceptions() map[string]string {
 	return map[string]string{
-		"bpf":                       "one typed handle over every map and link, so that nothing else imports cilium/ebpf",
-		"operator imports":          "its parts meet in its wiring, and nowhere else",
-		"agent imports":             "its parts meet in its wiring, and nowhere else",
-		"agent/kernel imports":      "it fits the kernel's part to what enrolment, connections and names each ask for",
-		"cmd/heddle imports":        "its commands meet in its root, and nowhere else",
-		"internal/hbone/enginetest": "a conformance suite: tests, in a package that each engine's tests can import",
+		"bpf":                        "one typed handle over every map and link, so that nothing else imports cilium/ebpf",
+		"operator imports":           "its parts meet in its wiring, and nowhere else",
+		"internal/discovery imports": "both ends of the stream between operators and those who follow them stand in it, so that they are changed together",
+		"agent imports":              "its parts meet in its wiring, and nowhere else",
+		"agent/kernel imports":       "it fits the kernel's part to what enrolment, connections and names each ask for",
+		"cmd/heddle imports":         "its commands meet in its root, and nowhere else",
+		"waypoint imports":           "its parts meet in its wiring, and nowhere else",
+		"waypoint/serve":             "HTTP/1.1 and what is relayed raw are still in it; HTTP/2 has a package of its own, and so should they",
+		"waypoint/serve imports":     "the parts of a connection meet on its loop, and nowhere else: each of them knows few of the others",
+		"waypoint/serve/h2 imports":  "as in waypoint/serve, for the version of HTTP that has many requests on a connection",
+		"internal/hbone/enginetest":  "a conformance suite: tests, in a package that each engine's tests can import",
 	}
 }
 
