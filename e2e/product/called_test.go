@@ -128,19 +128,35 @@ func (w *world) addressOf(t *testing.T, pod string) string {
 	return strings.TrimSpace(w.kubectl(t, "-n", "called", "get", "pod", pod, "-o", "jsonpath={.status.podIP}"))
 }
 
-// deploySecured runs a pod in the namespace called, behind a service of its name, that
-// answers by TLS with a certificate, which is returned as a caBundle.
-func (w *world) deploySecured(t *testing.T, name, command string) (bundle string) {
+// deploySecured runs a pod in a namespace, behind a service of its name, that answers by
+// TLS with a certificate, which is returned as a caBundle.
+func (w *world) deploySecured(t *testing.T, namespace, name, command string) (bundle string) {
 	t.Helper()
-	certificate, key := selfSigned(t, name+".called.svc")
+	certificate, key := selfSigned(t, name+"."+namespace+".svc")
 	bundle = base64.StdEncoding.EncodeToString(certificate)
-	w.apply(t, inNamespace("called", podYAML(name, "n2", "", command, bundle, base64.StdEncoding.EncodeToString(key)))+fmt.Sprintf(`---
+	w.apply(t, inNamespace(namespace, podYAML(name, "n2", "", command, bundle, base64.StdEncoding.EncodeToString(key)))+fmt.Sprintf(`---
 apiVersion: v1
 kind: Service
-metadata: {name: %s, namespace: called}
-spec: {selector: {app: %[1]s}, ports: [{port: 443, targetPort: 8443}]}
-`, name))
+metadata: {name: %s, namespace: %s}
+spec: {selector: {app: %[1]s}, ports: [{name: https, port: 443, targetPort: 8443}]}
+`, name, namespace))
 	return bundle
+}
+
+// deployMetricsAPI has a pod of a namespace be the API that metrics-server brings.
+func (w *world) deployMetricsAPI(t *testing.T, namespace string) {
+	t.Helper()
+	w.apply(t, fmt.Sprintf(`apiVersion: apiregistration.k8s.io/v1
+kind: APIService
+metadata: {name: %s}
+spec:
+  group: metrics.k8s.io
+  version: v1beta1
+  groupPriorityMinimum: 100
+  versionPriority: 100
+  caBundle: %s
+  service: {namespace: %s, name: meter}
+`, metricsAPI, w.deploySecured(t, namespace, "meter", "measure"), namespace))
 }
 
 // deployGuard runs a webhook that judges another namespace's ConfigMaps.
@@ -151,7 +167,7 @@ kind: ValidatingWebhookConfiguration
 metadata: {name: guard}
 webhooks:
 - name: guard.called.svc
-  clientConfig: {service: {namespace: called, name: guard}, caBundle: `+w.deploySecured(t, "guard", "review")+`}
+  clientConfig: {service: {namespace: called, name: guard}, caBundle: `+w.deploySecured(t, "called", "guard", "review")+`}
   rules: [{operations: [CREATE], apiGroups: [""], apiVersions: [v1], resources: [configmaps]}]
   namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: judged}}
   failurePolicy: Fail
@@ -183,17 +199,7 @@ const metricsAPI = "v1beta1.metrics.k8s.io"
 // deployMeter runs what the API server passes requests for metrics on to.
 func (w *world) deployMeter(t *testing.T) called {
 	t.Helper()
-	w.apply(t, fmt.Sprintf(`apiVersion: apiregistration.k8s.io/v1
-kind: APIService
-metadata: {name: %s}
-spec:
-  group: metrics.k8s.io
-  version: v1beta1
-  groupPriorityMinimum: 100
-  versionPriority: 100
-  caBundle: %s
-  service: {namespace: called, name: meter}
-`, metricsAPI, w.deploySecured(t, "meter", "measure")))
+	w.deployMetricsAPI(t, "called")
 	return called{"APIService " + metricsAPI, "meter", 8443, func(t *testing.T) (bool, error) {
 		// The API server looks again now whether it is there, and not in half a minute.
 		w.kubectl(t, "annotate", "--overwrite", "apiservice", metricsAPI, "looked="+time.Now().Format("150405.000"))

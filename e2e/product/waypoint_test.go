@@ -73,6 +73,7 @@ const site = "http://site.shop.svc.cluster.local."
 type page struct {
 	Status                         int
 	Location, Reason, Server, Path string
+	Signed                         string // whose certificate it was
 	Fields                         map[string][]string
 }
 
@@ -133,6 +134,8 @@ func (w *world) testWaypoint(t *testing.T) {
 	t.Run("routes", func(t *testing.T) { w.testRouted(t) })
 	t.Run("a change", func(t *testing.T) { w.testRouteChange(t) })
 	t.Run("requests", func(t *testing.T) { w.testRequests(t) })
+	t.Run("connections", func(t *testing.T) { w.testRoutedConnections(t) })
+	t.Run("scaling", func(t *testing.T) { w.testWaypointScaling(t) })
 	t.Run("restart", func(t *testing.T) { w.testWaypointRestart(t) })
 	t.Run("canary", func(t *testing.T) { w.testWaypointCanary(t) })
 	t.Run("deletion", func(t *testing.T) { w.testWaypointDeletion(t) })

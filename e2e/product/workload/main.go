@@ -26,13 +26,14 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 )
 
-const usage = `usage: workload serve | leave | review CERTIFICATE KEY | measure CERTIFICATE KEY |
+const usage = `usage: workload serve | secure CERTIFICATE KEY | leave | review CERTIFICATE KEY | measure CERTIFICATE KEY |
        once ADDRESS TEXT [PATIENCE] | each N ADDRESS... | hold ADDRESS TEXT |
        load ADDRESS CONNECTIONS RATE | ask ADDRESS CONNECTIONS RATE | dial ADDRESS |
        fetch N URL [FIELD=VALUE]... | visit URL CONNECTIONS RATE | watch URL |
        resolve NAME | names NAME... | ok | wait
 serve  echo lines on :7000 and :7001, answer HTTP on :8080 with what was asked, metrics at its /metrics, and
        gRPC health on :9090
+secure  the same, and answer HTTP by TLS on :8443 too
 leave  the same, and end a second after being told to, whoever is connected
 review the same as serve, and answer admission reviews by TLS on :8443
 measure  the same as serve, and be the API metrics.k8s.io by TLS on :8443
@@ -42,7 +43,8 @@ hold   do so again and again over one connection, and print a line each time
 load   keep CONNECTIONS busy, and open RATE a second beside; print what was lost
 ask    make requests of a server that leaves: RATE a second over connections of
        their own, beside CONNECTIONS that are kept; print what was lost
-fetch  get URL N times over one connection, and print each answer as a line of JSON
+fetch  get URL N times over one connection, or as many as "connection=close" makes it, and print each answer as a
+       line of JSON; by TLS, whose certificate it was, whoever signed it
 visit  do so as ask does, and as a browser: what is kept and has ended is made anew
 watch  get URL all the time, and print when another server answers, and what
 dial   say how the very first connection that this process tries ends
@@ -73,6 +75,8 @@ func run(ctx context.Context, args []string) error {
 		return serve(ctx)
 	case command == "leave":
 		return leave(ctx)
+	case command == "secure" && len(args) == 3:
+		return serveBeside(ctx, args[1], args[2], page)
 	case command == "review" && len(args) == 3:
 		return review(ctx, args[1], args[2])
 	case command == "measure" && len(args) == 3:
