@@ -282,7 +282,9 @@ func TestLastGood(t *testing.T) {
 		{"no root", "no authorities", answer(foreign.document(t))},
 		{"too much", "bytes", answer(o.document(t) + huge)},
 		{"too many roots", "33 roots", answer(string(tooMany))},
-		{"a redirect", "302", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "https://elsewhere.test/", http.StatusFound) }},
+		{"a redirect", "302", func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "https://elsewhere.test/", http.StatusFound)
+		}},
 		{"it hangs up", "EOF", func(w http.ResponseWriter, _ *http.Request) {
 			conn, _, err := w.(http.Hijacker).Hijack()
 			if err == nil {
