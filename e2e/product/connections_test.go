@@ -87,10 +87,12 @@ func (w *world) testRoutedConnections(t *testing.T) {
 		return err
 	})
 	eventually(t, 20*time.Second, "flows name the routes", func() error {
-		said := w.cli(t, "flows", "-n", "shop", "--last", "200")
-		for _, route := range []string{"vault-long", "vault-short", "wire"} {
-			if !strings.Contains(said, route) {
-				return fmt.Errorf("%s is not in %s", route, said)
+		for kind, names := range map[string][]string{"TLS": {"vault-long", "vault-short"}, "TCP": {"wire"}} {
+			for _, name := range names {
+				said := w.cli(t, "flows", "-n", "shop", "--route", "shop/"+name, "--last", "3", "-o", "json")
+				if !strings.Contains(said, fmt.Sprintf(`"method":%q`, kind)) || !strings.Contains(said, fmt.Sprintf("%sRoute shop/%s ", kind, name)) {
+					return fmt.Errorf("of the route %s there is %s", name, said)
+				}
 			}
 		}
 		return nil
