@@ -16,13 +16,10 @@ func speaksTwo(to *mesh.Route, port uint16) bool {
 }
 
 // carries says that package h2 carries a request that came in HTTP/1.1: for what it leads to, or what it is copied to. A
-// tunnel that was asked for in HTTP/1.1 stays one of HTTP/1.1, and has no copies.
+// tunnel has no copies.
 func (h *h1) carries(p *plan.Plan, head *http1.Head) bool {
-	if head.Upgrade {
-		return false
-	}
-	if speaksTwo(&p.To, p.Way.Port) {
-		return true
+	if two := speaksTwo(&p.To, p.Way.Port); two || head.Upgrade {
+		return two
 	}
 	for _, m := range p.Mirrors {
 		if to := h.c.w.planner.Lead(m, &h.c.client); speaksTwo(&to, m.Port) {
