@@ -75,8 +75,8 @@ const (
 // Ready implements eventloop.Source.
 func (c *conn) Ready(e eventloop.Events) {
 	c.Note(e)
-	if _, ok := c.proto.(*h1); ok && e.Broken() {
-		c.refused() // nobody waits for the answer
+	if h, ok := c.proto.(*h1); ok && e.Broken() && !h.x.Tunnel() {
+		c.refused() // nobody waits for the answer; of a tunnel it is so, too, when both ends have ended it
 		return
 	}
 	c.run()
@@ -152,7 +152,7 @@ func (c *conn) account() {
 	n := len(c.In) + len(c.Out)
 	switch p := c.proto.(type) {
 	case *h1:
-		n += len(p.sent) + p.x.Held() + p.asked.Held()
+		n += len(p.sent) + p.x.Held() + p.asked.Held() + p.keeps
 	case *relay:
 		n += len(p.out) + p.asked.Held()
 	}

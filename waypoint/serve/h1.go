@@ -64,6 +64,7 @@ type try struct {
 	// stalled that nothing is read until some of it goes on, spoken that the client has ended what it says in a tunnel.
 	carried                   *h2.Request
 	carrying, stalled, spoken bool
+	keeps                     int // bytes of the head, as package h2 keeps it
 }
 
 // newH1 attaches one to a connection.
