@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/heddle-mesh/heddle/internal/eventloop"
+	"github.com/heddle-mesh/heddle/waypoint/bounds"
 	"github.com/heddle-mesh/heddle/waypoint/plan"
 	"github.com/heddle-mesh/heddle/waypoint/sniff"
 	"github.com/heddle-mesh/heddle/waypoint/socket"
@@ -305,7 +306,7 @@ func (c *conn) due() time.Time {
 		at = c.proto.due()
 	}
 	if len(c.Out) > 0 {
-		at = earlier(at, c.since.Add(t.Stall))
+		at = bounds.Earlier(at, c.since.Add(t.Stall))
 	}
 	return at
 }
@@ -316,15 +317,7 @@ func (w *worker) idleUntil(since time.Time) time.Time {
 	if w.draining.IsZero() {
 		return at
 	}
-	return earlier(at, w.draining.Add(w.cfg.Timeouts.DrainIdle))
-}
-
-// earlier is the first of two times, of which the zero one is never.
-func earlier(a, b time.Time) time.Time {
-	if a.IsZero() || !b.IsZero() && b.Before(a) {
-		return b
-	}
-	return a
+	return bounds.Earlier(at, w.draining.Add(w.cfg.Timeouts.DrainIdle))
 }
 
 // arm sets the timer, unless it fires soon enough anyhow.

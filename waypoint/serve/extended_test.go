@@ -242,6 +242,32 @@ func TestWebSocketHalves(t *testing.T) {
 	}
 }
 
+// TestWebSocketThatIsHeardNoMore: a workload that has said all may say that it hears no more, as net/http's does when it returns
+// (RFC 9113 section 8.1): what it said before arrives, and ends in good order.
+func TestWebSocketThatIsHeardNoMore(t *testing.T) {
+	all := strings.Repeat("x", 10<<10)
+	w := newWorld(t, []*backend{sockets2(t, func(s *socket2) {
+		s.answer(false, ":status", "200")
+		_ = s.say(all, true)
+		s.reset(xhttp2.ErrCodeNo)
+	})})
+	c, in, _ := w.upgraded(t, "")
+	_, _ = io.WriteString(c, "nobody hears this")
+	if got, err := io.ReadAll(in); string(got) != all || err != nil {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	s := w.open2(t, webSocket()...)
+	s.until(func() bool { return s.ended })
+	s.until(func() bool { return s.reset != nil })
+	if string(s.data) != all || s.reset == nil || s.reset.ErrCode != xhttp2.ErrCodeNo {
+		t.Errorf("%d bytes, %v", len(s.data), s.reset)
+	}
+	eventually(t, "both have ended", func() bool { return w.value("heddle_waypoint_requests_total", "", "") == 2 })
+	if n := w.value("heddle_waypoint_refusals_total", "", ""); n != 0 {
+		t.Errorf("%v are refused", n)
+	}
+}
+
 // TestWebSocketResets: a reset of either end is one of the other (RFC 8441 section 5).
 func TestWebSocketResets(t *testing.T) {
 	streams := make(chan *socket2, 4)
@@ -372,17 +398,17 @@ func TestWebSocketsAreJudgedAlike(t *testing.T) {
 		policy mesh.Policy
 		allows bool
 	}{
-		"deny GET":            {about("p", "cart", mesh.ActionDeny, mesh.RequestMatch{Methods: []string{"GET"}}), false},
-		"deny CONNECT":        {about("p", "cart", mesh.ActionDeny, mesh.RequestMatch{Methods: []string{"CONNECT"}}), true},
-		"allow GET":           {about("p", "cart", mesh.ActionAllow, mesh.RequestMatch{Methods: []string{"GET"}}), true},
-		"allow CONNECT":       {about("p", "cart", mesh.ActionAllow, mesh.RequestMatch{Methods: []string{"CONNECT"}}), false},
-		"deny an upgrade":     {about("p", "cart", mesh.ActionDeny, headers("upgrade", "websocket")), false},
-		"allow an upgrade":    {about("p", "cart", mesh.ActionAllow, headers("upgrade", "websocket")), true},
-		"deny the path":       {about("p", "cart", mesh.ActionDeny, paths("/chat")), false},
-		"allow another path":  {about("p", "cart", mesh.ActionAllow, paths("/cha")), false},
-		"allow the host":      {about("p", "cart", mesh.ActionAllow, mesh.RequestMatch{Hosts: []asked.Pattern{"cart.shop"}}), true},
-		"deny a subprotocol":  {about("p", "cart", mesh.ActionDeny, headers("sec-websocket-protocol", "chat")), false},
-		"allow a version":     {about("p", "cart", mesh.ActionAllow, headers("sec-websocket-version", "13")), true},
+		"deny GET":           {about("p", "cart", mesh.ActionDeny, mesh.RequestMatch{Methods: []string{"GET"}}), false},
+		"deny CONNECT":       {about("p", "cart", mesh.ActionDeny, mesh.RequestMatch{Methods: []string{"CONNECT"}}), true},
+		"allow GET":          {about("p", "cart", mesh.ActionAllow, mesh.RequestMatch{Methods: []string{"GET"}}), true},
+		"allow CONNECT":      {about("p", "cart", mesh.ActionAllow, mesh.RequestMatch{Methods: []string{"CONNECT"}}), false},
+		"deny an upgrade":    {about("p", "cart", mesh.ActionDeny, headers("upgrade", "websocket")), false},
+		"allow an upgrade":   {about("p", "cart", mesh.ActionAllow, headers("upgrade", "websocket")), true},
+		"deny the path":      {about("p", "cart", mesh.ActionDeny, paths("/chat")), false},
+		"allow another path": {about("p", "cart", mesh.ActionAllow, paths("/cha")), false},
+		"allow the host":     {about("p", "cart", mesh.ActionAllow, mesh.RequestMatch{Hosts: []asked.Pattern{"cart.shop"}}), true},
+		"deny a subprotocol": {about("p", "cart", mesh.ActionDeny, headers("sec-websocket-protocol", "chat")), false},
+		"allow a version":    {about("p", "cart", mesh.ActionAllow, headers("sec-websocket-version", "13")), true},
 	} {
 		for _, to := range []*backend{one, b} {
 			w := newWorld(t, []*backend{to})

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/waypoint/bounds"
 	"github.com/heddle-mesh/heddle/waypoint/http1"
 	"github.com/heddle-mesh/heddle/waypoint/plan"
 	"github.com/heddle-mesh/heddle/waypoint/pool"
@@ -253,12 +254,12 @@ func (h *h1) due() time.Time {
 		at = h.c.since.Add(t.Stall)
 	}
 	if h.carried != nil {
-		at = earlier(at, h.carried.Due())
+		at = bounds.Earlier(at, h.carried.Due())
 	}
 	if h.way != nil && h.way.RequestTimeout > 0 {
-		at = earlier(at, h.began.Add(h.way.RequestTimeout))
+		at = bounds.Earlier(at, h.began.Add(h.way.RequestTimeout))
 	}
-	return earlier(earlier(at, h.until), h.pause)
+	return bounds.Earlier(bounds.Earlier(at, h.until), h.pause)
 }
 
 // expire implements protocol.

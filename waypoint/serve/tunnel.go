@@ -19,15 +19,13 @@ func (h *h1) between() {
 	if h.carried != nil {
 		h.carried.Step()
 	}
-	if c.stage != active || !h.answered || len(c.Out) > 0 {
-		return
-	}
-	if !c.shut {
+	switch {
+	case c.stage != active || !h.answered:
+	case h.carried == nil: // both have ended it, or nobody hears the client any more
+		c.end()
+	case len(c.Out) == 0 && !c.shut:
 		c.shut = true
 		c.CloseWrite()
-	}
-	if h.carried == nil {
-		c.close(false)
 	}
 }
 

@@ -152,7 +152,7 @@ func (q *Request) ended() {
 	if q.conn.Used > 0 && !q.heard && (q.idempotent || !q.sent) {
 		k = unseen
 	}
-	q.broke(k, lost, nil)
+	q.broke(k, plan.BackendReset, nil)
 }
 
 // write hands on a part of the body, and returns how much went.

@@ -195,9 +195,6 @@ func (q *Request) Review(view *mesh.View) {
 	}
 }
 
-// Fail answers a request in the waypoint's name.
-func (q *Request) Fail(status int, why string) { q.fail(status, why) }
-
 // places notes where a request went.
 func (q *Request) places() {
 	if q.way != nil {

@@ -96,6 +96,9 @@ func (q *Request) bothEnded() {
 		q.conn.Close(false)
 		q.conn = nil
 	}
+	if !q.up.Ended && !q.old { // likewise
+		q.front.Reset(q.id, http2.NoError)
+	}
 	q.finish()
 }
 

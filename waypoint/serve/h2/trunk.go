@@ -236,7 +236,12 @@ func (t *trunk) event(q *Request, step *http2.Step) {
 	case http2.Reset:
 		t.forget(q)
 		k := broken
-		if step.Retry {
+		switch {
+		case q.tunnel && q.down.Ended && step.Err.Code == http2.NoError: // it has said all, and hears no more (RFC 9113 section 8.1)
+			q.up.Done = true
+			q.bothEnded()
+			return
+		case step.Retry:
 			k = unseen
 		}
 		q.broke(k, step.Err.Reason.String(), step.Err)
@@ -293,7 +298,7 @@ func (t *trunk) close(reset bool) {
 			continue
 		}
 		q.trunk, q.on = nil, 0
-		q.broke(k, lost, nil)
+		q.broke(k, plan.BackendReset, nil)
 	}
 	clear(t.streams)
 }

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/waypoint/bounds"
 	"github.com/heddle-mesh/heddle/waypoint/http2"
 	"github.com/heddle-mesh/heddle/waypoint/plan"
 	"github.com/heddle-mesh/heddle/waypoint/pool"
@@ -206,9 +207,9 @@ func (q *Request) due() time.Time {
 	if q.tunnel { // what is silent may be so for long
 		return time.Time{}
 	}
-	at := earlier(q.until, q.pause)
+	at := bounds.Earlier(q.until, q.pause)
 	if q.way != nil && q.way.RequestTimeout > 0 {
-		at = earlier(at, q.began.Add(q.way.RequestTimeout))
+		at = bounds.Earlier(at, q.began.Add(q.way.RequestTimeout))
 	}
 	return at
 }
@@ -228,6 +229,3 @@ func (q *Request) expire(now time.Time) {
 		q.dispatch()
 	}
 }
-
-// lost is the reason of a connection that broke off.
-const lost = plan.BackendReset
