@@ -1,4 +1,4 @@
-// Package bounds has what a waypoint does at most, and waits for at most. It is data.
+// Package bounds has what a waypoint does at most, and waits for at most. It is data, and how deadlines are compared.
 package bounds
 
 import (
@@ -75,4 +75,12 @@ func (l Limits) Share(n int) Limits {
 	l.Connections, l.Requests, l.Bytes, l.Mirrors = max(1, l.Connections/n), max(1, l.Requests/n), max(1, l.Bytes/int64(n)), l.Mirrors/n
 	l.Idle, l.IdlePerWorkload = max(1, l.Idle/n), max(1, l.IdlePerWorkload/n)
 	return l
+}
+
+// Earlier is the first of two times, of which the zero one is never.
+func Earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
 }

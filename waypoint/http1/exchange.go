@@ -193,7 +193,7 @@ func (x *Exchange) interim(dst []byte) []byte {
 	dst = appendStatus(dst, h.Status, h.Phrase)
 	for i := range h.Fields {
 		if f := &h.Fields[i]; grammar.FoldEqual(f.Name, "link") && !h.Hop(f) {
-			dst = appendField(dst, f.Name, f.Value)
+			dst = grammar.AppendField(dst, f.Name, f.Value)
 		}
 	}
 	return append(dst, "\r\n"...)
@@ -312,7 +312,7 @@ func (x *Exchange) reply(dst []byte, status int, fields []Field, body []byte) []
 	x.responses.Ask(nil)
 	dst = appendStatus(dst, status, http.StatusText(status))
 	for _, f := range fields {
-		dst = appendField(dst, f.Name, f.Value)
+		dst = grammar.AppendField(dst, f.Name, f.Value)
 	}
 	bodiless := status == 204 || status == 304
 	if !bodiless {

@@ -1,5 +1,12 @@
 package http1
 
+import (
+	"slices"
+
+	"github.com/heddle-mesh/heddle/waypoint/http1/grammar"
+	"github.com/heddle-mesh/heddle/waypoint/http1/names"
+)
+
 // An Exchange can have HTTP/2 on one side. What came there is told to it, heads by TakeRequest or TakeResponse; on
 // its own side it reads and writes as ever, and what it appends for the other one is a body's bytes without coding.
 
@@ -63,10 +70,13 @@ func (p *Parser) trailersToGo(removed []string) []Field {
 }
 
 // Carry is Forward to a backend that speaks HTTP/2: whoever speaks to it has written the head, and Request appends
-// the body. An upgrade is asked for as an ordinary request.
+// the body. What follows an upgrade is a tunnel's, once it is granted (TakeResponse): until then it is not read.
 func (x *Exchange) Carry(e *Edit) {
 	h := &x.requests.Head
 	x.asked = Asked{Head: x.now.head, Connect: len(h.Path) == 0}
+	if h.Upgrade {
+		x.asked.Accept = grammar.WebSocketAnswer(h.websocket)
+	}
 	x.responses.restart()
 	x.now.other, x.now.forwarded, x.now.removed = true, true, e.removed()
 	if x.now.out != NoBody {
@@ -75,13 +85,18 @@ func (x *Exchange) Carry(e *Edit) {
 }
 
 // TakeResponse is the head of such a backend's response. An interim one is appended; for a final one Answer or
-// Reply is to follow.
+// Reply is to follow. With a 101 whoever speaks to the backend says that it grants the upgrade: in HTTP/2 that is a success
+// (RFC 8441 section 5), and says nothing of the key, whose Sec-WebSocket-Accept is made here.
 func (x *Exchange) TakeResponse(dst []byte, h *Head) []byte {
 	h.CopyTo(&x.responses.Head)
 	if h.Interim() {
 		return x.interim(dst)
 	}
-	if to := &x.responses.Head; to.Body == NoBody && to.Length < 0 && !x.now.head && !x.asked.Connect && to.Status != 204 && to.Status != 304 {
+	if to := &x.responses.Head; to.Status == 101 {
+		to.Upgrade, to.Body, to.Length, to.Phrase = x.asked.Accept != "", NoBody, -1, []byte("Switching Protocols")
+		to.Fields = slices.DeleteFunc(to.Fields, func(f Field) bool { return f.kind == names.WebSocketAccept })
+		to.Fields = append(to.Fields, Field{[]byte("Sec-WebSocket-Accept"), []byte(x.asked.Accept), names.WebSocketAccept})
+	} else if to.Body == NoBody && to.Length < 0 && !x.now.head && !x.asked.Connect && to.Status != 204 && to.Status != 304 {
 		to.Length = 0 // END_STREAM has said so; HTTP/1.1 would wait for the connection's end
 	}
 	return dst

@@ -71,13 +71,6 @@ func (h *Head) stays(f *Field, removed []string) bool {
 	return h.Hop(f)
 }
 
-func appendField(b, name, value []byte) []byte {
-	b = append(b, name...)
-	b = append(b, ": "...)
-	b = append(b, value...)
-	return append(b, "\r\n"...)
-}
-
 // appendFields writes the fields that go on to the next hop, and what an edit adds.
 func appendFields(b []byte, h *Head, e *Edit, chunked bool) []byte {
 	removed := e.removed()
@@ -85,14 +78,14 @@ func appendFields(b []byte, h *Head, e *Edit, chunked bool) []byte {
 		switch f := &h.Fields[i]; {
 		case (f.kind == names.WebSocketKey || f.kind == names.WebSocketAccept) && !h.Upgrade || h.stays(f, removed):
 		case f.kind != names.Trailer:
-			b = appendField(b, f.Name, f.Value)
+			b = grammar.AppendField(b, f.Name, f.Value)
 		case chunked:
 			b = appendTrailer(b, h, f.Value, removed)
 		}
 	}
 	if e != nil {
 		for _, f := range e.Add {
-			b = appendField(b, f.Name, f.Value)
+			b = grammar.AppendField(b, f.Name, f.Value)
 		}
 	}
 	return b
@@ -187,10 +180,7 @@ func appendData(b []byte, body Body, data []byte) []byte {
 	if body != Chunked {
 		return append(b, data...)
 	}
-	b = strconv.AppendUint(b, uint64(len(data)), 16)
-	b = append(b, "\r\n"...)
-	b = append(b, data...)
-	return append(b, "\r\n"...)
+	return grammar.AppendChunk(b, data)
 }
 
 // appendEnd writes the end of a body, with trailers if its coding has a place for them.
@@ -201,7 +191,7 @@ func appendEnd(b []byte, body Body, p *Parser, removed []string) []byte {
 	b = append(b, "0\r\n"...)
 	for i := range p.Trailers {
 		if f := &p.Trailers[i]; !p.Head.stays(f, removed) {
-			b = appendField(b, f.Name, f.Value)
+			b = grammar.AppendField(b, f.Name, f.Value)
 		}
 	}
 	return append(b, "\r\n"...)

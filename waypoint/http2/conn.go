@@ -55,6 +55,7 @@ type flow struct {
 type got struct {
 	preface  int    // bytes of it
 	settings bool   // the first of them
+	connect  uint32 // what a server's have said of extended CONNECT last
 	window   int64  // its streams' first window
 	streams  uint32 // that it takes
 	last     uint32 // of a server, its client's last stream; of a client, what the server's GOAWAY has said
@@ -288,6 +289,12 @@ func (c *Conn) settings(b []byte) reason.Reason {
 		case wire.SettingPush, wire.SettingConnect, wire.SettingNoPriority:
 			if s.Value > 1 || s.ID == wire.SettingPush && s.Value == 1 && !c.server {
 				return reason.BadSetting
+			}
+			if s.ID == wire.SettingConnect && !c.server { // of a client it says nothing
+				if s.Value < c.got.connect {
+					return reason.BadSetting // RFC 8441 section 3
+				}
+				c.got.connect = s.Value
 			}
 		case wire.SettingStreams:
 			c.got.streams = s.Value

@@ -187,12 +187,14 @@ func TestUpgradedRequests(t *testing.T) {
 			"1 head false :method=POST|:scheme=http|:authority=h|:path=/a?b|x-mixed=Case|content-length=5|te=trailers", "1 data false hello", "1 data true "},
 		"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n5\r\nhello\r\n0\r\nX-Sum: 1\r\n\r\n": {
 			"1 head false :method=POST|:scheme=http|:authority=h|:path=/|expect=100-continue", "1 data false hello", "1 head true x-sum=1"},
-		"GET / HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n": {
+		"GET /chat HTTP/1.1\r\nHost: h\r\nUpgrade: websocket\r\nConnection: Upgrade, X-Hop\r\nX-Hop: 1\r\nContent-Length: 0\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n": {
+			"1 head false :method=CONNECT|:protocol=websocket|:scheme=http|:authority=h|:path=/chat|sec-websocket-version=13", "1 data true "},
+		"GET / HTTP/1.1\r\nHost: h\r\nUpgrade: h2c\r\nConnection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n": {
 			"1 head true :method=GET|:scheme=http|:authority=h|:path=/"},
 		"OPTIONS * HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n": {"1 head true :method=OPTIONS|:scheme=http|:authority=h|:path=*|content-length=0"},
 		"GET / HTTP/1.0\r\nHost: h\r\nHTTP2-Settings: a\r\n\r\n":     {"1 head true :method=GET|:scheme=http|:authority=h|:path=/"},
 	} {
-		x, c := http1.NewExchange(http1.Defaults()), http2.NewClient(http2.Defaults())
+		x, c := http1.NewExchange(http1.Defaults()), takingWebSocket(t, http2.Defaults())
 		var out []byte
 		for in := []byte(raw); ; {
 			data, n, at, err := x.Request(nil, in)

@@ -146,6 +146,9 @@ var (
 	// ErrFull is of a request for which another connection is needed: no stream is free on this
 	// one, or its peer wants no more.
 	ErrFull = errors.New("http2: the connection takes no more requests")
+	// ErrNoWebSocket is of an upgrade that cannot be asked for: the server's SETTINGS have not come, or do not
+	// offer it (RFC 8441 section 3).
+	ErrNoWebSocket = errors.New("http2: the server takes no WebSocket over HTTP/2")
 )
 
 // Code is an error code of RFC 9113 section 7.

@@ -228,7 +228,7 @@ func (c *Conn) count(s *stream, n int64) (Step, reason.Reason) {
 		s.left -= n
 	}
 	s.body += n
-	if limit := c.config.Messages.BodyBytes; c.server && limit > 0 && s.body > limit {
+	if limit := c.config.Messages.BodyBytes; c.server && limit > 0 && s.body > limit && !s.connect {
 		return c.fail(s, reason.BodyTooLarge)
 	}
 	return Step{}, 0

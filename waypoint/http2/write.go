@@ -10,19 +10,22 @@ import (
 	"github.com/heddle-mesh/heddle/waypoint/reason"
 )
 
-// Open appends a request's head for a backend, and is its stream. When it has a body, Data and End are to follow. After
-// http1.ErrEdit or ErrFull nothing is appended.
+// Open appends a request's head for a backend, and is its stream. When it has a body, Data and End are to follow. An upgrade to
+// WebSocket is an extended CONNECT (RFC 8441), of which a success makes a tunnel. After http1.ErrEdit, ErrFull or ErrNoWebSocket nothing
+// is appended.
 func (c *Conn) Open(dst []byte, h *http1.Head, e *http1.Edit) (out []byte, id uint32, err error) {
 	switch {
 	case c.Room() == 0:
 		return dst, 0, ErrFull
 	case h.CheckEdit(e) != nil:
 		return dst, 0, http1.ErrEdit
+	case h.Upgrade && c.got.connect == 0:
+		return dst, 0, ErrNoWebSocket
 	}
 	id = c.sent.next
 	c.sent.next += 2
 	s := c.add(id)
-	s.head, s.connect, s.removed = string(h.Method) == "HEAD", len(h.Path) == 0, removed(e)
+	s.head, s.connect, s.removed = string(h.Method) == "HEAD", h.Upgrade || len(h.Path) == 0, removed(e)
 	end := !s.connect && (h.Body == http1.NoBody || h.Body == http1.Length && h.Length == 0)
 	at := len(dst)
 	dst = c.beginHead(dst)
@@ -31,6 +34,9 @@ func (c *Conn) Open(dst []byte, h *http1.Head, e *http1.Edit) (out []byte, id ui
 	s.ourEnd = end
 	return dst, id, nil
 }
+
+// WebSocket says whether the server takes a WebSocket (RFC 8441 section 3); known is false before its SETTINGS have come.
+func (c *Conn) WebSocket() (takes, known bool) { return c.got.connect > 0, c.got.settings }
 
 // Room is how many more requests can be opened now.
 func (c *Conn) Room() int {
@@ -48,14 +54,7 @@ func (c *Conn) appendRequest(b []byte, s *stream, h *http1.Head, e *http1.Edit) 
 	if e != nil && e.Path != nil && len(target) > 0 && target[0] == '/' {
 		target = e.Path
 	}
-	b = wire.AppendMethod(b, h.Method)
-	if !s.connect {
-		b = wire.AppendScheme(b, c.config.Messages.Secure)
-	}
-	b = wire.AppendIndexed(b, wire.Authority, host)
-	if !s.connect {
-		b = wire.AppendPath(b, target)
-	}
+	b = wire.AppendAsk(b, wire.Ask{Method: h.Method, Authority: host, Path: target, Secure: c.config.Messages.Secure, WebSocket: h.Upgrade})
 	b = c.appendFields(b, h, e)
 	if h.Length >= 0 && !s.connect {
 		b = wire.AppendNumber(b, wire.ContentLength, h.Length)

@@ -19,6 +19,7 @@ const (
 	ConnectRefused = "ConnectRefused" // 405: a CONNECT, of which nobody sees what is inside
 	BadEdit        = "BadEdit"        // 500: a filter makes of a head what none can be
 	UpgradeRefused = "UpgradeRefused" // 502: the workload has answered a WebSocket with something else
+	NoWebSocket    = "NoWebSocket"    // 502: the workload offers no WebSocket over HTTP/2, and has not understood one in HTTP/1.1
 	BackendReset   = "BackendReset"   // 502: the workload broke off
 	Overloaded     = "Overloaded"     // 503: the waypoint has as much to do as it may have
 	NoHeader       = "NoHeader"       // a connection did not begin with a PROXY protocol header
@@ -44,7 +45,7 @@ func Reasons() (all []string) {
 			all = append(all, r.String())
 		}
 	}
-	return append(all, BadPath, NoRoute, TooCostly, BackendBroken, FilterBroken, ConnectRefused, BadEdit, UpgradeRefused, BackendReset, Overloaded, NoHeader, SlowClient, LateHTTP, ClientGone,
+	return append(all, BadPath, NoRoute, TooCostly, BackendBroken, FilterBroken, ConnectRefused, BadEdit, UpgradeRefused, NoWebSocket, BackendReset, Overloaded, NoHeader, SlowClient, LateHTTP, ClientGone,
 		NotTLS, BadHello, NoServerName, UnexpectedHTTP)
 }
 

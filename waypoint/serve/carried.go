@@ -16,13 +16,10 @@ func speaksTwo(to *mesh.Route, port uint16) bool {
 }
 
 // carries says that package h2 carries a request that came in HTTP/1.1: for what it leads to, or what it is copied to. A
-// tunnel that was asked for in HTTP/1.1 stays one of HTTP/1.1, and has no copies.
+// tunnel has no copies.
 func (h *h1) carries(p *plan.Plan, head *http1.Head) bool {
-	if head.Upgrade {
-		return false
-	}
-	if speaksTwo(&p.To, p.Way.Port) {
-		return true
+	if two := speaksTwo(&p.To, p.Way.Port); two || head.Upgrade {
+		return two
 	}
 	for _, m := range p.Mirrors {
 		if to := h.c.w.planner.Lead(m, &h.c.client); speaksTwo(&to, m.Port) {
@@ -36,7 +33,10 @@ func (h *h1) carries(p *plan.Plan, head *http1.Head) bool {
 func (h *h1) carry(p *plan.Plan, head *http1.Head) {
 	h.x.Carry(&http1.Edit{Remove: h.remove})
 	h.counted = false
-	h.carrying = true
+	h.carrying, h.keeps = true, len(head.Path)+len(head.Host)
+	for _, f := range head.Fields {
+		h.keeps += len(f.Name) + len(f.Value)
+	}
 	q := h.c.w.two.Carry((*ahead)(h), &h.c.client, &h2.Asked{Head: head, Plan: p, Remove: h.remove, GRPC: h.grpc, Idempotent: h.idempotent, Began: h.began, Note: &h.note})
 	if h.carrying { // it has not ended within the call
 		h.carried = q
@@ -66,7 +66,7 @@ func (h *h1) hand() {
 func (h *h1) takeBack() {
 	if h.carried != nil {
 		h.carried.GiveUp(&h.note)
-		h.carried, h.carrying, h.counted = nil, false, true
+		h.carried, h.carrying, h.keeps, h.counted = nil, false, 0, true
 	}
 }
 
@@ -95,6 +95,9 @@ func (a *ahead) Interim(_ uint32, head *http1.Head) {
 func (a *ahead) Answer(_ uint32, head *http1.Head, e *http1.Edit) error {
 	out := a.x.TakeResponse(a.c.w.out[:0], head)
 	out, err := a.x.Answer(out, e)
+	if a.x.Tunnel() {
+		a.x.Release() // it may go on for long
+	}
 	a.send(out)
 	return err
 }
@@ -137,4 +140,4 @@ func (a *ahead) Consumed(uint32, int) {
 
 func (a *ahead) Wake() { a.c.soon() }
 
-func (a *ahead) Over(*h2.Request) { a.carried, a.carrying = nil, false }
+func (a *ahead) Over(*h2.Request) { a.carried, a.carrying, a.keeps = nil, false, 0 }

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/heddle-mesh/heddle/internal/eventloop"
+	"github.com/heddle-mesh/heddle/waypoint/bounds"
 	"github.com/heddle-mesh/heddle/waypoint/plan"
 	"github.com/heddle-mesh/heddle/waypoint/sniff"
 	"github.com/heddle-mesh/heddle/waypoint/socket"
@@ -75,8 +76,8 @@ const (
 // Ready implements eventloop.Source.
 func (c *conn) Ready(e eventloop.Events) {
 	c.Note(e)
-	if _, ok := c.proto.(*h1); ok && e.Broken() {
-		c.refused() // nobody waits for the answer
+	if h, ok := c.proto.(*h1); ok && e.Broken() && !h.x.Tunnel() {
+		c.refused() // nobody waits for the answer; of a tunnel it is so, too, when both ends have ended it
 		return
 	}
 	c.run()
@@ -152,7 +153,7 @@ func (c *conn) account() {
 	n := len(c.In) + len(c.Out)
 	switch p := c.proto.(type) {
 	case *h1:
-		n += len(p.sent) + p.x.Held() + p.asked.Held()
+		n += len(p.sent) + p.x.Held() + p.asked.Held() + p.keeps
 	case *relay:
 		n += len(p.out) + p.asked.Held()
 	}
@@ -305,7 +306,7 @@ func (c *conn) due() time.Time {
 		at = c.proto.due()
 	}
 	if len(c.Out) > 0 {
-		at = earlier(at, c.since.Add(t.Stall))
+		at = bounds.Earlier(at, c.since.Add(t.Stall))
 	}
 	return at
 }
@@ -316,15 +317,7 @@ func (w *worker) idleUntil(since time.Time) time.Time {
 	if w.draining.IsZero() {
 		return at
 	}
-	return earlier(at, w.draining.Add(w.cfg.Timeouts.DrainIdle))
-}
-
-// earlier is the first of two times, of which the zero one is never.
-func earlier(a, b time.Time) time.Time {
-	if a.IsZero() || !b.IsZero() && b.Before(a) {
-		return b
-	}
-	return a
+	return bounds.Earlier(at, w.draining.Add(w.cfg.Timeouts.DrainIdle))
 }
 
 // arm sets the timer, unless it fires soon enough anyhow.

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/waypoint/bounds"
 	"github.com/heddle-mesh/heddle/waypoint/http1"
 	"github.com/heddle-mesh/heddle/waypoint/plan"
 	"github.com/heddle-mesh/heddle/waypoint/pool"
@@ -61,9 +62,10 @@ type try struct {
 	until    time.Time
 	pause    time.Time // when the next one begins; zero without one
 	// carried is the request as package h2 carries it, nil when it has ended there; carrying says that it has not ended,
-	// stalled that nothing is read until some of it goes on.
-	carried           *h2.Request
-	carrying, stalled bool
+	// stalled that nothing is read until some of it goes on, spoken that the client has ended what it says in a tunnel.
+	carried                   *h2.Request
+	carrying, stalled, spoken bool
+	keeps                     int // bytes of the head, as package h2 keeps it
 }
 
 // newH1 attaches one to a connection.
@@ -142,6 +144,10 @@ func (h *h1) Happened(*pool.Conn) { h.c.run() }
 // step implements protocol.
 func (h *h1) step() {
 	for {
+		if h.x.Tunnel() {
+			h.between()
+			return
+		}
 		h.flush()
 		h.readRequest()
 		if c := h.c; c.stage == active && h.silent() {
@@ -153,6 +159,9 @@ func (h *h1) step() {
 			h.carried.Step()
 		}
 		c := h.c
+		if c.stage == active && c.proto == protocol(h) && h.x.Tunnel() {
+			continue // the client may have spoken already
+		}
 		if c.stage != active || c.proto != protocol(h) || !h.over() || !h.next() || c.budget <= 0 {
 			return
 		}
@@ -232,6 +241,8 @@ func (h *h1) due() time.Time {
 	t := &h.c.w.cfg.Timeouts
 	at := time.Time{}
 	switch {
+	case h.x.Tunnel():
+		return at
 	case !h.begun && len(h.c.Out) >= backlog: // it is not asked: the client has to take what it was answered
 	case !h.begun:
 		at = h.since.Add(t.Header)
@@ -243,12 +254,12 @@ func (h *h1) due() time.Time {
 		at = h.c.since.Add(t.Stall)
 	}
 	if h.carried != nil {
-		at = earlier(at, h.carried.Due())
+		at = bounds.Earlier(at, h.carried.Due())
 	}
 	if h.way != nil && h.way.RequestTimeout > 0 {
-		at = earlier(at, h.began.Add(h.way.RequestTimeout))
+		at = bounds.Earlier(at, h.began.Add(h.way.RequestTimeout))
 	}
-	return earlier(earlier(at, h.until), h.pause)
+	return bounds.Earlier(bounds.Earlier(at, h.until), h.pause)
 }
 
 // expire implements protocol.

@@ -12,7 +12,7 @@ import (
 
 // Entries of the static table, and what a first byte says (section 6).
 const (
-	Authority     = 1
+	authority     = 1
 	methodGET     = 2
 	methodPOST    = 3
 	pathSlash     = 4
@@ -93,8 +93,30 @@ func staticIndex(name []byte) byte {
 	return 0
 }
 
-// AppendMethod appends :method, AppendPath :path.
-func AppendMethod(b, name []byte) []byte {
+// Ask is what the pseudo-header fields of a request say (RFC 9113 section 8.3.1). A CONNECT has no path; one for
+// WebSocket is a GET with one, written as RFC 8441 section 4 has it.
+type Ask struct {
+	Method, Authority, Path []byte
+	Secure, WebSocket       bool
+}
+
+// AppendAsk appends them.
+func AppendAsk(b []byte, a Ask) []byte {
+	if a.WebSocket {
+		b = AppendField(AppendIndexed(b, methodGET, []byte("CONNECT")), ":protocol", "websocket")
+	} else {
+		b = appendMethod(b, a.Method)
+	}
+	if len(a.Path) > 0 {
+		b = appendScheme(b, a.Secure)
+	}
+	if b = AppendIndexed(b, authority, a.Authority); len(a.Path) > 0 {
+		b = appendPath(b, a.Path)
+	}
+	return b
+}
+
+func appendMethod(b, name []byte) []byte {
 	switch string(name) {
 	case "GET":
 		return append(b, indexedField|methodGET)
@@ -104,7 +126,7 @@ func AppendMethod(b, name []byte) []byte {
 	return AppendIndexed(b, methodGET, name)
 }
 
-func AppendPath(b, path []byte) []byte {
+func appendPath(b, path []byte) []byte {
 	if string(path) == "/" {
 		return append(b, indexedField|pathSlash)
 	}
@@ -175,8 +197,7 @@ func AppendNumber(b []byte, index byte, n int64) []byte {
 	return AppendIndexed(b, index, strconv.AppendInt(digits[:0], n, 10))
 }
 
-// AppendScheme appends :scheme.
-func AppendScheme(b []byte, secure bool) []byte {
+func appendScheme(b []byte, secure bool) []byte {
 	if secure {
 		return append(b, schemeHTTP+1)
 	}

@@ -60,9 +60,14 @@ func TestFields(t *testing.T) {
 			t.Errorf("%d: %q", code, got)
 		}
 	}
-	b := AppendPath(AppendPath(AppendMethod(AppendMethod(AppendMethod(nil, []byte("GET")), []byte("POST")), []byte("PUT")), []byte("/")), []byte("/a"))
-	b = AppendScheme(AppendScheme(b, false), true)
-	want := ":method=GET :method=POST :method=PUT :path=/ :path=/a :scheme=http :scheme=https content-length=12345678901"
+	var b []byte
+	for _, a := range []Ask{{Method: []byte("GET"), Authority: []byte("h"), Path: []byte("/")}, {Method: []byte("POST"), Authority: []byte("h:80"), Path: []byte("/a"), Secure: true},
+		{Method: []byte("PUT"), Authority: []byte("h"), Path: []byte("*")}, {Method: []byte("CONNECT"), Authority: []byte("h:80"), Secure: true},
+		{Method: []byte("GET"), Authority: []byte("h"), Path: []byte("/chat"), WebSocket: true}} {
+		b = AppendAsk(b, a)
+	}
+	want := ":method=GET :scheme=http :authority=h :path=/ :method=POST :scheme=https :authority=h:80 :path=/a :method=PUT :scheme=http :authority=h :path=* " +
+		":method=CONNECT :authority=h:80 :method=CONNECT :protocol=websocket :scheme=http :authority=h :path=/chat content-length=12345678901"
 	if got := strings.Join(decode(t, AppendNumber(b, ContentLength, 12345678901)), " "); got != want {
 		t.Errorf("%q", got)
 	}

@@ -70,7 +70,7 @@ func (q *Request) step() {
 	q.flush()
 	q.pump()
 	q.flush()
-	for b := q.conn; b != nil && q.conn == b && len(q.down.data) < backlog && !q.down.ended; {
+	for b := q.conn; b != nil && q.conn == b && len(q.down.Data) < backlog && !q.down.Ended; {
 		if n := b.Read(l.In); n > 0 {
 			q.response(l.In[:n])
 			continue
@@ -90,7 +90,7 @@ func (q *Request) flush() {
 		q.sent = true
 		q.out = q.out[:copy(q.out, q.out[n:])]
 	}
-	if q.tunnel && q.up.done && len(q.out) == 0 && !q.shut {
+	if q.tunnel && q.up.Done && len(q.out) == 0 && !q.shut {
 		q.shut = true
 		q.conn.CloseWrite()
 		q.bothEnded()
@@ -103,7 +103,7 @@ func (q *Request) response(data []byte) {
 		var n int
 		var at http1.Event
 		var err error
-		q.down.data, n, at, err = q.one.Response(q.down.data, data)
+		q.down.Data, n, at, err = q.one.Response(q.down.Data, data)
 		data = data[n:]
 		switch {
 		case err != nil:
@@ -124,7 +124,7 @@ func (q *Request) response(data []byte) {
 // whole is the end of such a response.
 func (q *Request) whole(trailers []http1.Field) {
 	q.place.Answered()
-	if q.down.end(trailers); q.tunnel { // what goes the other way may go on
+	if q.down.End(trailers); q.tunnel { // what goes the other way may go on
 		q.drain()
 		return
 	}
@@ -143,7 +143,7 @@ func (q *Request) ended() {
 	if !q.conn.Broken() {
 		var at http1.Event
 		var err error
-		if q.down.data, at, err = q.one.ResponseEOF(q.down.data); at == http1.End && err == nil {
+		if q.down.Data, at, err = q.one.ResponseEOF(q.down.Data); at == http1.End && err == nil {
 			q.whole(nil)
 			return
 		}
@@ -152,18 +152,19 @@ func (q *Request) ended() {
 	if q.conn.Used > 0 && !q.heard && (q.idempotent || !q.sent) {
 		k = unseen
 	}
-	q.broke(k, lost, nil)
+	q.broke(k, plan.BackendReset, nil)
 }
 
 // write hands on a part of the body, and returns how much went.
 func (q *Request) write(p []byte) (n int) {
 	switch {
+	case !q.ready():
 	case q.on != 0:
 		if len(q.trunk.out) < backlog {
 			n = q.trunk.data(q.on, p)
 		}
 		q.sent = true
-	case q.toOne() && len(q.out) < backlog:
+	case len(q.out) < backlog:
 		q.out = q.one.TakeRequestData(q.out, p)
 		q.flush()
 		n = len(p)
@@ -171,14 +172,11 @@ func (q *Request) write(p []byte) (n int) {
 	return n
 }
 
-// toOne says that a backend of HTTP/1.1 can be sent more: there is nothing for one of which a tunnel is asked until
-// it has granted it.
-func (q *Request) toOne() bool {
-	return q.conn != nil && !q.conn.Connecting() && (q.tunnel || !q.head.Upgrade)
+// ready says that a backend can be sent the body, or its end: there is nothing for one of which a tunnel is asked until it has
+// granted it.
+func (q *Request) ready() bool {
+	return (q.tunnel || !q.head.Upgrade) && (q.on != 0 || q.conn != nil && !q.conn.Connecting())
 }
-
-// ready says that the end of the body can be handed on.
-func (q *Request) ready() bool { return q.on != 0 || q.toOne() }
 
 func (q *Request) writeEnd(trailers []http1.Field) {
 	if q.on != 0 {

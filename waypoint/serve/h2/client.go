@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/waypoint/bounds"
 	"github.com/heddle-mesh/heddle/waypoint/http1"
 	"github.com/heddle-mesh/heddle/waypoint/http2"
 	"github.com/heddle-mesh/heddle/waypoint/plan"
@@ -200,18 +201,18 @@ func (c *Client) Due() time.Time {
 		at = c.began.Add(t.Header)
 	}
 	if !c.half.IsZero() {
-		at = earlier(at, c.half.Add(t.Header))
+		at = bounds.Earlier(at, c.half.Add(t.Header))
 	}
 	if !c.draining.IsZero() {
-		at = earlier(at, c.draining.Add(t.DrainIdle))
+		at = bounds.Earlier(at, c.draining.Add(t.DrainIdle))
 	}
 	if len(c.requests) == 0 {
-		at = earlier(at, c.since.Add(t.Idle))
+		at = bounds.Earlier(at, c.since.Add(t.Idle))
 	} else {
-		at = earlier(at, c.since.Add(t.Stall))
+		at = bounds.Earlier(at, c.since.Add(t.Stall))
 	}
 	for _, q := range c.requests {
-		at = earlier(at, q.due())
+		at = bounds.Earlier(at, q.due())
 	}
 	return at
 }

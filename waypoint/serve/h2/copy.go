@@ -28,11 +28,11 @@ func (q *Request) mirror() {
 	if len(q.mirrors) == 0 {
 		return
 	}
-	if q.up.cut || len(q.up.data) > l.Limits.ReplayBytes || *l.Held > l.Limits.Bytes {
+	if q.up.Cut || len(q.up.Data) > l.Limits.ReplayBytes || *l.Held > l.Limits.Bytes {
 		l.Mirrors.Drop(len(q.mirrors))
 	} else {
 		for _, way := range q.mirrors {
-			if l.Mirrors.Begin(len(q.up.data)) {
+			if l.Mirrors.Begin(len(q.up.Data)) {
 				l.sendCopy(q, way)
 			}
 		}
@@ -42,7 +42,7 @@ func (q *Request) mirror() {
 
 // sendCopy sends one, in the version that its workloads are spoken to in.
 func (l *Loop) sendCopy(of *Request, way *plan.Way) {
-	c := &copied{l: l, who: *of.who, outcome: telemetry.Failed, bytes: len(of.up.data)}
+	c := &copied{l: l, who: *of.who, outcome: telemetry.Failed, bytes: len(of.up.Data)}
 	q := l.newRequest(c, &c.who, 0)
 	c.q, q.copied, q.old = q, true, of.old
 	of.head.CopyTo(&q.head)
@@ -54,8 +54,8 @@ func (l *Loop) sendCopy(of *Request, way *plan.Way) {
 	}
 	q.remove = q.edit.Remove
 	q.grpc, q.way, q.to, q.view = of.grpc, way, l.Planner.Lead(way, &c.who), of.view
-	q.up.data = append(q.up.data[:0], of.up.data...)
-	q.up.end(of.up.trailers)
+	q.up.Data = append(q.up.Data[:0], of.up.Data...)
+	q.up.End(of.up.Trailers)
 	if l.copies == nil {
 		l.copies = map[*copied]struct{}{}
 	}

@@ -14,7 +14,8 @@ import (
 // Front is the client's side of a request: a stream of a client that speaks HTTP/2, the exchange of one that speaks
 // HTTP/1.1 (package serve), or nobody, of a copy. The id says which stream. No call leads to one of the request's.
 type Front interface {
-	// Interim and Answer send a response's head; an error is http2.ErrGone, or http1.ErrEdit.
+	// Interim and Answer send a response's head; an error is http2.ErrGone, or http1.ErrEdit. What grants a WebSocket is
+	// a 101 to a client that speaks HTTP/1.1, and a 200 to one that speaks HTTP/2.
 	Interim(id uint32, head *http1.Head)
 	Answer(id uint32, head *http1.Head, e *http1.Edit) error
 	// Data sends as much of a body as the client takes now, and returns how much that was. End is the end of
@@ -129,19 +130,23 @@ func (q *Request) Got(n int) { q.note.Received += int64(n) }
 
 // Body takes a part of the request's body.
 func (q *Request) Body(p []byte) {
-	q.up.data = append(q.up.data, p...)
+	q.up.Data = append(q.up.Data, p...)
 	q.pump()
 }
 
-// BodyEnd is the end of the request.
+// BodyEnd is the end of the request, or of what a client says in a tunnel. An upgrade in HTTP/1.1 has no end: what follows it is a
+// tunnel's, when it is granted.
 func (q *Request) BodyEnd(trailers []http1.Field) {
-	q.up.end(trailers)
+	if q.old && q.head.Upgrade && !q.tunnel {
+		return
+	}
+	q.up.End(trailers)
 	q.mirror()
 	q.pump()
 }
 
 // Waiting is how many bytes of the body wait for the workload; Wants says that it waits for more.
-func (q *Request) Waiting() int { return len(q.up.data) - q.up.at }
+func (q *Request) Waiting() int { return len(q.up.Waiting()) }
 
 // Wants says that the workload waits for more of the body.
 func (q *Request) Wants() bool {
@@ -189,9 +194,6 @@ func (q *Request) Review(view *mesh.View) {
 		q.fail(403, why)
 	}
 }
-
-// Fail answers a request in the waypoint's name.
-func (q *Request) Fail(status int, why string) { q.fail(status, why) }
 
 // places notes where a request went.
 func (q *Request) places() {

@@ -7,8 +7,6 @@
 package h2
 
 import (
-	"time"
-
 	"github.com/heddle-mesh/heddle/internal/eventloop"
 	"github.com/heddle-mesh/heddle/waypoint/bounds"
 	"github.com/heddle-mesh/heddle/waypoint/http2"
@@ -147,12 +145,4 @@ func (l *Loop) newRequest(f Front, who *plan.Client, id uint32) *Request {
 	}
 	q.l, q.front, q.who, q.id, q.over, q.began = l, f, who, id, false, l.Loop.Now()
 	return q
-}
-
-// earlier is the first of two times, of which the zero one is never.
-func earlier(a, b time.Time) time.Time {
-	if a.IsZero() || !b.IsZero() && b.Before(a) {
-		return b
-	}
-	return a
 }

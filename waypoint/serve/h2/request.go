@@ -1,7 +1,6 @@
 package h2
 
 import (
-	"bytes"
 	"errors"
 	"time"
 
@@ -10,6 +9,7 @@ import (
 	"github.com/heddle-mesh/heddle/waypoint/http2"
 	"github.com/heddle-mesh/heddle/waypoint/plan"
 	"github.com/heddle-mesh/heddle/waypoint/record"
+	"github.com/heddle-mesh/heddle/waypoint/serve/h2/pending"
 )
 
 // Request is one of a client, and what answers it.
@@ -22,7 +22,7 @@ type Request struct {
 	asked
 	tries
 	backend
-	up, down body
+	up, down pending.Body
 	held     int // bytes of both bodies, as Held has them
 	answered bool
 	over     bool
@@ -44,33 +44,6 @@ type asked struct {
 	remove           []string
 	text             []byte
 	mirrors          []*plan.Way
-}
-
-// body is what came of a body, and did not go on yet. Of a request's, what has gone is kept while it may have
-// to be sent again.
-type body struct {
-	data     []byte
-	at       int // of data, where what did not go on begins
-	given    int // of data, how much its sender was given back
-	cut      bool
-	ended    bool
-	done     bool
-	trailers []http1.Field
-}
-
-func (b *body) end(trailers []http1.Field) {
-	b.ended = true
-	for _, f := range trailers { // they are gone at the next call
-		b.trailers = append(b.trailers, http1.Field{Name: bytes.Clone(f.Name), Value: bytes.Clone(f.Value)})
-	}
-}
-
-func (b *body) reset() {
-	keep := b.data[:0]
-	if cap(keep) > spareBytes {
-		keep = nil
-	}
-	*b = body{data: keep}
 }
 
 // edited is what is changed of the head.
@@ -98,42 +71,40 @@ func (q *Request) pump() {
 
 func (q *Request) pour() {
 	b := &q.up
-	for p := b.data[b.at:]; len(p) > 0; p = b.data[b.at:] {
+	for p := b.Waiting(); len(p) > 0; p = b.Waiting() {
 		n := q.write(p)
 		if n == 0 {
 			return
 		}
-		if b.at += n; b.at > b.given {
-			q.front.Consumed(q.id, b.at-b.given)
-			b.given = b.at
-		}
-		if b.cut = b.cut || len(b.data) > q.l.Limits.ReplayBytes; b.cut {
-			b.data = b.data[:copy(b.data, b.data[b.at:])]
-			b.at, b.given = 0, 0
+		if more := b.Went(n, q.l.Limits.ReplayBytes); more > 0 {
+			q.front.Consumed(q.id, more)
 		}
 	}
-	if b.ended && !b.done && q.ready() {
-		b.done = true
-		q.writeEnd(b.trailers)
+	if b.Ended && !b.Done && q.ready() {
+		b.Done = true
+		q.writeEnd(b.Trailers)
 		q.bothEnded()
 	}
 }
 
 // bothEnded ends a tunnel whose directions have both ended.
 func (q *Request) bothEnded() {
-	if !q.tunnel || !q.up.done || !q.down.done || q.conn != nil && !q.shut {
+	if !q.tunnel || !q.up.Done || !q.down.Done || q.conn != nil && !q.shut {
 		return
 	}
 	if q.conn != nil {
 		q.conn.Close(false)
 		q.conn = nil
 	}
+	if !q.up.Ended && !q.old { // likewise
+		q.front.Reset(q.id, http2.NoError)
+	}
 	q.finish()
 }
 
 // count brings what is held up to date.
 func (q *Request) count() {
-	n := len(q.up.data) + len(q.down.data)
+	n := len(q.up.Data) + len(q.down.Data)
 	*q.l.Held += int64(n - q.held)
 	q.held = n
 }
@@ -145,15 +116,15 @@ func (q *Request) drain() {
 	}
 	defer q.count()
 	b := &q.down
-	if len(b.data) > 0 {
-		n := q.front.Data(q.id, b.data)
+	if len(b.Data) > 0 {
+		n := q.front.Data(q.id, b.Data)
 		q.note.Sent += int64(n)
-		b.data = b.data[:copy(b.data, b.data[n:])]
+		b.Data = b.Data[:copy(b.Data, b.Data[n:])]
 		q.taken(n)
 	}
-	if b.ended && len(b.data) == 0 && !b.done {
-		b.done = true
-		if q.front.End(q.id, b.trailers); q.tunnel {
+	if b.Ended && len(b.Data) == 0 && !b.Done {
+		b.Done = true
+		if q.front.End(q.id, b.Trailers); q.tunnel {
 			q.bothEnded()
 		} else {
 			q.finish()
@@ -171,13 +142,15 @@ func (q *Request) answer(head *http1.Head) {
 	if q.retryStatus(head.Status) {
 		return
 	}
-	tunnel := q.head.Upgrade && head.Status < 300
-	if tunnel {
-		if head.Status != 101 { // a success would be a tunnel for the client (RFC 8441 section 5)
-			q.fail(502, plan.UpgradeRefused)
-			return
-		}
+	tunnel := q.head.Upgrade && (head.Status == 101 || q.on != 0 && head.Status < 300)
+	switch {
+	case tunnel && q.old:
+		head.Status = 101
+	case tunnel:
 		head.Status = 200
+	case q.head.Upgrade && head.Status < 300 && !q.old: // a success would be a tunnel for the client (RFC 8441 section 5)
+		q.fail(502, plan.UpgradeRefused)
+		return
 	}
 	edit := q.way.Response
 	if q.way.CORS {
@@ -194,7 +167,7 @@ func (q *Request) answer(head *http1.Head) {
 	case err != nil:
 		q.fail(500, plan.BadEdit)
 	case tunnel:
-		q.answered, q.tunnel, q.up.cut, q.until = true, true, true, time.Time{}
+		q.answered, q.tunnel, q.up.Cut, q.until = true, true, true, time.Time{}
 		q.pump() // what the client has sent meanwhile
 	default:
 		q.answered = true
@@ -271,8 +244,8 @@ func (q *Request) free() {
 	q.note.Reset()
 	q.asked = asked{edit: q.edit, back: q.back, remove: q.remove[:0], text: q.text[:0], mirrors: q.mirrors[:0]}
 	q.tries = tries{tried: q.tried[:0]}
-	q.up.reset()
-	q.down.reset()
+	q.up.Reset()
+	q.down.Reset()
 	q.count()
 	q.answered, q.old, q.copied, q.tunnel, q.shut = false, false, false, false, false
 	if cap(q.out) > spareBytes {

@@ -19,7 +19,7 @@ type trunk struct {
 	conn    *http2.Conn
 	out     []byte
 	streams map[uint32]*Request
-	waiting []*Request // until it is there
+	waiting []*Request // until it is there, a WebSocket until SETTINGS say whether it may be asked for
 	leaving bool       // it takes no more
 	used    bool       // it has answered something
 	woken   bool
@@ -53,8 +53,12 @@ func (l *Loop) join(q *Request) error {
 // take has a request on this trunk.
 func (t *trunk) take(q *Request) {
 	q.trunk, q.on = t, 0
-	if t.c.Connecting() {
+	switch takes, known := t.conn.WebSocket(); {
+	case t.c.Connecting(), q.head.Upgrade && !known:
 		t.waiting = append(t.waiting, q)
+		return
+	case q.head.Upgrade && !takes:
+		q.plainly()
 		return
 	}
 	out, id, err := t.conn.Open(t.l.out[:0], &q.head, &q.edit)
@@ -91,15 +95,12 @@ func (t *trunk) unwait(q *Request) {
 
 // Connected implements pool.Owner.
 func (t *trunk) Connected(_ *pool.Conn, err error) {
-	waiting := t.waiting
-	t.waiting = nil
-	for _, q := range waiting {
-		q.trunk = nil
-	}
 	if err != nil {
-		t.c = nil
+		waiting := t.waiting
+		t.c, t.waiting = nil, nil
 		t.gone()
 		for _, q := range waiting {
+			q.trunk = nil
 			q.unreachable(err)
 			q.wake()
 		}
@@ -108,13 +109,20 @@ func (t *trunk) Connected(_ *pool.Conn, err error) {
 	t.send(t.conn.Start(t.l.out[:0]))
 	t.since = t.l.Loop.Now()
 	t.l.Loop.SetAfter(&t.timer, t.l.Timeouts.Connect, t.expired)
+	t.admit()
+	t.l.touch(t)
+}
+
+// admit takes those who wait, as far as they need not wait still.
+func (t *trunk) admit() {
+	waiting := t.waiting
+	t.waiting = nil
 	for _, q := range waiting {
 		if !q.over {
 			t.take(q)
 			q.wake() // what its client owes is due from now on
 		}
 	}
-	t.l.touch(t)
 }
 
 // Happened implements pool.Owner.
@@ -184,6 +192,9 @@ func (t *trunk) feed(data []byte) bool {
 		}
 		switch step.Event {
 		case http2.More:
+			if _, known := t.conn.WebSocket(); known && len(t.waiting) > 0 {
+				t.admit()
+			}
 			return true
 		case http2.GoAway:
 			t.leaving = true
@@ -211,21 +222,26 @@ func (t *trunk) event(q *Request, step *http2.Step) {
 		t.used = true
 		q.answer(step.Head)
 	case http2.Data:
-		q.down.data = append(q.down.data, step.Data...)
+		q.down.Data = append(q.down.Data, step.Data...)
 		q.drain()
 	case http2.End:
 		t.place.Answered()
 		if !q.tunnel { // what goes the other way may go on
 			t.forget(q)
 		}
-		q.down.end(step.Trailers)
+		q.down.End(step.Trailers)
 		q.drain()
 	case http2.Writable:
 		q.pump()
 	case http2.Reset:
 		t.forget(q)
 		k := broken
-		if step.Retry {
+		switch {
+		case q.tunnel && q.down.Ended && step.Err.Code == http2.NoError: // it has said all, and hears no more (RFC 9113 section 8.1)
+			q.up.Done = true
+			q.bothEnded()
+			return
+		case step.Retry:
 			k = unseen
 		}
 		q.broke(k, step.Err.Reason.String(), step.Err)
@@ -276,9 +292,13 @@ func (t *trunk) close(reset bool) {
 		if q.on != 0 {
 			t.place.Carry(-1)
 		}
-		q.trunk, q.on = nil, 0
 		q.wake()
-		q.broke(k, lost, nil)
+		if _, known := t.conn.WebSocket(); q.on == 0 && q.head.Upgrade && !known { // it speaks no HTTP/2
+			q.plainly()
+			continue
+		}
+		q.trunk, q.on = nil, 0
+		q.broke(k, plan.BackendReset, nil)
 	}
 	clear(t.streams)
 }

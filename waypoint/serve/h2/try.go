@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/waypoint/bounds"
 	"github.com/heddle-mesh/heddle/waypoint/http2"
 	"github.com/heddle-mesh/heddle/waypoint/plan"
 	"github.com/heddle-mesh/heddle/waypoint/pool"
@@ -21,7 +22,8 @@ type tries struct {
 	tried    []mesh.Key
 	sent     bool // something of the request went out
 	heard    bool
-	unseen   int // tries that no application has seen
+	plain    bool // its WebSocket is asked for in HTTP/1.1: the workload does not offer it over HTTP/2
+	unseen   int  // tries that no application has seen
 	until    time.Time
 	pause    time.Time // when the next one begins; zero without one
 }
@@ -35,13 +37,11 @@ const (
 	timeout             // it took too long
 )
 
-// two says that a request goes on by HTTP/2: what is to a port that says so, and a call of gRPC that came in HTTP/2. A WebSocket is HTTP/1.1's.
+// two says that a request goes on by HTTP/2: what is to a port that says so, and a call of gRPC that came in HTTP/2.
 func (q *Request) two() bool {
 	switch _, version := sniff.Of(q.to.Service, q.way.Port); {
-	case q.head.Upgrade:
-		return false
 	case version == sniff.AsAsked:
-		return q.grpc && !q.old
+		return q.grpc && !q.old && !q.head.Upgrade
 	default:
 		return version == sniff.Two
 	}
@@ -68,8 +68,8 @@ func (q *Request) dispatch() {
 		q.fail(403, d.Reason.String())
 		return
 	}
-	q.workload, q.place, q.sent, q.heard = workload, place, false, false
-	q.up.at, q.up.done = 0, false
+	q.workload, q.place, q.sent, q.heard, q.plain = workload, place, false, false, false
+	q.up.Again()
 	q.note.Tries++
 	if t := q.way.BackendTimeout; t > 0 {
 		q.until = l.Loop.Now().Add(t)
@@ -81,6 +81,15 @@ func (q *Request) dispatch() {
 		err = q.dial()
 	}
 	if err != nil {
+		q.unreachable(err)
+	}
+}
+
+// plainly asks a workload for a WebSocket in HTTP/1.1, as its SETTINGS do not offer it, or there were none: many that speak HTTP/2
+// take an upgrade at the same port.
+func (q *Request) plainly() {
+	q.trunk, q.plain = nil, true
+	if err := q.dial(); err != nil {
 		q.unreachable(err)
 	}
 }
@@ -126,13 +135,13 @@ func (q *Request) broke(k kind, why string, wrong error) {
 		return
 	}
 	q.failed(why)
-	if k != unseen && !ok {
+	if k != unseen && !ok && !q.plain { // which says nothing of other requests
 		q.l.Pool.Failed(q.place)
 	}
 	q.until = time.Time{}
-	q.down.reset()
+	q.down.Reset()
 	switch {
-	case q.up.cut:
+	case q.up.Cut:
 	case k == unseen && q.unseen < maxUnseen:
 		q.unseen++
 		q.note.Tries--
@@ -149,6 +158,8 @@ func (q *Request) broke(k kind, why string, wrong error) {
 		q.cut(http2.Cancel, why)
 	case k == timeout:
 		q.fail(504, why)
+	case q.plain && !q.heard:
+		q.fail(502, plan.NoWebSocket)
 	default:
 		q.fail(502, why)
 	}
@@ -156,7 +167,7 @@ func (q *Request) broke(k kind, why string, wrong error) {
 
 // policy reports whether the route has the request tried once more, and the budget has room.
 func (q *Request) policy() bool {
-	if q.up.cut || !retry.Left(q.way.Retry, q.note.Tries) {
+	if q.up.Cut || !retry.Left(q.way.Retry, q.note.Tries) {
 		return false
 	}
 	m := q.l.Metrics
@@ -186,7 +197,7 @@ func (q *Request) retryStatus(status int) bool {
 	q.failed("status " + strconv.Itoa(status))
 	q.leave()
 	q.until = time.Time{}
-	q.down.reset()
+	q.down.Reset()
 	q.later()
 	return true
 }
@@ -196,9 +207,9 @@ func (q *Request) due() time.Time {
 	if q.tunnel { // what is silent may be so for long
 		return time.Time{}
 	}
-	at := earlier(q.until, q.pause)
+	at := bounds.Earlier(q.until, q.pause)
 	if q.way != nil && q.way.RequestTimeout > 0 {
-		at = earlier(at, q.began.Add(q.way.RequestTimeout))
+		at = bounds.Earlier(at, q.began.Add(q.way.RequestTimeout))
 	}
 	return at
 }
@@ -218,6 +229,3 @@ func (q *Request) expire(now time.Time) {
 		q.dispatch()
 	}
 }
-
-// lost is the reason of a connection that broke off.
-const lost = plan.BackendReset

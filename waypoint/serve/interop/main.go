@@ -1,6 +1,7 @@
 // interop is gRPC's own interoperability tests: "interop serve ADDRESS" is their server, "interop call ADDRESS CASE"
-// runs one case of their client, whose failure ends the program with a status that is not 0. It is a module of its own,
-// as what it is made of is no part of Heddle.
+// runs one case of their client, whose failure ends the program with a status that is not 0. "interop sockets ADDRESS" is
+// net/http's server of HTTP/2, without HTTP/1.1, which says back what comes on a WebSocket: it offers RFC 8441 with
+// GODEBUG=http2xconnect=1 alone. It is a module of its own, as what it is made of is no part of Heddle.
 package main
 
 import (
@@ -23,10 +24,12 @@ func main() {
 	switch {
 	case len(args) == 2 && args[0] == "serve":
 		err = serve(args[1])
+	case len(args) == 2 && args[0] == "sockets":
+		err = sockets(args[1])
 	case len(args) == 3 && args[0] == "call":
 		err = call(args[1], args[2])
 	default:
-		err = fmt.Errorf("usage: interop serve ADDRESS | interop call ADDRESS CASE")
+		err = fmt.Errorf("usage: interop serve ADDRESS | interop sockets ADDRESS | interop call ADDRESS CASE")
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "interop:", err)
