@@ -134,6 +134,8 @@ func (w *world) testWaypoint(t *testing.T) {
 	t.Run("a change", func(t *testing.T) { w.testRouteChange(t) })
 	t.Run("requests", func(t *testing.T) { w.testRequests(t) })
 	t.Run("restart", func(t *testing.T) { w.testWaypointRestart(t) })
+	t.Run("moved", func(t *testing.T) { w.testWaypointMoved(t) })
+	t.Run("removed", func(t *testing.T) { w.testWaypointRemoved(t) })
 	t.Run("canary", func(t *testing.T) { w.testWaypointCanary(t) })
 	t.Run("deletion", func(t *testing.T) { w.testWaypointDeletion(t) })
 	w.kubectl(t, "-n", "shop", "delete", "httproute/site", "service/site", "service/site-1", "service/site-2", "pod/site-1", "pod/site-2", "pod/guest", "serviceaccount/guest",
