@@ -151,6 +151,32 @@ spec: {selector: {matchLabels: {app: api}}, action: ALLOW, rules: [{from: [{serv
 		}
 		w.asks(t, web, "10.96.0.10:70")
 	})
+	t.Run("left", func(t *testing.T) {
+		live := []*talk{w.talk(t, web, "10.96.0.10:70"), w.talk(t, db, "10.96.0.10:70")}
+		through := func(want bool) {
+			t.Helper()
+			testenv.Eventually(t, 10*time.Second, fmt.Sprint("new connections go through the waypoint: ", want), func() bool {
+				there := 0
+				for _, from := range []*podNS{web, db} {
+					_, greeted := w.asks(t, from, "10.96.0.10:70") // none fails meanwhile
+					if host, _, _ := net.SplitHostPort(greeted); host == waypoint.v4 {
+						there++
+					}
+				}
+				for _, k := range live { // what was there goes on
+					k.ask(t)
+				}
+				for len(p.headers) > 0 {
+					<-p.headers
+				}
+				return want && there == 2 || !want && there == 0
+			})
+		}
+		w.write("behind.yaml", strings.Replace(behind("false"), "heddle.dev/waypoint: waypoint, ", "", 1))
+		through(false)
+		w.write("behind.yaml", behind("false"))
+		through(true)
+	})
 	t.Run("gone", func(t *testing.T) {
 		w.workload("waypoint", "n2", "disabled")
 		testenv.Eventually(t, 10*time.Second, "the waypoint has left", func() bool { return !w.answers(web, "10.96.0.10:70") })

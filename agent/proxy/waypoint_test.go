@@ -13,6 +13,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/flow"
 	"github.com/heddle-mesh/heddle/internal/hbone"
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/mesh/netpolicy"
 	"github.com/heddle-mesh/heddle/internal/proxyheader"
 )
 
@@ -382,19 +383,37 @@ func TestConnectionsToAWaypointMove(t *testing.T) {
 }
 
 // TestPolicyAboutWaypoints: those that are open go on while the service has another
-// waypoint, or none; an identity that is revoked ends.
+// waypoint, or none; an identity that is revoked ends, and so does what a NetworkPolicy of the
+// waypoint's pod does not admit.
 func TestPolicyAboutWaypoints(t *testing.T) {
-	n := newBehind(t, nil, nil)
-	c := n.web.client(behindVIP)
-	greeting(t, c)
-	n.w.services[1].Waypoint = mesh.Key{Namespace: "shop", Name: "another"}
-	n.w.policies = nil
-	n.w.publish()
-	c.Write([]byte("x"))
-	if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
-		t.Fatalf("it ended with its waypoint: %v", err)
+	for name, ends := range map[string]func(n *behind){
+		"revoked": func(n *behind) {
+			n.w.settings.RevokedIdentities = append(n.w.settings.RevokedIdentities, n.w.workloads[0].Identity)
+		},
+		"a NetworkPolicy": func(n *behind) { n.w.network = append(n.w.network, isolates("only-waypoint", false, "198.18.2.1/32")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newBehind(t, nil, nil)
+			c := n.web.client(behindVIP)
+			greeting(t, c)
+			goesOn := func() {
+				t.Helper()
+				c.Write([]byte("x"))
+				if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+					t.Fatalf("it ended with its waypoint: %v", err)
+				}
+			}
+			n.w.services[1].Waypoint = mesh.Key{Namespace: "shop", Name: "another"}
+			n.w.policies = nil
+			n.w.publish()
+			goesOn()
+			n.w.network = []netpolicy.Policy{isolates("both", false, "198.18.2.1/32", "198.18.1.1/32")}
+			n.w.publish()
+			goesOn()
+			n.w.network = nil
+			ends(n)
+			n.w.publish()
+			refused(t, c)
+		})
 	}
-	n.w.settings.RevokedIdentities = append(n.w.settings.RevokedIdentities, n.w.workloads[0].Identity)
-	n.w.publish()
-	refused(t, c)
 }

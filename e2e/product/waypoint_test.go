@@ -137,6 +137,8 @@ func (w *world) testWaypoint(t *testing.T) {
 	t.Run("connections", func(t *testing.T) { w.testRoutedConnections(t) })
 	t.Run("scaling", func(t *testing.T) { w.testWaypointScaling(t) })
 	t.Run("restart", func(t *testing.T) { w.testWaypointRestart(t) })
+	t.Run("moved", func(t *testing.T) { w.testWaypointMoved(t) })
+	t.Run("removed", func(t *testing.T) { w.testWaypointRemoved(t) })
 	t.Run("canary", func(t *testing.T) { w.testWaypointCanary(t) })
 	t.Run("deletion", func(t *testing.T) { w.testWaypointDeletion(t) })
 	w.kubectl(t, "-n", "shop", "delete", "httproute/site", "service/site", "service/site-1", "service/site-2", "pod/site-1", "pod/site-2", "pod/guest", "serviceaccount/guest",

@@ -198,6 +198,7 @@ func TestWithIsTheSameAsANewSnapshot(t *testing.T) {
 			t.Fatal(err)
 		}
 		is := anew(t, begin, nil)
+		is.waypoints.Grace = 0 // of what a waypoint is told for a while, one that is made anew knows nothing
 		waypoint := func(namespace, name string) told {
 			key := mesh.Key{Namespace: namespace, Name: name}
 			return told{node: WaypointName(key), newer: true, waypoint: key}

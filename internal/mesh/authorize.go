@@ -72,7 +72,7 @@ func (v *View) Authorize(c Connection) (Permit, Decision) {
 		return Permit{}, refused(ReasonIdentityRevoked)
 	case foreign && !v.Federated(c.Peer.TrustDomain()):
 		return Permit{}, refused(ReasonNotFederated)
-	case asked && (plaintext || c.Port != WaypointPort || !w.Enrolled || v.Behind(c.Behind, w.Key) == nil):
+	case asked && (plaintext || c.Port != WaypointPort || !w.Enrolled || !c.Former && v.Behind(c.Behind, w.Key) == nil):
 		return Permit{}, refused(ReasonAuthorityMismatch)
 	case w.Enrolled && ReservedPort(c.Port) && !asked:
 		return Permit{}, refused(ReasonReservedPort)

@@ -189,7 +189,8 @@ type Connection struct {
 	// Probe is set when the gate recognized a kubelet probe.
 	Probe bool
 	// Former is set when the client was, until a moment ago, the waypoint that SentOn says
-	// no of now. It stands in for an ALLOW policy that names the client.
+	// no of now. It stands in for an ALLOW policy that names the client. With Behind it is
+	// set of what the destination was asked when it was that service's waypoint.
 	Former bool
 	// Node is set when the client is a process of the destination's own node, in
 	// the node's network. NetworkPolicies do not apply to those.

@@ -44,7 +44,7 @@ func (n naive) authorize(c mesh.Connection) mesh.Decision {
 		return deny(mesh.ReasonIdentityRevoked)
 	case !plaintext && n.foreign(c) && !slices.ContainsFunc(n.settings.Federation, func(d mesh.FederatedDomain) bool { return d.TrustDomain == c.Peer.TrustDomain() }):
 		return deny(mesh.ReasonNotFederated)
-	case c.Behind.IsValid() && (plaintext || c.Port != 15009 || !w.Enrolled || !n.behind(c.Behind, w.Key)):
+	case c.Behind.IsValid() && (plaintext || c.Port != 15009 || !w.Enrolled || !c.Former && !n.behind(c.Behind, w.Key)):
 		return deny(mesh.ReasonAuthorityMismatch)
 	case !c.Behind.IsValid() && w.Enrolled && slices.Contains([]uint16{15001, 15006, 15008, 15009, 15053}, c.Port):
 		return deny(mesh.ReasonReservedPort)

@@ -43,13 +43,17 @@ type Timeouts struct {
 	// Drain is how long what is under way may go on when the waypoint is to end; DrainIdle when
 	// connections without a request end.
 	Drain, DrainIdle time.Duration
+	// Leave and LeaveIdle are the same for the connections to a service that has this waypoint no
+	// more. Leave is no longer than the Grace of agents, and LeaveIdle shorter by what a request
+	// takes, so that the last one is answered.
+	Leave, LeaveIdle time.Duration
 }
 
 // Defaults are bounds for a waypoint of one namespace.
 func Defaults() (Limits, Timeouts) {
 	return Limits{Connections: 50_000, Requests: 10_000, Bytes: 512 << 20, ReplayBytes: 64 << 10, Idle: 4096, IdlePerWorkload: 256, Mirrors: 512},
 		Timeouts{Header: 10 * time.Second, Hold: time.Second, Sniff: 300 * time.Millisecond, Stall: time.Minute, Idle: 10 * time.Minute, IdleWorkload: time.Minute,
-			Connect: 5 * time.Second, Mirror: 15 * time.Second, Drain: 30 * time.Second, DrainIdle: 5 * time.Second}
+			Connect: 5 * time.Second, Mirror: 15 * time.Second, Drain: 30 * time.Second, DrainIdle: 5 * time.Second, Leave: 30 * time.Second, LeaveIdle: 20 * time.Second}
 }
 
 // Check says what is wrong with bounds: each that a waypoint cannot be without has to be more

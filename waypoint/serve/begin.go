@@ -63,7 +63,7 @@ func (c *conn) begin(client plan.Client) {
 func (c *conn) await() {
 	c.w.use()
 	now := c.w.loop.Now()
-	if _, _, known := c.w.planner.Parent(&c.client); !known && now.Sub(c.since) < c.w.cfg.Timeouts.Hold {
+	if c.leaves(now); c.leaving.service == (mesh.Key{}) && now.Sub(c.since) < c.w.cfg.Timeouts.Hold {
 		return
 	}
 	c.client.Namespace = mesh.NamespaceOf(c.w.snap.View.Settings().TrustDomain, c.client.ID)

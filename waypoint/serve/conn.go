@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/heddle-mesh/heddle/internal/eventloop"
+	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/waypoint/bounds"
 	"github.com/heddle-mesh/heddle/waypoint/plan"
 	"github.com/heddle-mesh/heddle/waypoint/sniff"
@@ -48,13 +49,22 @@ type conn struct {
 	since   time.Time // when the stage began, or the client did something
 	shut    bool      // a FIN was sent
 	dropped int       // bytes that were read and dropped after it
-	leaving bool      // nothing more is to come
+	leaving leaving
 	timer   eventloop.Timer
 	armed   time.Time // what the timer is set to
 	expired func()    // bound once
 	again   func()    // likewise
 	queued  bool      // again is to be called
 	budget  int       // bytes that may still be carried in this turn
+}
+
+// leaving is the end of a connection that nothing more is to come on, as the service that the client
+// dialled has this waypoint no more, or is carried in another way. It is zero of all others.
+type leaving struct {
+	service mesh.Key  // that was dialled, when it was known last
+	atOnce  bool      // it ends when nothing is under way: what comes next would not be answered as it has to be
+	since   time.Time // a request that comes from then on is the last one
+	until   time.Time // what is under way then ends; zero for never
 }
 
 const (
@@ -295,15 +305,15 @@ func (c *conn) due() time.Time {
 		case len(c.In) > 0:
 			return c.since.Add(t.Header)
 		}
-		return c.w.idleUntil(c.since)
+		return c.idleUntil()
 	case ending:
 		if c.shut {
 			return c.since.Add(lingerFor)
 		}
 	case idle:
-		at = c.w.idleUntil(c.since)
+		at = c.idleUntil()
 	case active:
-		at = c.proto.due()
+		at = bounds.Earlier(c.proto.due(), c.leaving.until)
 	}
 	if len(c.Out) > 0 {
 		at = bounds.Earlier(at, c.since.Add(t.Stall))
@@ -312,12 +322,16 @@ func (c *conn) due() time.Time {
 }
 
 // idleUntil is when a connection ends that idles.
-func (w *worker) idleUntil(since time.Time) time.Time {
-	at := since.Add(w.cfg.Timeouts.Idle)
-	if w.draining.IsZero() {
+func (c *conn) idleUntil() time.Time {
+	t := &c.w.cfg.Timeouts
+	at := c.since.Add(t.Idle)
+	if !c.leaving.since.IsZero() {
+		at = bounds.Earlier(at, c.leaving.since.Add(t.LeaveIdle))
+	}
+	if c.w.draining.IsZero() {
 		return at
 	}
-	return bounds.Earlier(at, w.draining.Add(w.cfg.Timeouts.DrainIdle))
+	return bounds.Earlier(at, c.w.draining.Add(t.DrainIdle))
 }
 
 // arm sets the timer, unless it fires soon enough anyhow.
@@ -349,6 +363,11 @@ func (c *conn) expire() {
 	case len(c.Out) > 0 && !now.Before(c.since.Add(c.w.cfg.Timeouts.Stall)):
 		c.w.refused(plan.SlowClient)
 		c.close(true)
+	case c.stage == active && !c.leaving.until.IsZero() && !now.Before(c.leaving.until):
+		c.over(mesh.ReasonDraining.String())
+	case c.stage == idle && !c.Quiet(): // a request has come, of which the loop tells next
+		c.arm()
+		return
 	case c.stage == atHeader:
 		c.w.refused(plan.NoHeader)
 		c.close(true)

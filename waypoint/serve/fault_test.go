@@ -207,14 +207,15 @@ func TestOverload(t *testing.T) {
 	}
 }
 
-// traffic makes requests all the time, until end, and tells of those that fail.
-func traffic(t *testing.T, w *world, clients int) (end func() (made int64)) {
+// traffic makes requests all the time, until end, by clients of both versions that send each once, and tells of those
+// that fail.
+func traffic(t *testing.T, w *world, method string, clients int) (end func() (made int64)) {
 	t.Helper()
 	var all sync.WaitGroup
 	var made atomic.Int64
 	stop := make(chan struct{})
-	for range clients {
-		c := w.client()
+	for i := range clients {
+		c := w.once(i%2 == 1, w.connect)
 		all.Go(func() {
 			for {
 				select {
@@ -222,19 +223,12 @@ func traffic(t *testing.T, w *world, clients int) (end func() (made int64)) {
 					return
 				default:
 				}
-				resp, err := c.Do(request(t, "GET", "/", nil))
-				if err != nil {
-					select {
-					case <-stop: // it was told to end
-					default:
-						t.Errorf("a request failed: %v", err)
-					}
+				body := map[string]string{"POST": "body"}[method]
+				resp, got, _, err := c.ask(method, body)
+				if err != nil || resp.StatusCode != 200 || got != fmt.Sprint(method, " ", len(body)) {
+					t.Errorf("a request failed: %v, %q, %v", resp, got, err)
 					return
 				}
-				if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != 200 {
-					t.Errorf("a request failed: %d %s, %v", resp.StatusCode, resp.Header.Get("X-Heddle-Reason"), err)
-				}
-				_ = resp.Body.Close()
 				made.Add(1)
 			}
 		})
@@ -246,7 +240,7 @@ func traffic(t *testing.T, w *world, clients int) (end func() (made int64)) {
 func TestReload(t *testing.T) {
 	a, b := serving(t, "cart", cartAddr, 2, echo), serving(t, "other", cartAddr.Next(), 2, echo)
 	w := newWorld(t, []*backend{a, b})
-	end := traffic(t, w, 8)
+	end := traffic(t, w, "POST", 8)
 	c := w.client()
 	for i := range 100 {
 		name := []string{"cart", "other"}[i%2]
@@ -334,7 +328,7 @@ func TestWorkloadDies(t *testing.T) {
 	rule.Retry = &route.Retry{Attempts: 3, Backoff: time.Millisecond}
 	w.routes = routed(rule)
 	w.set()
-	end := traffic(t, w, 4)
+	end := traffic(t, w, "GET", 4)
 	time.Sleep(time.Second)
 	if n := end(); n < 100 {
 		t.Errorf("only %d requests were made", n)

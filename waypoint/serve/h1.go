@@ -76,7 +76,7 @@ func (w *worker) newH1(c *conn) *h1 {
 	} else {
 		h = &h1{x: http1.NewExchange(w.cfg.HTTP)}
 	}
-	h.c, h.x.Drain, h.since = c, !w.draining.IsZero() || c.leaving, w.loop.Now()
+	h.c, h.x.Drain, h.since = c, !w.draining.IsZero() || !c.leaving.since.IsZero(), w.loop.Now()
 	c.proto, c.stage = h, active
 	return h
 }
@@ -107,7 +107,7 @@ func (h *h1) detach() {
 	if len(c.w.free.h1) < spares {
 		c.w.free.h1 = append(c.w.free.h1, h)
 	}
-	if c.leaving {
+	if c.leaving.atOnce {
 		c.end()
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/waypoint/plan"
 )
 
@@ -47,12 +48,12 @@ func (w *worker) review() {
 }
 
 // review judges what a connection carries at the moment. When the waypoint is the service's no
-// more, nothing else is to come on it: its client finds the way on another one.
+// more, what is asked next is the last on it: its client finds the way on another one.
 func (c *conn) review() {
-	if c.stage != active && c.stage != idle {
+	if c.stage != atSniff && c.stage != idle && c.stage != active {
 		return
 	}
-	if _, _, known := c.w.planner.Parent(&c.client); !known && c.w.snap.Synced() {
+	if c.leaves(c.w.loop.Now()); !c.leaving.since.IsZero() {
 		c.leave()
 	}
 	switch p := c.proto.(type) {
@@ -63,11 +64,34 @@ func (c *conn) review() {
 	case *two:
 		p.Review(c.w.snap.View)
 	}
-	if kind, ok := c.w.planner.Kind(&c.client); ok && !kind.Requests() && c.carriesRequests() {
-		c.leave()
-	}
 	if c.stage != closed {
 		c.run()
+	}
+}
+
+// leaves notes whether something more is to come on a connection. A service that has left is known
+// for a while, with its policies as they are now.
+func (c *conn) leaves(now time.Time) {
+	l := &c.leaving
+	at, _, known := c.w.planner.Parent(&c.client)
+	if known {
+		l.service = at.Service
+	}
+	left, gone := c.w.snap.Left[l.service]
+	kind, routed := c.w.planner.Kind(&c.client)
+	others := known && routed && !kind.Requests() && c.carriesRequests() // are for connections now
+	unknown := !known && l.service != (mesh.Key{})
+	l.atOnce = others || unknown
+	switch {
+	case !c.w.snap.Synced():
+	case gone:
+		l.since, l.until = left, left.Add(c.w.cfg.Timeouts.Leave)
+	case unknown && l.until.IsZero():
+		l.since, l.until = now, now.Add(c.w.cfg.Timeouts.Leave)
+	case others:
+		l.since, l.until = now, time.Time{}
+	case known:
+		l.since, l.until = time.Time{}, time.Time{}
 	}
 }
 
@@ -80,9 +104,10 @@ func (c *conn) carriesRequests() bool {
 	return c.stage == idle || c.stage == active
 }
 
-// leave ends a connection as soon as nothing is under way.
+// leave says that a connection ends, as soon as its client can be told: with the next answer in HTTP/1.1, at
+// once in HTTP/2. One that idles is kept for a client that is about to ask, where it would be answered.
 func (c *conn) leave() {
-	if c.leaving = true; c.stage == idle {
+	if c.stage == idle && c.leaving.atOnce {
 		c.end()
 		return
 	}
@@ -115,4 +140,23 @@ func (r *relay) review() {
 	if why, over := plan.Revoked(r.authorize(r.workload, r.place)); over {
 		r.refuse(why)
 	}
+}
+
+// over ends what a connection carries that goes on for longer than it may.
+func (c *conn) over(why string) {
+	switch p := c.proto.(type) {
+	case *relay:
+		p.refuse(why)
+		return
+	case *h1:
+		if p.begun {
+			if p.x.Answered() { // else the answer is counted
+				c.w.refused(why)
+			}
+			p.fail(503, why)
+			return
+		}
+	}
+	c.w.refused(why)
+	c.close(true)
 }

@@ -18,7 +18,7 @@ func (c *conn) beginTwo() {
 	t := &two{c: c}
 	c.proto, c.stage = t, active
 	t.Client = c.w.two.New(&c.Buffered, t, &c.client)
-	if !c.w.draining.IsZero() {
+	if !c.w.draining.IsZero() || !c.leaving.since.IsZero() {
 		t.Drain()
 	}
 }

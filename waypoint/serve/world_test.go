@@ -50,6 +50,7 @@ type backend struct {
 	workloads []netip.Addr
 	target    uint16
 	mode      mesh.Mode
+	waypoint  string // that it names; "" for none, as in a folder
 }
 
 // world is a waypoint over loopback.
@@ -142,6 +143,9 @@ func (w *world) set() {
 	services = append(services, mesh.Service{Key: mesh.Key{Namespace: "shop", Name: waypointServed}, Endpoints: []mesh.Key{waypoint.Key}})
 	for _, b := range w.backends {
 		s := mesh.Service{Key: mesh.Key{Namespace: "shop", Name: b.name}, Ports: []mesh.ServicePort{{Name: b.port, AppProtocol: b.app, Port: servicePort, TargetPort: b.target}}}
+		if b.waypoint != "" {
+			s.Waypoint = mesh.Key{Namespace: "shop", Name: b.waypoint}
+		}
 		if b.address.IsValid() {
 			s.Addresses = []netip.Addr{b.address}
 		}

@@ -10,10 +10,12 @@ package snapshot
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/internal/mesh/route"
@@ -31,7 +33,13 @@ type Snapshot struct {
 	Routes []route.Route
 	Table  *route.Table
 	Splits *route.Splits
+	// Left are the services that had this waypoint lately and have it no more, and since when: read
+	// only. They may be in View still, with what is said of them now.
+	Left map[mesh.Key]time.Time
 }
+
+// leftFor is how long it is kept that a service has left: longer than anything goes on for that.
+const leftFor = 10 * time.Minute
 
 // Synced reports whether the Snapshot was made from a configuration. Requests that
 // come before are to be refused: nobody knows yet what they may do.
@@ -74,7 +82,7 @@ func (s *Store) Set(revision string, view *mesh.View, routes []route.Route) erro
 	defer s.setting.Unlock()
 	old := s.current.Load()
 	next := *old.snapshot
-	next.Revision, next.View = revision, view
+	next.Revision, next.View, next.Left = revision, view, old.snapshot.left(view, time.Now())
 	if !sameSlice(next.Routes, routes) {
 		table, err := route.NewTable(routes)
 		if err != nil {
@@ -89,6 +97,25 @@ func (s *Store) Set(revision string, view *mesh.View, routes []route.Route) erro
 	s.current.Store(&state{snapshot: &next, replaced: make(chan struct{})})
 	close(old.replaced)
 	return nil
+}
+
+// left returns the services that have left by the next View, or had before.
+func (s *Snapshot) left(next *mesh.View, now time.Time) map[mesh.Key]time.Time {
+	has := func(view *mesh.View, key mesh.Key) bool {
+		service, ok := view.Service(key)
+		return ok && service.Waypoint == s.Waypoint
+	}
+	left := maps.Clone(s.Left)
+	maps.DeleteFunc(left, func(key mesh.Key, since time.Time) bool { return now.Sub(since) > leftFor || has(next, key) })
+	for _, service := range s.View.Services() {
+		if service.Waypoint == s.Waypoint && !has(next, service.Key) {
+			if left == nil {
+				left = map[mesh.Key]time.Time{}
+			}
+			left[service.Key] = now
+		}
+	}
+	return left
 }
 
 func sameSlice(a, b []route.Route) bool {

@@ -141,3 +141,45 @@ func TestSameRoutes(t *testing.T) {
 		t.Errorf("loading allocates %v times", n)
 	}
 }
+
+// TestLeft: which services had this waypoint and have it no more, whatever is still known of them.
+func TestLeft(t *testing.T) {
+	gate := mesh.Key{Namespace: "shop", Name: "gate"}
+	store := snapshot.NewStore(gate)
+	set := func(waypoints map[string]string) map[mesh.Key]time.Time {
+		t.Helper()
+		var services []mesh.Service
+		for name, waypoint := range waypoints {
+			s := mesh.Service{Key: mesh.Key{Namespace: "shop", Name: name}}
+			if waypoint != "" {
+				s.Waypoint = mesh.Key{Namespace: "shop", Name: waypoint}
+			}
+			services = append(services, s)
+		}
+		v, err := mesh.NewView("v", mesh.Settings{TrustDomain: spiffeid.RequireTrustDomainFromString("test.example")}, nil, services, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := store.Set("v", v, nil); err != nil {
+			t.Fatal(err)
+		}
+		return store.Load().Left
+	}
+	cartKey, pay := mesh.Key{Namespace: "shop", Name: "cart"}, mesh.Key{Namespace: "shop", Name: "pay"}
+	if left := set(map[string]string{"cart": "gate", "pay": "gate", "mail": "", "post": "other"}); len(left) != 0 {
+		t.Errorf("at first, %v have left", left)
+	}
+	before := time.Now()
+	first := set(map[string]string{"cart": "other", "mail": "", "post": ""})
+	if len(first) != 2 || first[cartKey].Before(before) || first[pay].Before(before) {
+		t.Fatalf("one moved, one gone: %v", first)
+	}
+	taken := store.Load()
+	again := set(map[string]string{"cart": "", "pay": "gate"})
+	if len(again) != 1 || again[cartKey] != first[cartKey] {
+		t.Errorf("one is back, the other has moved on: %v, before %v", again, first)
+	}
+	if len(taken.Left) != 2 {
+		t.Errorf("a snapshot has changed: %v", taken.Left)
+	}
+}

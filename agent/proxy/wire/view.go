@@ -75,7 +75,13 @@ func (j *Judge) Allowed(view *mesh.View, r *flow.Record, probe bool) (why mesh.R
 	case decision.Reason == mesh.ReasonIdentityRevoked:
 		return mesh.ReasonIdentityRevoked, false, nil
 	case decision.Reason == mesh.ReasonAuthorityMismatch:
-		return mesh.ReasonUnknown, true, view // the service has another waypoint now, or none: this one ends by itself
+		// The service has another waypoint now, or none: this one ends by itself. Its own
+		// NetworkPolicies hold until then.
+		connection.Former = true
+		if _, decision = view.Authorize(connection); decision.Reason == mesh.ReasonNetworkPolicyIngress {
+			return mesh.ReasonPolicyChanged, false, nil
+		}
+		return mesh.ReasonUnknown, true, view
 	case permit.Valid(), decision.Reason == mesh.ReasonNotSynced:
 		return mesh.ReasonUnknown, true, by
 	default:

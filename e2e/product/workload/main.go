@@ -29,7 +29,8 @@ import (
 const usage = `usage: workload serve | secure CERTIFICATE KEY | leave | review CERTIFICATE KEY | measure CERTIFICATE KEY |
        once ADDRESS TEXT [PATIENCE] | each N ADDRESS... | hold ADDRESS TEXT |
        load ADDRESS CONNECTIONS RATE | ask ADDRESS CONNECTIONS RATE | dial ADDRESS |
-       fetch N URL [FIELD=VALUE]... | visit URL CONNECTIONS RATE | watch URL |
+       fetch N URL [FIELD=VALUE]... | visit URL CONNECTIONS RATE |
+       post URL CONNECTIONS RATE | watch URL |
        resolve NAME | names NAME... | ok | wait
 serve  echo lines on :7000 and :7001, answer HTTP on :8080 with what was asked, metrics at its /metrics, and
        gRPC health on :9090
@@ -46,6 +47,8 @@ ask    make requests of a server that leaves: RATE a second over connections of
 fetch  get URL N times over one connection, or as many as "connection=close" makes it, and print each answer as a
        line of JSON; by TLS, whose certificate it was, whoever signed it
 visit  do so as ask does, and as a browser: what is kept and has ended is made anew
+post   do so too, but send each request once, as who cannot send it again: what is kept is made anew only when
+       an answer says that it was the last
 watch  get URL all the time, and print when another server answers, and what
 dial   say how the very first connection that this process tries ends
 resolve  print the addresses of NAME, as this pod's resolv.conf leads to them
@@ -95,6 +98,8 @@ func run(ctx context.Context, args []string) error {
 		return fetch(ctx, args[1], args[2], args[3:])
 	case command == "visit" && len(args) == 4:
 		return visit(ctx, args[1], args[2], args[3])
+	case command == "post" && len(args) == 4:
+		return post(ctx, args[1], args[2], args[3])
 	case command == "watch" && len(args) == 2:
 		return watch(ctx, args[1])
 	case command == "dial" && len(args) == 2:

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -233,4 +234,81 @@ func TestUnasked(t *testing.T) {
 	if again := all.Of(from, gate(1)); again == first || !bytes.Equal(again.Hash(), first.Hash()) {
 		t.Error("one that asks again is told something else")
 	}
+}
+
+// TestAServiceThatLeavesIsToldForAWhile, with its workloads, policies and routes as they are now; by each replica,
+// whoever has asked it.
+func TestAServiceThatLeavesIsToldForAWhile(t *testing.T) {
+	from := large(t, 800)
+	all := NewWaypoints()
+	all.Grace = time.Second
+	all.Of(from, gate(7))
+	apart := NewWaypoints() // of a replica that nobody has asked
+	apart.Grace = all.Grace
+	leaving := mesh.Key{Namespace: "ns7", Name: "s-0"}
+	moves := func(to mesh.Key) mesh.Change {
+		was, _ := from.View.Service(leaving)
+		is := *was
+		is.Waypoint = to
+		return mesh.Change{Services: []*mesh.Service{&is}}
+	}
+	step := func(c mesh.Change) *Waypoint {
+		t.Helper()
+		to := from.with(t, c)
+		var put []*resources.Resource
+		for _, s := range c.Services {
+			r, err := resources.EncodeService(s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			put = append(put, r)
+		}
+		to.Shared = to.Shared.With(put, nil)
+		changes := &Changes{Change: &c, Was: from.View}
+		all, apart = all.Next(New(to), changes), apart.Next(New(to), changes)
+		from = to
+		told := all.Of(to, gate(7))
+		fresh := New(to).Waypoint(gate(7), all.leftFrom(gate(7))...)
+		if !bytes.Equal(told.Hash(), fresh.Hash()) {
+			t.Fatal("it is told something else than one that asks now")
+		}
+		if other := newOf(apart, to, gate(7)); !bytes.Equal(told.Hash(), other.Hash()) {
+			t.Fatal("another replica tells something else")
+		}
+		return told
+	}
+	has := func(w *Waypoint) [3]bool {
+		return [3]bool{w.Find(resources.KindService, leaving.String()) != nil, w.Find(resources.KindWorkload, key(7, "w").String()) != nil, w.Find(resources.KindRoute, "HTTPRoute/ns7/s-0") != nil}
+	}
+	whole, nothing := [3]bool{true, true, true}, [3]bool{}
+	for _, to := range []mesh.Key{{}, {Namespace: "ns7", Name: "other"}} {
+		began := time.Now()
+		gone := step(moves(to))
+		if got := has(gone); got != whole {
+			t.Fatalf("to %v: when it has left, it is told %v", to, got)
+		}
+		version := gone.Find(resources.KindWorkload, key(7, "w").String()).Version
+		changed := step(unready(from, key(7, "w")))
+		if got := has(changed); time.Since(began) < all.Grace && got != whole {
+			t.Errorf("to %v: it is told %v when something of it changes", to, got)
+		} else if got == whole && changed.Find(resources.KindWorkload, key(7, "w").String()).Version == version {
+			t.Errorf("to %v: its workload is told as it was", to)
+		}
+		time.Sleep(time.Until(began.Add(all.Grace + 10*time.Millisecond)))
+		if got := has(step(unready(from, key(8, "w")))); got != nothing {
+			t.Errorf("to %v: after a while it is told %v", to, got)
+		}
+		if got := has(step(moves(gate(7)))); got != whole || len(all.leftFrom(gate(7))) != 0 {
+			t.Fatalf("to %v: when it is back, it is told %v", to, got)
+		}
+	}
+	step(moves(mesh.Key{}))
+	if step(moves(gate(7))); len(all.leftFrom(gate(7))) != 0 {
+		t.Error("one that is back at once has left still")
+	}
+}
+
+// newOf is what is told to a waypoint that asks for the first time.
+func newOf(w *Waypoints, from Source, key mesh.Key) *Waypoint {
+	return (&Waypoints{Grace: w.Grace, byKey: map[mesh.Key]*Waypoint{}, asked: &asked{keys: map[mesh.Key]int{}}, left: w.left}).Of(from, key)
 }

@@ -10,13 +10,14 @@ import (
 )
 
 // Waypoint is all that one waypoint is told: the settings, the services that have it as
-// their waypoint, its own, and those that it sends requests to; the workloads of these
-// without what is between them and their nodes, the policies that select those, and the
-// routes of the services that have it as their waypoint. It is immutable.
+// their waypoint or had it a moment ago, its own, and those that it sends requests to; the workloads
+// of these without what is between them and their nodes, the policies that select those, and the
+// routes of the services that have it as their waypoint, or had. It is immutable.
 type Waypoint struct {
 	*resources.Shared
 	key     mesh.Key
 	fronted []mesh.Key // the services that have it, sorted
+	left    []mesh.Key // those that had it a moment ago, likewise
 	// spaces are the namespaces that have workloads of it, absent the endpoints of services
 	// that nothing can be told of yet.
 	spaces map[string]bool
@@ -33,9 +34,10 @@ type Changes struct {
 	Rerouted map[mesh.Key]bool
 }
 
-// Waypoint returns what a waypoint is told, of which nothing is known from before.
-func (sp *Spreading) Waypoint(key mesh.Key) *Waypoint {
-	w := &Waypoint{Shared: resources.NewShared(nil), key: key}
+// Waypoint returns what a waypoint is told, of which nothing is known from before. Left are the
+// services, sorted, that had it a moment ago.
+func (sp *Spreading) Waypoint(key mesh.Key, left ...mesh.Key) *Waypoint {
+	w := &Waypoint{Shared: resources.NewShared(nil), key: key, left: left}
 	for _, s := range sp.View.Services() {
 		if s.Waypoint == key {
 			w.fronted = append(w.fronted, s.Key)
@@ -47,9 +49,10 @@ func (sp *Spreading) Waypoint(key mesh.Key) *Waypoint {
 // Next returns what a waypoint is told after a change: the same Waypoint, where it is not
 // concerned. It costs a few look-ups for each object that changed, and as much as the waypoint is
 // told only where other objects are told to it than before.
-func (sp *Spreading) Next(last *Waypoint, c *Changes) *Waypoint {
-	if last.concerned(sp, c) {
+func (sp *Spreading) Next(last *Waypoint, c *Changes, left ...mesh.Key) *Waypoint {
+	if !slices.Equal(last.left, left) || last.concerned(sp, c) {
 		next := *last
+		next.left = left
 		next.fronted = slices.DeleteFunc(slices.Clone(last.fronted), func(key mesh.Key) bool {
 			s, ok := sp.View.Service(key)
 			return !ok || s.Waypoint != last.key
@@ -119,7 +122,8 @@ func (w *Waypoint) concerned(sp *Spreading, c *Changes) bool {
 			return true
 		}
 	}
-	return slices.ContainsFunc(w.fronted, func(key mesh.Key) bool { return c.Rerouted[key] })
+	rerouted := func(key mesh.Key) bool { return c.Rerouted[key] }
+	return slices.ContainsFunc(w.fronted, rerouted) || slices.ContainsFunc(w.left, rerouted)
 }
 
 // whole finds all that a waypoint is told, from the services that have it. Was is the
@@ -133,7 +137,7 @@ func (sp *Spreading) whole(last *Waypoint, was *mesh.View) *Waypoint {
 	}
 	note(sp.settings())
 	services := map[mesh.Key]bool{last.key: true}
-	for _, key := range last.fronted {
+	for _, key := range slices.Concat(last.fronted, last.left) {
 		services[key] = true
 		for _, r := range sp.Routes.of(key) {
 			note(sp.Routes.resource(r.ID))
