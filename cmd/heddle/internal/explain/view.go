@@ -15,7 +15,10 @@ import (
 	access "github.com/heddle-mesh/heddle/cmd/heddle/internal/cluster"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
 	"github.com/heddle-mesh/heddle/internal/kube"
+	"github.com/heddle-mesh/heddle/internal/kube/folderroutes"
+	"github.com/heddle-mesh/heddle/internal/kube/routes"
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/mesh/route"
 	"github.com/heddle-mesh/heddle/operator/cluster"
 )
 
@@ -25,6 +28,8 @@ type Model struct {
 	// networkPolicies are the objects, refused what is wrong with them.
 	networkPolicies map[mesh.Key]*networkingv1.NetworkPolicy
 	refused         []*kube.Problem
+	// routes are those that waypoints go by.
+	routes []route.Route
 }
 
 // Written is what people wrote. What cannot be compiled is left out when it is a
@@ -32,6 +37,8 @@ type Model struct {
 type Written struct {
 	*kube.Objects
 	Cluster bool
+	// Routing has a cluster's routes; nil for those of Objects.
+	Routing *routes.Objects
 }
 
 // Model compiles what is written, as the operator does.
@@ -44,7 +51,20 @@ func (w Written) Model() (*Model, error) {
 	if err != nil {
 		return nil, err
 	}
-	return modelOf(w.Objects, compiled)
+	m, err := modelOf(w.Objects, compiled)
+	if err == nil {
+		m.routes = w.routes()
+	}
+	return m, err
+}
+
+// routes compiles what is written of routes: those that cannot be served are left out, as nothing is known of how they were before.
+func (w Written) routes() []route.Route {
+	in := w.Routing
+	if in == nil {
+		in, _ = folderroutes.Objects(w.Objects)
+	}
+	return routes.Compile(in, nil).Routes
 }
 
 // Refused are the problems of what was left out.
@@ -150,7 +170,8 @@ func ReadCluster(ctx context.Context, cfg *rest.Config) (Written, error) {
 		return Written{}, err
 	}
 	objects, _ := source.Objects()
-	return Written{objects, true}, nil
+	routing := source.Routing()
+	return Written{objects, true, &routing.Objects}, nil
 }
 
 // await waits until synced is nil.
