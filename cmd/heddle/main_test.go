@@ -278,7 +278,6 @@ func TestExitCodes(t *testing.T) {
 		{none, "explain shop/customer shop/web --folder ../../e2e/demo/mesh --host a/b", 2, "--host"},
 		{none, "explain shop/customer shop/web --folder " + none + "/x --method TRACE", 2, "--method"},
 		{none, "explain shop/customer shop/web --folder ../../e2e/demo/mesh --method=", 2, "--method is empty"},
-		{none, "__complete explain shop/customer shop/web --method ''", 0, "DELETE"},
 		{none, "explain shop/customer shop/web:81 --folder ../../e2e/demo/mesh", 1, "no such port"},
 		{none, "explain shop/customer shop/nobody --folder ../../e2e/demo/mesh", 2, "there are shop/api"},
 		{none, "explain shop/customer shop/web --folder " + none + "/x", 1, "no such file"},

@@ -8,7 +8,6 @@ import (
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain/asked"
 	"github.com/heddle-mesh/heddle/internal/mesh"
-	"github.com/heddle-mesh/heddle/waypoint/plan"
 )
 
 // request says what becomes of one request of the connection. Behind is the service that a waypoint is asked for, zero where
@@ -27,42 +26,25 @@ func (a *Answer) request(m *Model, src *mesh.Workload, client netip.Addr, t targ
 	if !client.IsValid() && len(src.Addresses) > 0 {
 		client = src.Addresses[0]
 	}
-	c := &plan.Client{Addr: netip.AddrPortFrom(client, 0), To: behind, ID: src.Identity, Namespace: mesh.NamespaceOf(m.Settings().TrustDomain, src.Identity), Workload: src.Key}
+	c := &asked.Client{Addr: netip.AddrPortFrom(client, 0), To: behind, ID: src.Identity, Namespace: mesh.NamespaceOf(m.Settings().TrustDomain, src.Identity), Workload: src.Key}
 	opaque, err := w.Opaque(c)
 	switch {
 	case err != nil:
 		return err
 	case opaque != "":
-		a.Request = m.passed(c, r.Unseen(host, "", ""))
+		a.Request = w.Passed(c, r, host)
 		a.Notes = append(a.Notes, "the request is not seen: "+opaque+"; "+consequence(a.Request.Verdict, a.Request.Reason))
 		return nil
 	}
 	a.Notes = slices.DeleteFunc(a.Notes, func(note string) bool { return strings.HasPrefix(note, dependsOnRequest) })
 	a.Request, err = w.Judge(c, r, host)
-	if err == nil && a.Request.Verdict != "allow" {
-		a.Notes = append(a.Notes, hintOf(a.Request)...)
+	if err != nil {
+		return err
 	}
-	return err
-}
-
-// passed is what becomes of a connection that the waypoint passes on, at the workloads of the service.
-func (m *Model) passed(c *plan.Client, r *asked.Answer) *asked.Answer {
-	from, _ := m.WorkloadAt(c.Addr.Addr())
-	to := m.Past(from, c.To)
-	r.Verdict, r.Reason = "deny", to.Reason.String()
-	for i, w := range to.Candidates {
-		d := plan.Authorize(m.View, c, w, to.PortOf(w), nil)
-		verdict := "allow"
-		if d.Verdict == mesh.VerdictDeny {
-			verdict = "deny"
-		}
-		if i == 0 {
-			r.Verdict, r.Reason = verdict, d.Reason.String()
-		} else if verdict != r.Verdict {
-			r.Verdict = "mixed"
-		}
+	if hint := a.Request.Hint(); hint != "" {
+		a.Notes = append(a.Notes, hint)
 	}
-	return r
+	return nil
 }
 
 // host is what clients ask for who dial the destination: its name, and the port where it is not HTTP's own.
@@ -105,17 +87,4 @@ func consequence(verdict, reason string) string {
 		return "what is decided is the connection, and any request of it is let in where that is"
 	}
 	return "what is decided is the connection, and no request of it is let in"
-}
-
-// hintOf says what to do about a request that is refused.
-func hintOf(r *asked.Answer) []string {
-	switch r.Reason {
-	case mesh.ReasonPolicyNoMatch.String():
-		return []string{"no rule of the ALLOW policies that select the workload admits the request as it is sent: add one that names it, or look at what the route makes of it"}
-	case plan.NoRoute:
-		return []string{"routes are about the port, and none has a rule for this request: it is answered with 404"}
-	case plan.BadPath:
-		return []string{"the path has an escape that is none, or a character that no path has: it is answered with 400 (docs/routing.md)"}
-	}
-	return nil
 }

@@ -3,23 +3,19 @@ package explain
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"slices"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/client-go/rest"
 
 	access "github.com/heddle-mesh/heddle/cmd/heddle/internal/cluster"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain/asked"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain/routed"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
 	"github.com/heddle-mesh/heddle/internal/kube"
-	"github.com/heddle-mesh/heddle/internal/kube/folderroutes"
-	"github.com/heddle-mesh/heddle/internal/kube/routes"
 	"github.com/heddle-mesh/heddle/internal/mesh"
-	"github.com/heddle-mesh/heddle/internal/mesh/route"
-	"github.com/heddle-mesh/heddle/operator/cluster"
 )
 
 // Model is what agents decide by, and what people wrote of it. It is immutable.
@@ -29,7 +25,7 @@ type Model struct {
 	networkPolicies map[mesh.Key]*networkingv1.NetworkPolicy
 	refused         []*kube.Problem
 	// routes are those that waypoints go by.
-	routes []route.Route
+	routes asked.Routes
 }
 
 // Written is what people wrote. What cannot be compiled is left out when it is a
@@ -38,7 +34,7 @@ type Written struct {
 	*kube.Objects
 	Cluster bool
 	// Routing has a cluster's routes; nil for those of Objects.
-	Routing *routes.Objects
+	Routing *routed.Objects
 }
 
 // Model compiles what is written, as the operator does.
@@ -53,18 +49,9 @@ func (w Written) Model() (*Model, error) {
 	}
 	m, err := modelOf(w.Objects, compiled)
 	if err == nil {
-		m.routes = w.routes()
+		m.routes = routed.Of(w.Objects, w.Routing)
 	}
 	return m, err
-}
-
-// routes compiles what is written of routes: those that cannot be served are left out, as nothing is known of how they were before.
-func (w Written) routes() []route.Route {
-	in := w.Routing
-	if in == nil {
-		in, _ = folderroutes.Objects(w.Objects)
-	}
-	return routes.Compile(in, nil).Routes
 }
 
 // Refused are the problems of what was left out.
@@ -156,37 +143,6 @@ func Of(ctx context.Context, m *reach.Mesh, folder, flag string) (Written, error
 
 // ReadCluster reads a cluster's objects, as the operator does.
 func ReadCluster(ctx context.Context, cfg *rest.Config) (Written, error) {
-	cfg.Timeout = 0 // watches last
-	source := cluster.NewSource(cfg, slog.New(slog.DiscardHandler))
-	running, cancel := context.WithCancel(ctx)
-	var g errgroup.Group
-	g.Go(func() error { return source.Run(running) })
-	err := await(ctx, source.Synced)
-	cancel()
-	if failed := g.Wait(); failed != nil {
-		return Written{}, fmt.Errorf("read the cluster: %w", failed)
-	}
-	if err != nil {
-		return Written{}, err
-	}
-	objects, _ := source.Objects()
-	routing := source.Routing()
-	return Written{objects, true, &routing.Objects}, nil
-}
-
-// await waits until synced is nil.
-func await(ctx context.Context, synced func() error) error {
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := synced()
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("read the cluster: %w: %w; remedy: this needs the rights list and watch of these, and an installation of Heddle", ctx.Err(), err)
-		case <-tick.C:
-		}
-	}
+	objects, routing, err := routed.ReadCluster(ctx, cfg)
+	return Written{objects, true, routing}, err
 }

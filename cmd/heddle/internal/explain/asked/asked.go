@@ -158,6 +158,12 @@ type Endpoint struct {
 	Audited []string `json:"audited,omitempty"`
 }
 
+// Routes are what a waypoint is told of routes.
+type Routes = []route.Route
+
+// Client is whose connection it is.
+type Client = plan.Client
+
 // Waypoint is where a request comes to: the waypoint's Service, with what it goes by.
 type Waypoint struct {
 	Service mesh.Key
@@ -337,6 +343,40 @@ func (a *Answer) conclude() {
 	if first := shares[0]; first.Status != 0 && !slices.ContainsFunc(shares, func(b Backend) bool { return b.Status != first.Status || b.Reason != first.Reason }) {
 		a.Status, a.Backends = first.Status, nil
 	}
+}
+
+// Passed is what becomes of a request whose connection the waypoint passes on, at the workloads of the service.
+func (w *Waypoint) Passed(c *Client, r *Request, host string) *Answer {
+	from, _ := w.View.WorkloadAt(c.Addr.Addr())
+	to := w.View.Past(from, c.To)
+	a := r.Unseen(host, "deny", to.Reason.String())
+	for i, at := range to.Candidates {
+		d := plan.Authorize(w.View, c, at, to.PortOf(at), nil)
+		verdict := "allow"
+		if d.Verdict == mesh.VerdictDeny {
+			verdict = "deny"
+		}
+		if i == 0 {
+			a.Verdict, a.Reason = verdict, d.Reason.String()
+		} else if verdict != a.Verdict {
+			a.Verdict = "mixed"
+		}
+	}
+	return a
+}
+
+// Hint says what to do about a request that is refused; "" for nothing.
+func (a *Answer) Hint() string {
+	switch {
+	case a.Verdict == "allow":
+	case a.Reason == mesh.ReasonPolicyNoMatch.String():
+		return "no rule of the ALLOW policies that select the workload admits the request as it is sent: add one that names it, or look at what the route makes of it"
+	case a.Reason == plan.NoRoute:
+		return "routes are about the port, and none has a rule for this request: it is answered with 404"
+	case a.Reason == plan.BadPath:
+		return "the path has a character that no path has: it is answered with 400"
+	}
+	return ""
 }
 
 // Unseen is a request that no waypoint sees: its connection decides.
