@@ -5,12 +5,10 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"time"
 
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/client-go/rest"
 
-	access "github.com/heddle-mesh/heddle/cmd/heddle/internal/cluster"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain/asked"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain/routed"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
@@ -108,9 +106,6 @@ func ReadFolder(folder string, experimentalUDP bool) (Written, error) {
 	return Written{Objects: objects}, err
 }
 
-// readBound bounds how long a cluster's objects are read.
-const readBound = time.Minute
-
 // Of reads the objects of a folder; or, without one, of the mesh that is meant: a local
 // mesh, or a cluster. Flag is the one that names a folder.
 func Of(ctx context.Context, m *reach.Mesh, folder, flag string) (Written, error) {
@@ -125,16 +120,8 @@ func Of(ctx context.Context, m *reach.Mesh, folder, flag string) (Written, error
 	if folder != "" {
 		return ReadFolder(folder, udp)
 	}
-	c, err := access.Connect(m.Cluster)
-	if err != nil {
-		return Written{}, err
-	}
-	if _, err := c.Core.Discovery().ServerVersion(); err != nil { // said at once, in place of after the bound
-		return Written{}, c.Explain("ask the cluster for its version", err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, readBound)
-	defer cancel()
-	written, err := ReadCluster(ctx, c.Config())
+	objects, routing, err := routed.Connect(ctx, m.Cluster)
+	written := Written{objects, true, routing}
 	if err == nil {
 		written.ExperimentalUDP = udp
 	}

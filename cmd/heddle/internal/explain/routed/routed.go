@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/rest"
 
+	access "github.com/heddle-mesh/heddle/cmd/heddle/internal/cluster"
 	"github.com/heddle-mesh/heddle/internal/kube"
 	"github.com/heddle-mesh/heddle/internal/kube/folderroutes"
 	"github.com/heddle-mesh/heddle/internal/kube/routes"
@@ -29,6 +30,23 @@ func Of(folder *kube.Objects, in *Objects) []route.Route {
 		in, _ = folderroutes.Objects(folder)
 	}
 	return routes.Compile(in, nil).Routes
+}
+
+// readBound bounds how long a cluster's objects are read.
+const readBound = time.Minute
+
+// Connect reads the objects of the cluster that flags mean, and its routes.
+func Connect(ctx context.Context, flags access.Options) (*kube.Objects, *Objects, error) {
+	c, err := access.Connect(flags)
+	if err != nil {
+		return nil, nil, err
+	}
+	if _, err := c.Core.Discovery().ServerVersion(); err != nil { // said at once, in place of after the bound
+		return nil, nil, c.Explain("ask the cluster for its version", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, readBound)
+	defer cancel()
+	return ReadCluster(ctx, c.Config())
 }
 
 // ReadCluster reads a cluster's objects, as the operator does, and its routes.
