@@ -47,13 +47,13 @@ import (
 var waypointKey = mesh.Key{Namespace: "shop", Name: "waypoint"}
 
 // TestRequestsAgreement has documentation, evaluator and waypoint decide about HEDDLE_AGREEMENT_CONNECTIONS generated
-// requests (5,000 without it). The waypoint is told its part of the configuration as
+// requests (3,000 without it). The waypoint is told its part of the configuration as
 // the operator tells it, encoded and signed, and gets the requests over TCP, in both versions of
 // HTTP; what it lets in comes to a server, which says what it got. Of each is also asked what
 // the workload's node would say, which sees no request: whom it admits, the waypoint must.
 // A disagreement is made as small as it can be.
 func TestRequestsAgreement(t *testing.T) {
-	most, seed := number(t, "HEDDLE_AGREEMENT_CONNECTIONS", 5_000), number(t, "HEDDLE_AGREEMENT_SEED", time.Now().UnixNano())
+	most, seed := number(t, "HEDDLE_AGREEMENT_CONNECTIONS", 3_000), number(t, "HEDDLE_AGREEMENT_SEED", time.Now().UnixNano())
 	t.Logf("HEDDLE_AGREEMENT_SEED=%d", seed)
 	r := rand.New(rand.NewPCG(uint64(seed), 1))
 	w := newWaypoint(t)
