@@ -166,8 +166,8 @@ kernel-matrix: ## Load all BPF and run the redirect, gate and enrollment tests o
 
 AGREEMENT ?= 1000000
 .PHONY: prove
-prove: ## Have kernel, agent, evaluator and documentation decide about AGREEMENT generated connections; they must agree (root)
-	HEDDLE_AGREEMENT_CONNECTIONS=$(AGREEMENT) go test -count=1 -v -timeout 4h -run 'TestAgreement$$' ./e2e/agreement
+prove: ## Have kernel, agent, waypoint, evaluator and documentation decide about AGREEMENT generated connections and as many requests; they must agree (root)
+	HEDDLE_AGREEMENT_CONNECTIONS=$(AGREEMENT) go test -count=1 -v -timeout 4h -run 'Agreement$$' ./e2e/agreement
 
 .PHONY: chaos
 KILLS ?= 1000

@@ -332,3 +332,20 @@ func TestWhatWaitsForItsWaypointIsCharged(t *testing.T) {
 		})
 	}
 }
+
+// TestGraceThatIsOverAtOnce: a grace that ends while connections are looked at, and before anybody waits for its
+// end, is no grace for ever: they end without another change.
+func TestGraceThatIsOverAtOnce(t *testing.T) {
+	for _, kind := range []string{engine.Loop, engine.Reference} {
+		t.Run(kind, func(t *testing.T) {
+			n := newChanging(t, map[string]string{"a": kind}, false, false, hold(10*time.Millisecond), grace(time.Nanosecond))
+			for range 20 {
+				n.put("waypoint")
+				c := n.waypoint.client(dbAddress)
+				greeting(t, c)
+				n.put("")
+				refused(t, c)
+			}
+		})
+	}
+}

@@ -124,10 +124,10 @@ func (p *Proxy) Run(ctx context.Context) error {
 		view, replaced := p.cfg.Store.Snapshot()
 		changed := p.cfg.Identities.Changed()
 		revoked = p.dropRevoked(view, revoked)
+		over := p.judge.Follow() // before the sweep: a grace that ends in between is looked at again
 		p.live.sweep()
 		p.balancer.Prune(view)
 		current = p.retire(current)
-		over := p.judge.Follow()
 		select {
 		case <-replaced:
 		case <-changed:

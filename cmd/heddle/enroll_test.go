@@ -175,6 +175,7 @@ func (w *onCluster) enrolled() {
 func (w *onCluster) explained() {
 	w.t.Helper()
 	w.expect(0, "tunnel", "explain", "shop/web", "shop/db:3306")
+	w.expect(0, "not seen by a waypoint", "explain", "shop/web", "shop/db:3306", "--method", "GET", "--path", "/x")
 	w.expect(0, "Permissive", "explain", "192.0.2.7", "web.shop.svc")
 	w.expect(1, "StrictPlaintext", "explain", "192.0.2.7", "shop/db:3306")
 	w.expect(2, "NAMESPACE/NAME", "explain", "web", "shop/db:3306")

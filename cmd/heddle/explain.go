@@ -11,6 +11,7 @@ import (
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/analyze"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/cluster"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain/asked"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain/observed"
 )
 
@@ -19,6 +20,7 @@ const readBound = time.Minute
 
 func (a *app) explain() *cobra.Command {
 	folder := ""
+	var one request
 	cmd := &cobra.Command{
 		Use: "explain SRC DST[:PORT]", Args: cobra.ExactArgs(2), Short: "Say what happens to a connection, and why",
 		Long: `Say where a connection goes, how it travels, and which policy and rule admit or
@@ -30,11 +32,21 @@ key exchange of their newest connection.
 SRC is NAMESPACE/NAME of a pod, of a Service (one of its pods) or of a Deployment,
 an IP address, which may be outside the mesh, or a SPIFFE ID, which may be of
 another trust domain. DST is one of the former, or a
-service's host name. Exit status 1 when the connection is refused, or would be by
-one of the endpoints.`,
+service's host name. With --method, --path, --host or --header it also says what
+becomes of such a request of the connection: which route and rule it goes by, to which
+backends, and which policy lets it in or refuses it at the waypoint; where there is no
+waypoint on the way, that the request is not seen, and what follows from that.
+
+Exit status 1 when the connection is refused, or would be by one of the endpoints, or
+the request is.`,
 		Example: `  heddle explain shop/web shop/db:3306
+  heddle explain shop/web shop/cart --method POST --path /items --header x-role=admin
   heddle explain 192.0.2.7 web.shop.svc --folder mesh`,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			wanted, err := one.parse(cmd) // before anything is read
+			if err != nil {
+				return err
+			}
 			written, err := explain.Of(cmd.Context(), &a.mesh, folder, "--folder")
 			if err != nil {
 				return err
@@ -43,7 +55,7 @@ one of the endpoints.`,
 			if err != nil {
 				return err
 			}
-			answer, err := explain.Explain(model, args[0], args[1])
+			answer, err := explain.ExplainRequest(model, args[0], args[1], wanted)
 			if err != nil {
 				return fmt.Errorf("%w: %w", errUsage, err)
 			}
@@ -62,7 +74,44 @@ one of the endpoints.`,
 		},
 	}
 	cmd.Flags().StringVarP(&folder, "folder", "f", "", "folder of objects, in place of a cluster's")
+	one.flags(cmd)
 	return cmd
+}
+
+// request is what flags say of one.
+type request struct {
+	method, path, host string
+	headers            []string
+}
+
+func (r *request) flags(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&r.method, "method", "", "ask about a request with this method (GET if another of these flags is given)")
+	cmd.Flags().StringVar(&r.path, "path", "", "its path, with its query (/ unless given)")
+	cmd.Flags().StringVar(&r.host, "host", "", "its host, with a port if it has one (the service's name unless given)")
+	cmd.Flags().StringArrayVar(&r.headers, "header", nil, "one of its headers, as NAME=VALUE; may be repeated")
+	methods := cobra.FixedCompletions([]string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT"}, cobra.ShellCompDirectiveNoFileComp)
+	for name, complete := range map[string]cobra.CompletionFunc{"method": methods, "path": cobra.NoFileCompletions, "host": cobra.NoFileCompletions, "header": cobra.NoFileCompletions} {
+		if err := cmd.RegisterFlagCompletionFunc(name, complete); err != nil {
+			panic(err) // the flag is defined above
+		}
+	}
+}
+
+// parse returns the request; nil when no flag is about one.
+func (r *request) parse(cmd *cobra.Command) (*asked.Request, error) {
+	for _, name := range []string{"method", "path", "host"} {
+		if f := cmd.Flags().Lookup(name); f.Changed && f.Value.String() == "" {
+			return nil, fmt.Errorf("%w: --%s is empty: give it a value, or leave it out", errUsage, name)
+		}
+	}
+	if r.method+r.path+r.host == "" && len(r.headers) == 0 {
+		return nil, nil
+	}
+	one, err := asked.Parse(r.method, r.host, r.path, r.headers)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errUsage, err)
+	}
+	return one, nil
 }
 
 func (a *app) analyze() *cobra.Command {

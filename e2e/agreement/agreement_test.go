@@ -12,6 +12,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -43,7 +44,8 @@ const (
 // HEDDLE_AGREEMENT_CONNECTIONS generated connections (10,000 without it), with another
 // generated configuration for every hundred. Some of what is let in stays open when the
 // configuration changes: of these exactly those end that are not allowed any more. Beside
-// them are datagrams, about which documentation, evaluator and gate decide.
+// them are datagrams, about which documentation, evaluator and gate decide. Policies may be about
+// requests, which nobody sees here: they let in the waypoint, where there is one, and nobody else.
 // HEDDLE_AGREEMENT_SEED repeats a run.
 func TestAgreement(t *testing.T) {
 	connections, seed := number(t, "HEDDLE_AGREEMENT_CONNECTIONS", 10_000), number(t, "HEDDLE_AGREEMENT_SEED", time.Now().UnixNano())
@@ -102,16 +104,27 @@ func number(t *testing.T, name string, unset int64) int64 {
 
 // view compiles a configuration.
 func (s *state) view(t *testing.T, revision int64) *mesh.View {
-	s.objects.ExperimentalUDP = true
-	compiled, err := kube.Compile(&s.objects)
-	if err != nil {
-		t.Fatalf("%v\n%s", err, s)
-	}
-	view, err := compiled.View(fmt.Sprint(revision))
+	view, err := s.compile(fmt.Sprint(revision))
 	if err != nil {
 		t.Fatalf("%v\n%s", err, s)
 	}
 	return view
+}
+
+// compile is what the operator does: what policies say of requests that no waypoint sees is told to their authors, and
+// in force.
+func (s *state) compile(revision string) (*mesh.View, error) {
+	s.objects.ExperimentalUDP = true
+	compiled, err := kube.CompileEach(&s.objects)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range compiled.Refused {
+		if !strings.Contains(p.Text, "and no waypoint sees these") {
+			return nil, p
+		}
+	}
+	return compiled.View(revision)
 }
 
 // tally counts what came of connections, so that the test is known to have tried all.
@@ -126,6 +139,7 @@ func (c *tally) check(t *testing.T) {
 	for _, why := range []mesh.Reason{
 		mesh.ReasonNoPolicy, mesh.ReasonPolicyAllow, mesh.ReasonPermissive, mesh.ReasonProbe, mesh.ReasonPolicyDeny,
 		mesh.ReasonPolicyNoMatch, mesh.ReasonStrictPlaintext, mesh.ReasonReservedPort, mesh.ReasonIdentityRevoked,
+		mesh.ReasonRequestUnseen, mesh.ReasonWaypoint,
 	} {
 		if c.reasons[why] < 20 {
 			t.Errorf("%d connections ended as %v: too few to say anything", c.reasons[why], why)
@@ -200,7 +214,7 @@ func (w *world) compare(r *rand.Rand, s *state, view *mesh.View, hold bool, seen
 	}
 	seen.reasons[want.Reason]++
 	if err := judged(view, a, want, s.probe(a)); err != nil {
-		return nil, fmt.Errorf("%v: %w", a, err)
+		return nil, s.smaller(a, err)
 	}
 	if a.peer == "" && !a.kubelet {
 		if err := w.gated(a, s.dropped(a)); err != nil {
@@ -254,11 +268,14 @@ func (w *world) ask(r *rand.Rand, s *state) (asked, flow.Transport) {
 		return a, flow.TransportSplice
 	case 1, 2, 3: // through the tunnel
 		a.peer, a.source = one(r, identities...), netip.MustParseAddr(one(r, outsiders...))
+		if a.peer == waypointIdentity && r.IntN(4) > 0 {
+			a.source = netip.MustParseAddr(one(r, waypoints...))
+		}
 		return a, flow.TransportTunnel
 	case 4:
 		a.source, a.kubelet = netip.MustParseAddr(one(r, nodes...)), true
-	default:
-		a.source = netip.MustParseAddr(one(r, append(slices.Clone(outsiders), nodes...)...))
+	default: // of who has no identity, or does not say it: a waypoint, too
+		a.source = netip.MustParseAddr(one(r, slices.Concat(outsiders, nodes, waypoints[:1])...))
 	}
 	return a, flow.TransportPlaintext
 }
@@ -266,7 +283,7 @@ func (w *world) ask(r *rand.Rand, s *state) (asked, flow.Transport) {
 // judged asks the evaluator.
 func judged(view *mesh.View, a asked, want mesh.Decision, probe bool) error {
 	destination, _ := view.Workload(mesh.Key{Namespace: "shop", Name: "server"})
-	c := mesh.Connection{Source: a.source, Destination: destination, Port: a.port, Probe: probe}
+	c := mesh.Connection{Source: a.source, Destination: destination, Port: a.port, Probe: probe, Request: a.request.request()}
 	if a.peer != "" {
 		c.Peer = spiffeid.RequireFromString(a.peer)
 	}

@@ -11,6 +11,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	"sigs.k8s.io/yaml"
 
 	"github.com/heddle-mesh/heddle/api/v1alpha1"
@@ -27,7 +28,7 @@ var (
 	identities       = []string{
 		"spiffe://example.org/ns/shop/sa/web", "spiffe://example.org/ns/shop/sa/db", "spiffe://example.org/ns/bank/sa/web",
 		"spiffe://other.org/ns/shop/sa/web", "spiffe://other.org/job", "spiffe://third.org/ns/shop/sa/web", "spiffe://example.org/ns/shop/sa/web/x", "spiffe://example.org/node/n1", "spiffe://example.org",
-		"spiffe://example.org/ns/shop/sa/server",
+		"spiffe://example.org/ns/shop/sa/server", waypointIdentity, waypointIdentity,
 	}
 	patterns = []string{
 		"spiffe://example.org/ns/shop/sa/web", "spiffe://example.org/ns/shop/sa/db", "spiffe://example.org/ns/bank/sa/web",
@@ -58,6 +59,9 @@ type state struct {
 	server, client  *v1alpha1.Workload
 	authentications []*v1alpha1.PeerAuthentication
 	policies        []*v1alpha1.AuthorizationPolicy
+	// waypoint says that the Service of shop/server is behind shop/waypoint, route what is written for it; nil for nothing.
+	waypoint bool
+	route    *gatewayv1.HTTPRoute
 }
 
 // generate makes a configuration in which shop/server, at the given addresses, is what is
@@ -74,7 +78,7 @@ func generate(r *rand.Rand, server, client placed) *state {
 		s.mesh.Spec.Federation = []v1alpha1.FederatedDomain{{TrustDomain: "other.org", Endpoint: "https://bundle.other.org", Profile: v1alpha1.FederationWeb}}
 	}
 	s.server = server.workload("server", "server")
-	s.server.Labels = map[string]string{"app": one(r, "web", "db")}
+	s.server.Labels = map[string]string{"app": one(r, "web", "db"), "serves": "server"}
 	if r.IntN(2) == 0 {
 		s.server.Labels["tier"] = "1"
 	}
@@ -83,8 +87,13 @@ func generate(r *rand.Rand, server, client placed) *state {
 	for i := range r.IntN(5) {
 		s.authentications = append(s.authentications, authentication(r, i))
 	}
+	s.waypoint = r.IntN(4) > 0
+	about := r.IntN(2) == 0
 	for i := range r.IntN(9) {
-		s.policies = append(s.policies, policy(r, i))
+		p := policy(r, i)
+		if s.policies = append(s.policies, p); about {
+			aboutRequests(r, p)
+		}
 	}
 	if r.IntN(2) == 0 { // often enough, some datagrams are let in
 		udp := v1alpha1.ProtocolUDP
@@ -104,7 +113,11 @@ func (s *state) collect() {
 		ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{v1alpha1.LabelMesh: v1alpha1.MeshEnabled}}}
 		o.Namespaces = append(o.Namespaces, kube.Sourced[corev1.Namespace]{Value: ns})
 	}
-	for _, w := range []*v1alpha1.Workload{s.server, s.client} {
+	o.Services = s.services()
+	if s.route != nil {
+		o.HTTPRoutes = []kube.Sourced[gatewayv1.HTTPRoute]{{Value: s.route}}
+	}
+	for _, w := range []*v1alpha1.Workload{s.server, s.client, waypointWorkload()} {
 		o.Workloads = append(o.Workloads, kube.Sourced[v1alpha1.Workload]{Value: w})
 	}
 	for _, a := range s.authentications {
@@ -118,7 +131,12 @@ func (s *state) collect() {
 // String is the configuration as YAML, for whom the test has failed.
 func (s *state) String() string {
 	var b strings.Builder
-	for _, object := range append([]any{s.mesh.Spec, s.server.Labels, s.server.Spec, s.client.Spec}, append(anys(s.authentications), anys(s.policies)...)...) {
+	fmt.Fprintf(&b, "# behind a waypoint: %v\n", s.waypoint)
+	objects := append([]any{s.mesh.Spec, s.server.Labels, s.server.Spec, s.client.Spec}, append(anys(s.authentications), anys(s.policies)...)...)
+	if s.route != nil {
+		objects = append(objects, s.route.Spec)
+	}
+	for _, object := range objects {
 		text, err := yaml.Marshal(object)
 		if err != nil {
 			return err.Error()
@@ -253,6 +271,8 @@ type asked struct {
 	port    uint16
 	kubelet bool // a socket of kubelet's, on the node
 	udp     bool // a datagram; peer is then whose address source is
+	// request is one of the connection's, as its workload gets it; nil where nobody sees any.
+	request *message
 }
 
 // foreign is of another trust domain.
@@ -348,10 +368,19 @@ func (s *state) decide(a asked) mesh.Decision {
 	if a.peer == "" {
 		d.Reason = mesh.ReasonPermissive
 	}
+	if s.sentOn(a) {
+		d.Reason = mesh.ReasonWaypoint
+		return d
+	}
 	if by, rule := s.first(a, v1alpha1.ActionDeny); by != nil {
 		d = mesh.Decision{Reason: mesh.ReasonPolicyDeny, Policy: key(by), Rule: rule}
+		if !known(&by.Spec.Rules[rule], a) {
+			d.Reason = mesh.ReasonRequestUnseen
+		}
 	} else if by, rule := s.first(a, v1alpha1.ActionAllow); by != nil {
 		d = mesh.Decision{Verdict: mesh.VerdictAllow, Reason: mesh.ReasonPolicyAllow, Policy: key(by), Rule: rule}
+	} else if by, rule := s.wouldLetIn(a); by != nil {
+		d = mesh.Decision{Reason: mesh.ReasonRequestUnseen, Policy: key(by), Rule: rule}
 	} else if a.foreign() {
 		d = no(mesh.ReasonForeignIdentity)
 	} else if slices.ContainsFunc(s.selecting(v1alpha1.ActionAllow), aboutTCP) {
@@ -437,7 +466,10 @@ func (s *state) first(a asked, action v1alpha1.Action) (*v1alpha1.AuthorizationP
 	return nil, -1
 }
 
-func matching(p *v1alpha1.AuthorizationPolicy, a asked) int {
+func matching(p *v1alpha1.AuthorizationPolicy, a asked) int { return matchingIf(p, a, false) }
+
+// matchingIf is matching, or what would match if a connection of which no request is known had the right one.
+func matchingIf(p *v1alpha1.AuthorizationPolicy, a asked, right bool) int {
 	return slices.IndexFunc(p.Spec.Rules, func(r v1alpha1.Rule) bool {
 		// Nothing but its name lets an identity of another trust domain in.
 		named := !a.foreign() || cmp.Or(p.Spec.Action, v1alpha1.ActionAllow) != v1alpha1.ActionAllow
@@ -445,7 +477,8 @@ func matching(p *v1alpha1.AuthorizationPolicy, a asked) int {
 		all := !a.udp || cmp.Or(p.Spec.Action, v1alpha1.ActionAllow) != v1alpha1.ActionAllow
 		to := len(r.To) == 0 && all || slices.ContainsFunc(r.To, func(d v1alpha1.Destination) bool {
 			port := v1alpha1.Port(a.port)
-			return isUDP(&d) == a.udp && (len(d.Ports) == 0 || slices.Contains(d.Ports, port)) && !slices.Contains(d.NotPorts, port)
+			return isUDP(&d) == a.udp && (len(d.Ports) == 0 || slices.Contains(d.Ports, port)) && !slices.Contains(d.NotPorts, port) &&
+				(right || namesRequest(&d, a.request, cmp.Or(p.Spec.Action, v1alpha1.ActionAllow) == v1alpha1.ActionAllow))
 		})
 		return from && to
 	})

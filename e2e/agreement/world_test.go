@@ -46,6 +46,9 @@ const (
 // outsiders are addresses of the namespace that is on no node.
 var outsiders = []string{"10.66.9.2", "fd66:9::2", "10.1.2.3", "10.9.9.9", "192.0.2.1", "fd00::1", "2001:db8::1"}
 
+// waypoints are the addresses of shop/waypoint's workload, which is where the outsiders are.
+var waypoints = []string{"10.66.9.3", "fd66:9::3"}
+
 // nodes are the node's own addresses, from where kubelet probes.
 var nodes = []string{"10.66.1.1", "fd66:1::1"}
 
@@ -83,6 +86,7 @@ func newWorld(t *testing.T) *world {
 		far = append(far, netip.PrefixFrom(netip.MustParseAddr(a), bits(a)).String())
 	}
 	far[0], far[1] = "10.66.9.2/24", "fd66:9::2/64"
+	far = append(far, waypoints[0]+"/24", waypoints[1]+"/64")
 	testenv.Veth(t, w.node, "vout", []string{"10.66.9.1/24", "fd66:9::1/64"}, w.outside, "eth0", far)
 	testenv.DefaultRoute(t, w.outside, "10.66.9.1")
 	testenv.DefaultRoute(t, w.outside, "fd66:9::1")
@@ -131,7 +135,8 @@ func (w *world) start(t *testing.T) {
 	w.proxy = proxy.New(proxy.Config{
 		Node: nodeName, Store: w.store, Engine: w.engine, Identities: selfSigned(t), Flows: w, Log: cfg.Log,
 		// Who may become a waypoint waits for Hold before it is refused, and many do here.
-		Timeouts: proxy.Timeouts{Hold: 10 * time.Millisecond, Connect: enough, Drain: time.Second, Unenroll: time.Second},
+		Timeouts: proxy.Timeouts{Hold: 10 * time.Millisecond, Connect: enough, Drain: time.Second, Unenroll: time.Second,
+			Grace: time.Nanosecond}, // a former waypoint's is not what is documented here
 	})
 	t.Cleanup(w.proxy.Close)
 	w.background(t, w.proxy.Run)

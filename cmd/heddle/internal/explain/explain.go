@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain/asked"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/internal/mesh/datagram"
 )
@@ -37,6 +38,8 @@ type Answer struct {
 	// Requests are the policies, NAMESPACE/NAME, by which the waypoint judges each request of
 	// the connection: what the verdict is about is the connection alone.
 	Requests []string `json:"requests,omitempty"`
+	// Request is what becomes of the request that was asked about; nil without one.
+	Request *asked.Answer `json:"request,omitempty"`
 	// Verdict is "allow", "deny", or "mixed" when endpoints differ; Reason is one
 	// of mesh.Reasons, of the first endpoint that is refused, if one is.
 	Verdict string `json:"verdict"`
@@ -105,8 +108,10 @@ type Endpoint struct {
 }
 
 // Denied reports whether the connection, or one of those that it may become, is
-// refused.
-func (a *Answer) Denied() bool { return a.Verdict != "allow" }
+// refused, or the request that was asked about.
+func (a *Answer) Denied() bool {
+	return a.Verdict != "allow" || a.Request != nil && a.Request.Verdict != "allow"
+}
 
 // Explain says what happens to a connection of source to destination. A source is
 // NAMESPACE/NAME of a pod or Workload, of a Service (one of its pods), or the
@@ -115,6 +120,11 @@ func (a *Answer) Denied() bool { return a.Verdict != "allow" }
 // destination is one of these, or a service's host name; with :PORT, which may be
 // left out where a service has one port only. Its errors are about these two.
 func Explain(m *Model, source, destination string) (*Answer, error) {
+	return ExplainRequest(m, source, destination, nil)
+}
+
+// ExplainRequest is Explain, and says what becomes of one request of the connection; nil of none.
+func ExplainRequest(m *Model, source, destination string, r *asked.Request) (*Answer, error) {
 	src, client, note, err := findSource(m.View, source)
 	if err != nil {
 		return nil, err
@@ -129,8 +139,11 @@ func Explain(m *Model, source, destination string) (*Answer, error) {
 	}
 	a.Source.DNS = namesOf(src)
 	a.Destination = target.end()
-	a.decide(m, src, client, target)
-	return a, nil
+	behind := a.decide(m, src, client, target)
+	if r != nil {
+		err = a.request(m, src, client, target, behind, r)
+	}
+	return a, err
 }
 
 func endOf(w *mesh.Workload, addr netip.Addr, port uint16) End {
@@ -162,8 +175,9 @@ func namesOf(w *mesh.Workload) string {
 	return ""
 }
 
-// decide routes the connection, and authorizes it at each of its candidates.
-func (a *Answer) decide(m *Model, src *mesh.Workload, client netip.Addr, target target) {
+// decide routes the connection, and authorizes it at each of its candidates. It returns the address and port of the service
+// that a waypoint is asked for; zero for none.
+func (a *Answer) decide(m *Model, src *mesh.Workload, client netip.Addr, target target) netip.AddrPort {
 	route := m.Route(src, target.address)
 	if src == nil || !src.Enrolled { // nobody on the way takes it to a waypoint
 		route = m.Past(src, target.address)
@@ -212,7 +226,11 @@ func (a *Answer) decide(m *Model, src *mesh.Workload, client netip.Addr, target 
 		a.Notes = []string{"neither end is in the mesh: Heddle has no say in this connection"}
 	}
 	a.Notes = append(append(a.Notes, m.datagrams(src, target, route)...), hint(a)...)
+	return behind
 }
+
+// dependsOnRequest begins the note that a request, which was not asked about, decides.
+const dependsOnRequest = "what becomes of a request depends on the request: "
 
 // requests names the policies about requests that are asked at a service's waypoint.
 func (a *Answer) requests(m *Model, src *mesh.Workload, behind netip.AddrPort) {
@@ -220,8 +238,8 @@ func (a *Answer) requests(m *Model, src *mesh.Workload, behind netip.AddrPort) {
 		a.Requests = append(a.Requests, p.Key.String())
 	}
 	if len(a.Requests) > 0 {
-		a.Notes = append(a.Notes, "what becomes of a request depends on the request: AuthorizationPolicies about requests are asked at the waypoint: "+strings.Join(a.Requests, ", ")+
-			"; `heddle flows --direction request` shows what it decided")
+		a.Notes = append(a.Notes, dependsOnRequest+"AuthorizationPolicies about requests are asked at the waypoint: "+strings.Join(a.Requests, ", ")+
+			"; --method, --path, --host and --header ask about one; `heddle flows --direction request` shows what it decided")
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"io"
 	"strings"
 
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain/asked"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/show"
 )
 
@@ -13,9 +14,9 @@ func Print(out io.Writer, color bool, a *Answer) error {
 	if _, err := fmt.Fprintf(out, "%s\n→ %s\n\n", a.Source.describe(), a.Destination.describe()); err != nil {
 		return err
 	}
-	word := map[string]string{"allow": "allowed", "deny": "refused", "mixed": "allowed by some endpoints, refused by others"}[a.Verdict]
+	word := verdictWord(a.Verdict, "endpoints")
 	paint := show.Green
-	if a.Denied() {
+	if a.Verdict != "allow" {
 		paint = show.Red
 	}
 	verdict := show.Painted(word, paint, color)
@@ -29,6 +30,9 @@ func Print(out io.Writer, color bool, a *Answer) error {
 		if err := table(out, color, a.Endpoints); err != nil {
 			return err
 		}
+	}
+	if err := printRequest(out, color, a.Request); err != nil {
+		return err
 	}
 	if err := security(out, a); err != nil {
 		return err
@@ -44,6 +48,74 @@ func Print(out io.Writer, color bool, a *Answer) error {
 		}
 	}
 	return nil
+}
+
+// printRequest says what becomes of the request that was asked about; nothing without one.
+func printRequest(out io.Writer, color bool, r *asked.Answer) error {
+	if r == nil {
+		return nil
+	}
+	word, paint := verdictWord(r.Verdict, "backends"), show.Green
+	if r.Verdict != "allow" {
+		paint = show.Red
+	}
+	line := fmt.Sprintf("\nrequest %s: %s", &r.Request, show.Painted(word, paint, color))
+	if known(r.Reason) {
+		line += ": " + r.Reason
+	}
+	switch {
+	case !r.Seen:
+		line += ", not seen by a waypoint"
+	case r.Status != 0:
+		line += fmt.Sprintf(", answered by the waypoint with %d", r.Status)
+	}
+	if r.Route != "" {
+		line += "\nby " + r.Route
+	}
+	if len(r.Mirrors) > 0 {
+		line += "\ncopies, which are judged by themselves, to " + strings.Join(r.Mirrors, ", ")
+	}
+	if _, err := fmt.Fprintln(out, line); err != nil || len(r.Backends) == 0 {
+		return err
+	}
+	t := show.NewTable(out, color, "BACKEND", "WEIGHT", "SENT AS", "ENDPOINT", "VERDICT", "REASON")
+	for i := range r.Backends {
+		b := &r.Backends[i]
+		weight := ""
+		if r.Route != "" {
+			weight = fmt.Sprint(b.Weight)
+		}
+		row := func(endpoint, verdict, reason string) {
+			paint := show.Green
+			if verdict == "deny" {
+				paint = show.Red
+			}
+			t.Add(show.Text(b.Service), show.Text(weight), show.Text(strings.TrimSpace(b.Host+" "+b.Path)), show.Text(endpoint), show.In(verdict, paint), show.Text(reason))
+		}
+		if len(b.Endpoints) == 0 {
+			row("", map[bool]string{true: "deny"}[b.Reason != ""], strings.TrimSpace(fmt.Sprintf("%s %s", map[bool]string{true: fmt.Sprint(b.Status)}[b.Status != 0], b.Reason)))
+		}
+		for j := range b.Endpoints {
+			e := &b.Endpoints[j]
+			row(fmt.Sprintf("%s port %d", e.Workload, e.Port), e.Verdict, because(e.Reason, e.Policy, e.Rule))
+		}
+	}
+	return t.Flush()
+}
+
+// because is a reason, with the policy and the rule that decided.
+func because(reason, policy string, rule *int) string {
+	if policy != "" {
+		reason += " " + policy
+	}
+	if rule != nil {
+		reason += fmt.Sprintf("[%d]", *rule)
+	}
+	return reason
+}
+
+func verdictWord(verdict, of string) string {
+	return map[string]string{"allow": "allowed", "deny": "refused", "mixed": "allowed by some " + of + ", refused by others"}[verdict]
 }
 
 // security names certificates and key exchange, as far as agents told.
@@ -84,15 +156,8 @@ func table(out io.Writer, color bool, endpoints []Endpoint) error {
 		if e.Verdict == "deny" {
 			paint = show.Red
 		}
-		reason := e.Reason
-		if e.Policy != "" {
-			reason += " " + e.Policy
-		}
-		if e.Rule != nil {
-			reason += fmt.Sprintf("[%d]", *e.Rule)
-		}
 		t.Add(show.Text(e.Workload), show.Text(e.Node), show.Text(fmt.Sprintf("%s port %d", e.Address, e.Port)), show.Text(e.Path), show.Text(e.Mode),
-			show.In(e.Verdict, paint), show.Text(reason), show.Text(strings.Join(e.Selecting, ", ")), show.Text(strings.Join(network(e.NetworkPolicies), ", ")))
+			show.In(e.Verdict, paint), show.Text(because(e.Reason, e.Policy, e.Rule)), show.Text(strings.Join(e.Selecting, ", ")), show.Text(strings.Join(network(e.NetworkPolicies), ", ")))
 	}
 	return t.Flush()
 }

@@ -3,20 +3,17 @@ package explain
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"slices"
-	"time"
 
-	"golang.org/x/sync/errgroup"
 	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/client-go/rest"
 
-	access "github.com/heddle-mesh/heddle/cmd/heddle/internal/cluster"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain/asked"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain/routed"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
 	"github.com/heddle-mesh/heddle/internal/kube"
 	"github.com/heddle-mesh/heddle/internal/mesh"
-	"github.com/heddle-mesh/heddle/operator/cluster"
 )
 
 // Model is what agents decide by, and what people wrote of it. It is immutable.
@@ -25,6 +22,8 @@ type Model struct {
 	// networkPolicies are the objects, refused what is wrong with them.
 	networkPolicies map[mesh.Key]*networkingv1.NetworkPolicy
 	refused         []*kube.Problem
+	// routes are those that waypoints go by.
+	routes asked.Routes
 }
 
 // Written is what people wrote. What cannot be compiled is left out when it is a
@@ -32,6 +31,8 @@ type Model struct {
 type Written struct {
 	*kube.Objects
 	Cluster bool
+	// Routing has a cluster's routes; nil for those of Objects.
+	Routing *routed.Objects
 }
 
 // Model compiles what is written, as the operator does.
@@ -44,7 +45,11 @@ func (w Written) Model() (*Model, error) {
 	if err != nil {
 		return nil, err
 	}
-	return modelOf(w.Objects, compiled)
+	m, err := modelOf(w.Objects, compiled)
+	if err == nil {
+		m.routes = routed.Of(w.Objects, w.Routing)
+	}
+	return m, err
 }
 
 // Refused are the problems of what was left out.
@@ -101,9 +106,6 @@ func ReadFolder(folder string, experimentalUDP bool) (Written, error) {
 	return Written{Objects: objects}, err
 }
 
-// readBound bounds how long a cluster's objects are read.
-const readBound = time.Minute
-
 // Of reads the objects of a folder; or, without one, of the mesh that is meant: a local
 // mesh, or a cluster. Flag is the one that names a folder.
 func Of(ctx context.Context, m *reach.Mesh, folder, flag string) (Written, error) {
@@ -118,16 +120,8 @@ func Of(ctx context.Context, m *reach.Mesh, folder, flag string) (Written, error
 	if folder != "" {
 		return ReadFolder(folder, udp)
 	}
-	c, err := access.Connect(m.Cluster)
-	if err != nil {
-		return Written{}, err
-	}
-	if _, err := c.Core.Discovery().ServerVersion(); err != nil { // said at once, in place of after the bound
-		return Written{}, c.Explain("ask the cluster for its version", err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, readBound)
-	defer cancel()
-	written, err := ReadCluster(ctx, c.Config())
+	objects, routing, err := routed.Connect(ctx, m.Cluster)
+	written := Written{objects, true, routing}
 	if err == nil {
 		written.ExperimentalUDP = udp
 	}
@@ -136,36 +130,6 @@ func Of(ctx context.Context, m *reach.Mesh, folder, flag string) (Written, error
 
 // ReadCluster reads a cluster's objects, as the operator does.
 func ReadCluster(ctx context.Context, cfg *rest.Config) (Written, error) {
-	cfg.Timeout = 0 // watches last
-	source := cluster.NewSource(cfg, slog.New(slog.DiscardHandler))
-	running, cancel := context.WithCancel(ctx)
-	var g errgroup.Group
-	g.Go(func() error { return source.Run(running) })
-	err := await(ctx, source.Synced)
-	cancel()
-	if failed := g.Wait(); failed != nil {
-		return Written{}, fmt.Errorf("read the cluster: %w", failed)
-	}
-	if err != nil {
-		return Written{}, err
-	}
-	objects, _ := source.Objects()
-	return Written{objects, true}, nil
-}
-
-// await waits until synced is nil.
-func await(ctx context.Context, synced func() error) error {
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := synced()
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("read the cluster: %w: %w; remedy: this needs the rights list and watch of these, and an installation of Heddle", ctx.Err(), err)
-		case <-tick.C:
-		}
-	}
+	objects, routing, err := routed.ReadCluster(ctx, cfg)
+	return Written{objects, true, routing}, err
 }

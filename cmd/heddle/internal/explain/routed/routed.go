@@ -1,0 +1,87 @@
+// Package routed reads what a cluster's waypoints go by, and compiles the routes of a cluster or of a folder as the
+// operator does. It knows nothing of which routes were good before: what cannot be served is left out.
+//
+// Its functions may be called from any goroutine.
+package routed
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"k8s.io/client-go/rest"
+
+	access "github.com/heddle-mesh/heddle/cmd/heddle/internal/cluster"
+	"github.com/heddle-mesh/heddle/internal/kube"
+	"github.com/heddle-mesh/heddle/internal/kube/folderroutes"
+	"github.com/heddle-mesh/heddle/internal/kube/routes"
+	"github.com/heddle-mesh/heddle/internal/mesh/route"
+	"github.com/heddle-mesh/heddle/operator/cluster"
+)
+
+// Objects are what routes are compiled from.
+type Objects = routes.Objects
+
+// Of compiles a cluster's routes, or without them those that a folder has.
+func Of(folder *kube.Objects, in *Objects) []route.Route {
+	if in == nil {
+		in, _ = folderroutes.Objects(folder)
+	}
+	return routes.Compile(in, nil).Routes
+}
+
+// readBound bounds how long a cluster's objects are read.
+const readBound = time.Minute
+
+// Connect reads the objects of the cluster that flags mean, and its routes.
+func Connect(ctx context.Context, flags access.Options) (*kube.Objects, *Objects, error) {
+	c, err := access.Connect(flags)
+	if err != nil {
+		return nil, nil, err
+	}
+	if _, err := c.Core.Discovery().ServerVersion(); err != nil { // said at once, in place of after the bound
+		return nil, nil, c.Explain("ask the cluster for its version", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, readBound)
+	defer cancel()
+	return ReadCluster(ctx, c.Config())
+}
+
+// ReadCluster reads a cluster's objects, as the operator does, and its routes.
+func ReadCluster(ctx context.Context, cfg *rest.Config) (*kube.Objects, *Objects, error) {
+	cfg.Timeout = 0 // watches last
+	source := cluster.NewSource(cfg, slog.New(slog.DiscardHandler))
+	running, cancel := context.WithCancel(ctx)
+	var g errgroup.Group
+	g.Go(func() error { return source.Run(running) })
+	err := await(ctx, source.Synced)
+	cancel()
+	if failed := g.Wait(); failed != nil {
+		return nil, nil, fmt.Errorf("read the cluster: %w", failed)
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	objects, _ := source.Objects()
+	routing := source.Routing()
+	return objects, &routing.Objects, nil
+}
+
+// await waits until synced is nil.
+func await(ctx context.Context, synced func() error) error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := synced()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("read the cluster: %w: %w; remedy: this needs the rights list and watch of these, and an installation of Heddle", ctx.Err(), err)
+		case <-tick.C:
+		}
+	}
+}
