@@ -49,7 +49,7 @@ check: ## Vet, staticcheck, both architectures build, generated code is up to da
 	go vet ./...
 	go vet -tags skew ./e2e/product
 	go vet -tags conformance ./e2e/product
-	go vet -tags spire ./e2e/rotation
+	go vet -tags spire ./e2e ./e2e/rotation
 	go vet -tags autobahn ./waypoint/serve
 	go tool staticcheck ./...
 	GOARCH=arm64 go build ./...
@@ -183,7 +183,7 @@ rotation: ## Rotate root and intermediate, with restarts and an abort, under CON
 	ROTATION_CONNECTIONS=$(CONNECTIONS) go test -count=1 -timeout 60m -v ./e2e/rotation
 
 .PHONY: spire
-spire: ## Have SPIRE's own programs issue for a mesh, replace their root and go away; builds them the first time
+spire: ## Have SPIRE's own programs issue for a mesh, replace their root and go away, and federate with one; builds them the first time (root)
 	@scripts/deps
 	@e2e/rotation/spire.sh
 

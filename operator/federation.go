@@ -18,7 +18,7 @@ type BundleEndpoint struct {
 	Listen   string
 	Listener net.Listener
 	// Certificate and Key are PEM files of a certificate of the web (profile https_web). "" is
-	// the operator's own SVID (https_spiffe), spiffe://TRUST_DOMAIN/heddle/operator.
+	// the operator's own SVID (https_spiffe), spiffe://TRUST_DOMAIN/operator.
 	Certificate, Key string
 }
 
