@@ -160,7 +160,7 @@ func (n *newPods) serve(ctx context.Context, takeOver bool) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return n.server.Run(ctx, takeOver) })
 	if n.chain != nil {
-		group.Go(func() error { return n.chain.Run(ctx) })
+		group.Go(func() error { return n.chain.Run(ctx, n.server.Look) })
 	}
 	return group.Wait()
 }

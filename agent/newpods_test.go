@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/heddle-mesh/heddle/agent"
+	"github.com/heddle-mesh/heddle/agent/cni/chain"
 	"github.com/heddle-mesh/heddle/internal/cniwire"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
@@ -20,7 +21,7 @@ func TestChainIsTheAgents(t *testing.T) {
 	w := newWorld(t)
 	const before = `{"cniVersion":"1.0.0","name":"x","plugins":[{"type":"bridge"}]}`
 	conf, socket, program := filepath.Join(w.dir, "net.d", "10-x.conflist"), filepath.Join(w.dir, "cni.sock"), filepath.Join(w.dir, "heddle-cni")
-	installed := filepath.Join(w.dir, "bin", "heddle-cni")
+	installed, own := filepath.Join(w.dir, "bin", "heddle-cni"), filepath.Join(w.dir, "net.d", chain.Own)
 	for _, d := range []string{filepath.Dir(conf), filepath.Dir(installed)} {
 		if err := os.Mkdir(d, 0o755); err != nil {
 			t.Fatal(err)
@@ -52,7 +53,7 @@ func TestChainIsTheAgents(t *testing.T) {
 			}
 		})
 		testenv.Eventually(t, 20*time.Second, "heddle-cni is in the chain and answered", func() bool {
-			text, err := os.ReadFile(conf)
+			text, err := os.ReadFile(own)
 			if err != nil || !strings.Contains(string(text), `"type":"heddle-cni"`) {
 				return false
 			}
@@ -74,7 +75,7 @@ func TestChainIsTheAgents(t *testing.T) {
 	if err := w.n1.end(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	if text, err := os.ReadFile(conf); err != nil || string(text) == before {
+	if text, err := os.ReadFile(own); err != nil || !strings.Contains(string(text), "heddle-cni") {
 		t.Errorf("new pods would not wait for the next agent: %q, %v", text, err)
 	}
 	start(true)
@@ -84,7 +85,7 @@ func TestChainIsTheAgents(t *testing.T) {
 	if text, err := os.ReadFile(conf); err != nil || string(text) != before {
 		t.Errorf("the node is not as it was: %q, %v", text, err)
 	}
-	for _, path := range []string{installed, list} {
+	for _, path := range []string{installed, list, own} {
 		if _, err := os.Stat(path); err == nil {
 			t.Errorf("%s is left behind", path)
 		}

@@ -55,8 +55,8 @@ type Config struct {
 	Store    *mesh.Store
 	Places   *Places
 	Enroller Enroller
-	// Runtime is asked at the start, and now and then; nil for none, as where
-	// every pod is named by a path.
+	// Runtime is asked at the start, now and then, and while a pod of the mesh is not
+	// known to run; nil for none, as where every pod is named by a path.
 	Runtime Runtime
 	// Current returns why the configuration may be out of date; nil when the
 	// operator has confirmed it. A nil func means that it always has.
@@ -70,7 +70,11 @@ type Config struct {
 	OutsideWait time.Duration
 	// ScanEvery is the pause between two looks at the runtime; 30 s when zero.
 	ScanEvery time.Duration
-	Log       *slog.Logger
+	// FirstLooks is how long after the start it is looked every second; 1 min when
+	// zero: what another agent has just answered for is shown by the runtime a moment
+	// later, and a hand-over waits for it.
+	FirstLooks time.Duration
+	Log        *slog.Logger
 }
 
 // Server answers heddle-cni.
@@ -88,7 +92,7 @@ func New(cfg Config) (*Server, error) {
 	cfg.Socket, cfg.List = cmp.Or(cfg.Socket, cniwire.DefaultSocket), cmp.Or(cfg.List, cniwire.DefaultList)
 	cfg.AtOnce = cmp.Or(cfg.AtOnce, 256)
 	cfg.OutsideWait = cmp.Or(cfg.OutsideWait, 5*time.Second)
-	cfg.ScanEvery = cmp.Or(cfg.ScanEvery, 30*time.Second)
+	cfg.ScanEvery, cfg.FirstLooks = cmp.Or(cfg.ScanEvery, 30*time.Second), cmp.Or(cfg.FirstLooks, time.Minute)
 	if cfg.Current == nil {
 		cfg.Current = func() error { return nil }
 	}
@@ -209,7 +213,7 @@ func (s *Server) answer(ctx context.Context, r *cniwire.Request) cniwire.Respons
 		// Its processes have ended: what serves it is drained meanwhile.
 		s.cfg.Places.Forget(r.ContainerID)
 	case cniwire.OpGC:
-		s.lookSoon()
+		s.Look()
 	}
 	return cniwire.Response{Verdict: cniwire.Outside}
 }

@@ -514,3 +514,92 @@ func TestFirstLooksAreClose(t *testing.T) {
 	r.set([]Place{place}, nil)
 	testenv.Eventually(t, 5*time.Second, "it is found", func() bool { _, ok := w.places.Get(place.Key); return ok })
 }
+
+// TestPodOfTheWindowIsFound: a pod of the mesh that has started without heddle-cni, while
+// another tool had taken it out of the chain, is found long before the next regular look.
+func TestPodOfTheWindowIsFound(t *testing.T) {
+	r := &runtime{}
+	w := newWorld(t, func(c *Config) { c.Runtime, c.ScanEvery, c.FirstLooks = r, time.Hour, time.Nanosecond })
+	testenv.Eventually(t, 5*time.Second, "the first look", w.places.Synced)
+	starts := func(name string) {
+		t.Helper()
+		place := Place{Key: mesh.Key{Namespace: "shop", Name: name}, Sandbox: "s-" + name, UID: "u-" + name, NetNS: "/run/netns/" + name}
+		r.mu.Lock()
+		r.places = append(r.places, place)
+		r.mu.Unlock()
+		began := time.Now()
+		testenv.Eventually(t, 10*time.Second, name+" is found", func() bool { _, ok := w.places.Get(place.Key); return ok })
+		if took := time.Since(began); took > 700*time.Millisecond && !testenv.Overloaded(t) {
+			t.Errorf("%s was found after %v", name, took)
+		}
+	}
+	// The operator has told of it; its sandbox takes a second.
+	w.configure(t, pod("shop/told", true), pod("shop/outside", false))
+	time.Sleep(time.Second)
+	starts("told")
+	// One that is not the mesh's makes nobody look.
+	time.Sleep(2 * lookPause)
+	r.mu.Lock()
+	before := r.looks
+	r.mu.Unlock()
+	time.Sleep(5 * lookPause)
+	r.mu.Lock()
+	after := r.looks
+	r.mu.Unlock()
+	if after != before {
+		t.Errorf("looked %d times for nobody", after-before)
+	}
+	// It runs when it is labelled.
+	r.set([]Place{{Key: mesh.Key{Namespace: "shop", Name: "outside"}, Sandbox: "s-outside", UID: "u-outside", NetNS: "/run/netns/outside"}}, nil)
+	w.configure(t, pod("shop/outside", true))
+	testenv.Eventually(t, 10*time.Second, "the one that is labelled is found", func() bool {
+		_, ok := w.places.Get(mesh.Key{Namespace: "shop", Name: "outside"})
+		return ok
+	})
+}
+
+// TestLooksAreFewer for a pod that does not start, until somebody says that the chain was
+// open.
+func TestLooksAreFewer(t *testing.T) {
+	s := &Server{cfg: Config{ScanEvery: 30 * time.Second}}
+	missing := map[mesh.Key]bool{{Namespace: "shop", Name: "web"}: true}
+	sought := search{of: map[mesh.Key]bool{}}
+	if got := s.pause(&sought, false); got != s.cfg.ScanEvery {
+		t.Errorf("looks for nobody every %v", got)
+	}
+	if got := s.pause(&sought, true); got != lookRetry {
+		t.Errorf("the first looks are every %v", got)
+	}
+	if !sought.renew(missing) || sought.renew(missing) {
+		t.Error("a pod is new once")
+	}
+	for ago, want := range map[time.Duration]time.Duration{0: 0, 10 * time.Second: time.Second, time.Hour: s.cfg.ScanEvery} {
+		sought.since = time.Now().Add(-ago)
+		if got := s.pause(&sought, false); got < want || got > want+100*time.Millisecond {
+			t.Errorf("after %v the pause is %v, want %v", ago, got, want)
+		}
+	}
+	if sought.renew(map[mesh.Key]bool{}); s.pause(&sought, false) != s.cfg.ScanEvery {
+		t.Error("what is found is looked for")
+	}
+}
+
+// TestLookIsClose: after a put-back, a pod that was looked for in vain for long is looked
+// for closely again.
+func TestLookIsClose(t *testing.T) {
+	r := &runtime{}
+	w := newWorld(t, func(c *Config) { c.Runtime, c.ScanEvery, c.FirstLooks = r, time.Hour, time.Nanosecond })
+	w.configure(t, pod("shop/web", true))
+	time.Sleep(4 * time.Second) // from now on it is looked for every 400 ms, and ever less often
+	r.mu.Lock()
+	before := r.looks
+	r.mu.Unlock()
+	w.Look()
+	time.Sleep(1500 * time.Millisecond)
+	r.mu.Lock()
+	looks := r.looks - before
+	r.mu.Unlock()
+	if looks < 5 && !testenv.Overloaded(t) {
+		t.Errorf("looked %d times within 1.5 s", looks)
+	}
+}

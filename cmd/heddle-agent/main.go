@@ -135,7 +135,7 @@ func (o *options) register(flags *pflag.FlagSet) {
 	flags.DurationVar(&c.Kernel.Grandfather, "grandfather", 0, "how long connections live on that were open before enrolment; 0 takes the default")
 	flags.StringVar(&c.CNI.Socket, "cni-socket", "", "unix socket on which heddle-cni asks for new pods, such as "+cniwire.DefaultSocket+"; empty for a node without a container runtime")
 	flags.StringVar(&c.CNI.Runtime, "cri-socket", "", "the container runtime's unix socket, such as /run/containerd/containerd.sock")
-	flags.StringVar(&c.CNI.ConfDir, "cni-conf-dir", "", "the node's folder of CNI configurations, /etc/cni/net.d: heddle-cni is kept in its first chain; empty leaves it alone")
+	flags.StringVar(&c.CNI.ConfDir, "cni-conf-dir", "", "the node's folder of CNI configurations, /etc/cni/net.d: a copy of its first, with heddle-cni, is kept before it; empty leaves it alone")
 	flags.StringVar(&c.CNI.BinDir, "cni-bin-dir", "", "the node's folder of CNI programs, /opt/cni/bin")
 	flags.StringVar(&c.CNI.Program, "cni-program", "", "the heddle-cni to install; empty is the one beside this program")
 	flags.StringVar(&c.CNI.List, "cni-namespaces", "", "file, at the same path on the node, by which heddle-cni judges new pods while no agent runs; empty is cni/namespaces.json in --state-dir")

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/heddle-mesh/heddle/agent/cni/chain"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
 
@@ -78,7 +79,8 @@ func TestUninstallCNI(t *testing.T) {
 	const before = `{"cniVersion":"1.0.0","name":"x","plugins":[{"type":"bridge"}]}`
 	conf, program := filepath.Join(dir, "10-x.conflist"), filepath.Join(dir, "heddle-cni")
 	with := strings.Replace(before, "]}", `,{"type":"heddle-cni"}]}`, 1)
-	if err := errors.Join(os.WriteFile(conf, []byte(with), 0o644), os.WriteFile(program, nil, 0o755)); err != nil {
+	copied := filepath.Join(dir, chain.Own)
+	if err := errors.Join(os.WriteFile(conf, []byte(with), 0o644), os.WriteFile(copied, []byte(with), 0o644), os.WriteFile(program, nil, 0o755)); err != nil {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
@@ -89,8 +91,10 @@ func TestUninstallCNI(t *testing.T) {
 	if after, err := os.ReadFile(conf); err != nil || string(after) != before {
 		t.Errorf("%q, %v; want %q", after, err, before)
 	}
-	if _, err := os.Stat(program); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the program is still there: %v", err)
+	for _, path := range []string{program, copied} {
+		if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is still there: %v", path, err)
+		}
 	}
 	if !strings.Contains(out.String(), dir) {
 		t.Errorf("said %q", out.String())

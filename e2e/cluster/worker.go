@@ -38,17 +38,23 @@ func (c *Cluster) machineSpec(name string) machine.Spec {
 // workerSpec is a machine that runs pods.
 func (c *Cluster) workerSpec(worker string) (machine.Spec, error) {
 	spec := c.machineSpec(worker)
-	configs := map[string]object{
-		"/etc/cni/net.d/10-pods.conflist": c.podNetwork(worker),
-		"/etc/kubernetes/kubelet.json":    c.kubeletConfig(worker),
-		"/etc/kubernetes/kube-proxy.json": c.proxyConfig(worker),
-	}
-	for path, config := range configs {
-		data, err := json.MarshalIndent(config, "", "  ")
+	// Cluster CNIs (flannel's, Calico's, Cilium's) write their file at every start, over
+	// what was made of it.
+	spec.BootFiles = map[string]string{}
+	for _, f := range []struct {
+		to     map[string]string
+		path   string
+		config object
+	}{
+		{spec.BootFiles, "/etc/cni/net.d/10-pods.conflist", c.podNetwork(worker)},
+		{spec.Files, "/etc/kubernetes/kubelet.json", c.kubeletConfig(worker)},
+		{spec.Files, "/etc/kubernetes/kube-proxy.json", c.proxyConfig(worker)},
+	} {
+		data, err := json.MarshalIndent(f.config, "", "  ")
 		if err != nil {
-			return spec, fmt.Errorf("write %s: %w", path, err)
+			return spec, fmt.Errorf("write %s: %w", f.path, err)
 		}
-		spec.Files[path] = string(data) + "\n"
+		f.to[f.path] = string(data) + "\n"
 	}
 	spec.Files["/etc/containerd/config.toml"] = containerdConfig
 	spec.Copies = map[string]string{}

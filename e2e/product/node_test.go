@@ -1,12 +1,14 @@
 package product
 
 import (
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/heddle-mesh/heddle/agent/cni/chain"
+	"github.com/heddle-mesh/heddle/internal/testenv"
 )
 
 // testRuntimeRestart: while containerd dies and comes back, traffic goes on; new pods
@@ -33,10 +35,11 @@ func (w *world) testRuntimeRestart(t *testing.T, server string) {
 	})
 }
 
-// network is the file of the cluster's CNI configuration, and plugin what an agent puts
-// into it.
+// network is the file of the cluster's CNI configuration, copied is the agent's copy of
+// it, and plugin is what that has more.
 const (
 	network = "/etc/cni/net.d/10-pods.conflist"
+	copied  = "/etc/cni/net.d/" + chain.Own
 	plugin  = `"heddle-cni"`
 )
 
@@ -50,45 +53,96 @@ func (w *world) onDisk(t *testing.T, node, file string) string {
 	return text
 }
 
-// testRewrite: another tool writes its CNI configuration anew, without heddle-cni. The
-// agent puts that back, and the next pod is enrolled before its first packet.
+// testRewrite: another tool writes its CNI configuration anew, without heddle-cni, again
+// and again. Pods that start meanwhile are enrolled before their first packet.
 func (w *world) testRewrite(t *testing.T, server string) {
-	if strings.Contains(w.network, plugin) || !strings.Contains(w.onDisk(t, "n1", network), plugin) {
-		t.Fatalf("%s: want heddle-cni in it from the installation on:\n%s", network, w.network)
+	if w.onDisk(t, "n1", network) != w.network || !strings.Contains(w.onDisk(t, "n1", copied), plugin) {
+		t.Fatalf("want %s as it was, and heddle-cni in %s:\n%s", network, copied, w.network)
 	}
-	cmd, err := w.node(t, "n1").Command(t.Context(), "sh", "-c", "cat > "+network+".new && mv "+network+".new "+network)
+	rewrites := w.rewriting(t)
+	c := w.capture(t)
+	names := []string{"rewritten-0", "rewritten-1", "rewritten-2"}
+	for _, name := range names {
+		w.apply(t, podYAML(name, "n1", "", "dial", server+":7000"))
+		w.waitReady(t, name)
+		w.enrolled(t, "n1", "shop/"+name)
+		if said := w.logs(t, name); !strings.Contains(said, "first packet: first <nil>") {
+			t.Errorf("the first connection of %s: %s", name, said)
+		}
+	}
+	said := rewrites()
+	if n := strings.Count(said, "written\n"); n < 20 || strings.Contains(said, "open") {
+		t.Errorf("%d rewrites; a runtime saw:\n%s", n, strings.ReplaceAll(said, "written\n", ""))
+	}
+	if found := c.Stop(t, "first\n", among(w.addresses(t, names))); found.Markers != 0 || found.PlaintextBytes != 0 || found.TLSBytes == 0 {
+		t.Errorf("of those pods' first packets: %s %v", found, found.PlaintextFlows)
+	}
+	w.kubectl(t, append([]string{"-n", "shop", "delete", "--now", "pod"}, names...)...)
+	w.testTakenOut(t, server)
+}
+
+// rewriting has n1's CNI configuration written anew, over and over, until the func that
+// it returns is called, which gives what was seen meanwhile.
+func (w *world) rewriting(t *testing.T) (stop func() string) {
+	t.Helper()
+	const over = `while [ ! -e /run/rewritten ]; do
+cp /run/network /run/network.new; mv /run/network.new ` + network + `; echo written
+grep -q heddle-cni ` + copied + ` || echo open
+cat /run/network > ` + network + `; echo written
+sleep 0.05; done`
+	cmd, err := w.node(t, "n1").Command(t.Context(), "sh", "-c", "cat > /run/network && rm -f /run/rewritten && "+over)
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd.Stdin = strings.NewReader(w.network)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
+	var said strings.Builder
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(w.network), &said, &said
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return func() string {
+		t.Helper()
+		if _, err := w.node(t, "n1").Exec(t.Context(), "touch", "/run/rewritten"); err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("%v: %s", err, said.String())
+		}
+		return said.String()
+	}
+}
+
+// testTakenOut: somebody takes heddle-cni out of the chain while the agent cannot see it,
+// and a pod starts in that window. The agent puts heddle-cni back, and finds the pod at
+// once, not at its next look.
+func (w *world) testTakenOut(t *testing.T, server string) {
+	n1 := w.node(t, "n1")
+	if out, err := n1.Exec(t.Context(), "bash", "-c", agentPID+"; kill -STOP $pid && rm "+copied); err != nil {
+		t.Fatal(err, out)
+	}
+	w.apply(t, podYAML("window", "n1", "", "wait"))
+	w.waitReady(t, "window") // nobody holds it
+	if out, err := n1.Exec(t.Context(), "bash", "-c", agentPID+"; kill -CONT $pid"); err != nil {
+		t.Fatal(err, out)
 	}
 	started := time.Now()
-	eventually(t, patience, "heddle-cni is put back", func() error {
-		if now := w.onDisk(t, "n1", network); !strings.Contains(now, plugin) {
-			return errors.New(now)
-		}
-		return nil
-	})
-	t.Logf("heddle-cni was back after %v", time.Since(started).Round(10*time.Millisecond))
-	c := w.capture(t)
-	w.apply(t, podYAML("rewritten", "n1", "", "dial", server+":7000"))
-	w.waitReady(t, "rewritten")
-	w.enrolled(t, "n1", "shop/rewritten")
-	if said := w.logs(t, "rewritten"); !strings.Contains(said, "first packet: first <nil>") {
-		t.Errorf("the first connection of a pod after that: %s", said)
+	w.enrolled(t, "n1", "shop/window")
+	took := time.Since(started)
+	t.Logf("a pod that started without heddle-cni is enrolled %v after the agent could see that", took.Round(10*time.Millisecond))
+	if took > 5*time.Second && !testenv.Overloaded(t) {
+		t.Errorf("a pod that started without heddle-cni was in plaintext for %v", took)
 	}
-	address := w.pod(t, "rewritten").Status.PodIP
-	if found := c.Stop(t, "first\n", only(address)); found.Markers != 0 || found.PlaintextBytes != 0 || found.TLSBytes == 0 {
-		t.Errorf("of that pod's first packets: %s %v", found, found.PlaintextFlows)
+	if now := w.onDisk(t, "n1", copied); !strings.Contains(now, plugin) {
+		t.Errorf("heddle-cni is not put back: %s", now)
 	}
-	w.kubectl(t, "-n", "shop", "delete", "pod", "rewritten", "--now")
+	if _, err := w.inPod(t, "window", "once", server+":7000", marker); err != nil {
+		t.Error(err)
+	}
+	w.kubectl(t, "-n", "shop", "delete", "pod", "window", "--now")
 }
 
 // testReboot reboots a node again and again, under traffic to its pods and from them:
 // while it boots, and they come up before, beside or after its agent, not a byte leaves
-// them in plaintext. `make chaos` sets more than two.
+// them in plaintext. The cluster's CNI writes its file anew at each boot. `make chaos` sets more than two.
 func (w *world) testReboot(t *testing.T) {
 	w.apply(t, serviceOf("server"))
 	service := w.kubectl(t, "-n", "shop", "get", "service", "server", "-o", "jsonpath={.spec.clusterIP}")
@@ -122,6 +176,9 @@ func (w *world) reboot(t *testing.T, n int) int {
 	started := time.Now()
 	if err := w.node(t, "n2").Reboot(t.Context()); err != nil {
 		t.Fatal(err)
+	}
+	if now := w.onDisk(t, "n2", network); strings.Contains(now, plugin) {
+		t.Errorf("the boot has not written the CNI's file anew: %s", now)
 	}
 	w.putCLI(t, w.node(t, "n2"))
 	eventually(t, 2*time.Minute, "the server is back in the mesh", func() error {

@@ -1,12 +1,15 @@
 // Package chain puts heddle-cni into the cluster's CNI configuration, as the
-// last plugin of its chain, keeps it there while other tools write theirs anew,
-// and takes it out again so that no byte is left. It knows files, not pods.
+// last plugin of its chain: in a copy of the cluster's own file that sorts before
+// it and follows it, so that no other tool's writing takes heddle-cni out; where a
+// copy cannot be, in that file itself. It takes all of it away again so that no
+// byte is left. It knows files, not pods.
 //
 // An Installer is safe for concurrent use; Run blocks.
 package chain
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -15,7 +18,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -35,6 +37,9 @@ type Config struct {
 	Pass         []string
 	// Every is how often the folder is looked at without an event; 30 s when zero.
 	Every time.Duration
+	// Linger is how long the copy outlives the last configuration of the cluster's
+	// own: a tool may remove its file to write it anew. 2 s when zero.
+	Linger time.Duration
 	// MinPause and MaxPause bound how soon the plugin is put back again after it
 	// was put back: the pause doubles with a tool that takes it out at once. 1 s
 	// and 30 s when zero.
@@ -52,7 +57,8 @@ type Installer struct {
 	file    string // in which the plugin is; "" when in none
 	warned  string // what was said last of files that are not in use
 
-	writes sync.Mutex // one at a time
+	writes sync.Mutex // one at a time; what follows is of whoever has it
+	copied copied
 }
 
 // New returns an Installer; nothing is changed yet.
@@ -67,18 +73,13 @@ func New(cfg Config) (*Installer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode plugin's configuration: %w", err)
 	}
-	cfg.Every, cfg.MinPause, cfg.MaxPause = orDefault(cfg.Every, 30*time.Second), orDefault(cfg.MinPause, time.Second), orDefault(cfg.MaxPause, 30*time.Second)
+	cfg.Every, cfg.MinPause, cfg.MaxPause = cmp.Or(cfg.Every, 30*time.Second), cmp.Or(cfg.MinPause, time.Second), cmp.Or(cfg.MaxPause, 30*time.Second)
+	cfg.Linger = cmp.Or(cfg.Linger, 2*time.Second)
 	return &Installer{cfg: cfg, plugin: plugin, problem: errors.New("not installed yet")}, nil
 }
 
-func orDefault(d, otherwise time.Duration) time.Duration {
-	if d == 0 {
-		return otherwise
-	}
-	return d
-}
-
-// Problem says why new pods may start without heddle-cni; nil when they do not.
+// Problem says why new pods may start without heddle-cni, or in a network that the
+// cluster's CNI has changed since; nil when they do not.
 func (i *Installer) Problem() error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -95,21 +96,34 @@ func (i *Installer) File() string {
 // errNone: the cluster's CNI has not written anything yet.
 var errNone = errors.New("the cluster's CNI has not been configured yet: waiting for its file")
 
-// Install copies the program and puts the plugin into the configuration that the
-// runtime uses: the first by name. It reports whether the configuration was
-// changed. It may be repeated, and changes nothing when everything is in place.
-func (i *Installer) Install(ctx context.Context) (changed bool, err error) {
+// Change is what Install has done to the configuration that the runtime uses.
+type Change int
+
+const (
+	// Unchanged: heddle-cni was where it belongs.
+	Unchanged Change = iota
+	// Followed: the copy is the newest of the cluster's own file; heddle-cni was in
+	// the chain all the time.
+	Followed
+	// Put: heddle-cni is in the chain, and was not before.
+	Put
+)
+
+// Install copies the program and has the plugin in the configuration that the
+// runtime uses, the first by name, and reports what that took. It may be repeated,
+// and changes nothing when everything is in place.
+func (i *Installer) Install(ctx context.Context) (change Change, err error) {
 	i.writes.Lock()
 	defer i.writes.Unlock()
 	var file string
 	err = again(func() error {
-		file, changed, err = i.install(ctx)
+		file, change, err = i.install(ctx)
 		return err
 	})
 	i.mu.Lock()
 	i.problem, i.file = err, file
 	i.mu.Unlock()
-	return changed, err
+	return change, err
 }
 
 // again repeats a step that another tool's writing came in between, for so long as
@@ -122,31 +136,46 @@ func again(step func() error) error {
 	return err
 }
 
-func (i *Installer) install(ctx context.Context) (file string, changed bool, err error) {
+func (i *Installer) install(ctx context.Context) (file string, change Change, err error) {
 	// The program first: a configuration that names none stops every pod.
 	if _, err := copyProgram(i.cfg.Program, filepath.Join(i.cfg.BinDir, cniwire.PluginType)); err != nil {
-		return "", false, err
+		return i.holder(), Unchanged, err
 	}
 	if err := ctx.Err(); err != nil {
-		return "", false, err
+		return i.holder(), Unchanged, err
 	}
 	config, others, err := i.inUse()
+	if errors.Is(err, errNone) {
+		return i.withoutNetwork(err)
+	}
+	i.copied.orphan = time.Time{}
 	if err != nil {
-		return "", false, err
+		return i.holder(), Unchanged, err
 	}
 	i.warn(others)
-	if config.isList() {
-		text, err := withPlugin(config.text, i.plugin)
-		if err != nil {
-			return "", false, fmt.Errorf("CNI configuration %s: %w", config.path, err)
-		}
-		if bytes.Equal(text, config.text) {
-			return config.path, false, nil
-		}
-		return config.path, true, config.replace(text)
+	if i.mayCopy(config) {
+		return i.copy(config)
 	}
-	path, err := i.replaceSingle(config)
-	return path, err == nil, err
+	if file, change, err = i.edit(config); err != nil {
+		return i.holder(), Unchanged, err
+	}
+	return file, change, i.removeCopy()
+}
+
+// edit puts the plugin into the cluster's own file.
+func (i *Installer) edit(config *configFile) (file string, change Change, err error) {
+	if !config.isList() {
+		path, err := i.replaceSingle(config)
+		return path, Put, err
+	}
+	text, err := withPlugin(config.text, i.plugin)
+	if err != nil {
+		return "", Unchanged, fmt.Errorf("CNI configuration %s: %w", config.path, err)
+	}
+	if bytes.Equal(text, config.text) {
+		return config.path, Unchanged, nil
+	}
+	return config.path, Put, config.replace(text)
 }
 
 // replaceSingle makes a list of a single configuration. The list is there before
@@ -179,8 +208,8 @@ func (i *Installer) replaceSingle(config *configFile) (string, error) {
 	return path, cniwire.SyncDir(i.cfg.ConfDir)
 }
 
-// inUse returns the configuration that the runtime uses, and what is wrong with
-// those before it. A runtime may pass one over that it cannot read, or stop
+// inUse returns the configuration that the runtime would use without the copy, and
+// what is wrong with those before it. A runtime may pass one over that it cannot read, or stop
 // there: the first that can be used must have the plugin either way.
 func (i *Installer) inUse() (*configFile, []error, error) {
 	paths, err := configPaths(i.cfg.ConfDir)
@@ -189,6 +218,9 @@ func (i *Installer) inUse() (*configFile, []error, error) {
 	}
 	var unusable []error
 	for _, path := range paths {
+		if filepath.Base(path) == Own {
+			continue
+		}
 		config, err := readConfig(path)
 		if err == nil {
 			err = config.check()
@@ -216,87 +248,4 @@ func (i *Installer) warn(unusable []error) {
 		i.cfg.Log.Warn("another tool's CNI configuration comes first, and cannot be used: a runtime may stop at it", "error", text)
 	}
 	i.warned = text
-}
-
-// Uninstall takes the plugin out of every configuration and removes the program:
-// every file is what it would be had Heddle never been there. It may be repeated.
-func (i *Installer) Uninstall() error {
-	i.writes.Lock()
-	defer i.writes.Unlock()
-	var errs []error
-	entries, err := os.ReadDir(i.cfg.ConfDir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("list CNI configurations: %w", err)
-	}
-	// Single ones first: their lists go with them.
-	for _, e := range entries {
-		if original, ok := isSaved(filepath.Join(i.cfg.ConfDir, e.Name())); ok {
-			errs = append(errs, i.restoreSingle(original))
-		}
-	}
-	paths, err := configPaths(i.cfg.ConfDir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		errs = append(errs, err)
-	}
-	for _, path := range paths {
-		errs = append(errs, again(func() error { return i.takeOut(path) }))
-	}
-	errs = append(errs, removeLeft(i.cfg.ConfDir), removeLeft(i.cfg.BinDir))
-	// The program last, and only when nothing names it any more.
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("take %s out of the cluster's CNI: %w", cniwire.PluginType, err)
-	}
-	if err := os.Remove(filepath.Join(i.cfg.BinDir, cniwire.PluginType)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove %s: %w", cniwire.PluginType, err)
-	}
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	i.problem, i.file = errors.New("uninstalled"), ""
-	return nil
-}
-
-// restoreSingle puts a single configuration back, unless its tool has written it
-// anew, and removes the list that stood for it.
-func (i *Installer) restoreSingle(original string) error {
-	var err error
-	if _, statErr := os.Lstat(original); statErr == nil {
-		err = os.Remove(original + saved)
-	} else {
-		err = os.Rename(original+saved, original)
-	}
-	if err != nil {
-		return writing("CNI configuration "+original, err)
-	}
-	path := strings.TrimSuffix(original, filepath.Ext(original)) + ".conflist"
-	stand, err := readConfig(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if l, err := parseList(stand.text); err != nil || !slices.Contains(l.types, cniwire.PluginType) {
-		return nil // another tool's by now
-	}
-	if err := os.Remove(path); err != nil {
-		return writing("CNI configuration "+path, err)
-	}
-	return nil
-}
-
-// takeOut cuts the plugin out of one file. What cannot be read cannot hold it in
-// a form that this package wrote.
-func (i *Installer) takeOut(path string) error {
-	config, err := readConfig(path)
-	if err != nil || !config.isList() || !bytes.Contains(config.text, []byte(cniwire.PluginType)) {
-		return nil
-	}
-	text, was, err := withoutPlugin(config.text)
-	if err != nil {
-		return fmt.Errorf("CNI configuration %s: %w", path, err)
-	}
-	if !was {
-		return nil
-	}
-	return config.replace(text)
 }

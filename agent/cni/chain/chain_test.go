@@ -3,7 +3,7 @@ package chain
 import (
 	"bytes"
 	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
@@ -12,6 +12,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -48,14 +50,21 @@ const (
 	program = "#!/bin/true\n"
 )
 
+// meta calls whatever comes first in the folder: it gets no copy.
+const meta = `{"cniVersion":"1.0.0","name":"multus-cni-network","type":"multus-shim"}`
+
 // node is a folder like a node's, and an Installer for it.
 type node struct {
 	conf, bin string
 	*Installer
-	log testenv.Log
+	log     testenv.Log
+	changes atomic.Int64 // that Run has told of
 }
 
 func (n *node) logged() string { return n.log.String() }
+
+// linger is how long a copy outlives its original in tests.
+const linger = 300 * time.Millisecond
 
 func newNode(t *testing.T, files map[string]string) *node {
 	t.Helper()
@@ -76,7 +85,7 @@ func newNode(t *testing.T, files map[string]string) *node {
 	var err error
 	n.Installer, err = New(Config{
 		ConfDir: n.conf, BinDir: n.bin, Program: source, Socket: "/run/heddle/cni.sock", List: "/var/lib/heddle/cni/namespaces.json",
-		Pass: []string{"heddle-system", "kube-system"}, Every: time.Hour, MinPause: 10 * time.Millisecond, MaxPause: 200 * time.Millisecond,
+		Pass: []string{"heddle-system", "kube-system"}, Every: time.Hour, Linger: linger, MinPause: 10 * time.Millisecond, MaxPause: 200 * time.Millisecond,
 		Log: slog.New(slog.NewTextHandler(&n.log, nil)),
 	})
 	if err != nil {
@@ -119,28 +128,30 @@ func (n *node) files(t *testing.T) map[string]string {
 // chainOf returns the plugins of the configuration that a runtime uses.
 func (n *node) chainOf(t *testing.T) (file string, types []string) {
 	t.Helper()
-	config, _, err := n.inUse()
+	paths, err := configPaths(n.conf)
 	if err != nil {
 		return "", nil
 	}
-	var l struct{ Plugins []struct{ Type string } }
-	if err := json.Unmarshal(config.text, &l); err != nil {
-		return filepath.Base(config.path), nil // being written
+	for _, path := range paths {
+		if config, err := readConfig(path); err == nil && config.check() == nil {
+			return config.name, config.types()
+		}
 	}
-	for _, p := range l.Plugins {
-		types = append(types, p.Type)
-	}
-	return filepath.Base(config.path), types
+	return "", nil
 }
 
 func (n *node) install(t *testing.T) bool {
 	t.Helper()
-	changed, err := n.Install(context.Background())
+	change, err := n.Install(context.Background())
 	if err != nil {
 		t.Fatal(err)
 	}
-	return changed
+	return change == Put
 }
+
+// inPlace has the cluster's own file edited, as where another tool does not let the
+// copy be.
+func (n *node) inPlace() { n.copied.inPlace = "the test says so" }
 
 // TestUninstallLeavesNothing installs and uninstalls over every kind of folder:
 // the difference must be empty, byte for byte.
@@ -150,12 +161,16 @@ func TestUninstallLeavesNothing(t *testing.T) {
 		file  string
 		types []string
 	}{
-		"list":            {map[string]string{"10-kindnet.conflist": kindnet}, "10-kindnet.conflist", []string{"ptp", "portmap", "heddle-cni"}},
-		"list in a line":  {map[string]string{"10-calico.conflist": calico}, "10-calico.conflist", []string{"calico", "heddle-cni"}},
-		"single":          {map[string]string{"10-br.conf": bridge}, "10-br.conflist", []string{"bridge", "heddle-cni"}},
-		"single, by json": {map[string]string{"10-br.json": bridge}, "10-br.conflist", []string{"bridge", "heddle-cni"}},
-		"several":         {map[string]string{"87-podman.conflist": kindnet, "05-cilium.conflist": calico, "10-br.conf": bridge, "README": "x"}, "05-cilium.conflist", []string{"calico", "heddle-cni"}},
-		"spoiled first":   {map[string]string{"00-half.conflist": kindnet[:90], "10-kindnet.conflist": kindnet}, "10-kindnet.conflist", []string{"ptp", "portmap", "heddle-cni"}},
+		"list":            {map[string]string{"10-kindnet.conflist": kindnet}, Own, []string{"ptp", "portmap", "heddle-cni"}},
+		"list in a line":  {map[string]string{"10-calico.conflist": calico}, Own, []string{"calico", "heddle-cni"}},
+		"single":          {map[string]string{"10-br.conf": bridge}, Own, []string{"bridge", "heddle-cni"}},
+		"single, by json": {map[string]string{"10-br.json": bridge}, Own, []string{"bridge", "heddle-cni"}},
+		"several":         {map[string]string{"87-podman.conflist": kindnet, "00-cilium.conflist": calico, "10-br.conf": bridge, "README": "x"}, Own, []string{"calico", "heddle-cni"}},
+		"spoiled first":   {map[string]string{"00-half.conflist": kindnet[:90], "10-kindnet.conflist": kindnet}, Own, []string{"ptp", "portmap", "heddle-cni"}},
+		"before any":      {map[string]string{"-kindnet.conflist": kindnet}, "-kindnet.conflist", []string{"ptp", "portmap", "heddle-cni"}},
+		"meta":            {map[string]string{"00-multus.conf": meta, "10-calico.conflist": calico}, "00-multus.conflist", []string{"multus-shim", "heddle-cni"}},
+		"cilium chained": {map[string]string{"05-cilium.conflist": strings.Replace(calico, "\r\n\t]", ",{\"type\":\"cilium-cni\"}]", 1)}, "05-cilium.conflist",
+			[]string{"calico", "cilium-cni", "heddle-cni"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t, c.files)
@@ -174,6 +189,13 @@ func TestUninstallLeavesNothing(t *testing.T) {
 				t.Errorf("program: %q, %v", got, err)
 			}
 			installed := n.files(t)
+			if c.file == Own {
+				for name, was := range before {
+					if installed[name] != was {
+						t.Errorf("%s was %s, and is %s", name, was, installed[name])
+					}
+				}
+			}
 			if n.install(t) {
 				t.Error("changed again what is in place")
 			}
@@ -195,26 +217,34 @@ func TestUninstallLeavesNothing(t *testing.T) {
 	}
 }
 
+// TestLinkAndModeStay: of the cluster's own file, and the copy has them, too: what is
+// in it may be secret.
 func TestLinkAndModeStay(t *testing.T) {
-	n := newNode(t, nil)
-	target := filepath.Join(filepath.Dir(n.conf), "shared.conflist")
-	link := filepath.Join(n.conf, "10-link.conflist")
-	for _, err := range []error{os.WriteFile(target, []byte(kindnet), 0o600), os.Chown(target, 12, 34), os.Symlink(target, link)} {
-		if err != nil {
-			t.Fatal(err)
+	for _, inPlace := range []bool{false, true} {
+		n := newNode(t, nil)
+		target := filepath.Join(filepath.Dir(n.conf), "shared.conflist")
+		link, holds := filepath.Join(n.conf, "10-link.conflist"), filepath.Join(n.conf, Own)
+		for _, err := range []error{os.WriteFile(target, []byte(kindnet), 0o600), os.Chown(target, 12, 34), os.Symlink(target, link)} {
+			if err != nil {
+				t.Fatal(err)
+			}
 		}
-	}
-	n.install(t)
-	info, err := os.Lstat(link)
-	if err != nil || info.Mode().Type() != fs.ModeSymlink {
-		t.Errorf("the link is %v, %v", info.Mode(), err)
-	}
-	var st unix.Stat_t
-	if err := unix.Stat(target, &st); err != nil || st.Uid != 12 || st.Gid != 34 || st.Mode&0o777 != 0o600 {
-		t.Errorf("owner and mode are %d:%d %o, %v", st.Uid, st.Gid, st.Mode, err)
-	}
-	if _, types := n.chainOf(t); !slices.Contains(types, "heddle-cni") {
-		t.Errorf("chain is %v", types)
+		if inPlace {
+			n.inPlace()
+			holds = target
+		}
+		n.install(t)
+		info, err := os.Lstat(link)
+		if err != nil || info.Mode().Type() != fs.ModeSymlink {
+			t.Errorf("the link is %v, %v", info.Mode(), err)
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(holds, &st); err != nil || st.Uid != 12 || st.Gid != 34 || st.Mode&0o777 != 0o600 {
+			t.Errorf("owner and mode of %s are %d:%d %o, %v", holds, st.Uid, st.Gid, st.Mode, err)
+		}
+		if _, types := n.chainOf(t); !slices.Contains(types, "heddle-cni") {
+			t.Errorf("chain is %v", types)
+		}
 	}
 }
 
@@ -238,18 +268,20 @@ func TestRefusesWhatCannotBeChained(t *testing.T) {
 	}
 }
 
-// running runs the Installer until the test ends.
-func (n *node) running(t *testing.T) {
+// running runs the Installer until the test ends, or stop is called.
+func (n *node) running(t *testing.T) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- n.Run(ctx) }()
-	t.Cleanup(func() {
+	go func() { ended <- n.Run(ctx, func() { n.changes.Add(1) }) }()
+	stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
 	})
+	t.Cleanup(stop)
+	return stop
 }
 
 func (n *node) eventually(t *testing.T, file string, want ...string) {
@@ -265,29 +297,43 @@ func TestConfigurationAppearsLate(t *testing.T) {
 	n.running(t)
 	testenv.Eventually(t, 5*time.Second, "a word about it", func() bool { return strings.Contains(n.logged(), "waiting for its file") })
 	n.write(t, "10-kindnet.conflist", kindnet)
-	n.eventually(t, "10-kindnet.conflist", "ptp", "portmap", "heddle-cni")
+	n.eventually(t, Own, "ptp", "portmap", "heddle-cni")
 	// Another CNI is installed, which comes first from now on.
 	n.write(t, "05-cilium.conflist", calico)
-	n.eventually(t, "05-cilium.conflist", "calico", "heddle-cni")
+	n.eventually(t, Own, "calico", "heddle-cni")
 	n.write(t, "00-br.conf", bridge)
-	n.eventually(t, "00-br.conflist", "bridge", "heddle-cni")
+	n.eventually(t, Own, "bridge", "heddle-cni")
 	// The tool of the single one writes it anew.
 	n.write(t, "00-br.conf", strings.Replace(bridge, "br", "br2", 1))
-	testenv.Eventually(t, 5*time.Second, "the new one stands for it", func() bool {
-		text, _ := os.ReadFile(filepath.Join(n.conf, "00-br.conflist"))
-		_, err := os.Stat(filepath.Join(n.conf, "00-br.conf"))
-		return err != nil && strings.Contains(string(text), "br2")
+	testenv.Eventually(t, 5*time.Second, "the copy follows", func() bool {
+		text, _ := os.ReadFile(filepath.Join(n.conf, Own))
+		return strings.Contains(string(text), "br2")
+	})
+	// Later a tool comes that calls whatever comes first.
+	n.write(t, "00-amultus.conf", meta)
+	n.eventually(t, "00-amultus.conflist", "multus-shim", "heddle-cni")
+	n.gone(t, "the copy is not called by what it calls")
+}
+
+// gone waits until there is no copy.
+func (n *node) gone(t *testing.T, why string) {
+	t.Helper()
+	testenv.Eventually(t, 5*time.Second, why, func() bool {
+		_, err := os.Lstat(filepath.Join(n.conf, Own))
+		return errors.Is(err, fs.ErrNotExist)
 	})
 }
 
+// TestPutBack where the cluster's own file has the plugin.
 func TestPutBack(t *testing.T) {
 	n := newNode(t, map[string]string{"10-calico.conflist": calico})
+	n.inPlace()
 	n.running(t)
 	n.eventually(t, "10-calico.conflist", "calico", "heddle-cni")
 	n.write(t, "10-calico.conflist", kindnet)
 	n.eventually(t, "10-calico.conflist", "ptp", "portmap", "heddle-cni")
 	// Its line is written behind the file.
-	for _, want := range []string{"another tool wrote", filepath.Join(n.conf, "10-calico.conflist"), "ptp,portmap", "cni.exclusive"} {
+	for _, want := range []string{"another tool has taken heddle-cni out", filepath.Join(n.conf, "10-calico.conflist"), "ptp,portmap", "cni.exclusive"} {
 		testenv.Eventually(t, 5*time.Second, fmt.Sprintf("a log that names %q", want), func() bool { return strings.Contains(n.logged(), want) })
 	}
 	// The program belongs to it.
@@ -314,6 +360,7 @@ func TestPutBack(t *testing.T) {
 // written ever less often.
 func TestFightIsSlow(t *testing.T) {
 	n := newNode(t, map[string]string{"10-calico.conflist": calico})
+	n.inPlace()
 	n.running(t)
 	fought := 0
 	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
@@ -360,7 +407,7 @@ func TestReadOnly(t *testing.T) {
 	if err := unix.Mount("", n.conf, "", unix.MS_REMOUNT, ""); err != nil {
 		t.Fatal(err)
 	}
-	n.eventually(t, "10-kindnet.conflist", "ptp", "portmap", "heddle-cni")
+	n.eventually(t, Own, "ptp", "portmap", "heddle-cni")
 	if strings.Count(n.logged(), "mount the node's folder") != 1 {
 		t.Errorf("said more than once:\n%s", n.logged())
 	}
@@ -380,10 +427,27 @@ func TestFullDisk(t *testing.T) {
 	if left, _ := filepath.Glob(filepath.Join(n.conf, ".heddle*")); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
 	}
-	if err := os.Remove(filepath.Join(n.conf, "filler")); err != nil {
+	free := func() {
+		t.Helper()
+		if err := os.Remove(filepath.Join(n.conf, "filler")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	free()
+	n.eventually(t, Own, "ptp", "portmap", "heddle-cni")
+	// The next time, the copy of before holds new pods back.
+	n.write(t, "10-kindnet.conflist", strings.Replace(kindnet, "ptp", "pt2", 1))
+	n.eventually(t, Own, "pt2", "portmap", "heddle-cni")
+	if err := os.WriteFile(filepath.Join(n.conf, "filler"), make([]byte, 8<<10), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	n.eventually(t, "10-kindnet.conflist", "ptp", "portmap", "heddle-cni")
+	n.write(t, "10-kindnet.conflist", kindnet)
+	testenv.Eventually(t, 5*time.Second, "a word about it", func() bool { return strings.Contains(n.logged(), "new pods are held back") })
+	if _, types := n.chainOf(t); n.Problem() == nil || !slices.Contains(types, "heddle-cni") {
+		t.Errorf("with a full disk the chain is %v, problem %v", types, n.Problem())
+	}
+	free()
+	n.eventually(t, Own, "ptp", "portmap", "heddle-cni")
 }
 
 func FuzzSplice(f *testing.F) {
@@ -424,6 +488,7 @@ func TestNothingIsLostOfAnotherToolsWriting(t *testing.T) {
 	for name, text := range map[string]string{"10-calico.conflist": calico, "00-br.conf": bridge} {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t, map[string]string{name: text})
+			n.inPlace()
 			version := func(i int) string {
 				return regexp.MustCompile(`"name": *"`).ReplaceAllString(text, fmt.Sprintf(`"name":"v%d-`, i))
 			}

@@ -24,12 +24,42 @@ const maxConfig = 1 << 20
 
 // configFile is a CNI configuration in the folder.
 type configFile struct {
-	path string
+	name string // in the folder
+	path string // where name, which may be a link, leads
 	text []byte
 	info fs.FileInfo
 }
 
 func (f *configFile) isList() bool { return filepath.Ext(f.path) == ".conflist" }
+
+// types returns the plugins that it names; none when it cannot be read.
+func (f *configFile) types() []string {
+	if f.isList() {
+		l, err := parseList(f.text)
+		if err != nil {
+			return nil
+		}
+		return l.types
+	}
+	s, err := parseSingle(f.text)
+	if err != nil {
+		return nil
+	}
+	return []string{s.Type}
+}
+
+// with returns its text as that of a list whose last plugin is plugin.
+func (f *configFile) with(plugin []byte) (text []byte, err error) {
+	if f.isList() {
+		text, err = withPlugin(f.text, plugin)
+	} else {
+		text, err = listOf(f.text, plugin)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("CNI configuration %s: %w", f.path, err)
+	}
+	return text, nil
+}
 
 // check says why no runtime could use it.
 func (f *configFile) check() error {
@@ -69,7 +99,7 @@ func readConfig(path string) (*configFile, error) {
 		return nil, fmt.Errorf("read CNI configuration: %w", err)
 	}
 	defer f.Close()
-	c := &configFile{path: target}
+	c := &configFile{name: filepath.Base(path), path: target}
 	if c.info, err = f.Stat(); err != nil {
 		return nil, fmt.Errorf("read CNI configuration: %w", err)
 	}

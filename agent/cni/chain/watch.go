@@ -16,15 +16,17 @@ import (
 // gather is how long events of one tool's writing are waited for. calm is how
 // long the plugin must have stayed for the next put-back to be a first one.
 const (
-	gather = 50 * time.Millisecond
+	gather = 20 * time.Millisecond
 	calm   = time.Minute
 )
 
-// Run installs the plugin and puts it back whenever it is taken out, until ctx
-// is done; then it leaves everything as it is, so that pods stay safe while
-// there is no agent. It returns nil: what does not work is in Problem and in the
-// log, and is tried again.
-func (i *Installer) Run(ctx context.Context) error {
+// Run installs the plugin, keeps the copy equal to the cluster's own file, and puts
+// the plugin back whenever it is taken out, until ctx is done; then it leaves
+// everything as it is, so that pods stay safe while there is no agent. changed is
+// called after every change, when pods may just have started without heddle-cni, and
+// must not block. Run returns nil: what does not work is in Problem and in the log,
+// and is tried again.
+func (i *Installer) Run(ctx context.Context, changed func()) error {
 	var events <-chan struct{}
 	stop := func() {}
 	defer func() { stop() }()
@@ -35,33 +37,49 @@ func (i *Installer) Run(ctx context.Context) error {
 		if events == nil {
 			events, stop = i.watch() // first: nothing is missed in between
 		}
-		changed, err := i.Install(ctx)
-		switch {
-		case ctx.Err() != nil:
+		change, err := i.Install(ctx)
+		if ctx.Err() != nil {
 			return nil
-		case err != nil:
-			again = min(again, i.cfg.MaxPause, 5*time.Second)
+		}
+		if err != nil {
+			again = min(again, i.cfg.MaxPause, i.cfg.Linger, 5*time.Second)
 			if err.Error() != said {
-				i.cfg.Log.Error("new pods are not held back: heddle-cni is not in the cluster's CNI configuration", "error", err, "retry", again)
+				i.complain(err, again)
 			}
 			said = err.Error()
-		case changed:
-			pause = i.putBack(put, pause)
-			put, said = time.Now(), ""
-		default:
+		} else {
 			said = ""
+			if change == Put {
+				pause = i.putBack(put, pause)
+				put = time.Now()
+			}
+			if change == Followed {
+				i.cfg.Log.Info("copy of the cluster's CNI configuration is its newest", "file", i.File(), "plugins", i.pluginsOf(i.File()))
+			}
+			if change != Unchanged {
+				changed()
+			}
 		}
 		await(ctx, events, again)
 		if err != nil { // the folder may be another one by now
 			stop()
 			events, stop = nil, func() {}
 		}
-		// However fast another tool is, the file is not written more often.
+		// However fast another tool is, the plugin is not put back more often.
 		if rest := pause - time.Since(put); rest > 0 {
 			await(ctx, nil, rest)
 		}
 	}
 	return nil
+}
+
+// complain logs what an error means for new pods.
+func (i *Installer) complain(err error, retry time.Duration) {
+	if file := i.File(); file != "" {
+		i.cfg.Log.Error("new pods are held back, and get the network that the cluster's CNI had before: the configuration in use is out of date", "file", file, "error", err, "retry", retry)
+		return
+	}
+	i.cfg.Log.Error("new pods are not held back: heddle-cni is not in the cluster's CNI configuration", "error", err, "retry", retry)
 }
 
 // putBack logs that the plugin was put in, and returns the pause until it may be
@@ -76,7 +94,7 @@ func (i *Installer) putBack(before time.Time, pause time.Duration) time.Duration
 		pause = i.cfg.MinPause / 2
 	}
 	pause = min(2*pause, i.cfg.MaxPause)
-	i.cfg.Log.Warn("another tool wrote the cluster's CNI configuration without heddle-cni: put back; remedy, if it goes on: let that tool leave others' plugins in (Cilium: cni.exclusive=false)",
+	i.cfg.Log.Warn("another tool has taken heddle-cni out of the cluster's CNI configuration: put back; remedy, if it goes on: let that tool leave others' plugins in (Cilium: cni.exclusive=false)",
 		"file", file, "plugins", i.pluginsOf(file), "earliest_next", pause)
 	return pause
 }

@@ -41,6 +41,8 @@ VERSION) printf '{"cniVersion":"1.0.0","supportedVersions":["0.3.1","0.4.0","1.0
 esac
 `
 
+const addressNetwork = `{"cniVersion":"1.0.0","name":"test","plugins":[{"type":"address"}]}`
+
 // everybody enrolls whoever is asked for.
 type everybody struct{}
 
@@ -88,7 +90,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
     snapshotter = "native"
 `, c.path("root"), c.path("state"), c.socket(), c.path("net.d"), c.path("bin"))
 	for name, text := range map[string]string{"config.toml": config, "bin/address": addressPlugin, "bin/loopback": addressPlugin,
-		"net.d/10-test.conflist": `{"cniVersion":"1.0.0","name":"test","plugins":[{"type":"address"}]}`} {
+		"net.d/10-test.conflist": addressNetwork} {
 		if err := os.WriteFile(c.path(name), []byte(text), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -250,10 +252,28 @@ func TestContainerd(t *testing.T) {
 		t.Error(corrected)
 	}
 	stop()
-	// Without an agent a pod of the mesh waits, and says so through containerd.
-	if _, _, err := c.run(t, "db", otherUID); err == nil || !strings.Contains(err.Error(), "pod shop/db waits for the node's Heddle agent, and namespace shop is enrolled") {
-		t.Errorf("without an agent: %v", err)
+	// Without an agent a pod of the mesh waits, and says so through containerd; also when
+	// the cluster's CNI has written its file anew, as at a boot.
+	for _, when := range []string{"without an agent", "after the CNI's file was written anew"} {
+		if _, _, err := c.run(t, "db", otherUID); err == nil || !strings.Contains(err.Error(), "pod shop/db waits for the node's Heddle agent, and namespace shop is enrolled") {
+			t.Errorf("%s: %v", when, err)
+		}
+		if err := os.WriteFile(c.path("net.d/10-test.conflist"), []byte(addressNetwork), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second) // containerd reads it
 	}
+	// Nothing else than the copy has held it.
+	if err := installer.Uninstall(); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, 20*time.Second, "a pod starts without Heddle", func() bool {
+		db, _, err := c.run(t, "db", otherUID)
+		if err == nil {
+			c.remove(t, db)
+		}
+		return err == nil
+	})
 	c.remove(t, id)
 	if running, err := client.Running(t.Context()); err != nil || len(running) > 0 {
 		t.Errorf("after deleting: %+v, %v", running, err)

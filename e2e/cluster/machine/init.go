@@ -56,6 +56,9 @@ func bootMachine(spec Spec) error {
 	if err := firstBoot(spec); err != nil {
 		return err
 	}
+	if err := writeFiles(spec.BootFiles); err != nil {
+		return err
+	}
 	for _, dir := range spec.Folders {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
@@ -84,7 +87,19 @@ func firstBoot(spec Spec) error {
 	if _, err := os.Stat(installed); err == nil {
 		return nil
 	}
-	for path, content := range spec.Files {
+	if err := writeFiles(spec.Files); err != nil {
+		return err
+	}
+	for path, source := range spec.Copies {
+		if err := copyFile(path, source); err != nil {
+			return err
+		}
+	}
+	return os.WriteFile(installed, nil, 0o644)
+}
+
+func writeFiles(files map[string]string) error {
+	for path, content := range files {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return err
 		}
@@ -96,12 +111,7 @@ func firstBoot(spec Spec) error {
 			return err
 		}
 	}
-	for path, source := range spec.Copies {
-		if err := copyFile(path, source); err != nil {
-			return err
-		}
-	}
-	return os.WriteFile(installed, nil, 0o644)
+	return nil
 }
 
 // copyFile copies a program.

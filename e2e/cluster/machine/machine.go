@@ -42,6 +42,9 @@ type Spec struct {
 	Netns string `json:"netns"`
 	// Files are written at the first boot: path in the machine → content.
 	Files map[string]string `json:"files"`
+	// BootFiles are written at every boot, over what programs made of them, before any
+	// program starts: path in the machine → content.
+	BootFiles map[string]string `json:"bootFiles"`
 	// Folders are made at every boot.
 	Folders []string `json:"folders"`
 	// Disks are folders of Dir that appear at a path in the machine and survive

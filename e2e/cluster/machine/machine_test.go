@@ -55,13 +55,14 @@ func newMachine(t *testing.T) *Machine {
 	name := "ht-machine-" + filepath.Base(filepath.Dir(dir))[:8] + fmt.Sprint(os.Getpid())
 	m := &Machine{Binary: binary, Spec: Spec{
 		Name: "box", Dir: filepath.Join(dir, "state"), Cgroup: name + "/box", Netns: name,
-		Files:   map[string]string{"/etc/box.conf": "first\n"},
-		Folders: []string{"/run/made"},
-		Disks:   map[string]string{"/var/lib/disk": "disk"},
-		Shares:  map[string]string{"/run/share": share},
-		Copies:  map[string]string{"/opt/bin/program": "/run/share/program"},
-		Masks:   map[string]string{"kernel/panic": "77"},
-		Sysctls: map[string]string{"net/ipv4/ip_forward": "1", "net/no/such": "1"},
+		Files:     map[string]string{"/etc/box.conf": "first\n"},
+		BootFiles: map[string]string{"/etc/box.d/boot.conf": "boot\n"},
+		Folders:   []string{"/run/made"},
+		Disks:     map[string]string{"/var/lib/disk": "disk"},
+		Shares:    map[string]string{"/run/share": share},
+		Copies:    map[string]string{"/opt/bin/program": "/run/share/program"},
+		Masks:     map[string]string{"kernel/panic": "77"},
+		Sysctls:   map[string]string{"net/ipv4/ip_forward": "1", "net/no/such": "1"},
 		Programs: []Program{
 			{Name: "late", After: "/run/early", Args: []string{"sh", "-c", "echo late; exec sleep 1000"}},
 			{Name: "early", Args: []string{"sh", "-c", "echo early; touch /run/early; exec sleep 1000"}},
@@ -110,6 +111,7 @@ func TestMachineHasItsOwnWorld(t *testing.T) {
 	start(t, m)
 	for line, want := range map[string]string{
 		"hostname":                                                        "box",
+		"cat /etc/box.d/boot.conf":                                        "boot",
 		"cat /etc/box.conf":                                               "first",
 		"ls -d /run/made /var/lib/disk":                                   "/run/made\n/var/lib/disk",
 		"test -x /opt/bin/program; echo $?":                               "0",
@@ -158,7 +160,7 @@ func TestBootIsARealBoot(t *testing.T) {
 	if got := run(t, m, "cat /proc/sys/kernel/random/boot_id"); got != before {
 		t.Errorf("boot id %s in the machine, %s outside", got, before)
 	}
-	run(t, m, "echo changed > /etc/box.conf; echo x > /run/gone; mkdir /sys/fs/bpf/pinned; echo x > /var/lib/disk/kept")
+	run(t, m, "echo changed > /etc/box.conf; echo changed > /etc/box.d/boot.conf; echo x > /etc/box.d/other; echo x > /run/gone; mkdir /sys/fs/bpf/pinned; echo x > /var/lib/disk/kept")
 	if err := m.Stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -176,7 +178,7 @@ func TestBootIsARealBoot(t *testing.T) {
 	if before == after || run(t, m, "cat /proc/sys/kernel/random/boot_id") != after {
 		t.Errorf("boot id %s, then %s", before, after)
 	}
-	if got := run(t, m, "cat /etc/box.conf; cat /var/lib/disk/kept; ls /sys/fs/bpf | grep pinned; ls /run | grep gone; echo end"); got != "changed\nx\nend" {
+	if got := run(t, m, "cat /etc/box.conf /etc/box.d/boot.conf /etc/box.d/other; cat /var/lib/disk/kept; ls /sys/fs/bpf | grep pinned; ls /run | grep gone; echo end"); got != "changed\nboot\nx\nx\nend" {
 		t.Errorf("after the boot: %q", got)
 	}
 }
