@@ -150,6 +150,7 @@ func (w *world) talkOne(seed uint64) error {
 	if closed, ok := errors.AsType[*websocket.CloseError](err); !ok || closed.Code != websocket.CloseNormalClosure {
 		return fmt.Errorf("the end is %w", err)
 	}
+	writing.Wait()
 	return wrote
 }
 
