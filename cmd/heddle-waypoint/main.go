@@ -129,6 +129,7 @@ func (o *options) register(flags *pflag.FlagSet) {
 	flags.IntVar(&limits.Requests, "max-requests", limits.Requests, "requests under way; more are answered with 503")
 	flags.Int64Var(&limits.Bytes, "max-buffered-bytes", limits.Bytes, "bytes held for requests under way; while there are more, new ones are answered with 503")
 	flags.IntVar(&limits.ReplayBytes, "max-replay-bytes", limits.ReplayBytes, "bytes of one request that are kept for a retry, or a mirror")
+	flags.Int64Var(&c.Serve.HTTP.BodyBytes, "max-body", 0, "bytes of a request's body; one with more is answered with 413; 0 is no bound")
 	flags.DurationVar(&timeouts.Header, "header-timeout", timeouts.Header, "bound of the time that a request's head takes to come")
 	flags.DurationVar(&timeouts.Hold, "hold", timeouts.Hold, "how long a client waits that dialled a service which is not known to have this waypoint")
 	flags.DurationVar(&timeouts.Idle, "idle-timeout", timeouts.Idle, "how long a client's connection may wait for the next request")

@@ -133,6 +133,7 @@ func (w *world) testWaypoint(t *testing.T) {
 	t.Run("routes", func(t *testing.T) { w.testRouted(t) })
 	t.Run("a change", func(t *testing.T) { w.testRouteChange(t) })
 	t.Run("requests", func(t *testing.T) { w.testRequests(t) })
+	t.Run("access log", func(t *testing.T) { w.testAccessLog(t) })
 	t.Run("restart", func(t *testing.T) { w.testWaypointRestart(t) })
 	t.Run("canary", func(t *testing.T) { w.testWaypointCanary(t) })
 	t.Run("deletion", func(t *testing.T) { w.testWaypointDeletion(t) })
