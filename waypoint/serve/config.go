@@ -37,9 +37,9 @@ type Config struct {
 	Limits   bounds.Limits
 	Timeouts bounds.Timeouts
 	// HTTP bounds and places messages of HTTP/1.1, and with HTTP2.Messages, which Defaults makes the same, of HTTP/2.
-	HTTP     *http1.Config
-	HTTP2    *http2.Config
-	Metrics  *telemetry.Metrics
+	HTTP    *http1.Config
+	HTTP2   *http2.Config
+	Metrics *telemetry.Metrics
 	// Sinks are told of requests.
 	Sinks record.Sinks
 	Log   *slog.Logger
