@@ -64,7 +64,7 @@ test: deps build ## All tests: unit with the race detector, kernel and end-to-en
 test-unit: ## Tests that need no root, with the race detector
 	CGO_ENABLED=1 $(call GOTESTSUM_AGAIN,. $(UNIT_PACKAGES)) -race -timeout 12m
 	go test -count=1 -timeout 12m ./internal/hbone/fast # its pairings with the reference engine
-	go test -count=1 -timeout 12m -run 'Cost$$' ./internal/mesh ./operator/issuing ./waypoint/http2 # what a decision and a certificate cost
+	go test -count=1 -timeout 12m -run 'Cost$$' ./internal/mesh ./internal/mesh/route ./operator/issuing ./waypoint/http2 # what a decision, a match and a certificate cost
 
 .PHONY: test-root
 test-root: build ## Tests in the kernel and in network namespaces of their own (root)

@@ -84,7 +84,7 @@ func notRun() map[string]string {
 		"make build":               "the test builds into a folder of its own",
 		"make chaos":               "e2e/chaos and e2e/product run it, with fewer kills and reboots",
 		"make fuzz":                "CI runs it as a step of its own",
-		"make gateway-conformance": "e2e/product runs the suite",
+		"make gateway-conformance": "takes a cluster, and a build with the tag conformance; make e2e and make e2e-gateway run the same suite, and write no report",
 		"make bench":               "takes half an hour; e2e/bench runs a short one of every subject",
 	}
 }

@@ -26,6 +26,15 @@ const (
 	AnnotationTraceSample = Group + "/trace-sample"
 	// AnnotationFlowSample are the shares of requests that heddle flows is shown, of those without any trouble.
 	AnnotationFlowSample = Group + "/flow-sample"
+	// AnnotationAccessLog is the share of requests that are a line of JSON each on its pods' standard output, from 0,
+	// for none, to 1; those answered with 5xx are, unless it is 0.
+	AnnotationAccessLog = Group + "/access-log"
+	// AnnotationAccessLogMask are the fields of those lines whose values are not written, "query,path"; "" is none of
+	// them, and "query" is masked where it is not given.
+	AnnotationAccessLogMask = Group + "/access-log-mask"
+	// AnnotationBounds are bounds and times that it keeps in place of its own, by the names of heddle-waypoint's flags:
+	// "max-requests=20000,stall-timeout=2m". Each wins over what the operator says of all; the rest of those stays.
+	AnnotationBounds = Group + "/bounds"
 )
 
 // LabelTrack is the label of a waypoint's pods that run the image that is tried: TrackCanary.

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/signal"
 	"strings"
@@ -15,6 +16,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/heddle-mesh/heddle/cmd/internal/startup"
+	"github.com/heddle-mesh/heddle/internal/memory"
 	"github.com/heddle-mesh/heddle/waypoint"
 	"github.com/heddle-mesh/heddle/waypoint/accesslog"
 )
@@ -39,6 +41,7 @@ const adminSocket = "/run/heddle/waypoint.sock"
 type options struct {
 	cfg                 waypoint.Config
 	check               bool
+	memory              int64
 	logLevel, logFormat string
 }
 
@@ -128,7 +131,9 @@ func (o *options) register(flags *pflag.FlagSet) {
 	flags.IntVar(&limits.Connections, "max-connections", limits.Connections, "connections of clients at once")
 	flags.IntVar(&limits.Requests, "max-requests", limits.Requests, "requests under way; more are answered with 503")
 	flags.Int64Var(&limits.Bytes, "max-buffered-bytes", limits.Bytes, "bytes held for requests under way; while there are more, new ones are answered with 503")
+	flags.Int64Var(&o.memory, "memory", 0, "bytes of memory that the process may have, of which half at most are those held for requests; 0 is what its cgroup says")
 	flags.IntVar(&limits.ReplayBytes, "max-replay-bytes", limits.ReplayBytes, "bytes of one request that are kept for a retry, or a mirror")
+	flags.Int64Var(&c.Serve.HTTP.BodyBytes, "max-body", 0, "bytes of a request's body; one with more is answered with 413; 0 is no bound")
 	flags.DurationVar(&timeouts.Header, "header-timeout", timeouts.Header, "bound of the time that a request's head takes to come")
 	flags.DurationVar(&timeouts.Hold, "hold", timeouts.Hold, "how long a client waits that dialled a service which is not known to have this waypoint")
 	flags.DurationVar(&timeouts.Idle, "idle-timeout", timeouts.Idle, "how long a client's connection may wait for the next request")
@@ -145,6 +150,10 @@ func (o *options) run(ctx context.Context, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if o.memory < 0 {
+		return fmt.Errorf("--memory %d: want a number of bytes, or 0 for what the cgroup says", o.memory)
+	}
+	o.keep(log)
 	o.cfg.Version, o.cfg.Log, o.cfg.Output = version, log, stdout
 	w, err := waypoint.New(o.cfg)
 	if err != nil {
@@ -158,4 +167,23 @@ func (o *options) run(ctx context.Context, stdout, stderr io.Writer) error {
 		return nil
 	}
 	return w.Run(ctx)
+}
+
+// keep has the process stay within the memory that it may have, where that is known: what is held for requests is shed before
+// the kernel ends it.
+func (o *options) keep(log *slog.Logger) {
+	may := o.memory
+	if may == 0 {
+		var err error
+		if may, err = memory.Limit("/"); err != nil {
+			log.Warn("no limit of memory is kept", "error", err, "remedy", "give --memory")
+			return
+		}
+	}
+	if may == 0 {
+		return
+	}
+	bytes := &o.cfg.Serve.Limits.Bytes
+	*bytes = min(*bytes, may/2)
+	log.Info("memory is kept within", "limit", may, "heap", memory.Keep(may), "requests", *bytes)
 }

@@ -93,6 +93,10 @@ spec: {selector: {app: db}, ports: [{port: 3306}]}`)
 	if _, out, _ := heddle(t, "--kubeconfig", w.Kubeconfig, "__complete", "waypoint", "status", "-n", "shop", "--name", ""); !strings.Contains(out, "waypoint") {
 		t.Errorf("completion of a name: %s", out)
 	}
+	w.expect(2, "from 0, for no access log, to 1", "waypoint", "apply", "-n", "shop", "--access-log", "on")
+	w.expect(0, `"heddle.dev/access-log": "0.5"`, "waypoint", "apply", "-n", "shop", "--access-log", "0.5", "-o", "json")
+	w.expect(0, `"heddle.dev/access-log": "0.5"`, "waypoint", "apply", "-n", "shop", "-o", "json") // it stays
+	w.expect(0, `"heddle.dev/access-log": "0"`, "waypoint", "apply", "-n", "shop", "--access-log", "0", "-o", "json")
 	// Changes of the Gateway are of another generation, of which nothing is said yet.
 	w.expect(0, "is asked for", "waypoint", "apply", "-n", "shop", "--replicas", "3")
 	w.expect(1, "connections to web would be refused", "waypoint", "delete", "-n", "shop")

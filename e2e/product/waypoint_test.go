@@ -136,6 +136,7 @@ func (w *world) testWaypoint(t *testing.T) {
 	t.Run("requests", func(t *testing.T) { w.testRequests(t) })
 	t.Run("connections", func(t *testing.T) { w.testRoutedConnections(t) })
 	t.Run("scaling", func(t *testing.T) { w.testWaypointScaling(t) })
+	t.Run("access log", func(t *testing.T) { w.testAccessLog(t) })
 	t.Run("restart", func(t *testing.T) { w.testWaypointRestart(t) })
 	t.Run("moved", func(t *testing.T) { w.testWaypointMoved(t) })
 	t.Run("removed", func(t *testing.T) { w.testWaypointRemoved(t) })

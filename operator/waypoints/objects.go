@@ -3,7 +3,10 @@ package waypoints
 import (
 	"cmp"
 	"fmt"
+	"math"
+	"slices"
 	"strings"
+	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
 	autoscalingv2 "k8s.io/api/autoscaling/v2"
@@ -20,6 +23,7 @@ import (
 	"github.com/heddle-mesh/heddle/api/v1alpha1"
 	"github.com/heddle-mesh/heddle/internal/flow/sample"
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/tune"
 )
 
 // Program is how waypoints are run: the same for all.
@@ -36,12 +40,14 @@ type Program struct {
 	Operator, Audience string
 	// FIPS140 has them refuse to run outside FIPS 140-3 mode.
 	FIPS140 bool
-	// Args are given to each of them, besides.
-	Args []string
 	// TraceEndpoint and TraceSample are for all whose Gateways do not say otherwise; see
 	// v1alpha1.AnnotationTraceEndpoint.
 	TraceEndpoint string
 	TraceSample   []string
+	// AccessLog, AccessLogMask and Bounds are so, too; see v1alpha1.AnnotationAccessLog and v1alpha1.AnnotationBounds. AccessLog
+	// is "" where nothing is said, AccessLogMask empty.
+	AccessLog             string
+	AccessLogMask, Bounds []string
 }
 
 // Check says what is wrong with what is for all waypoints: none of them would start.
@@ -54,6 +60,17 @@ func (p *Program) Check() error {
 	if _, err := sample.Parse(p.TraceSample); err != nil {
 		return fmt.Errorf("traces of waypoints: %w", err)
 	}
+	if p.AccessLog != "" {
+		if err := tune.CheckAccess(p.AccessLog); err != nil {
+			return fmt.Errorf("access log of waypoints: %w", err)
+		}
+	}
+	if err := tune.CheckMask(p.AccessLogMask); err != nil {
+		return fmt.Errorf("access log of waypoints: %w", err)
+	}
+	if _, err := tune.ParseBounds(p.Bounds); err != nil {
+		return fmt.Errorf("bounds of waypoints: %w", err)
+	}
 	return nil
 }
 
@@ -62,10 +79,10 @@ const (
 	labelGateway = "gateway.networking.k8s.io/gateway-name"
 	user         = 65532
 	metricsPort  = 15020
-	// drainSeconds is how long live connections may go on when a waypoint is told to end;
-	// graceSeconds is when it is killed.
-	drainSeconds, graceSeconds = 30, 45
-	tokenSeconds               = 3600
+	// drain is how long live connections may go on when a waypoint is told to end, where nobody says otherwise;
+	// it is killed when it has not ended graceSeconds later.
+	drain, graceSeconds = 30 * time.Second, 15
+	tokenSeconds        = 3600
 	// adminSocket is where heddle flows asks for requests.
 	adminSocket = "/run/heddle/waypoint.sock"
 	// canarySuffix follows the Gateway's name in that of the Deployment that tries an image.
@@ -221,7 +238,7 @@ func (w *waypoint) canary(replicas int32) object {
 
 // pod is one replica. It fits the restricted level of Kubernetes' Pod Security Standards.
 func (w *waypoint) pod() corev1.PodSpec {
-	yes, no, as, grace := true, false, int64(user), int64(graceSeconds)
+	yes, no, as, grace := true, false, int64(user), w.grace()
 	spec := corev1.PodSpec{
 		ServiceAccountName: w.gateway.Name, AutomountServiceAccountToken: &no, EnableServiceLinks: &no, TerminationGracePeriodSeconds: &grace,
 		NodeSelector:    map[string]string{corev1.LabelOSStable: "linux"},
@@ -259,11 +276,11 @@ func (w *waypoint) container() corev1.Container {
 	}
 	c := corev1.Container{
 		Name: "waypoint", Image: w.Image, ImagePullPolicy: w.PullPolicy,
-		Args: append([]string{
+		Args: []string{
 			"--waypoint=" + w.gateway.Namespace + "/" + w.gateway.Name, "--operator=" + w.Operator,
 			"--token-file=/var/run/secrets/heddle/token", "--roots-file=/var/run/heddle/roots/roots.pem", "--state-dir=/run/heddle",
-			fmt.Sprintf("--metrics=:%d", metricsPort), fmt.Sprintf("--drain=%ds", drainSeconds), "--log-format=json",
-		}, w.Args...),
+			fmt.Sprintf("--metrics=:%d", metricsPort), "--log-format=json",
+		},
 		Env:   []corev1.EnvVar{field("HEDDLE_REPLICA", "metadata.name")},
 		Ports: []corev1.ContainerPort{{Name: "mesh", ContainerPort: mesh.WaypointPort}, {Name: "metrics", ContainerPort: metricsPort}},
 		// Ready when it has its configuration: only then do agents send it requests.
@@ -276,7 +293,7 @@ func (w *waypoint) container() corev1.Container {
 		VolumeMounts: []corev1.VolumeMount{
 			{Name: "token", MountPath: "/var/run/secrets/heddle", ReadOnly: true}, {Name: "roots", MountPath: "/var/run/heddle/roots", ReadOnly: true}, {Name: "run", MountPath: "/run/heddle"}},
 	}
-	c.Env = append(c.Env, w.observed()...)
+	c.Env = slices.Concat(c.Env, w.observed(), w.accessLog(), w.bounds())
 	if w.FIPS140 {
 		c.Env = append(c.Env, corev1.EnvVar{Name: "GODEBUG", Value: "fips140=on"}, corev1.EnvVar{Name: "HEDDLE_FIPS140", Value: "true"})
 	}
@@ -296,6 +313,53 @@ func (w *waypoint) observed() []corev1.EnvVar {
 		}
 	}
 	return env
+}
+
+// accessLog has the waypoint write it to the pod's standard output, where what collects logs of pods finds it.
+func (w *waypoint) accessLog() []corev1.EnvVar {
+	share := cmp.Or(w.access, w.AccessLog)
+	if tune.NoAccess(share) {
+		return nil
+	}
+	env := []corev1.EnvVar{{Name: "HEDDLE_ACCESS_LOG", Value: "-"}, {Name: "HEDDLE_ACCESS_LOG_SAMPLE", Value: share}}
+	mask := strings.Join(w.AccessLogMask, ",")
+	if w.mask != nil {
+		mask = *w.mask
+	} else if mask == "" {
+		return env // what the waypoint masks by itself
+	}
+	return append(env, corev1.EnvVar{Name: "HEDDLE_ACCESS_LOG_MASK", Value: mask})
+}
+
+// bound returns what a bound is to be, "" where nobody says so.
+func (w *waypoint) bound(name string) string {
+	all, err := tune.ParseBounds(w.Bounds)
+	if err != nil { // Check has said so, and nothing is run
+		return w.own[name]
+	}
+	return cmp.Or(w.own[name], all[name])
+}
+
+// bounds are told in the environment: a waypoint of another version takes no notice of one that it does not know, where it would
+// refuse a flag.
+func (w *waypoint) bounds() (env []corev1.EnvVar) {
+	for _, b := range tune.Bounds() {
+		if value := w.bound(b.Name); value != "" {
+			env = append(env, corev1.EnvVar{Name: "HEDDLE_" + strings.ToUpper(strings.ReplaceAll(b.Name, "-", "_")), Value: value})
+		} else if b.Name == tune.Drain {
+			env = append(env, corev1.EnvVar{Name: "HEDDLE_DRAIN", Value: drain.String()})
+		}
+	}
+	return env
+}
+
+// grace is after how many seconds a pod is killed that was told to end.
+func (w *waypoint) grace() int64 {
+	took := drain
+	if d, err := time.ParseDuration(w.bound(tune.Drain)); err == nil {
+		took = d
+	}
+	return int64(math.Ceil(took.Seconds())) + graceSeconds
 }
 
 func ptr[T any](v T) *T { return &v }

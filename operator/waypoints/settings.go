@@ -11,6 +11,7 @@ import (
 	"github.com/heddle-mesh/heddle/api/v1alpha1"
 	"github.com/heddle-mesh/heddle/internal/flow/sample"
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/tune"
 )
 
 // What a Gateway's annotations may say.
@@ -31,6 +32,10 @@ type settings struct {
 	// flowSample and traceSample are rules of package sample; "" where nothing is said, as endpoint is nil.
 	flowSample, traceSample string
 	endpoint                *string
+	// access is the share of requests in the access log, "" where nothing is said, as mask is nil. own are its bounds.
+	access string
+	mask   *string
+	own    map[string]string
 }
 
 // traceEndpoint is where spans go, if those of all others go to an endpoint.
@@ -87,8 +92,10 @@ func read(g *gatewayv1.Gateway) (settings, *fault) {
 		}
 		s.canary = n
 	}
-	if annotation, err := s.observe(g.Annotations); err != nil {
-		return invalid("metadata.annotations[%s]: %v", annotation, err)
+	for _, read := range []func(map[string]string) (string, error){s.observe, s.tuned} {
+		if annotation, err := read(g.Annotations); err != nil {
+			return invalid("metadata.annotations[%s]: %v", annotation, err)
+		}
 	}
 	for i, l := range g.Spec.Listeners {
 		if why := unsupported(&l); why != "" {
@@ -123,6 +130,24 @@ func (s *settings) observe(annotations map[string]string) (annotation string, er
 		s.endpoint = &text
 	}
 	return "", nil
+}
+
+// tuned reads what annotations say of the access log and of bounds, likewise.
+func (s *settings) tuned(annotations map[string]string) (annotation string, err error) {
+	if text, given := annotations[v1alpha1.AnnotationAccessLog]; given {
+		if err := tune.CheckAccess(text); err != nil {
+			return v1alpha1.AnnotationAccessLog, err
+		}
+		s.access = text
+	}
+	if text, given := annotations[v1alpha1.AnnotationAccessLogMask]; given {
+		if err := tune.CheckMask(tune.List(text)); err != nil {
+			return v1alpha1.AnnotationAccessLogMask, err
+		}
+		s.mask = &text
+	}
+	s.own, err = tune.ParseBounds(tune.List(annotations[v1alpha1.AnnotationBounds]))
+	return v1alpha1.AnnotationBounds, err
 }
 
 // unsupported says what of a listener cannot be served; "" for nothing.

@@ -150,6 +150,58 @@ func TestObserved(t *testing.T) {
 	}
 }
 
+// TestTuned: what a Gateway says of the access log and of bounds is for its own waypoint, bound by bound, what the operator is told
+// for all others; a pod has as long to end as its waypoint takes, and some more.
+func TestTuned(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		program Program
+		of      map[string]string
+		want    string
+		grace   int64
+	}{
+		{"nothing", Program{}, nil, "DRAIN=30s", 45},
+		{"none, and a mask", Program{AccessLog: "0", AccessLogMask: []string{"path"}}, map[string]string{"access-log-mask": "host"}, "DRAIN=30s", 45},
+		{"of all", Program{AccessLog: "0.01", AccessLogMask: []string{"query", "path"}, Bounds: []string{"max-body=1048576", "drain=90s"}}, nil,
+			"ACCESS_LOG=- ACCESS_LOG_SAMPLE=0.01 ACCESS_LOG_MASK=query,path MAX_BODY=1048576 DRAIN=90s", 105},
+		{"of one", Program{AccessLog: "0.01", AccessLogMask: []string{"path"}, Bounds: []string{"max-body=1048576", "max-requests=500"}},
+			map[string]string{"access-log": "1", "access-log-mask": "", "bounds": "max-requests=20000,drain=1500ms,stall-timeout=2m"},
+			"ACCESS_LOG=- ACCESS_LOG_SAMPLE=1 ACCESS_LOG_MASK= MAX_REQUESTS=20000 MAX_BODY=1048576 STALL_TIMEOUT=2m DRAIN=1500ms", 17},
+		{"off for one", Program{AccessLog: "1"}, map[string]string{"access-log": "0"}, "DRAIN=30s", 45},
+		{"on for one", Program{}, map[string]string{"access-log": "1"}, "ACCESS_LOG=- ACCESS_LOG_SAMPLE=1 DRAIN=30s", 45},
+	} {
+		g := testGateway(func(g *gatewayv1.Gateway) {
+			g.Annotations = map[string]string{}
+			for key, value := range c.of {
+				g.Annotations["heddle.dev/"+key] = value
+			}
+		})
+		s, fault := read(g)
+		if fault != nil {
+			t.Errorf("%s: %s", c.name, fault.message)
+			continue
+		}
+		if err := c.program.Check(); err != nil {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		pod := (&waypoint{&c.program, g, &s, ""}).pod()
+		var got []string
+		for _, v := range pod.Containers[0].Env {
+			if v.Name != "HEDDLE_REPLICA" && v.Name != "HEDDLE_ADMIN_SOCKET" {
+				got = append(got, strings.TrimPrefix(v.Name, "HEDDLE_")+"="+v.Value)
+			}
+		}
+		if strings.Join(got, " ") != c.want || *pod.TerminationGracePeriodSeconds != c.grace {
+			t.Errorf("%s: %q, want %q; it has %d s to end, want %d", c.name, got, c.want, *pod.TerminationGracePeriodSeconds, c.grace)
+		}
+	}
+	for _, wrong := range []Program{{AccessLog: "on"}, {AccessLogMask: []string{"cookie"}}, {Bounds: []string{"listen=:80"}}} {
+		if err := wrong.Check(); err == nil {
+			t.Errorf("%+v is taken", wrong)
+		}
+	}
+}
+
 // TestRefused: what cannot be served says which field, and what to write.
 func TestRefused(t *testing.T) {
 	for name, c := range map[string]struct {
@@ -166,6 +218,10 @@ func TestRefused(t *testing.T) {
 		"no share":                   {annotated("flow-sample", "shop/*=2"), []string{"InvalidParameters", "heddle.dev/flow-sample", "from 0 to 1"}},
 		"no rule":                    {annotated("trace-sample", "x"), []string{"heddle.dev/trace-sample"}},
 		"no endpoint":                {annotated("trace-endpoint", "collector:4317"), []string{"heddle.dev/trace-endpoint", "http://HOST:PORT"}},
+		"no share of the log":        {annotated("access-log", "on"), []string{"InvalidParameters", "metadata.annotations[heddle.dev/access-log]", "from 0"}},
+		"no field of the log":        {annotated("access-log-mask", "query,cookie"), []string{"metadata.annotations[heddle.dev/access-log-mask]", "cookie", "user_agent"}},
+		"no bound":                   {annotated("bounds", "listen=:80"), []string{"InvalidParameters", "metadata.annotations[heddle.dev/bounds]", "max-requests=20000"}},
+		"a bound beyond its own":     {annotated("bounds", "max-buffered-bytes=1073741824"), []string{"metadata.annotations[heddle.dev/bounds]", "from 1048576 to 536870912"}},
 		"an address":                 {func(g *gatewayv1.Gateway) { g.Spec.Addresses = []gatewayv1.GatewaySpecAddress{{Value: "10.0.0.1"}} }, []string{"UnsupportedAddress", "spec.addresses"}},
 		"HTTP":                       {func(g *gatewayv1.Gateway) { g.Spec.Listeners[0].Protocol = "HTTP" }, []string{"ListenersNotValid", "spec.listeners[0].protocol", "heddle.dev/mesh"}},
 		"another port":               {func(g *gatewayv1.Gateway) { g.Spec.Listeners[0].Port = 80 }, []string{"spec.listeners[0].port", "15009"}},

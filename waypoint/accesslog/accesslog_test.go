@@ -6,12 +6,14 @@ import (
 	"encoding/json"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 	"unicode/utf8"
 
 	"github.com/heddle-mesh/heddle/internal/testenv"
+	"github.com/heddle-mesh/heddle/internal/tune"
 	"github.com/heddle-mesh/heddle/waypoint/accesslog"
 )
 
@@ -45,6 +47,9 @@ func TestLine(t *testing.T) {
 	}
 	if want := "Fields: `" + strings.Join(accesslog.Fields(), "`, `") + "`."; !strings.Contains(string(page), want) {
 		t.Errorf("docs/waypoint.md lacks %s", want)
+	}
+	if got := tune.AccessFields(); !slices.Equal(got, accesslog.Fields()) {
+		t.Errorf("the operator checks masks by %q", got)
 	}
 	var line map[string]any
 	if err := json.Unmarshal([]byte(lines(t, accesslog.Config{Sample: 1}, entry())), &line); err != nil {

@@ -10,6 +10,7 @@ package serve
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 
@@ -35,9 +36,10 @@ type Config struct {
 	Loops    int
 	Limits   bounds.Limits
 	Timeouts bounds.Timeouts
-	HTTP     *http1.Config
-	HTTP2    *http2.Config
-	Metrics  *telemetry.Metrics
+	// HTTP bounds and places messages of HTTP/1.1, and with HTTP2.Messages, which Defaults makes the same, of HTTP/2.
+	HTTP    *http1.Config
+	HTTP2   *http2.Config
+	Metrics *telemetry.Metrics
 	// Sinks are told of requests.
 	Sinks record.Sinks
 	Log   *slog.Logger
@@ -46,6 +48,7 @@ type Config struct {
 // Defaults are bounds for a waypoint of one namespace.
 func Defaults() Config {
 	cfg := Config{HTTP: http1.Defaults(), HTTP2: http2.Defaults()}
+	cfg.HTTP2.Messages = cfg.HTTP // what is said of either is said of both
 	cfg.Limits, cfg.Timeouts = bounds.Defaults()
 	return cfg
 }
@@ -53,6 +56,9 @@ func Defaults() Config {
 // check says what is wrong with a Config.
 func (c *Config) check() error {
 	err := bounds.Check(&c.Limits, &c.Timeouts)
+	if c.HTTP != nil && c.HTTP.BodyBytes < 0 {
+		err = errors.Join(err, fmt.Errorf("bound of a body: %d: want 0, for none, or more", c.HTTP.BodyBytes))
+	}
 	if c.Loops < 1 || c.Store == nil || c.Metrics == nil || c.HTTP == nil || c.HTTP2 == nil || c.Log == nil {
 		err = errors.Join(err, errors.New("serve: loops, a store, metrics, bounds of HTTP and a log are needed"))
 	}

@@ -6,7 +6,6 @@ import (
 
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/waypoint/retry"
-	"github.com/heddle-mesh/heddle/waypoint/telemetry"
 )
 
 const (
@@ -126,16 +125,8 @@ func (h *h1) broke(k kind, reason string, wrong error) {
 
 // policy reports whether the route has the request tried once more, and the budget has room.
 func (h *h1) policy() bool {
-	if h.cut || !retry.Left(h.way.Retry, h.note.Tries) {
-		return false
-	}
-	m := h.c.w.cfg.Metrics
-	if !h.way.Budget.Take(h.c.w.loop.Now()) {
-		m.Retries.WithLabelValues(telemetry.BudgetSpent).Inc()
-		return false
-	}
-	m.Retries.WithLabelValues(telemetry.Retried).Inc()
-	return true
+	w := h.c.w
+	return !h.cut && retry.Left(h.way.Retry, h.note.Tries) && w.cfg.Metrics.Retry(h.way.Budget.Take(w.loop.Now()))
 }
 
 // later begins the next try after a pause, at another workload if there is one.

@@ -95,6 +95,54 @@ func TestHTTP2Unseen(t *testing.T) {
 	})
 }
 
+// TestHTTP2Storm: a workload that sheds load by refusing all streams, or by leaving, gets no more than the budget on top of it; who asked
+// is told why.
+func TestHTTP2Storm(t *testing.T) {
+	for name, refuse := range map[string]func(f *xhttp2.Framer, id uint32) bool{
+		"REFUSED_STREAM": func(f *xhttp2.Framer, id uint32) bool {
+			return f.WriteRSTStream(id, xhttp2.ErrCodeRefusedStream) == nil
+		},
+		"GOAWAY": func(f *xhttp2.Framer, id uint32) bool {
+			_ = f.WriteGoAway(0, xhttp2.ErrCodeNo, nil)
+			return false
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var asked atomic.Int32
+			w := newWorld(t, []*backend{frames(t, func(f *xhttp2.Framer, id uint32, _ int32) bool {
+				asked.Add(1)
+				return refuse(f, id)
+			})}, func(cfg *serve.Config) { cfg.Loops = 1 })
+			began, requests := time.Now(), 500
+			var all sync.WaitGroup
+			for range 10 {
+				c := w.client2()
+				all.Go(func() {
+					for range requests / 10 {
+						resp, err := c.Do(request(t, "GET", "/", nil))
+						if err != nil {
+							t.Error(err)
+							return
+						}
+						if reason := resp.Header.Get("X-Heddle-Reason"); resp.StatusCode != 502 || reason != "reset_by_peer" && reason != "peer_gone_away" {
+							t.Errorf("%d %v", resp.StatusCode, resp.Header)
+						}
+						_ = resp.Body.Close()
+					}
+				})
+			}
+			all.Wait()
+			most := float64(requests)*1.2 + 10 + 2*time.Since(began).Seconds() + 1
+			if n := asked.Load(); float64(n) > most || name != "GOAWAY" && n < int32(requests) {
+				t.Errorf("%d requests became %d, want at most %.0f", requests, n, most)
+			}
+			if w.value("heddle_waypoint_retries_total", "outcome", "budget_spent") == 0 {
+				t.Error("nothing says that the budget was spent")
+			}
+		})
+	}
+}
+
 // TestHTTP2Faults: workloads that are not there, are late, or break off, of either version.
 func TestHTTP2Faults(t *testing.T) {
 	handle := func(out http.ResponseWriter, r *http.Request) {

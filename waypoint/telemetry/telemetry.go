@@ -174,3 +174,13 @@ func (s *Series) Ended(status int, took time.Duration) {
 	s.codes[class].Inc()
 	s.seconds.Observe(took.Seconds())
 }
+
+// Retry counts a try that a budget has room for, or has not, and returns which. It is safe for concurrent use.
+func (m *Metrics) Retry(room bool) bool {
+	outcome := BudgetSpent
+	if room {
+		outcome = Retried
+	}
+	m.Retries.WithLabelValues(outcome).Inc()
+	return room
+}

@@ -150,7 +150,7 @@ func (q *Request) ended() {
 	}
 	k := broken
 	if q.conn.Used > 0 && !q.heard && (q.idempotent || !q.sent) {
-		k = unseen
+		k = stale
 	}
 	q.broke(k, plan.BackendReset, nil)
 }

@@ -148,6 +148,9 @@ func (c *Client) event(step *http2.Step) {
 		q.note.Reason = plan.ClientGone
 		if step.Err.Reason != reason.PeerReset {
 			q.note.Reason = step.Err.Reason.String()
+			if !q.answered { // the engine has said so
+				q.note.Status = step.Err.Reason.Status()
+			}
 		}
 		c.l.refused(q.note.Reason)
 		q.finish()

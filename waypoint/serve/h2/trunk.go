@@ -67,7 +67,7 @@ func (t *trunk) take(q *Request) {
 	case err == http2.ErrFull: // it takes fewer than was thought
 		q.trunk = nil
 		t.leaving = t.conn.Streams() == 0
-		q.broke(unseen, reason.PeerReset.String(), nil)
+		q.broke(unsent, reason.PeerReset.String(), nil)
 		return
 	case err != nil:
 		q.trunk = nil
@@ -286,8 +286,10 @@ func (t *trunk) close(reset bool) {
 	t.waiting = nil
 	for _, q := range all {
 		k := broken
-		if q.on == 0 || t.used && !q.heard && q.idempotent {
-			k = unseen
+		if q.on == 0 {
+			k = unsent
+		} else if t.used && !q.heard && q.idempotent {
+			k = stale
 		}
 		if q.on != 0 {
 			t.place.Carry(-1)

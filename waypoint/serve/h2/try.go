@@ -12,7 +12,6 @@ import (
 	"github.com/heddle-mesh/heddle/waypoint/reason"
 	"github.com/heddle-mesh/heddle/waypoint/retry"
 	"github.com/heddle-mesh/heddle/waypoint/sniff"
-	"github.com/heddle-mesh/heddle/waypoint/telemetry"
 )
 
 // tries are a request's, of which each asks one workload.
@@ -32,7 +31,9 @@ type tries struct {
 type kind uint8
 
 const (
-	unseen  kind = iota // the backend says that it has not looked at it, or a connection that was kept had ended
+	unsent  kind = iota // nothing of it went out
+	stale               // a connection that was kept had ended
+	unseen              // the backend says that it has not looked at it
 	broken              // the workload broke off, or its answer could not be read
 	timeout             // it took too long
 )
@@ -135,20 +136,23 @@ func (q *Request) broke(k kind, why string, wrong error) {
 		return
 	}
 	q.failed(why)
-	if k != unseen && !ok && !q.plain { // which says nothing of other requests
+	if k > unseen && !ok && !q.plain { // which says nothing of other requests
 		q.l.Pool.Failed(q.place)
 	}
 	q.until = time.Time{}
 	q.down.Reset()
 	switch {
 	case q.up.Cut:
-	case k == unseen && q.unseen < maxUnseen:
-		q.unseen++
-		q.note.Tries--
-		q.tried = append(q.tried, q.workload.Key)
-		q.dispatch()
-		return
-	case k != unseen && !q.idempotent && q.sent:
+	case k <= unseen && q.unseen < maxUnseen:
+		// One that sheds load is not to get more of it: what was sent comes out of the budget, but for the first connection that had ended.
+		if k == unsent || k == stale && q.unseen == 0 || q.room() {
+			q.unseen++
+			q.note.Tries--
+			q.tried = append(q.tried, q.workload.Key)
+			q.dispatch()
+			return
+		}
+	case k > unseen && !q.idempotent && q.sent:
 	case q.policy():
 		q.later()
 		return
@@ -167,17 +171,11 @@ func (q *Request) broke(k kind, why string, wrong error) {
 
 // policy reports whether the route has the request tried once more, and the budget has room.
 func (q *Request) policy() bool {
-	if q.up.Cut || !retry.Left(q.way.Retry, q.note.Tries) {
-		return false
-	}
-	m := q.l.Metrics
-	if !q.way.Budget.Take(q.l.Loop.Now()) {
-		m.Retries.WithLabelValues(telemetry.BudgetSpent).Inc()
-		return false
-	}
-	m.Retries.WithLabelValues(telemetry.Retried).Inc()
-	return true
+	return !q.up.Cut && retry.Left(q.way.Retry, q.note.Tries) && q.room()
 }
+
+// room takes a try out of the budget, and reports whether there was one.
+func (q *Request) room() bool { return q.l.Metrics.Retry(q.way.Budget.Take(q.l.Loop.Now())) }
 
 // later begins the next try after a pause, at another workload if there is one.
 func (q *Request) later() {

@@ -154,6 +154,34 @@ func TestTraces(t *testing.T) {
 	}
 }
 
+// TestTuned: so are the access log and the bounds of waypoints.
+func TestTuned(t *testing.T) {
+	env := func(settings ...string) (got []string) {
+		for _, v := range one[appsv1.Deployment](t, render(t, settings...), "Deployment", "heddle-operator").Spec.Template.Spec.Containers[0].Env {
+			if strings.HasPrefix(v.Name, "HEDDLE_WAYPOINT_ACCESS") || strings.HasPrefix(v.Name, "HEDDLE_WAYPOINT_BOUNDS") {
+				got = append(got, v.Name+"="+v.Value)
+			}
+		}
+		return got
+	}
+	if got := env(); len(got) > 0 {
+		t.Errorf("unasked: %q", got)
+	}
+	got := env("waypoint.accessLog.share=0.01", "waypoint.accessLog.mask={query,path}", "waypoint.bounds.stall-timeout=2m", "waypoint.bounds.max-requests=20000", "waypoint.bounds.max-body=10000000")
+	if strings.Join(got, " ") != "HEDDLE_WAYPOINT_ACCESS_LOG=0.01 HEDDLE_WAYPOINT_ACCESS_LOG_MASK=query,path HEDDLE_WAYPOINT_BOUNDS=max-body=10000000,max-requests=20000,stall-timeout=2m" {
+		t.Errorf("%q", got)
+	}
+	for setting, says := range map[string]string{"waypoint.accessLog.share=2": "share", "waypoint.accessLog.mask={a b}": "mask", "waypoint.bounds.stall-timeout=soon": "bounds"} {
+		values, err := Values(nil, []string{setting})
+		if err == nil {
+			_, _, err = Render(Options{Values: values})
+		}
+		if err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v", setting, err)
+		}
+	}
+}
+
 func TestAgent(t *testing.T) {
 	agent := one[appsv1.DaemonSet](t, render(t), "DaemonSet", "heddle-agent")
 	update := agent.Spec.UpdateStrategy.RollingUpdate

@@ -17,6 +17,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/cluster"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/show"
+	"github.com/heddle-mesh/heddle/internal/tune"
 )
 
 // Program is the program that has the command.
@@ -131,12 +132,21 @@ single one: kubectl label service NAME heddle.dev/waypoint=waypoint.
 
 --canary tries the image that the operator was given for that (heddle upgrade --set
 operator.waypoints.canaryImage=IMAGE) by so many replicas of this waypoint, which get
-their share of its requests, before heddle upgrade has all waypoints run it.`,
+their share of its requests, before heddle upgrade has all waypoints run it.
+
+--access-log 1 has each request logged as a line of JSON that kubectl logs shows, 0.01
+each hundredth and those answered with 5xx, 0 none.`,
 		Example: `  heddle waypoint apply -n shop --enroll-namespace --wait
   heddle waypoint apply -n shop --name canary --autoscale 2-10
   heddle waypoint apply -n shop --canary 1
+  heddle waypoint apply -n shop --access-log 0.01
   heddle waypoint apply -n shop --dry-run -o yaml > gateway.yaml`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if a.access != "" {
+				if err := tune.CheckAccess(a.access); err != nil {
+					return fmt.Errorf("%w: --access-log: %w", p.Usage, err)
+				}
+			}
 			c, err := p.connect(&w, "yaml")
 			if err != nil {
 				return err
@@ -162,6 +172,7 @@ their share of its requests, before heddle upgrade has all waypoints run it.`,
 	cmd.Flags().StringVar(&a.autoscale, "autoscale", "", "between how many replicas it scales by its use of the CPU, as 2-10")
 	cmd.Flags().IntVar(&a.canary, "canary", unsaid, "how many replicas try the image of operator.waypoints.canaryImage beside those, 0 to 100; 0 ends it")
 	cmd.Flags().Lookup("canary").DefValue = "as many as do"
+	cmd.Flags().StringVar(&a.access, "access-log", "", "share of requests that its pods log, from 0 to 1; empty leaves it at what is there, or at waypoint.accessLog of the installation")
 	cmd.Flags().BoolVar(&a.enroll, "enroll-namespace", false, "label the namespace, so that all of its services use it")
 	return cmd
 }

@@ -184,6 +184,8 @@ type application struct {
 	enroll    bool
 	// canary is how many replicas try an image; unsaid leaves it at what is there.
 	canary int
+	// access is the share of requests in its access log, "" leaves it at what is there.
+	access string
 	// kept is how many replicas the one that is there asks for, canaryKept how many of them try an image.
 	kept, canaryKept string
 }
@@ -200,6 +202,7 @@ func (a *application) keep(ctx context.Context, c *cluster.Cluster, w *which) (f
 	}
 	annotations := there.GetAnnotations()
 	a.canaryKept = annotations[v1alpha1.AnnotationCanary]
+	a.access = cmp.Or(a.access, annotations[v1alpha1.AnnotationAccessLog])
 	if a.replicas != 0 && a.autoscale == "" {
 		return annotations[v1alpha1.AnnotationAutoscale] != "", nil
 	}
@@ -235,6 +238,9 @@ func (a *application) gateway(w *which) map[string]any {
 	}
 	if a.canary != unsaid { // 0 as well: somebody else may have said more
 		annotations[v1alpha1.AnnotationCanary] = fmt.Sprint(a.canary)
+	}
+	if a.access != "" {
+		annotations[v1alpha1.AnnotationAccessLog] = a.access
 	}
 	if len(annotations) > 0 {
 		metadata["annotations"] = annotations
