@@ -6,7 +6,11 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+
+	"github.com/heddle-mesh/heddle/internal/testenv"
 )
+
+func TestMain(m *testing.M) { testenv.Main(m) }
 
 // TestPostSendsOnce: what is told to be the last is, and what was sent and is not answered is lost.
 func TestPostSendsOnce(t *testing.T) {
