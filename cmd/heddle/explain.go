@@ -20,7 +20,7 @@ const readBound = time.Minute
 
 func (a *app) explain() *cobra.Command {
 	folder := ""
-	var one request
+	var one asked.Flags
 	cmd := &cobra.Command{
 		Use: "explain SRC DST[:PORT]", Args: cobra.ExactArgs(2), Short: "Say what happens to a connection, and why",
 		Long: `Say where a connection goes, how it travels, and which policy and rule admit or
@@ -43,9 +43,9 @@ the request is.`,
   heddle explain shop/web shop/cart --method POST --path /items --header x-role=admin
   heddle explain 192.0.2.7 web.shop.svc --folder mesh`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			wanted, err := one.parse(cmd) // before anything is read
+			wanted, err := one.Parse(cmd) // before anything is read
 			if err != nil {
-				return err
+				return fmt.Errorf("%w: %w", errUsage, err)
 			}
 			written, err := explain.Of(cmd.Context(), &a.mesh, folder, "--folder")
 			if err != nil {
@@ -74,44 +74,8 @@ the request is.`,
 		},
 	}
 	cmd.Flags().StringVarP(&folder, "folder", "f", "", "folder of objects, in place of a cluster's")
-	one.flags(cmd)
+	one.Add(cmd)
 	return cmd
-}
-
-// request is what flags say of one.
-type request struct {
-	method, path, host string
-	headers            []string
-}
-
-func (r *request) flags(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&r.method, "method", "", "ask about a request with this method (GET if another of these flags is given)")
-	cmd.Flags().StringVar(&r.path, "path", "", "its path, with its query (/ unless given)")
-	cmd.Flags().StringVar(&r.host, "host", "", "its host, with a port if it has one (the service's name unless given)")
-	cmd.Flags().StringArrayVar(&r.headers, "header", nil, "one of its headers, as NAME=VALUE; may be repeated")
-	methods := cobra.FixedCompletions([]string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT"}, cobra.ShellCompDirectiveNoFileComp)
-	for name, complete := range map[string]cobra.CompletionFunc{"method": methods, "path": cobra.NoFileCompletions, "host": cobra.NoFileCompletions, "header": cobra.NoFileCompletions} {
-		if err := cmd.RegisterFlagCompletionFunc(name, complete); err != nil {
-			panic(err) // the flag is defined above
-		}
-	}
-}
-
-// parse returns the request; nil when no flag is about one.
-func (r *request) parse(cmd *cobra.Command) (*asked.Request, error) {
-	for _, name := range []string{"method", "path", "host"} {
-		if f := cmd.Flags().Lookup(name); f.Changed && f.Value.String() == "" {
-			return nil, fmt.Errorf("%w: --%s is empty: give it a value, or leave it out", errUsage, name)
-		}
-	}
-	if r.method+r.path+r.host == "" && len(r.headers) == 0 {
-		return nil, nil
-	}
-	one, err := asked.Parse(r.method, r.host, r.path, r.headers)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errUsage, err)
-	}
-	return one, nil
 }
 
 func (a *app) analyze() *cobra.Command {
