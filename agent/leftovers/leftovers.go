@@ -42,7 +42,7 @@ func Remove(files Files) error {
 		paths = append(append(paths, socket), left...)
 	}
 	for _, path := range paths {
-		errs = append(errs, os.RemoveAll(path)) // "" is no error
+		errs = append(errs, os.RemoveAll(path), removeBeside(path)) // "" is no error
 	}
 	folders := files.Folders
 	if shared := filepath.Dir(files.PinDir); filepath.Base(shared) == "heddle" {
@@ -50,6 +50,23 @@ func Remove(files Files) error {
 	}
 	for _, dir := range folders {
 		errs = append(errs, removeEmpty(dir))
+	}
+	return errors.Join(errs...)
+}
+
+// removeBeside removes what was to become a file, by an agent that was killed while it wrote, and what was put aside.
+func removeBeside(path string) error {
+	if path == "" {
+		return nil
+	}
+	dir, name := filepath.Split(path)
+	var errs []error
+	for _, pattern := range []string{"." + name + ".*", name + ".new", name + ".refused", keystore.Unfinished} {
+		left, err := filepath.Glob(filepath.Join(dir, pattern))
+		errs = append(errs, err)
+		for _, one := range left {
+			errs = append(errs, os.RemoveAll(one))
+		}
 	}
 	return errors.Join(errs...)
 }

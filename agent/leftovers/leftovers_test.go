@@ -16,7 +16,7 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 func TestRemove(t *testing.T) {
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
-	for _, name := range []string{"run/keys/a.svid", "run/agent.lock", "run/agent.sock", "run/agent.sock.123", "state/node/node.json", "state/others", "heddle/x"} {
+	for _, name := range []string{"run/keys/a.svid", "run/agent.lock", "run/agent.sock", "run/agent.sock.123", "state/node/node.json", "state/.node.123", "state/.new-12ab", "state/node.new", "state/node.refused", "state/others", "heddle/x"} {
 		if err := errors.Join(os.MkdirAll(filepath.Dir(at(name)), 0o700), os.WriteFile(at(name), nil, 0o600)); err != nil {
 			t.Fatal(err)
 		}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/protobuf/encoding/protodelim"
@@ -153,7 +154,8 @@ func LoadFile(path, node string, keys []ed25519.PublicKey) (*Set, *mesh.View, er
 // one or the new one, whole.
 func SaveFile(path string, items iter.Seq2[*Resource, error], c *Commit) error {
 	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
+	removeUnfinished(path)
+	f, err := os.CreateTemp(dir, unfinished(path))
 	if err != nil {
 		return fmt.Errorf("save last good configuration: %w", err)
 	}
@@ -174,6 +176,23 @@ func SaveFile(path string, items iter.Seq2[*Resource, error], c *Commit) error {
 	}
 	return syncDir(dir)
 }
+
+// unfinished is how a file is called that is to become the one at path.
+func unfinished(path string) string { return "." + filepath.Base(path) + ".*" }
+
+// removeUnfinished removes what processes left that were killed while they wrote. One that hands its connections over may
+// still be writing; it does not take that long.
+func removeUnfinished(path string) {
+	left, _ := filepath.Glob(filepath.Join(filepath.Dir(path), unfinished(path))) // the pattern is a good one
+	for _, one := range left {
+		if info, err := os.Stat(one); err == nil && time.Since(info.ModTime()) > unfinishedFor {
+			_ = os.Remove(one) // it is tried again with the next file
+		}
+	}
+}
+
+// unfinishedFor is when a file that nobody wrote to for so long is nobody's.
+const unfinishedFor = 10 * time.Minute
 
 // syncDir makes a rename in the directory durable.
 func syncDir(dir string) error {

@@ -16,6 +16,9 @@ import (
 // tempPrefix begins the names of files that are being written.
 const tempPrefix = ".new-"
 
+// Unfinished matches, as filepath.Match does, the names of files that ReplaceFile was writing when its process was killed.
+const Unfinished = tempPrefix + "*"
+
 // ErrInsecure is matched by refusals of files and directories that somebody
 // else could have read or written.
 var ErrInsecure = errors.New("ownership or mode lets others in")
