@@ -1,9 +1,11 @@
 package http2_test
 
 import (
+	"io"
 	"net"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/heddle-mesh/heddle/internal/testenv"
 	"github.com/heddle-mesh/heddle/waypoint/http2"
@@ -29,7 +31,11 @@ func answering(t testing.TB, c net.Conn) {
 		in = in[used:]
 		switch {
 		case err != nil:
+			// What is not read when a connection is closed has it reset, and a client that is still sending would not see why.
 			_, _ = c.Write(out)
+			if tcp, ok := c.(*net.TCPConn); ok && tcp.CloseWrite() == nil && tcp.SetReadDeadline(time.Now().Add(2*time.Second)) == nil {
+				_, _ = io.Copy(io.Discard, tcp)
+			}
 			return
 		case step.Event == http2.Data:
 			out = conn.Consumed(out, step.Stream, len(step.Data))

@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 net/http has no connection that is asked by itself, and sends again what it may
+
 package serve_test
 
 import (

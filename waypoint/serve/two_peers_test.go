@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 net/http refuses the field :protocol
+
 package serve_test
 
 import (
