@@ -5,6 +5,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/heddle-mesh/heddle/internal/testenv"
@@ -14,9 +15,9 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 
 // TestPostSendsOnce: what is told to be the last is, and what was sent and is not answered is lost.
 func TestPostSendsOnce(t *testing.T) {
-	asked := 0
+	var asked atomic.Int32
 	s := httptest.NewServer(http.HandlerFunc(func(out http.ResponseWriter, r *http.Request) {
-		switch asked++; asked {
+		switch asked.Add(1) {
 		case 2:
 			out.Header().Set("Connection", "close")
 		case 3, 5:
@@ -50,7 +51,7 @@ func TestPostSendsOnce(t *testing.T) {
 	if last, err := p.post(false); err != nil || last {
 		t.Fatalf("last: %v, %v", last, err)
 	}
-	if _, err := p.post(false); err == nil || !strings.Contains(err.Error(), "read") || asked != 4 {
-		t.Errorf("what is not answered: %v; it was asked %d times", err, asked)
+	if _, err := p.post(false); err == nil || !strings.Contains(err.Error(), "read") || asked.Load() != 4 {
+		t.Errorf("what is not answered: %v; it was asked %d times", err, asked.Load())
 	}
 }
