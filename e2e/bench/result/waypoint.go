@@ -15,6 +15,8 @@ func WaypointMetrics() []Metric {
 		{ID: "way_p50", Unit: "µs", Title: "latency at half of the slower one's requests/s, p50", LessIsBetter: true},
 		{ID: "way_p99", Unit: "µs", Title: "latency at half of the slower one's requests/s, p99", LessIsBetter: true, Floor: 1, Stretch: 0.8},
 		{ID: "way_own_p99", Unit: "µs", Title: "latency at half of its own requests/s, p99", LessIsBetter: true, Floor: 1, Stretch: 0.8},
+		{ID: "way_grpc_p99", Unit: "µs", Title: "latency of gRPC unary at half of the slower one's calls/s, p99", LessIsBetter: true, Floor: 1, Stretch: 0.8},
+		{ID: "way_grpc_own_p99", Unit: "µs", Title: "latency of gRPC unary at half of its own calls/s, p99", LessIsBetter: true, Floor: 1, Stretch: 0.8},
 		{ID: "way_rss", Unit: "MB", Title: "resident memory, fresh", LessIsBetter: true},
 		{ID: "way_rss_8000", Unit: "MB", Title: "resident memory, with idle connections", LessIsBetter: true, Floor: 0.4, Stretch: 0.2},
 		{ID: "way_conn_kib", Unit: "KiB", Title: "memory per idle connection", LessIsBetter: true},
@@ -54,6 +56,8 @@ for the largest k that covers the median with 90 % at least; with fewer than fiv
 - CPU: user and system time of the proxy, by the kernel's clock ticks of 10 ms. What the kernel does for it in interrupts is nobody's.
 - Latency: a generator of this repository, 32 connections of HTTP/1.1, timed from when a request was due to its answer's last byte, whether or not
   the ones before it were answered. The rate is half of what wrk had in the same repeat: of the slower subject, for both; and of each its own.
+- Latency of gRPC: h2load, 64 connections that send on their own every 10 ms what is due of half of what it had in the same repeat, up to 100 calls at a time each; timed
+  from when a call was sent, which is up to 10 ms after it was due, to the end of its answer.
 - Memory: VmRSS of fresh proxies, after a request; the idle connections have had an answer each, and some seconds of rest.
 - A change of a route: from renaming a file of configuration into its place to the first answer that goes by it, asked for every 2 ms. Heddle reads a folder of
   YAML; Envoy has its routes from a file (RDS) in a watched folder. In a cluster the operator streams the routes; what that adds is not in it.

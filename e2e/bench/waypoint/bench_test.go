@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -58,6 +59,22 @@ func TestParse(t *testing.T) {
 		}
 		if _, err := parseH2load(none); err == nil {
 			t.Errorf("h2load: %q was understood", none)
+		}
+	}
+}
+
+func TestPercentile99(t *testing.T) {
+	var log strings.Builder
+	for i := range 200 {
+		fmt.Fprintf(&log, "1700000000000000\t200\t%d\n", 200-i)
+	}
+	log.WriteString("1700000000000000\t-1\t900000\n") // no answer
+	if got, err := percentile99(strings.NewReader(log.String())); err != nil || got != 199 {
+		t.Errorf("of 1 to 200 it is %v, %v, want 199", got, err)
+	}
+	for _, bad := range []string{"", "1\t200\n", "1\t200\tsoon\n", "1\t503\t7\n"} {
+		if got, err := percentile99(strings.NewReader(bad)); err == nil {
+			t.Errorf("%q is read as %v", bad, got)
 		}
 	}
 }

@@ -66,6 +66,7 @@ type bench struct {
 	rows    []result.Row
 	// perSecond is what each subject carried of HTTP/1.1 in this repeat.
 	perSecond map[string]float64
+	calls     map[string]float64 // of gRPC
 }
 
 func options(args []string) (*bench, error) {
@@ -78,7 +79,7 @@ func options(args []string) (*bench, error) {
 	flags.StringVar(&b.root, "root", ".", "folder of the checkout")
 	flags.StringVar(&b.bin, "bin", "bin", "folder of the programs to measure, from -root on")
 	quick := flags.Bool("quick", false, "two repeats of a second each, and 1,000 idle connections in place of 8,000")
-	tests := flags.String("tests", strings.Join(names, ","), "which of them, in their order; lat needs h1")
+	tests := flags.String("tests", strings.Join(names, ","), "which of them, in their order; lat and own need h1, grpclat and grpcown grpc")
 	flags.IntVar(&b.repeats, "repeats", 0, "how often each is measured; 0 is 5, or 2 with -quick")
 	flags.IntVar(&b.held, "held", 0, "how many idle connections; 0 is 8,000, or 1,000 with -quick")
 	flags.DurationVar(&b.duration, "duration", 0, "how long each load lasts, in whole seconds; 0 is 3s, or 1s with -quick")
@@ -203,7 +204,7 @@ func (b *bench) down() {
 // in the next, so that what the machine does besides falls on both alike.
 func (b *bench) measure(ctx context.Context) error {
 	for repeat := range b.repeats {
-		b.perSecond = map[string]float64{}
+		b.perSecond, b.calls = map[string]float64{}, map[string]float64{}
 		order := slices.Clone(b.proxies)
 		if repeat%2 == 1 {
 			slices.Reverse(order)

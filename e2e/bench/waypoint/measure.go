@@ -10,9 +10,11 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -41,10 +43,12 @@ func measurements() []measurement {
 	return []measurement{
 		{"h1", "requests of HTTP/1.1 on 32 kept-alive connections", "way_h1", plain},
 		{"h2", "requests of HTTP/2 on 8 connections", "way_h2", two("way_h2", "/two/")},
-		{"grpc", "calls of gRPC on 8 connections", "way_grpc", two("way_grpc", "/bench.Echo/Say", "-H", "content-type: application/grpc", "-H", "te: trailers")},
+		{"grpc", "calls of gRPC on 8 connections", "way_grpc", two("way_grpc", "/bench.Echo/Say", grpcFields...)},
 		{"down", "requests of HTTP/2 to a workload of HTTP/1.1", "way_down", two("way_down", "/")},
 		{"lat", "latency at half of the slower one's requests", "way_p99", latency},
 		{"own", "latency at half of its own requests", "way_own_p99", ownLatency},
+		{"grpclat", "latency of gRPC at half of the slower one's calls", "way_grpc_p99", callLatency},
+		{"grpcown", "latency of gRPC at half of its own calls", "way_grpc_own_p99", ownCallLatency},
 		{"route", "a change of a route", "way_route", change},
 		{"rss", "memory, fresh and with idle connections", "way_rss", memory},
 	}
@@ -107,20 +111,105 @@ func plain(ctx context.Context, b *bench, p *proxy, d time.Duration) ([]sample, 
 	})
 }
 
+// grpcFields are those that make a request one of gRPC.
+var grpcFields = []string{"-H", "content-type: application/grpc", "-H", "te: trailers"}
+
 func two(metric, path string, more ...string) func(context.Context, *bench, *proxy, time.Duration) ([]sample, error) {
 	return func(ctx context.Context, b *bench, p *proxy, d time.Duration) ([]sample, error) {
 		return withCPU(p, metric, func() (outcome, error) {
 			args := append([]string{"-t", "1", "-c", "8", "-m", "10", "-D", seconds(d)}, more...)
 			if metric == "way_grpc" {
-				args = append(args, "-d", filepath.Join(b.scratch, "server", "bench.Echo", "Say"))
+				args = append(args, "-d", b.message())
 			}
 			out, err := output(ctx, d+grace, "h2load", append(args, "http://"+p.address()+path)...)
 			if err != nil {
 				return outcome{}, err
 			}
-			return parseH2load(out)
+			r, err := parseH2load(out)
+			if metric == "way_grpc" && b.calls != nil {
+				b.calls[p.name] = r.perSecond
+			}
+			return r, err
 		})
 	}
+}
+
+// message is a file with what a call of gRPC sends.
+func (b *bench) message() string { return filepath.Join(b.scratch, "server", "bench.Echo", "Say") }
+
+// callers is how many connections make calls at a rate. h2load sends what is due of each every 10 ms: many of them, which do
+// so at different times, make an even load.
+const callers = 64
+
+// callRate makes calls at half of a rate, and returns the 99th percentile of how long they took, in microseconds.
+func (b *bench) callRate(ctx context.Context, p *proxy, perSecond float64, d time.Duration) (p99 float64, failed int, err error) {
+	if perSecond < 4*callers {
+		return 0, 0, errors.New("it is not known how much it carries: grpc has failed, or was not measured")
+	}
+	times := filepath.Join(b.scratch, "calls")
+	defer func() { err = errors.Join(err, os.RemoveAll(times)) }()
+	args := append([]string{"-t", "1", "-c", strconv.Itoa(callers), "-m", "100", "-D", seconds(d), "--rps", strconv.Itoa(int(perSecond / 2 / callers)),
+		"--log-file", times, "-d", b.message()}, grpcFields...)
+	out, err := output(ctx, d+grace, "h2load", append(args, "http://"+p.address()+"/bench.Echo/Say")...)
+	if err != nil {
+		return 0, 0, err
+	}
+	r, err := parseH2load(out)
+	if err != nil {
+		return 0, 0, err
+	}
+	f, err := os.Open(times)
+	if err != nil {
+		return 0, 0, err
+	}
+	p99, err = percentile99(f)
+	return p99, r.errors, errors.Join(err, f.Close())
+}
+
+// percentile99 reads what h2load's --log-file has: when a request was sent, its status, and the microseconds that it took.
+func percentile99(log io.Reader) (float64, error) {
+	var took []float64
+	lines := bufio.NewScanner(log)
+	for lines.Scan() {
+		columns := strings.Fields(lines.Text())
+		if len(columns) < 3 {
+			return 0, fmt.Errorf("h2load's log has the line %q", lines.Text())
+		}
+		if columns[1] != "200" {
+			continue // counted by what h2load prints
+		}
+		us, err := strconv.ParseFloat(columns[2], 64)
+		if err != nil {
+			return 0, fmt.Errorf("h2load's log: %w", err)
+		}
+		took = append(took, us)
+	}
+	if err := lines.Err(); err != nil || len(took) == 0 {
+		return 0, errors.Join(err, fmt.Errorf("h2load's log has %d answers", len(took)))
+	}
+	slices.Sort(took)
+	return took[len(took)*99/100], nil
+}
+
+// callLatency is at a rate that is the same for both.
+func callLatency(ctx context.Context, b *bench, p *proxy, d time.Duration) ([]sample, error) {
+	slower := b.calls[p.name]
+	for _, other := range b.calls {
+		slower = min(slower, other)
+	}
+	p99, failed, err := b.callRate(ctx, p, slower, d)
+	if err != nil {
+		return nil, err
+	}
+	return []sample{{"way_grpc_p99", p99, failed}}, nil
+}
+
+func ownCallLatency(ctx context.Context, b *bench, p *proxy, d time.Duration) ([]sample, error) {
+	p99, failed, err := b.callRate(ctx, p, b.calls[p.name], d)
+	if err != nil {
+		return nil, err
+	}
+	return []sample{{"way_grpc_own_p99", p99, failed}}, nil
 }
 
 // numbers finds a pattern, and reads its groups.
