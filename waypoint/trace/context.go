@@ -7,6 +7,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/internal/flow/sample"
 	"github.com/heddle-mesh/heddle/waypoint/http1"
+	"github.com/heddle-mesh/heddle/waypoint/http1/grammar"
 )
 
 // ID is of a trace, and of its spans. All zero is none.
@@ -71,18 +72,18 @@ func (c *Context) Read(fields []http1.Field) {
 		f := &fields[i]
 		switch n := f.Name; len(n) {
 		case len(b3):
-			if fold(n, b3) {
+			if grammar.FoldEqual(n, b3) {
 				one = f.Value
 			}
 		case len(traceparent):
-			if fold(n, traceparent) {
+			if grammar.FoldEqual(n, traceparent) {
 				parents++
 				parent = f.Value
 			} else {
 				b.read(f)
 			}
 		case len(tracestate):
-			if fold(n, tracestate) {
+			if grammar.FoldEqual(n, tracestate) {
 				states++
 			} else {
 				b.read(f)
@@ -163,13 +164,13 @@ type multiple struct{ trace, span, sampled, flags []byte }
 func (b *multiple) read(f *http1.Field) {
 	switch n := f.Name; {
 	case len(n) < len(b3Flags) || n[0]|0x20 != 'x' || n[2]|0x20 != 'b' || n[3] != '3':
-	case fold(n, b3Trace):
+	case grammar.FoldEqual(n, b3Trace):
 		b.trace = f.Value
-	case fold(n, b3Span):
+	case grammar.FoldEqual(n, b3Span):
 		b.span = f.Value
-	case fold(n, b3Sampled):
+	case grammar.FoldEqual(n, b3Sampled):
 		b.sampled = f.Value
-	case fold(n, b3Flags):
+	case grammar.FoldEqual(n, b3Flags):
 		b.flags = f.Value
 	}
 }
@@ -283,20 +284,4 @@ func unhex(to, text []byte) bool {
 	}
 	_, err := hex.Decode(to, text)
 	return err == nil
-}
-
-// fold reports whether a name is a known one, which is in lower case.
-func fold(name []byte, known string) bool {
-	if len(name) != len(known) {
-		return false
-	}
-	for i, c := range name {
-		if 'A' <= c && c <= 'Z' {
-			c |= 0x20
-		}
-		if c != known[i] {
-			return false
-		}
-	}
-	return true
 }
