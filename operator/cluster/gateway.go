@@ -76,6 +76,10 @@ func (s *Source) Routing() Routing {
 	return out
 }
 
+// written is what changes whenever somebody writes an object's spec, and with an object of the same name: of kinds whose
+// labels and annotations nobody reads.
+func written[T metav1.Object](object T) any { return [2]any{object.GetGeneration(), object.GetUID()} }
+
 // olderGateway is the group's version in which ReferenceGrants are where they are not in v1.
 var olderGateway = schema.GroupVersion{Group: gatewayv1.GroupName, Version: "v1beta1"}
 
@@ -91,7 +95,7 @@ func gatewayResources() []resource {
 			trim: whole(func(_ *trim.Trimmer, c *gatewayv1.GatewayClass) *gatewayv1.GatewayClass {
 				return &gatewayv1.GatewayClass{ObjectMeta: trimVersioned(&c.ObjectMeta), Spec: c.Spec, Status: c.Status}
 			}),
-			same: equal(func(c *gatewayv1.GatewayClass) any { return [2]any{c.Generation, c.UID} }),
+			same: equal(written[*gatewayv1.GatewayClass]),
 		}),
 		of(resource{
 			name: "gateways", example: &gatewayv1.Gateway{},
@@ -109,28 +113,28 @@ func gatewayResources() []resource {
 			trim: whole(func(_ *trim.Trimmer, r *gatewayv1.HTTPRoute) *gatewayv1.HTTPRoute {
 				return &gatewayv1.HTTPRoute{ObjectMeta: trimVersioned(&r.ObjectMeta), Spec: r.Spec, Status: r.Status}
 			}),
-			same: equal(func(r *gatewayv1.HTTPRoute) any { return [2]any{r.Generation, r.UID} }),
+			same: equal(written[*gatewayv1.HTTPRoute]),
 		}),
 		of(resource{
 			name: "grpcroutes", example: &gatewayv1.GRPCRoute{},
 			trim: whole(func(_ *trim.Trimmer, r *gatewayv1.GRPCRoute) *gatewayv1.GRPCRoute {
 				return &gatewayv1.GRPCRoute{ObjectMeta: trimVersioned(&r.ObjectMeta), Spec: r.Spec, Status: r.Status}
 			}),
-			same: equal(func(r *gatewayv1.GRPCRoute) any { return [2]any{r.Generation, r.UID} }),
+			same: equal(written[*gatewayv1.GRPCRoute]),
 		}),
 		of(resource{
 			name: "tlsroutes", example: &gatewayv1.TLSRoute{},
 			trim: whole(func(_ *trim.Trimmer, r *gatewayv1.TLSRoute) *gatewayv1.TLSRoute {
 				return &gatewayv1.TLSRoute{ObjectMeta: trimVersioned(&r.ObjectMeta), Spec: r.Spec, Status: r.Status}
 			}),
-			same: equal(func(r *gatewayv1.TLSRoute) any { return [2]any{r.Generation, r.UID} }),
+			same: equal(written[*gatewayv1.TLSRoute]),
 		}),
 		of(resource{
 			name: "tcproutes", example: &gatewayv1.TCPRoute{},
 			trim: whole(func(_ *trim.Trimmer, r *gatewayv1.TCPRoute) *gatewayv1.TCPRoute {
 				return &gatewayv1.TCPRoute{ObjectMeta: trimVersioned(&r.ObjectMeta), Spec: r.Spec, Status: r.Status}
 			}),
-			same: equal(func(r *gatewayv1.TCPRoute) any { return [2]any{r.Generation, r.UID} }),
+			same: equal(written[*gatewayv1.TCPRoute]),
 		}),
 		of(resource{
 			name: "referencegrants", example: &gatewayv1.ReferenceGrant{}, older: olderGateway,
