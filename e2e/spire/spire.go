@@ -12,14 +12,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
-	"github.com/vishvananda/netns"
 
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
@@ -153,27 +151,12 @@ func FreePort(t *testing.T, netNS string) (port int) {
 	return port
 }
 
-// in runs fn on a thread of a network namespace, which is thrown away afterwards.
+// in runs fn in a network namespace, or in the test's own.
 func in(netNS string, fn func() error) error {
 	if netNS == "" {
 		return fn()
 	}
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // and never unlocked
-		done <- func() error {
-			ns, err := netns.GetFromPath(netNS)
-			if err != nil {
-				return err
-			}
-			defer ns.Close()
-			if err := netns.Set(ns); err != nil {
-				return err
-			}
-			return fn()
-		}()
-	}()
-	return <-done
+	return testenv.InNetNS(netNS, fn)
 }
 
 func (s *SPIRE) program(name string) string { return filepath.Join(s.cfg.Programs, name) }

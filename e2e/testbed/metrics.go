@@ -5,11 +5,10 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"runtime"
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netns"
+	"github.com/heddle-mesh/heddle/internal/testenv"
 )
 
 // Metrics reads what a program of the mesh serves: the agent of a node, by its
@@ -23,7 +22,7 @@ func (b *Bed) Metrics(t testing.TB, part string) string {
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, address string) (c net.Conn, err error) {
-		err = inNetNS(at, func() error {
+		err = testenv.InNetNS(at, func() error {
 			c, err = new(net.Dialer).DialContext(ctx, network, address)
 			return err
 		})
@@ -43,25 +42,4 @@ func (b *Bed) Metrics(t testing.TB, part string) string {
 		t.Fatalf("read the metrics of %s: %v", part, err)
 	}
 	return string(body)
-}
-
-// inNetNS runs fn on a thread inside a network namespace; the thread is thrown
-// away afterwards.
-func inNetNS(path string, fn func() error) error {
-	result := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // and never unlocked
-		result <- func() error {
-			ns, err := netns.GetFromPath(path)
-			if err != nil {
-				return err
-			}
-			defer ns.Close()
-			if err := netns.Set(ns); err != nil {
-				return err
-			}
-			return fn()
-		}()
-	}()
-	return <-result
 }

@@ -83,6 +83,21 @@ func (ns *NetNS) Do(fn func() error) error {
 	})
 }
 
+// InNetNS is Do in the namespace of a path, such as /run/netns/NAME, whoever has made it.
+func InNetNS(path string, fn func() error) error {
+	return onThread(func() error {
+		ns, err := netns.GetFromPath(path)
+		if err != nil {
+			return err
+		}
+		defer ns.Close()
+		if err := netns.Set(ns); err != nil {
+			return err
+		}
+		return fn()
+	})
+}
+
 // Must is Do for a test that cannot go on after an error.
 func (ns *NetNS) Must(t testing.TB, fn func() error) {
 	t.Helper()
