@@ -43,7 +43,7 @@ func measurements() []measurement {
 	return []measurement{
 		{"h1", "requests of HTTP/1.1 on 32 kept-alive connections", "way_h1", plain},
 		{"h2", "requests of HTTP/2 on 8 connections", "way_h2", two("way_h2", "/two/")},
-		{"grpc", "calls of gRPC on 8 connections", "way_grpc", two("way_grpc", "/bench.Echo/Say", grpcFields...)},
+		{"grpc", "calls of gRPC on 8 connections", "way_grpc", calls},
 		{"down", "requests of HTTP/2 to a workload of HTTP/1.1", "way_down", two("way_down", "/")},
 		{"lat", "latency at half of the slower one's requests", "way_p99", latency},
 		{"own", "latency at half of its own requests", "way_own_p99", ownLatency},
@@ -111,31 +111,40 @@ func plain(ctx context.Context, b *bench, p *proxy, d time.Duration) ([]sample, 
 	})
 }
 
-// grpcFields are those that make a request one of gRPC.
-var grpcFields = []string{"-H", "content-type: application/grpc", "-H", "te: trailers"}
-
-func two(metric, path string, more ...string) func(context.Context, *bench, *proxy, time.Duration) ([]sample, error) {
+func two(metric, path string) func(context.Context, *bench, *proxy, time.Duration) ([]sample, error) {
 	return func(ctx context.Context, b *bench, p *proxy, d time.Duration) ([]sample, error) {
-		return withCPU(p, metric, func() (outcome, error) {
-			args := append([]string{"-t", "1", "-c", "8", "-m", "10", "-D", seconds(d)}, more...)
-			if metric == "way_grpc" {
-				args = append(args, "-d", b.message())
-			}
-			out, err := output(ctx, d+grace, "h2load", append(args, "http://"+p.address()+path)...)
-			if err != nil {
-				return outcome{}, err
-			}
-			r, err := parseH2load(out)
-			if metric == "way_grpc" && b.calls != nil {
-				b.calls[p.name] = r.perSecond
-			}
-			return r, err
-		})
+		return withCPU(p, metric, func() (outcome, error) { return h2load(ctx, p, d, path, atMost...) })
 	}
 }
 
-// message is a file with what a call of gRPC sends.
-func (b *bench) message() string { return filepath.Join(b.scratch, "server", "bench.Echo", "Say") }
+// calls are unary ones of gRPC.
+func calls(ctx context.Context, b *bench, p *proxy, d time.Duration) ([]sample, error) {
+	return withCPU(p, "way_grpc", func() (outcome, error) {
+		r, err := b.call(ctx, p, d, atMost...)
+		if err == nil && b.calls != nil {
+			b.calls[p.name] = r.perSecond
+		}
+		return r, err
+	})
+}
+
+// atMost has h2load send as many requests as are answered.
+var atMost = []string{"-c", "8", "-m", "10"}
+
+// h2load runs one, of a thread, for a while.
+func h2load(ctx context.Context, p *proxy, d time.Duration, path string, more ...string) (outcome, error) {
+	out, err := output(ctx, d+grace, "h2load", append(append([]string{"-t", "1", "-D", seconds(d)}, more...), "http://"+p.address()+path)...)
+	if err != nil {
+		return outcome{}, err
+	}
+	return parseH2load(out)
+}
+
+// call has it make calls of gRPC.
+func (b *bench) call(ctx context.Context, p *proxy, d time.Duration, more ...string) (outcome, error) {
+	message := filepath.Join(b.scratch, "server", "bench.Echo", "Say")
+	return h2load(ctx, p, d, "/bench.Echo/Say", append(more[:len(more):len(more)], "-H", "content-type: application/grpc", "-H", "te: trailers", "-d", message)...)
+}
 
 // callers is how many connections make calls at a rate. h2load sends what is due of each every 10 ms: many of them, which do
 // so at different times, make an even load.
@@ -148,13 +157,7 @@ func (b *bench) callRate(ctx context.Context, p *proxy, perSecond float64, d tim
 	}
 	times := filepath.Join(b.scratch, "calls")
 	defer func() { err = errors.Join(err, os.RemoveAll(times)) }()
-	args := append([]string{"-t", "1", "-c", strconv.Itoa(callers), "-m", "100", "-D", seconds(d), "--rps", strconv.Itoa(int(perSecond / 2 / callers)),
-		"--log-file", times, "-d", b.message()}, grpcFields...)
-	out, err := output(ctx, d+grace, "h2load", append(args, "http://"+p.address()+"/bench.Echo/Say")...)
-	if err != nil {
-		return 0, 0, err
-	}
-	r, err := parseH2load(out)
+	r, err := b.call(ctx, p, d, "-c", strconv.Itoa(callers), "-m", "100", "--rps", strconv.Itoa(int(perSecond/2/callers)), "--log-file", times)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -193,11 +196,7 @@ func percentile99(log io.Reader) (float64, error) {
 
 // callLatency is at a rate that is the same for both.
 func callLatency(ctx context.Context, b *bench, p *proxy, d time.Duration) ([]sample, error) {
-	slower := b.calls[p.name]
-	for _, other := range b.calls {
-		slower = min(slower, other)
-	}
-	p99, failed, err := b.callRate(ctx, p, slower, d)
+	p99, failed, err := b.callRate(ctx, p, slower(b.calls, p), d)
 	if err != nil {
 		return nil, err
 	}
@@ -275,13 +274,18 @@ func (b *bench) rate(ctx context.Context, p *proxy, perSecond float64, d time.Du
 	return timed, err
 }
 
+// slower is what the slower subject carried; nothing where the one that is asked for was not measured.
+func slower(carried map[string]float64, of *proxy) float64 {
+	least := carried[of.name]
+	for _, other := range carried {
+		least = min(least, other)
+	}
+	return least
+}
+
 // latency is at a rate that is the same for both.
 func latency(ctx context.Context, b *bench, p *proxy, d time.Duration) ([]sample, error) {
-	slower := b.perSecond[p.name]
-	for _, other := range b.perSecond {
-		slower = min(slower, other)
-	}
-	timed, err := b.rate(ctx, p, slower, d)
+	timed, err := b.rate(ctx, p, slower(b.perSecond, p), d)
 	if err != nil {
 		return nil, err
 	}
