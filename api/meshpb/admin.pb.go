@@ -785,7 +785,9 @@ type Check struct {
 	Ok     bool                   `protobuf:"varint,2,opt,name=ok,proto3" json:"ok,omitempty"`
 	Detail string                 `protobuf:"bytes,3,opt,name=detail,proto3" json:"detail,omitempty"`
 	// What to do when it is not ok.
-	Remedy        string `protobuf:"bytes,4,opt,name=remedy,proto3" json:"remedy,omitempty"`
+	Remedy string `protobuf:"bytes,4,opt,name=remedy,proto3" json:"remedy,omitempty"`
+	// Not ok, and yet in nothing's way.
+	Warning       bool `protobuf:"varint,5,opt,name=warning,proto3" json:"warning,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -846,6 +848,13 @@ func (x *Check) GetRemedy() string {
 		return x.Remedy
 	}
 	return ""
+}
+
+func (x *Check) GetWarning() bool {
+	if x != nil {
+		return x.Warning
+	}
+	return false
 }
 
 type FlowStatus struct {
@@ -1434,12 +1443,13 @@ const file_admin_proto_rawDesc = "" +
 	"\n" +
 	"renewal_ns\x18\x04 \x01(\x03R\trenewalNs\x12\x14\n" +
 	"\x05error\x18\x05 \x01(\tR\x05error\x12\x16\n" +
-	"\x06serial\x18\x06 \x01(\tR\x06serial\"[\n" +
+	"\x06serial\x18\x06 \x01(\tR\x06serial\"u\n" +
 	"\x05Check\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02ok\x18\x02 \x01(\bR\x02ok\x12\x16\n" +
 	"\x06detail\x18\x03 \x01(\tR\x06detail\x12\x16\n" +
-	"\x06remedy\x18\x04 \x01(\tR\x06remedy\"\\\n" +
+	"\x06remedy\x18\x04 \x01(\tR\x06remedy\x12\x18\n" +
+	"\awarning\x18\x05 \x01(\bR\awarning\"\\\n" +
 	"\n" +
 	"FlowStatus\x12\x18\n" +
 	"\arecords\x18\x01 \x01(\x04R\arecords\x12 \n" +

@@ -649,7 +649,10 @@ type Workload struct {
 	Leaving bool `protobuf:"varint,16,opt,name=leaving,proto3" json:"leaving,omitempty"`
 	// The rules about UDP of the policies that select it, without their selectors. Sorted
 	// by key. An agent that does not know of them lets no datagrams pass.
-	Datagrams     []*Policy `protobuf:"bytes,17,rep,name=datagrams,proto3" json:"datagrams,omitempty"`
+	Datagrams []*Policy `protobuf:"bytes,17,rep,name=datagrams,proto3" json:"datagrams,omitempty"`
+	// Its node's agent has said that it is behind its gate: its addresses are nobody else's
+	// over UDP. Unset, no datagrams pass to it or from it.
+	Gated         bool `protobuf:"varint,18,opt,name=gated,proto3" json:"gated,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -801,6 +804,13 @@ func (x *Workload) GetDatagrams() []*Policy {
 		return x.Datagrams
 	}
 	return nil
+}
+
+func (x *Workload) GetGated() bool {
+	if x != nil {
+		return x.Gated
+	}
+	return false
 }
 
 // Service is a name and an address set for a changing set of workloads.
@@ -2124,6 +2134,69 @@ func (x *NamespaceEgress) GetEgress() Egress {
 	return Egress_EGRESS_UNSPECIFIED
 }
 
+// UDPEgress says which conversations over UDP may leave the mesh.
+type UDPEgress struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The namespace that it is of; empty for those that have none of their own.
+	Namespace string `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Egress    Egress `protobuf:"varint,2,opt,name=egress,proto3,enum=heddle.mesh.v1alpha1.Egress" json:"egress,omitempty"`
+	// The only destination ports of EGRESS_ALLOW; all when there is none.
+	Ports         []uint32 `protobuf:"varint,3,rep,packed,name=ports,proto3" json:"ports,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UDPEgress) Reset() {
+	*x = UDPEgress{}
+	mi := &file_discovery_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UDPEgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UDPEgress) ProtoMessage() {}
+
+func (x *UDPEgress) ProtoReflect() protoreflect.Message {
+	mi := &file_discovery_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UDPEgress.ProtoReflect.Descriptor instead.
+func (*UDPEgress) Descriptor() ([]byte, []int) {
+	return file_discovery_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *UDPEgress) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *UDPEgress) GetEgress() Egress {
+	if x != nil {
+		return x.Egress
+	}
+	return Egress_EGRESS_UNSPECIFIED
+}
+
+func (x *UDPEgress) GetPorts() []uint32 {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
 // Settings are what holds for the whole mesh. There is one, named "Settings".
 type Settings struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2138,13 +2211,17 @@ type Settings struct {
 	// The names of the other trust domains whose identities are believed, sorted. Their
 	// roots come with Trust.Follow.
 	FederatedDomains []string `protobuf:"bytes,6,rep,name=federated_domains,json=federatedDomains,proto3" json:"federated_domains,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Workloads of those that may be connected to, sorted by identity.
+	FederatedWorkloads []*FederatedWorkload `protobuf:"bytes,7,rep,name=federated_workloads,json=federatedWorkloads,proto3" json:"federated_workloads,omitempty"`
+	// Sorted by namespace. None may leave of a namespace that none of these is of.
+	UdpEgress     []*UDPEgress `protobuf:"bytes,8,rep,name=udp_egress,json=udpEgress,proto3" json:"udp_egress,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Settings) Reset() {
 	*x = Settings{}
-	mi := &file_discovery_proto_msgTypes[23]
+	mi := &file_discovery_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2156,7 +2233,7 @@ func (x *Settings) String() string {
 func (*Settings) ProtoMessage() {}
 
 func (x *Settings) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[23]
+	mi := &file_discovery_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2169,7 +2246,7 @@ func (x *Settings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Settings.ProtoReflect.Descriptor instead.
 func (*Settings) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{23}
+	return file_discovery_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Settings) GetTrustDomain() string {
@@ -2214,6 +2291,75 @@ func (x *Settings) GetFederatedDomains() []string {
 	return nil
 }
 
+func (x *Settings) GetFederatedWorkloads() []*FederatedWorkload {
+	if x != nil {
+		return x.FederatedWorkloads
+	}
+	return nil
+}
+
+func (x *Settings) GetUdpEgress() []*UDPEgress {
+	if x != nil {
+		return x.UdpEgress
+	}
+	return nil
+}
+
+// FederatedWorkload is a workload of another trust domain.
+type FederatedWorkload struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// SPIFFE ID in its text form, of one of federated_domains.
+	Identity string `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
+	// As Workload.addresses; at least one.
+	Addresses     [][]byte `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FederatedWorkload) Reset() {
+	*x = FederatedWorkload{}
+	mi := &file_discovery_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FederatedWorkload) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FederatedWorkload) ProtoMessage() {}
+
+func (x *FederatedWorkload) ProtoReflect() protoreflect.Message {
+	mi := &file_discovery_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FederatedWorkload.ProtoReflect.Descriptor instead.
+func (*FederatedWorkload) Descriptor() ([]byte, []int) {
+	return file_discovery_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *FederatedWorkload) GetIdentity() string {
+	if x != nil {
+		return x.Identity
+	}
+	return ""
+}
+
+func (x *FederatedWorkload) GetAddresses() [][]byte {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
 // Route is an HTTPRoute, GRPCRoute, TLSRoute or TCPRoute of the Gateway API in compiled form, named
 // "KIND/NAMESPACE/NAME". Only waypoints are told. It mirrors internal/mesh/route, which
 // says what the fields mean; a kind or a field that a waypoint does not know is refused with the whole set.
@@ -2234,7 +2380,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_discovery_proto_msgTypes[24]
+	mi := &file_discovery_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2246,7 +2392,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[24]
+	mi := &file_discovery_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2259,7 +2405,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{24}
+	return file_discovery_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Route) GetKind() RouteKind {
@@ -2323,7 +2469,7 @@ type RouteParent struct {
 
 func (x *RouteParent) Reset() {
 	*x = RouteParent{}
-	mi := &file_discovery_proto_msgTypes[25]
+	mi := &file_discovery_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2335,7 +2481,7 @@ func (x *RouteParent) String() string {
 func (*RouteParent) ProtoMessage() {}
 
 func (x *RouteParent) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[25]
+	mi := &file_discovery_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2348,7 +2494,7 @@ func (x *RouteParent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteParent.ProtoReflect.Descriptor instead.
 func (*RouteParent) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{25}
+	return file_discovery_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RouteParent) GetService() *ObjectKey {
@@ -2382,7 +2528,7 @@ type RouteRule struct {
 
 func (x *RouteRule) Reset() {
 	*x = RouteRule{}
-	mi := &file_discovery_proto_msgTypes[26]
+	mi := &file_discovery_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2394,7 +2540,7 @@ func (x *RouteRule) String() string {
 func (*RouteRule) ProtoMessage() {}
 
 func (x *RouteRule) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[26]
+	mi := &file_discovery_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2407,7 +2553,7 @@ func (x *RouteRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteRule.ProtoReflect.Descriptor instead.
 func (*RouteRule) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{26}
+	return file_discovery_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RouteRule) GetName() string {
@@ -2484,7 +2630,7 @@ type RouteMatch struct {
 
 func (x *RouteMatch) Reset() {
 	*x = RouteMatch{}
-	mi := &file_discovery_proto_msgTypes[27]
+	mi := &file_discovery_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2496,7 +2642,7 @@ func (x *RouteMatch) String() string {
 func (*RouteMatch) ProtoMessage() {}
 
 func (x *RouteMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[27]
+	mi := &file_discovery_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2509,7 +2655,7 @@ func (x *RouteMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteMatch.ProtoReflect.Descriptor instead.
 func (*RouteMatch) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{27}
+	return file_discovery_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RouteMatch) GetPathType() PathType {
@@ -2580,7 +2726,7 @@ type ValueMatch struct {
 
 func (x *ValueMatch) Reset() {
 	*x = ValueMatch{}
-	mi := &file_discovery_proto_msgTypes[28]
+	mi := &file_discovery_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2592,7 +2738,7 @@ func (x *ValueMatch) String() string {
 func (*ValueMatch) ProtoMessage() {}
 
 func (x *ValueMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[28]
+	mi := &file_discovery_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2605,7 +2751,7 @@ func (x *ValueMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ValueMatch.ProtoReflect.Descriptor instead.
 func (*ValueMatch) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{28}
+	return file_discovery_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ValueMatch) GetName() string {
@@ -2645,7 +2791,7 @@ type RouteBackend struct {
 
 func (x *RouteBackend) Reset() {
 	*x = RouteBackend{}
-	mi := &file_discovery_proto_msgTypes[29]
+	mi := &file_discovery_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2657,7 +2803,7 @@ func (x *RouteBackend) String() string {
 func (*RouteBackend) ProtoMessage() {}
 
 func (x *RouteBackend) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[29]
+	mi := &file_discovery_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2670,7 +2816,7 @@ func (x *RouteBackend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteBackend.ProtoReflect.Descriptor instead.
 func (*RouteBackend) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{29}
+	return file_discovery_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RouteBackend) GetService() *ObjectKey {
@@ -2727,7 +2873,7 @@ type RouteFilter struct {
 
 func (x *RouteFilter) Reset() {
 	*x = RouteFilter{}
-	mi := &file_discovery_proto_msgTypes[30]
+	mi := &file_discovery_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2739,7 +2885,7 @@ func (x *RouteFilter) String() string {
 func (*RouteFilter) ProtoMessage() {}
 
 func (x *RouteFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[30]
+	mi := &file_discovery_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2752,7 +2898,7 @@ func (x *RouteFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteFilter.ProtoReflect.Descriptor instead.
 func (*RouteFilter) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{30}
+	return file_discovery_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RouteFilter) GetStep() isRouteFilter_Step {
@@ -2884,7 +3030,7 @@ type HeaderChange struct {
 
 func (x *HeaderChange) Reset() {
 	*x = HeaderChange{}
-	mi := &file_discovery_proto_msgTypes[31]
+	mi := &file_discovery_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2896,7 +3042,7 @@ func (x *HeaderChange) String() string {
 func (*HeaderChange) ProtoMessage() {}
 
 func (x *HeaderChange) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[31]
+	mi := &file_discovery_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2909,7 +3055,7 @@ func (x *HeaderChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeaderChange.ProtoReflect.Descriptor instead.
 func (*HeaderChange) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{31}
+	return file_discovery_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *HeaderChange) GetSet() []*HeaderValue {
@@ -2944,7 +3090,7 @@ type HeaderValue struct {
 
 func (x *HeaderValue) Reset() {
 	*x = HeaderValue{}
-	mi := &file_discovery_proto_msgTypes[32]
+	mi := &file_discovery_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2956,7 +3102,7 @@ func (x *HeaderValue) String() string {
 func (*HeaderValue) ProtoMessage() {}
 
 func (x *HeaderValue) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[32]
+	mi := &file_discovery_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2969,7 +3115,7 @@ func (x *HeaderValue) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeaderValue.ProtoReflect.Descriptor instead.
 func (*HeaderValue) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{32}
+	return file_discovery_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *HeaderValue) GetName() string {
@@ -2997,7 +3143,7 @@ type PathChange struct {
 
 func (x *PathChange) Reset() {
 	*x = PathChange{}
-	mi := &file_discovery_proto_msgTypes[33]
+	mi := &file_discovery_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3009,7 +3155,7 @@ func (x *PathChange) String() string {
 func (*PathChange) ProtoMessage() {}
 
 func (x *PathChange) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[33]
+	mi := &file_discovery_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3022,7 +3168,7 @@ func (x *PathChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathChange.ProtoReflect.Descriptor instead.
 func (*PathChange) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{33}
+	return file_discovery_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *PathChange) GetPrefix() bool {
@@ -3055,7 +3201,7 @@ type Redirect struct {
 
 func (x *Redirect) Reset() {
 	*x = Redirect{}
-	mi := &file_discovery_proto_msgTypes[34]
+	mi := &file_discovery_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3067,7 +3213,7 @@ func (x *Redirect) String() string {
 func (*Redirect) ProtoMessage() {}
 
 func (x *Redirect) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[34]
+	mi := &file_discovery_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3080,7 +3226,7 @@ func (x *Redirect) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Redirect.ProtoReflect.Descriptor instead.
 func (*Redirect) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{34}
+	return file_discovery_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Redirect) GetScheme() string {
@@ -3129,7 +3275,7 @@ type Rewrite struct {
 
 func (x *Rewrite) Reset() {
 	*x = Rewrite{}
-	mi := &file_discovery_proto_msgTypes[35]
+	mi := &file_discovery_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3141,7 +3287,7 @@ func (x *Rewrite) String() string {
 func (*Rewrite) ProtoMessage() {}
 
 func (x *Rewrite) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[35]
+	mi := &file_discovery_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3154,7 +3300,7 @@ func (x *Rewrite) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rewrite.ProtoReflect.Descriptor instead.
 func (*Rewrite) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{35}
+	return file_discovery_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Rewrite) GetHostname() string {
@@ -3186,7 +3332,7 @@ type Mirror struct {
 
 func (x *Mirror) Reset() {
 	*x = Mirror{}
-	mi := &file_discovery_proto_msgTypes[36]
+	mi := &file_discovery_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3198,7 +3344,7 @@ func (x *Mirror) String() string {
 func (*Mirror) ProtoMessage() {}
 
 func (x *Mirror) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[36]
+	mi := &file_discovery_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3211,7 +3357,7 @@ func (x *Mirror) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mirror.ProtoReflect.Descriptor instead.
 func (*Mirror) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{36}
+	return file_discovery_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Mirror) GetService() *ObjectKey {
@@ -3265,7 +3411,7 @@ type CORS struct {
 
 func (x *CORS) Reset() {
 	*x = CORS{}
-	mi := &file_discovery_proto_msgTypes[37]
+	mi := &file_discovery_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3277,7 +3423,7 @@ func (x *CORS) String() string {
 func (*CORS) ProtoMessage() {}
 
 func (x *CORS) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[37]
+	mi := &file_discovery_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3290,7 +3436,7 @@ func (x *CORS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CORS.ProtoReflect.Descriptor instead.
 func (*CORS) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{37}
+	return file_discovery_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *CORS) GetOrigins() []string {
@@ -3349,7 +3495,7 @@ type RouteRetry struct {
 
 func (x *RouteRetry) Reset() {
 	*x = RouteRetry{}
-	mi := &file_discovery_proto_msgTypes[38]
+	mi := &file_discovery_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3361,7 +3507,7 @@ func (x *RouteRetry) String() string {
 func (*RouteRetry) ProtoMessage() {}
 
 func (x *RouteRetry) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[38]
+	mi := &file_discovery_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3374,7 +3520,7 @@ func (x *RouteRetry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteRetry.ProtoReflect.Descriptor instead.
 func (*RouteRetry) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{38}
+	return file_discovery_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RouteRetry) GetCodes() []uint32 {
@@ -3411,7 +3557,7 @@ type RouteSession struct {
 
 func (x *RouteSession) Reset() {
 	*x = RouteSession{}
-	mi := &file_discovery_proto_msgTypes[39]
+	mi := &file_discovery_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3423,7 +3569,7 @@ func (x *RouteSession) String() string {
 func (*RouteSession) ProtoMessage() {}
 
 func (x *RouteSession) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[39]
+	mi := &file_discovery_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3436,7 +3582,7 @@ func (x *RouteSession) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RouteSession.ProtoReflect.Descriptor instead.
 func (*RouteSession) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{39}
+	return file_discovery_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *RouteSession) GetName() string {
@@ -3489,7 +3635,7 @@ type Commit struct {
 
 func (x *Commit) Reset() {
 	*x = Commit{}
-	mi := &file_discovery_proto_msgTypes[40]
+	mi := &file_discovery_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3501,7 +3647,7 @@ func (x *Commit) String() string {
 func (*Commit) ProtoMessage() {}
 
 func (x *Commit) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[40]
+	mi := &file_discovery_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3514,7 +3660,7 @@ func (x *Commit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Commit.ProtoReflect.Descriptor instead.
 func (*Commit) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{40}
+	return file_discovery_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Commit) GetEpoch() uint64 {
@@ -3565,7 +3711,7 @@ const file_discovery_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value\"N\n" +
 	"\bPortMode\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\rR\x04port\x12.\n" +
-	"\x04mode\x18\x02 \x01(\x0e2\x1a.heddle.mesh.v1alpha1.ModeR\x04mode\"\x85\x05\n" +
+	"\x04mode\x18\x02 \x01(\x0e2\x1a.heddle.mesh.v1alpha1.ModeR\x04mode\"\x9b\x05\n" +
 	"\bWorkload\x121\n" +
 	"\x03key\x18\x01 \x01(\v2\x1f.heddle.mesh.v1alpha1.ObjectKeyR\x03key\x12'\n" +
 	"\x0fservice_account\x18\x02 \x01(\tR\x0eserviceAccount\x12\x12\n" +
@@ -3586,7 +3732,8 @@ const file_discovery_proto_rawDesc = "" +
 	"\x04zone\x18\x0e \x01(\tR\x04zone\x12/\n" +
 	"\x03dns\x18\x0f \x01(\x0e2\x1d.heddle.mesh.v1alpha1.DNSModeR\x03dns\x12\x18\n" +
 	"\aleaving\x18\x10 \x01(\bR\aleaving\x12:\n" +
-	"\tdatagrams\x18\x11 \x03(\v2\x1c.heddle.mesh.v1alpha1.PolicyR\tdatagrams\"\xa5\x04\n" +
+	"\tdatagrams\x18\x11 \x03(\v2\x1c.heddle.mesh.v1alpha1.PolicyR\tdatagrams\x12\x14\n" +
+	"\x05gated\x18\x12 \x01(\bR\x05gated\"\xa5\x04\n" +
 	"\aService\x121\n" +
 	"\x03key\x18\x01 \x01(\v2\x1f.heddle.mesh.v1alpha1.ObjectKeyR\x03key\x12\x1c\n" +
 	"\taddresses\x18\x02 \x03(\fR\taddresses\x127\n" +
@@ -3685,14 +3832,24 @@ const file_discovery_proto_rawDesc = "" +
 	"\x04ipv6\x18\x03 \x01(\fR\x04ipv6\"e\n" +
 	"\x0fNamespaceEgress\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x124\n" +
-	"\x06egress\x18\x02 \x01(\x0e2\x1c.heddle.mesh.v1alpha1.EgressR\x06egress\"\xde\x02\n" +
+	"\x06egress\x18\x02 \x01(\x0e2\x1c.heddle.mesh.v1alpha1.EgressR\x06egress\"u\n" +
+	"\tUDPEgress\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x124\n" +
+	"\x06egress\x18\x02 \x01(\x0e2\x1c.heddle.mesh.v1alpha1.EgressR\x06egress\x12\x14\n" +
+	"\x05ports\x18\x03 \x03(\rR\x05ports\"\xf8\x03\n" +
 	"\bSettings\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12I\n" +
 	"\x0ecluster_ranges\x18\x02 \x03(\v2\".heddle.mesh.v1alpha1.AddressBlockR\rclusterRanges\x124\n" +
 	"\x06egress\x18\x03 \x01(\x0e2\x1c.heddle.mesh.v1alpha1.EgressR\x06egress\x12R\n" +
 	"\x11egress_namespaces\x18\x04 \x03(\v2%.heddle.mesh.v1alpha1.NamespaceEgressR\x10egressNamespaces\x12-\n" +
 	"\x12revoked_identities\x18\x05 \x03(\tR\x11revokedIdentities\x12+\n" +
-	"\x11federated_domains\x18\x06 \x03(\tR\x10federatedDomains\"\xcf\x02\n" +
+	"\x11federated_domains\x18\x06 \x03(\tR\x10federatedDomains\x12X\n" +
+	"\x13federated_workloads\x18\a \x03(\v2'.heddle.mesh.v1alpha1.FederatedWorkloadR\x12federatedWorkloads\x12>\n" +
+	"\n" +
+	"udp_egress\x18\b \x03(\v2\x1f.heddle.mesh.v1alpha1.UDPEgressR\tudpEgress\"M\n" +
+	"\x11FederatedWorkload\x12\x1a\n" +
+	"\bidentity\x18\x01 \x01(\tR\bidentity\x12\x1c\n" +
+	"\taddresses\x18\x02 \x03(\fR\taddresses\"\xcf\x02\n" +
 	"\x05Route\x123\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x1f.heddle.mesh.v1alpha1.RouteKindR\x04kind\x121\n" +
 	"\x03key\x18\x02 \x01(\v2\x1f.heddle.mesh.v1alpha1.ObjectKeyR\x03key\x12'\n" +
@@ -3847,57 +4004,59 @@ func file_discovery_proto_rawDescGZIP() []byte {
 }
 
 var file_discovery_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
-var file_discovery_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_discovery_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_discovery_proto_goTypes = []any{
-	(Mode)(0),                // 0: heddle.mesh.v1alpha1.Mode
-	(DNSMode)(0),             // 1: heddle.mesh.v1alpha1.DNSMode
-	(Nearness)(0),            // 2: heddle.mesh.v1alpha1.Nearness
-	(Action)(0),              // 3: heddle.mesh.v1alpha1.Action
-	(LabelOperator)(0),       // 4: heddle.mesh.v1alpha1.LabelOperator
-	(Egress)(0),              // 5: heddle.mesh.v1alpha1.Egress
-	(RouteKind)(0),           // 6: heddle.mesh.v1alpha1.RouteKind
-	(PathType)(0),            // 7: heddle.mesh.v1alpha1.PathType
-	(*ObjectKey)(nil),        // 8: heddle.mesh.v1alpha1.ObjectKey
-	(*Label)(nil),            // 9: heddle.mesh.v1alpha1.Label
-	(*PortMode)(nil),         // 10: heddle.mesh.v1alpha1.PortMode
-	(*Workload)(nil),         // 11: heddle.mesh.v1alpha1.Workload
-	(*Service)(nil),          // 12: heddle.mesh.v1alpha1.Service
-	(*ServicePort)(nil),      // 13: heddle.mesh.v1alpha1.ServicePort
-	(*PortElsewhere)(nil),    // 14: heddle.mesh.v1alpha1.PortElsewhere
-	(*Policy)(nil),           // 15: heddle.mesh.v1alpha1.Policy
-	(*Rule)(nil),             // 16: heddle.mesh.v1alpha1.Rule
-	(*Source)(nil),           // 17: heddle.mesh.v1alpha1.Source
-	(*AddressBlock)(nil),     // 18: heddle.mesh.v1alpha1.AddressBlock
-	(*Destination)(nil),      // 19: heddle.mesh.v1alpha1.Destination
-	(*RequestMatch)(nil),     // 20: heddle.mesh.v1alpha1.RequestMatch
-	(*HeaderCondition)(nil),  // 21: heddle.mesh.v1alpha1.HeaderCondition
-	(*NetworkPolicy)(nil),    // 22: heddle.mesh.v1alpha1.NetworkPolicy
-	(*LabelRequirement)(nil), // 23: heddle.mesh.v1alpha1.LabelRequirement
-	(*NetworkDirection)(nil), // 24: heddle.mesh.v1alpha1.NetworkDirection
-	(*NetworkRule)(nil),      // 25: heddle.mesh.v1alpha1.NetworkRule
-	(*NetworkPeer)(nil),      // 26: heddle.mesh.v1alpha1.NetworkPeer
-	(*NetworkPort)(nil),      // 27: heddle.mesh.v1alpha1.NetworkPort
-	(*AddressSet)(nil),       // 28: heddle.mesh.v1alpha1.AddressSet
-	(*AddressGroup)(nil),     // 29: heddle.mesh.v1alpha1.AddressGroup
-	(*NamespaceEgress)(nil),  // 30: heddle.mesh.v1alpha1.NamespaceEgress
-	(*Settings)(nil),         // 31: heddle.mesh.v1alpha1.Settings
-	(*Route)(nil),            // 32: heddle.mesh.v1alpha1.Route
-	(*RouteParent)(nil),      // 33: heddle.mesh.v1alpha1.RouteParent
-	(*RouteRule)(nil),        // 34: heddle.mesh.v1alpha1.RouteRule
-	(*RouteMatch)(nil),       // 35: heddle.mesh.v1alpha1.RouteMatch
-	(*ValueMatch)(nil),       // 36: heddle.mesh.v1alpha1.ValueMatch
-	(*RouteBackend)(nil),     // 37: heddle.mesh.v1alpha1.RouteBackend
-	(*RouteFilter)(nil),      // 38: heddle.mesh.v1alpha1.RouteFilter
-	(*HeaderChange)(nil),     // 39: heddle.mesh.v1alpha1.HeaderChange
-	(*HeaderValue)(nil),      // 40: heddle.mesh.v1alpha1.HeaderValue
-	(*PathChange)(nil),       // 41: heddle.mesh.v1alpha1.PathChange
-	(*Redirect)(nil),         // 42: heddle.mesh.v1alpha1.Redirect
-	(*Rewrite)(nil),          // 43: heddle.mesh.v1alpha1.Rewrite
-	(*Mirror)(nil),           // 44: heddle.mesh.v1alpha1.Mirror
-	(*CORS)(nil),             // 45: heddle.mesh.v1alpha1.CORS
-	(*RouteRetry)(nil),       // 46: heddle.mesh.v1alpha1.RouteRetry
-	(*RouteSession)(nil),     // 47: heddle.mesh.v1alpha1.RouteSession
-	(*Commit)(nil),           // 48: heddle.mesh.v1alpha1.Commit
+	(Mode)(0),                 // 0: heddle.mesh.v1alpha1.Mode
+	(DNSMode)(0),              // 1: heddle.mesh.v1alpha1.DNSMode
+	(Nearness)(0),             // 2: heddle.mesh.v1alpha1.Nearness
+	(Action)(0),               // 3: heddle.mesh.v1alpha1.Action
+	(LabelOperator)(0),        // 4: heddle.mesh.v1alpha1.LabelOperator
+	(Egress)(0),               // 5: heddle.mesh.v1alpha1.Egress
+	(RouteKind)(0),            // 6: heddle.mesh.v1alpha1.RouteKind
+	(PathType)(0),             // 7: heddle.mesh.v1alpha1.PathType
+	(*ObjectKey)(nil),         // 8: heddle.mesh.v1alpha1.ObjectKey
+	(*Label)(nil),             // 9: heddle.mesh.v1alpha1.Label
+	(*PortMode)(nil),          // 10: heddle.mesh.v1alpha1.PortMode
+	(*Workload)(nil),          // 11: heddle.mesh.v1alpha1.Workload
+	(*Service)(nil),           // 12: heddle.mesh.v1alpha1.Service
+	(*ServicePort)(nil),       // 13: heddle.mesh.v1alpha1.ServicePort
+	(*PortElsewhere)(nil),     // 14: heddle.mesh.v1alpha1.PortElsewhere
+	(*Policy)(nil),            // 15: heddle.mesh.v1alpha1.Policy
+	(*Rule)(nil),              // 16: heddle.mesh.v1alpha1.Rule
+	(*Source)(nil),            // 17: heddle.mesh.v1alpha1.Source
+	(*AddressBlock)(nil),      // 18: heddle.mesh.v1alpha1.AddressBlock
+	(*Destination)(nil),       // 19: heddle.mesh.v1alpha1.Destination
+	(*RequestMatch)(nil),      // 20: heddle.mesh.v1alpha1.RequestMatch
+	(*HeaderCondition)(nil),   // 21: heddle.mesh.v1alpha1.HeaderCondition
+	(*NetworkPolicy)(nil),     // 22: heddle.mesh.v1alpha1.NetworkPolicy
+	(*LabelRequirement)(nil),  // 23: heddle.mesh.v1alpha1.LabelRequirement
+	(*NetworkDirection)(nil),  // 24: heddle.mesh.v1alpha1.NetworkDirection
+	(*NetworkRule)(nil),       // 25: heddle.mesh.v1alpha1.NetworkRule
+	(*NetworkPeer)(nil),       // 26: heddle.mesh.v1alpha1.NetworkPeer
+	(*NetworkPort)(nil),       // 27: heddle.mesh.v1alpha1.NetworkPort
+	(*AddressSet)(nil),        // 28: heddle.mesh.v1alpha1.AddressSet
+	(*AddressGroup)(nil),      // 29: heddle.mesh.v1alpha1.AddressGroup
+	(*NamespaceEgress)(nil),   // 30: heddle.mesh.v1alpha1.NamespaceEgress
+	(*UDPEgress)(nil),         // 31: heddle.mesh.v1alpha1.UDPEgress
+	(*Settings)(nil),          // 32: heddle.mesh.v1alpha1.Settings
+	(*FederatedWorkload)(nil), // 33: heddle.mesh.v1alpha1.FederatedWorkload
+	(*Route)(nil),             // 34: heddle.mesh.v1alpha1.Route
+	(*RouteParent)(nil),       // 35: heddle.mesh.v1alpha1.RouteParent
+	(*RouteRule)(nil),         // 36: heddle.mesh.v1alpha1.RouteRule
+	(*RouteMatch)(nil),        // 37: heddle.mesh.v1alpha1.RouteMatch
+	(*ValueMatch)(nil),        // 38: heddle.mesh.v1alpha1.ValueMatch
+	(*RouteBackend)(nil),      // 39: heddle.mesh.v1alpha1.RouteBackend
+	(*RouteFilter)(nil),       // 40: heddle.mesh.v1alpha1.RouteFilter
+	(*HeaderChange)(nil),      // 41: heddle.mesh.v1alpha1.HeaderChange
+	(*HeaderValue)(nil),       // 42: heddle.mesh.v1alpha1.HeaderValue
+	(*PathChange)(nil),        // 43: heddle.mesh.v1alpha1.PathChange
+	(*Redirect)(nil),          // 44: heddle.mesh.v1alpha1.Redirect
+	(*Rewrite)(nil),           // 45: heddle.mesh.v1alpha1.Rewrite
+	(*Mirror)(nil),            // 46: heddle.mesh.v1alpha1.Mirror
+	(*CORS)(nil),              // 47: heddle.mesh.v1alpha1.CORS
+	(*RouteRetry)(nil),        // 48: heddle.mesh.v1alpha1.RouteRetry
+	(*RouteSession)(nil),      // 49: heddle.mesh.v1alpha1.RouteSession
+	(*Commit)(nil),            // 50: heddle.mesh.v1alpha1.Commit
 }
 var file_discovery_proto_depIdxs = []int32{
 	0,  // 0: heddle.mesh.v1alpha1.PortMode.mode:type_name -> heddle.mesh.v1alpha1.Mode
@@ -3938,40 +4097,43 @@ var file_discovery_proto_depIdxs = []int32{
 	18, // 35: heddle.mesh.v1alpha1.NetworkPeer.except:type_name -> heddle.mesh.v1alpha1.AddressBlock
 	29, // 36: heddle.mesh.v1alpha1.AddressSet.groups:type_name -> heddle.mesh.v1alpha1.AddressGroup
 	5,  // 37: heddle.mesh.v1alpha1.NamespaceEgress.egress:type_name -> heddle.mesh.v1alpha1.Egress
-	18, // 38: heddle.mesh.v1alpha1.Settings.cluster_ranges:type_name -> heddle.mesh.v1alpha1.AddressBlock
-	5,  // 39: heddle.mesh.v1alpha1.Settings.egress:type_name -> heddle.mesh.v1alpha1.Egress
-	30, // 40: heddle.mesh.v1alpha1.Settings.egress_namespaces:type_name -> heddle.mesh.v1alpha1.NamespaceEgress
-	6,  // 41: heddle.mesh.v1alpha1.Route.kind:type_name -> heddle.mesh.v1alpha1.RouteKind
-	8,  // 42: heddle.mesh.v1alpha1.Route.key:type_name -> heddle.mesh.v1alpha1.ObjectKey
-	33, // 43: heddle.mesh.v1alpha1.Route.parents:type_name -> heddle.mesh.v1alpha1.RouteParent
-	34, // 44: heddle.mesh.v1alpha1.Route.rules:type_name -> heddle.mesh.v1alpha1.RouteRule
-	8,  // 45: heddle.mesh.v1alpha1.RouteParent.service:type_name -> heddle.mesh.v1alpha1.ObjectKey
-	35, // 46: heddle.mesh.v1alpha1.RouteRule.matches:type_name -> heddle.mesh.v1alpha1.RouteMatch
-	38, // 47: heddle.mesh.v1alpha1.RouteRule.filters:type_name -> heddle.mesh.v1alpha1.RouteFilter
-	37, // 48: heddle.mesh.v1alpha1.RouteRule.backends:type_name -> heddle.mesh.v1alpha1.RouteBackend
-	46, // 49: heddle.mesh.v1alpha1.RouteRule.retry:type_name -> heddle.mesh.v1alpha1.RouteRetry
-	47, // 50: heddle.mesh.v1alpha1.RouteRule.session:type_name -> heddle.mesh.v1alpha1.RouteSession
-	7,  // 51: heddle.mesh.v1alpha1.RouteMatch.path_type:type_name -> heddle.mesh.v1alpha1.PathType
-	36, // 52: heddle.mesh.v1alpha1.RouteMatch.headers:type_name -> heddle.mesh.v1alpha1.ValueMatch
-	36, // 53: heddle.mesh.v1alpha1.RouteMatch.params:type_name -> heddle.mesh.v1alpha1.ValueMatch
-	8,  // 54: heddle.mesh.v1alpha1.RouteBackend.service:type_name -> heddle.mesh.v1alpha1.ObjectKey
-	38, // 55: heddle.mesh.v1alpha1.RouteBackend.filters:type_name -> heddle.mesh.v1alpha1.RouteFilter
-	39, // 56: heddle.mesh.v1alpha1.RouteFilter.request_headers:type_name -> heddle.mesh.v1alpha1.HeaderChange
-	39, // 57: heddle.mesh.v1alpha1.RouteFilter.response_headers:type_name -> heddle.mesh.v1alpha1.HeaderChange
-	42, // 58: heddle.mesh.v1alpha1.RouteFilter.redirect:type_name -> heddle.mesh.v1alpha1.Redirect
-	43, // 59: heddle.mesh.v1alpha1.RouteFilter.rewrite:type_name -> heddle.mesh.v1alpha1.Rewrite
-	44, // 60: heddle.mesh.v1alpha1.RouteFilter.mirror:type_name -> heddle.mesh.v1alpha1.Mirror
-	45, // 61: heddle.mesh.v1alpha1.RouteFilter.cors:type_name -> heddle.mesh.v1alpha1.CORS
-	40, // 62: heddle.mesh.v1alpha1.HeaderChange.set:type_name -> heddle.mesh.v1alpha1.HeaderValue
-	40, // 63: heddle.mesh.v1alpha1.HeaderChange.add:type_name -> heddle.mesh.v1alpha1.HeaderValue
-	41, // 64: heddle.mesh.v1alpha1.Redirect.path:type_name -> heddle.mesh.v1alpha1.PathChange
-	41, // 65: heddle.mesh.v1alpha1.Rewrite.path:type_name -> heddle.mesh.v1alpha1.PathChange
-	8,  // 66: heddle.mesh.v1alpha1.Mirror.service:type_name -> heddle.mesh.v1alpha1.ObjectKey
-	67, // [67:67] is the sub-list for method output_type
-	67, // [67:67] is the sub-list for method input_type
-	67, // [67:67] is the sub-list for extension type_name
-	67, // [67:67] is the sub-list for extension extendee
-	0,  // [0:67] is the sub-list for field type_name
+	5,  // 38: heddle.mesh.v1alpha1.UDPEgress.egress:type_name -> heddle.mesh.v1alpha1.Egress
+	18, // 39: heddle.mesh.v1alpha1.Settings.cluster_ranges:type_name -> heddle.mesh.v1alpha1.AddressBlock
+	5,  // 40: heddle.mesh.v1alpha1.Settings.egress:type_name -> heddle.mesh.v1alpha1.Egress
+	30, // 41: heddle.mesh.v1alpha1.Settings.egress_namespaces:type_name -> heddle.mesh.v1alpha1.NamespaceEgress
+	33, // 42: heddle.mesh.v1alpha1.Settings.federated_workloads:type_name -> heddle.mesh.v1alpha1.FederatedWorkload
+	31, // 43: heddle.mesh.v1alpha1.Settings.udp_egress:type_name -> heddle.mesh.v1alpha1.UDPEgress
+	6,  // 44: heddle.mesh.v1alpha1.Route.kind:type_name -> heddle.mesh.v1alpha1.RouteKind
+	8,  // 45: heddle.mesh.v1alpha1.Route.key:type_name -> heddle.mesh.v1alpha1.ObjectKey
+	35, // 46: heddle.mesh.v1alpha1.Route.parents:type_name -> heddle.mesh.v1alpha1.RouteParent
+	36, // 47: heddle.mesh.v1alpha1.Route.rules:type_name -> heddle.mesh.v1alpha1.RouteRule
+	8,  // 48: heddle.mesh.v1alpha1.RouteParent.service:type_name -> heddle.mesh.v1alpha1.ObjectKey
+	37, // 49: heddle.mesh.v1alpha1.RouteRule.matches:type_name -> heddle.mesh.v1alpha1.RouteMatch
+	40, // 50: heddle.mesh.v1alpha1.RouteRule.filters:type_name -> heddle.mesh.v1alpha1.RouteFilter
+	39, // 51: heddle.mesh.v1alpha1.RouteRule.backends:type_name -> heddle.mesh.v1alpha1.RouteBackend
+	48, // 52: heddle.mesh.v1alpha1.RouteRule.retry:type_name -> heddle.mesh.v1alpha1.RouteRetry
+	49, // 53: heddle.mesh.v1alpha1.RouteRule.session:type_name -> heddle.mesh.v1alpha1.RouteSession
+	7,  // 54: heddle.mesh.v1alpha1.RouteMatch.path_type:type_name -> heddle.mesh.v1alpha1.PathType
+	38, // 55: heddle.mesh.v1alpha1.RouteMatch.headers:type_name -> heddle.mesh.v1alpha1.ValueMatch
+	38, // 56: heddle.mesh.v1alpha1.RouteMatch.params:type_name -> heddle.mesh.v1alpha1.ValueMatch
+	8,  // 57: heddle.mesh.v1alpha1.RouteBackend.service:type_name -> heddle.mesh.v1alpha1.ObjectKey
+	40, // 58: heddle.mesh.v1alpha1.RouteBackend.filters:type_name -> heddle.mesh.v1alpha1.RouteFilter
+	41, // 59: heddle.mesh.v1alpha1.RouteFilter.request_headers:type_name -> heddle.mesh.v1alpha1.HeaderChange
+	41, // 60: heddle.mesh.v1alpha1.RouteFilter.response_headers:type_name -> heddle.mesh.v1alpha1.HeaderChange
+	44, // 61: heddle.mesh.v1alpha1.RouteFilter.redirect:type_name -> heddle.mesh.v1alpha1.Redirect
+	45, // 62: heddle.mesh.v1alpha1.RouteFilter.rewrite:type_name -> heddle.mesh.v1alpha1.Rewrite
+	46, // 63: heddle.mesh.v1alpha1.RouteFilter.mirror:type_name -> heddle.mesh.v1alpha1.Mirror
+	47, // 64: heddle.mesh.v1alpha1.RouteFilter.cors:type_name -> heddle.mesh.v1alpha1.CORS
+	42, // 65: heddle.mesh.v1alpha1.HeaderChange.set:type_name -> heddle.mesh.v1alpha1.HeaderValue
+	42, // 66: heddle.mesh.v1alpha1.HeaderChange.add:type_name -> heddle.mesh.v1alpha1.HeaderValue
+	43, // 67: heddle.mesh.v1alpha1.Redirect.path:type_name -> heddle.mesh.v1alpha1.PathChange
+	43, // 68: heddle.mesh.v1alpha1.Rewrite.path:type_name -> heddle.mesh.v1alpha1.PathChange
+	8,  // 69: heddle.mesh.v1alpha1.Mirror.service:type_name -> heddle.mesh.v1alpha1.ObjectKey
+	70, // [70:70] is the sub-list for method output_type
+	70, // [70:70] is the sub-list for method input_type
+	70, // [70:70] is the sub-list for extension type_name
+	70, // [70:70] is the sub-list for extension extendee
+	0,  // [0:70] is the sub-list for field type_name
 }
 
 func init() { file_discovery_proto_init() }
@@ -3979,7 +4141,7 @@ func file_discovery_proto_init() {
 	if File_discovery_proto != nil {
 		return
 	}
-	file_discovery_proto_msgTypes[30].OneofWrappers = []any{
+	file_discovery_proto_msgTypes[32].OneofWrappers = []any{
 		(*RouteFilter_RequestHeaders)(nil),
 		(*RouteFilter_ResponseHeaders)(nil),
 		(*RouteFilter_Redirect)(nil),
@@ -3994,7 +4156,7 @@ func file_discovery_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_discovery_proto_rawDesc), len(file_discovery_proto_rawDesc)),
 			NumEnums:      8,
-			NumMessages:   41,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -76,7 +76,168 @@ func (x RotateCertificatesRequest_Action) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use RotateCertificatesRequest_Action.Descriptor instead.
 func (RotateCertificatesRequest_Action) EnumDescriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{8, 0}
+	return file_operator_proto_rawDescGZIP(), []int{11, 0}
+}
+
+type GatesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// That of the last answer; empty before the first.
+	Digest        []byte `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GatesRequest) Reset() {
+	*x = GatesRequest{}
+	mi := &file_operator_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GatesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GatesRequest) ProtoMessage() {}
+
+func (x *GatesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_operator_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GatesRequest.ProtoReflect.Descriptor instead.
+func (*GatesRequest) Descriptor() ([]byte, []int) {
+	return file_operator_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *GatesRequest) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+type GatesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names what is answered.
+	Digest []byte `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	// The nodes whose agents are connected to this replica, sorted by name; none when the
+	// digest is the one that was asked with: then they are as they were.
+	Nodes         []*NodeGates `protobuf:"bytes,2,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GatesResponse) Reset() {
+	*x = GatesResponse{}
+	mi := &file_operator_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GatesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GatesResponse) ProtoMessage() {}
+
+func (x *GatesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_operator_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GatesResponse.ProtoReflect.Descriptor instead.
+func (*GatesResponse) Descriptor() ([]byte, []int) {
+	return file_operator_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *GatesResponse) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+func (x *GatesResponse) GetNodes() []*NodeGates {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+// NodeGates is what a node's agent said last of its pods' gates.
+type NodeGates struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	ReportedNs    int64                  `protobuf:"varint,2,opt,name=reported_ns,json=reportedNs,proto3" json:"reported_ns,omitempty"`
+	Gated         *GatedPods             `protobuf:"bytes,3,opt,name=gated,proto3" json:"gated,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeGates) Reset() {
+	*x = NodeGates{}
+	mi := &file_operator_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeGates) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeGates) ProtoMessage() {}
+
+func (x *NodeGates) ProtoReflect() protoreflect.Message {
+	mi := &file_operator_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeGates.ProtoReflect.Descriptor instead.
+func (*NodeGates) Descriptor() ([]byte, []int) {
+	return file_operator_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *NodeGates) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *NodeGates) GetReportedNs() int64 {
+	if x != nil {
+		return x.ReportedNs
+	}
+	return 0
+}
+
+func (x *NodeGates) GetGated() *GatedPods {
+	if x != nil {
+		return x.Gated
+	}
+	return nil
 }
 
 type CertificatesRequest struct {
@@ -89,7 +250,7 @@ type CertificatesRequest struct {
 
 func (x *CertificatesRequest) Reset() {
 	*x = CertificatesRequest{}
-	mi := &file_operator_proto_msgTypes[0]
+	mi := &file_operator_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -101,7 +262,7 @@ func (x *CertificatesRequest) String() string {
 func (*CertificatesRequest) ProtoMessage() {}
 
 func (x *CertificatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[0]
+	mi := &file_operator_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -114,7 +275,7 @@ func (x *CertificatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CertificatesRequest.ProtoReflect.Descriptor instead.
 func (*CertificatesRequest) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{0}
+	return file_operator_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *CertificatesRequest) GetOwn() bool {
@@ -152,7 +313,7 @@ type CertificatesResponse struct {
 
 func (x *CertificatesResponse) Reset() {
 	*x = CertificatesResponse{}
-	mi := &file_operator_proto_msgTypes[1]
+	mi := &file_operator_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -164,7 +325,7 @@ func (x *CertificatesResponse) String() string {
 func (*CertificatesResponse) ProtoMessage() {}
 
 func (x *CertificatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[1]
+	mi := &file_operator_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -177,7 +338,7 @@ func (x *CertificatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CertificatesResponse.ProtoReflect.Descriptor instead.
 func (*CertificatesResponse) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{1}
+	return file_operator_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *CertificatesResponse) GetTrustDomain() string {
@@ -276,7 +437,7 @@ type JWTKey struct {
 
 func (x *JWTKey) Reset() {
 	*x = JWTKey{}
-	mi := &file_operator_proto_msgTypes[2]
+	mi := &file_operator_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -288,7 +449,7 @@ func (x *JWTKey) String() string {
 func (*JWTKey) ProtoMessage() {}
 
 func (x *JWTKey) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[2]
+	mi := &file_operator_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -301,7 +462,7 @@ func (x *JWTKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JWTKey.ProtoReflect.Descriptor instead.
 func (*JWTKey) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{2}
+	return file_operator_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *JWTKey) GetId() string {
@@ -362,7 +523,7 @@ type FederatedBundle struct {
 
 func (x *FederatedBundle) Reset() {
 	*x = FederatedBundle{}
-	mi := &file_operator_proto_msgTypes[3]
+	mi := &file_operator_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -374,7 +535,7 @@ func (x *FederatedBundle) String() string {
 func (*FederatedBundle) ProtoMessage() {}
 
 func (x *FederatedBundle) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[3]
+	mi := &file_operator_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -387,7 +548,7 @@ func (x *FederatedBundle) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FederatedBundle.ProtoReflect.Descriptor instead.
 func (*FederatedBundle) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{3}
+	return file_operator_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *FederatedBundle) GetTrustDomain() string {
@@ -475,7 +636,7 @@ type AuthorityCertificate struct {
 
 func (x *AuthorityCertificate) Reset() {
 	*x = AuthorityCertificate{}
-	mi := &file_operator_proto_msgTypes[4]
+	mi := &file_operator_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -487,7 +648,7 @@ func (x *AuthorityCertificate) String() string {
 func (*AuthorityCertificate) ProtoMessage() {}
 
 func (x *AuthorityCertificate) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[4]
+	mi := &file_operator_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -500,7 +661,7 @@ func (x *AuthorityCertificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorityCertificate.ProtoReflect.Descriptor instead.
 func (*AuthorityCertificate) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{4}
+	return file_operator_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *AuthorityCertificate) GetSha256() []byte {
@@ -580,7 +741,7 @@ type NodeCertificates struct {
 
 func (x *NodeCertificates) Reset() {
 	*x = NodeCertificates{}
-	mi := &file_operator_proto_msgTypes[5]
+	mi := &file_operator_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -592,7 +753,7 @@ func (x *NodeCertificates) String() string {
 func (*NodeCertificates) ProtoMessage() {}
 
 func (x *NodeCertificates) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[5]
+	mi := &file_operator_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -605,7 +766,7 @@ func (x *NodeCertificates) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeCertificates.ProtoReflect.Descriptor instead.
 func (*NodeCertificates) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{5}
+	return file_operator_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *NodeCertificates) GetNode() string {
@@ -664,7 +825,7 @@ type RotationState struct {
 
 func (x *RotationState) Reset() {
 	*x = RotationState{}
-	mi := &file_operator_proto_msgTypes[6]
+	mi := &file_operator_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -676,7 +837,7 @@ func (x *RotationState) String() string {
 func (*RotationState) ProtoMessage() {}
 
 func (x *RotationState) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[6]
+	mi := &file_operator_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -689,7 +850,7 @@ func (x *RotationState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotationState.ProtoReflect.Descriptor instead.
 func (*RotationState) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{6}
+	return file_operator_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RotationState) GetKind() string {
@@ -784,7 +945,7 @@ type RotationWait struct {
 
 func (x *RotationWait) Reset() {
 	*x = RotationWait{}
-	mi := &file_operator_proto_msgTypes[7]
+	mi := &file_operator_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -796,7 +957,7 @@ func (x *RotationWait) String() string {
 func (*RotationWait) ProtoMessage() {}
 
 func (x *RotationWait) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[7]
+	mi := &file_operator_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -809,7 +970,7 @@ func (x *RotationWait) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotationWait.ProtoReflect.Descriptor instead.
 func (*RotationWait) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{7}
+	return file_operator_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RotationWait) GetPart() string {
@@ -853,7 +1014,7 @@ type RotateCertificatesRequest struct {
 
 func (x *RotateCertificatesRequest) Reset() {
 	*x = RotateCertificatesRequest{}
-	mi := &file_operator_proto_msgTypes[8]
+	mi := &file_operator_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -865,7 +1026,7 @@ func (x *RotateCertificatesRequest) String() string {
 func (*RotateCertificatesRequest) ProtoMessage() {}
 
 func (x *RotateCertificatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[8]
+	mi := &file_operator_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -878,7 +1039,7 @@ func (x *RotateCertificatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateCertificatesRequest.ProtoReflect.Descriptor instead.
 func (*RotateCertificatesRequest) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{8}
+	return file_operator_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RotateCertificatesRequest) GetAction() RotateCertificatesRequest_Action {
@@ -911,7 +1072,7 @@ type RotateCertificatesResponse struct {
 
 func (x *RotateCertificatesResponse) Reset() {
 	*x = RotateCertificatesResponse{}
-	mi := &file_operator_proto_msgTypes[9]
+	mi := &file_operator_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -923,7 +1084,7 @@ func (x *RotateCertificatesResponse) String() string {
 func (*RotateCertificatesResponse) ProtoMessage() {}
 
 func (x *RotateCertificatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[9]
+	mi := &file_operator_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -936,7 +1097,7 @@ func (x *RotateCertificatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RotateCertificatesResponse.ProtoReflect.Descriptor instead.
 func (*RotateCertificatesResponse) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{9}
+	return file_operator_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RotateCertificatesResponse) GetRotation() *RotationState {
@@ -956,7 +1117,7 @@ type OperatorStateRequest struct {
 
 func (x *OperatorStateRequest) Reset() {
 	*x = OperatorStateRequest{}
-	mi := &file_operator_proto_msgTypes[10]
+	mi := &file_operator_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -968,7 +1129,7 @@ func (x *OperatorStateRequest) String() string {
 func (*OperatorStateRequest) ProtoMessage() {}
 
 func (x *OperatorStateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[10]
+	mi := &file_operator_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -981,7 +1142,7 @@ func (x *OperatorStateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperatorStateRequest.ProtoReflect.Descriptor instead.
 func (*OperatorStateRequest) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{10}
+	return file_operator_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *OperatorStateRequest) GetPolicies() bool {
@@ -1015,14 +1176,17 @@ type OperatorState struct {
 	Pods []*NodePods `protobuf:"bytes,11,rep,name=pods,proto3" json:"pods,omitempty"`
 	// The pods of waypoints that are connected to this replica, named NAMESPACE/NAME/POD
 	// by their waypoint. Sorted by name.
-	Waypoints     []*OperatorNode `protobuf:"bytes,12,rep,name=waypoints,proto3" json:"waypoints,omitempty"`
+	Waypoints []*OperatorNode `protobuf:"bytes,12,rep,name=waypoints,proto3" json:"waypoints,omitempty"`
+	// The other trust domains with workloads that those of this mesh may connect to. Sorted by
+	// name.
+	Federated     []*FederatedWorkloads `protobuf:"bytes,13,rep,name=federated,proto3" json:"federated,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *OperatorState) Reset() {
 	*x = OperatorState{}
-	mi := &file_operator_proto_msgTypes[11]
+	mi := &file_operator_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1034,7 +1198,7 @@ func (x *OperatorState) String() string {
 func (*OperatorState) ProtoMessage() {}
 
 func (x *OperatorState) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[11]
+	mi := &file_operator_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1047,7 +1211,7 @@ func (x *OperatorState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperatorState.ProtoReflect.Descriptor instead.
 func (*OperatorState) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{11}
+	return file_operator_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *OperatorState) GetVersion() string {
@@ -1134,6 +1298,92 @@ func (x *OperatorState) GetWaypoints() []*OperatorNode {
 	return nil
 }
 
+func (x *OperatorState) GetFederated() []*FederatedWorkloads {
+	if x != nil {
+		return x.Federated
+	}
+	return nil
+}
+
+// FederatedWorkloads are those of another trust domain that may be connected to.
+type FederatedWorkloads struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	TrustDomain string                 `protobuf:"bytes,1,opt,name=trust_domain,json=trustDomain,proto3" json:"trust_domain,omitempty"`
+	Workloads   uint32                 `protobuf:"varint,2,opt,name=workloads,proto3" json:"workloads,omitempty"`
+	Addresses   uint32                 `protobuf:"varint,3,opt,name=addresses,proto3" json:"addresses,omitempty"`
+	// When the last root that verifies them expires; 0 while this replica has none.
+	RootsNotAfterNs int64 `protobuf:"varint,4,opt,name=roots_not_after_ns,json=rootsNotAfterNs,proto3" json:"roots_not_after_ns,omitempty"`
+	// Why the bundle was not refreshed the last time; empty when it was.
+	Error         string `protobuf:"bytes,5,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FederatedWorkloads) Reset() {
+	*x = FederatedWorkloads{}
+	mi := &file_operator_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FederatedWorkloads) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FederatedWorkloads) ProtoMessage() {}
+
+func (x *FederatedWorkloads) ProtoReflect() protoreflect.Message {
+	mi := &file_operator_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FederatedWorkloads.ProtoReflect.Descriptor instead.
+func (*FederatedWorkloads) Descriptor() ([]byte, []int) {
+	return file_operator_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *FederatedWorkloads) GetTrustDomain() string {
+	if x != nil {
+		return x.TrustDomain
+	}
+	return ""
+}
+
+func (x *FederatedWorkloads) GetWorkloads() uint32 {
+	if x != nil {
+		return x.Workloads
+	}
+	return 0
+}
+
+func (x *FederatedWorkloads) GetAddresses() uint32 {
+	if x != nil {
+		return x.Addresses
+	}
+	return 0
+}
+
+func (x *FederatedWorkloads) GetRootsNotAfterNs() int64 {
+	if x != nil {
+		return x.RootsNotAfterNs
+	}
+	return 0
+}
+
+func (x *FederatedWorkloads) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
 // NodePods is what a node's agent said last of its pods.
 type NodePods struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1147,7 +1397,7 @@ type NodePods struct {
 
 func (x *NodePods) Reset() {
 	*x = NodePods{}
-	mi := &file_operator_proto_msgTypes[12]
+	mi := &file_operator_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1159,7 +1409,7 @@ func (x *NodePods) String() string {
 func (*NodePods) ProtoMessage() {}
 
 func (x *NodePods) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[12]
+	mi := &file_operator_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1172,7 +1422,7 @@ func (x *NodePods) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodePods.ProtoReflect.Descriptor instead.
 func (*NodePods) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{12}
+	return file_operator_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *NodePods) GetNode() string {
@@ -1210,7 +1460,7 @@ type OperatorAPIServer struct {
 
 func (x *OperatorAPIServer) Reset() {
 	*x = OperatorAPIServer{}
-	mi := &file_operator_proto_msgTypes[13]
+	mi := &file_operator_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1222,7 +1472,7 @@ func (x *OperatorAPIServer) String() string {
 func (*OperatorAPIServer) ProtoMessage() {}
 
 func (x *OperatorAPIServer) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[13]
+	mi := &file_operator_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1235,7 +1485,7 @@ func (x *OperatorAPIServer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperatorAPIServer.ProtoReflect.Descriptor instead.
 func (*OperatorAPIServer) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{13}
+	return file_operator_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *OperatorAPIServer) GetSilentSinceNs() int64 {
@@ -1284,7 +1534,7 @@ type OperatorPolicy struct {
 
 func (x *OperatorPolicy) Reset() {
 	*x = OperatorPolicy{}
-	mi := &file_operator_proto_msgTypes[14]
+	mi := &file_operator_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1296,7 +1546,7 @@ func (x *OperatorPolicy) String() string {
 func (*OperatorPolicy) ProtoMessage() {}
 
 func (x *OperatorPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[14]
+	mi := &file_operator_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1309,7 +1559,7 @@ func (x *OperatorPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperatorPolicy.ProtoReflect.Descriptor instead.
 func (*OperatorPolicy) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{14}
+	return file_operator_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *OperatorPolicy) GetKind() string {
@@ -1396,7 +1646,7 @@ type OperatorConfiguration struct {
 
 func (x *OperatorConfiguration) Reset() {
 	*x = OperatorConfiguration{}
-	mi := &file_operator_proto_msgTypes[15]
+	mi := &file_operator_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1408,7 +1658,7 @@ func (x *OperatorConfiguration) String() string {
 func (*OperatorConfiguration) ProtoMessage() {}
 
 func (x *OperatorConfiguration) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[15]
+	mi := &file_operator_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1421,7 +1671,7 @@ func (x *OperatorConfiguration) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperatorConfiguration.ProtoReflect.Descriptor instead.
 func (*OperatorConfiguration) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{15}
+	return file_operator_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *OperatorConfiguration) GetFolder() string {
@@ -1526,7 +1776,7 @@ type OperatorAuthority struct {
 
 func (x *OperatorAuthority) Reset() {
 	*x = OperatorAuthority{}
-	mi := &file_operator_proto_msgTypes[16]
+	mi := &file_operator_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1538,7 +1788,7 @@ func (x *OperatorAuthority) String() string {
 func (*OperatorAuthority) ProtoMessage() {}
 
 func (x *OperatorAuthority) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[16]
+	mi := &file_operator_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1551,7 +1801,7 @@ func (x *OperatorAuthority) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperatorAuthority.ProtoReflect.Descriptor instead.
 func (*OperatorAuthority) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{16}
+	return file_operator_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *OperatorAuthority) GetTrustDomain() string {
@@ -1618,7 +1868,7 @@ type OperatorNode struct {
 
 func (x *OperatorNode) Reset() {
 	*x = OperatorNode{}
-	mi := &file_operator_proto_msgTypes[17]
+	mi := &file_operator_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1630,7 +1880,7 @@ func (x *OperatorNode) String() string {
 func (*OperatorNode) ProtoMessage() {}
 
 func (x *OperatorNode) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[17]
+	mi := &file_operator_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1643,7 +1893,7 @@ func (x *OperatorNode) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OperatorNode.ProtoReflect.Descriptor instead.
 func (*OperatorNode) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{17}
+	return file_operator_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *OperatorNode) GetName() string {
@@ -1713,7 +1963,7 @@ type CreateJoinTokenRequest struct {
 
 func (x *CreateJoinTokenRequest) Reset() {
 	*x = CreateJoinTokenRequest{}
-	mi := &file_operator_proto_msgTypes[18]
+	mi := &file_operator_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1725,7 +1975,7 @@ func (x *CreateJoinTokenRequest) String() string {
 func (*CreateJoinTokenRequest) ProtoMessage() {}
 
 func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[18]
+	mi := &file_operator_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1738,7 +1988,7 @@ func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenRequest) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{18}
+	return file_operator_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CreateJoinTokenRequest) GetNode() string {
@@ -1768,7 +2018,7 @@ type CreateJoinTokenResponse struct {
 
 func (x *CreateJoinTokenResponse) Reset() {
 	*x = CreateJoinTokenResponse{}
-	mi := &file_operator_proto_msgTypes[19]
+	mi := &file_operator_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1780,7 +2030,7 @@ func (x *CreateJoinTokenResponse) String() string {
 func (*CreateJoinTokenResponse) ProtoMessage() {}
 
 func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[19]
+	mi := &file_operator_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1793,7 +2043,7 @@ func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenResponse) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{19}
+	return file_operator_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CreateJoinTokenResponse) GetToken() string {
@@ -1825,7 +2075,7 @@ type ListJoinTokensRequest struct {
 
 func (x *ListJoinTokensRequest) Reset() {
 	*x = ListJoinTokensRequest{}
-	mi := &file_operator_proto_msgTypes[20]
+	mi := &file_operator_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1837,7 +2087,7 @@ func (x *ListJoinTokensRequest) String() string {
 func (*ListJoinTokensRequest) ProtoMessage() {}
 
 func (x *ListJoinTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[20]
+	mi := &file_operator_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1850,7 +2100,7 @@ func (x *ListJoinTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJoinTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListJoinTokensRequest) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{20}
+	return file_operator_proto_rawDescGZIP(), []int{24}
 }
 
 type ListJoinTokensResponse struct {
@@ -1862,7 +2112,7 @@ type ListJoinTokensResponse struct {
 
 func (x *ListJoinTokensResponse) Reset() {
 	*x = ListJoinTokensResponse{}
-	mi := &file_operator_proto_msgTypes[21]
+	mi := &file_operator_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1874,7 +2124,7 @@ func (x *ListJoinTokensResponse) String() string {
 func (*ListJoinTokensResponse) ProtoMessage() {}
 
 func (x *ListJoinTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[21]
+	mi := &file_operator_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1887,7 +2137,7 @@ func (x *ListJoinTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJoinTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListJoinTokensResponse) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{21}
+	return file_operator_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListJoinTokensResponse) GetTokens() []*JoinToken {
@@ -1914,7 +2164,7 @@ type JoinToken struct {
 
 func (x *JoinToken) Reset() {
 	*x = JoinToken{}
-	mi := &file_operator_proto_msgTypes[22]
+	mi := &file_operator_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1926,7 +2176,7 @@ func (x *JoinToken) String() string {
 func (*JoinToken) ProtoMessage() {}
 
 func (x *JoinToken) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[22]
+	mi := &file_operator_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1939,7 +2189,7 @@ func (x *JoinToken) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinToken.ProtoReflect.Descriptor instead.
 func (*JoinToken) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{22}
+	return file_operator_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *JoinToken) GetId() string {
@@ -1993,7 +2243,7 @@ type RevokeJoinTokenRequest struct {
 
 func (x *RevokeJoinTokenRequest) Reset() {
 	*x = RevokeJoinTokenRequest{}
-	mi := &file_operator_proto_msgTypes[23]
+	mi := &file_operator_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2005,7 +2255,7 @@ func (x *RevokeJoinTokenRequest) String() string {
 func (*RevokeJoinTokenRequest) ProtoMessage() {}
 
 func (x *RevokeJoinTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[23]
+	mi := &file_operator_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2018,7 +2268,7 @@ func (x *RevokeJoinTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeJoinTokenRequest.ProtoReflect.Descriptor instead.
 func (*RevokeJoinTokenRequest) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{23}
+	return file_operator_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RevokeJoinTokenRequest) GetId() string {
@@ -2036,7 +2286,7 @@ type RevokeJoinTokenResponse struct {
 
 func (x *RevokeJoinTokenResponse) Reset() {
 	*x = RevokeJoinTokenResponse{}
-	mi := &file_operator_proto_msgTypes[24]
+	mi := &file_operator_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2048,7 +2298,7 @@ func (x *RevokeJoinTokenResponse) String() string {
 func (*RevokeJoinTokenResponse) ProtoMessage() {}
 
 func (x *RevokeJoinTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_operator_proto_msgTypes[24]
+	mi := &file_operator_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2061,14 +2311,24 @@ func (x *RevokeJoinTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeJoinTokenResponse.ProtoReflect.Descriptor instead.
 func (*RevokeJoinTokenResponse) Descriptor() ([]byte, []int) {
-	return file_operator_proto_rawDescGZIP(), []int{24}
+	return file_operator_proto_rawDescGZIP(), []int{28}
 }
 
 var File_operator_proto protoreflect.FileDescriptor
 
 const file_operator_proto_rawDesc = "" +
 	"\n" +
-	"\x0eoperator.proto\x12\x14heddle.mesh.v1alpha1\x1a\vtrust.proto\"'\n" +
+	"\x0eoperator.proto\x12\x14heddle.mesh.v1alpha1\x1a\vtrust.proto\"&\n" +
+	"\fGatesRequest\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\fR\x06digest\"^\n" +
+	"\rGatesResponse\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\fR\x06digest\x125\n" +
+	"\x05nodes\x18\x02 \x03(\v2\x1f.heddle.mesh.v1alpha1.NodeGatesR\x05nodes\"w\n" +
+	"\tNodeGates\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1f\n" +
+	"\vreported_ns\x18\x02 \x01(\x03R\n" +
+	"reportedNs\x125\n" +
+	"\x05gated\x18\x03 \x01(\v2\x1f.heddle.mesh.v1alpha1.GatedPodsR\x05gated\"'\n" +
 	"\x13CertificatesRequest\x12\x10\n" +
 	"\x03own\x18\x01 \x01(\bR\x03own\"\x92\x04\n" +
 	"\x14CertificatesResponse\x12!\n" +
@@ -2151,7 +2411,7 @@ const file_operator_proto_rawDesc = "" +
 	"\x1aRotateCertificatesResponse\x12?\n" +
 	"\brotation\x18\x01 \x01(\v2#.heddle.mesh.v1alpha1.RotationStateR\brotation\"2\n" +
 	"\x14OperatorStateRequest\x12\x1a\n" +
-	"\bpolicies\x18\x01 \x01(\bR\bpolicies\"\xfc\x04\n" +
+	"\bpolicies\x18\x01 \x01(\bR\bpolicies\"\xc4\x05\n" +
 	"\rOperatorState\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1d\n" +
 	"\n" +
@@ -2167,7 +2427,14 @@ const file_operator_proto_rawDesc = "" +
 	"\afips140\x18\n" +
 	" \x01(\tR\afips140\x122\n" +
 	"\x04pods\x18\v \x03(\v2\x1e.heddle.mesh.v1alpha1.NodePodsR\x04pods\x12@\n" +
-	"\twaypoints\x18\f \x03(\v2\".heddle.mesh.v1alpha1.OperatorNodeR\twaypoints\"U\n" +
+	"\twaypoints\x18\f \x03(\v2\".heddle.mesh.v1alpha1.OperatorNodeR\twaypoints\x12F\n" +
+	"\tfederated\x18\r \x03(\v2(.heddle.mesh.v1alpha1.FederatedWorkloadsR\tfederated\"\xb6\x01\n" +
+	"\x12FederatedWorkloads\x12!\n" +
+	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x1c\n" +
+	"\tworkloads\x18\x02 \x01(\rR\tworkloads\x12\x1c\n" +
+	"\taddresses\x18\x03 \x01(\rR\taddresses\x12+\n" +
+	"\x12roots_not_after_ns\x18\x04 \x01(\x03R\x0frootsNotAfterNs\x12\x14\n" +
+	"\x05error\x18\x05 \x01(\tR\x05error\"U\n" +
 	"\bNodePods\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
 	"\x05amiss\x18\x02 \x01(\rR\x05amiss\x12\x1f\n" +
@@ -2241,14 +2508,15 @@ const file_operator_proto_rawDesc = "" +
 	"\bended_ns\x18\x06 \x01(\x03R\aendedNs\"(\n" +
 	"\x16RevokeJoinTokenRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\x19\n" +
-	"\x17RevokeJoinTokenResponse2\x97\x05\n" +
+	"\x17RevokeJoinTokenResponse2\xe9\x05\n" +
 	"\rOperatorAdmin\x12Y\n" +
 	"\x06Status\x12*.heddle.mesh.v1alpha1.OperatorStateRequest\x1a#.heddle.mesh.v1alpha1.OperatorState\x12n\n" +
 	"\x0fCreateJoinToken\x12,.heddle.mesh.v1alpha1.CreateJoinTokenRequest\x1a-.heddle.mesh.v1alpha1.CreateJoinTokenResponse\x12k\n" +
 	"\x0eListJoinTokens\x12+.heddle.mesh.v1alpha1.ListJoinTokensRequest\x1a,.heddle.mesh.v1alpha1.ListJoinTokensResponse\x12n\n" +
 	"\x0fRevokeJoinToken\x12,.heddle.mesh.v1alpha1.RevokeJoinTokenRequest\x1a-.heddle.mesh.v1alpha1.RevokeJoinTokenResponse\x12e\n" +
 	"\fCertificates\x12).heddle.mesh.v1alpha1.CertificatesRequest\x1a*.heddle.mesh.v1alpha1.CertificatesResponse\x12w\n" +
-	"\x12RotateCertificates\x12/.heddle.mesh.v1alpha1.RotateCertificatesRequest\x1a0.heddle.mesh.v1alpha1.RotateCertificatesResponseB*Z(github.com/heddle-mesh/heddle/api/meshpbb\x06proto3"
+	"\x12RotateCertificates\x12/.heddle.mesh.v1alpha1.RotateCertificatesRequest\x1a0.heddle.mesh.v1alpha1.RotateCertificatesResponse\x12P\n" +
+	"\x05Gates\x12\".heddle.mesh.v1alpha1.GatesRequest\x1a#.heddle.mesh.v1alpha1.GatesResponseB*Z(github.com/heddle-mesh/heddle/api/meshpbb\x06proto3"
 
 var (
 	file_operator_proto_rawDescOnce sync.Once
@@ -2263,72 +2531,82 @@ func file_operator_proto_rawDescGZIP() []byte {
 }
 
 var file_operator_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
+var file_operator_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_operator_proto_goTypes = []any{
 	(RotateCertificatesRequest_Action)(0), // 0: heddle.mesh.v1alpha1.RotateCertificatesRequest.Action
-	(*CertificatesRequest)(nil),           // 1: heddle.mesh.v1alpha1.CertificatesRequest
-	(*CertificatesResponse)(nil),          // 2: heddle.mesh.v1alpha1.CertificatesResponse
-	(*JWTKey)(nil),                        // 3: heddle.mesh.v1alpha1.JWTKey
-	(*FederatedBundle)(nil),               // 4: heddle.mesh.v1alpha1.FederatedBundle
-	(*AuthorityCertificate)(nil),          // 5: heddle.mesh.v1alpha1.AuthorityCertificate
-	(*NodeCertificates)(nil),              // 6: heddle.mesh.v1alpha1.NodeCertificates
-	(*RotationState)(nil),                 // 7: heddle.mesh.v1alpha1.RotationState
-	(*RotationWait)(nil),                  // 8: heddle.mesh.v1alpha1.RotationWait
-	(*RotateCertificatesRequest)(nil),     // 9: heddle.mesh.v1alpha1.RotateCertificatesRequest
-	(*RotateCertificatesResponse)(nil),    // 10: heddle.mesh.v1alpha1.RotateCertificatesResponse
-	(*OperatorStateRequest)(nil),          // 11: heddle.mesh.v1alpha1.OperatorStateRequest
-	(*OperatorState)(nil),                 // 12: heddle.mesh.v1alpha1.OperatorState
-	(*NodePods)(nil),                      // 13: heddle.mesh.v1alpha1.NodePods
-	(*OperatorAPIServer)(nil),             // 14: heddle.mesh.v1alpha1.OperatorAPIServer
-	(*OperatorPolicy)(nil),                // 15: heddle.mesh.v1alpha1.OperatorPolicy
-	(*OperatorConfiguration)(nil),         // 16: heddle.mesh.v1alpha1.OperatorConfiguration
-	(*OperatorAuthority)(nil),             // 17: heddle.mesh.v1alpha1.OperatorAuthority
-	(*OperatorNode)(nil),                  // 18: heddle.mesh.v1alpha1.OperatorNode
-	(*CreateJoinTokenRequest)(nil),        // 19: heddle.mesh.v1alpha1.CreateJoinTokenRequest
-	(*CreateJoinTokenResponse)(nil),       // 20: heddle.mesh.v1alpha1.CreateJoinTokenResponse
-	(*ListJoinTokensRequest)(nil),         // 21: heddle.mesh.v1alpha1.ListJoinTokensRequest
-	(*ListJoinTokensResponse)(nil),        // 22: heddle.mesh.v1alpha1.ListJoinTokensResponse
-	(*JoinToken)(nil),                     // 23: heddle.mesh.v1alpha1.JoinToken
-	(*RevokeJoinTokenRequest)(nil),        // 24: heddle.mesh.v1alpha1.RevokeJoinTokenRequest
-	(*RevokeJoinTokenResponse)(nil),       // 25: heddle.mesh.v1alpha1.RevokeJoinTokenResponse
-	(*TrustReport)(nil),                   // 26: heddle.mesh.v1alpha1.TrustReport
+	(*GatesRequest)(nil),                  // 1: heddle.mesh.v1alpha1.GatesRequest
+	(*GatesResponse)(nil),                 // 2: heddle.mesh.v1alpha1.GatesResponse
+	(*NodeGates)(nil),                     // 3: heddle.mesh.v1alpha1.NodeGates
+	(*CertificatesRequest)(nil),           // 4: heddle.mesh.v1alpha1.CertificatesRequest
+	(*CertificatesResponse)(nil),          // 5: heddle.mesh.v1alpha1.CertificatesResponse
+	(*JWTKey)(nil),                        // 6: heddle.mesh.v1alpha1.JWTKey
+	(*FederatedBundle)(nil),               // 7: heddle.mesh.v1alpha1.FederatedBundle
+	(*AuthorityCertificate)(nil),          // 8: heddle.mesh.v1alpha1.AuthorityCertificate
+	(*NodeCertificates)(nil),              // 9: heddle.mesh.v1alpha1.NodeCertificates
+	(*RotationState)(nil),                 // 10: heddle.mesh.v1alpha1.RotationState
+	(*RotationWait)(nil),                  // 11: heddle.mesh.v1alpha1.RotationWait
+	(*RotateCertificatesRequest)(nil),     // 12: heddle.mesh.v1alpha1.RotateCertificatesRequest
+	(*RotateCertificatesResponse)(nil),    // 13: heddle.mesh.v1alpha1.RotateCertificatesResponse
+	(*OperatorStateRequest)(nil),          // 14: heddle.mesh.v1alpha1.OperatorStateRequest
+	(*OperatorState)(nil),                 // 15: heddle.mesh.v1alpha1.OperatorState
+	(*FederatedWorkloads)(nil),            // 16: heddle.mesh.v1alpha1.FederatedWorkloads
+	(*NodePods)(nil),                      // 17: heddle.mesh.v1alpha1.NodePods
+	(*OperatorAPIServer)(nil),             // 18: heddle.mesh.v1alpha1.OperatorAPIServer
+	(*OperatorPolicy)(nil),                // 19: heddle.mesh.v1alpha1.OperatorPolicy
+	(*OperatorConfiguration)(nil),         // 20: heddle.mesh.v1alpha1.OperatorConfiguration
+	(*OperatorAuthority)(nil),             // 21: heddle.mesh.v1alpha1.OperatorAuthority
+	(*OperatorNode)(nil),                  // 22: heddle.mesh.v1alpha1.OperatorNode
+	(*CreateJoinTokenRequest)(nil),        // 23: heddle.mesh.v1alpha1.CreateJoinTokenRequest
+	(*CreateJoinTokenResponse)(nil),       // 24: heddle.mesh.v1alpha1.CreateJoinTokenResponse
+	(*ListJoinTokensRequest)(nil),         // 25: heddle.mesh.v1alpha1.ListJoinTokensRequest
+	(*ListJoinTokensResponse)(nil),        // 26: heddle.mesh.v1alpha1.ListJoinTokensResponse
+	(*JoinToken)(nil),                     // 27: heddle.mesh.v1alpha1.JoinToken
+	(*RevokeJoinTokenRequest)(nil),        // 28: heddle.mesh.v1alpha1.RevokeJoinTokenRequest
+	(*RevokeJoinTokenResponse)(nil),       // 29: heddle.mesh.v1alpha1.RevokeJoinTokenResponse
+	(*GatedPods)(nil),                     // 30: heddle.mesh.v1alpha1.GatedPods
+	(*TrustReport)(nil),                   // 31: heddle.mesh.v1alpha1.TrustReport
 }
 var file_operator_proto_depIdxs = []int32{
-	5,  // 0: heddle.mesh.v1alpha1.CertificatesResponse.authority:type_name -> heddle.mesh.v1alpha1.AuthorityCertificate
-	6,  // 1: heddle.mesh.v1alpha1.CertificatesResponse.nodes:type_name -> heddle.mesh.v1alpha1.NodeCertificates
-	7,  // 2: heddle.mesh.v1alpha1.CertificatesResponse.rotation:type_name -> heddle.mesh.v1alpha1.RotationState
-	4,  // 3: heddle.mesh.v1alpha1.CertificatesResponse.federation:type_name -> heddle.mesh.v1alpha1.FederatedBundle
-	3,  // 4: heddle.mesh.v1alpha1.CertificatesResponse.jwt_keys:type_name -> heddle.mesh.v1alpha1.JWTKey
-	5,  // 5: heddle.mesh.v1alpha1.FederatedBundle.roots:type_name -> heddle.mesh.v1alpha1.AuthorityCertificate
-	26, // 6: heddle.mesh.v1alpha1.NodeCertificates.report:type_name -> heddle.mesh.v1alpha1.TrustReport
-	8,  // 7: heddle.mesh.v1alpha1.RotationState.waiting:type_name -> heddle.mesh.v1alpha1.RotationWait
-	0,  // 8: heddle.mesh.v1alpha1.RotateCertificatesRequest.action:type_name -> heddle.mesh.v1alpha1.RotateCertificatesRequest.Action
-	7,  // 9: heddle.mesh.v1alpha1.RotateCertificatesResponse.rotation:type_name -> heddle.mesh.v1alpha1.RotationState
-	16, // 10: heddle.mesh.v1alpha1.OperatorState.configuration:type_name -> heddle.mesh.v1alpha1.OperatorConfiguration
-	17, // 11: heddle.mesh.v1alpha1.OperatorState.authority:type_name -> heddle.mesh.v1alpha1.OperatorAuthority
-	18, // 12: heddle.mesh.v1alpha1.OperatorState.nodes:type_name -> heddle.mesh.v1alpha1.OperatorNode
-	15, // 13: heddle.mesh.v1alpha1.OperatorState.policies:type_name -> heddle.mesh.v1alpha1.OperatorPolicy
-	14, // 14: heddle.mesh.v1alpha1.OperatorState.api_server:type_name -> heddle.mesh.v1alpha1.OperatorAPIServer
-	13, // 15: heddle.mesh.v1alpha1.OperatorState.pods:type_name -> heddle.mesh.v1alpha1.NodePods
-	18, // 16: heddle.mesh.v1alpha1.OperatorState.waypoints:type_name -> heddle.mesh.v1alpha1.OperatorNode
-	23, // 17: heddle.mesh.v1alpha1.ListJoinTokensResponse.tokens:type_name -> heddle.mesh.v1alpha1.JoinToken
-	11, // 18: heddle.mesh.v1alpha1.OperatorAdmin.Status:input_type -> heddle.mesh.v1alpha1.OperatorStateRequest
-	19, // 19: heddle.mesh.v1alpha1.OperatorAdmin.CreateJoinToken:input_type -> heddle.mesh.v1alpha1.CreateJoinTokenRequest
-	21, // 20: heddle.mesh.v1alpha1.OperatorAdmin.ListJoinTokens:input_type -> heddle.mesh.v1alpha1.ListJoinTokensRequest
-	24, // 21: heddle.mesh.v1alpha1.OperatorAdmin.RevokeJoinToken:input_type -> heddle.mesh.v1alpha1.RevokeJoinTokenRequest
-	1,  // 22: heddle.mesh.v1alpha1.OperatorAdmin.Certificates:input_type -> heddle.mesh.v1alpha1.CertificatesRequest
-	9,  // 23: heddle.mesh.v1alpha1.OperatorAdmin.RotateCertificates:input_type -> heddle.mesh.v1alpha1.RotateCertificatesRequest
-	12, // 24: heddle.mesh.v1alpha1.OperatorAdmin.Status:output_type -> heddle.mesh.v1alpha1.OperatorState
-	20, // 25: heddle.mesh.v1alpha1.OperatorAdmin.CreateJoinToken:output_type -> heddle.mesh.v1alpha1.CreateJoinTokenResponse
-	22, // 26: heddle.mesh.v1alpha1.OperatorAdmin.ListJoinTokens:output_type -> heddle.mesh.v1alpha1.ListJoinTokensResponse
-	25, // 27: heddle.mesh.v1alpha1.OperatorAdmin.RevokeJoinToken:output_type -> heddle.mesh.v1alpha1.RevokeJoinTokenResponse
-	2,  // 28: heddle.mesh.v1alpha1.OperatorAdmin.Certificates:output_type -> heddle.mesh.v1alpha1.CertificatesResponse
-	10, // 29: heddle.mesh.v1alpha1.OperatorAdmin.RotateCertificates:output_type -> heddle.mesh.v1alpha1.RotateCertificatesResponse
-	24, // [24:30] is the sub-list for method output_type
-	18, // [18:24] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	3,  // 0: heddle.mesh.v1alpha1.GatesResponse.nodes:type_name -> heddle.mesh.v1alpha1.NodeGates
+	30, // 1: heddle.mesh.v1alpha1.NodeGates.gated:type_name -> heddle.mesh.v1alpha1.GatedPods
+	8,  // 2: heddle.mesh.v1alpha1.CertificatesResponse.authority:type_name -> heddle.mesh.v1alpha1.AuthorityCertificate
+	9,  // 3: heddle.mesh.v1alpha1.CertificatesResponse.nodes:type_name -> heddle.mesh.v1alpha1.NodeCertificates
+	10, // 4: heddle.mesh.v1alpha1.CertificatesResponse.rotation:type_name -> heddle.mesh.v1alpha1.RotationState
+	7,  // 5: heddle.mesh.v1alpha1.CertificatesResponse.federation:type_name -> heddle.mesh.v1alpha1.FederatedBundle
+	6,  // 6: heddle.mesh.v1alpha1.CertificatesResponse.jwt_keys:type_name -> heddle.mesh.v1alpha1.JWTKey
+	8,  // 7: heddle.mesh.v1alpha1.FederatedBundle.roots:type_name -> heddle.mesh.v1alpha1.AuthorityCertificate
+	31, // 8: heddle.mesh.v1alpha1.NodeCertificates.report:type_name -> heddle.mesh.v1alpha1.TrustReport
+	11, // 9: heddle.mesh.v1alpha1.RotationState.waiting:type_name -> heddle.mesh.v1alpha1.RotationWait
+	0,  // 10: heddle.mesh.v1alpha1.RotateCertificatesRequest.action:type_name -> heddle.mesh.v1alpha1.RotateCertificatesRequest.Action
+	10, // 11: heddle.mesh.v1alpha1.RotateCertificatesResponse.rotation:type_name -> heddle.mesh.v1alpha1.RotationState
+	20, // 12: heddle.mesh.v1alpha1.OperatorState.configuration:type_name -> heddle.mesh.v1alpha1.OperatorConfiguration
+	21, // 13: heddle.mesh.v1alpha1.OperatorState.authority:type_name -> heddle.mesh.v1alpha1.OperatorAuthority
+	22, // 14: heddle.mesh.v1alpha1.OperatorState.nodes:type_name -> heddle.mesh.v1alpha1.OperatorNode
+	19, // 15: heddle.mesh.v1alpha1.OperatorState.policies:type_name -> heddle.mesh.v1alpha1.OperatorPolicy
+	18, // 16: heddle.mesh.v1alpha1.OperatorState.api_server:type_name -> heddle.mesh.v1alpha1.OperatorAPIServer
+	17, // 17: heddle.mesh.v1alpha1.OperatorState.pods:type_name -> heddle.mesh.v1alpha1.NodePods
+	22, // 18: heddle.mesh.v1alpha1.OperatorState.waypoints:type_name -> heddle.mesh.v1alpha1.OperatorNode
+	16, // 19: heddle.mesh.v1alpha1.OperatorState.federated:type_name -> heddle.mesh.v1alpha1.FederatedWorkloads
+	27, // 20: heddle.mesh.v1alpha1.ListJoinTokensResponse.tokens:type_name -> heddle.mesh.v1alpha1.JoinToken
+	14, // 21: heddle.mesh.v1alpha1.OperatorAdmin.Status:input_type -> heddle.mesh.v1alpha1.OperatorStateRequest
+	23, // 22: heddle.mesh.v1alpha1.OperatorAdmin.CreateJoinToken:input_type -> heddle.mesh.v1alpha1.CreateJoinTokenRequest
+	25, // 23: heddle.mesh.v1alpha1.OperatorAdmin.ListJoinTokens:input_type -> heddle.mesh.v1alpha1.ListJoinTokensRequest
+	28, // 24: heddle.mesh.v1alpha1.OperatorAdmin.RevokeJoinToken:input_type -> heddle.mesh.v1alpha1.RevokeJoinTokenRequest
+	4,  // 25: heddle.mesh.v1alpha1.OperatorAdmin.Certificates:input_type -> heddle.mesh.v1alpha1.CertificatesRequest
+	12, // 26: heddle.mesh.v1alpha1.OperatorAdmin.RotateCertificates:input_type -> heddle.mesh.v1alpha1.RotateCertificatesRequest
+	1,  // 27: heddle.mesh.v1alpha1.OperatorAdmin.Gates:input_type -> heddle.mesh.v1alpha1.GatesRequest
+	15, // 28: heddle.mesh.v1alpha1.OperatorAdmin.Status:output_type -> heddle.mesh.v1alpha1.OperatorState
+	24, // 29: heddle.mesh.v1alpha1.OperatorAdmin.CreateJoinToken:output_type -> heddle.mesh.v1alpha1.CreateJoinTokenResponse
+	26, // 30: heddle.mesh.v1alpha1.OperatorAdmin.ListJoinTokens:output_type -> heddle.mesh.v1alpha1.ListJoinTokensResponse
+	29, // 31: heddle.mesh.v1alpha1.OperatorAdmin.RevokeJoinToken:output_type -> heddle.mesh.v1alpha1.RevokeJoinTokenResponse
+	5,  // 32: heddle.mesh.v1alpha1.OperatorAdmin.Certificates:output_type -> heddle.mesh.v1alpha1.CertificatesResponse
+	13, // 33: heddle.mesh.v1alpha1.OperatorAdmin.RotateCertificates:output_type -> heddle.mesh.v1alpha1.RotateCertificatesResponse
+	2,  // 34: heddle.mesh.v1alpha1.OperatorAdmin.Gates:output_type -> heddle.mesh.v1alpha1.GatesResponse
+	28, // [28:35] is the sub-list for method output_type
+	21, // [21:28] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_operator_proto_init() }
@@ -2343,7 +2621,7 @@ func file_operator_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_operator_proto_rawDesc), len(file_operator_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   25,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -30,6 +30,7 @@ const (
 	OperatorAdmin_RevokeJoinToken_FullMethodName    = "/heddle.mesh.v1alpha1.OperatorAdmin/RevokeJoinToken"
 	OperatorAdmin_Certificates_FullMethodName       = "/heddle.mesh.v1alpha1.OperatorAdmin/Certificates"
 	OperatorAdmin_RotateCertificates_FullMethodName = "/heddle.mesh.v1alpha1.OperatorAdmin/RotateCertificates"
+	OperatorAdmin_Gates_FullMethodName              = "/heddle.mesh.v1alpha1.OperatorAdmin/Gates"
 )
 
 // OperatorAdminClient is the client API for OperatorAdmin service.
@@ -53,6 +54,9 @@ type OperatorAdminClient interface {
 	//
 	// FAILED_PRECONDITION: the message says why not, and the remedy.
 	RotateCertificates(ctx context.Context, in *RotateCertificatesRequest, opts ...grpc.CallOption) (*RotateCertificatesResponse, error)
+	// Gates says what agents have reported to this replica of the pods that are behind
+	// their gates: other replicas ask.
+	Gates(ctx context.Context, in *GatesRequest, opts ...grpc.CallOption) (*GatesResponse, error)
 }
 
 type operatorAdminClient struct {
@@ -123,6 +127,16 @@ func (c *operatorAdminClient) RotateCertificates(ctx context.Context, in *Rotate
 	return out, nil
 }
 
+func (c *operatorAdminClient) Gates(ctx context.Context, in *GatesRequest, opts ...grpc.CallOption) (*GatesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GatesResponse)
+	err := c.cc.Invoke(ctx, OperatorAdmin_Gates_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // OperatorAdminServer is the server API for OperatorAdmin service.
 // All implementations must embed UnimplementedOperatorAdminServer
 // for forward compatibility.
@@ -144,6 +158,9 @@ type OperatorAdminServer interface {
 	//
 	// FAILED_PRECONDITION: the message says why not, and the remedy.
 	RotateCertificates(context.Context, *RotateCertificatesRequest) (*RotateCertificatesResponse, error)
+	// Gates says what agents have reported to this replica of the pods that are behind
+	// their gates: other replicas ask.
+	Gates(context.Context, *GatesRequest) (*GatesResponse, error)
 	mustEmbedUnimplementedOperatorAdminServer()
 }
 
@@ -171,6 +188,9 @@ func (UnimplementedOperatorAdminServer) Certificates(context.Context, *Certifica
 }
 func (UnimplementedOperatorAdminServer) RotateCertificates(context.Context, *RotateCertificatesRequest) (*RotateCertificatesResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RotateCertificates not implemented")
+}
+func (UnimplementedOperatorAdminServer) Gates(context.Context, *GatesRequest) (*GatesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Gates not implemented")
 }
 func (UnimplementedOperatorAdminServer) mustEmbedUnimplementedOperatorAdminServer() {}
 func (UnimplementedOperatorAdminServer) testEmbeddedByValue()                       {}
@@ -301,6 +321,24 @@ func _OperatorAdmin_RotateCertificates_Handler(srv interface{}, ctx context.Cont
 	return interceptor(ctx, in, info, handler)
 }
 
+func _OperatorAdmin_Gates_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GatesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(OperatorAdminServer).Gates(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: OperatorAdmin_Gates_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(OperatorAdminServer).Gates(ctx, req.(*GatesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // OperatorAdmin_ServiceDesc is the grpc.ServiceDesc for OperatorAdmin service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -331,6 +369,10 @@ var OperatorAdmin_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RotateCertificates",
 			Handler:    _OperatorAdmin_RotateCertificates_Handler,
+		},
+		{
+			MethodName: "Gates",
+			Handler:    _OperatorAdmin_Gates_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -39,7 +39,10 @@ type TrustUpdate struct {
 	Federation *Federation `protobuf:"bytes,4,opt,name=federation,proto3" json:"federation,omitempty"`
 	// What verifies the trust domain's own JWT-SVIDs; unset of an operator that does not
 	// know of them: what was said before holds.
-	Jwt           *JWTKeys `protobuf:"bytes,5,opt,name=jwt,proto3" json:"jwt,omitempty"`
+	Jwt *JWTKeys `protobuf:"bytes,5,opt,name=jwt,proto3" json:"jwt,omitempty"`
+	// The agent is to say which pods are behind their gates. Of an operator that does not
+	// ask, it says nothing of that.
+	TellGated     bool `protobuf:"varint,6,opt,name=tell_gated,json=tellGated,proto3" json:"tell_gated,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -107,6 +110,13 @@ func (x *TrustUpdate) GetJwt() *JWTKeys {
 		return x.Jwt
 	}
 	return nil
+}
+
+func (x *TrustUpdate) GetTellGated() bool {
+	if x != nil {
+		return x.TellGated
+	}
+	return false
 }
 
 // JWTKeys is what verifies JWT-SVIDs of the mesh's own trust domain.
@@ -280,7 +290,10 @@ type TrustReport struct {
 	// acknowledged says: they could not be enrolled or changed, or what the kernel
 	// holds of them was not what the agent had written a moment ago. An agent that
 	// does not know of it says 0.
-	PodsAmiss     uint32 `protobuf:"varint,4,opt,name=pods_amiss,json=podsAmiss,proto3" json:"pods_amiss,omitempty"`
+	PodsAmiss uint32 `protobuf:"varint,4,opt,name=pods_amiss,json=podsAmiss,proto3" json:"pods_amiss,omitempty"`
+	// The pods that are behind their gates; unset of an agent that is not asked, or does
+	// not know of it: nothing is known of its pods then.
+	Gated         *GatedPods `protobuf:"bytes,5,opt,name=gated,proto3" json:"gated,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -343,6 +356,171 @@ func (x *TrustReport) GetPodsAmiss() uint32 {
 	return 0
 }
 
+func (x *TrustReport) GetGated() *GatedPods {
+	if x != nil {
+		return x.Gated
+	}
+	return nil
+}
+
+// GatedPods are the pods of a node that are behind their gates: what leaves them has
+// their own addresses, whether the agent runs or not.
+type GatedPods struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Sorted by namespace, then name; 4,096 at most.
+	Pods []*GatedPod `protobuf:"bytes,1,rep,name=pods,proto3" json:"pods,omitempty"`
+	// There are no others. An agent that has begun says so once it has looked at each of
+	// its pods: before that, what was said before holds, too, of pods that are not among these.
+	Complete bool `protobuf:"varint,2,opt,name=complete,proto3" json:"complete,omitempty"`
+	// When the agent began, by its node's clock, in nanoseconds since 1970, and how many
+	// different things it has said since: of two that replicas have of a node, the one that
+	// was said later. 0 of both says nothing of that.
+	AgentBeganNs  int64  `protobuf:"varint,3,opt,name=agent_began_ns,json=agentBeganNs,proto3" json:"agent_began_ns,omitempty"`
+	Change        uint64 `protobuf:"varint,4,opt,name=change,proto3" json:"change,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GatedPods) Reset() {
+	*x = GatedPods{}
+	mi := &file_trust_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GatedPods) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GatedPods) ProtoMessage() {}
+
+func (x *GatedPods) ProtoReflect() protoreflect.Message {
+	mi := &file_trust_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GatedPods.ProtoReflect.Descriptor instead.
+func (*GatedPods) Descriptor() ([]byte, []int) {
+	return file_trust_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *GatedPods) GetPods() []*GatedPod {
+	if x != nil {
+		return x.Pods
+	}
+	return nil
+}
+
+func (x *GatedPods) GetComplete() bool {
+	if x != nil {
+		return x.Complete
+	}
+	return false
+}
+
+func (x *GatedPods) GetAgentBeganNs() int64 {
+	if x != nil {
+		return x.AgentBeganNs
+	}
+	return 0
+}
+
+func (x *GatedPods) GetChange() uint64 {
+	if x != nil {
+		return x.Change
+	}
+	return 0
+}
+
+// GatedPod is what a gate knows a pod by.
+type GatedPod struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name      string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Empty outside Kubernetes.
+	Uid string `protobuf:"bytes,3,opt,name=uid,proto3" json:"uid,omitempty"`
+	// Path of the network namespace.
+	NetworkNamespace string `protobuf:"bytes,4,opt,name=network_namespace,json=networkNamespace,proto3" json:"network_namespace,omitempty"`
+	// 4 or 16 bytes each, in network byte order, 16 at most: those that may leave the pod
+	// as its own. None of a pod that is not behind its gate, which an agent says before it is
+	// done, so that what was said of it before does not hold.
+	Addresses     [][]byte `protobuf:"bytes,5,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GatedPod) Reset() {
+	*x = GatedPod{}
+	mi := &file_trust_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GatedPod) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GatedPod) ProtoMessage() {}
+
+func (x *GatedPod) ProtoReflect() protoreflect.Message {
+	mi := &file_trust_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GatedPod.ProtoReflect.Descriptor instead.
+func (*GatedPod) Descriptor() ([]byte, []int) {
+	return file_trust_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *GatedPod) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *GatedPod) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *GatedPod) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
+func (x *GatedPod) GetNetworkNamespace() string {
+	if x != nil {
+		return x.NetworkNamespace
+	}
+	return ""
+}
+
+func (x *GatedPod) GetAddresses() [][]byte {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
 // HeldCertificate is an SVID without its key.
 type HeldCertificate struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
@@ -365,7 +543,7 @@ type HeldCertificate struct {
 
 func (x *HeldCertificate) Reset() {
 	*x = HeldCertificate{}
-	mi := &file_trust_proto_msgTypes[5]
+	mi := &file_trust_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -377,7 +555,7 @@ func (x *HeldCertificate) String() string {
 func (*HeldCertificate) ProtoMessage() {}
 
 func (x *HeldCertificate) ProtoReflect() protoreflect.Message {
-	mi := &file_trust_proto_msgTypes[5]
+	mi := &file_trust_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -390,7 +568,7 @@ func (x *HeldCertificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeldCertificate.ProtoReflect.Descriptor instead.
 func (*HeldCertificate) Descriptor() ([]byte, []int) {
-	return file_trust_proto_rawDescGZIP(), []int{5}
+	return file_trust_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *HeldCertificate) GetIdentity() string {
@@ -453,7 +631,7 @@ var File_trust_proto protoreflect.FileDescriptor
 
 const file_trust_proto_rawDesc = "" +
 	"\n" +
-	"\vtrust.proto\x12\x14heddle.mesh.v1alpha1\"\xcb\x01\n" +
+	"\vtrust.proto\x12\x14heddle.mesh.v1alpha1\"\xea\x01\n" +
 	"\vTrustUpdate\x12\x14\n" +
 	"\x05roots\x18\x01 \x03(\fR\x05roots\x12\x16\n" +
 	"\x06issuer\x18\x02 \x01(\fR\x06issuer\x12\x1b\n" +
@@ -461,7 +639,9 @@ const file_trust_proto_rawDesc = "" +
 	"\n" +
 	"federation\x18\x04 \x01(\v2 .heddle.mesh.v1alpha1.FederationR\n" +
 	"federation\x12/\n" +
-	"\x03jwt\x18\x05 \x01(\v2\x1d.heddle.mesh.v1alpha1.JWTKeysR\x03jwt\"9\n" +
+	"\x03jwt\x18\x05 \x01(\v2\x1d.heddle.mesh.v1alpha1.JWTKeysR\x03jwt\x12\x1d\n" +
+	"\n" +
+	"tell_gated\x18\x06 \x01(\bR\ttellGated\"9\n" +
 	"\aJWTKeys\x12\x12\n" +
 	"\x04jwks\x18\x01 \x01(\fR\x04jwks\x12\x1a\n" +
 	"\bwithheld\x18\x02 \x01(\tR\bwithheld\"J\n" +
@@ -470,13 +650,25 @@ const file_trust_proto_rawDesc = "" +
 	"\adomains\x18\x01 \x03(\v2\".heddle.mesh.v1alpha1.DomainBundleR\adomains\"I\n" +
 	"\fDomainBundle\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12\x16\n" +
-	"\x06bundle\x18\x02 \x01(\fR\x06bundle\"\xa8\x01\n" +
+	"\x06bundle\x18\x02 \x01(\fR\x06bundle\"\xdf\x01\n" +
 	"\vTrustReport\x12\x14\n" +
 	"\x05roots\x18\x01 \x03(\fR\x05roots\x12I\n" +
 	"\fcertificates\x18\x02 \x03(\v2%.heddle.mesh.v1alpha1.HeldCertificateR\fcertificates\x12\x19\n" +
 	"\bleft_out\x18\x03 \x01(\rR\aleftOut\x12\x1d\n" +
 	"\n" +
-	"pods_amiss\x18\x04 \x01(\rR\tpodsAmiss\"\xea\x01\n" +
+	"pods_amiss\x18\x04 \x01(\rR\tpodsAmiss\x125\n" +
+	"\x05gated\x18\x05 \x01(\v2\x1f.heddle.mesh.v1alpha1.GatedPodsR\x05gated\"\x99\x01\n" +
+	"\tGatedPods\x122\n" +
+	"\x04pods\x18\x01 \x03(\v2\x1e.heddle.mesh.v1alpha1.GatedPodR\x04pods\x12\x1a\n" +
+	"\bcomplete\x18\x02 \x01(\bR\bcomplete\x12$\n" +
+	"\x0eagent_began_ns\x18\x03 \x01(\x03R\fagentBeganNs\x12\x16\n" +
+	"\x06change\x18\x04 \x01(\x04R\x06change\"\x99\x01\n" +
+	"\bGatedPod\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x10\n" +
+	"\x03uid\x18\x03 \x01(\tR\x03uid\x12+\n" +
+	"\x11network_namespace\x18\x04 \x01(\tR\x10networkNamespace\x12\x1c\n" +
+	"\taddresses\x18\x05 \x03(\fR\taddresses\"\xea\x01\n" +
 	"\x0fHeldCertificate\x12\x1a\n" +
 	"\bidentity\x18\x01 \x01(\tR\bidentity\x12\x16\n" +
 	"\x06serial\x18\x02 \x01(\tR\x06serial\x12\x16\n" +
@@ -503,27 +695,31 @@ func file_trust_proto_rawDescGZIP() []byte {
 	return file_trust_proto_rawDescData
 }
 
-var file_trust_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_trust_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_trust_proto_goTypes = []any{
 	(*TrustUpdate)(nil),     // 0: heddle.mesh.v1alpha1.TrustUpdate
 	(*JWTKeys)(nil),         // 1: heddle.mesh.v1alpha1.JWTKeys
 	(*Federation)(nil),      // 2: heddle.mesh.v1alpha1.Federation
 	(*DomainBundle)(nil),    // 3: heddle.mesh.v1alpha1.DomainBundle
 	(*TrustReport)(nil),     // 4: heddle.mesh.v1alpha1.TrustReport
-	(*HeldCertificate)(nil), // 5: heddle.mesh.v1alpha1.HeldCertificate
+	(*GatedPods)(nil),       // 5: heddle.mesh.v1alpha1.GatedPods
+	(*GatedPod)(nil),        // 6: heddle.mesh.v1alpha1.GatedPod
+	(*HeldCertificate)(nil), // 7: heddle.mesh.v1alpha1.HeldCertificate
 }
 var file_trust_proto_depIdxs = []int32{
 	2, // 0: heddle.mesh.v1alpha1.TrustUpdate.federation:type_name -> heddle.mesh.v1alpha1.Federation
 	1, // 1: heddle.mesh.v1alpha1.TrustUpdate.jwt:type_name -> heddle.mesh.v1alpha1.JWTKeys
 	3, // 2: heddle.mesh.v1alpha1.Federation.domains:type_name -> heddle.mesh.v1alpha1.DomainBundle
-	5, // 3: heddle.mesh.v1alpha1.TrustReport.certificates:type_name -> heddle.mesh.v1alpha1.HeldCertificate
-	4, // 4: heddle.mesh.v1alpha1.Trust.Follow:input_type -> heddle.mesh.v1alpha1.TrustReport
-	0, // 5: heddle.mesh.v1alpha1.Trust.Follow:output_type -> heddle.mesh.v1alpha1.TrustUpdate
-	5, // [5:6] is the sub-list for method output_type
-	4, // [4:5] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	7, // 3: heddle.mesh.v1alpha1.TrustReport.certificates:type_name -> heddle.mesh.v1alpha1.HeldCertificate
+	5, // 4: heddle.mesh.v1alpha1.TrustReport.gated:type_name -> heddle.mesh.v1alpha1.GatedPods
+	6, // 5: heddle.mesh.v1alpha1.GatedPods.pods:type_name -> heddle.mesh.v1alpha1.GatedPod
+	4, // 6: heddle.mesh.v1alpha1.Trust.Follow:input_type -> heddle.mesh.v1alpha1.TrustReport
+	0, // 7: heddle.mesh.v1alpha1.Trust.Follow:output_type -> heddle.mesh.v1alpha1.TrustUpdate
+	7, // [7:8] is the sub-list for method output_type
+	6, // [6:7] is the sub-list for method input_type
+	6, // [6:6] is the sub-list for extension type_name
+	6, // [6:6] is the sub-list for extension extendee
+	0, // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_trust_proto_init() }
@@ -537,7 +733,7 @@ func file_trust_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_trust_proto_rawDesc), len(file_trust_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -117,9 +117,10 @@ const (
 
 // FederatedDomain is another trust domain, and where its bundle is to be had.
 // +kubebuilder:pruning:PreserveUnknownFields
-// +kubebuilder:validation:XValidation:rule="size(dyn(self)) == (has(self.trustDomain) ? 1 : 0) + (has(self.endpoint) ? 1 : 0) + (has(self.profile) ? 1 : 0) + (has(self.endpointSPIFFEID) ? 1 : 0) + (has(self.webRoots) ? 1 : 0) + (has(self.bundle) ? 1 : 0)",message="an entry of federation has no other fields than trustDomain, endpoint, profile, endpointSPIFFEID, webRoots and bundle: an unknown field must not be lost, and leave less than you mean"
+// +kubebuilder:validation:XValidation:rule="size(dyn(self)) == (has(self.trustDomain) ? 1 : 0) + (has(self.endpoint) ? 1 : 0) + (has(self.profile) ? 1 : 0) + (has(self.endpointSPIFFEID) ? 1 : 0) + (has(self.webRoots) ? 1 : 0) + (has(self.bundle) ? 1 : 0) + (has(self.workloads) ? 1 : 0)",message="an entry of federation has no other fields than trustDomain, endpoint, profile, endpointSPIFFEID, webRoots, bundle and workloads: an unknown field must not be lost, and leave less than you mean"
 // +kubebuilder:validation:XValidation:rule="(self.profile == 'https_spiffe') == has(self.endpointSPIFFEID)",message="endpointSPIFFEID belongs to profile https_spiffe, which needs it"
 // +kubebuilder:validation:XValidation:rule="self.profile == 'https_web' || !has(self.webRoots)",message="webRoots belong to profile https_web"
+// +kubebuilder:validation:XValidation:rule="!has(self.workloads) || self.workloads.all(w, w.identity.startsWith('spiffe://' + self.trustDomain + '/'))",message="a workload's identity begins with spiffe:// and the trust domain of the entry",fieldPath=".workloads"
 // +kubebuilder:validation:XValidation:rule="!has(self.endpointSPIFFEID) || has(self.bundle) || !self.endpointSPIFFEID.startsWith('spiffe://' + self.trustDomain + '/')",message="an endpoint that proves itself by the bundle that it serves needs a first bundle to be believed by"
 type FederatedDomain struct {
 	// trustDomain is its name, such as example.com.
@@ -155,6 +156,37 @@ type FederatedDomain struct {
 	// +kubebuilder:validation:MaxLength=49152
 	// +optional
 	Bundle string `json:"bundle,omitempty"`
+	// workloads are those of the trust domain that every workload of this mesh may connect to,
+	// at any port, by HBONE (mutual TLS, port 15008). No more than 256 of all trust domains.
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=64
+	// +listType=map
+	// +listMapKey=identity
+	// +optional
+	Workloads []FederatedWorkload `json:"workloads,omitempty"`
+}
+
+// FederatedWorkload is a workload of another trust domain, or several with the same identity.
+// +kubebuilder:pruning:PreserveUnknownFields
+// +kubebuilder:validation:XValidation:rule="size(dyn(self)) == (has(self.identity) ? 1 : 0) + (has(self.addresses) ? 1 : 0)",message="an entry of workloads has no other fields than identity and addresses: an unknown field must not be lost, and leave less than you mean"
+type FederatedWorkload struct {
+	// identity is the SPIFFE ID that whoever answers at the addresses has to prove, exactly,
+	// by the roots of its trust domain.
+	// +kubebuilder:validation:MinLength=10
+	// +kubebuilder:validation:MaxLength=2048
+	// +kubebuilder:validation:Pattern=`^spiffe://[a-z0-9._-]+(/(\.?[a-zA-Z0-9_-][a-zA-Z0-9._-]*|\.\.[a-zA-Z0-9._-]+))+$`
+	Identity string `json:"identity"`
+	// addresses are where it is, inside the mesh's clusterRanges: there, who does not know of
+	// the workload refuses what goes to it, and beyond them it would leave in plaintext. No
+	// workload and no service of the mesh has one of them.
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MinLength=2
+	// +kubebuilder:validation:items:MaxLength=45
+	// +kubebuilder:validation:items:XValidation:rule="isIP(self)",message="want an IP address such as 10.1.2.3 or fd00::3"
+	// +kubebuilder:validation:items:XValidation:rule="!isIP(self) || ip(self).isGlobalUnicast()",message="others cannot reach this address: it is unspecified, loopback, multicast or link-local"
+	// +listType=set
+	Addresses []string `json:"addresses"`
 }
 
 // MeshDefaults hold where nothing more specific is said.
@@ -184,7 +216,7 @@ const (
 
 // Egress says what may leave the mesh.
 // +kubebuilder:pruning:PreserveUnknownFields
-// +kubebuilder:validation:XValidation:rule="size(dyn(self)) == (has(self.mode) ? 1 : 0) + (has(self.namespaces) ? 1 : 0)",message="egress has no other fields than mode and namespaces: an unknown field must not be lost, and leave less than you mean"
+// +kubebuilder:validation:XValidation:rule="size(dyn(self)) == (has(self.mode) ? 1 : 0) + (has(self.namespaces) ? 1 : 0) + (has(self.udp) ? 1 : 0)",message="egress has no other fields than mode, namespaces and udp: an unknown field must not be lost, and leave less than you mean"
 type Egress struct {
 	// mode holds for namespaces that are not listed. ALLOW unless set.
 	// +kubebuilder:default=ALLOW
@@ -196,6 +228,10 @@ type Egress struct {
 	// +listMapKey=namespace
 	// +optional
 	Namespaces []NamespaceEgress `json:"namespaces,omitempty"`
+	// udp says which datagrams may leave the mesh: none unless set. mode and namespaces
+	// beside it are about TCP.
+	// +optional
+	UDP *UDPEgress `json:"udp,omitempty"`
 }
 
 // NamespaceEgress says what may leave the mesh from one namespace.
@@ -208,6 +244,54 @@ type NamespaceEgress struct {
 	Namespace string `json:"namespace"`
 	// mode for the workloads of the namespace.
 	Mode EgressMode `json:"mode"`
+}
+
+// UDPEgress says which conversations over UDP may be begun with addresses outside the
+// cluster's ranges. Datagrams leave as the application sends them; answers come back for
+// 30 s after each. Port 53 is as spec.dns says, and not here.
+// +kubebuilder:pruning:PreserveUnknownFields
+// +kubebuilder:validation:XValidation:rule="size(dyn(self)) == (has(self.mode) ? 1 : 0) + (has(self.ports) ? 1 : 0) + (has(self.namespaces) ? 1 : 0)",message="egress.udp has no other fields than mode, ports and namespaces: an unknown field must not be lost, and leave less than you mean"
+// +kubebuilder:validation:XValidation:rule="!has(self.ports) || has(self.mode) && self.mode == 'ALLOW'",message="ports narrow what mode ALLOW lets out: write mode ALLOW, or take them out",fieldPath=".ports"
+type UDPEgress struct {
+	// mode holds for namespaces that are not listed. DENY unless set.
+	// +kubebuilder:default=DENY
+	// +optional
+	Mode EgressMode `json:"mode,omitempty"`
+	// ports are the only destination ports that ALLOW opens; unless set it opens all but 53,
+	// and those of tunnels (4789, 4790, 6081 and 8472), which stay closed.
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=64
+	// +kubebuilder:validation:items:XValidation:rule="!(self in [53, 4789, 4790, 6081, 8472])",message="this port stays closed: 53 is as spec.dns says, and the others are of tunnels, by which a pod could send as somebody else"
+	// +listType=set
+	// +optional
+	Ports []Port `json:"ports,omitempty"`
+	// namespaces override mode and ports, one entry each.
+	// +kubebuilder:validation:MaxItems=1024
+	// +listType=map
+	// +listMapKey=namespace
+	// +optional
+	Namespaces []NamespaceUDPEgress `json:"namespaces,omitempty"`
+}
+
+// NamespaceUDPEgress says which conversations over UDP may leave the mesh from one
+// namespace.
+// +kubebuilder:pruning:PreserveUnknownFields
+// +kubebuilder:validation:XValidation:rule="size(dyn(self)) == (has(self.namespace) ? 1 : 0) + (has(self.mode) ? 1 : 0) + (has(self.ports) ? 1 : 0)",message="an entry of egress.udp.namespaces has no other fields than namespace, mode and ports: an unknown field must not be lost, and leave less than you mean"
+// +kubebuilder:validation:XValidation:rule="!has(self.ports) || has(self.mode) && self.mode == 'ALLOW'",message="ports narrow what mode ALLOW lets out: write mode ALLOW, or take them out",fieldPath=".ports"
+type NamespaceUDPEgress struct {
+	// namespace is its name.
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	Namespace string `json:"namespace"`
+	// mode for the workloads of the namespace.
+	Mode EgressMode `json:"mode"`
+	// ports are the only destination ports that ALLOW opens, as in egress.udp.
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=64
+	// +kubebuilder:validation:items:XValidation:rule="!(self in [53, 4789, 4790, 6081, 8472])",message="this port stays closed: 53 is as spec.dns says, and the others are of tunnels, by which a pod could send as somebody else"
+	// +listType=set
+	// +optional
+	Ports []Port `json:"ports,omitempty"`
 }
 
 // DNSMode says who answers the name queries of enrolled pods.

@@ -71,6 +71,7 @@ func slips() []refusal {
 		{"Mesh", mesh("dns: {modes: DIRECT}"), "dns has no other fields"},
 		{"Mesh", mesh("dns: {namespaces: [{namespace: a, mode: DIRECT, \"\": 5}]}"), "an entry of dns.namespaces has no other fields"},
 		{"Mesh", mesh(`federation: [{trustDomain: a.example, endpoint: "https://a.example/", profile: https_web, bundles: x}]`), "an entry of federation has no other fields"},
+		{"Mesh", mesh(`federation: [{trustDomain: a.example, endpoint: "https://a.example/", profile: https_web, workloads: [{identity: "spiffe://a.example/x", addresses: [10.2.0.1], ports: [80]}]}]`), "an entry of workloads has no other fields"},
 		{"Workload", "{node: n1, networkNamespace: /run/netns/x, addresses: [10.1.0.1], probePort: 80}", "spec has no other fields"},
 		{"Workload", "{node: n1, networkNamespace: /run/netns/x, addresses: [10.1.0.1], labels: {app: web}}", "spec has no other fields"},
 		{"PeerAuthentication", "{portModes: [{port: 80, mode: PERMISSIVE, selector: {matchLabels: {a: b}}}]}", "an entry of portModes has no other fields"},

@@ -146,6 +146,9 @@ func accepted() map[string][]string {
 			`{trustDomain: a_b.c-d, clusterRanges: [0.0.0.0/0, "::/0"], defaults: {peerAuthentication: PERMISSIVE}, egress: {mode: DENY, namespaces: [{namespace: a, mode: ALLOW}]}}`,
 			`{trustDomain: example.org, clusterRanges: [10.0.0.0/8], dns: {mode: CAPTURE, namespaces: [{namespace: a, mode: DIRECT}]}}`,
 			`{trustDomain: example.org, clusterRanges: [10.0.0.0/8], dns: {}}`,
+			`{trustDomain: example.org, clusterRanges: [10.0.0.0/8], egress: {mode: ALLOW, udp: {mode: DENY, namespaces: [{namespace: games, mode: ALLOW, ports: [1, 123, 443, 65535]}, {namespace: a, mode: ALLOW}, {namespace: b, mode: DENY}]}}}`,
+			`{trustDomain: example.org, clusterRanges: [10.0.0.0/8], egress: {udp: {mode: ALLOW, ports: [123], namespaces: [{namespace: b, mode: DENY}]}}}`,
+			`{trustDomain: example.org, clusterRanges: [10.0.0.0/8], egress: {udp: {}}}`,
 			`{trustDomain: example.org, clusterRanges: [10.0.0.0/8], revokedIdentities: ["spiffe://example.org/ns/shop/sa/web", "spiffe://example.org", "spiffe://x/..a/.b/..."]}`,
 		},
 		"Workload": {
@@ -195,6 +198,9 @@ func refusals() []refusal {
 	m := func(rest string) string {
 		return `{trustDomain: example.org, clusterRanges: [10.0.0.0/8], ` + rest + `}`
 	}
+	partner := func(workloads string) string {
+		return `federation: [{trustDomain: a.example, endpoint: "https://a.example/", profile: https_web, workloads: [` + workloads + `]}]`
+	}
 	w := func(rest string) string { return `{node: n1, networkNamespace: /run/netns/x, ` + rest + `}` }
 	from := func(source string) string { return `{rules: [{from: [` + source + `]}]}` }
 	list := []refusal{
@@ -208,6 +214,24 @@ func refusals() []refusal {
 		{"Mesh", m(`egress: {namespaces: [{namespace: a, mode: DENY}, {namespace: a, mode: ALLOW}]}`), "egress.namespaces[1]"},
 		{"Mesh", m(`egress: {namespaces: [{namespace: "", mode: DENY}]}`), "egress.namespaces[0].namespace"},
 		{"Mesh", m(`egress: {namespaces: [{namespace: a, mode: ""}]}`), "egress.namespaces[0].mode"},
+		{"Mesh", m(`egress: {udp: {mode: LOG}}`), "egress.udp.mode"},
+		{"Mesh", m(`egress: {udp: {ports: [123]}}`), "egress.udp.ports"},
+		{"Mesh", m(`egress: {udp: {mode: DENY, ports: [123]}}`), "egress.udp.ports"},
+		{"Mesh", m(`egress: {udp: {mode: ALLOW, ports: []}}`), "egress.udp.ports"},
+		{"Mesh", m(`egress: {udp: {mode: ALLOW, ports: [0]}}`), "egress.udp.ports[0]"},
+		{"Mesh", m(`egress: {udp: {mode: ALLOW, ports: [65536]}}`), "egress.udp.ports[0]"},
+		{"Mesh", m(`egress: {udp: {mode: ALLOW, ports: [123, 53]}}`), "egress.udp.ports[1]"},
+		{"Mesh", m(`egress: {udp: {mode: ALLOW, ports: [8472]}}`), "egress.udp.ports[0]"},
+		{"Mesh", m(`egress: {udp: {mode: ALLOW, ports: [123, 123]}}`), "egress.udp.ports[1]"},
+		{"Mesh", m(`egress: {udp: {mode: ALLOW, ports: [` + strings.Join(strings.Fields(strings.Repeat("1 ", 65)), ", ") + `]}}`), "egress.udp.ports"},
+		{"Mesh", m(`egress: {udp: {namespaces: [{namespace: a, mode: DENY}, {namespace: a, mode: ALLOW}]}}`), "egress.udp.namespaces[1]"},
+		{"Mesh", m(`egress: {udp: {namespaces: [{namespace: "", mode: DENY}]}}`), "egress.udp.namespaces[0].namespace"},
+		{"Mesh", m(`egress: {udp: {namespaces: [{namespace: a, mode: ""}]}}`), "egress.udp.namespaces[0].mode"},
+		{"Mesh", m(`egress: {udp: {namespaces: [{namespace: a, mode: DENY, ports: [123]}]}}`), "egress.udp.namespaces[0].ports"},
+		{"Mesh", m(`egress: {udp: {namespaces: [{namespace: a, mode: ALLOW, ports: [53]}]}}`), "egress.udp.namespaces[0].ports[0]"},
+		{"Mesh", m(`egress: {udp: {namespaces: [{namespace: a, mode: ALLOW, port: 123}]}}`), "egress.udp.namespaces[0]"},
+		{"Mesh", m(`egress: {udp: {mode: ALLOW, port: 123}}`), "egress.udp"},
+		{"Mesh", m(`egress: {tcp: {mode: ALLOW}}`), "egress"},
 		{"Mesh", m(`dns: {mode: capture}`), "dns.mode"},
 		{"Mesh", m(`dns: {namespaces: [{namespace: a, mode: DIRECT}, {namespace: a, mode: CAPTURE}]}`), "dns.namespaces[1]"},
 		{"Mesh", m(`dns: {namespaces: [{namespace: "", mode: DIRECT}]}`), "dns.namespaces[0].namespace"},
@@ -223,6 +247,16 @@ func refusals() []refusal {
 		{"Mesh", m(`federation: [{trustDomain: a.example, endpoint: "https://a.example/", profile: https_web, endpointSPIFFEID: "spiffe://example.org/bundles"}]`), "federation[0]"},
 		{"Mesh", m(`federation: [{trustDomain: a.example, endpoint: "https://a.example/", profile: https_spiffe, endpointSPIFFEID: "spiffe://a.example/bundles"}]`), "federation[0]"},
 		{"Mesh", m(`federation: [{trustDomain: a.example, endpoint: "https://a.example/", profile: https_spiffe, endpointSPIFFEID: "spiffe://example.org/bundles", webRoots: x}]`), "federation[0]"},
+		{"Mesh", m(partner(``)), "federation[0].workloads"},
+		{"Mesh", m(partner(`{identity: "spiffe://b.example/x", addresses: [10.2.0.1]}`)), "federation[0].workloads"},
+		{"Mesh", m(partner(`{identity: "spiffe://a.example", addresses: [10.2.0.1]}`)), "federation[0].workloads[0].identity"},
+		{"Mesh", m(partner(`{identity: "spiffe://a.example/*", addresses: [10.2.0.1]}`)), "federation[0].workloads[0].identity"},
+		{"Mesh", m(partner(`{addresses: [10.2.0.1]}`)), "federation[0].workloads[0].identity"},
+		{"Mesh", m(partner(`{identity: "spiffe://a.example/x"}`)), "federation[0].workloads[0].addresses"},
+		{"Mesh", m(partner(`{identity: "spiffe://a.example/x", addresses: []}`)), "federation[0].workloads[0].addresses"},
+		{"Mesh", m(partner(`{identity: "spiffe://a.example/x", addresses: [a.example]}`)), "federation[0].workloads[0].addresses[0]"},
+		{"Mesh", m(partner(`{identity: "spiffe://a.example/x", addresses: [127.0.0.1]}`)), "federation[0].workloads[0].addresses[0]"},
+		{"Mesh", m(partner(`{identity: "spiffe://a.example/x", addresses: [10.2.0.1]}, {identity: "spiffe://a.example/x", addresses: [10.2.0.2]}`)), "federation[0].workloads[1]"},
 		{"Workload", `{addresses: [10.1.0.1], networkNamespace: /x}`, "node"},
 		{"Workload", `{node: N1, addresses: [10.1.0.1], networkNamespace: /x}`, "node"},
 		{"Workload", `{node: n..1, addresses: [10.1.0.1], networkNamespace: /x}`, "node"},

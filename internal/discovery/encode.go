@@ -142,13 +142,13 @@ func encodeTold(w *mesh.Workload) (*resources.Resource, error) {
 		return nil, nil
 	}
 	return resources.EncodeWorkload(&mesh.Workload{Key: w.Key, ServiceAccount: w.ServiceAccount, Node: w.Node, Identity: w.Identity,
-		Addresses: w.Addresses, Enrolled: w.Enrolled, Ready: w.Ready, Leaving: w.Leaving, Zone: w.Zone, Datagrams: w.Datagrams})
+		Addresses: w.Addresses, Enrolled: w.Enrolled, Ready: w.Ready, Leaving: w.Leaving, Zone: w.Zone, Datagrams: w.Datagrams, Gated: w.Gated})
 }
 
 // equalTold reports whether other nodes are told the same of two workloads.
 func equalTold(a, b *mesh.Workload) bool {
 	return a.Key == b.Key && a.ServiceAccount == b.ServiceAccount && a.Node == b.Node && a.Identity == b.Identity &&
-		a.Enrolled == b.Enrolled && a.Ready == b.Ready && a.Leaving == b.Leaving && a.Zone == b.Zone && slices.Equal(a.Addresses, b.Addresses) &&
+		a.Enrolled == b.Enrolled && a.Ready == b.Ready && a.Leaving == b.Leaving && a.Gated == b.Gated && a.Zone == b.Zone && slices.Equal(a.Addresses, b.Addresses) &&
 		slices.EqualFunc(a.Datagrams, b.Datagrams, func(a, b *mesh.Policy) bool { return a == b || reflect.DeepEqual(a, b) })
 }
 

@@ -79,6 +79,10 @@ func TestNextIsTheSameAsANewSnapshot(t *testing.T) {
 			ws[3].Datagrams = []*mesh.Policy{{Key: ws[3].Key, Rules: []mesh.Rule{{To: []mesh.Destination{{Ports: []uint16{443}}}}}}}
 			return ws, v
 		},
+		"a gate": func(ws []mesh.Workload, v []mesh.Service) ([]mesh.Workload, []mesh.Service) {
+			ws[3].Gated = !ws[3].Gated
+			return ws, v
+		},
 		"a port over UDP": func(ws []mesh.Workload, v []mesh.Service) ([]mesh.Workload, []mesh.Service) {
 			v[2].UDPPorts = []mesh.ServicePort{{Port: 443, TargetPort: 8443}}
 			return ws, v

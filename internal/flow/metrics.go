@@ -53,7 +53,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			directions, enumOf([]mesh.Verdict{mesh.VerdictDeny, mesh.VerdictAllow, mesh.VerdictAudit}), enumOf(mesh.Reasons())),
 		bytes: newSeries(counter("heddle_bytes_total", "Payload bytes of finished connections, both ways together.", "direction", "transport").WithLabelValues,
 			directions, enumOf(Transports())),
-		datagrams: newSeries(counter("heddle_datagrams_total", "Datagrams (UDP) that the gate let pass by a policy about them.", "direction").WithLabelValues,
+		datagrams: newSeries(counter("heddle_datagrams_total", "Datagrams (UDP) that the gate let pass by a policy about them, or out of the mesh by its egress.udp.", "direction").WithLabelValues,
 			directions),
 		drops: counter("heddle_kernel_drops_total", "Packets that the gate dropped and reported.", "reason"),
 		retransmits: newSeries(counter("heddle_retransmits_total", "TCP segments sent again on the wire leg of finished connections.", "direction").WithLabelValues,

@@ -53,7 +53,7 @@ heddle_bytes_total{direction="outbound",transport="tunnel"} 30
 # HELP heddle_connections_total Finished and refused connections.
 # TYPE heddle_connections_total counter
 heddle_connections_total{direction="outbound",reason="PolicyAllow",verdict="allow"} 1
-# HELP heddle_datagrams_total Datagrams (UDP) that the gate let pass by a policy about them.
+# HELP heddle_datagrams_total Datagrams (UDP) that the gate let pass by a policy about them, or out of the mesh by its egress.udp.
 # TYPE heddle_datagrams_total counter
 heddle_datagrams_total{direction="inbound"} 7
 `

@@ -202,6 +202,19 @@ func (c *compiler) compileMesh() {
 		if i == 0 || m.Value.Name == v1alpha1.MeshName {
 			c.settings = check.Mesh(s.Subject, &m.Value.Spec)
 			c.out.Settings, c.mesh = c.settings.Mesh, s
+			s.claimForeign(&m.Value.Spec)
+		}
+	}
+}
+
+// claimForeign claims the addresses of workloads of other trust domains before anybody else
+// can: who has one of them is not to be taken for one.
+func (s subject) claimForeign(spec *v1alpha1.MeshSpec) {
+	for i := range spec.Federation {
+		for j := range spec.Federation[i].Workloads {
+			for k, text := range spec.Federation[i].Workloads[j].Addresses {
+				s.claimAddress(fmt.Sprintf("spec.federation[%d].workloads[%d].addresses[%d]", i, j, k), text)
+			}
 		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/heddle-mesh/heddle/api/v1alpha1"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
@@ -134,6 +135,42 @@ func TestAddressesThatAreUsedAgain(t *testing.T) {
 	}
 	if got := problemLines(c.Refused); !strings.Contains(got, "Pod shop/outside: status.podIPs: address 192.0.2.7 is outside the mesh's cluster ranges") || len(c.Refused) != 3 {
 		t.Errorf("refused:\n%s", got)
+	}
+}
+
+// TestForeignWorkloadsOfACluster: nobody in the cluster takes the address of a declared
+// workload of another trust domain, nor leads to it by another way.
+func TestForeignWorkloadsOfACluster(t *testing.T) {
+	objs := clusterOf(t, `{apiVersion: v1, kind: Service, metadata: {namespace: shop, name: taken}, spec: {selector: {app: web}, clusterIP: 10.200.0.2, ports: [{port: 80}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {namespace: shop, name: outside}, spec: {selector: {app: web}, clusterIP: 10.96.0.1, externalIPs: [10.200.0.1], ports: [{port: 80}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {namespace: shop, name: written}, spec: {clusterIP: 10.96.0.2, ports: [{port: 80}]}}
+`, podOf("web", "10.0.0.1"), podOf("thief", "10.200.0.1"))
+	objs.Slices = []*EndpointSlice{{Namespace: "shop", Name: "written-1", Service: "written", Ports: []NamedPort{{"", 80}}, Endpoints: endpointsAt("10.200.0.1", "10.0.0.9")}}
+	objs.Meshes[0].Value.Spec.Federation = []v1alpha1.FederatedDomain{{TrustDomain: "other.org", Endpoint: "https://other.org/", Profile: v1alpha1.FederationWeb,
+		Workloads: []v1alpha1.FederatedWorkload{{Identity: "spiffe://other.org/b", Addresses: []string{"10.200.0.2", "10.200.0.1"}}, {Identity: "spiffe://other.org/a", Addresses: []string{"10.200.0.3"}}}}}
+	c := compileEach(t, objs)
+	got := problemLines(c.Refused)
+	for _, want := range []string{"Pod shop/thief: status.podIPs: address 10.200.0.1 is used twice: it is also that of Mesh default", "Service shop/taken: spec.clusterIP", "Service shop/outside: spec.externalIPs"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("refused:\n%s\nwant %s", got, want)
+		}
+	}
+	view, err := c.View("r")
+	if err != nil {
+		t.Fatal(err)
+	}
+	workloads := view.Settings().Federation[0].Workloads
+	if len(workloads) != 2 || workloads[0].Identity.Path() != "/a" || workloads[1].Addresses[0] != netip.MustParseAddr("10.200.0.1") {
+		t.Errorf("declared are %v", workloads)
+	}
+	if r := view.Route(nil, netip.MustParseAddrPort("10.200.0.1:80")); r.Kind != mesh.RouteWorkload || r.Service != nil || r.Candidates[0].Identity.String() != "spiffe://other.org/b" {
+		t.Errorf("routed to %+v", r)
+	}
+	written, _ := view.Service(mesh.Key{Namespace: "shop", Name: "written"})
+	if written == nil || len(written.Endpoints) != 1 || written.Endpoints[0].Name != "10.0.0.9" {
+		t.Errorf("written endpoints lead to %+v", written)
 	}
 }
 

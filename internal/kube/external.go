@@ -23,6 +23,10 @@ type EndpointSlice struct {
 	Ports   []NamedPort
 	// Endpoints are those that take connections, each address by itself.
 	Endpoints []Endpoint
+	// Claims is set of one that says it is of Kubernetes' own controller, and is not like
+	// one: whoever routes to the service may believe it until that controller takes it away.
+	// It has neither ports nor endpoints here, and is nothing but a reason for caution.
+	Claims bool
 }
 
 // Endpoint is who answers at an address. Node and Zone are "" where nobody has said.
@@ -51,8 +55,8 @@ type external struct {
 func (c *compiler) externalKey(e Endpoint) (mesh.Key, bool) {
 	addr := e.Addr
 	if owner, ok := c.addresses[addr]; ok {
-		if owner.ref.Kind == "Service" {
-			return mesh.Key{}, false // a service in front of a service: nobody would answer
+		if owner.ref.Kind == "Service" || owner.ref.Kind == "Mesh" {
+			return mesh.Key{}, false // a service in front of a service, or of another trust domain's workload: nobody would answer
 		}
 		return mesh.Key{Namespace: owner.ref.Namespace, Name: owner.ref.Name}, true
 	}
@@ -132,8 +136,17 @@ func (c *compiler) bySlices(svc *corev1.Service) *ports.Slices {
 	return all
 }
 
-// slicesOf are a service's slices, by their names.
+// slicesOf are a service's slices, by their names, without those that claim to be others.
 func (c *compiler) slicesOf(svc *corev1.Service) []*EndpointSlice {
+	all := c.allSlicesOf(svc)
+	claims := func(s *EndpointSlice) bool { return s.Claims }
+	if slices.ContainsFunc(all, claims) {
+		all = slices.DeleteFunc(slices.Clone(all), claims)
+	}
+	return all
+}
+
+func (c *compiler) allSlicesOf(svc *corev1.Service) []*EndpointSlice {
 	return c.slices[mesh.Key{Namespace: svc.Namespace, Name: svc.Name}]
 }
 

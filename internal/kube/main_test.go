@@ -117,6 +117,9 @@ func dump(b *bytes.Buffer, c *Compiled) {
 	for _, ns := range slices.Sorted(maps.Keys(s.EgressNamespaces)) {
 		fmt.Fprintf(b, " egress[%s]=%v", ns, egressName(s.EgressNamespaces[ns]))
 	}
+	for _, ns := range slices.Sorted(maps.Keys(s.UDPEgress)) {
+		fmt.Fprintf(b, " udp[%s]=%v%v", ns, s.UDPEgress[ns].Allow, s.UDPEgress[ns].Ports)
+	}
 	fmt.Fprintf(b, " revoked=%v\n", s.RevokedIdentities)
 	for _, w := range c.Workloads {
 		fmt.Fprintf(b, "workload %v node=%s identity=%v addresses=%v labels=%v enrolled=%v ready=%v netns=%q mode=%v",

@@ -88,6 +88,8 @@ func (c *compiler) uncounted(svc *corev1.Service, endpoints []mesh.Key) string {
 		return "its endpoints are written by hand, with ports of their own"
 	case len(c.slicesOf(svc)) > 0:
 		return "it has endpoints that its selector does not pick, of EndpointSlice " + c.slicesOf(svc)[0].Name
+	case len(c.allSlicesOf(svc)) > 0:
+		return "EndpointSlice " + c.allSlicesOf(svc)[0].Name + " says that it is of Kubernetes' own controller, and is not like one"
 	case slices.ContainsFunc(c.left[svc.Namespace], selected) || slices.ContainsFunc(c.hosts[svc.Namespace], selected):
 		return "it selects pods that the mesh does not know by all their addresses"
 	case ports.Full(endpoints):

@@ -106,6 +106,9 @@ func TestServicesThatMayLeadElsewhere(t *testing.T) {
 		"a foreign slice": {func(o *Objects) {
 			o.Slices = append(o.Slices, &EndpointSlice{Namespace: "shop", Name: "mine", Service: "s"})
 		}, 0, "of EndpointSlice mine"},
+		"a slice with a false label": {func(o *Objects) {
+			o.Slices = append(o.Slices, &EndpointSlice{Namespace: "shop", Name: "mine", Service: "s", Claims: true})
+		}, 0, "EndpointSlice mine says that it is of Kubernetes' own controller"},
 		"of another service": {func(o *Objects) {
 			o.Slices = append(o.Slices, &EndpointSlice{Namespace: "shop", Name: "mine", Service: "t"})
 		}, 1, ""},

@@ -186,11 +186,13 @@ func (c *compiler) compileWorkloads(authentications map[string][]authentication)
 	}
 }
 
-// addDatagrams adds what policies say about UDP.
+// addDatagrams adds what policies say about UDP. A workload is taken to be behind its gate
+// where it is to be: an operator, who hears from agents whether it is, says otherwise.
 func (s subject) addDatagrams(out *mesh.Workload) {
 	if !out.Enrolled {
 		return
 	}
+	out.Gated = s.compiler.objs.ExperimentalUDP
 	said, ok := s.compiler.datagrams.Of(out.Namespace, out.Labels)
 	if !ok {
 		s.Warn("metadata.labels", "let fewer policies about UDP select it, or shorter ones", "are selected by policies that say more about UDP than the %d bytes that agents take: no datagrams pass", policies.MaxWorkload)

@@ -51,7 +51,8 @@ func (b *viewBuilder) addSettings() {
 		}
 		b.view.revoked[id] = struct{}{}
 	}
-	b.errs = append(b.errs, federation.Check(s.TrustDomain, s.Federation)...)
+	b.errs = append(b.errs, federation.Check(s.TrustDomain, s.ClusterRanges, s.Federation)...)
+	b.view.foreign = federation.ByAddress(s.Federation)
 }
 
 // acceptable returns those objects, sorted, that have names of their own.
@@ -161,7 +162,7 @@ func (b *viewBuilder) changeServices(put []*Service, gone []Key, workloads map[K
 		changed[key] = true
 		if was := b.base.entry(key); was != nil {
 			b.forgetService(was)
-			b.refer(was.name, members(was.service), nil)
+			b.refer(was.name, was.service.Members(), nil)
 			b.countBehind(was.service, -1)
 		}
 	}
@@ -172,19 +173,19 @@ func (b *viewBuilder) changeServices(put []*Service, gone []Key, workloads map[K
 		name, before := (*Key)(nil), []Key(nil)
 		if was := b.base.entry(s.Key); was != nil {
 			b.forgetService(was)
-			name, before = was.name, members(was.service)
+			name, before = was.name, was.service.Members()
 			b.countBehind(was.service, -1)
 		} else {
 			name = &Key{Namespace: s.Namespace, Name: s.Name}
 		}
-		b.refer(name, before, members(s))
+		b.refer(name, before, s.Members())
 		b.countBehind(s, 1)
 		fresh = append(fresh, b.serviceEntry(s, name))
 	}
 	for key := range workloads {
 		for _, name := range b.base.endpoints.Bucket(index.OfTexts(key.Namespace, key.Name)) {
 			was := b.base.entry(*name)
-			if changed[*name] || was == nil || !keyed.Has(members(was.service), key) {
+			if changed[*name] || was == nil || !keyed.Has(was.service.Members(), key) {
 				continue
 			}
 			changed[*name] = true
@@ -220,34 +221,8 @@ func (b *viewBuilder) refer(name *Key, was, is []Key) {
 	}
 }
 
-// members are all that a service says of workloads, sorted.
-func members(s *Service) []Key {
-	all := s.Endpoints
-	for i := range s.Ports {
-		if own := s.Ports[i].Having(); slices.ContainsFunc(own, func(k Key) bool { return !keyed.Has(s.Endpoints, k) }) {
-			all = append(slices.Clone(all), own...)
-		}
-	}
-	if len(all) > len(s.Endpoints) {
-		return SortedKeys(all)
-	}
-	return all
-}
-
 func (b *viewBuilder) checkService(s *Service) {
-	for i, p := range s.Ports {
-		if p.Port == 0 || p.TargetPort == 0 {
-			b.errorf("service %v: port %d to %d: ports begin at 1", s.Key, p.Port, p.TargetPort)
-		}
-		for _, e := range p.Elsewhere {
-			if e.TargetPort == 0 || !keyed.Ascending(e.Endpoints) {
-				b.errorf("service %v: port %d to %d elsewhere: ports begin at 1, and endpoints are sorted", s.Key, p.Port, e.TargetPort)
-			}
-		}
-		if slices.ContainsFunc(s.Ports[:i], func(q ServicePort) bool { return q.Port == p.Port }) {
-			b.errorf("service %v: port %d is defined twice", s.Key, p.Port)
-		}
-	}
+	b.errs = append(b.errs, s.CheckPorts()...)
 	if !keyed.Ascending(s.Endpoints) {
 		s.Endpoints = SortedKeys(s.Endpoints)
 	}
@@ -349,6 +324,8 @@ func (b *viewBuilder) claim(kind string, key Key, addrs []netip.Addr, add func(n
 		// Another address of its own may have put it into the same bucket.
 		if w := workloadAt(b.owners.Index, addr); w != nil && (kind != "workload" || w[0].Key != key) {
 			b.errorf("address %v is used twice: by workload %v and by %s %v", addr, w[0].Key, kind, key)
+		} else if foreign, ok := b.view.ForeignAt(addr); ok {
+			b.errorf("address %v is used twice: by workload %v of another trust domain and by %s %v", addr, foreign.Identity, kind, key)
 		} else if s := serviceAt(b.virtual.Index, addr); s != nil && (kind != "service" || s.service.Key != key) {
 			b.errorf("address %v is used twice: by service %v and by %s %v", addr, s.service.Key, kind, key)
 		} else {

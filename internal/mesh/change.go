@@ -12,6 +12,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/mesh/index"
 	"github.com/heddle-mesh/heddle/internal/mesh/keyed"
 	"github.com/heddle-mesh/heddle/internal/mesh/netpolicy"
+	"github.com/heddle-mesh/heddle/internal/mesh/service"
 )
 
 // Change is what is different in a View: objects that are new or not as they were,
@@ -67,12 +68,12 @@ func (v *View) crowded() bool {
 
 // build makes a View of an empty one, or of one with the same settings.
 func build(base *View, revision string, settings Settings, c Change, network *netpolicy.Index, wrong error) (*View, error) {
-	b := viewBuilder{base: base, view: &View{revision: revision, synced: true, settings: settings, revoked: base.revoked, network: network, lineage: base.lineage}}
+	b := viewBuilder{base: base, view: &View{revision: revision, synced: true, settings: settings, ofSettings: base.ofSettings, network: network, lineage: base.lineage}}
 	if whole := !base.synced; whole {
 		b.byKey = make(map[Key]*Workload, len(c.Workloads))
 		b.owners, b.virtual = index.New[*Workload](len(c.Workloads)).Edit(), index.New[*serviceEntry](len(c.Services)).Edit()
 		b.nodes, b.endpoints = index.New[*nodeEntry](len(c.Workloads)/30).Edit(), index.New[*Key](len(c.Workloads)).Edit() // nodes have some 30
-		b.external, b.behind = index.New[*serviceEntry](countExternal(c.Services)).Edit(), index.New[behind](0).Edit()
+		b.external, b.behind = index.New[*serviceEntry](service.CountExternal(c.Services)).Edit(), index.New[behind](0).Edit()
 		b.view.revoked = make(map[spiffeid.ID]struct{}, len(settings.RevokedIdentities))
 		b.view.lineage = new(byte)
 		b.addSettings()
@@ -138,13 +139,6 @@ func workloadAt(owners index.Index[*Workload], addr netip.Addr) []*Workload {
 		}
 	}
 	return nil
-}
-
-func countExternal(services []*Service) (n int) {
-	for _, s := range services {
-		n += len(s.External) * len(s.Ports)
-	}
-	return n
 }
 
 // externalAt returns the service that has a port at one of its external addresses; nil

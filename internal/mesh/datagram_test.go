@@ -19,7 +19,7 @@ import (
 func (n naive) judge(from netip.Addr, w mesh.Workload, port uint16) mesh.Decision {
 	deny := func(r mesh.Reason) mesh.Decision { return mesh.Decision{Reason: r, Rule: -1} }
 	i := slices.IndexFunc(n.workloads, func(w mesh.Workload) bool { return slices.Contains(w.Addresses, from) })
-	if i < 0 || !n.workloads[i].Enrolled || !w.Enrolled || len(w.Datagrams) == 0 {
+	if i < 0 || !n.workloads[i].Enrolled || !n.workloads[i].Gated || !w.Enrolled || !w.Gated || len(w.Datagrams) == 0 {
 		return deny(mesh.ReasonKernelUDP)
 	}
 	source := n.workloads[i]
@@ -83,7 +83,7 @@ func TestDatagramsAreTheSpecification(t *testing.T) {
 		}
 		for i, key := range []mesh.Key{{Namespace: "shop", Name: "web"}, {Namespace: "shop", Name: "db"}, {Namespace: "bank", Name: "web"}} {
 			w := workload(key.Namespace, key.Name, fmt.Sprintf("10.%d.2.3", i), fmt.Sprintf("fd00::%d", i+1))
-			w.Enrolled = rapid.IntRange(0, 3).Draw(t, "enrolled") > 0
+			w.Enrolled, w.Gated = rapid.IntRange(0, 3).Draw(t, "enrolled") > 0, rapid.IntRange(0, 3).Draw(t, "gated") > 0
 			w.Datagrams = genDatagrams(key.Namespace).Draw(t, "datagrams of "+key.String())
 			w.Node = rapid.SampledFrom([]string{"n1", "n2"}).Draw(t, "node")
 			n.workloads = append(n.workloads, w)
@@ -159,15 +159,15 @@ func (n naive) checkOut(t *rapid.T, w mesh.Workload, service mesh.Service, ports
 	for _, port := range ports {
 		for _, to := range n.workloads {
 			for _, addr := range to.Addresses {
-				check(addr, port, to.Key != w.Key && w.Enrolled && let(to, addr, port))
+				check(addr, port, to.Key != w.Key && w.Enrolled && w.Gated && let(to, addr, port))
 			}
 		}
 		for _, addr := range service.Addresses {
 			target := map[uint16]uint16{53: 443, 80: 80}[port]
-			all := w.Enrolled && target != 0 && len(service.Endpoints) > 0
+			all := w.Enrolled && w.Gated && target != 0 && len(service.Endpoints) > 0
 			for _, key := range service.Endpoints {
 				to := n.workloads[slices.IndexFunc(n.workloads, func(w mesh.Workload) bool { return w.Key == key })]
-				open := slices.ContainsFunc(to.Datagrams, func(p *mesh.Policy) bool { return p.Action == mesh.ActionAllow && len(p.Ports()) > 0 }) && to.Enrolled
+				open := slices.ContainsFunc(to.Datagrams, func(p *mesh.Policy) bool { return p.Action == mesh.ActionAllow && len(p.Ports()) > 0 }) && to.Enrolled && to.Gated
 				all = all && open && (to.Key == w.Key || let(to, addr, target))
 			}
 			check(addr, port, all)
@@ -205,6 +205,23 @@ func TestDatagramTo(t *testing.T) {
 		if d.Reason != want || (service == s.Key) != (address.Addr() == s.Addresses[0]) {
 			t.Errorf("%s: %v by %v, service %v, want %v", to, d.Reason, d.Policy, service, want)
 		}
+	}
+}
+
+// TestDatagramOfWhoIsGone: a source that the View does not have is asked about by its own
+// identity, whoever has its address now; what comes from an address is its owner's.
+func TestDatagramOfWhoIsGone(t *testing.T) {
+	w, heir, gone := workload("shop", "w", "10.0.0.1"), workload("bank", "heir", "10.0.0.2"), workload("bank", "gone", "10.0.0.2")
+	w.Datagrams = []*mesh.Policy{{Key: mesh.Key{Namespace: "shop", Name: "p"}, Rules: []mesh.Rule{{
+		From: []mesh.Source{{Identities: []mesh.IdentityPattern{mesh.IdentityPattern(gone.Identity.String())}}}, To: []mesh.Destination{{Ports: []uint16{443}}}}}}}
+	v := mustView(t, settings(), []mesh.Workload{w, heir}, nil, nil)
+	for source, want := range map[*mesh.Workload]mesh.Reason{&gone: mesh.ReasonPolicyAllow, mustWorkload(t, v, "bank", "heir"): mesh.ReasonPolicyNoMatch} {
+		if d, _, _ := datagram.AuthorizeTo(v, source, netip.MustParseAddrPort("10.0.0.1:443")); d.Reason != want {
+			t.Errorf("%v: %v, want %v", source.Key, d.Reason, want)
+		}
+	}
+	if d := datagram.Authorize(v, datagram.Conversation{Source: gone.Addresses[0], Destination: &w, Port: 443}); d.Reason != mesh.ReasonPolicyNoMatch {
+		t.Errorf("from its address: %v", d.Reason)
 	}
 }
 

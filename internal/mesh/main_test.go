@@ -35,7 +35,7 @@ func workload(namespace, name string, addrs ...string) mesh.Workload {
 		Key:            mesh.Key{Namespace: namespace, Name: name},
 		ServiceAccount: name, Node: "n1", Identity: identity(namespace, name),
 		Labels:   map[string]string{"app": name},
-		Enrolled: true, Ready: true,
+		Enrolled: true, Gated: true, Ready: true,
 	}
 	for _, a := range addrs {
 		w.Addresses = append(w.Addresses, netip.MustParseAddr(a))

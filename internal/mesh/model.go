@@ -79,8 +79,14 @@ const (
 	ExternalNamespace = service.ExternalNamespace
 )
 
-// FederatedDomain is another trust domain; see package federation.
-type FederatedDomain = federation.Domain
+// What is said of other trust domains; see package federation.
+type (
+	FederatedDomain   = federation.Domain
+	FederatedWorkload = federation.Workload
+)
+
+// MaxFederatedWorkloads bounds the workloads of all other trust domains.
+const MaxFederatedWorkloads = federation.MaxWorkloads
 
 // What AuthorizationPolicies say; see package policy.
 type (
@@ -115,6 +121,14 @@ const (
 	EgressDeny
 )
 
+// UDPEgress says with which ports outside the mesh conversations over UDP may be begun;
+// see package datagram. The zero value is none.
+type UDPEgress struct {
+	// Allow opens Ports; without any, all that are never closed.
+	Allow bool
+	Ports []uint16
+}
+
 // Settings are what holds for the whole mesh.
 type Settings struct {
 	TrustDomain spiffeid.TrustDomain
@@ -124,6 +138,8 @@ type Settings struct {
 	Egress        EgressMode
 	// EgressNamespaces overrides Egress per namespace.
 	EgressNamespaces map[string]EgressMode
+	// UDPEgress is by namespace: that of "" is of those that are not in it.
+	UDPEgress map[string]UDPEgress
 	// RevokedIdentities are refused, and their live connections ended.
 	RevokedIdentities []spiffeid.ID
 	// RevokedUntold are revoked too, and more than agents can be told of: the operator
@@ -141,8 +157,8 @@ type Route struct {
 	// Waypoint is the waypoint of Service, when it is to be asked for the connection to
 	// the dialled address and port; else nil.
 	Waypoint *Service
-	// Candidates are the workloads that may take it: one for a direct dial,
-	// the ready endpoints for a service, or those of its waypoint, all enrolled. Empty
+	// Candidates are the workloads that may take it: one for a direct dial, which may be
+	// of another trust domain (ForeignAt), the ready endpoints for a service, or those of its waypoint, all enrolled. Empty
 	// unless Kind is RouteWorkload.
 	Candidates []*Workload
 	// Port is the application port at the candidates that elsewhere does not name, or

@@ -25,6 +25,8 @@ func ReservedPort(port uint16) bool {
 // service's own, but for what waypoints dial themselves. While nobody is ready of it, it
 // is refused, or goes to the service's own where Bypass says so.
 //
+// What is dialled at a declared workload of another trust domain goes to that (ForeignAt).
+//
 // A workload may dial itself, directly or through a service: it is a candidate
 // like any other. The agent's own ports are refused, since a connection to them
 // would run in circles.
@@ -32,6 +34,9 @@ func (v *View) Route(src *Workload, dst netip.AddrPort) Route {
 	addr := dst.Addr().Unmap()
 	if !v.synced {
 		return Route{Kind: RouteHold, Port: dst.Port(), Reason: ReasonNotSynced}
+	}
+	if there := v.foreign[addr]; there != nil { // first, so that nobody else is taken for it
+		return routeDirect(there, dst.Port())
 	}
 	if service := externalAt(v.external, addr, dst.Port()); service != nil {
 		return v.toService(service, src, dst.Port(), true)

@@ -34,7 +34,7 @@ type View struct {
 	nodes     index.Index[*nodeEntry]    // by name
 	endpoints index.Index[*Key]          // names of services, by those of their endpoints
 	behind    index.Index[behind]        // by the names of waypoints
-	revoked   map[spiffeid.ID]struct{}
+	ofSettings
 	// policySets holds the *policySet of each *Workload that was asked for: an
 	// agent asks for those of its node, which are few of all that it knows.
 	policySets *sync.Map
@@ -44,6 +44,12 @@ type View struct {
 	ofReceivers *sync.Map // by *Workload
 	// lineage is that of the View of which this one was made with other objects.
 	lineage *byte
+}
+
+// ofSettings is what is looked up of the settings.
+type ofSettings struct {
+	revoked map[spiffeid.ID]struct{}
+	foreign map[netip.Addr][]*Workload // each a list of one; see ForeignAt
 }
 
 // nodeEntry has a node's workloads, sorted by key.
@@ -87,7 +93,7 @@ type Network struct {
 
 // NewNetworkView is NewView with NetworkPolicies, which it takes over too.
 func NewNetworkView(revision string, settings Settings, workloads []Workload, services []Service, policies []Policy, network Network) (*View, error) {
-	return ViewOf(revision, settings, copies(workloads), copies(services), copies(policies), network)
+	return ViewOf(revision, settings, keyed.Copies(workloads), keyed.Copies(services), keyed.Copies(policies), network)
 }
 
 // ViewOf is NewNetworkView without a copy: the View refers to the objects, which may
@@ -97,16 +103,6 @@ func NewNetworkView(revision string, settings Settings, workloads []Workload, se
 func ViewOf(revision string, settings Settings, workloads []*Workload, services []*Service, policies []*Policy, n Network) (*View, error) {
 	network, err := networkIndex(n)
 	return build(&View{}, revision, settings, Change{Workloads: workloads, Services: services, Policies: policies}, network, err)
-}
-
-// copies returns pointers to copies of the objects.
-func copies[T any](objects []T) []*T {
-	cloned := slices.Clone(objects)
-	all := make([]*T, len(cloned))
-	for i := range cloned {
-		all[i] = &cloned[i]
-	}
-	return all
 }
 
 // SortedKeys returns keys as a View has the endpoints of a service: sorted, each

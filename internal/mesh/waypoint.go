@@ -79,6 +79,9 @@ func (v *View) Past(src *Workload, dst netip.AddrPort) Route {
 // address is an external one; nil when there is none.
 func (v *View) serviceFor(dst netip.AddrPort) (s *serviceEntry, external bool) {
 	addr := dst.Addr().Unmap()
+	if v.foreign[addr] != nil {
+		return nil, false
+	}
 	if s := externalAt(v.external, addr, dst.Port()); s != nil {
 		return s, true
 	}

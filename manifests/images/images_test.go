@@ -139,3 +139,15 @@ func TestBuildErrorsNameTheProgram(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestOneImageIsChosen(t *testing.T) {
+	if one, err := choose(images(), "heddle-waypoint"); err != nil || len(one) != 1 || one[0].name != "heddle-waypoint" {
+		t.Errorf("by its name: %v, %v", one, err)
+	}
+	if all, err := choose(images(), ""); err != nil || len(all) != len(images()) {
+		t.Errorf("without a name: %v, %v", all, err)
+	}
+	if _, err := choose(images(), "waypoint"); err == nil || !strings.Contains(err.Error(), "heddle-waypoint") {
+		t.Errorf("a name that none has: %v", err)
+	}
+}

@@ -26,11 +26,17 @@ func main() {
 	flag.StringVar(&b.registry, "registry", "ghcr.io/heddle-mesh", "what comes before the images' names")
 	all := flag.String("architectures", "amd64,arm64", "which to build, separated by commas: those of one only are for trying")
 	flag.StringVar(&b.version, "version", "dev", "the images' tag, and the programs' version")
+	only := flag.String("image", "", "the one image to build, such as heddle-waypoint; empty builds all")
 	flag.Parse()
 	b.architectures = strings.Split(*all, ",")
+	wanted, err := choose(images(), *only)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "images: -image:", err)
+		os.Exit(2)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := b.run(ctx, images()); err != nil {
+	if err := b.run(ctx, wanted); err != nil {
 		fmt.Fprintln(os.Stderr, "images:", err)
 		os.Exit(1)
 	}
@@ -49,6 +55,21 @@ func images() []spec {
 		{"heddle-operator", "65532:65532", []string{"heddle-operator"}},
 		{"heddle-waypoint", "65532:65532", []string{"heddle-waypoint"}},
 	}
+}
+
+// choose returns the one of a name, all without one.
+func choose(all []spec, name string) ([]spec, error) {
+	if name == "" {
+		return all, nil
+	}
+	var names []string
+	for _, s := range all {
+		if s.name == name {
+			return []spec{s}, nil
+		}
+		names = append(names, s.name)
+	}
+	return nil, fmt.Errorf("there is no image %q; remedy: name one of %s", name, strings.Join(names, ", "))
 }
 
 // builder builds into a folder.

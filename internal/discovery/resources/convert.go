@@ -2,6 +2,7 @@ package resources
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -42,12 +43,19 @@ func EncodeSettings(s *mesh.Settings) (*Resource, error) {
 	for _, ns := range field.SortedKeys(s.EgressNamespaces) {
 		m.EgressNamespaces = append(m.EgressNamespaces, &meshpb.NamespaceEgress{Namespace: ns, Egress: field.FromEgress(s.EgressNamespaces[ns])})
 	}
+	for _, ns := range field.SortedKeys(s.UDPEgress) {
+		m.UdpEgress = append(m.UdpEgress, field.FromUDPEgress(ns, s.UDPEgress[ns]))
+	}
 	for _, id := range s.RevokedIdentities {
 		m.RevokedIdentities = append(m.RevokedIdentities, id.String())
 	}
 	for i := range s.Federation {
 		m.FederatedDomains = append(m.FederatedDomains, s.Federation[i].TrustDomain.Name())
+		for _, w := range s.Federation[i].Workloads {
+			m.FederatedWorkloads = append(m.FederatedWorkloads, &meshpb.FederatedWorkload{Identity: w.Identity.String(), Addresses: field.FromAddresses(w.Addresses)})
+		}
 	}
+	slices.SortFunc(m.FederatedWorkloads, func(a, b *meshpb.FederatedWorkload) int { return strings.Compare(a.GetIdentity(), b.GetIdentity()) })
 	return encode(KindSettings, settingsName, m)
 }
 
@@ -69,6 +77,7 @@ func EncodeWorkload(w *mesh.Workload) (*Resource, error) {
 		Uid:              w.UID,
 		Zone:             w.Zone,
 		Dns:              meshpb.DNSMode(w.DNS),
+		Gated:            w.Gated,
 	}
 	for _, p := range w.Datagrams {
 		m.Datagrams = append(m.Datagrams, policyToProto(p))

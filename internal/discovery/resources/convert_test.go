@@ -2,6 +2,7 @@ package resources
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/mesh/datagram"
 	"github.com/heddle-mesh/heddle/internal/mesh/netpolicy"
 	"github.com/heddle-mesh/heddle/internal/mesh/request"
 )
@@ -60,6 +62,15 @@ func genMode() *rapid.Generator[mesh.Mode] {
 
 func genEgress() *rapid.Generator[mesh.EgressMode] {
 	return rapid.SampledFrom([]mesh.EgressMode{mesh.EgressAllow, mesh.EgressDeny})
+}
+
+func genUDPEgress() *rapid.Generator[mesh.UDPEgress] {
+	return rapid.Custom(func(t *rapid.T) (e mesh.UDPEgress) {
+		if e.Allow = rapid.Bool().Draw(t, "allow"); e.Allow {
+			e.Ports = rapid.SliceOfN(genPort().Filter(func(p uint16) bool { return !datagram.ClosedPort(p) }), 0, datagram.MaxPorts).Draw(t, "ports")
+		}
+		return e
+	})
 }
 
 func genID() *rapid.Generator[spiffeid.ID] {
@@ -140,12 +151,13 @@ func TestRoundTrip(t *testing.T) {
 		roundTrip(t, &mesh.Settings{TrustDomain: spiffeid.RequireTrustDomainFromString("test.example"),
 			ClusterRanges: rapid.SliceOfN(genBlock(), 0, 4).Draw(t, "ranges"), Egress: genEgress().Draw(t, "egress"),
 			EgressNamespaces:  rapid.MapOfN(genName(), genEgress(), 0, 4).Draw(t, "namespaces"),
-			RevokedIdentities: rapid.SliceOfN(genID(), 0, 3).Draw(t, "revoked")}, EncodeSettings, func(d *decoded) *mesh.Settings { return d.settings })
+			UDPEgress:         rapid.MapOfN(rapid.OneOf(rapid.Just(""), genName()), genUDPEgress(), 0, 4).Draw(t, "udp"),
+			RevokedIdentities: rapid.SliceOfN(genID(), 0, 3).Draw(t, "revoked"), Federation: genFederation(t)}, EncodeSettings, func(d *decoded) *mesh.Settings { return d.settings })
 	}))
 	t.Run("workload", rapid.MakeCheck(func(t *rapid.T) {
 		roundTrip(t, &mesh.Workload{Key: genKey().Draw(t, "key"), ServiceAccount: genName().Draw(t, "account"), Node: genName().Draw(t, "node"),
 			Identity: genID().Draw(t, "identity"), Addresses: rapid.SliceOfN(genAddr(), 1, 4).Draw(t, "addresses"), Labels: genLabels().Draw(t, "labels"),
-			Enrolled: rapid.Bool().Draw(t, "enrolled"), Ready: rapid.Bool().Draw(t, "ready"), Leaving: rapid.Bool().Draw(t, "leaving"), NetNS: rapid.String().Draw(t, "netns"),
+			Enrolled: rapid.Bool().Draw(t, "enrolled"), Gated: rapid.Bool().Draw(t, "gated"), Ready: rapid.Bool().Draw(t, "ready"), Leaving: rapid.Bool().Draw(t, "leaving"), NetNS: rapid.String().Draw(t, "netns"),
 			DNS:  rapid.SampledFrom([]mesh.DNSMode{mesh.DNSDefault, mesh.DNSCapture, mesh.DNSDirect}).Draw(t, "dns"),
 			Mode: genMode().Draw(t, "mode"), PortModes: rapid.MapOfN(genPort(), genMode(), 0, 4).Draw(t, "port modes"),
 			ProbePorts: rapid.SliceOfN(genPort(), 0, 4).Draw(t, "probe ports"), Datagrams: rapid.SliceOfN(genDatagrams(), 0, 2).Draw(t, "datagrams")}, EncodeWorkload, func(d *decoded) *mesh.Workload { return d.workload })
@@ -190,6 +202,22 @@ func TestRoundTrip(t *testing.T) {
 			roundTrip(t, &shard, EncodeAddressSet, func(d *decoded) *netpolicy.Shard { return d.shard })
 		}
 	}))
+}
+
+// genFederation draws other trust domains, sorted, as their workloads are.
+func genFederation(t *rapid.T) (all []mesh.FederatedDomain) {
+	names := rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"a.example", "a.example.org", "b.example"}), 0, 3, rapid.ID).Draw(t, "federated")
+	slices.Sort(names)
+	for _, name := range names {
+		d := mesh.FederatedDomain{TrustDomain: spiffeid.RequireTrustDomainFromString(name)}
+		paths := rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"/a", "/a/b", "/ns/x/sa/y"}), 0, 3, rapid.ID).Draw(t, "paths")
+		slices.Sort(paths)
+		for _, path := range paths {
+			d.Workloads = append(d.Workloads, mesh.FederatedWorkload{Identity: spiffeid.RequireFromPath(d.TrustDomain, path), Addresses: rapid.SliceOfN(genAddr(), 1, 3).Draw(t, "addresses")})
+		}
+		all = append(all, d)
+	}
+	return all
 }
 
 func genDirection(t *rapid.T) *netpolicy.Direction {
@@ -253,6 +281,12 @@ func TestWhatMustNotBeDecoded(t *testing.T) {
 		change(w)
 		return w
 	}
+	leaving := func(e ...*meshpb.UDPEgress) *meshpb.Settings {
+		return &meshpb.Settings{TrustDomain: "t", Egress: meshpb.Egress_EGRESS_DENY, UdpEgress: e}
+	}
+	federated := func(id string, addr []byte) *meshpb.Settings {
+		return &meshpb.Settings{TrustDomain: "t", Egress: meshpb.Egress_EGRESS_DENY, FederatedDomains: []string{"a.example"}, FederatedWorkloads: []*meshpb.FederatedWorkload{{Identity: id, Addresses: [][]byte{addr}}}}
+	}
 	for name, c := range map[string]struct {
 		kind Kind
 		m    proto.Message
@@ -268,7 +302,17 @@ func TestWhatMustNotBeDecoded(t *testing.T) {
 		"label twice":                    {KindWorkload, workload(func(w *meshpb.Workload) { w.Labels = []*meshpb.Label{{Key: "a"}, {Key: "a"}} }), "twice"},
 		"port mode twice":                {KindWorkload, workload(func(w *meshpb.Workload) { w.PortModes = []*meshpb.PortMode{{Port: 1}, {Port: 1}} }), "twice"},
 		"egress that got lost":           {KindSettings, &meshpb.Settings{TrustDomain: "t"}, "egress"},
+		"ports of nothing over UDP":      {KindSettings, leaving(&meshpb.UDPEgress{Namespace: "a", Egress: meshpb.Egress_EGRESS_DENY, Ports: []uint32{123}}), `namespace "a"`},
+		"UDP to a closed port":           {KindSettings, leaving(&meshpb.UDPEgress{Egress: meshpb.Egress_EGRESS_ALLOW, Ports: []uint32{8472}}), "port 8472 is always closed"},
+		"UDP to no port":                 {KindSettings, leaving(&meshpb.UDPEgress{Egress: meshpb.Egress_EGRESS_ALLOW, Ports: []uint32{65536}}), "65536"},
+		"UDP to too many ports":          {KindSettings, leaving(&meshpb.UDPEgress{Egress: meshpb.Egress_EGRESS_ALLOW, Ports: slices.Repeat([]uint32{123}, 65)}), "65 ports, more than 64"},
+		"UDP of no mode":                 {KindSettings, leaving(&meshpb.UDPEgress{Ports: []uint32{123}}), "is unknown"},
+		"UDP of a namespace twice":       {KindSettings, leaving(&meshpb.UDPEgress{Egress: meshpb.Egress_EGRESS_ALLOW}, &meshpb.UDPEgress{Egress: meshpb.Egress_EGRESS_DENY}), "given twice"},
 		"no trust domain":                {KindSettings, &meshpb.Settings{Egress: meshpb.Egress_EGRESS_DENY}, "trust domain"},
+		"workload of a stranger":         {KindSettings, federated("spiffe://b.example/x", []byte{10, 0, 0, 1}), "none of the federated domains"},
+		"workload of this trust domain":  {KindSettings, federated("spiffe://t/x", []byte{10, 0, 0, 1}), "none of the federated domains"},
+		"workload without an identity":   {KindSettings, federated("", []byte{10, 0, 0, 1}), "federated workload"},
+		"workload of half an address":    {KindSettings, federated("spiffe://a.example/x", []byte{10}), "4 or 16"},
 		"other name":                     {KindService, &meshpb.Service{Key: &meshpb.ObjectKey{Namespace: "a", Name: "c"}}, "contents are those of a/c"},
 		"network operator that got lost": {KindNetworkPolicy, &meshpb.NetworkPolicy{Key: key, Selector: []*meshpb.LabelRequirement{{Key: "a"}}}, "operator"},
 		"network peer that got lost":     {KindNetworkPolicy, &meshpb.NetworkPolicy{Key: key, Ingress: &meshpb.NetworkDirection{Rules: []*meshpb.NetworkRule{{Peers: []*meshpb.NetworkPeer{{}}}}}}, "4 or 16"},

@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
@@ -19,6 +20,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/internal/identity"
@@ -44,7 +46,7 @@ const (
 )
 
 // FollowerConfig says what a Follower follows. All fields but Given, JWT,
-// Amiss, Look and Logger are needed.
+// Amiss, Look, Gated and Logger are needed.
 type FollowerConfig struct {
 	TrustDomain spiffeid.TrustDomain
 	// Conn is to the operator, as this node. It stays its owner's.
@@ -63,8 +65,12 @@ type FollowerConfig struct {
 	JWTFile string
 	// Amiss returns how many of the node's pods are not as the configuration says; nil
 	// is none. It is called every Look, one second when zero, by one goroutine at a time.
-	Amiss  func() int
-	Look   time.Duration
+	Amiss func() int
+	Look  time.Duration
+	// Gated returns the node's pods that are behind their gates, which nobody changes
+	// afterwards, and a channel that is closed when that may be different; nil says
+	// nothing of them. It is called while the operator asks for them.
+	Gated  func() (*meshpb.GatedPods, <-chan struct{})
 	Logger *slog.Logger
 }
 
@@ -76,9 +82,14 @@ type Follower struct {
 	// between; issuer is that of the last, by its SHA-256.
 	taking sync.Mutex
 	issuer [sha256.Size]byte
-	// amiss is what is reported of the pods, looked what the last look at them found.
-	// They are the reporting goroutine's.
+	// tellsGated is set while the operator wants to know which pods are behind their gates.
+	tellsGated atomic.Bool
+	// began is when this was made.
+	began time.Time
+	// amiss is what is reported of the pods, looked what the last look at them found, said
+	// what was of their gates. They are the reporting goroutine's.
 	amiss, looked uint32
+	said          *meshpb.GatedPods
 }
 
 // NewFollower checks the configuration.
@@ -96,7 +107,7 @@ func NewFollower(cfg FollowerConfig) (*Follower, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	f := &Follower{cfg: cfg}
+	f := &Follower{cfg: cfg, began: time.Now()}
 	if cfg.FederatedFile != "" {
 		kept, err := federated.Load(cfg.FederatedFile, cfg.TrustDomain)
 		if err != nil {
@@ -239,6 +250,7 @@ func (f *Follower) take(update *meshpb.TrustUpdate) error {
 		f.cfg.Logger.Error("what the operator says of other trust domains is refused: going on with what there is", "error", err)
 	}
 	f.verify(update.GetJwt())
+	f.tellsGated.Store(update.GetTellGated() && f.cfg.Gated != nil)
 	return errors.Join(errs...)
 }
 
@@ -292,8 +304,9 @@ func (f *Follower) report(ctx context.Context, stream grpc.BidiStreamingClient[m
 		if f.cfg.Given != nil {
 			given = f.cfg.Given.Changed()
 		}
+		gated, regated := f.gated()
 		said := f.holdings()
-		said.PodsAmiss = f.amiss
+		said.PodsAmiss, said.Gated = f.amiss, gated
 		if err := stream.Send(said); err != nil {
 			return err
 		}
@@ -313,11 +326,30 @@ func (f *Follower) report(ctx context.Context, stream grpc.BidiStreamingClient[m
 			case <-node:
 			case <-workloads:
 			case <-given:
+			case <-regated:
+				var now *meshpb.GatedPods
+				now, regated = f.gated()
+				same = proto.Equal(now, gated)
 			case <-look.C:
 				same = !f.lookAtPods()
 			}
 		}
 	}
+}
+
+// gated is what is said of the pods' gates, as Gated in FollowerConfig, with a number of its
+// own; nil where nobody asks.
+func (f *Follower) gated() (*meshpb.GatedPods, <-chan struct{}) {
+	if !f.tellsGated.Load() {
+		return nil, nil
+	}
+	said, changed := f.cfg.Gated()
+	next := &meshpb.GatedPods{Pods: said.GetPods(), Complete: said.GetComplete(), AgentBeganNs: meshpb.Nanos(f.began), Change: f.said.GetChange()}
+	if f.said == nil || !proto.Equal(next, f.said) {
+		next.Change++
+		f.said = next
+	}
+	return f.said, changed
 }
 
 // lookAtPods reports whether something else is to be said of the pods. What one look alone

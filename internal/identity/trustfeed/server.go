@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"sync"
@@ -28,7 +29,8 @@ type Said struct {
 	JWT *meshpb.JWTKeys
 }
 
-// ServerConfig says what a Server says, and to whom. All fields but Federation are needed.
+// ServerConfig says what a Server says, and to whom. All fields but Federation and TellGated
+// are needed.
 type ServerConfig struct {
 	// Authenticate returns the name of the node that calls; its error is a gRPC
 	// status.
@@ -39,7 +41,9 @@ type ServerConfig struct {
 	// Federation returns what is said of other trust domains, nil while that is not known,
 	// and a channel that is closed at the next change.
 	Federation func() (*meshpb.Federation, <-chan struct{})
-	Logger     *slog.Logger
+	// TellGated has agents say which pods are behind their gates.
+	TellGated bool
+	Logger    *slog.Logger
 }
 
 // Report is what a node's agent said last.
@@ -48,7 +52,8 @@ type Report struct {
 	// Connected is set while its stream lives. Since is when that began or ended.
 	Connected bool
 	Since     time.Time
-	// Received is when Report came; zero and nil when none did.
+	// Received is when Report came, before Since when that was on an earlier stream; zero
+	// and nil when none did.
 	Received time.Time
 	Report   *meshpb.TrustReport
 }
@@ -71,6 +76,8 @@ type Server struct {
 	state struct {
 		sync.Mutex
 		byNode map[string]*kept
+		// changed is closed, and replaced, when a report has come or a stream has ended.
+		changed chan struct{}
 	}
 	streams *drain.Streams
 }
@@ -91,7 +98,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 		cfg.Federation = func() (*meshpb.Federation, <-chan struct{}) { return nil, nil }
 	}
 	s := &Server{cfg: cfg, streams: drain.New()}
-	s.state.byNode = map[string]*kept{}
+	s.state.byNode, s.state.changed = map[string]*kept{}, make(chan struct{})
 	return s, nil
 }
 
@@ -106,6 +113,20 @@ func (s *Server) Reports() []Report {
 	}
 	slices.SortFunc(all, func(a, b Report) int { return cmp.Compare(a.Node, b.Node) })
 	return all
+}
+
+// Changed returns a channel that is closed when Reports may be different. Take it before
+// Reports, so that nothing is missed between the two.
+func (s *Server) Changed() <-chan struct{} {
+	s.state.Lock()
+	defer s.state.Unlock()
+	return s.state.changed
+}
+
+// changedLocked wakes whoever waits for a change.
+func (s *Server) changedLocked() {
+	close(s.state.changed)
+	s.state.changed = make(chan struct{})
 }
 
 // Drain ends the streams, refuses new ones, and waits.
@@ -169,7 +190,7 @@ func sameUpdate(last, next *meshpb.TrustUpdate) bool {
 }
 
 func (s *Server) update(said Said, federation *meshpb.Federation) *meshpb.TrustUpdate {
-	update := &meshpb.TrustUpdate{Issuer: said.Issuer.Raw, Federation: federation, Jwt: said.JWT}
+	update := &meshpb.TrustUpdate{Issuer: said.Issuer.Raw, Federation: federation, Jwt: said.JWT, TellGated: s.cfg.TellGated}
 	for _, root := range said.Roots {
 		update.Roots = append(update.Roots, root.Raw)
 	}
@@ -191,12 +212,45 @@ func (s *Server) receive(stream grpc.BidiStreamingServer[meshpb.TrustReport, mes
 		if len(report.GetRoots()) > 2*maxReported || len(report.GetCertificates()) > maxReported {
 			return status.Errorf(codes.InvalidArgument, "report of %d roots and %d certificates, %d are possible", len(report.GetRoots()), len(report.GetCertificates()), maxReported)
 		}
+		if err := checkGated(report.GetGated()); err != nil {
+			return status.Error(codes.InvalidArgument, err.Error())
+		}
 		s.state.Lock()
 		if k := s.state.byNode[node]; k != nil && k.stream == number {
 			k.Received, k.Report.Report = time.Now(), report
+			s.changedLocked()
 		}
 		s.state.Unlock()
 	}
+}
+
+// Bounds of what is said of one pod's gate, in bytes: names and UIDs as Kubernetes has them,
+// and paths as Linux does.
+const (
+	maxGatedAddresses = 16
+	maxGatedName      = 253
+	maxGatedUID       = 253
+	maxGatedPath      = 4096
+)
+
+// checkGated refuses what no agent says of its pods' gates.
+func checkGated(gated *meshpb.GatedPods) error {
+	if n := len(gated.GetPods()); n > maxReported {
+		return fmt.Errorf("report of %d pods behind their gates, %d are possible", n, maxReported)
+	}
+	for _, p := range gated.GetPods() {
+		if n := len(p.GetAddresses()); n > maxGatedAddresses {
+			return fmt.Errorf("report of pod %.100q with %d addresses, %d are possible", p.GetName(), n, maxGatedAddresses)
+		}
+		if len(p.GetNamespace()) > maxGatedName || len(p.GetName()) > maxGatedName || len(p.GetUid()) > maxGatedUID || len(p.GetNetworkNamespace()) > maxGatedPath {
+			return fmt.Errorf("report of pod %.100q with a namespace, name, UID and network namespace of %d, %d, %d and %d bytes, %d, %d, %d and %d are possible", p.GetName(),
+				len(p.GetNamespace()), len(p.GetName()), len(p.GetUid()), len(p.GetNetworkNamespace()), maxGatedName, maxGatedName, maxGatedUID, maxGatedPath)
+		}
+		if i := slices.IndexFunc(p.GetAddresses(), func(a []byte) bool { return len(a) != 4 && len(a) != 16 }); i >= 0 {
+			return fmt.Errorf("report of pod %.100q with an address of %d bytes, 4 and 16 are possible", p.GetName(), len(p.GetAddresses()[i]))
+		}
+	}
+	return nil
 }
 
 func (s *Server) enter(node string) (number uint64) {
@@ -212,6 +266,7 @@ func (s *Server) enter(node string) (number uint64) {
 	}
 	k.stream++
 	k.Connected, k.Since = true, time.Now()
+	s.changedLocked()
 	return k.stream
 }
 
@@ -220,6 +275,7 @@ func (s *Server) leave(node string, number uint64) {
 	defer s.state.Unlock()
 	if k := s.state.byNode[node]; k != nil && k.stream == number {
 		k.Connected, k.Since = false, time.Now()
+		s.changedLocked()
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"net"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -80,13 +81,81 @@ func (s *saying) Sign(ctx context.Context, id spiffeid.ID, csr []byte) (chain, b
 	return signs.Sign(ctx, id, csr)
 }
 
+// gating is what an agent says of gates.
+type gating struct {
+	sync.Mutex
+	said    *meshpb.GatedPods
+	changed chan struct{}
+}
+
+func (g *gating) say(names ...string) {
+	g.Lock()
+	defer g.Unlock()
+	g.said = &meshpb.GatedPods{Complete: true}
+	for _, name := range names {
+		g.said.Pods = append(g.said.Pods, &meshpb.GatedPod{Name: name})
+	}
+	if g.changed != nil {
+		close(g.changed)
+	}
+	g.changed = make(chan struct{})
+}
+
+func (g *gating) gated() (*meshpb.GatedPods, <-chan struct{}) {
+	g.Lock()
+	defer g.Unlock()
+	return g.said, g.changed
+}
+
+// TestGatesThatNobodySays: an agent that is not asked says nothing of gates, and a report of
+// too much is refused.
+func TestGatesThatNobodySays(t *testing.T) {
+	var gates gating
+	gates.say("web")
+	f := &Follower{cfg: FollowerConfig{Gated: gates.gated}}
+	if said, changed := f.gated(); said != nil || changed != nil {
+		t.Errorf("unasked it says %v", said)
+	}
+	f.began = time.Now()
+	f.tellsGated.Store(true)
+	first, _ := f.gated()
+	gates.say("web")
+	same, _ := f.gated()
+	gates.say("web", "db")
+	other, _ := f.gated()
+	if first.GetChange() != 1 || same.GetChange() != 1 || other.GetChange() != 2 || other.GetAgentBeganNs() != f.began.UnixNano() || len(other.GetPods()) != 2 || !other.GetComplete() || gates.said.GetChange() != 0 {
+		t.Errorf("said: %v, then %v, then %v", first, same, other)
+	}
+	many := &meshpb.GatedPods{Pods: make([]*meshpb.GatedPod, maxReported+1)}
+	long := &meshpb.GatedPods{Pods: []*meshpb.GatedPod{{Addresses: make([][]byte, maxGatedAddresses+1)}}}
+	one := func(p *meshpb.GatedPod) *meshpb.GatedPods { return &meshpb.GatedPods{Pods: []*meshpb.GatedPod{p}} }
+	most := func(n int) string { return strings.Repeat("x", n) }
+	for what, said := range map[string]*meshpb.GatedPods{"many pods": many, "many addresses": long,
+		"a long namespace":         one(&meshpb.GatedPod{Namespace: most(maxGatedName + 1)}),
+		"a long name":              one(&meshpb.GatedPod{Name: most(maxGatedName + 1)}),
+		"a long UID":               one(&meshpb.GatedPod{Uid: most(maxGatedUID + 1)}),
+		"a long network namespace": one(&meshpb.GatedPod{NetworkNamespace: most(maxGatedPath + 1)}),
+		"a long address":           one(&meshpb.GatedPod{Addresses: [][]byte{make([]byte, 17)}}),
+	} {
+		if checkGated(said) == nil {
+			t.Errorf("%s are taken", what)
+		}
+	}
+	longest := one(&meshpb.GatedPod{Namespace: most(maxGatedName), Name: most(maxGatedName), Uid: most(maxGatedUID), NetworkNamespace: most(maxGatedPath), Addresses: [][]byte{make([]byte, 4), make([]byte, 16)}})
+	for _, said := range []*meshpb.GatedPods{gates.said, longest} {
+		if err := checkGated(said); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // TestFollow takes an agent from one root to the next over a connection that is
 // lost in between.
 func TestFollow(t *testing.T) {
 	before, after := authority(t), authority(t)
 	say := &saying{}
 	say.say(before, before.Root())
-	server, err := NewServer(ServerConfig{Authority: say.authority, Logger: slog.New(slog.DiscardHandler),
+	server, err := NewServer(ServerConfig{Authority: say.authority, Logger: slog.New(slog.DiscardHandler), TellGated: true,
 		Authenticate: func(context.Context) (string, error) { return "n1", nil }})
 	if err != nil {
 		t.Fatal(err)
@@ -118,10 +187,12 @@ func TestFollow(t *testing.T) {
 	}
 	node, workloads, given := source("/node/n1"), source("/ns/shop/sa/web", "/ns/shop/sa/db"), source("/ns/shop/sa/web")
 	var amiss atomic.Int32
+	var gates gating
+	gates.say()
 	var jwt jwtkeys.Store
 	file := filepath.Join(t.TempDir(), "jwt-keys")
 	follower, err := NewFollower(FollowerConfig{TrustDomain: td, Conn: conn, Node: node, Workloads: workloads, Given: given,
-		JWT: &jwt, JWTFile: file, Amiss: func() int { return int(amiss.Load()) }, Look: 10 * time.Millisecond})
+		JWT: &jwt, JWTFile: file, Amiss: func() int { return int(amiss.Load()) }, Look: 10 * time.Millisecond, Gated: gates.gated})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -166,6 +237,20 @@ func TestFollow(t *testing.T) {
 	for _, n := range []int32{2, 1, 0} {
 		amiss.Store(n)
 		testenv.Eventually(t, 10*time.Second, fmt.Sprintf("%d pods amiss", n), func() bool { return server.Reports()[0].Report.GetPodsAmiss() == uint32(n) })
+	}
+
+	for _, names := range [][]string{{"web"}, {"db", "web"}, {}} {
+		changed := server.Changed()
+		gates.say(names...)
+		testenv.Eventually(t, 10*time.Second, fmt.Sprintf("%v are behind their gates", names), func() bool {
+			gated := server.Reports()[0].Report.GetGated()
+			return gated.GetComplete() && slices.EqualFunc(gated.GetPods(), names, func(p *meshpb.GatedPod, name string) bool { return p.GetName() == name })
+		})
+		select {
+		case <-changed:
+		default:
+			t.Error("a report came, and nobody is told")
+		}
 	}
 
 	server.Drain()
@@ -235,7 +320,10 @@ func TestNothingNewIsNotSent(t *testing.T) {
 	say.say(before, before.Root())
 	var asked atomic.Int32
 	server, err := NewServer(ServerConfig{Logger: slog.New(slog.DiscardHandler),
-		Authority: func() (Said, <-chan struct{}) { asked.Add(1); return say.authority() },
+		Authority: func() (Said, <-chan struct{}) {
+			defer asked.Add(1) // behind what it waits for
+			return say.authority()
+		},
 		Federation: func() (*meshpb.Federation, <-chan struct{}) {
 			return &meshpb.Federation{Domains: []*meshpb.DomainBundle{{TrustDomain: "theirs.test", Bundle: []byte("{}")}}}, nil
 		},

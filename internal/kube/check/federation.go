@@ -3,6 +3,7 @@ package check
 import (
 	"crypto/x509"
 	"fmt"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -16,6 +17,7 @@ import (
 
 // federation reads spec.federation of a Mesh of trust domain own, sorted.
 func federation(s Subject, own spiffeid.TrustDomain, all []v1alpha1.FederatedDomain) (out []mesh.FederatedDomain) {
+	workloads := 0
 	if len(all) > federated.MaxDomains {
 		s.Problem("spec.federation", "federate with fewer", "has %d entries, %d are possible", len(all), federated.MaxDomains)
 	}
@@ -31,11 +33,15 @@ func federation(s Subject, own spiffeid.TrustDomain, all []v1alpha1.FederatedDom
 		}
 	}
 	for i := range all {
+		workloads += len(all[i].Workloads)
 		id, err := spiffeid.FromString(all[i].EndpointSPIFFEID)
 		known := func(d mesh.FederatedDomain) bool { return id.MemberOf(d.TrustDomain) }
 		if err == nil && !id.MemberOf(own) && !slices.ContainsFunc(out, known) {
 			s.Problem(fmt.Sprintf("spec.federation[%d].endpointSPIFFEID", i), "federate with that one too, or name an endpoint of another", "%q is of a trust domain that nothing verifies", all[i].EndpointSPIFFEID)
 		}
+	}
+	if workloads > mesh.MaxFederatedWorkloads {
+		s.Problem("spec.federation", "give several instances of a workload as addresses of one", "has %d workloads, %d are possible", workloads, mesh.MaxFederatedWorkloads)
 	}
 	slices.SortFunc(out, func(a, b mesh.FederatedDomain) int {
 		return strings.Compare(a.TrustDomain.Name(), b.TrustDomain.Name())
@@ -80,5 +86,37 @@ func federatedDomain(s Subject, field string, own spiffeid.TrustDomain, spec *v1
 	} else if !d.EndpointID.IsZero() && d.EndpointID.MemberOf(td) {
 		s.Problem(field+".bundle", "write what `spire-server bundle show -format spiffe` prints there", "is missing: an endpoint that proves itself by the bundle that it serves needs a first one")
 	}
+	s.NotEmpty(field+".workloads", spec.Workloads != nil && len(spec.Workloads) == 0)
+	for i := range spec.Workloads {
+		federatedWorkload(s, fmt.Sprintf("%s.workloads[%d]", field, i), &d, &spec.Workloads[i])
+	}
+	slices.SortFunc(d.Workloads, func(a, b mesh.FederatedWorkload) int {
+		return strings.Compare(a.Identity.String(), b.Identity.String())
+	})
 	return d, true
+}
+
+// federatedWorkload adds a workload of another trust domain. Who claims its addresses says
+// what is wrong with them.
+func federatedWorkload(s Subject, field string, d *mesh.FederatedDomain, spec *v1alpha1.FederatedWorkload) {
+	id, err := spiffeid.FromString(spec.Identity)
+	if err != nil || !id.MemberOf(d.TrustDomain) || id.Path() == "" {
+		s.Problem(field+".identity", "write one such as spiffe://"+d.TrustDomain.Name()+"/ns/shop/sa/web", "%q is not the SPIFFE ID of a workload of trust domain %s", spec.Identity, d.TrustDomain)
+		return
+	}
+	if slices.ContainsFunc(d.Workloads, func(other mesh.FederatedWorkload) bool { return other.Identity == id }) {
+		s.Problem(field+".identity", "give all of its addresses in one entry", "%q is given twice", spec.Identity)
+		return
+	}
+	w := mesh.FederatedWorkload{Identity: id}
+	for _, text := range spec.Addresses {
+		if addr, err := netip.ParseAddr(text); err == nil {
+			w.Addresses = append(w.Addresses, addr)
+		}
+	}
+	if len(spec.Addresses) == 0 {
+		s.Problem(field+".addresses", "write where it is, such as [10.244.200.3]", "is empty")
+	}
+	w.Addresses = mesh.PlainAddresses(w.Addresses)
+	d.Workloads = append(d.Workloads, w)
 }

@@ -37,6 +37,7 @@ func Mesh(s Subject, spec *v1alpha1.MeshSpec) (out Settings) {
 		func(i int) (string, v1alpha1.EgressMode) {
 			return spec.Egress.Namespaces[i].Namespace, spec.Egress.Namespaces[i].Mode
 		}, egress)
+	out.Mesh.UDPEgress = udpEgress(s, spec.Egress.UDP)
 	out.DNS = dnsModes(s, &spec.DNS)
 	for i, text := range spec.RevokedIdentities {
 		id, err := spiffeid.FromString(text)
@@ -54,10 +55,15 @@ func Mesh(s Subject, spec *v1alpha1.MeshSpec) (out Settings) {
 const maxPath = len("/ns/") + 63 + len("/sa/") + 253
 
 // Bound leaves as many revoked identities to agents as they can be told of, and reports
-// the others, which stay revoked at the signer. First come those that somebody can have
+// the others, which stay revoked at the signer; and lets nothing out over UDP where what is
+// said of that does not fit beside the rest. First come those that somebody can have
 // given a certificate that a peer would believe: this mesh's signer, or a trust domain that
 // the mesh is federated with, whose signer knows nothing of what is revoked here.
 func Bound(s Subject, m *mesh.Settings) {
+	if len(m.UDPEgress) > 0 && !fit.BesideRevoked(m) {
+		s.Problem("spec.egress.udp", "name fewer namespaces or ports; nothing leaves the mesh over UDP meanwhile", "does not fit into one message to an agent beside what else the Mesh says: it is of %d namespaces", len(m.UDPEgress)-1)
+		m.UDPEgress = nil
+	}
 	n := fit.Revoked(m)
 	if n == len(m.RevokedIdentities) {
 		return

@@ -160,10 +160,20 @@ func (c *Compiler) dispute(objs *kube.Objects) {
 		}
 		c.disputeRefused("Service", s.Value.Namespace, s.Value.Name, addressesOf(s.Value))
 	}
-	for _, w := range objs.Workloads {
-		for _, text := range w.Value.Spec.Addresses {
+	disputeAll := func(addresses []string) {
+		for _, text := range addresses {
 			if addr, err := netip.ParseAddr(text); err == nil {
 				c.disputed[addr.Unmap()] = true
+			}
+		}
+	}
+	for _, w := range objs.Workloads {
+		disputeAll(w.Value.Spec.Addresses)
+	}
+	for _, m := range objs.Meshes {
+		for i := range m.Value.Spec.Federation {
+			for _, w := range m.Value.Spec.Federation[i].Workloads {
+				disputeAll(w.Addresses)
 			}
 		}
 	}

@@ -233,7 +233,12 @@ func TestChangesAreTheSameAsCompilingEverything(t *testing.T) {
 		if rapid.Bool().Draw(t, "udp") {
 			s.set("udp", mesh.Key{}, "on")
 		}
-		s.set("mesh", mesh.Key{}, &v1alpha1.Mesh{ObjectMeta: metav1.ObjectMeta{Name: "default"}, Spec: v1alpha1.MeshSpec{TrustDomain: "example.org", ClusterRanges: []v1alpha1.AddressBlock{"10.0.0.0/8"}}})
+		spec := v1alpha1.MeshSpec{TrustDomain: "example.org", ClusterRanges: []v1alpha1.AddressBlock{"10.0.0.0/8"}}
+		if rapid.Bool().Draw(t, "federated") { // with who may have an address that pods and services claim, too
+			spec.Federation = []v1alpha1.FederatedDomain{{TrustDomain: "other.org", Endpoint: "https://other.org/", Profile: v1alpha1.FederationWeb,
+				Workloads: []v1alpha1.FederatedWorkload{{Identity: "spiffe://other.org/x", Addresses: []string{one(t, "declared", "10.0.0.1", "10.0.1.65", "10.0.2.65")}}}}}
+		}
+		s.set("mesh", mesh.Key{}, &v1alpha1.Mesh{ObjectMeta: metav1.ObjectMeta{Name: "default"}, Spec: spec})
 		for _, name := range []string{"shop", "bank"} {
 			s.set("namespace", mesh.Key{Name: name}, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{v1alpha1.LabelMesh: v1alpha1.MeshEnabled}}})
 		}

@@ -63,16 +63,31 @@ func requests(m *mesh.RequestMatch) int {
 // maxSettings bounds what the Mesh says: nearly all that one message holds.
 const maxSettings = maxService
 
-// Revoked returns how many of the revoked identities fit into one message beside what
-// else the Mesh says, from the first on.
-func Revoked(s *mesh.Settings) int {
+// BesideRevoked reports whether what the Mesh says, but for revoked identities, fits into
+// one message.
+func BesideRevoked(s *mesh.Settings) bool { return besideRevoked(s) <= maxSettings }
+
+func besideRevoked(s *mesh.Settings) int {
 	n := texts(s.TrustDomain.Name()) + (16+2*entry)*len(s.ClusterRanges) + entry
 	for namespace := range s.EgressNamespaces {
 		n += texts(namespace) + 2*entry
 	}
+	for namespace, e := range s.UDPEgress {
+		n += texts(namespace) + 3*entry + 3*len(e.Ports)
+	}
 	for i := range s.Federation {
 		n += texts(s.Federation[i].TrustDomain.Name())
+		for _, w := range s.Federation[i].Workloads {
+			n += texts(w.Identity.String()) + entry + (16+entry)*len(w.Addresses)
+		}
 	}
+	return n
+}
+
+// Revoked returns how many of the revoked identities fit into one message beside what
+// else the Mesh says, from the first on.
+func Revoked(s *mesh.Settings) int {
+	n := besideRevoked(s)
 	for i := range s.RevokedIdentities {
 		if n += texts(s.RevokedIdentities[i].String()); n > maxSettings {
 			return i

@@ -143,9 +143,19 @@ func TestAMeshIsMeasuredAsItIsTold(t *testing.T) {
 	for i := range 4096 {
 		spec.Egress.Namespaces = append(spec.Egress.Namespaces, v1alpha1.NamespaceEgress{Namespace: fmt.Sprintf("%063d", i), Mode: v1alpha1.EgressDeny})
 	}
-	if c, _ := snapshot(t, objs); len(c.Refused) > 0 {
+	spec.Egress.UDP = &v1alpha1.UDPEgress{}
+	for i := range 1024 {
+		ns := v1alpha1.NamespaceUDPEgress{Namespace: fmt.Sprintf("%063d", i), Mode: v1alpha1.EgressAllow}
+		for port := range 64 {
+			ns.Ports = append(ns.Ports, v1alpha1.Port(65535-port))
+		}
+		spec.Egress.UDP.Namespaces = append(spec.Egress.UDP.Namespaces, ns)
+	}
+	if c, view := snapshot(t, objs); len(c.Refused) > 0 || len(view.Settings().UDPEgress) != 1025 {
 		t.Errorf("what the schema allows is refused: %v", c.Refused)
 	}
+	all := spec.Egress.UDP
+	spec.Egress.UDP = nil
 	const others, ours = 96, 4000
 	for i := range others + ours {
 		domain := "example.org"
@@ -180,6 +190,30 @@ func TestAMeshIsMeasuredAsItIsTold(t *testing.T) {
 			t.Fatalf("%d of a federated trust domain, %s, is not told; refused %v", i, id, c.Refused)
 		}
 	}
+	// Workloads of theirs take of the same message.
+	fewer := len(view.Settings().RevokedIdentities)
+	for i := range 64 {
+		spec.Federation[0].Workloads = append(spec.Federation[0].Workloads, v1alpha1.FederatedWorkload{Identity: fmt.Sprintf("spiffe://elsewhere.example/%d/%s", i, strings.Repeat("x", 2000)), Addresses: []string{fmt.Sprintf("fd00:1::%x", i+1)}})
+	}
+	if _, view = snapshot(t, objs); len(view.Settings().RevokedIdentities) >= fewer || len(view.Settings().Federation[0].Workloads) != 64 {
+		t.Errorf("%d revoked are told beside 64 workloads, %d without", len(view.Settings().RevokedIdentities), fewer)
+	}
+	// Nothing leaves over UDP where there is no room for that beside the rest.
+	revoked := spec.RevokedIdentities
+	spec.Egress.UDP, spec.RevokedIdentities = all, nil
+	for d := range 3 {
+		partner := v1alpha1.FederatedDomain{TrustDomain: fmt.Sprintf("d%d.example", d), Endpoint: "https://elsewhere.example/", Profile: v1alpha1.FederationWeb}
+		for i := range 64 {
+			partner.Workloads = append(partner.Workloads, v1alpha1.FederatedWorkload{Identity: fmt.Sprintf("spiffe://d%d.example/%d/%s", d, i, strings.Repeat("x", 2000)), Addresses: []string{fmt.Sprintf("fd00:1::%d:%x", d+1, i+1)}})
+		}
+		spec.Federation = append(spec.Federation, partner)
+	}
+	c, view = snapshot(t, objs)
+	refusal(t, c, "Mesh default: spec.egress.udp: does not fit into one message to an agent beside what else the Mesh says: it is of 1024 namespaces; name fewer")
+	if len(c.Refused) != 1 || len(view.Settings().UDPEgress) != 0 || len(view.Settings().Federation) != 4 {
+		t.Errorf("of what does not fit, %d are told; %v", len(view.Settings().UDPEgress), c.Refused)
+	}
+	spec.Egress.UDP, spec.RevokedIdentities = nil, revoked
 	spec.Federation = nil
 	spec.RevokedIdentities = spec.RevokedIdentities[:3000]
 	if c, view := snapshot(t, objs); len(c.Refused) > 0 || len(view.Settings().RevokedIdentities) != 3000 || len(view.Settings().RevokedUntold) > 0 {

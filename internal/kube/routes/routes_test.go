@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/tools/txtar"
@@ -261,7 +260,7 @@ spec: {ports: [{port: 80}]}`)), nil)
 		if i < 100 {
 			r.Headers = []route.Header{{Name: "x-canary", Value: "1"}}
 		}
-		b, _ := splits.Backend(table.Match(r).Target, r, time.Now())
+		b, _ := splits.Backend(table.Match(r).Target)
 		counts[b.Service.Name]++
 	}
 	if counts["cart-v2"] != 100+10 || counts["cart"] != 990 {
@@ -302,7 +301,7 @@ func TestDocumentedConnections(t *testing.T) {
 	counts := map[string]int{}
 	for range 100 {
 		for _, r := range c.Routes {
-			b, _ := splits.Backend(table.Connect(r.Parents[0], "", "eu.db.example.com").Target, &route.Request{}, time.Now())
+			b, _ := splits.Backend(table.Connect(r.Parents[0], "", "eu.db.example.com").Target)
 			counts[b.Service.Name]++
 		}
 	}

@@ -15,6 +15,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/heddle-mesh/heddle/internal/kube"
@@ -191,6 +192,13 @@ func (t *Trimmer) EndpointSlice(s *discoveryv1.EndpointSlice) *kube.EndpointSlic
 		return nil
 	}
 	out := &kube.EndpointSlice{Namespace: t.text(s.Namespace), Name: strings.Clone(s.Name), Service: t.text(service)}
+	if s.Labels[discoveryv1.LabelManagedBy] == Controller {
+		if ownSlice(s, service) {
+			return nil
+		}
+		out.Claims = true
+		return out
+	}
 	for _, port := range s.Ports {
 		if port.Port == nil || !valid(*port.Port) || port.Protocol != nil && *port.Protocol != corev1.ProtocolTCP {
 			continue
@@ -219,6 +227,23 @@ func (t *Trimmer) EndpointSlice(s *discoveryv1.EndpointSlice) *kube.EndpointSlic
 		}
 	}
 	return out
+}
+
+// Controller is the value of discoveryv1.LabelManagedBy of the slices that Kubernetes' own
+// controller makes for services with a selector.
+const Controller = "endpointslice-controller.k8s.io"
+
+// ownSlice reports whether a slice is as that controller makes them: it belongs to the
+// service, and each endpoint is a pod of the namespace (https://pkg.go.dev/k8s.io/endpointslice). Who may write slices can make one alike.
+func ownSlice(s *discoveryv1.EndpointSlice, service string) bool {
+	owner := func(o metav1.OwnerReference) bool {
+		return o.APIVersion == "v1" && o.Kind == "Service" && o.Name == service && o.Controller != nil && *o.Controller
+	}
+	pod := func(e discoveryv1.Endpoint) bool {
+		return e.TargetRef != nil && e.TargetRef.Kind == "Pod" && e.TargetRef.Namespace == s.Namespace
+	}
+	return len(s.OwnerReferences) == 1 && owner(s.OwnerReferences[0]) &&
+		!slices.ContainsFunc(s.Endpoints, func(e discoveryv1.Endpoint) bool { return !pod(e) })
 }
 
 // states reports whether an endpoint takes connections, and whether it takes leave. One

@@ -124,3 +124,39 @@ func TestEndpointSlice(t *testing.T) {
 		t.Errorf("a slice of no service: %+v", got)
 	}
 }
+
+// TestSlicesWithAFalseLabel: one that says it is of Kubernetes' own controller is nothing
+// where it is like one, and else a claim, without what it says.
+func TestSlicesWithAFalseLabel(t *testing.T) {
+	port, yes, no := int32(53), true, false
+	own := func() *discoveryv1.EndpointSlice {
+		return &discoveryv1.EndpointSlice{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "s-abcde", Labels: map[string]string{discoveryv1.LabelServiceName: "s", discoveryv1.LabelManagedBy: Controller},
+				OwnerReferences: []metav1.OwnerReference{{APIVersion: "v1", Kind: "Service", Name: "s", UID: "u", Controller: &yes, BlockOwnerDeletion: &yes}}},
+			AddressType: discoveryv1.AddressTypeIPv4, Ports: []discoveryv1.EndpointPort{{Port: &port}},
+			Endpoints: []discoveryv1.Endpoint{{Addresses: []string{"10.0.0.1"}, TargetRef: &corev1.ObjectReference{Kind: "Pod", Namespace: "shop", Name: "p", UID: "v"}}}}
+	}
+	if got := New().EndpointSlice(own()); got != nil {
+		t.Errorf("the controller's own: %+v", got)
+	}
+	for what, change := range map[string]func(*discoveryv1.EndpointSlice){
+		"nobody's":             func(s *discoveryv1.EndpointSlice) { s.OwnerReferences = nil },
+		"another service's":    func(s *discoveryv1.EndpointSlice) { s.OwnerReferences[0].Name = "t" },
+		"another kind's":       func(s *discoveryv1.EndpointSlice) { s.OwnerReferences[0].Kind = "Endpoints" },
+		"of another group":     func(s *discoveryv1.EndpointSlice) { s.OwnerReferences[0].APIVersion = "example.org/v1" },
+		"not controlled":       func(s *discoveryv1.EndpointSlice) { s.OwnerReferences[0].Controller = &no },
+		"not said to be":       func(s *discoveryv1.EndpointSlice) { s.OwnerReferences[0].Controller = nil },
+		"no pod":               func(s *discoveryv1.EndpointSlice) { s.Endpoints[0].TargetRef = nil },
+		"a node":               func(s *discoveryv1.EndpointSlice) { s.Endpoints[0].TargetRef.Kind = "Node" },
+		"of another namespace": func(s *discoveryv1.EndpointSlice) { s.Endpoints[0].TargetRef.Namespace = "bank" },
+		"an endpoint more": func(s *discoveryv1.EndpointSlice) {
+			s.Endpoints = append(s.Endpoints, discoveryv1.Endpoint{Addresses: []string{"192.0.2.1"}})
+		},
+	} {
+		s := own()
+		change(s)
+		if got := New().EndpointSlice(s); got == nil || !got.Claims || got.Service != "s" || len(got.Endpoints)+len(got.Ports) > 0 {
+			t.Errorf("%s: %+v", what, got)
+		}
+	}
+}

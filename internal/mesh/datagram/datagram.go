@@ -26,18 +26,24 @@ type Conversation struct {
 //
 // Nothing is let in by default. In order: a destination that no ALLOW policy about UDP
 // selects (Workload.Datagrams) refuses, and so does a source that is no enrolled
-// workload's address; where either end's identity is revoked it is refused; a matching
+// workload's address; either end refuses that is not known to be behind its gate
+// (Workload.Gated); where either end's identity is revoked it is refused; a matching
 // DENY policy refuses; a matching ALLOW policy lets in; else it is refused. Modes and
 // NetworkPolicies have no say: the former are about TCP, the latter whoever carries
 // datagrams judges by.
 func Authorize(v *mesh.View, c Conversation) mesh.Decision {
+	source, _ := v.WorkloadAt(c.Source)
+	return authorize(v, source, c)
+}
+
+// authorize is Authorize for what a workload sends from one of its addresses.
+func authorize(v *mesh.View, source *mesh.Workload, c Conversation) mesh.Decision {
 	switch w := current(v, c.Destination); {
 	case !v.Synced():
 		return refused(mesh.ReasonNotSynced)
 	case w == nil:
 		return refused(mesh.ReasonUnknownDestination)
 	default:
-		source, _ := v.WorkloadAt(c.Source)
 		return decide(v, rulesIn(v, w), source, c.Source.Unmap().WithZone(""), c.Port)
 	}
 }
@@ -57,7 +63,8 @@ func refused(reason mesh.Reason) mesh.Decision {
 
 // AuthorizeTo is Authorize for a workload that opens a conversation with an address and a
 // port, from each of its own addresses that may: it decides as the workload's gate does.
-// They are a workload's or a service's, which is then returned. Of a service the first
+// They are a workload's or a service's, which is then returned, or nobody's in the mesh: then
+// Settings.UDPEgress decides. Of a service the first
 // endpoint that refuses decides, else the last one; at is whose policies decided.
 func AuthorizeTo(v *mesh.View, source *mesh.Workload, to netip.AddrPort) (decision mesh.Decision, service, at mesh.Key) {
 	addr := to.Addr().Unmap()
@@ -67,7 +74,7 @@ func AuthorizeTo(v *mesh.View, source *mesh.Workload, to netip.AddrPort) (decisi
 	decision = refused(mesh.ReasonKernelUDP)
 	s, ok := v.ServiceAt(addr)
 	if !ok {
-		return decision, service, at
+		return authorizeOutside(v, source, netip.AddrPortFrom(addr, to.Port())), service, at
 	}
 	i := slices.IndexFunc(s.UDPPorts, func(p mesh.ServicePort) bool { return p.Port == to.Port() })
 	if i < 0 {
@@ -91,14 +98,15 @@ func AuthorizeTo(v *mesh.View, source *mesh.Workload, to netip.AddrPort) (decisi
 }
 
 // authorizeFrom is Authorize from each address of a source that may speak to one of the
-// family of dialled: the first that is refused decides, else the last.
+// family of dialled: the first that is refused decides, else the last. The source need not
+// be of the View, as one that is gone and asked about is not.
 func authorizeFrom(v *mesh.View, source, w *mesh.Workload, dialled netip.Addr, port uint16) mesh.Decision {
 	decision := refused(mesh.ReasonUnknownDestination)
 	for _, addr := range source.Addresses {
 		if addr.Is4() != dialled.Is4() {
 			continue
 		}
-		if decision = Authorize(v, Conversation{Source: addr, Destination: w, Port: port}); decision.Verdict == mesh.VerdictDeny {
+		if decision = authorize(v, source, Conversation{Source: addr, Destination: w, Port: port}); decision.Verdict == mesh.VerdictDeny {
 			break
 		}
 	}
@@ -126,9 +134,13 @@ func rulesIn(v *mesh.View, w *mesh.Workload) *rules {
 	return v.OfReceiver(w, func(w *mesh.Workload) any { return rulesOf(w) }).(*rules)
 }
 
+// behindGate reports whether a workload's addresses are its own alone: before that, others
+// might send from them, and what comes to them is not judged.
+func behindGate(w *mesh.Workload) bool { return w.Enrolled && w.Gated }
+
 // rulesOf returns nil for a workload that takes none.
 func rulesOf(w *mesh.Workload) *rules {
-	if len(w.Datagrams) == 0 || !w.Enrolled {
+	if len(w.Datagrams) == 0 || !behindGate(w) {
 		return nil
 	}
 	d := &rules{workload: w}
@@ -147,7 +159,7 @@ func rulesOf(w *mesh.Workload) *rules {
 
 func decide(v *mesh.View, d *rules, source *mesh.Workload, addr netip.Addr, port uint16) mesh.Decision {
 	switch {
-	case d == nil || source == nil || !source.Enrolled:
+	case d == nil || source == nil || !behindGate(source):
 		return refused(mesh.ReasonKernelUDP)
 	case v.Revoked(source.Identity) || v.Revoked(d.workload.Identity):
 		return refused(mesh.ReasonIdentityRevoked)
@@ -170,7 +182,7 @@ func decide(v *mesh.View, d *rules, source *mesh.Workload, addr netip.Addr, port
 
 // Rule lets a workload's gate pass a conversation over UDP; see Rules. It is comparable.
 type Rule struct {
-	// Remote is the other end.
+	// Remote is the other end, or Outside.
 	Remote netip.Addr
 	// Port is that of the end that is spoken to.
 	Port uint16
@@ -181,7 +193,8 @@ type Rule struct {
 // Rules is Authorize for the gates of a node's workloads, written out:
 // whom each may open conversations with, and who with it. A workload may speak to
 // whoever lets it in, at each of its own addresses of the family, and to an address of a
-// service when every endpoint that may be behind it does. Those without a rule are left
+// service when every endpoint that may be behind it does, and to whoever is Outside where
+// Settings.UDPEgress says so. Those without a rule are left
 // out.
 func Rules(v *mesh.View, node string) map[mesh.Key][]Rule {
 	var open []*rules
@@ -190,21 +203,21 @@ func Rules(v *mesh.View, node string) map[mesh.Key][]Rule {
 			open = append(open, d)
 		}
 	}
+	all := outsideRules(v, node)
 	if len(open) == 0 {
-		return nil
+		return all
 	}
-	all := map[mesh.Key][]Rule{}
 	byKey := map[mesh.Key]*rules{}
 	for _, d := range open {
 		byKey[d.workload.Key] = d
 		if d.workload.Node == node {
 			if in := inbound(v, d); len(in) > 0 {
-				all[d.workload.Key] = in
+				all[d.workload.Key] = append(all[d.workload.Key], in...)
 			}
 		}
 	}
 	for _, w := range v.OnNode(node) {
-		if !w.Enrolled {
+		if !behindGate(w) {
 			continue
 		}
 		out := outbound(v, w, open)

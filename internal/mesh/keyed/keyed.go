@@ -152,3 +152,13 @@ func In[T any, P Object[T]](namespace string, sorted []P) []P {
 	after, _ := place(sorted, Key{Namespace: namespace + "\x00"})
 	return sorted[first:after]
 }
+
+// Copies returns pointers to copies of objects.
+func Copies[T any](objects []T) []*T {
+	cloned := slices.Clone(objects)
+	all := make([]*T, len(cloned))
+	for i := range cloned {
+		all[i] = &cloned[i]
+	}
+	return all
+}

@@ -25,6 +25,14 @@ type Request struct {
 	Headers []Header
 }
 
+// SetTarget sets Path and Query by a request's target, as it came; false when it has no path that is one.
+func (r *Request) SetTarget(target string) (ok bool) {
+	raw, query, _ := strings.Cut(target, "?")
+	r.Query = query
+	r.Path, ok = uri.NormalPath(raw)
+	return ok
+}
+
 // Outcome says what became of a request.
 type Outcome uint8
 

@@ -241,7 +241,7 @@ type Retry struct {
 	Backoff time.Duration
 }
 
-// Session keeps the requests of one client at one backend, by a token: see Splits.Backend.
+// Session keeps the requests of one client at one backend, and with one of its workloads, by a token: see Splits.Session.
 type Session struct {
 	// Name is that of a cookie, or of a header if Header is set. No two rules that answer one
 	// client may have the same.

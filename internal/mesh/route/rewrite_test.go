@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"slices"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -99,7 +98,7 @@ func splits(t *testing.T, before *route.Splits, rule route.Rule) (*route.Splits,
 
 // next returns the backend of a request without a session.
 func next(s *route.Splits, target *route.Target) *route.Backend {
-	b, _ := s.Backend(target, &route.Request{To: web()}, time.Unix(0, 0))
+	b, _ := s.Backend(target)
 	return b
 }
 

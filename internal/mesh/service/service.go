@@ -180,3 +180,43 @@ func (s *Service) LeadsTo(w keyed.Key, port uint16) bool {
 	}
 	return false
 }
+
+// Members are all that a service says of workloads, sorted.
+func (s *Service) Members() []keyed.Key {
+	all := s.Endpoints
+	for i := range s.Ports {
+		if own := s.Ports[i].Having(); slices.ContainsFunc(own, func(k keyed.Key) bool { return !keyed.Has(s.Endpoints, k) }) {
+			all = append(slices.Clone(all), own...)
+		}
+	}
+	if len(all) > len(s.Endpoints) {
+		return keyed.SortedKeys(all)
+	}
+	return all
+}
+
+// CheckPorts says what is wrong with the service's ports.
+func (s *Service) CheckPorts() (faults []error) {
+	for i, p := range s.Ports {
+		if p.Port == 0 || p.TargetPort == 0 {
+			faults = append(faults, fmt.Errorf("service %v: port %d to %d: ports begin at 1", s.Key, p.Port, p.TargetPort))
+		}
+		for _, e := range p.Elsewhere {
+			if e.TargetPort == 0 || !keyed.Ascending(e.Endpoints) {
+				faults = append(faults, fmt.Errorf("service %v: port %d to %d elsewhere: ports begin at 1, and endpoints are sorted", s.Key, p.Port, e.TargetPort))
+			}
+		}
+		if slices.ContainsFunc(s.Ports[:i], func(q Port) bool { return q.Port == p.Port }) {
+			faults = append(faults, fmt.Errorf("service %v: port %d is defined twice", s.Key, p.Port))
+		}
+	}
+	return faults
+}
+
+// CountExternal is how many external addresses services have, each with each port.
+func CountExternal(services []*Service) (n int) {
+	for _, s := range services {
+		n += len(s.External) * len(s.Ports)
+	}
+	return n
+}

@@ -67,6 +67,10 @@ type Workload struct {
 	// their selectors, sorted by key; none where no ALLOW policy has one. Every node is
 	// told, since what may leave a workload is decided by whoever it goes to.
 	Datagrams []*policy.Policy
+	// Gated workloads are behind their gates, as their nodes' agents have said: their
+	// addresses are nobody else's over UDP. No datagrams pass from or to others. Every node
+	// is told.
+	Gated bool
 }
 
 // ModeOf returns the effective mode of an application port.

@@ -6,6 +6,7 @@ package decode
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -16,6 +17,7 @@ import (
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/internal/discovery/resources/field"
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/mesh/datagram"
 	"github.com/heddle-mesh/heddle/internal/mesh/netpolicy"
 )
 
@@ -49,6 +51,9 @@ func Settings(body []byte) (*mesh.Settings, error) {
 		}
 		s.EgressNamespaces[e.GetNamespace()] = mode
 	}
+	if err := udpEgress(s, m.GetUdpEgress()); err != nil {
+		return nil, err
+	}
 	for _, text := range m.GetRevokedIdentities() {
 		id, err := spiffeid.FromString(text)
 		if err != nil {
@@ -63,7 +68,53 @@ func Settings(body []byte) (*mesh.Settings, error) {
 		}
 		s.Federation = append(s.Federation, mesh.FederatedDomain{TrustDomain: td})
 	}
+	for _, w := range m.GetFederatedWorkloads() {
+		if err := federatedWorkload(s, w); err != nil {
+			return nil, fmt.Errorf("federated workload %q: %w", w.GetIdentity(), err)
+		}
+	}
 	return s, nil
+}
+
+func udpEgress(s *mesh.Settings, all []*meshpb.UDPEgress) error {
+	for _, m := range all {
+		mode, err := field.Egress(m.GetEgress())
+		e := mesh.UDPEgress{Allow: mode == mesh.EgressAllow}
+		if err == nil {
+			e.Ports, err = field.Ports(m.GetPorts())
+		}
+		if err == nil {
+			err = datagram.CheckEgress(e)
+		}
+		if _, twice := s.UDPEgress[m.GetNamespace()]; twice {
+			err = errors.New("given twice")
+		}
+		if err != nil {
+			return fmt.Errorf("UDP egress of namespace %q: %w", m.GetNamespace(), err)
+		}
+		if s.UDPEgress == nil {
+			s.UDPEgress = map[string]mesh.UDPEgress{}
+		}
+		s.UDPEgress[m.GetNamespace()] = e
+	}
+	return nil
+}
+
+func federatedWorkload(s *mesh.Settings, w *meshpb.FederatedWorkload) error {
+	id, err := spiffeid.FromString(w.GetIdentity())
+	if err != nil {
+		return err
+	}
+	addresses, err := field.Addresses(w.GetAddresses())
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(s.Federation, func(d mesh.FederatedDomain) bool { return id.MemberOf(d.TrustDomain) })
+	if i < 0 {
+		return errors.New("its trust domain is none of the federated domains")
+	}
+	s.Federation[i].Workloads = append(s.Federation[i].Workloads, mesh.FederatedWorkload{Identity: id, Addresses: addresses})
+	return nil
 }
 
 // Workload decodes a workload.
@@ -82,6 +133,7 @@ func Workload(body []byte) (*mesh.Workload, error) {
 		NetNS:          m.GetNetworkNamespace(),
 		UID:            m.GetUid(),
 		Zone:           m.GetZone(),
+		Gated:          m.GetGated(),
 	}
 	// A mode that this program does not know is what it was started with.
 	if dns := mesh.DNSMode(m.GetDns()); m.GetDns() >= 0 && dns <= mesh.DNSDirect {

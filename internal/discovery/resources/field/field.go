@@ -47,6 +47,15 @@ func FromEgress(e mesh.EgressMode) meshpb.Egress {
 	return meshpb.Egress_EGRESS_DENY
 }
 
+// FromUDPEgress encodes what may leave the mesh over UDP from a namespace.
+func FromUDPEgress(namespace string, e mesh.UDPEgress) *meshpb.UDPEgress {
+	m := &meshpb.UDPEgress{Namespace: namespace, Egress: meshpb.Egress_EGRESS_DENY, Ports: FromPorts(e.Ports)}
+	if e.Allow {
+		m.Egress = meshpb.Egress_EGRESS_ALLOW
+	}
+	return m
+}
+
 // FromAddresses encodes addresses, 4 or 16 bytes each.
 func FromAddresses(addrs []netip.Addr) [][]byte {
 	var all [][]byte
