@@ -14,7 +14,7 @@ func BenchmarkGate(b *testing.B) {
 	p := lonePod(b)
 	seed(b, p, gateMapFlows, hostPort(pod4, 15008), hostPort(peer4, 1000), gateFlow{Kind: uint8(FlowTunnel)})
 	seed(b, p, gateMapFlows, hostPort(pod6, 15008), hostPort(peer6, 1000), gateFlow{Kind: uint8(FlowTunnel)})
-	setDatagrams(b, p, ruleOut(peer4, 443), ruleIn(peer4, 8443))
+	setDatagrams(b, p, ruleOut(peer4, 443), ruleIn(peer4, 8443), toOutside(123), toOutside(443))
 	segment := make([]byte, 1400)
 	for _, c := range []struct {
 		name, program string
@@ -27,6 +27,8 @@ func BenchmarkGate(b *testing.B) {
 		{"out/drop/v4", gateProgHostOutbound, ip(pod4, peer4, protoTCP, tcp(1, 80, ack))},
 		{"in/datagram/v4", gateProgHostInbound, ip(peer4, pod4, protoUDP, udp(1000, 8443, segment...))},
 		{"out/datagram/v4", gateProgHostOutbound, ip(pod4, peer4, protoUDP, udp(1000, 443, segment...))},
+		{"out/outside/v4", gateProgHostOutbound, ip(pod4, strange4, protoUDP, udp(1000, 123, segment...))},
+		{"out/outside/v6", gateProgHostOutbound, ip(pod6, strange6, protoUDP, udp(1000, 123, segment...))},
 		{"lo/data/v4", redirectProgRefuse, ip(pod4, peer4, protoTCP, tcp(1, 80, ack, segment...))},
 		{"lo/ack/v4", redirectProgRefuse, ip(pod4, peer4, protoTCP, tcp(1, 80, ack))},
 		{"lo/syn/v4", redirectProgRefuse, ip(pod4, peer4, protoTCP, tcp(1, 80, syn))},

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -21,7 +22,9 @@ const smallestRules = 256
 // DatagramRule lets a conversation of datagrams be opened, in which answers pass for
 // 30 s after each datagram of who opened it. It is comparable.
 type DatagramRule struct {
-	// Remote is the other end, not mapped.
+	// Remote is the other end, not mapped; :: of an Outbound rule is whoever is outside:
+	// who has an address that none of the blocks inside has. Port 0 is then all ports, but
+	// for those that is_closed_port (c/datagrams.h) keeps closed.
 	Remote netip.Addr
 	// Port is that of the end that is spoken to: the other's of an Outbound rule, the
 	// pod's own of an Inbound one.
@@ -31,17 +34,25 @@ type DatagramRule struct {
 }
 
 func (r DatagramRule) key() gateDatagramRule {
-	return gateDatagramRule{Remote: toAddress(r.Remote), Port: r.Port, Direction: uint8(r.Direction)}
+	key := gateDatagramRule{Remote: toAddress(r.Remote), Port: r.Port, Direction: uint8(r.Direction)}
+	if r.Direction == Outbound && r.Remote == netip.IPv6Unspecified() {
+		key.Outside = 1
+	}
+	return key
 }
 
 func (k gateDatagramRule) rule() DatagramRule {
 	return DatagramRule{Remote: fromAddress(k.Remote), Port: k.Port, Direction: Direction(k.Direction)}
 }
 
-// String returns "in from ADDRESS to port PORT", or "out to ADDRESS:PORT".
+// String returns "in from ADDRESS to port PORT", "out to ADDRESS:PORT", or "outside to
+// port PORT".
 func (r DatagramRule) String() string {
 	if r.Direction == Inbound {
 		return fmt.Sprintf("in from %v to port %d", r.Remote, r.Port)
+	}
+	if r.Remote == netip.IPv6Unspecified() {
+		return fmt.Sprintf("outside to port %d", r.Port)
 	}
 	return fmt.Sprintf("out to %v", netip.AddrPortFrom(r.Remote, r.Port))
 }
@@ -61,38 +72,46 @@ type datagrams struct {
 	rules         map[gateDatagramRule]bool
 	table         *ebpf.Map
 	conversations *ebpf.Map
+	// inside are the blocks that rules to whoever is outside do not lead to, as the kernel
+	// was told; none while there is no such rule.
+	inside []netip.Prefix
 	// stale is set while the kernel may hold other rules than these: another agent may
 	// have written since they were read, or not all could be written. Then the next ones
 	// are put in place of whatever is there.
 	stale bool
 }
 
-// SetDatagrams makes rules those by which the pod exchanges datagrams, beside DNS. One
+// SetDatagrams makes rules those by which the pod exchanges datagrams, beside DNS, and
+// inside the blocks of addresses that are not outside; it says nothing where no rule is
+// about who is. One
 // that is taken away ends the conversations that it let be opened at once, before any
 // that is new holds. It returns how many found no room (MaxDatagramRules do): those do
 // not hold. Rules are pinned, and hold until they are replaced.
 //
 // After an error the kernel holds some of the rules of before and of now; the next call
 // writes all of them.
-func (p *Pod) SetDatagrams(rules []DatagramRule) (left int, err error) {
+func (p *Pod) SetDatagrams(rules []DatagramRule, inside []netip.Prefix) (left int, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	wanted := make(map[gateDatagramRule]bool, len(rules))
+	wanted, outside := make(map[gateDatagramRule]bool, len(rules)), false
 	for _, r := range rules {
 		if key := r.key(); len(wanted) < MaxDatagramRules {
-			wanted[key] = true
+			wanted[key], outside = true, outside || key.Outside == 1
 		} else if !wanted[key] {
 			left++
 		}
 	}
-	if !p.datagrams.stale && maps.Equal(wanted, p.datagrams.rules) {
+	if inside, err = insideOf(outside, inside); err != nil {
+		return left, err
+	}
+	if !p.datagrams.stale && maps.Equal(wanted, p.datagrams.rules) && slices.Equal(inside, p.datagrams.inside) {
 		return left, nil
 	}
-	return left, p.putAwayAfter(p.bringTo(wanted))
+	return left, p.putAwayAfter(p.bringTo(wanted, inside))
 }
 
 // bringTo brings the kernel's rules to wanted; mu is held.
-func (p *Pod) bringTo(wanted map[gateDatagramRule]bool) error {
+func (p *Pod) bringTo(wanted map[gateDatagramRule]bool, inside []netip.Prefix) error {
 	if p.datagrams.stale {
 		empty, err := p.takeAnew()
 		if err != nil || empty && len(wanted) == 0 {
@@ -102,14 +121,25 @@ func (p *Pod) bringTo(wanted map[gateDatagramRule]bool) error {
 	if len(wanted) == 0 {
 		return p.dropDatagrams()
 	}
+	// Neither may the rules of before lead to what is outside now, nor those of now to
+	// what was.
+	same := slices.Equal(inside, p.datagrams.inside)
+	if !same {
+		if err := p.shutOutside(); err != nil {
+			return err
+		}
+	}
 	if err := p.writeRules(wanted); err != nil {
 		return fmt.Errorf("write the rules of datagrams: %w", err)
 	}
-	return nil
+	if same {
+		return nil
+	}
+	return p.openOutside(inside)
 }
 
 // takeAnew lets go of tables that may not be those which the gate looks at, and takes
-// over the conversations of now. It reports whether there is nothing to take away. mu is
+// over the conversations of now, and what is outside. It reports whether there is nothing to take away. mu is
 // held.
 func (p *Pod) takeAnew() (empty bool, err error) {
 	if err := p.datagrams.close(); err != nil {
@@ -125,8 +155,9 @@ func (p *Pod) takeAnew() (empty bool, err error) {
 	}
 	var lookup error
 	p.datagrams.conversations, lookup = p.slot(gateMapConversations)
-	empty = empty && p.datagrams.conversations == nil
-	if err = errors.Join(err, lookup); err == nil {
+	inside, some, unread := p.insideNow()
+	p.datagrams.inside, empty = inside, empty && p.datagrams.conversations == nil && !some
+	if err = errors.Join(err, lookup, unread); err == nil {
 		p.datagrams.stale = false
 	}
 	return empty, err
@@ -242,11 +273,16 @@ func (p *Pod) insert(outer string, size uint32, table **ebpf.Map, fill ...func(*
 	return old.Close()
 }
 
+// datagramSlots are the maps that have a table about datagrams in their one slot.
+func datagramSlots() []string {
+	return []string{gateMapOutside, gateMapDatagramRules, gateMapConversations}
+}
+
 // dropDatagrams takes rules and conversations out of the kernel; mu is held.
 func (p *Pod) dropDatagrams() error {
 	errs := []error{p.datagrams.close()}
 	p.datagrams = datagrams{}
-	for _, outer := range []string{gateMapDatagramRules, gateMapConversations} {
+	for _, outer := range datagramSlots() {
 		if err := p.maps[outer].Delete(uint32(0)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			errs = append(errs, fmt.Errorf("empty %s: %w", outer, err))
 		}
@@ -259,7 +295,7 @@ func (p *Pod) dropDatagrams() error {
 
 // dropPinnedDatagrams takes out the rules of a pod of which only pins are at hand.
 func dropPinnedDatagrams(dir string) error {
-	for _, outer := range []string{gateMapDatagramRules, gateMapConversations} {
+	for _, outer := range datagramSlots() {
 		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, outer), nil)
 		if errors.Is(err, os.ErrNotExist) {
 			continue // of an agent that knew none
@@ -311,8 +347,10 @@ func (p *Pod) adoptDatagrams() error {
 		}
 	}
 	var err error
-	d.rules, err = rulesIn(d.table)
-	return err
+	if d.rules, err = rulesIn(d.table); err != nil {
+		return err
+	}
+	return p.adoptOutside(cfg.Flags&uint32(gatePodFlagsPOD_OUTSIDE) != 0)
 }
 
 func rulesIn(table *ebpf.Map) (map[gateDatagramRule]bool, error) {
@@ -349,6 +387,11 @@ func (p *Pod) datagramDifferences() (found []string, err error) {
 			found = append(found, fmt.Sprintf("the rule for datagrams %v was removed", key.rule()))
 		}
 	}
+	outside, err := p.outsideDifferences()
+	if err != nil {
+		return nil, err
+	}
+	found = append(found, outside...)
 	conversations, err := p.slot(gateMapConversations)
 	if conversations != nil {
 		err = conversations.Close()
@@ -358,19 +401,26 @@ func (p *Pod) datagramDifferences() (found []string, err error) {
 	return found, err
 }
 
-// rebuildDatagrams makes both tables anew, as they were told; mu is held.
+// rebuildDatagrams makes the tables anew, as they were told; mu is held.
 func (p *Pod) rebuildDatagrams() error {
-	rules := p.datagrams.rules
+	rules, inside := p.datagrams.rules, p.datagrams.inside
 	if p.datagrams.stale {
 		return nil // to be told anyway
 	}
 	if len(rules) == 0 {
 		return p.putAwayAfter(p.dropDatagrams())
 	}
-	if err := p.insert(gateMapConversations, 0, &p.datagrams.conversations); err != nil {
-		return p.putAwayAfter(err)
+	err := p.shutOutside()
+	if err == nil {
+		err = p.insert(gateMapConversations, 0, &p.datagrams.conversations)
 	}
-	return p.putAwayAfter(p.replaceRules(rules))
+	if err == nil {
+		err = p.replaceRules(rules)
+	}
+	if err == nil {
+		err = p.openOutside(inside)
+	}
+	return p.putAwayAfter(err)
 }
 
 // Conversations returns those of the last minutes, in no order; a pod without rules has

@@ -23,9 +23,17 @@ func ruleIn(remote string, port uint16) DatagramRule {
 	return DatagramRule{Remote: netip.MustParseAddr(remote), Port: port, Direction: Inbound}
 }
 
+// insideMesh is what the pods of these tests have as the inside of their mesh.
+func insideMesh() (all []netip.Prefix) {
+	for _, text := range []string{"10.66.0.0/16", "fd66::/16", "10.96.0.0/16", "192.0.2.7/32", "2001:db8::7/128", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "::/96", "fe80::/10", "ff00::/8"} {
+		all = append(all, netip.MustParsePrefix(text))
+	}
+	return all
+}
+
 func setDatagrams(t testing.TB, p *Pod, rules ...DatagramRule) {
 	t.Helper()
-	if left, err := p.SetDatagrams(rules); err != nil || left != 0 {
+	if left, err := p.SetDatagrams(rules, insideMesh()); err != nil || left != 0 {
 		t.Fatalf("set datagrams: %d left, %v", left, err)
 	}
 }
@@ -170,7 +178,7 @@ func TestDatagramsAfterAnError(t *testing.T) {
 			}
 			closed.Close()
 			p.maps[broken] = closed
-			_, failed := p.SetDatagrams(rules)
+			_, failed := p.SetDatagrams(rules, insideMesh())
 			p.maps[broken] = whole
 			if failed == nil && name != "in the same" {
 				t.Errorf("%s: written without %s", name, broken)
@@ -306,7 +314,7 @@ func TestDatagramRulesAreThoseThatWereSet(t *testing.T) {
 			t.Errorf("with %d rules, they hold: %v", len(rules), on)
 		}
 	}
-	if left, err := p.SetDatagrams(many(MaxDatagramRules + 10)); err != nil || left != 10 {
+	if left, err := p.SetDatagrams(many(MaxDatagramRules+10), nil); err != nil || left != 10 {
 		t.Errorf("%d are left, want 10: %v", left, err)
 	}
 }

@@ -61,6 +61,9 @@ func documentedRows() []documentedRow {
 		{"other UDP, from whom a policy lets in, and the pod's answers",
 			documentedCell{frames(ip(pod4, peer4, protoUDP, udp(8444, 3000))), frames(ip(pod4, peer4, protoUDP, udp(8444, 3001)))},
 			documentedCell{frames(ip(peer4, pod4, protoUDP, udp(3000, 8444))), frames(ip(strange4, pod4, protoUDP, udp(3000, 8444)))}},
+		{"other UDP, to who is not in the mesh, where `egress.udp` lets it out, and the answers",
+			documentedCell{frames(ip(pod4, strange4, protoUDP, udp(2000, 123)), ip(pod6, strange6, protoUDP, udp(2000, 123))), frames(ip(pod4, strange4, protoUDP, udp(2000, 124)))},
+			documentedCell{frames(ip(strange4, pod4, protoUDP, udp(123, 2000))), frames(ip(strange4, pod4, protoUDP, udp(123, 2001)))}},
 		{"other UDP: QUIC, NTP, syslog, DHCP", never(ip(pod4, peer4, protoUDP, udp(999, 443))), never(ip(peer6, pod6, protoUDP, udp(999, 123)))},
 		{"SCTP, GRE, IP in IP, every other protocol", never(ip(pod4, peer4, 132, long[:20])), never(ip(peer4, pod4, 47, long[:20]))},
 		{"fragments of any protocol", never(set(ip(pod4, peer4, protoUDP, udp(999, 53)), 6, 0x20)), never(set(ip(peer4, pod4, protoTCP, tcp(999, 80, syn)), 7, 1))},
@@ -94,7 +97,7 @@ func TestDocumentedProtocols(t *testing.T) {
 	p := lonePod(t)
 	seed(t, p, gateMapFlows, hostPort(pod4, 1000), hostPort(peer4, 15008), gateFlow{Kind: uint8(FlowTunnel)})
 	seed(t, p, gateMapFlows, hostPort(pod6, 1000), hostPort(peer6, 15008), gateFlow{Kind: uint8(FlowTunnel)})
-	setDatagrams(t, p, ruleOut(peer4, 8443), ruleIn(peer4, 8444))
+	setDatagrams(t, p, ruleOut(peer4, 8443), ruleIn(peer4, 8444), toOutside(123))
 	runCases(t, p, []packetCase{{name: "what the pod answers", in: true, frame: ip(peer4, pod4, protoUDP, udp(3000, 8444)), as: FlowDatagram}})
 	packets, cells := documentedTable(t)
 	rows := documentedRows()

@@ -45,7 +45,8 @@ func (p *Pod) differences() (found []string, err error) {
 		return nil, fmt.Errorf("read the configuration: %w", err)
 	}
 	if p.datagrams.stale { // an earlier agent may tell the pod of datagrams still
-		have.Flags = have.Flags&^uint32(gatePodFlagsPOD_DATAGRAMS) | p.wrote.Flags&uint32(gatePodFlagsPOD_DATAGRAMS)
+		const theirs = uint32(gatePodFlagsPOD_DATAGRAMS | gatePodFlagsPOD_OUTSIDE)
+		have.Flags = have.Flags&^theirs | p.wrote.Flags&theirs
 	}
 	if have != p.wrote {
 		found = append(found, "the pod's configuration was changed")

@@ -18,6 +18,12 @@ type gateAddress struct {
 	Word [4]uint32
 }
 
+type gateBlock struct {
+	_       structs.HostLayout
+	Length  uint32
+	Address gateAddress
+}
+
 type gateConversation struct {
 	_         structs.HostLayout
 	Opened    uint64
@@ -50,7 +56,7 @@ type gateDatagramRule struct {
 	Remote    gateAddress
 	Port      uint16
 	Direction uint8
-	Pad       uint8
+	Outside   uint8
 }
 
 type gateDirection uint32
@@ -204,6 +210,7 @@ const (
 	gatePodFlagsPOD_DENY_DNS     gatePodFlags = 16
 	gatePodFlagsPOD_CAPTURE_DNS  gatePodFlags = 32
 	gatePodFlagsPOD_DATAGRAMS    gatePodFlags = 64
+	gatePodFlagsPOD_OUTSIDE      gatePodFlags = 128
 )
 
 type gatePortFlags uint32
@@ -280,6 +287,7 @@ const (
 	gateMapDropPeers         = "drop_peers"
 	gateMapDrops             = "drops"
 	gateMapFlows             = "flows"
+	gateMapOutside           = "outside"
 	gateMapPassthru          = "passthru"
 	gateMapPlaintextPeers    = "plaintext_peers"
 	gateMapPorts             = "ports"
@@ -289,6 +297,7 @@ const (
 	gateProgHostOutbound     = "host_outbound"
 	gateProgPodInbound       = "pod_inbound"
 	gateProgPodOutbound      = "pod_outbound"
+	gateVarBlockType         = "block_type"
 	gateVarConversationType  = "conversation_type"
 	gateVarDatagramRuleType  = "datagram_rule_type"
 	gateVarDirectionType     = "direction_type"
@@ -367,6 +376,7 @@ type gateMapSpecs struct {
 	DropPeers      *ebpf.MapSpec `ebpf:"drop_peers"`
 	Drops          *ebpf.MapSpec `ebpf:"drops"`
 	Flows          *ebpf.MapSpec `ebpf:"flows"`
+	Outside        *ebpf.MapSpec `ebpf:"outside"`
 	Passthru       *ebpf.MapSpec `ebpf:"passthru"`
 	PlaintextPeers *ebpf.MapSpec `ebpf:"plaintext_peers"`
 	Ports          *ebpf.MapSpec `ebpf:"ports"`
@@ -378,6 +388,7 @@ type gateMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type gateVariableSpecs struct {
+	BlockType         *ebpf.VariableSpec `ebpf:"block_type"`
 	ConversationType  *ebpf.VariableSpec `ebpf:"conversation_type"`
 	DatagramRuleType  *ebpf.VariableSpec `ebpf:"datagram_rule_type"`
 	DirectionType     *ebpf.VariableSpec `ebpf:"direction_type"`
@@ -424,6 +435,7 @@ type gateMaps struct {
 	DropPeers      *ebpf.Map `ebpf:"drop_peers"`
 	Drops          *ebpf.Map `ebpf:"drops"`
 	Flows          *ebpf.Map `ebpf:"flows"`
+	Outside        *ebpf.Map `ebpf:"outside"`
 	Passthru       *ebpf.Map `ebpf:"passthru"`
 	PlaintextPeers *ebpf.Map `ebpf:"plaintext_peers"`
 	Ports          *ebpf.Map `ebpf:"ports"`
@@ -442,6 +454,7 @@ func (m *gateMaps) Close() error {
 		m.DropPeers,
 		m.Drops,
 		m.Flows,
+		m.Outside,
 		m.Passthru,
 		m.PlaintextPeers,
 		m.Ports,
@@ -454,6 +467,7 @@ func (m *gateMaps) Close() error {
 //
 // It can be passed to loadGateObjects or ebpf.CollectionSpec.LoadAndAssign.
 type gateVariables struct {
+	BlockType         *ebpf.Variable `ebpf:"block_type"`
 	ConversationType  *ebpf.Variable `ebpf:"conversation_type"`
 	DatagramRuleType  *ebpf.Variable `ebpf:"datagram_rule_type"`
 	DirectionType     *ebpf.Variable `ebpf:"direction_type"`

@@ -293,6 +293,9 @@ func (p *Pod) writeConfig(cfg PodConfig) error {
 	if len(p.datagrams.rules) > 0 {
 		wanted.Flags |= uint32(gatePodFlagsPOD_DATAGRAMS)
 	}
+	if len(p.datagrams.inside) > 0 {
+		wanted.Flags |= uint32(gatePodFlagsPOD_OUTSIDE)
+	}
 	if err := p.maps[gateMapConfig].Put(next, wanted); err != nil {
 		return fmt.Errorf("write the configuration: %w", err)
 	}

@@ -288,6 +288,6 @@ func toTuple(local, remote netip.AddrPort) gateTuple {
 
 // asBytes is a key or value of a map as the kernel sees it: what is given to a
 // map otherwise is encoded field by field. T has neither pointers nor padding.
-func asBytes[T gateTuple | gateService | gateDatagramRule](v *T) []byte {
+func asBytes[T gateTuple | gateService | gateDatagramRule | gateBlock](v *T) []byte {
 	return unsafe.Slice((*byte)(unsafe.Pointer(v)), unsafe.Sizeof(*v))
 }

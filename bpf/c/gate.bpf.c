@@ -34,6 +34,7 @@ struct {
 /* For Go: types that no map names. */
 const struct service *service_type __attribute__((unused));
 const struct datagram_rule *datagram_rule_type __attribute__((unused));
+const struct block *block_type __attribute__((unused));
 const struct conversation *conversation_type __attribute__((unused));
 const struct drop_record *drop_record_type __attribute__((unused));
 const enum drop_reason *drop_reason_type __attribute__((unused));

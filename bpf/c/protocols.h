@@ -199,7 +199,7 @@ static __noinline int check_quoted(struct __sk_buff *skb, struct packet *p, __u3
 		return DROP_NONE;
 	if (proto == PROTO_UDP && bpf_map_lookup_elem(&datagrams, &quoted))
 		return DROP_NONE;
-	if (proto == PROTO_UDP && (flags & POD_DATAGRAMS) && has_conversation(&quoted, bpf_ktime_get_coarse_ns()))
+	if (proto == PROTO_UDP && (flags & POD_DATAGRAMS) && has_conversation(&quoted, flags, bpf_ktime_get_coarse_ns()))
 		return DROP_NONE;
 	return DROP_ICMP;
 }
@@ -264,7 +264,7 @@ check_udp(struct __sk_buff *skb, struct packet *p, struct pod_config *pod, enum 
 		if (!is_pod_address(pod, &p->tuple.local))
 			return DROP_FORGED_SOURCE;
 		if (!(pod->flags & POD_ALLOW_UDP) && (p->tuple.remote_port != DNS_PORT || (pod->flags & POD_DENY_DNS)))
-			return pod->flags & POD_DATAGRAMS ? check_conversation(p, OUTBOUND, counting, now) : DROP_UDP;
+			return pod->flags & POD_DATAGRAMS ? check_conversation(p, OUTBOUND, counting, pod->flags, now) : DROP_UDP;
 		if (p->tuple.remote_port == DNS_PORT && (pod->flags & POD_CAPTURE_DNS) && !is_agents_datagram(skb))
 			return DROP_UNSTAMPED;
 		bpf_map_update_elem(&datagrams, &p->tuple, &now, BPF_ANY);
@@ -279,7 +279,7 @@ check_udp(struct __sk_buff *skb, struct packet *p, struct pod_config *pod, enum 
 		return DROP_NONE;
 	if (!(pod->flags & POD_DATAGRAMS) || !is_pod_address(pod, &p->tuple.local))
 		return DROP_UDP;
-	return check_conversation(p, INBOUND, counting, now);
+	return check_conversation(p, INBOUND, counting, pod->flags, now);
 }
 
 /* Everything that is not TCP. Sets the kind that it counts as. */

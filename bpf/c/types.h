@@ -97,13 +97,19 @@ struct flow {
 
 /*
  * Who may open a conversation of datagrams with the pod (inbound), or the pod with
- * whom (outbound). 20 bytes: it is a map key, and pad is 0.
+ * whom (outbound). 20 bytes, no padding: it is a map key.
  */
 struct datagram_rule {
 	struct address remote;
 	__u16 port;     /* of who did not open it: the pod's own of an inbound one */
 	__u8 direction; /* enum direction of the datagram that opens it */
-	__u8 pad;
+	__u8 outside;   /* 1: with whoever is outside; remote is 0, and so is port for all of them */
+};
+
+/* A block of addresses: the key of a trie, where the longest one that matches decides. */
+struct block {
+	__u32 length; /* bits of the address that count, of 128 */
+	struct address address;
 };
 
 /* Datagrams between two ports, by enum direction. */
@@ -126,6 +132,7 @@ enum pod_flags {
 	POD_DENY_DNS = 16,    /* not even DNS */
 	POD_CAPTURE_DNS = 32, /* DNS goes to the agent, and leaves from the agent only */
 	POD_DATAGRAMS = 64,   /* datagram_rules hold; whoever does not set it has not kept them */
+	POD_OUTSIDE = 128,    /* so does outside, with the rules that go by it */
 };
 
 struct pod_config {
