@@ -171,7 +171,7 @@ func (a *Agent) build(ctx context.Context, l *life) (p *parts, err error) {
 	p.kernel, err = kernel.Open(ctx, kernel.Config{
 		Node: cfg.Node, PinDir: cfg.Kernel.PinDir, StateDir: cfg.RunDir, Cgroup: cfg.Kernel.Cgroup, Kubelet: cfg.Kernel.Kubelet,
 		Mark: cfg.Kernel.Mark, MarkMask: cfg.Kernel.MarkMask, FlowsPerPod: cfg.Kernel.FlowsPerPod, Grandfather: cfg.Kernel.Grandfather,
-		CaptureDNS: cfg.Kernel.DNS == DNSCapture, Inherited: p.succession.inherited(), Beside: p.succession.donor(), Log: cfg.Log,
+		CaptureDNS: cfg.Kernel.DNS == DNSCapture, SystemCongestion: cfg.Kernel.SystemCongestion, Inherited: p.succession.inherited(), Beside: p.succession.donor(), Log: cfg.Log,
 	})
 	if err != nil {
 		return p, err
@@ -243,9 +243,9 @@ func (a *Agent) wire(cfg Config, p *parts, files uint64) (err error) {
 	p.watch = newPausable(func(ctx context.Context) error { return p.kernel.Run(ctx, store, p.drops, p.pods.Gone) })
 	p.report = &report.Report{
 		Node: cfg.Node, Version: cfg.Version, Started: time.Now(), Uplink: p.uplink, Datapath: p.kernel.Pods(),
-		Enrolments: p.pods, Carrier: p.proxy, MaxFiles: files, Engine: cfg.Engine, Crypto: engine.Describe(cfg.Engine, cfg.Crypto), FIPS140: fips.Describe(), HandOver: p.handOver.Load, History: p.history.Problem, Kubelet: p.kernel.Kubelet(), Drift: p.kernel.Drift(), NameServers: names.Checks, WorkloadAPI: p.svids.Checks,
+		Enrolments: p.pods, Carrier: p.proxy, MaxFiles: files, Engine: cfg.Engine, Crypto: engine.Describe(cfg.Engine, cfg.Crypto), FIPS140: fips.Describe(), HandOver: p.handOver.Load, History: p.history.Problem, Kubelet: p.kernel.Kubelet(), Drift: p.kernel.Drift(), NameServers: names.Checks, WorkloadAPI: p.svids.Checks, NewPods: p.newPods.checks,
 	}
-	p.uplink.TellAmiss(p.report.PodsAmiss)
+	p.uplink.Tell(p.report.PodsAmiss, p.report.Gated)
 	p.admin, err = admin.NewServer(admin.Config{Node: cfg.Node, Socket: cfg.AdminSocket, Ring: p.ring, History: p.history, Agent: p.report, Log: cfg.Log})
 	if err != nil {
 		return err

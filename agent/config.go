@@ -112,6 +112,8 @@ type KernelConfig struct {
 	// spec.dns) does not say: "capture" has the agent answer them; "direct" lets
 	// them out of the pods unread. "" is direct.
 	DNS string
+	// SystemCongestion has TCP go by the system's congestion control also where that paces to no use.
+	SystemCongestion bool
 	// FlowsPerPod bounds each pod's flow table.
 	FlowsPerPod uint32
 	// Grandfather is how long connections that were open before their pod was

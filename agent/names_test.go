@@ -250,6 +250,55 @@ func TestDNS(t *testing.T) {
 	t.Run("the Mesh decides", func(t *testing.T) { w.switchByMesh(t, web) })
 }
 
+// TestDNSByDefault is the life of DNS for whoever sets nothing: queries are between the
+// pod and its server, with the agent, without it, and with the next one.
+func TestDNSByDefault(t *testing.T) {
+	w := newWorld(t)
+	w.pod(w.n1, "dns", "10.1.3", "fd01:0:3")
+	w.workload("dns", "n1", "disabled") // as a cluster's own is: known, and not in the mesh
+	up := w.nameserver(w.pods["dns"].ns, "--local=/test/", "--local=/cluster.local/", "--local-ttl=2", "--listen-address=10.1.3.2,fd01:0:3::2",
+		"--host-record=www.example.test,192.0.2.1,2001:db8::1", "--host-record=later.example.test,192.0.2.2")
+	w.n1.start()
+	t.Cleanup(w.n1.leave)
+	w.n1.await("enrolled")
+	web := w.pods["web"]
+	asked := func(from string) int { return up.said("query[A] www.example.test from " + from) }
+	for _, server := range []string{upstream4, upstream6} {
+		for _, how := range []string{"+notcp", "+tcp"} {
+			web.wantDig(t, "192.0.2.1", "+short", server, how, "www.example.test", "A")
+			web.wantDig(t, "192.0.2.1", "+short", server, how, "www.example.test", "A")
+		}
+	}
+	if v4, v6 := asked(web.v4), asked(web.v6); v4 != 4 || v6 != 4 {
+		t.Errorf("the server was asked %d and %d times of 4 by the pod's addresses", v4, v6)
+	}
+	web.wantDig(t, "NXDOMAIN", upstream4, "db.shop.svc.cluster.local", "A")
+	for _, how := range []string{"+notcp", "+tcp"} {
+		web.wantDig(t, "refused", "@127.0.0.1", "-p", "15053", "+time=2", how, "www.example.test", "A")
+	}
+	said := ""
+	for _, check := range w.n1.status().GetChecks() {
+		if check.GetName() == "DNS" && check.GetOk() {
+			said = check.GetDetail()
+		}
+	}
+	if said != "queries leave the pods unread" {
+		t.Errorf("check says %q", said)
+	}
+	if err := w.n1.end(syscall.SIGKILL); err == nil {
+		t.Error("it ended in good order")
+	}
+	web.wantDig(t, "192.0.2.2", "+short", upstream4, "later.example.test", "A")
+	if got := web.dig("+short", "+time=2", upstream4, "+tcp", "later.example.test", "A"); strings.Contains(got, "192.0.2.2") {
+		t.Errorf("over TCP, which the agent carries, without an agent: %s", got)
+	}
+	w.n1.start()
+	w.n1.await("enrolled")
+	for _, how := range []string{"+notcp", "+tcp"} {
+		web.wantDig(t, "192.0.2.2", "+short", upstream4, how, "later.example.test", "A")
+	}
+}
+
 // switchByMesh switches capture on and off while the pod asks: no query is lost, or
 // one is asked again at once, and the mesh's services are known when it is on.
 func (w *world) switchByMesh(t *testing.T, p *podNS) {

@@ -15,6 +15,7 @@ import (
 	"github.com/heddle-mesh/heddle/agent/cni/chain"
 	"github.com/heddle-mesh/heddle/agent/cni/cri"
 	"github.com/heddle-mesh/heddle/agent/enroll"
+	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/internal/cniwire"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
@@ -163,6 +164,18 @@ func (n *newPods) serve(ctx context.Context, takeOver bool) error {
 		group.Go(func() error { return n.chain.Run(ctx, n.server.Look) })
 	}
 	return group.Wait()
+}
+
+// checks says whether new pods are held back, with an agent and without one.
+func (n *newPods) checks() []*meshpb.Check {
+	if n == nil {
+		return nil
+	}
+	checks := []*meshpb.Check{n.server.Check()}
+	if n.chain != nil {
+		checks = append(checks, n.chain.Check())
+	}
+	return checks
 }
 
 // uninstall takes heddle-cni and its list from the node, after everything else

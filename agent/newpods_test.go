@@ -72,6 +72,15 @@ func TestChainIsTheAgents(t *testing.T) {
 		n, err := cniwire.LoadNamespaces(list)
 		return err == nil && n.Standing("shop") == cniwire.Enrolled
 	})
+	testenv.Eventually(t, 20*time.Second, "the status says where heddle-cni is", func() bool {
+		said := map[string]string{}
+		for _, check := range w.n1.status().GetChecks() {
+			if check.GetOk() {
+				said[check.GetName()] = check.GetDetail()
+			}
+		}
+		return said["CNI configuration"] == "heddle-cni is in "+own && said["list of namespaces"] == "on disk"
+	})
 	if err := w.n1.end(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}

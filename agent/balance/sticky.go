@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/mesh/workload"
 )
 
 // maxClients bounds how many clients of sticky services are remembered, at about
@@ -50,7 +51,7 @@ func (b *Balancer) PickFor(client netip.Addr, port uint16, service *mesh.Service
 	c := clientKey{client.Unmap(), service.Key, port}
 	w, known := b.clients.with(c, service, candidates, tried)
 	if w == nil && !known && len(tried) == 0 {
-		w = first(c, candidates)
+		w = workload.ForClient(c.Addr, candidates)
 	}
 	if w == nil {
 		w = b.pick(candidates, tried)
@@ -106,29 +107,4 @@ func (cs *clients) prune(view *mesh.View) {
 			delete(cs.byClient, c)
 		}
 	}
-}
-
-// first picks by rendezvous hashing: it gives a client another workload only when
-// that workload goes, or when a new one is its own.
-func first(c clientKey, candidates []*mesh.Workload) *mesh.Workload {
-	best, pick := uint64(0), candidates[0]
-	for _, w := range candidates {
-		if score := mix(c.Addr, w.Addresses[0]); score >= best {
-			best, pick = score, w
-		}
-	}
-	return pick
-}
-
-// mix is FNV-1a over both addresses, with a finalizer: FNV alone is weak in the
-// high bits of short inputs, which a comparison looks at first.
-func mix(a, b netip.Addr) uint64 {
-	hash := uint64(14695981039346656037)
-	for _, addr := range [...][16]byte{a.As16(), b.As16()} {
-		for _, octet := range addr {
-			hash = (hash ^ uint64(octet)) * 1099511628211
-		}
-	}
-	hash = (hash ^ hash>>33) * 0xff51afd7ed558ccd
-	return hash ^ hash>>33
 }

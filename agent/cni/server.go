@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/heddle-mesh/heddle/agent/netns"
+	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/internal/admin/rootsocket"
 	"github.com/heddle-mesh/heddle/internal/cniwire"
 	"github.com/heddle-mesh/heddle/internal/mesh"
@@ -105,9 +106,15 @@ func New(cfg Config) (*Server, error) {
 	return s, home.Close()
 }
 
-// Problem says what keeps the Server from being all that it should be, for the
-// agent's status; nil when nothing does.
-func (s *Server) Problem() error { return s.list.problem() }
+// Check says for the agent's status whether the list of namespaces is on disk.
+func (s *Server) Check() *meshpb.Check {
+	check := &meshpb.Check{Name: "list of namespaces", Ok: true, Detail: "on disk"}
+	if err := s.list.problem(); err != nil {
+		check.Ok, check.Detail = false, "while no agent runs, new pods are judged by an older one: "+err.Error()
+		check.Remedy = "make room in the agent's state directory, or mend its disk: the agent tries again by itself"
+	}
+	return check
+}
 
 // Run answers heddle-cni and keeps the list until ctx is done, and returns nil
 // then; pods that wait are told to come again. One agent of a node may.

@@ -390,7 +390,7 @@ func TestListCannotBeWritten(t *testing.T) {
 	}
 	w = newWorld(t, func(c *Config) { c.List = filepath.Join(blocked, "namespaces.json") })
 	w.configure(t, pod("default/a", false))
-	testenv.Eventually(t, 5*time.Second, "the problem is seen", func() bool { return w.Problem() != nil })
+	testenv.Eventually(t, 5*time.Second, "the problem is seen", func() bool { return !w.Check().GetOk() })
 	if w.list.standing("default") != cniwire.NotEnrolled {
 		t.Error("the agent itself does not know what it could not write")
 	}

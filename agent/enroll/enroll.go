@@ -123,6 +123,11 @@ type Status struct {
 	// Stays is until when a pod stays that is to leave, and has left again and again
 	// before, in case it is put back; zero for all others.
 	Stays time.Time
+	// Gated is what the pod is behind its gate as: what leaves it has these addresses,
+	// whether it is served or not. nil when that is not so, or not known to this agent.
+	Gated *mesh.Workload
+	// looked is set once it is known whether the pod is behind its gate.
+	looked bool
 }
 
 // Reconciler enrolls the workloads of one node.
@@ -134,6 +139,7 @@ type Reconciler struct {
 	pods     struct {
 		sync.Mutex
 		workers map[mesh.Key]*worker
+		gating  gating
 		// changed is closed, and replaced, when a pod's Status changes.
 		changed chan struct{}
 	}
@@ -163,6 +169,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	var retry <-chan time.Time
 	pruned := false // what an earlier agent left is taken back once
 	for {
+		confirmed := r.cfg.Confirmed() // before: of this configuration, or an older one
 		view, changed := r.cfg.Store.Snapshot()
 		moved, placed := r.placesChanged()
 		retry = nil
@@ -175,7 +182,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 			// First: a leftover may hold a namespace that has a new owner.
 			switch {
 			case pruned:
-			case !placed || !r.cfg.Confirmed() || !r.pause.tryEnter():
+			case !placed || !confirmed || !r.pause.tryEnter():
 				retry = time.After(r.cfg.MinRetry)
 			default:
 				if pruned = r.prune(ctx, view, desired); !pruned {
@@ -185,6 +192,9 @@ func (r *Reconciler) Run(ctx context.Context) error {
 			}
 			if hold := r.assign(ctx, view, desired, &workers); hold > 0 {
 				settled = time.After(hold)
+			}
+			if placed && confirmed && len(r.unplaced(view, desired)) == 0 {
+				r.setAssigned()
 			}
 			for _, s := range r.settling.news() {
 				r.cfg.Log.Warn("pod leaves the mesh again and again, as when two programs fight over its label: it stays in for a moment, in case it is put back",
@@ -299,6 +309,7 @@ func (r *Reconciler) assign(ctx context.Context, view *mesh.View, desired map[me
 		w, ok := r.pods.workers[key]
 		if !ok {
 			w = newWorker(r, key, t)
+			w.state.status.looked = r.pods.gating.kept != nil && !r.pods.gating.kept[key]
 			r.pods.workers[key] = w
 			workers.Go(func() { w.run(ctx) })
 			continue
@@ -331,12 +342,26 @@ func (r *Reconciler) saysOut(view *mesh.View, was *mesh.Workload) *mesh.Workload
 // it was given a target meanwhile.
 func (r *Reconciler) retireWorker(w *worker) bool {
 	r.pods.Lock()
-	defer r.pods.Unlock()
-	if w.target() != nil {
-		return false
+	retired := w.target() == nil
+	if retired {
+		delete(r.pods.workers, w.key)
+		r.pods.gating.leftLocked(w.key)
 	}
-	delete(r.pods.workers, w.key)
-	return true
+	r.pods.Unlock()
+	if retired {
+		r.announce()
+	}
+	return retired
+}
+
+// unplaced returns the node's pods of the mesh of which it is not known where they run.
+func (r *Reconciler) unplaced(view *mesh.View, desired map[mesh.Key]*target) (keys []mesh.Key) {
+	for _, w := range view.OnNode(r.cfg.Node) {
+		if w.Enrolled && w.NetNS == "" && r.cfg.Places != nil && desired[w.Key] == nil {
+			keys = append(keys, w.Key)
+		}
+	}
+	return keys
 }
 
 // prune takes back what an earlier agent left of pods that are no longer in the
@@ -344,24 +369,19 @@ func (r *Reconciler) retireWorker(w *worker) bool {
 // pods of the mesh of which it is not known where they run. Those keep their
 // gates: a runtime shows a pod some time after it was enrolled.
 func (r *Reconciler) prune(ctx context.Context, view *mesh.View, desired map[mesh.Key]*target) bool {
-	keep := slices.Collect(maps.Keys(desired))
-	complete := true
-	for _, w := range view.OnNode(r.cfg.Node) {
-		if w.Enrolled && w.NetNS == "" && r.cfg.Places != nil && desired[w.Key] == nil {
-			keep = append(keep, w.Key)
-			complete = false
-		}
-	}
+	unplaced := r.unplaced(view, desired)
+	keep := slices.AppendSeq(unplaced, maps.Keys(desired))
 	r.pods.Lock()
 	for key := range r.pods.workers {
 		keep = append(keep, key)
 	}
+	r.pods.gating.keepLocked(keep)
 	r.pods.Unlock()
 	if err := r.cfg.Datapath.Prune(ctx, keep); err != nil {
 		r.cfg.Log.Error("what an earlier agent left cannot be taken back: trying again", "error", err)
 		return false
 	}
-	return complete
+	return len(unplaced) == 0
 }
 
 // Gone says that a pod's network namespace, or its link, went away: it is no
@@ -379,6 +399,10 @@ func (r *Reconciler) Gone(key mesh.Key, why error) {
 func (r *Reconciler) Status() []Status {
 	r.pods.Lock()
 	defer r.pods.Unlock()
+	return r.statusLocked()
+}
+
+func (r *Reconciler) statusLocked() []Status {
 	all := make([]Status, 0, len(r.pods.workers))
 	for _, w := range r.pods.workers {
 		all = append(all, w.status())

@@ -104,6 +104,17 @@ func (w *worker) setDoubted(doubted bool) {
 	w.state.doubted = doubted
 }
 
+// setGated notes what the pod is behind its gate as, and says so when it is news.
+func (w *worker) setGated(as *mesh.Workload) {
+	w.state.Lock()
+	was, looked := w.state.status.Gated, w.state.status.looked
+	w.state.status.Gated, w.state.status.looked = as, true
+	w.state.Unlock()
+	if !looked || (was == nil) != (as == nil) || was != nil && (was.UID != as.UID || !samePlace(was, as)) {
+		w.r.announce()
+	}
+}
+
 func (w *worker) doubted() bool {
 	w.state.Lock()
 	defer w.state.Unlock()
@@ -224,6 +235,7 @@ func (w *worker) step(ctx context.Context) error {
 		// Its gate stays: a namespace without a path may still have processes in
 		// it, and nobody has taken them out of the mesh.
 		w.r.cfg.Log.Warn("pod is gone or broken: closed until it can be enrolled anew", "workload", w.key, "error", lost)
+		w.setGated(nil)
 		w.stopServing(proxy.ErrUnenrolled)
 	}
 	switch {
@@ -231,6 +243,7 @@ func (w *worker) step(ctx context.Context) error {
 		return w.leave(ctx)
 	case t.conflict != (mesh.Key{}):
 		// Not out of the mesh either: a mistake must not open the pod.
+		w.setGated(nil)
 		w.stopServing(proxy.ErrUnenrolled)
 		return fmt.Errorf("network namespace %s belongs to %s already; remedy: give each workload its own", t.workload.NetNS, t.conflict)
 	case w.realized != nil && !samePlace(w.realized, t.workload):
@@ -248,6 +261,7 @@ func (w *worker) step(ctx context.Context) error {
 	now := *t.workload
 	now.UID = cmp.Or(now.UID, w.realized.UID) // it is served as that
 	w.realized = &now
+	w.setGated(&now)
 	return nil
 }
 
@@ -273,6 +287,7 @@ func (w *worker) enter(ctx context.Context, workload *mesh.Workload) error {
 		return err
 	}
 	w.realized = workload
+	w.setGated(workload)
 	serveCtx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	s := &serving{cancel: cancel, ended: make(chan error, 1)}
 	w.state.Lock()
@@ -285,9 +300,13 @@ func (w *worker) enter(ctx context.Context, workload *mesh.Workload) error {
 // enroll calls the Datapath, and counts what failed unless the agent stops.
 func (w *worker) enroll(ctx context.Context, workload *mesh.Workload) (proxy.Pod, error) {
 	w.setDoubted(false) // before: it may be doubted anew meanwhile
+	if was := w.status().Gated; was != nil && !samePlace(was, workload) {
+		w.setGated(nil) // before its gate knows it by something else
+	}
 	pod, err := w.r.cfg.Datapath.Enroll(ctx, workload)
 	if err != nil {
 		w.setDoubted(true)
+		w.setGated(nil)
 	}
 	if err != nil && ctx.Err() == nil {
 		w.r.failures.Add(1)
@@ -345,6 +364,7 @@ func (w *worker) leave(ctx context.Context) error {
 		return nil
 	}
 	w.show(Unenrolling, nil)
+	w.setGated(nil) // before the gate goes
 	w.stopServing(proxy.ErrLeaving)
 	if err := w.r.cfg.Datapath.Unenroll(ctx, w.key); err != nil {
 		return err

@@ -24,7 +24,11 @@ const (
 	datagramsPause = 100 * time.Millisecond
 )
 
-// passDatagrams keeps the gates told of who may exchange datagrams with whom, as the View
+// A gate has room for all that an agent gives it: what is inside is bounded in both packages.
+const _ = uint(bpf.MaxInside - datagram.MaxInside)
+
+// passDatagrams keeps the gates told of who may exchange datagrams with whom, also outside
+// the mesh, as the View
 // of the moment has it, and records what they let pass, until ctx is done. What they were
 // told last holds after that.
 func (d *Datapath) passDatagrams(ctx context.Context, store *mesh.Store, flows *flow.Drops) {
@@ -67,17 +71,20 @@ type datagrams struct {
 	began    time.Time
 	pods     map[string]*datagramPod
 	behind   bool // a gate could not be told
-	// view is what was told last, rules what it came to.
-	view  *mesh.View
-	rules map[mesh.Key][]datagram.Rule
+	// view is what was told last, rules and inside what it came to: inside is empty while
+	// nothing may leave the mesh.
+	view   *mesh.View
+	rules  map[mesh.Key][]datagram.Rule
+	inside []netip.Prefix
 }
 
 type datagramPod struct {
-	pod   *podnet.Pod
-	told  bool
-	rules []datagram.Rule
-	full  bool // has been said
-	seen  map[conversation]bpf.Conversation
+	pod    *podnet.Pod
+	told   bool
+	rules  []datagram.Rule
+	inside []netip.Prefix
+	full   bool // has been said
+	seen   map[conversation]bpf.Conversation
 }
 
 // conversation names one of a pod's.
@@ -100,20 +107,19 @@ func (g *datagrams) tell(view *mesh.View, enrolled bool) {
 			g.pods[name] = p
 		}
 		key, known := g.datapath.key(name)
-		if rules := g.rules[key]; known && (!p.told || !slices.Equal(rules, p.rules)) {
+		if rules := g.rules[key]; known && (!p.told || !slices.Equal(rules, p.rules) || !slices.Equal(g.inside, p.inside)) {
 			wanted[name] = rules
 		}
 	}
 	for name, rules := range wanted {
 		p := g.pods[name]
-		if stay := both(p.rules, rules); p.told && len(stay) < len(p.rules) {
-			p.told, p.rules = g.set(name, p, stay), stay
+		if stay := both(p.rules, rules); p.told && (len(stay) < len(p.rules) || !slices.Equal(g.inside, p.inside)) {
+			g.set(name, p, stay)
 		}
 	}
 	for name, rules := range wanted {
-		p := g.pods[name]
-		if !p.told || len(rules) != len(p.rules) {
-			p.told, p.rules = g.set(name, p, rules), rules
+		if p := g.pods[name]; !p.told || len(rules) != len(p.rules) {
+			g.set(name, p, rules)
 		}
 	}
 	g.behind = false
@@ -123,19 +129,26 @@ func (g *datagrams) tell(view *mesh.View, enrolled bool) {
 }
 
 // follow works out the rules of a View; false when they are those of the one before, as
-// they are while no policy is about UDP.
+// they are while no policy is about UDP, and none may leave the mesh.
 func (g *datagrams) follow(view *mesh.View) bool {
 	before := g.view
 	g.view = view
+	leaves := datagram.LeavesMesh(view.Settings())
 	switch {
 	case before != nil && view.SameMembers(before):
 		return false
-	case len(view.Receivers()) > 0:
-		g.rules = datagram.Rules(view, g.datapath.name)
+	case leaves || len(view.Receivers()) > 0:
+		g.rules, g.inside = datagram.Rules(view, g.datapath.name), nil
+		if leaves {
+			g.inside = datagram.Inside(view)
+		}
+		if len(g.inside) > datagram.MaxInside {
+			g.datapath.log.Error("no datagram leaves the mesh: more addresses of it lie outside of spec.clusterRanges of the Mesh than gates have room for; extend that", "addresses", len(g.inside), "room", datagram.MaxInside)
+		}
 		return true
 	}
 	fresh := before == nil || len(g.rules) > 0
-	g.rules = nil
+	g.rules, g.inside = nil, nil
 	return fresh
 }
 
@@ -165,11 +178,11 @@ func GateRules(rules []datagram.Rule) []bpf.DatagramRule {
 	return converted
 }
 
-// set tells one gate; false when it could not be told.
-func (g *datagrams) set(name string, p *datagramPod, rules []datagram.Rule) bool {
+// set tells one gate, and notes whether it could be told.
+func (g *datagrams) set(name string, p *datagramPod, rules []datagram.Rule) {
 	left, converted := 0, GateRules(rules)
 	err := p.pod.Kernel(func(k *bpf.Pod) (err error) {
-		left, err = k.SetDatagrams(converted)
+		left, err = k.SetDatagrams(converted, g.inside)
 		return err
 	})
 	if err != nil && !errors.Is(err, podnet.ErrClosed) {
@@ -179,7 +192,7 @@ func (g *datagrams) set(name string, p *datagramPod, rules []datagram.Rule) bool
 		g.datapath.log.Error("policies let more addresses exchange datagrams with a pod than the kernel has room for: the others' are dropped", "workload", name, "rules", len(rules), "left", left)
 	}
 	p.full = left > 0
-	return err == nil
+	p.told, p.rules, p.inside = err == nil, rules, g.inside
 }
 
 // record records what passed since the last time.
@@ -258,6 +271,9 @@ func passed(view *mesh.View, own *mesh.Workload, c, since bpf.Conversation) flow
 	}
 	// The gate let it pass, by what it was told: policy may have changed since.
 	r.Verdict, r.Reason, r.Rule = mesh.VerdictAllow, mesh.ReasonPolicyAllow, -1
+	if !ok && c.Direction == bpf.Outbound && datagram.IsOutside(view, c.Remote.Addr()) {
+		r.Reason = mesh.ReasonEgressAllowed
+	}
 	if decision.Verdict != mesh.VerdictDeny {
 		r.Verdict, r.Policy, r.Rule = decision.Verdict, decision.Policy, decision.Rule
 	}
@@ -275,12 +291,36 @@ func explainDatagram(view *mesh.View, own *mesh.Workload, drop *podnet.Drop, r *
 	} else {
 		decision, r.Service, _ = datagram.AuthorizeTo(view, own, drop.Destination)
 	}
+	ungated := firstUngated(view, own, drop.Source.Addr(), drop.Destination.Addr())
 	switch {
 	case decision.Verdict != mesh.VerdictDeny:
 		r.Detail = "policy allows it now"
+	case decision.Reason == mesh.ReasonKernelUDP && ungated != nil:
+		r.Detail = "the agent of node " + ungated.Node + " has not said that " + ungated.Key.String() + " is behind its gate"
 	case decision.Reason == mesh.ReasonPolicyDeny:
 		r.Policy, r.Rule = decision.Policy, decision.Rule
 	case decision.Reason != mesh.ReasonKernelUDP:
 		r.Detail = decision.Reason.String()
 	}
+}
+
+// firstUngated returns the pod itself, or who else has one of the addresses, if it belongs in
+// the mesh and nobody has said that it is behind its gate: of who takes datagrams, or sends
+// them to one that does. nil where no policy is about UDP.
+func firstUngated(view *mesh.View, own *mesh.Workload, addrs ...netip.Addr) *mesh.Workload {
+	if len(view.Receivers()) == 0 {
+		return nil
+	}
+	ends := []*mesh.Workload{own}
+	for _, addr := range addrs {
+		if w, ok := view.WorkloadAt(addr); ok {
+			ends = append(ends, w)
+		}
+	}
+	for _, w := range ends {
+		if w.Enrolled && !w.Gated {
+			return w
+		}
+	}
+	return nil
 }

@@ -25,7 +25,7 @@ func datagramView(t *testing.T) *mesh.View {
 		if err != nil {
 			t.Fatal(err)
 		}
-		all = append(all, mesh.Workload{Key: mesh.Key{Namespace: w.namespace, Name: w.name}, ServiceAccount: w.name, Node: "n1", Identity: id, Enrolled: true, Addresses: []netip.Addr{netip.MustParseAddr(w.addr)}})
+		all = append(all, mesh.Workload{Key: mesh.Key{Namespace: w.namespace, Name: w.name}, ServiceAccount: w.name, Node: "n1", Identity: id, Enrolled: true, Gated: true, Addresses: []netip.Addr{netip.MustParseAddr(w.addr)}})
 	}
 	all[0].Datagrams = []*mesh.Policy{
 		{Key: mesh.Key{Namespace: "bank", Name: "all"}, Rules: []mesh.Rule{{To: []mesh.Destination{{Ports: []uint16{443}}}}}},
@@ -82,6 +82,34 @@ func TestDatagramRecords(t *testing.T) {
 	}
 }
 
+// TestDatagramRecordsOutside: a record of what left the mesh says that egress let it, also
+// when that has changed since.
+func TestDatagramRecordsOutside(t *testing.T) {
+	view := datagramView(t)
+	open := *view.Settings()
+	open.UDPEgress = map[string]mesh.UDPEgress{"shop": {Allow: true}}
+	var all []mesh.Workload
+	for _, w := range view.Workloads() {
+		all = append(all, *w)
+	}
+	opened, err := mesh.NewView("r", open, all, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	web, _ := view.Workload(mesh.Key{Namespace: "shop", Name: "web"})
+	server, client := netip.MustParseAddrPort("192.0.2.1:123"), netip.MustParseAddrPort("10.0.0.2:1000")
+	c := bpf.Conversation{Local: client, Remote: server, Direction: bpf.Outbound, Out: bpf.Count{Packets: 2, Bytes: 50}, In: bpf.Count{Packets: 1, Bytes: 70}}
+	for _, v := range []*mesh.View{opened, view} {
+		r := passed(v, web, c, c)
+		want := flow.Record{Start: r.Start, Duration: r.Duration, Direction: flow.DirectionOutbound, Transport: flow.TransportPlaintext, Protocol: flow.ProtocolUDP, Packets: 3,
+			Source: flow.Endpoint{Workload: web.Key, Identity: web.Identity, Addr: client}, Destination: flow.Endpoint{Addr: server},
+			Verdict: mesh.VerdictAllow, Reason: mesh.ReasonEgressAllowed, Rule: -1, BytesSent: 50, BytesReceived: 70}
+		if r != want {
+			t.Errorf("\n got %+v\nwant %+v", r, want)
+		}
+	}
+}
+
 // TestDatagramDrops: a drop names the policy that refuses, or says why there is none.
 func TestDatagramDrops(t *testing.T) {
 	view := datagramView(t)
@@ -99,12 +127,36 @@ func TestDatagramDrops(t *testing.T) {
 		"no rule":      {db, bpf.Inbound, "10.0.0.2:9", "10.0.0.1:444", "", "PolicyNoMatch", -1},
 		"nobody's":     {db, bpf.Inbound, "192.0.2.1:9", "10.0.0.1:443", "", "", -1},
 		"allowed now":  {db, bpf.Inbound, "10.0.0.2:9", "10.0.0.1:443", "", "policy allows it now", -1},
-		"of the world": {evil, bpf.Outbound, "10.0.0.3:9", "192.0.2.1:443", "", "", -1},
+		"of the world": {evil, bpf.Outbound, "10.0.0.3:9", "192.0.2.1:443", "", "EgressDenied", -1},
+		"of a group":   {evil, bpf.Outbound, "10.0.0.3:9", "224.0.0.251:5353", "", "", -1},
 	} {
 		r := flow.Record{Rule: -1}
 		explainDatagram(view, c.own, &podnet.Drop{Drop: bpf.Drop{Direction: c.direction, Source: netip.MustParseAddrPort(c.source), Destination: netip.MustParseAddrPort(c.destination)}, Reason: mesh.ReasonKernelUDP}, &r)
 		if flow.KeyWord(r.Policy) != c.policy || r.Rule != c.rule || r.Detail != c.detail {
 			t.Errorf("%s: policy %v rule %d, %q", name, r.Policy, r.Rule, r.Detail)
+		}
+	}
+}
+
+// TestDropsOfWhoIsBehindNoGate name who that is, and whose agent it is that has not said so.
+func TestDropsOfWhoIsBehindNoGate(t *testing.T) {
+	view := datagramView(t)
+	web, _ := view.Workload(mesh.Key{Namespace: "shop", Name: "web"})
+	open := *web
+	open.Gated = false
+	view, err := view.With("ungated", mesh.Change{Workloads: []*mesh.Workload{&open}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	db, _ := view.Workload(mesh.Key{Namespace: "bank", Name: "db"})
+	for _, c := range []struct {
+		own       *mesh.Workload
+		direction bpf.Direction
+	}{{db, bpf.Inbound}, {&open, bpf.Outbound}} {
+		r := flow.Record{Rule: -1}
+		explainDatagram(view, c.own, &podnet.Drop{Drop: bpf.Drop{Direction: c.direction, Source: netip.MustParseAddrPort("10.0.0.2:9"), Destination: netip.MustParseAddrPort("10.0.0.1:443")}, Reason: mesh.ReasonKernelUDP}, &r)
+		if want := "the agent of node n1 has not said that shop/web is behind its gate"; r.Detail != want {
+			t.Errorf("%v: %q, want %q", c.direction, r.Detail, want)
 		}
 	}
 }
@@ -139,6 +191,43 @@ func TestDatagramsAreWorkedOutWhenTheyMayDiffer(t *testing.T) {
 		{quiet, true, 0}, {with(quiet, mesh.Change{Workloads: []*mesh.Workload{&web}}), false, 0}} {
 		if fresh := g.follow(c.view); fresh != c.fresh || len(g.rules) != c.rules {
 			t.Errorf("view %d: fresh %v, %d workloads with rules, want %v, %d", i, fresh, len(g.rules), c.fresh, c.rules)
+		}
+	}
+}
+
+// TestWhatLeavesIsWorkedOut: without a policy about UDP, too, and with what is inside; a change of either is told.
+func TestWhatLeavesIsWorkedOut(t *testing.T) {
+	view := datagramView(t)
+	with := func(ranges string, egress map[string]mesh.UDPEgress) *mesh.View {
+		t.Helper()
+		s := *view.Settings()
+		s.UDPEgress, s.ClusterRanges = egress, []netip.Prefix{netip.MustParsePrefix(ranges)}
+		var all []mesh.Workload
+		for _, w := range view.Workloads() {
+			w := *w
+			w.Datagrams = nil
+			all = append(all, w)
+		}
+		v, err := mesh.NewView("r", s, all, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	open := map[string]mesh.UDPEgress{"shop": {Allow: true, Ports: []uint16{123}}}
+	g := datagrams{datapath: &Datapath{name: "n1"}}
+	for i, c := range []struct {
+		view  *mesh.View
+		fresh bool
+		rules int
+		block string
+	}{
+		{with("10.0.0.0/8", nil), true, 0, ""}, {with("10.0.0.0/8", map[string]mesh.UDPEgress{"": {}, "shop": {}}), false, 0, ""},
+		{with("10.0.0.0/8", open), true, 2, "10.0.0.0/8"}, {with("10.0.0.0/16", open), true, 2, "10.0.0.0/16"}, {with("10.0.0.0/8", nil), true, 0, ""}, {with("10.0.0.0/8", nil), false, 0, ""},
+	} {
+		fresh := g.follow(c.view)
+		if fresh != c.fresh || len(g.rules) != c.rules || (len(g.inside) > 0) != (c.block != "") || c.block != "" && !slices.Contains(g.inside, netip.MustParsePrefix(c.block)) {
+			t.Errorf("view %d: fresh %v, %d workloads with rules, %v inside, want %v, %d, %s", i, fresh, len(g.rules), g.inside, c.fresh, c.rules, c.block)
 		}
 	}
 }

@@ -48,6 +48,8 @@ type Config struct {
 	// CaptureDNS takes what those pods send to port 53 whose configuration does not
 	// say; see Answering.
 	CaptureDNS bool
+	// SystemCongestion leaves TCP's congestion control to the system everywhere.
+	SystemCongestion bool
 	// Grandfather bounds connections that were open before enrolment.
 	Grandfather time.Duration
 	// Inherited are the listeners of the agent that this one succeeds, by pod,
@@ -125,7 +127,7 @@ func Open(ctx context.Context, cfg Config) (*Datapath, error) {
 		return podnet.Open(podnet.Config{
 			NetNS: fmt.Sprintf("/proc/self/fd/%d", home.Fd()), PinDir: cfg.PinDir, StateDir: filepath.Join(cfg.StateDir, "pods"),
 			Cgroup: own.Path, KubeletCgroup: probes.ID(), Mark: cfg.Mark, MarkMask: cfg.MarkMask, FlowsPerPod: cfg.FlowsPerPod,
-			Grandfather: cfg.Grandfather, Inherited: cfg.Inherited, Log: cfg.Log,
+			Grandfather: cfg.Grandfather, SystemCongestion: cfg.SystemCongestion, Inherited: cfg.Inherited, Log: cfg.Log,
 		})
 	}, func(late *podnet.Node) { _ = late.Close() }) // nobody is there to hear of it
 	if err != nil {
@@ -178,7 +180,7 @@ func (d *Datapath) Enroll(ctx context.Context, w *mesh.Workload) (proxy.Pod, err
 	return proxy.Pod{
 		Key: w.Key, UID: w.UID, NetNS: w.NetNS, Addresses: w.Addresses,
 		Listeners: proxy.Listeners{
-			Outbound: widen(listeners.Outbound), Inbound: widen(listeners.Inbound), Tunnel: widen(listeners.Tunnel),
+			Outbound: widen(listeners.Outbound), Inbound: widen(listeners.Inbound), Tunnel: listeners.Tunnels(),
 		},
 		Sockets: sockets{pod},
 		Probe: func(local, remote netip.AddrPort) bool {
@@ -305,7 +307,7 @@ func (d *Datapath) record(view *mesh.View, drops *flow.Drops, drop *podnet.Drop)
 		drops.AddRefusal(key, r)
 		return
 	}
-	if drop.Reason == mesh.ReasonKernelUDP && len(view.Receivers()) > 0 {
+	if drop.Reason == mesh.ReasonKernelUDP {
 		drops.AddExplained(key, r, func(r *flow.Record) { explainDatagram(view, w, drop, r) })
 		return
 	}

@@ -56,7 +56,7 @@ func TestDropsNameBothEnds(t *testing.T) {
 			t.Fatal(err)
 		}
 		return mesh.Workload{Key: mesh.Key{Namespace: "shop", Name: name}, ServiceAccount: name, Node: "n1", Identity: id,
-			Addresses: []netip.Addr{netip.MustParseAddr(addr)}, Enrolled: true}
+			Addresses: []netip.Addr{netip.MustParseAddr(addr)}, Enrolled: true, Gated: true}
 	}
 	web, db := workload("web", "10.0.0.1"), workload("db", "10.0.0.2")
 	view, err := mesh.NewView("1", mesh.Settings{TrustDomain: td}, []mesh.Workload{web, db}, nil, nil)

@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/heddle-mesh/heddle/agent/netns"
-	"github.com/heddle-mesh/heddle/agent/podnet/listener"
 	"github.com/heddle-mesh/heddle/agent/podnet/tuples"
 	"github.com/heddle-mesh/heddle/agent/steer"
 	"github.com/heddle-mesh/heddle/bpf"
@@ -90,12 +89,18 @@ func (p *Pod) dialWire(ctx context.Context, remote netip.AddrPort, class bpf.Cla
 	if err == nil {
 		err = unix.Bind(fd, netns.Sockaddr(netip.AddrPortFrom(local, 0)))
 	}
+	if err == nil && class == bpf.ClassTunnel {
+		err = p.options.Congestion.Tunnel(fd)
+	}
 	if err != nil {
 		return nil, errors.Join(p.errorf("dial %s from %s: %w", remote, local, err), netns.CloseFd(fd))
 	}
 	conn, err := netns.Connect(ctx, fd, remote)
 	if err != nil {
 		return nil, p.errorf("dial %s: %w", remote, err)
+	}
+	if class == bpf.ClassTunnel {
+		_ = p.options.Congestion.Settle(conn) // one that is gone already: its handshake fails
 	}
 	return conn, nil
 }
@@ -187,7 +192,7 @@ func (p *Pod) startClaimed(t tuples.Tuple) (fd int, connected bool, err error) {
 	if err != nil {
 		return -1, false, err
 	}
-	if err := bindClient(fd, family, t.Client); err != nil {
+	if err := p.bindClient(fd, family, t.Client); err != nil {
 		return -1, false, errors.Join(err, netns.CloseFd(fd))
 	}
 	// It also looks for a live connection on the tuple, as the client's own
@@ -223,16 +228,9 @@ func (p *Pod) holdTuple(t tuples.Tuple, fd int) error {
 	return nil
 }
 
-func bindClient(fd, family int, client netip.AddrPort) error {
-	if err := listener.Transparent(fd, family); err != nil {
+func (p *Pod) bindClient(fd, family int, client netip.AddrPort) error {
+	if err := p.options.Client(fd, family); err != nil {
 		return err
-	}
-	// One client port may lead to several ports of the pod.
-	if err := netns.SetOption(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
-		return fmt.Errorf("set SO_REUSEADDR: %w", err)
-	}
-	if err := netns.SetOption(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil {
-		return fmt.Errorf("set TCP_NODELAY: %w", err)
 	}
 	err := netns.Bind(fd, client)
 	if errors.Is(err, unix.EADDRINUSE) {

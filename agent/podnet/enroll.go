@@ -9,6 +9,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/agent/netns"
 	"github.com/heddle-mesh/heddle/agent/podnet/ledger"
+	"github.com/heddle-mesh/heddle/agent/podnet/listener"
 	"github.com/heddle-mesh/heddle/agent/podnet/proof"
 	"github.com/heddle-mesh/heddle/agent/steer"
 )
@@ -55,7 +56,7 @@ func (n *Node) Enroll(ctx context.Context, spec Spec) (*Pod, error) {
 			return nil, errors.Join(fmt.Errorf("enroll pod %s: let go of what it was: %w", spec.Name, err), ns.Close())
 		}
 	}
-	e := enrolment{node: n, spec: spec, pod: &Pod{name: spec.Name, node: n, ns: ns, addrs: spec.Addresses}}
+	e := enrolment{node: n, spec: spec, pod: &Pod{name: spec.Name, node: n, ns: ns, addrs: spec.Addresses, options: listener.Options{Mark: n.config.Mark}}}
 	e.pod.names.captured.Store(spec.CaptureDNS)
 	e.pod.names.shown = spec.CaptureDNS
 	for i := range e.pod.sockets {
@@ -117,6 +118,9 @@ func (e *enrolment) look(context.Context) (err error) {
 	}
 	if _, err = steer.Loopback(p.links, p.ns); err != nil {
 		return err
+	}
+	if p.options.Congestion, err = p.ns.Congestion(e.node.config.SystemCongestion); err != nil {
+		return fmt.Errorf("ask for the congestion control of %s: %w", p.ns.Path(), err)
 	}
 	p.link, err = steer.FindLink(p.links, e.node.links, p.ns, p.addrs)
 	return err

@@ -53,7 +53,7 @@ func (p *Pod) listenAgain(ctx context.Context) error {
 // nothing leads to new ones yet.
 func (p *Pod) openListeners(ctx context.Context) (l Listeners, err error) {
 	err = p.ns.Do(func() (err error) {
-		l, err = listener.OpenSet(ctx, steer.Families(p.addrs), p.node.config.Mark, p.names.captured.Load(), p.inherited)
+		l, err = listener.OpenSet(ctx, steer.Families(p.addrs), p.options, p.names.captured.Load(), p.inherited)
 		return err
 	})
 	return l, err

@@ -75,7 +75,7 @@ func (p *Pod) openNames(ctx context.Context) error {
 	p.names.former = Listeners{}
 	var opened Listeners
 	err := p.ns.Do(func() (err error) {
-		opened, err = listener.OpenNames(ctx, steer.Families(p.addrs), p.node.config.Mark, p.inherited)
+		opened, err = listener.OpenNames(ctx, steer.Families(p.addrs), p.options, p.inherited)
 		return err
 	})
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/heddle-mesh/heddle/agent/netns"
+	"github.com/heddle-mesh/heddle/agent/podnet/listener"
 	"github.com/heddle-mesh/heddle/agent/podnet/tuples"
 	"github.com/heddle-mesh/heddle/agent/steer"
 	"github.com/heddle-mesh/heddle/bpf"
@@ -34,7 +35,8 @@ type Pod struct {
 	kernel    *bpf.Pod     // nil once the Pod is closed
 	listeners Listeners
 
-	unrefused error // set before the Pod is anybody's; see Unrefused
+	unrefused error            // set before the Pod is anybody's; see Unrefused
+	options   listener.Options // likewise: of all of the agent's sockets in the pod
 }
 
 // ErrClosed says that the pod was unenrolled, or its Node closed.
@@ -100,7 +102,7 @@ func (p *Pod) lost() error {
 func (p *Pod) Unrefused() error { return p.unrefused }
 
 func (p *Pod) steering() steer.Steering {
-	return steer.Steering{Mark: p.node.config.Mark, Mask: p.node.config.MarkMask, Table: p.node.config.Table, Addrs: p.addrs, DNS: p.names.captured.Load()}
+	return steer.Steering{Mark: p.node.config.Mark, Mask: p.node.config.MarkMask, Table: p.node.config.Table, Addrs: p.addrs, DNS: p.names.captured.Load(), Congestion: p.options.Congestion.Route()}
 }
 
 // close lets go of everything that dies with the agent; pins, rules and routes

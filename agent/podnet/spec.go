@@ -44,7 +44,8 @@ type Config struct {
 	FlowsPerPod uint32
 	// Grandfather is how long connections that were open before enrolment may
 	// go on; zero takes bpf's default.
-	Grandfather time.Duration
+	Grandfather      time.Duration
+	SystemCongestion bool // see netns.Congestion
 	// WatchInterval is how often Watch looks; zero takes one second.
 	WatchInterval time.Duration
 	// Inherited are the listeners of the agent that this one succeeds, by pod:

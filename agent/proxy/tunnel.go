@@ -23,6 +23,10 @@ func (p *Proxy) tunnel(d *departure, w *mesh.Workload, target netip.AddrPort) (m
 	if d.view.Revoked(w.Identity) {
 		return mesh.ReasonIdentityRevoked, fmt.Errorf("%s is on the deny-list", w.Identity), false
 	}
+	baggage := ""
+	if !d.view.Foreign(w.Identity) { // what this mesh says of its workloads is for nobody else
+		baggage = d.pod.described.Of(d.src)
+	}
 	c, sockets := d.connection, d.pod.Sockets
 	endpoint := netip.AddrPortFrom(target.Addr(), mesh.TunnelPort)
 	var answer chan *hbone.Outcome
@@ -40,7 +44,7 @@ func (p *Proxy) tunnel(d *departure, w *mesh.Workload, target netip.AddrPort) (m
 	req := &hbone.ConnectRequest{
 		Key:         hbone.Key{Source: d.pod.name, Leaf: d.pod.printed.Of(cert), Peer: w.Identity, Endpoint: endpoint},
 		Certificate: cert, Bundles: p.cfg.Identities,
-		Authority: d.asked(target), Forwarded: d.client, Baggage: d.pod.described.Of(d.src), TraceParent: wire.TraceParent(),
+		Authority: d.asked(target), Forwarded: d.client, Baggage: baggage, TraceParent: wire.TraceParent(),
 		Dial:    func(ctx context.Context) (*net.TCPConn, error) { return sockets.DialTunnel(ctx, endpoint) },
 		Timeout: p.cfg.Timeouts.Connect, Memory: d.pod.Memory,
 		Progress: &c.counters, Cutter: &c.cutter, Owner: c,

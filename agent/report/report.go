@@ -23,8 +23,11 @@ import (
 	"github.com/heddle-mesh/heddle/internal/identity"
 )
 
-// Enrolments lists the node's pods.
-type Enrolments interface{ Status() []enroll.Status }
+// Enrolments lists the node's pods, and those that are behind their gates.
+type Enrolments interface {
+	Status() []enroll.Status
+	Gated() (pods []enroll.Status, complete bool, changed <-chan struct{})
+}
 
 // Carrier lists the live connections.
 type Carrier interface{ Live() []flow.Record }
@@ -63,6 +66,9 @@ type Report struct {
 	NameServers func() []*meshpb.Check
 	// WorkloadAPI says which pods are given their SVIDs, and which cannot be.
 	WorkloadAPI func() []*meshpb.Check
+	// NewPods says whether new pods are held back, as the agent of a container
+	// runtime's node is to see to.
+	NewPods func() []*meshpb.Check
 }
 
 // Connections implements admin.Agent.
@@ -177,6 +183,7 @@ func (r *Report) checks() []*meshpb.Check {
 	pods := r.Datapath.Pods()
 	checks = append(checks, r.names(pods)...)
 	checks = append(checks, r.WorkloadAPI()...)
+	checks = append(checks, r.NewPods()...)
 	for _, s := range r.Enrolments.Status() {
 		check := &meshpb.Check{Name: "gate of " + s.Key.String(), Ok: true, Detail: "in place"}
 		pod, ok := pods[podnet.Name(s.Key)]

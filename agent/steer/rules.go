@@ -34,6 +34,8 @@ type Steering struct {
 	Addrs []netip.Addr
 	// DNS leads UDP to port 53 there, too.
 	DNS bool
+	// Congestion is the congestion control of the pod's connections to there; "" is the system's.
+	Congestion string
 }
 
 // dnsPort is where DNS servers listen (RFC 1035, section 4.2).
@@ -123,7 +125,7 @@ func (s Steering) route(family int, src netip.Addr) *netlink.Route {
 		LinkIndex: s.Loopback, Table: s.Table, Type: unix.RTN_LOCAL, Scope: unix.RT_SCOPE_HOST,
 		Dst:      &net.IPNet{IP: make(net.IP, bits/8), Mask: net.CIDRMask(0, bits)},
 		Src:      src.AsSlice(),
-		Protocol: RouteProtocol, Family: family,
+		Protocol: RouteProtocol, Family: family, Congctl: s.Congestion,
 	}
 }
 

@@ -23,6 +23,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/internal/discovery"
 	"github.com/heddle-mesh/heddle/internal/identity"
 	"github.com/heddle-mesh/heddle/internal/identity/jwtkeys"
@@ -61,6 +62,7 @@ type Uplink struct {
 	trust  *trustfeed.Follower
 	store  *mesh.Store
 	amiss  func() int
+	gated  func() (*meshpb.GatedPods, <-chan struct{})
 }
 
 // Join loads or gets the node's credential, trying until ctx is done while the
@@ -76,7 +78,8 @@ func Join(ctx context.Context, cfg Config) (*Uplink, error) {
 	if err != nil {
 		return nil, err
 	}
-	u := &Uplink{node: node, store: mesh.NewStore(), amiss: func() int { return 0 }}
+	u := &Uplink{node: node, store: mesh.NewStore(), amiss: func() int { return 0 },
+		gated: func() (*meshpb.GatedPods, <-chan struct{}) { return nil, nil }}
 	if err := u.prepare(ctx, cfg); err != nil {
 		return nil, errors.Join(err, node.Close())
 	}
@@ -128,7 +131,8 @@ func (u *Uplink) prepare(ctx context.Context, cfg Config) error {
 	u.trust, err = trustfeed.NewFollower(trustfeed.FollowerConfig{
 		TrustDomain: u.node.TrustDomain(), Conn: u.node.Conn(), Node: u.node.Source(), Workloads: u.source, Given: u.given,
 		FederatedFile: filepath.Join(cfg.StateDir, "federated-bundles"),
-		JWT:           &u.jwt, JWTFile: filepath.Join(cfg.StateDir, "jwt-keys"), Amiss: func() int { return u.amiss() }, Logger: cfg.Log,
+		JWT:           &u.jwt, JWTFile: filepath.Join(cfg.StateDir, "jwt-keys"), Amiss: func() int { return u.amiss() },
+		Gated: func() (*meshpb.GatedPods, <-chan struct{}) { return u.gated() }, Logger: cfg.Log,
 	})
 	if err != nil {
 		return err
@@ -170,9 +174,12 @@ func (u *Uplink) Run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// TellAmiss has the operator told how many of the node's pods are not as the
-// configuration says. It must be called before Run; amiss is called about once a second.
-func (u *Uplink) TellAmiss(amiss func() int) { u.amiss = amiss }
+// Tell has the operator told how many of the node's pods are not as the configuration says,
+// and, while it asks, which are behind their gates. It must be called before Run; amiss is called
+// about once a second, and gated is FollowerConfig.Gated of package trustfeed.
+func (u *Uplink) Tell(amiss func() int, gated func() (*meshpb.GatedPods, <-chan struct{})) {
+	u.amiss, u.gated = amiss, gated
+}
 
 // Close ends the connections. Run must have returned.
 func (u *Uplink) Close() error { return u.node.Close() }

@@ -55,6 +55,7 @@ type Installer struct {
 	mu      sync.Mutex
 	problem error
 	file    string // in which the plugin is; "" when in none
+	inPlace inPlace
 	warned  string // what was said last of files that are not in use
 
 	writes sync.Mutex // one at a time; what follows is of whoever has it
@@ -121,7 +122,7 @@ func (i *Installer) Install(ctx context.Context) (change Change, err error) {
 		return err
 	})
 	i.mu.Lock()
-	i.problem, i.file = err, file
+	i.problem, i.file, i.inPlace = err, file, i.copied.said
 	i.mu.Unlock()
 	return change, err
 }

@@ -151,7 +151,7 @@ func (n *node) install(t *testing.T) bool {
 
 // inPlace has the cluster's own file edited, as where another tool does not let the
 // copy be.
-func (n *node) inPlace() { n.copied.inPlace = "the test says so" }
+func (n *node) inPlace() { n.copied.inPlace = inPlace{"the test says so", "end the test"} }
 
 // TestUninstallLeavesNothing installs and uninstalls over every kind of folder:
 // the difference must be empty, byte for byte.

@@ -25,13 +25,23 @@ type copied struct {
 	// meddled is when another tool last took the copy away, or changed it.
 	meddled time.Time
 	// inPlace is why the cluster's own file has the plugin instead, until the end:
-	// another tool does not let the copy be. "" when it does.
-	inPlace string
+	// another tool does not let the copy be.
+	inPlace inPlace
 	// said is why the cluster's own file has the plugin, as the log has it.
-	said string
+	said inPlace
 	// orphan is since when there is no configuration to copy; zero when there is.
 	orphan time.Time
 }
+
+// inPlace is why the cluster's own file has the plugin, and not a copy of it; the
+// zero value when a copy has it.
+type inPlace struct{ why, remedy string }
+
+// opens is what a plugin in the cluster's own file means.
+const opens = "when that file is written anew, pods may start without heddle-cni until it is put back, and after a reboot until the agent runs"
+
+// drain is the remedy where nothing else is.
+const drain = "`kubectl drain` the node before it reboots, or that file is written anew, and `kubectl uncordon` it when its agent is ready"
 
 func (i *Installer) own() string { return filepath.Join(i.cfg.ConfDir, Own) }
 
@@ -48,35 +58,35 @@ func (i *Installer) holder() string {
 // mayCopy reports whether a copy of a configuration may stand before it, and says
 // once why not.
 func (i *Installer) mayCopy(config *configFile) bool {
-	why := i.copied.inPlace
+	reason := i.copied.inPlace
 	switch {
-	case why != "":
+	case reason.why != "":
 	case config.name < Own:
-		why = fmt.Sprintf("its name comes before any of Heddle's (%s)", Own)
+		reason = inPlace{fmt.Sprintf("its name comes before any of Heddle's (%s)", Own), "have its tool give it a name that begins with two digits"}
 	default:
-		why = takesFirst(config.types())
+		reason = takesFirst(config.types())
 	}
-	if why != "" && why != i.copied.said {
-		i.cfg.Log.Warn("heddle-cni is put into the cluster's own CNI configuration, and not into a copy of it: when that file is written anew, pods may start without heddle-cni until it is put back, and after a reboot until the agent runs",
-			"file", config.path, "why", why)
+	if reason.why != "" && reason != i.copied.said {
+		i.cfg.Log.Warn("heddle-cni is put into the cluster's own CNI configuration, and not into a copy of it: "+opens,
+			"file", config.path, "why", reason.why, "remedy", reason.remedy)
 	}
-	i.copied.said = why
-	return why == ""
+	i.copied.said = reason
+	return reason.why == ""
 }
 
 // takesFirst says why the copy of a chain would be taken, by a plugin of this
-// chain, for the network that it calls: it would call itself. "" when it would not.
-func takesFirst(types []string) string {
+// chain, for the network that it calls: it would call itself.
+func takesFirst(types []string) inPlace {
 	for _, t := range []string{"multus", "multus-shim"} {
 		if slices.Contains(types, t) {
-			return t + " calls whatever comes first in the folder"
+			return inPlace{t + " calls whatever comes first in the folder", drain}
 		}
 	}
 	// Cilium behind another CNI writes what it finds under that network's name.
 	if slices.Index(types, "cilium-cni") > 0 {
-		return "cilium-cni is chained to a network that it looks for in the folder"
+		return inPlace{"cilium-cni is chained to a network that it looks for in the folder", drain}
 	}
-	return ""
+	return inPlace{}
 }
 
 // copy makes the copy what the cluster's own file is now, with the plugin in it.
@@ -89,9 +99,9 @@ func (i *Installer) copy(config *configFile) (file string, change Change, err er
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", Unchanged, err
 	}
-	if why := i.meddling(there); why != "" {
-		i.copied.inPlace = why
-		return "", Unchanged, fmt.Errorf("%s: %s: %w", i.own(), why, cniwire.ErrChanged) // tried again, in place
+	if reason := i.meddling(there); reason.why != "" {
+		i.copied.inPlace = reason
+		return "", Unchanged, fmt.Errorf("%s: %s: %w", i.own(), reason.why, cniwire.ErrChanged) // tried again, in place
 	}
 	if there != nil && bytes.Equal(there.text, text) && there.info.Mode().Perm() == config.info.Mode().Perm() {
 		i.copied.text = text
@@ -111,22 +121,23 @@ func (i *Installer) copy(config *configFile) (file string, change Change, err er
 // meddling says why another tool will not let the copy be: it has set it aside
 // under another name (Cilium's cni.exclusive), or it takes it away, or changes it,
 // for the second time within a minute. there is the copy; nil when it is gone.
-func (i *Installer) meddling(there *configFile) string {
+func (i *Installer) meddling(there *configFile) inPlace {
 	aside := i.setAside()
 	switch {
 	case len(aside) > 0 && there == nil:
-		why := fmt.Sprintf("another tool has renamed the copy to %s; remedy: let it leave others' files (Cilium: cni.exclusive=false), and start the agent anew", filepath.Base(aside[0]))
+		reason := inPlace{fmt.Sprintf("another tool has renamed the copy to %s", filepath.Base(aside[0])),
+			"let it leave others' files (Cilium: cni.exclusive=false), and start the agent anew"}
 		if err := i.removeSetAside(); err != nil {
 			i.cfg.Log.Warn("copy of the CNI configuration that another tool has set aside is left behind", "error", err)
 		}
-		return why
+		return reason
 	case i.copied.text == nil || there != nil && bytes.Equal(there.text, i.copied.text):
-		return ""
+		return inPlace{}
 	case !i.copied.meddled.IsZero() && time.Since(i.copied.meddled) < calm:
-		return "another tool removes or changes the copy again and again; remedy: have it leave " + Own + ", and start the agent anew"
+		return inPlace{"another tool removes or changes the copy again and again", "have it leave " + Own + ", and start the agent anew"}
 	}
 	i.copied.meddled = time.Now()
-	return ""
+	return inPlace{}
 }
 
 // setAside finds copies that another tool has renamed.

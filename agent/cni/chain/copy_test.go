@@ -133,6 +133,49 @@ func TestNetworkIsTakenAway(t *testing.T) {
 	n.eventually(t, Own, "ptp", "portmap", "heddle-cni")
 }
 
+// TestCheck: the agent's status says where heddle-cni is, and what to do where pods may
+// start without it.
+func TestCheck(t *testing.T) {
+	for name, test := range map[string]struct {
+		files          map[string]string
+		meddle         func(n *node)
+		ok, warning    bool
+		detail, remedy string
+	}{
+		"copy":             {files: map[string]string{"10-calico.conflist": calico}, ok: true, detail: Own},
+		"Multus":           {files: map[string]string{"00-multus.conf": meta, "10-calico.conflist": calico}, warning: true, detail: "00-multus.conflist itself", remedy: "kubectl drain"},
+		"Cilium, chained":  {files: map[string]string{"10-calico.conflist": strings.Replace(calico, "\r\n\t]", ",{\"type\":\"cilium-cni\"}]", 1)}, warning: true, detail: "cilium-cni is chained", remedy: "kubectl drain"},
+		"an early name":    {files: map[string]string{"0-calico.conflist": calico}, warning: true, detail: "its name comes before", remedy: "two digits"},
+		"Cilium, alone":    {files: map[string]string{"05-cilium.conflist": calico}, meddle: func(n *node) { _ = os.Rename(n.own(), n.own()+".cilium_bak") }, warning: true, detail: "renamed the copy", remedy: "cni.exclusive=false"},
+		"no network":       {detail: "new pods are not held back: ", remedy: "the agent tries again"},
+		"half of its file": {files: map[string]string{"10-calico.conflist": calico}, meddle: func(n *node) { n.write(t, "10-calico.conflist", calico[:20]) }, detail: Own + " has, which may be out of date", remedy: "the agent tries again"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t, test.files)
+			if check := n.Check(); check.GetOk() {
+				t.Errorf("before it is installed: %v", check)
+			}
+			_, err := n.Install(t.Context())
+			if test.meddle != nil && err == nil {
+				test.meddle(n)
+				_, err = n.Install(t.Context())
+			}
+			check := n.Check()
+			if check.GetOk() != test.ok || check.GetWarning() != test.warning || !strings.Contains(check.GetDetail(), test.detail) || !strings.Contains(check.GetRemedy(), test.remedy) {
+				t.Errorf("%v, after %v", check, err)
+			}
+		})
+	}
+	n := newNode(t, map[string]string{"00-multus.conf": meta})
+	n.install(t)
+	n.remove(t, "00-multus.conflist")
+	n.write(t, "10-calico.conflist", calico)
+	n.install(t)
+	if check := n.Check(); !check.GetOk() {
+		t.Errorf("after a copy can be: %v", check)
+	}
+}
+
 // TestExclusive: a CNI that renames what is not its own, as Cilium does
 // (cni.exclusive), gets the plugin into its own file, and nothing is left.
 func TestExclusive(t *testing.T) {

@@ -43,10 +43,24 @@ esac
 
 const addressNetwork = `{"cniVersion":"1.0.0","name":"test","plugins":[{"type":"address"}]}`
 
-// everybody enrolls whoever is asked for.
-type everybody struct{}
+// everybody enrolls whoever is asked for, and keeps how many sandboxes the runtime
+// lists when it has called its plugins.
+type everybody struct {
+	api    runtimeapi.RuntimeServiceClient
+	listed chan int
+}
 
-func (everybody) Await(context.Context, mesh.Key, string) error { return nil }
+func (e everybody) Await(ctx context.Context, _ mesh.Key, _ string) error {
+	list, err := e.api.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+	if err != nil {
+		return err
+	}
+	select {
+	case e.listed <- len(list.GetItems()):
+	default: // the first is what the test looks at
+	}
+	return nil
+}
 
 // containerd is a container runtime of the test's own: every folder, socket and
 // cgroup of it is new, and gone afterwards.
@@ -223,7 +237,8 @@ func TestContainerd(t *testing.T) {
 	if _, err := installer.Install(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	places, stop := serveAgent(t, c, log)
+	enroller := everybody{api: c.api, listed: make(chan int, 1)}
+	places, stop := serveAgent(t, c, enroller, log)
 	testenv.Eventually(t, 20*time.Second, "containerd has read the chain", func() bool {
 		s, err := c.api.Status(t.Context(), &runtimeapi.StatusRequest{})
 		return err == nil && len(s.Status.Conditions) == 2 && s.Status.Conditions[0].Status && s.Status.Conditions[1].Status
@@ -231,6 +246,10 @@ func TestContainerd(t *testing.T) {
 	id, _, err := c.run(t, "web", podUID)
 	if err != nil {
 		t.Fatal(err)
+	}
+	// ADR 119 rests on it: a pod's labels cannot be had from there in time.
+	if n := <-enroller.listed; n != 0 {
+		t.Errorf("the runtime lists %d sandboxes while it asks for the first one's network, want none", n)
 	}
 	asked, ok := places.Get(mesh.Key{Namespace: "shop", Name: "web"})
 	if !ok || asked.Sandbox != id || asked.UID != podUID || asked.Addresses[0].String() != "10.68.0.7" {
@@ -281,7 +300,7 @@ func TestContainerd(t *testing.T) {
 }
 
 // serveAgent answers heddle-cni until stop is called.
-func serveAgent(t *testing.T, c *containerd, log *slog.Logger) (places *cni.Places, stop func()) {
+func serveAgent(t *testing.T, c *containerd, enroller everybody, log *slog.Logger) (places *cni.Places, stop func()) {
 	t.Helper()
 	td := spiffeid.RequireTrustDomainFromString("example.test")
 	id, err := mesh.IdentityFor(td, "shop", "web")
@@ -297,7 +316,7 @@ func serveAgent(t *testing.T, c *containerd, log *slog.Logger) (places *cni.Plac
 	store := mesh.NewStore()
 	store.Replace(view)
 	places = cni.NewPlaces()
-	server, err := cni.New(cni.Config{Node: "n1", Socket: c.path("cni.sock"), List: c.path("namespaces.json"), Store: store, Places: places, Enroller: everybody{}, Log: log})
+	server, err := cni.New(cni.Config{Node: "n1", Socket: c.path("cni.sock"), List: c.path("namespaces.json"), Store: store, Places: places, Enroller: enroller, Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}

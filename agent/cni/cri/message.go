@@ -50,9 +50,10 @@ func statusOf(id string) []byte {
 	return protowire.AppendVarint(protowire.AppendTag(b, 2, protowire.VarintType), 1)
 }
 
-// fields calls visit with every field of a message: with its bytes or, for a
-// varint, its number. Others are passed over.
-func fields(message []byte, visit func(field protowire.Number, value []byte, number uint64) error) error {
+// fields calls visit with every field of a message that is of bytes, and number, unless it is
+// nil, with those that are varints. Others are passed over: a field of another type than
+// its own is none that is known (https://protobuf.dev/programming-guides/encoding/).
+func fields(message []byte, number func(field protowire.Number, value uint64), visit func(field protowire.Number, value []byte) error) error {
 	for len(message) > 0 {
 		field, kind, n := protowire.ConsumeTag(message)
 		if n < 0 {
@@ -60,12 +61,12 @@ func fields(message []byte, visit func(field protowire.Number, value []byte, num
 		}
 		message = message[n:]
 		var value []byte
-		var number uint64
+		var varint uint64
 		switch kind {
 		case protowire.BytesType:
 			value, n = protowire.ConsumeBytes(message)
 		case protowire.VarintType:
-			number, n = protowire.ConsumeVarint(message)
+			varint, n = protowire.ConsumeVarint(message)
 		default:
 			n = protowire.ConsumeFieldValue(field, kind, message)
 		}
@@ -73,11 +74,15 @@ func fields(message []byte, visit func(field protowire.Number, value []byte, num
 			return protowire.ParseError(n)
 		}
 		message = message[n:]
-		if kind != protowire.BytesType && kind != protowire.VarintType {
-			continue
-		}
-		if err := visit(field, value, number); err != nil {
-			return fmt.Errorf("field %d: %w", field, err)
+		switch kind {
+		case protowire.VarintType:
+			if number != nil {
+				number(field, varint)
+			}
+		case protowire.BytesType:
+			if err := visit(field, value); err != nil {
+				return fmt.Errorf("field %d: %w", field, err)
+			}
 		}
 	}
 	return nil
@@ -97,7 +102,7 @@ func text(to *string, value []byte) error {
 // reason to know nothing of the others.
 func decodeList(message []byte) ([]sandbox, error) {
 	var all []sandbox
-	err := fields(message, func(field protowire.Number, value []byte, _ uint64) error {
+	err := fields(message, nil, func(field protowire.Number, value []byte) error {
 		if field != 1 {
 			return nil
 		}
@@ -125,16 +130,19 @@ func decodeSandbox(message []byte) (s sandbox, ready bool) {
 			s.odd = err.Error()
 		}
 	}
-	note(fields(message, func(field protowire.Number, value []byte, number uint64) error {
+	note(fields(message, func(field protowire.Number, value uint64) {
+		switch field {
+		case 3:
+			ready = int32(value) == 0 // an enum is what is left of it in 32 bits
+		case 4:
+			s.created = time.Unix(0, int64(value))
+		}
+	}, func(field protowire.Number, value []byte) error {
 		switch field {
 		case 1:
 			note(text(&s.id, value))
 		case 2:
 			note(decodeMetadata(&s, value))
-		case 3:
-			ready = number == 0
-		case 4:
-			s.created = time.Unix(0, int64(number))
 		}
 		return nil
 	}))
@@ -158,7 +166,7 @@ func (s *sandbox) isPod() bool {
 
 // decodeMetadata reads a PodSandboxMetadata: name (1), uid (2), namespace (3).
 func decodeMetadata(s *sandbox, message []byte) error {
-	return fields(message, func(field protowire.Number, value []byte, _ uint64) error {
+	return fields(message, nil, func(field protowire.Number, value []byte) error {
 		switch field {
 		case 1:
 			return text(&s.key.Name, value)
@@ -174,10 +182,10 @@ func decodeMetadata(s *sandbox, message []byte) error {
 // decodeStatus reads a PodSandboxStatusResponse: status (1) with network (5);
 // info (2), whose entry "info" is JSON of containerd's and CRI-O's making.
 func decodeStatus(message []byte) (st status, err error) {
-	err = fields(message, func(field protowire.Number, value []byte, _ uint64) error {
+	err = fields(message, nil, func(field protowire.Number, value []byte) error {
 		switch field {
 		case 1:
-			return fields(value, func(field protowire.Number, value []byte, _ uint64) error {
+			return fields(value, nil, func(field protowire.Number, value []byte) error {
 				if field != 5 {
 					return nil
 				}
@@ -211,12 +219,12 @@ func decodeNetwork(st *status, message []byte) error {
 		st.addresses = append(st.addresses, addr.Unmap())
 		return nil
 	}
-	return fields(message, func(field protowire.Number, value []byte, _ uint64) error {
+	return fields(message, nil, func(field protowire.Number, value []byte) error {
 		switch field {
 		case 1:
 			return add(value)
 		case 2:
-			return fields(value, func(field protowire.Number, value []byte, _ uint64) error {
+			return fields(value, nil, func(field protowire.Number, value []byte) error {
 				if field != 1 {
 					return nil
 				}
@@ -231,7 +239,7 @@ func decodeNetwork(st *status, message []byte) error {
 func decodeInfo(st *status, message []byte) error {
 	var key string
 	var body []byte
-	err := fields(message, func(field protowire.Number, value []byte, _ uint64) error {
+	err := fields(message, nil, func(field protowire.Number, value []byte) error {
 		switch field {
 		case 1:
 			return text(&key, value)

@@ -29,10 +29,18 @@ const (
 // sockets: live connections refresh their flow entries by it.
 const KeepAlive = 15 * time.Second
 
+// Options are of all sockets in a pod.
+type Options struct {
+	// Mark leads answers out by the main table, past the redirect rule.
+	Mark uint32
+	// Congestion is what is better than the system's congestion control.
+	Congestion netns.Congestion
+}
+
 // Open listens on a port of loopback, in the network namespace of the calling
 // thread. What it accepts carries the mark, and addresses that are not the
 // namespace's.
-func Open(ctx context.Context, family int, port uint16, mark uint32) (*net.TCPListener, error) {
+func Open(ctx context.Context, family int, port uint16, o Options) (*net.TCPListener, error) {
 	network, host := "tcp4", netip.AddrFrom4([4]byte{127, 0, 0, 1})
 	if family == unix.AF_INET6 {
 		network, host = "tcp6", netip.IPv6Loopback()
@@ -44,7 +52,7 @@ func Open(ctx context.Context, family int, port uint16, mark uint32) (*net.TCPLi
 		KeepAlive: -1,
 		Control: func(_, _ string, raw syscall.RawConn) error {
 			var inner error
-			err := raw.Control(func(fd uintptr) { inner = prepare(int(fd), family, mark) })
+			err := raw.Control(func(fd uintptr) { inner = o.prepare(int(fd), family, port) })
 			return errors.Join(err, inner)
 		},
 	}
@@ -84,25 +92,69 @@ func OpenLocal(ctx context.Context, port uint16) (net.Listener, error) {
 	return ln, nil
 }
 
-// prepare sets what a listener and all it accepts need. The mark leads
-// answers out by the main table, past the redirect rule.
-func prepare(fd, family int, mark uint32) error {
+// prepare sets what a listener and all it accepts need.
+func (o Options) prepare(fd, family int, port uint16) error {
 	if err := Transparent(fd, family); err != nil {
 		return err
 	}
-	for _, o := range []struct {
-		level, option, value int
-		name                 string
-	}{
-		{unix.SOL_SOCKET, unix.SO_MARK, int(mark), "SO_MARK"},
+	err := setOptions(fd, []option{
+		{unix.SOL_SOCKET, unix.SO_MARK, int(o.Mark), "SO_MARK"},
 		{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1, "SO_KEEPALIVE"},
 		{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1, "TCP_NODELAY"},
 		{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, int(KeepAlive / time.Second), "TCP_KEEPIDLE"},
 		{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, int(KeepAlive / time.Second), "TCP_KEEPINTVL"},
-	} {
-		if err := unix.SetsockoptInt(fd, o.level, o.option, o.value); err != nil {
+	})
+	if err != nil {
+		return err
+	}
+	if err := o.congestion(fd, port); err != nil {
+		return fmt.Errorf("set TCP_CONGESTION: %w", err)
+	}
+	return nil
+}
+
+// Client prepares a socket that connects to a program of the pod, from an address that is not the
+// namespace's.
+func (o Options) Client(fd, family int) error {
+	if err := Transparent(fd, family); err != nil {
+		return err
+	}
+	err := setOptions(fd, []option{
+		{unix.SOL_SOCKET, unix.SO_REUSEADDR, 1, "SO_REUSEADDR"}, // one client port may lead to several ports of the pod
+		{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1, "TCP_NODELAY"},
+	})
+	if err != nil {
+		return err
+	}
+	if err := o.Congestion.Local(fd); err != nil {
+		return fmt.Errorf("set TCP_CONGESTION: %w", err)
+	}
+	return nil
+}
+
+// option is one of a socket's, an int.
+type option struct {
+	level, option, value int
+	name                 string
+}
+
+func setOptions(fd int, all []option) error {
+	for _, o := range all {
+		if err := netns.SetOption(fd, o.level, o.option, o.value); err != nil {
 			return fmt.Errorf("set %s: %w", o.name, err)
 		}
+	}
+	return nil
+}
+
+// congestion is by who connects to a port: the pod's programs, other agents, or, in
+// plaintext, whoever is on the wire.
+func (o Options) congestion(fd int, port uint16) error {
+	switch port {
+	case OutboundPort, mesh.DNSPort:
+		return o.Congestion.Local(fd)
+	case mesh.TunnelPort:
+		return o.Congestion.Tunnel(fd)
 	}
 	return nil
 }
@@ -121,8 +173,8 @@ func Transparent(fd, family int) error {
 
 // Adopt returns a listener of another process, of which fd is a descriptor that
 // is duplicated, as if Open had made it.
-func Adopt(fd, family int, mark uint32) (*net.TCPListener, error) {
-	if err := prepare(fd, family, mark); err != nil {
+func Adopt(fd, family int, port uint16, o Options) (*net.TCPListener, error) {
+	if err := errors.Join(o.Congestion.System(fd), o.prepare(fd, family, port)); err != nil {
 		return nil, err
 	}
 	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)

@@ -20,12 +20,12 @@ func TestAdopt(t *testing.T) {
 	ns := testenv.NewNetNS(t, "listen")
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 		var l *net.TCPListener
-		ns.Must(t, func() (err error) { l, err = Open(t.Context(), family, 4321, 0x100); return err })
+		ns.Must(t, func() (err error) { l, err = Open(t.Context(), family, 4321, Options{Mark: 0x100}); return err })
 		fd, err := Duplicate(l)
 		if err != nil {
 			t.Fatal(err)
 		}
-		adopted, err := Adopt(fd, family, 0x100)
+		adopted, err := Adopt(fd, family, 4321, Options{Mark: 0x100})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -58,7 +58,7 @@ func TestAdopt(t *testing.T) {
 		adopted.Close()
 		c.Close()
 	}
-	if _, err := Adopt(0, unix.AF_INET, 0x100); err == nil {
+	if _, err := Adopt(0, unix.AF_INET, 4321, Options{Mark: 0x100}); err == nil {
 		t.Error("what is no socket was adopted")
 	}
 }

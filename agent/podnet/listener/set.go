@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/heddle-mesh/heddle/agent/netns"
 	"github.com/heddle-mesh/heddle/bpf"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
@@ -25,6 +26,8 @@ type Set struct {
 	// that they send there. Both are empty unless DNS is captured.
 	Names   []*net.TCPListener
 	Queries []*Queries
+
+	congestion netns.Congestion
 }
 
 // Socket is one of a Set.
@@ -105,18 +108,19 @@ type From func(Inherited) (int, bool)
 
 // OpenSet opens a Set in the calling thread's network namespace, those for DNS only
 // if asked to.
-func OpenSet(ctx context.Context, families []int, mark uint32, dns bool, inherited From) (l Set, err error) {
+func OpenSet(ctx context.Context, families []int, o Options, dns bool, inherited From) (l Set, err error) {
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, l.Close())
 		}
 	}()
+	l.congestion = o.Congestion
 	for _, family := range families {
 		for port, group := range l.groups() {
 			if port == mesh.DNSPort {
 				continue
 			}
-			ln, err := open(ctx, family, port, mark, inherited)
+			ln, err := open(ctx, family, port, o, inherited)
 			if err != nil {
 				return l, err
 			}
@@ -124,7 +128,7 @@ func OpenSet(ctx context.Context, families []int, mark uint32, dns bool, inherit
 		}
 	}
 	if dns {
-		names, err := OpenNames(ctx, families, mark, inherited)
+		names, err := OpenNames(ctx, families, o, inherited)
 		if err != nil {
 			return l, err
 		}
@@ -134,23 +138,23 @@ func OpenSet(ctx context.Context, families []int, mark uint32, dns bool, inherit
 }
 
 // OpenNames opens the sockets of a Set that are for DNS, as OpenSet does.
-func OpenNames(ctx context.Context, families []int, mark uint32, inherited From) (l Set, err error) {
+func OpenNames(ctx context.Context, families []int, o Options, inherited From) (l Set, err error) {
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, l.Close())
 		}
 	}()
 	for _, family := range families {
-		ln, err := open(ctx, family, mesh.DNSPort, mark, inherited)
+		ln, err := open(ctx, family, mesh.DNSPort, o, inherited)
 		if err != nil {
 			return l, err
 		}
 		l.Names = append(l.Names, ln)
 		var q *Queries
 		if fd, ok := inherited(Inherited{Port: mesh.DNSPort, IPv6: family == unix.AF_INET6, Datagram: true}); ok {
-			q, err = AdoptQueries(fd, family, mark)
+			q, err = AdoptQueries(fd, family, o.Mark)
 		} else {
-			q, err = OpenQueries(family, mesh.DNSPort, mark)
+			q, err = OpenQueries(family, mesh.DNSPort, o.Mark)
 		}
 		if err != nil {
 			return l, err
@@ -160,9 +164,33 @@ func OpenNames(ctx context.Context, families []int, mark uint32, inherited From)
 	return l, nil
 }
 
-func open(ctx context.Context, family int, port uint16, mark uint32, inherited From) (*net.TCPListener, error) {
+func open(ctx context.Context, family int, port uint16, o Options, inherited From) (*net.TCPListener, error) {
 	if fd, ok := inherited(Inherited{Port: port, IPv6: family == unix.AF_INET6}); ok {
-		return Adopt(fd, family, mark)
+		return Adopt(fd, family, port, o)
 	}
-	return Open(ctx, family, port, mark)
+	return Open(ctx, family, port, o)
+}
+
+// settling accepts tunnels, and gives each the congestion control that its path wants.
+type settling struct {
+	*net.TCPListener
+	congestion netns.Congestion
+}
+
+// Accept implements net.Listener.
+func (s settling) Accept() (net.Conn, error) {
+	c, err := s.AcceptTCP()
+	if err != nil {
+		return nil, err
+	}
+	_ = s.congestion.Settle(c) // one that is gone already: whoever reads it sees that
+	return c, nil
+}
+
+// Tunnels returns the listeners of Tunnel as what to accept from.
+func (l *Set) Tunnels() (all []net.Listener) {
+	for _, t := range l.Tunnel {
+		all = append(all, settling{TCPListener: t, congestion: l.congestion})
+	}
+	return all
 }

@@ -60,6 +60,9 @@ func (j *Judge) Allowed(view *mesh.View, r *flow.Record, probe bool) (why mesh.R
 		if view.Revoked(r.Destination.Identity) || known && view.Revoked(src.Identity) {
 			return mesh.ReasonIdentityRevoked, false, nil
 		}
+		if to := r.Destination; view.Synced() && view.Foreign(to.Identity) && !view.Declared(to.Identity, to.Addr.Addr()) {
+			return mesh.ReasonPolicyChanged, false, nil
+		}
 		return mesh.ReasonUnknown, true, view
 	case r.Direction == flow.DirectionOutbound:
 		return mesh.ReasonPolicyChanged, view.Settings().EgressOf(r.Source.Workload.Namespace) != mesh.EgressDeny, view

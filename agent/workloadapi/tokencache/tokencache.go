@@ -1,5 +1,6 @@
 // Package tokencache keeps the JWT-SVIDs that pods of a node were given, so that one is signed
-// once for all who ask for the same: by identity and set of audiences, until half of its life.
+// once for all who ask for the same: by identity and set of audiences, until half of its life or
+// sooner, so that whoever verifies it finds it valid by a clock that is ahead (see renewAfter).
 // When no other can be had then, it is given on for as long as it is surely valid.
 //
 // It asks whom it is told to, and knows nothing of who may have a token. A Cache is safe for
@@ -25,6 +26,9 @@ const (
 	// leftAtLeast is what a token must have left of its life to be given on when no other
 	// can be had.
 	leftAtLeast = 20 * time.Second
+	// clocksApart is by how much the clock of a verifier may be ahead of the operator's, with a
+	// minute for the token to get there: each may be ten minutes off the true time.
+	clocksApart = 21 * time.Minute
 	// renewWithin is how long one is waited for while there is another, retryAfter when it is
 	// asked for again after that failed.
 	renewWithin = time.Second
@@ -114,8 +118,17 @@ func (c *Cache) renew(ctx context.Context, e *entry, id spiffeid.ID, audience []
 		e.retry = time.Now().Add(retryAfter)
 		return token, false, unless(token, err)
 	}
-	e.token, e.renew, e.retry, e.expire = next, asked.Add(life/2), time.Time{}, asked.Add(life)
+	e.token, e.renew, e.retry, e.expire = next, asked.Add(renewAfter(life)), time.Time{}, asked.Add(life)
 	return next, true, nil
+}
+
+// renewAfter is how much of its life a token is given without another being asked for: half of it, or so much less that
+// what is left is longer than clocks may differ, if that leaves a quarter.
+func renewAfter(life time.Duration) time.Duration {
+	if early := life - clocksApart; early > life/4 {
+		return min(early, life/2)
+	}
+	return life / 2
 }
 
 // hold takes a place for signing. Whoever has a token to give on does not wait for it.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -82,6 +83,34 @@ func TestHalfLife(t *testing.T) {
 		time.Sleep(2*retryAfter + time.Second)
 		if token, _, err := w.Token(t.Context(), web, []string{"a"}, yes); !errors.Is(err, errNo) {
 			t.Errorf("what is about to end is given: %q, %v", token, err)
+		}
+	})
+}
+
+// TestRenewedForClocksAhead: what is given has more left than clocks may differ, where its life allows it.
+func TestRenewedForClocksAhead(t *testing.T) {
+	for life, want := range map[time.Duration]time.Duration{
+		time.Minute: 30 * time.Second, 5 * time.Minute: 150 * time.Second, 25 * time.Minute: 12*time.Minute + 30*time.Second,
+		30 * time.Minute: 9 * time.Minute, 40 * time.Minute: 19 * time.Minute, time.Hour: 30 * time.Minute,
+	} {
+		if got := renewAfter(life); got != want {
+			t.Errorf("of a life of %v another is asked for after %v, not %v", life, got, want)
+		}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.Cache = New(func(context.Context, spiffeid.ID, []string) (string, time.Duration, error) {
+			return strconv.FormatInt(time.Now().Add(30*time.Minute).UnixNano(), 10), 30 * time.Minute, nil
+		})
+		for range 120 { // an hour
+			expires, err := strconv.ParseInt(w.token(web, "a"), 10, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if left := time.Until(time.Unix(0, expires)); left < 20*time.Minute {
+				t.Fatalf("given with %v left", left)
+			}
+			time.Sleep(30 * time.Second)
 		}
 	})
 }
