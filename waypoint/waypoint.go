@@ -56,7 +56,7 @@ func New(cfg Config) (*Waypoint, error) {
 		return nil, err
 	}
 	w := &Waypoint{cfg: cfg, store: snapshot.NewStore(key), registry: prometheus.NewRegistry()}
-	w.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	w.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), telemetry.BuildInfo(cfg.Version))
 	return w, nil
 }
 

@@ -12,7 +12,7 @@ type Limits struct {
 	// Connections of clients; those that come beyond are closed at once.
 	Connections int
 	// Requests under way, and Bytes that are held for them: what comes beyond is answered with
-	// 503.
+	// 503. Those that are under way already may have a quarter more of Bytes, together.
 	Requests int
 	Bytes    int64
 	// ReplayBytes bounds what of one request, its head included, is kept for another try, or
@@ -73,6 +73,10 @@ func Check(l *Limits, t *Timeouts) error {
 	}
 	return errors.Join(errs...)
 }
+
+// Most is how many bytes may be held for what is under way already: beyond Bytes nothing new is begun, and beyond Most what
+// asks for more ends as well.
+func (l *Limits) Most() int64 { return l.Bytes + l.Bytes/4 }
 
 // Share is what one of n loops has of the limits.
 func (l Limits) Share(n int) Limits {

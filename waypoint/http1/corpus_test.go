@@ -6,8 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/heddle-mesh/heddle/waypoint/corpus"
 	"github.com/heddle-mesh/heddle/waypoint/http1"
-	"github.com/heddle-mesh/heddle/waypoint/http1/corpus"
 	"github.com/heddle-mesh/heddle/waypoint/reason"
 )
 

@@ -124,14 +124,20 @@ func (x *Exchange) Forward(dst []byte, e *Edit) ([]byte, error) {
 	if wrong := x.responses.err; wrong != nil && wrong.Reason == reason.Unsolicited {
 		return dst, wrong
 	}
+	x.ask()
+	x.responses.Ask(&x.asked)
+	x.now.forwarded, x.now.removed = true, e.removed()
+	return appendRequest(dst, h, e, x.config.Via), nil
+}
+
+// ask has the responses read that answer the current request.
+func (x *Exchange) ask() {
+	h := &x.requests.Head
 	x.asked = Asked{Head: x.now.head, Connect: len(h.Path) == 0}
 	if h.Upgrade {
 		x.asked.Accept = grammar.WebSocketAnswer(h.websocket)
 	}
 	x.responses.restart()
-	x.responses.Ask(&x.asked)
-	x.now.forwarded, x.now.removed = true, e.removed()
-	return appendRequest(dst, h, e, x.config.Via), nil
 }
 
 // Again forgets what a backend has said to the current request, which is to be sent to another
@@ -247,6 +253,9 @@ func (x *Exchange) appendConnection(dst []byte) []byte {
 	if x.Drain || x.now.expects && !x.now.continued || x.now.handshake {
 		x.now.closing = true
 	}
+	// What a client still sends when it is answered may not be read to its end, and behind a connection that is closed
+	// without a word the client may have sent its next request already (RFC 9112 section 9.6).
+	x.now.closing = x.now.closing || !x.now.requestDone && x.now.out != NoBody
 	switch {
 	case x.now.closing:
 		dst = append(dst, "Connection: close\r\n"...)
@@ -306,8 +315,7 @@ func (x *Exchange) Reply(dst []byte, status int, reason string, fields []Field, 
 
 func (x *Exchange) reply(dst []byte, status int, fields []Field, body []byte) []byte {
 	x.now.answered, x.now.responseDone, x.now.reusable = true, true, false
-	// What has come of a head or a body is not waited for.
-	x.now.closing = x.now.closing || !x.now.begun || !x.now.requestDone && x.now.out != NoBody
+	x.now.closing = x.now.closing || !x.now.begun // what has come of a head is not waited for
 	x.responses.restart() // what the backend has begun to say is nobody's
 	x.responses.Ask(nil)
 	dst = appendStatus(dst, status, http.StatusText(status))

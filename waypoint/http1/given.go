@@ -3,6 +3,7 @@ package http1
 import (
 	"bytes"
 	"slices"
+	"unsafe"
 
 	"github.com/heddle-mesh/heddle/waypoint/http1/grammar"
 	"github.com/heddle-mesh/heddle/waypoint/http1/names"
@@ -90,11 +91,10 @@ func (h *Head) AskWebSocket() {
 // bodyOf is how the end of a body is found that came in HTTP/2, when it is written in HTTP/1.1: there, only chunks
 // can be followed by the trailers that a head announces.
 func (h *Head) bodyOf(ended bool) Body {
-	announces := func(f Field) bool { return f.kind == names.Trailer }
 	switch {
 	case ended && h.Length < 0:
 		return NoBody
-	case h.Length >= 0 && (ended || !slices.ContainsFunc(h.Fields, announces)):
+	case h.Length >= 0 && (ended || !slices.ContainsFunc(h.Fields, func(f Field) bool { return f.kind == names.Trailer })):
 		return Length
 	}
 	return Chunked
@@ -145,27 +145,38 @@ func CheckReply(status int, reason string, fields []Field) error {
 	return checkFields(fields)
 }
 
+// Held is how many bytes of memory a copy takes that CopyTo has made.
+func (h *Head) Held() int {
+	return cap(h.copied) + cap(h.names) + cap(h.Fields)*int(unsafe.Sizeof(Field{}))
+}
+
 // CopyTo makes of to a head that stays when this one's bytes are gone. It uses to's memory again.
 func (h *Head) CopyTo(to *Head) {
-	fields, b := to.Fields[:0], to.copied[:0]
+	all, b, fields := 0, to.copied[:0], append(to.Fields[:0], h.Fields...)
 	*to = *h
-	keep := func(p *[]byte) {
+	to.Fields, to.names = fields, bytes.Clone(h.names)
+	to.parts(func(p *[]byte) { all += len(*p) })
+	b = slices.Grow(b, all) // at once: while it grew, slices would keep each size of it
+	to.parts(func(p *[]byte) {
 		if *p != nil {
 			at := len(b)
 			b = append(b, *p...)
 			*p = b[at:len(b):len(b)]
 		}
+	})
+	to.copied = b
+}
+
+// parts calls do with each slice of what was read.
+func (h *Head) parts(do func(p *[]byte)) {
+	for _, p := range [...]*[]byte{&h.Method, &h.Target, &h.Host, &h.Path, &h.Phrase, &h.websocket} {
+		do(p)
 	}
-	for _, p := range [...]*[]byte{&to.Method, &to.Target, &to.Host, &to.Path, &to.Phrase, &to.websocket} {
-		keep(p)
+	for i := range h.Fields {
+		do(&h.Fields[i].Name)
+		do(&h.Fields[i].Value)
 	}
-	for _, f := range h.Fields {
-		keep(&f.Name)
-		keep(&f.Value)
-		fields = append(fields, f)
+	for i := range h.options[:h.nominated] {
+		do(&h.options[i])
 	}
-	for i := range to.options[:to.nominated] {
-		keep(&to.options[i])
-	}
-	to.Fields, to.names, to.copied = fields, bytes.Clone(h.names), b
 }

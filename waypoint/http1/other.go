@@ -3,7 +3,6 @@ package http1
 import (
 	"slices"
 
-	"github.com/heddle-mesh/heddle/waypoint/http1/grammar"
 	"github.com/heddle-mesh/heddle/waypoint/http1/names"
 )
 
@@ -59,25 +58,14 @@ func (x *Exchange) ResponseTrailers() []Field { return x.responses.trailersToGo(
 func (x *Exchange) RequestTrailers() []Field { return x.requests.trailersToGo(x.now.removed) }
 
 func (p *Parser) trailersToGo(removed []string) []Field {
-	left := p.Trailers[:0]
-	for i := range p.Trailers {
-		if f := p.Trailers[i]; !p.Head.stays(&f, removed) {
-			left = append(left, f)
-		}
-	}
-	p.Trailers = left
-	return left
+	p.Trailers = slices.DeleteFunc(p.Trailers, func(f Field) bool { return p.Head.stays(&f, removed) })
+	return p.Trailers
 }
 
 // Carry is Forward to a backend that speaks HTTP/2: whoever speaks to it has written the head, and Request appends
 // the body. What follows an upgrade is a tunnel's, once it is granted (TakeResponse): until then it is not read.
 func (x *Exchange) Carry(e *Edit) {
-	h := &x.requests.Head
-	x.asked = Asked{Head: x.now.head, Connect: len(h.Path) == 0}
-	if h.Upgrade {
-		x.asked.Accept = grammar.WebSocketAnswer(h.websocket)
-	}
-	x.responses.restart()
+	x.ask()
 	x.now.other, x.now.forwarded, x.now.removed = true, true, e.removed()
 	if x.now.out != NoBody {
 		x.now.out = UntilClose // as it is

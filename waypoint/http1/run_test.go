@@ -5,8 +5,8 @@ import (
 	"testing"
 
 	"github.com/heddle-mesh/heddle/internal/testenv"
+	"github.com/heddle-mesh/heddle/waypoint/corpus"
 	"github.com/heddle-mesh/heddle/waypoint/http1"
-	"github.com/heddle-mesh/heddle/waypoint/http1/corpus"
 )
 
 func TestMain(m *testing.M) { testenv.Main(m) }

@@ -378,7 +378,7 @@ func (c *Conn) Unread() int64 { return c.flow.unread }
 func (c *Conn) Held() int {
 	const fieldBytes, streamBytes = 56, 160
 	s := &c.section
-	return cap(c.buf) + cap(c.block.bytes) + cap(s.bytes) + cap(s.split) + (cap(s.head.Fields)+cap(s.trailers))*fieldBytes +
+	return cap(c.buf) + cap(c.block.bytes) + cap(s.bytes) + s.older + cap(s.split) + (cap(s.head.Fields)+cap(s.trailers))*fieldBytes +
 		(len(c.streams)+len(c.spare))*streamBytes + cap(c.waiting)*4 + max(c.config.Table, firstTable)
 }
 

@@ -13,7 +13,7 @@ import (
 	"github.com/heddle-mesh/heddle/waypoint/reason"
 )
 
-// TestDocument: each test and each reason that the HTTP/2 part of docs/http.md names is there, each reason of HTTP/2 is
+// TestDocument: each case, test and reason that the HTTP/2 part of docs/http.md names is there, each reason of HTTP/2 is
 // named or told by its test, and the rates are those of Defaults.
 func TestDocument(t *testing.T) {
 	page, err := os.ReadFile("../../docs/http.md")
@@ -62,6 +62,24 @@ func TestDocument(t *testing.T) {
 		if !names[m[1]] {
 			t.Errorf("docs/http.md names the reason %s, which is none", m[1])
 		}
+	}
+	for _, c := range corpusCases(t) {
+		tests[c.Name] = true
+	}
+	rows := 0
+	for line := range strings.Lines(part) {
+		columns := strings.Split(strings.Trim(strings.TrimSpace(line), "| "), " | ")
+		if last := columns[len(columns)-1]; len(columns) > 2 && strings.HasPrefix(last, "`") {
+			rows++
+			for _, m := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(last, -1) {
+				if !tests[m[1]] && !names[m[1]] {
+					t.Errorf("docs/http.md names %s, which is neither a case, nor a test or a reason", m[1])
+				}
+			}
+		}
+	}
+	if rows < 45 {
+		t.Errorf("docs/http.md has %d rows about HTTP/2", rows)
 	}
 	rate := regexp.MustCompile("\\| ([\\d,]+), (\\d+) \\| `(\\w+)` \\|")
 	rates := 0

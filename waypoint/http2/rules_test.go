@@ -127,7 +127,7 @@ func TestConnectionErrors(t *testing.T) {
 	}
 }
 
-// streamErrors end a stream, and leave the others.
+// streamErrors end a stream, and leave the others: those that are not of the corpus.
 func streamErrors() []verdict {
 	const protocol, closed, flow, none = xhttp2.ErrCodeProtocol, xhttp2.ErrCodeStreamClosed, xhttp2.ErrCodeFlowControl, xhttp2.ErrCodeNo
 	zero, over := openStream(), openStream()
@@ -139,82 +139,16 @@ func streamErrors() []verdict {
 	for range 5 {
 		window.data(1, false, strings.Repeat("x", 16000))
 	}
-	request := func(change string, more ...string) *talk {
-		fields := []string{":method: GET", ":scheme: http", ":authority: h", ":path: /"}
-		name, _, _ := strings.Cut(change[1:], ": ")
-		for i, f := range fields {
-			if strings.HasPrefix(f[1:], name+": ") {
-				fields[i] = change
-			}
-		}
-		return bad(append(fields, more...)...)
-	}
 	return []verdict{
 		{"5.1: DATA behind END_STREAM", good().data(1, false, "x"), reason.StreamClosed, closed},
 		{"5.1: HEADERS behind END_STREAM", good().head(1, true, "x-a: b"), reason.StreamClosed, closed},
 		{"6.9: WINDOW_UPDATE of 0", zero, reason.ZeroUpdate, protocol},
 		{"6.9.1: a window beyond 2^31-1", over, reason.WindowTooLarge, flow},
 		{"6.9.1: DATA beyond the window", window, reason.WindowExceeded, flow},
-		{"8.1: a second head", openStream().post(1), reason.SecondHead, protocol},
-		{"8.1: trailers with a pseudo-header field", openStream().head(1, true, ":path: /"), reason.BadPseudo, protocol},
-		{"8.1: trailers about framing", openStream().head(1, true, "content-length: 0"), reason.BadTrailer, protocol},
-		{"8.1: trailers about routing", openStream().head(1, true, "x-forwarded-for: 1.2.3.4"), reason.BadTrailer, protocol},
-		{"8.1.1: less than the Content-Length", client().post(1, "content-length: 5").data(1, true, "four"), reason.LengthDiffers, protocol},
-		{"8.1.1: more than the Content-Length", client().post(1, "content-length: 5").data(1, true, "sixsix"), reason.LengthDiffers, protocol},
-		{"8.1.1: trailers before the Content-Length", client().post(1, "content-length: 5").data(1, false, "four").head(1, true, "x-sum: 1"), reason.LengthDiffers, protocol},
-		{"8.1.1: a Content-Length without a body", good("content-length: 5"), reason.LengthDiffers, protocol},
-		{"8.1.1: two Content-Lengths", client().post(1, "content-length: 5", "content-length: 5"), reason.ContentLengthTwice, protocol},
-		{"8.1.1: a Content-Length that is none", client().post(1, "content-length: +5"), reason.BadContentLength, protocol},
-		{"8.2: a name in upper case", good("X-Upper: a"), reason.UpperCaseName, protocol},
-		{"8.2.1: a space in a name", good("x a: b"), reason.BadFieldName, protocol},
-		{"8.2.1: a colon in a name", good("x:a: b"), reason.BadFieldName, protocol},
-		{"8.2.1: bytes beyond ASCII in a name", good("x\xe9: b"), reason.BadFieldName, protocol},
-		{"8.2.1: CR LF in a value", good("x-a: b\r\nx-evil: c"), reason.BareCR, protocol},
-		{"8.2.1: LF in a value", good("x-a: b\nx-evil: c"), reason.ControlByte, protocol},
-		{"8.2.1: NUL in a value", good("x-a: b\x00"), reason.ControlByte, protocol},
-		{"8.2.2: Connection", good("connection: close"), reason.ConnectionField, protocol},
-		{"8.2.2: Keep-Alive", good("keep-alive: 5"), reason.ConnectionField, protocol},
-		{"8.2.2: Proxy-Connection", good("proxy-connection: close"), reason.ConnectionField, protocol},
-		{"8.2.2: Transfer-Encoding", client().post(1, "transfer-encoding: chunked"), reason.ConnectionField, protocol},
-		{"8.2.2: Upgrade", good("upgrade: websocket"), reason.ConnectionField, protocol},
-		{"8.2.2: TE", good("te: trailers, deflate"), reason.ConnectionField, protocol},
-		{"8.3: an unknown pseudo-header field", good().get(3, ":x: y"), reason.BadPseudo, protocol},
-		{"RFC 8441 4: an extended CONNECT without a path", bad(":method: CONNECT", ":protocol: websocket", ":scheme: http", ":authority: h"), reason.BadPseudo, protocol},
-		{"RFC 8441 4: without an authority", bad(":method: CONNECT", ":protocol: websocket", ":scheme: http", ":path: /", "host: h"), reason.BadPseudo, protocol},
-		{"RFC 8441 4: :protocol of a GET", request(":method: GET", ":protocol: websocket"), reason.BadPseudo, protocol},
-		{"RFC 8441 4: another protocol", bad(":method: CONNECT", ":protocol: h2c", ":scheme: http", ":authority: h", ":path: /"), reason.BadUpgrade, protocol},
-		{"RFC 6455 4.1: a WebSocket with a body", bad(":method: CONNECT", ":protocol: websocket", ":scheme: http", ":authority: h", ":path: /", "content-length: 5"), reason.BodyNotAllowed, protocol},
-		{"8.3: a pseudo-header field behind others", bad(":method: GET", ":scheme: http", "x-a: b", ":path: /"), reason.BadPseudo, protocol},
-		{"8.3.1: a response's pseudo-header field", bad(":method: GET", ":scheme: http", ":path: /", ":status: 200"), reason.BadPseudo, protocol},
-		{"8.3.1: no :method", bad(":scheme: http", ":path: /", ":authority: h"), reason.BadPseudo, protocol},
-		{"8.3.1: no :scheme", bad(":method: GET", ":path: /", ":authority: h"), reason.BadPseudo, protocol},
-		{"8.3.1: no :path", bad(":method: GET", ":scheme: http", ":authority: h"), reason.BadPseudo, protocol},
-		{"8.3.1: an empty :path", request(":path: "), reason.BadPseudo, protocol},
-		{"8.3.1: two :paths", bad(":method: GET", ":scheme: http", ":path: /", ":path: /", ":authority: h"), reason.BadPseudo, protocol},
-		{"8.3.1: no host", bad(":method: GET", ":scheme: http", ":path: /"), reason.HostMissing, protocol},
-		{"8.3.1: two hosts", good("host: other"), reason.HostDiffers, protocol},
-		{"8.3.1: Host twice", bad(":method: GET", ":scheme: http", ":path: /", "host: h", "host: h"), reason.HostTwice, protocol},
-		{"8.3.1: userinfo", request(":authority: user@h"), reason.BadHost, protocol},
-		{"8.3.1: a space in :authority", request(":authority: h evil"), reason.BadHost, protocol},
-		{"8.3.1: CR LF in :authority", request(":authority: h\r\nx: y"), reason.BadHost, protocol},
-		{"8.3.1: an empty :authority", request(":authority: "), reason.BadHost, protocol},
-		{"8.3.1: a space in :path", request(":path: / HTTP/1.1\r\nHost: evil"), reason.BadTarget, protocol},
-		{"8.3.1: a :path with a host", request(":path: http://evil/"), reason.BadTarget, protocol},
-		{"8.3.1: a relative :path", request(":path: a"), reason.BadTarget, protocol},
-		{"8.3.1: a fragment", request(":path: /#a"), reason.BadTarget, protocol},
-		{"8.3.1: * for a GET", request(":path: *"), reason.BadTarget, protocol},
-		{"8.3.1: a space in :method", request(":method: GET /evil HTTP/1.1"), reason.BadRequestLine, protocol},
-		{"8.3.1: a scheme of others", request(":scheme: ftp"), reason.BadScheme, protocol},
-		{"8.5: a CONNECT with a :path", bad(":method: CONNECT", ":scheme: http", ":authority: h:80", ":path: /"), reason.BadPseudo, protocol},
-		{"8.5: a CONNECT without a port", bad(":method: CONNECT", ":authority: h"), reason.BadTarget, protocol},
-		{"8.5: a CONNECT with a Content-Length", bad(":method: CONNECT", ":authority: h:80", "content-length: 0"), reason.BodyNotAllowed, protocol},
-		{"aliases: an underscore for a dash", good("x_forwarded_for: 1.2.3.4"), reason.AliasedField, protocol},
 		{"10.5.1: a head that is too large", good("x-a: " + strings.Repeat("a", 65500)), reason.HeadTooLarge, none},
 		{"10.5.1: too many fields", good(slices.Repeat([]string{"x-a: b"}, 101)...), reason.TooManyFields, none},
-		{"9110 9.3.8: TRACE", request(":method: TRACE"), reason.TraceRefused, none},
-		{"9110 10.1.1: another expectation", client().post(1, "expect: more"), reason.UnknownExpectation, none},
-		{"9110 15.5.15: a long target", request(":path: /" + strings.Repeat("a", 9000)), reason.TargetTooLong, none},
-		{"9110 15.6.2: a long method", request(":method: " + strings.Repeat("A", 40)), reason.MethodTooLong, none},
+		{"9110 15.5.15: a long target", bad(":method: GET", ":scheme: http", ":authority: h", ":path: /"+strings.Repeat("a", 9000)), reason.TargetTooLong, none},
+		{"9110 15.6.2: a long method", bad(":method: "+strings.Repeat("A", 40), ":scheme: http", ":authority: h", ":path: /"), reason.MethodTooLong, none},
 	}
 }
 
@@ -269,14 +203,7 @@ func TestReadWell(t *testing.T) {
 		{"8.1: trailers", openStream().data(1, false, "a").head(1, true, "grpc-status: 0"), []string{"1 head POST / h -1", "1 data a", "1 end grpc-status=0"}},
 		{"8.1: an empty end", client().post(1, "content-length: 1").data(1, false, "a").data(1, true, ""), []string{"1 head POST / h 1 content-length=1", "1 data a", "1 end"}},
 		{"8.2.3: crumbs", good("cookie: a=1", "x-a: b", "cookie: b=2", "cookie: c=3"), []string{"1 head GET / h -1 cookie=a=1; b=2; c=3|x-a=b", "1 end"}},
-		{"8.2.1: blanks around a value", good("x-a:  b\t "), []string{"1 head GET / h -1 x-a=b", "1 end"}},
-		{"8.2.2: TE", good("te: trailers"), []string{"1 head GET / h -1 te=trailers", "1 end"}},
-		{"8.3.1: Host and no :authority", bad(":method: GET", ":scheme: http", ":path: /", "host: h"), []string{"1 head GET / h -1 host=h", "1 end"}},
-		{"8.3.1: both, the same", good("host: H"), []string{"1 head GET / h -1 host=H", "1 end"}},
-		{"8.3.1: https, before us", bad(":method: GET", ":scheme: https", ":authority: h", ":path: /"), []string{"1 head GET / h -1", "1 end"}},
-		{"8.3.1: OPTIONS *", bad(":method: OPTIONS", ":scheme: http", ":authority: h", ":path: *"), []string{"1 head OPTIONS * h -1", "1 end"}},
 		{"8.5: CONNECT", client().head(1, false, ":method: CONNECT", ":authority: h:80").data(1, false, "x"), []string{"1 head CONNECT  h:80 -1", "1 data x"}},
-		{"9110 5.5: bytes beyond ASCII in a value", good("x-a: \xe9"), []string{"1 head GET / h -1 x-a=\xe9", "1 end"}},
 	} {
 		for _, size := range []int{1, 3, c.wire.Len()} {
 			s := server(http2.Defaults()).feed(c.wire.Bytes(), func() int { return size })

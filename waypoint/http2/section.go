@@ -18,7 +18,8 @@ type section struct {
 	head     http1.Head
 	trailers []http1.Field
 	trailing bool
-	bytes    []byte // what the fields' slices are of
+	bytes    []byte // what the fields' slices are of, but for
+	older    int    // bytes of earlier memory, which was too small for the rest
 	split    []byte // a block of ours that is longer than a frame
 	size     int    // as section 6.5.2 counts
 	fields   int
@@ -46,7 +47,7 @@ func (s *section) has(p int) bool { return s.seen&(1<<p) != 0 }
 func (c *Conn) decode(block []byte, trailing bool) reason.Reason {
 	s := &c.section
 	s.head.Begin()
-	s.trailers, s.trailing, s.bytes, s.size, s.fields, s.wrong = s.trailers[:0], trailing, s.bytes[:0], 0, 0, 0
+	s.trailers, s.trailing, s.bytes, s.older, s.size, s.fields, s.wrong = s.trailers[:0], trailing, s.bytes[:0], 0, 0, 0, 0
 	s.regular, s.cookies, s.seen, s.pseudo = trailing, 0, 0, [pseudos][]byte{}
 	if _, err := s.decoder.Write(block); err != nil {
 		return reason.BadCompression
@@ -74,6 +75,7 @@ func (c *Conn) emit(f hpack.HeaderField) {
 	if s.wrong != 0 {
 		return
 	}
+	s.room(len(f.Name) + len(f.Value))
 	at := len(s.bytes)
 	s.bytes = append(append(s.bytes, f.Name...), f.Value...)
 	mid, end := at+len(f.Name), len(s.bytes)
@@ -88,6 +90,15 @@ func (c *Conn) emit(f hpack.HeaderField) {
 	}
 	s.regular = true
 	s.fault(s.takeField(name, value))
+}
+
+// room makes room for n bytes. What is there stays where it is: slices of it would keep it there beside a copy of it, at each time that
+// it grows.
+func (s *section) room(n int) {
+	if cap(s.bytes)-len(s.bytes) < n {
+		s.older += cap(s.bytes)
+		s.bytes = make([]byte, 0, max(2*cap(s.bytes), n, 512))
+	}
 }
 
 func (s *section) fault(r reason.Reason) {
@@ -159,6 +170,7 @@ func (s *section) takeField(name, value []byte) reason.Reason {
 
 // joinCookies makes one field of crumbs (section 8.2.3): HTTP/1.1 has one, and a route sees one. Empty ones say nothing.
 func (s *section) joinCookies() {
+	s.room(s.size) // which is more than they are
 	at, cookie, left := len(s.bytes), -1, s.head.Fields[:0]
 	for _, f := range s.head.Fields {
 		if string(f.Name) != "cookie" {

@@ -2,7 +2,6 @@ package plan
 
 import (
 	"fmt"
-	"time"
 
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/internal/mesh/route"
@@ -13,8 +12,9 @@ import (
 type Passage struct {
 	// Reason is why it is refused; "" when it is not.
 	Reason string
-	// To are the workloads that it may go to.
-	To mesh.Route
+	// To are the workloads that it may go to, With the one of them that is to be asked before others; nil for any.
+	To   mesh.Route
+	With *mesh.Workload
 	// Route is what decided, Backend the service and port that it says; "" where there is none. Service is the name and port
 	// that were dialled.
 	Route, Backend, Service string
@@ -52,7 +52,7 @@ func (p *Planner) Pass(c *Client, name string) (out Passage) {
 	out.To, out.Service = to, p.service(at)
 	d := p.snap.Table.Connect(at, c.Namespace, name)
 	if d.Outcome == route.Unrouted {
-		out.lead()
+		out.lead(c)
 		return out
 	}
 	out.Kind, out.Routed = p.Kind(c)
@@ -81,7 +81,7 @@ func (p *Planner) Unnamed(c *Client, reason string) Passage {
 
 // pass takes the backend whose turn it is.
 func (p *Planner) pass(out *Passage, c *Client, target *route.Target) {
-	b, _ := p.snap.Splits.Backend(target, &route.Request{}, time.Time{})
+	b, _ := p.snap.Splits.Backend(target)
 	if b == nil || b.Broken != "" {
 		out.Reason = BackendBroken
 		return
@@ -90,14 +90,16 @@ func (p *Planner) pass(out *Passage, c *Client, target *route.Target) {
 	out.Backend, out.Foreign = fmt.Sprintf("%s:%d", b.Service, b.Port), b.Service.Namespace != target.Route.Namespace
 	src, _ := p.snap.View.WorkloadAt(c.Addr.Addr())
 	out.To = p.snap.View.RouteTo(src, b.Service, b.Port)
-	out.lead()
+	out.lead(c)
 }
 
 // lead refuses what leads to nobody.
-func (out *Passage) lead() {
+func (out *Passage) lead(c *Client) {
 	if out.To.Kind != mesh.RouteWorkload {
 		out.Reason = out.To.Reason.String()
+		return
 	}
+	out.With = c.with(&out.To)
 }
 
 func orNone(text string) string {

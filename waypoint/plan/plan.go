@@ -8,6 +8,7 @@ package plan
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -15,9 +16,9 @@ import (
 
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/internal/mesh/route"
-	"github.com/heddle-mesh/heddle/internal/mesh/route/uri"
 	"github.com/heddle-mesh/heddle/waypoint/retry"
 	"github.com/heddle-mesh/heddle/waypoint/snapshot"
+	"github.com/heddle-mesh/heddle/waypoint/stay"
 	"github.com/heddle-mesh/heddle/waypoint/telemetry"
 )
 
@@ -31,19 +32,28 @@ type Client struct {
 	Namespace string
 	// Workload has Addr; the zero Key when it is none's.
 	Workload mesh.Key
+
+	stays stay.Client
+}
+
+// with is the workload of a service that keeps each client with one of its own; nil where any will do.
+func (c *Client) with(to *mesh.Route) *mesh.Workload {
+	if to.Service == nil || !to.Service.Sticky {
+		return nil
+	}
+	return c.stays.With(c.Addr.Addr(), to.Candidates)
 }
 
 // Plan is what is done with one request. It is used for one after the other.
 type Plan struct {
 	// Reply is the answer, if Way is nil.
 	Reply Reply
-	// Way is where the request goes, To the workloads that it may go to.
-	Way *Way
-	To  mesh.Route
+	// Way is where the request goes, To the workloads that it may go to, Stay which of them it stays with.
+	Way  *Way
+	To   mesh.Route
+	Stay stay.Stay
 	// Path takes the place of the request's, with its query; "" leaves it.
 	Path string
-	// Token is what the response carries for the Way's Session; "" for nothing.
-	Token string
 	// Mirrors get a copy.
 	Mirrors []*Way
 	// Series counts the request, whatever becomes of it.
@@ -170,12 +180,10 @@ func (p *Planner) Plan(out *Plan, c *Client, r *Request, now time.Time) {
 		out.refuse(r, 405, ConnectRefused) // what is inside would be requests that nobody judges, with fields that nobody takes away
 		return
 	}
-	raw, query, _ := strings.Cut(r.Target, "?")
-	if r.Path, ok = uri.NormalPath(raw); !ok {
+	if !r.SetTarget(r.Target) {
 		out.refuse(r, 400, BadPath)
 		return
 	}
-	r.Query = query
 	d := p.snap.Table.Match(&r.Request)
 	switch d.Outcome {
 	case route.Routed:
@@ -190,12 +198,13 @@ func (p *Planner) Plan(out *Plan, c *Client, r *Request, now time.Time) {
 	if out.Way == nil {
 		return
 	}
+	raw, _, asks := strings.Cut(r.Target, "?")
 	if path := out.Way.path(r.Path, d.Prefix); path != raw {
-		if out.Path = path; query != "" || len(raw) < len(r.Target) {
+		if out.Path = path; asks {
 			out.Path += r.Target[len(raw):]
 		}
 	}
-	p.lead(out, r)
+	p.lead(out, c, r)
 }
 
 // stranger says why a client of another trust domain is answered nothing at all: no policy lets it
@@ -216,11 +225,13 @@ func (p *Planner) stranger(c *Client, to mesh.Route) string {
 }
 
 // lead refuses what leads to nobody; Series and Route stay.
-func (p *Planner) lead(out *Plan, r *Request) {
-	if out.To.Kind == mesh.RouteWorkload {
-		return
+func (p *Planner) lead(out *Plan, c *Client, r *Request) {
+	switch {
+	case out.To.Kind != mesh.RouteWorkload:
+		out.refuse(r, 503, out.To.Reason.String())
+	case out.Stay.With == nil:
+		out.Stay.With = c.with(&out.To)
 	}
-	out.refuse(r, 503, out.To.Reason.String())
 }
 
 // unrouted sends a request to the service itself, as if there were no waypoint.
@@ -241,28 +252,72 @@ func (p *Planner) routed(out *Plan, c *Client, r *Request, d route.Decision, now
 		out.Series = p.metrics.Series(out.Route, none)
 		return
 	}
-	b, token := p.snap.Splits.Backend(d.Target, &r.Request, now)
+	src, _ := p.snap.View.WorkloadAt(c.Addr.Addr())
+	b := p.resumes(out, r, d.Target, src, now)
+	if b == nil {
+		b = p.begins(out, d.Target, src)
+	}
 	if b == nil || b.Broken != "" {
 		out.Series = p.metrics.Series(out.Route, none)
 		out.refuse(r, 500, BackendBroken)
 		return
 	}
-	w := p.ways[b]
-	if w == nil {
-		w = p.backend(out.Route, rule, b)
-		p.ways[b] = w
-	}
+	w := p.through(out.Route, rule, b)
 	out.Series = w.Series
 	if p.ends(out, r, b.Filters, d.Prefix) {
 		return
 	}
-	src, _ := p.snap.View.WorkloadAt(c.Addr.Addr())
-	out.Way, out.To, out.Token = w, p.snap.View.RouteTo(src, b.Service, b.Port), token
+	out.Way = w
 	for _, m := range w.mirrors {
 		if p.snap.Splits.Mirrored(m) {
 			out.Mirrors = append(out.Mirrors, p.mirror(m))
 		}
 	}
+}
+
+// begins sends a request to the backend whose turn it is.
+func (p *Planner) begins(out *Plan, target *route.Target, src *mesh.Workload) *route.Backend {
+	b, name := p.snap.Splits.Backend(target)
+	if b == nil || b.Broken != "" {
+		return b
+	}
+	out.To, out.Stay = p.snap.View.RouteTo(src, b.Service, b.Port), stay.Begin(target.Rule.Session, name)
+	return b
+}
+
+// resumes sends a request to the backend of its session, if that goes on: nil when it has none, or the workload is not there, or
+// not ready. That others are nearer to the client does not end it, unless the service is only for clients on its nodes.
+func (p *Planner) resumes(out *Plan, r *Request, target *route.Target, src *mesh.Workload, now time.Time) *route.Backend {
+	b, token := p.snap.Splits.Session(target, &r.Request, now)
+	if b == nil {
+		return nil
+	}
+	to := p.snap.View.RouteTo(nil, b.Service, b.Port)
+	with := p.through(out.Route, target.Rule, b).names.Find(to.Candidates, token)
+	if with == nil {
+		return nil
+	}
+	if prefer := to.Service.Prefer; prefer != mesh.AnyDistance {
+		near := p.snap.View.RouteTo(src, b.Service, b.Port)
+		switch {
+		case slices.Contains(near.Candidates, with):
+			to = near
+		case prefer == mesh.OnlyNode:
+			return nil
+		}
+	}
+	out.To, out.Stay = to, stay.On(target.Rule.Session, token.Backend(), with)
+	return b
+}
+
+// through is the Way of a rule's backend.
+func (p *Planner) through(routeName string, rule *route.Rule, b *route.Backend) *Way {
+	w := p.ways[b]
+	if w == nil {
+		w = p.backend(routeName, rule, b)
+		p.ways[b] = w
+	}
+	return w
 }
 
 // ends carries out those filters that answer a request, and reports whether one did.

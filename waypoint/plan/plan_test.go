@@ -186,17 +186,6 @@ func TestForwarded(t *testing.T) {
 	}
 }
 
-// TestSessionField: a token goes where the route says.
-func TestSessionField(t *testing.T) {
-	for want, s := range map[string]route.Session{
-		"set-cookie: a=tok; Path=/; HttpOnly": {Name: "a", AbsoluteTimeout: time.Hour}, "set-cookie: a=tok; Path=/; HttpOnly; Max-Age=3600": {Name: "a", Permanent: true, AbsoluteTimeout: time.Hour}, "a: tok": {Name: "a", Header: true},
-	} {
-		if f := plan.SessionField(&s, "tok"); string(f.Name)+": "+string(f.Value) != want {
-			t.Errorf("%s: %s, want %s", f.Name, f.Value, want)
-		}
-	}
-}
-
 // TestCost: planning allocates nothing.
 func TestCost(t *testing.T) {
 	p := planner(t, httpRoute("shop", rule("r", route.Filter{RequestHeaders: &route.Headers{Set: []route.Header{{Name: "x", Value: "1"}}}})))

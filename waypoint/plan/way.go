@@ -10,11 +10,12 @@ import (
 	"github.com/heddle-mesh/heddle/internal/mesh/route"
 	"github.com/heddle-mesh/heddle/waypoint/http1"
 	"github.com/heddle-mesh/heddle/waypoint/retry"
+	"github.com/heddle-mesh/heddle/waypoint/stay"
 	"github.com/heddle-mesh/heddle/waypoint/telemetry"
 )
 
 // Way is one way through the waypoint: a rule and one of its backends, or a service without
-// rules. It is shared by the requests that take it, and read only.
+// rules. It is shared by the requests that take it, and read only to them.
 type Way struct {
 	// Service and Port are the backend, Backend the two as a text.
 	Service mesh.Key
@@ -28,8 +29,6 @@ type Way struct {
 	RequestTimeout, BackendTimeout time.Duration
 	// Retry is nil when nothing is said of retries.
 	Retry *route.Retry
-	// Session is nil when there is none.
-	Session *route.Session
 	// CORS says that Answer has to be asked, with the request's origin.
 	CORS   bool
 	Series *telemetry.Series
@@ -39,6 +38,7 @@ type Way struct {
 	filters []route.Filter // the rule's, then the backend's
 	paths   []*route.PathChange
 	mirrors []*route.Mirror
+	names   stay.Names
 }
 
 // Edit is what filters change in a head.
@@ -61,7 +61,7 @@ func (p *Planner) way(routeName string, service mesh.Key, port uint16) *Way {
 // backend makes the Way of a rule's backend.
 func (p *Planner) backend(routeName string, rule *route.Rule, b *route.Backend) *Way {
 	w := p.way(routeName, b.Service, b.Port)
-	w.RequestTimeout, w.BackendTimeout, w.Retry, w.Session = rule.RequestTimeout, rule.BackendTimeout, rule.Retry, rule.Session
+	w.RequestTimeout, w.BackendTimeout, w.Retry = rule.RequestTimeout, rule.BackendTimeout, rule.Retry
 	w.filters = slices.Concat(rule.Filters, b.Filters)
 	for i := range w.filters {
 		switch f := &w.filters[i]; {
@@ -144,16 +144,4 @@ func fields(headers []route.Header) (all []http1.Field) {
 		all = append(all, http1.NewField(h.Name, h.Value))
 	}
 	return all
-}
-
-// SessionField is what carries a token in a response: a cookie, or the session's header.
-func SessionField(s *route.Session, token string) http1.Field {
-	if s.Header {
-		return http1.NewField(s.Name, token)
-	}
-	cookie := s.Name + "=" + token + "; Path=/; HttpOnly"
-	if s.Permanent && s.AbsoluteTimeout > 0 {
-		cookie += fmt.Sprintf("; Max-Age=%d", int(s.AbsoluteTimeout.Seconds()))
-	}
-	return http1.NewField("set-cookie", cookie)
 }

@@ -33,6 +33,9 @@ const (
 	// long after each further failure, and never longer than maxEject.
 	minEject, maxEject = time.Second, time.Minute
 	maxFailures        = 16 // that are counted
+	// lostAfter is how many failures, with no answer between them, are taken for a workload that cannot
+	// be reached: one alone may be about one request.
+	lostAfter = 3
 	// draws is how often two are drawn before all are looked at.
 	draws = 2
 )
@@ -123,8 +126,15 @@ func (p *Pool) Place(w *mesh.Workload, port uint16, like netip.Addr) *Place {
 
 // Pick chooses one of a route's candidates: of two that are drawn, the one with less to do,
 // leaving out those that are in tried, and, while there are others, those that failed lately.
-// It returns nil when none is left.
-func (p *Pool) Pick(r *mesh.Route, like netip.Addr, tried []mesh.Key) (*mesh.Workload, *Place) {
+// With is the one that is chosen before all others, nil for none: it is left out when it is in
+// tried, or has failed lostAfter times in a row, the last time lately. It returns nil when none is left.
+func (p *Pool) Pick(r *mesh.Route, like netip.Addr, tried []mesh.Key, with *mesh.Workload) (*mesh.Workload, *Place) {
+	if with != nil && !has(tried, with.Key) {
+		place := p.Place(with, r.PortOf(with), like)
+		if place != nil && (place.failures < lostAfter || !p.loop.Now().Before(place.until)) {
+			return with, place
+		}
+	}
 	n := len(r.Candidates)
 	if n == 0 {
 		return nil, nil

@@ -105,7 +105,7 @@ func (r *rig) open() (c *pool.Conn) {
 	r.t.Helper()
 	o := &owner{there: make(chan error, 1)}
 	r.on(func() {
-		_, at := r.pool.Pick(&r.route, netip.Addr{}, nil)
+		_, at := r.pool.Pick(&r.route, netip.Addr{}, nil, nil)
 		if c = r.pool.Get(at, o); c != nil {
 			o.there <- nil
 			return
@@ -252,29 +252,59 @@ func TestPick(t *testing.T) {
 	r.on(func() {
 		r.pool.Failed(a.At)
 		for range 100 {
-			if _, at := r.pool.Pick(&r.route, netip.Addr{}, nil); at != b.At {
+			if _, at := r.pool.Pick(&r.route, netip.Addr{}, nil, nil); at != b.At {
 				t.Error("a workload that failed is taken, and there is another")
 			}
 		}
 		r.pool.Failed(b.At)
-		if _, at := r.pool.Pick(&r.route, netip.Addr{}, nil); at == nil {
+		if _, at := r.pool.Pick(&r.route, netip.Addr{}, nil, nil); at == nil {
 			t.Error("all have failed, and none is taken")
 		}
-		if _, at := r.pool.Pick(&r.route, netip.Addr{}, []mesh.Key{a.At.Workload}); at != b.At {
+		if _, at := r.pool.Pick(&r.route, netip.Addr{}, []mesh.Key{a.At.Workload}, nil); at != b.At {
 			t.Error("one that was tried is taken")
 		}
-		if _, at := r.pool.Pick(&r.route, netip.Addr{}, []mesh.Key{a.At.Workload, b.At.Workload}); at != nil {
+		if _, at := r.pool.Pick(&r.route, netip.Addr{}, []mesh.Key{a.At.Workload, b.At.Workload}, nil); at != nil {
 			t.Error("all were tried")
 		}
 		a.At.Answered()
 		b.At.Answered()
-		if n := testing.AllocsPerRun(100, func() { r.pool.Pick(&r.route, netip.Addr{}, nil) }); n > 0 {
+		if n := testing.AllocsPerRun(100, func() { r.pool.Pick(&r.route, netip.Addr{}, nil, nil) }); n > 0 {
 			t.Errorf("picking allocates %v times", n)
 		}
 		a.Close(true)
 		b.Close(false)
 	})
 	r.until(0, 0)
+}
+
+// TestWith: one that is wanted is chosen before all others, unless it was tried, or has failed for good; then as any.
+func TestWith(t *testing.T) {
+	r := newRig(t, 3, bounds)
+	r.on(func() {
+		with := r.route.Candidates[1]
+		at := r.pool.Place(with, 8080, netip.Addr{})
+		is := func(what string, want bool, tried ...mesh.Key) {
+			t.Helper()
+			for range 20 {
+				w, place := r.pool.Pick(&r.route, netip.Addr{}, tried, with)
+				if place == nil || (w == with) != want || (place == at) != want {
+					t.Errorf("%s: %v is chosen", what, w)
+				}
+			}
+		}
+		at.Carry(1000)
+		is("the busiest", true)
+		is("one that was tried", false, with.Key)
+		for range 2 {
+			r.pool.Failed(at)
+			is("one that failed lately", true)
+		}
+		r.pool.Failed(at)
+		is("one that failed three times in a row", false)
+		at.Answered()
+		is("one that has answered since", true)
+		at.Carry(-1000)
+	})
 }
 
 // TestRefused: a connection that cannot be made is told once.
@@ -288,7 +318,7 @@ func TestRefused(t *testing.T) {
 	r := newRig(t, 1, pool.Config{Idle: 1, IdlePerWorkload: 1, IdleFor: time.Minute, Reach: func(netip.AddrPort) netip.AddrPort { return nobody }})
 	o := &owner{there: make(chan error, 2)}
 	r.on(func() {
-		_, at := r.pool.Pick(&r.route, netip.Addr{}, nil)
+		_, at := r.pool.Pick(&r.route, netip.Addr{}, nil, nil)
 		if _, err := r.pool.Dial(at, o); err != nil {
 			o.there <- err
 		}

@@ -59,8 +59,8 @@ func TestBodyBound(t *testing.T) {
 				t.Errorf("%v refusals are counted", n)
 			}
 			w.stop()
-			if n := strings.Count(w.log.String(), `"status":413`); n != 6 { // a head that is refused in HTTP/2 has no line
-				t.Errorf("%d of 6 are in the log: %s", n, w.log)
+			if n := strings.Count(w.log.String(), `"status":413`); n != 8 {
+				t.Errorf("%d of 8 are in the log: %s", n, w.log)
 			}
 		})
 	}

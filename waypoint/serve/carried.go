@@ -33,10 +33,7 @@ func (h *h1) carries(p *plan.Plan, head *http1.Head) bool {
 func (h *h1) carry(p *plan.Plan, head *http1.Head) {
 	h.x.Carry(&http1.Edit{Remove: h.remove})
 	h.counted = false
-	h.carrying, h.keeps = true, len(head.Path)+len(head.Host)
-	for _, f := range head.Fields {
-		h.keeps += len(f.Name) + len(f.Value)
-	}
+	h.carrying = true
 	q := h.c.w.two.Carry((*ahead)(h), &h.c.client, &h2.Asked{Head: head, Plan: p, Remove: h.remove, GRPC: h.grpc, Idempotent: h.idempotent, Began: h.began, Note: &h.note})
 	if h.carrying { // it has not ended within the call
 		h.carried = q
@@ -58,7 +55,9 @@ func (h *h1) hand() {
 		h.carried.Body(h.sent)
 	}
 	if h.carrying {
-		h.sent = h.sent[:0]
+		if h.sent = h.sent[:0]; h.waits() > 0 {
+			h.sent = nil // it is there once
+		}
 	}
 }
 
@@ -66,7 +65,7 @@ func (h *h1) hand() {
 func (h *h1) takeBack() {
 	if h.carried != nil {
 		h.carried.GiveUp(&h.note)
-		h.carried, h.carrying, h.keeps, h.counted = nil, false, 0, true
+		h.carried, h.carrying, h.counted = nil, false, true
 	}
 }
 
@@ -140,4 +139,4 @@ func (a *ahead) Consumed(uint32, int) {
 
 func (a *ahead) Wake() { a.c.soon() }
 
-func (a *ahead) Over(*h2.Request) { a.carried, a.carrying, a.keeps = nil, false, 0 }
+func (a *ahead) Over(*h2.Request) { a.carried, a.carrying = nil, false }

@@ -160,26 +160,51 @@ func (c *conn) refused() {
 // account tells the worker how many bytes are held. Under pressure it ends what nobody waits for an answer to yet, as it has not
 // come whole.
 func (c *conn) account() {
-	n := len(c.In) + len(c.Out)
+	n := cap(c.In) + cap(c.Out)
 	switch p := c.proto.(type) {
 	case *h1:
-		n += len(p.sent) + p.x.Held() + p.asked.Held() + p.keeps
+		n += cap(p.sent) + p.x.Held() + p.asked.Held()
+	case *two:
+		n += p.Held()
 	case *relay:
-		n += len(p.out) + p.asked.Held()
+		n += cap(p.out) + p.asked.Held()
 	}
+	grew := n > c.held
 	c.w.held += int64(n - c.held)
-	if c.held = n; n == 0 || !c.w.full() {
-		return
+	if c.held = n; n > 0 && c.w.full() {
+		c.shed(grew && c.w.held > c.w.limits.Most())
 	}
+}
+
+// shed ends a connection under pressure: one on which nobody waits for an answer, as what was asked has not come whole, and of those
+// that ask for more beyond all bounds each.
+func (c *conn) shed(beyond bool) {
 	switch p := c.proto.(type) {
 	case *hello:
 		p.refuse(plan.Overloaded, 0)
 	case *h1:
-		if !p.begun {
-			c.w.refused(plan.Overloaded)
-			c.close(true)
+		switch {
+		case !p.begun:
+			c.overloaded()
+		case beyond && p.carried == nil && !p.answered: // package h2 sees to those that it carries
+			p.fail(503, plan.Overloaded)
+			c.soon()
+		}
+	case *relay:
+		if beyond {
+			p.refuse(plan.Overloaded)
+		}
+	case *two:
+		if beyond || p.Begins() {
+			c.overloaded()
 		}
 	}
+}
+
+// overloaded ends a connection for which there is no room.
+func (c *conn) overloaded() {
+	c.w.refused(plan.Overloaded)
+	c.close(true)
 }
 
 // send writes to the client; what it does not take waits.

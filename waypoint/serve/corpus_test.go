@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/heddle-mesh/heddle/waypoint/http1/corpus"
+	"github.com/heddle-mesh/heddle/waypoint/corpus"
 	"github.com/heddle-mesh/heddle/waypoint/serve"
 )
 

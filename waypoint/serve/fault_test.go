@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/heddle-mesh/heddle/internal/mesh/route"
+	"github.com/heddle-mesh/heddle/internal/testenv"
 	"github.com/heddle-mesh/heddle/waypoint/serve"
 )
 
@@ -226,7 +227,7 @@ func traffic(t *testing.T, w *world, method string, clients int) (end func() (ma
 				body := map[string]string{"POST": "body"}[method]
 				resp, got, _, err := c.ask(method, body)
 				if err != nil || resp.StatusCode != 200 || got != fmt.Sprint(method, " ", len(body)) {
-					t.Errorf("a request failed: %v, %q, %v", resp, got, err)
+					testenv.ForGood(t, "a request failed: %v, %q, %v", resp, got, err)
 					return
 				}
 				made.Add(1)

@@ -10,6 +10,7 @@ import (
 	"github.com/heddle-mesh/heddle/waypoint/pool"
 	"github.com/heddle-mesh/heddle/waypoint/record"
 	"github.com/heddle-mesh/heddle/waypoint/serve/h2"
+	"github.com/heddle-mesh/heddle/waypoint/stay"
 )
 
 // h1 carries the requests of a client's connection that speaks HTTP/1.1, one after the other. It is
@@ -42,7 +43,7 @@ type trip struct {
 	counted    bool // among the worker's requests
 	began      time.Time
 	mirrors    []*plan.Way
-	session    string // the token that the response carries
+	stay       stay.Stay
 	origin     string // of a request whose way has CORS
 	remove     []string
 	removeBack []string
@@ -65,7 +66,6 @@ type try struct {
 	// stalled that nothing is read until some of it goes on, spoken that the client has ended what it says in a tunnel.
 	carried                   *h2.Request
 	carrying, stalled, spoken bool
-	keeps                     int // bytes of the head, as package h2 keeps it
 }
 
 // newH1 attaches one to a connection.
@@ -101,8 +101,11 @@ func (h *h1) reset() {
 func (h *h1) detach() {
 	c := h.c
 	c.proto, c.stage, c.since = nil, idle, c.w.loop.Now()
-	if h.x.Held() > heldBytes {
+	if large := len(c.w.free.h1) < largeSpares; h.x.Held() > heldBytes || !large {
 		h.x.Release()
+		if !large {
+			h.sent = nil
+		}
 	}
 	if len(c.w.free.h1) < spares {
 		c.w.free.h1 = append(c.w.free.h1, h)
@@ -278,9 +281,9 @@ func (h *h1) expire(now time.Time) {
 	case h.awaitsContinue():
 		h.goOn()
 	default:
-		h.c.w.refused(plan.SlowClient)
 		h.note.Reason = plan.SlowClient
 		if !h.begun {
+			h.c.w.refused(plan.SlowClient)
 			h.c.close(true)
 			return
 		}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/testenv"
 	"github.com/heddle-mesh/heddle/waypoint/serve"
 )
 
@@ -77,7 +78,7 @@ func TestServiceMoves(t *testing.T) {
 						}
 						resp, got, fresh, err := c.ask("POST", body)
 						if err != nil || resp.StatusCode != 200 || got != fmt.Sprint("POST ", len(body)) {
-							t.Errorf("a request is lost, on a connection that is new: %v: %v %q %v", fresh, resp, got, err)
+							testenv.ForGood(t, "a request is lost, on a connection that is new: %v: %v %q %v", fresh, resp, got, err)
 							return
 						}
 						made.Add(1)

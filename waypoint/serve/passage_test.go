@@ -212,7 +212,7 @@ func TestRequestsEndWhereConnectionsAreRouted(t *testing.T) {
 		}
 		echo(out, r)
 	})
-	w := newWorld(t, []*backend{cart, greeting(t, "canary", netip.Addr{})})
+	w := newWorld(t, []*backend{cart, greeting(t, "canary", netip.Addr{})}, oneLoop) // which has seen to both when one of them ends
 	idle, busy := w.dial(), w.dial()
 	defer idle.Close()
 	defer busy.Close()

@@ -20,6 +20,7 @@ type relay struct {
 	place    *pool.Place
 	workload *mesh.Workload
 	to       mesh.Route
+	with     *mesh.Workload // asked before others; nil for any
 	tried    []mesh.Key
 	// out is what the backend did not take yet.
 	out      []byte
@@ -35,7 +36,7 @@ type relay struct {
 // Name is the server that it asks for in TLS.
 func (c *conn) relay(name string) {
 	p := c.w.planner.Pass(&c.client, name)
-	r := &relay{c: c, to: p.To, look: look{on: c.says == sniff.Unsaid}}
+	r := &relay{c: c, to: p.To, with: p.With, look: look{on: c.says == sniff.Unsaid}}
 	if p.Routed {
 		r.note = &record.Connection{Began: c.w.loop.Now(), Passage: p, Name: name}
 		r.look.on = p.Foreign && p.Kind == route.TCP && !opaque(&p)
@@ -73,7 +74,7 @@ func (r *relay) dial() {
 	c := r.c
 	w := c.w
 	for len(r.tried) < maxConnects {
-		workload, place := w.pool.Pick(&r.to, c.client.To.Addr(), r.tried)
+		workload, place := w.pool.Pick(&r.to, c.client.To.Addr(), r.tried, r.with)
 		if place == nil {
 			break
 		}

@@ -74,7 +74,7 @@ func (h *h1) head() {
 		h.carry(p, head)
 		return
 	}
-	h.to, h.view, h.session = p.To, w.snap.View, p.Token
+	h.to, h.view, h.stay = p.To, w.snap.View, p.Stay
 	h.mirrors = append(h.mirrors, p.Mirrors...)
 	if h.way.CORS {
 		h.origin = plan.Origin(head)
@@ -120,7 +120,7 @@ func (h *h1) mirror() {
 	}
 	for _, way := range h.mirrors {
 		to := w.planner.Lead(way, &c.client)
-		workload, place := w.pool.Pick(&to, c.client.To.Addr(), nil)
+		workload, place := w.pool.Pick(&to, c.client.To.Addr(), nil, nil)
 		if place == nil || h.authorize(workload, place).Verdict == mesh.VerdictDeny {
 			w.mirrors.Fail()
 			continue

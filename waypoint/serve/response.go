@@ -78,10 +78,7 @@ func (h *h1) answer(out []byte) ([]byte, error) {
 		edit = h.way.Answer(h.origin, head)
 	}
 	h.removeBack = append(h.removeBack[:0], edit.Remove...)
-	w.fields = append(w.fields[:0], edit.Add...)
-	if h.session != "" {
-		w.fields = append(w.fields, plan.SessionField(h.way.Session, h.session))
-	}
+	w.fields = h.stay.Append(append(w.fields[:0], edit.Add...), h.workload, w.loop.Now())
 	e.Remove, e.Add = h.removeBack, w.fields
 	h.note.Status = head.Status
 	return h.x.Answer(out, e)

@@ -28,10 +28,10 @@ const (
 func (h *h1) dispatch() {
 	c := h.c
 	w := c.w
-	workload, place := w.pool.Pick(&h.to, c.client.To.Addr(), h.tried)
+	workload, place := w.pool.Pick(&h.to, c.client.To.Addr(), h.tried, h.stay.With)
 	if place == nil && len(h.tried) > 0 && h.stale+h.note.Tries > 0 {
 		h.tried = h.tried[:0] // all were tried: once more
-		workload, place = w.pool.Pick(&h.to, c.client.To.Addr(), nil)
+		workload, place = w.pool.Pick(&h.to, c.client.To.Addr(), nil, h.stay.With)
 	}
 	if place == nil {
 		h.fail(503, mesh.ReasonNoEndpoint.String())
@@ -74,7 +74,7 @@ func (h *h1) unreachable(err error) {
 		return
 	}
 	if h.policy() {
-		h.later()
+		h.later(false)
 		return
 	}
 	h.fail(503, mesh.ReasonAppUnreachable.String())
@@ -110,7 +110,7 @@ func (h *h1) broke(k kind, reason string, wrong error) {
 			return
 		}
 	case h.policy() && h.x.Again():
-		h.later()
+		h.later(k == kindTimeout)
 		return
 	}
 	switch {
@@ -129,9 +129,9 @@ func (h *h1) policy() bool {
 	return !h.cut && retry.Left(h.way.Retry, h.note.Tries) && w.cfg.Metrics.Retry(h.way.Budget.Take(w.loop.Now()))
 }
 
-// later begins the next try after a pause, at another workload if there is one.
-func (h *h1) later() {
-	h.tried = append(h.tried, h.workload.Key)
+// later begins the next try after a pause, at another workload if there is one. There says that the last one can be reached.
+func (h *h1) later(there bool) {
+	h.tried = h.stay.Tried(h.tried, h.workload, there)
 	if len(h.tried) >= len(h.to.Candidates) {
 		h.tried = h.tried[:0]
 	}
@@ -146,6 +146,6 @@ func (h *h1) retryStatus(status int) bool {
 	h.failed("status " + strconv.Itoa(status))
 	h.leave(true)
 	h.until = time.Time{}
-	h.later()
+	h.later(true)
 	return true
 }

@@ -2,6 +2,7 @@ package serve_test
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -132,6 +133,82 @@ func TestSplit(t *testing.T) {
 	}
 }
 
+// TestBlueGreen: all requests go from one version of a service to another, and back, by a new configuration each time, while
+// clients send each request once: none is lost or sent twice, and from then on none goes to the version before.
+func TestBlueGreen(t *testing.T) {
+	var mu sync.Mutex
+	seen := map[string]int{} // how often each request was
+	note := func(_ http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		mu.Lock()
+		defer mu.Unlock()
+		seen[string(body)]++
+	}
+	w := newWorld(t, []*backend{serving(t, "cart", cartAddr, 2, note), serving(t, "green", cartAddr.Next(), 2, note)})
+	weigh := func(blue, green int) {
+		w.apply(fmt.Sprintf(`apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {namespace: shop, name: cart}
+spec:
+  parentRefs: [{group: "", kind: Service, name: cart}]
+  rules: [{backendRefs: [{name: cart, port: 80, weight: %d}, {name: green, port: 80, weight: %d}]}]`, blue, green))
+	}
+	steps := []struct {
+		blue, green int
+		to          string
+	}{{100, 0, "cart-"}, {0, 100, "green-"}, {100, 0, "cart-"}}
+	weigh(steps[0].blue, steps[0].green)
+	var step atomic.Int32 // twice the number of the one in force; odd while another takes its place
+	var sure [3]atomic.Int32
+	var sent atomic.Int64
+	ctx, stop := context.WithCancel(t.Context())
+	var all sync.WaitGroup
+	defer all.Wait()
+	defer stop()
+	two := w.once(true, w.connect)
+	for i := range 4 {
+		c := two
+		if i%2 == 0 {
+			c = w.once(false, w.connect)
+		}
+		all.Go(func() {
+			for ctx.Err() == nil {
+				before := step.Load()
+				resp, _, _, err := c.ask("POST", fmt.Sprint(sent.Add(1)))
+				if err != nil || resp.StatusCode != 200 {
+					t.Errorf("a request is lost: %v %v", resp, err)
+					return
+				}
+				if before%2 == 1 || step.Load() != before {
+					continue // it may have been asked before or after
+				}
+				sure[before/2].Add(1)
+				if by := resp.Header.Get("X-Workload"); !strings.HasPrefix(by, steps[before/2].to) {
+					t.Errorf("with the weights %d and %d %s answers", steps[before/2].blue, steps[before/2].green, by)
+				}
+			}
+		})
+	}
+	for i, s := range steps {
+		if i > 0 {
+			step.Add(1)
+			weigh(s.blue, s.green)
+			step.Add(1)
+		}
+		eventually(t, "200 requests with these weights", func() bool { return sure[i].Load() >= 200 })
+	}
+	stop()
+	all.Wait()
+	if len(seen) != int(sent.Load()) {
+		t.Errorf("%d requests were sent, %d arrived", sent.Load(), len(seen))
+	}
+	for id, n := range seen {
+		if n != 1 {
+			t.Errorf("request %s arrived %d times", id, n)
+		}
+	}
+}
+
 // readHead reads a response without a body.
 func readHead(in *bufio.Reader) (status, rest string, err error) {
 	for {
@@ -147,28 +224,6 @@ func readHead(in *bufio.Reader) (status, rest string, err error) {
 			return status, rest, nil
 		}
 		rest += line
-	}
-}
-
-// TestSession: a client that brings its cookie back stays at its backend.
-func TestSession(t *testing.T) {
-	w := newWorld(t, []*backend{serving(t, "cart", cartAddr, 1, echo), serving(t, "other", cartAddr.Next(), 1, echo)})
-	rule := toBackend("cart")
-	rule.Backends = append(rule.Backends, route.Backend{Service: shop("other"), Port: servicePort, Weight: 1})
-	rule.Session = &route.Session{Name: "sid", Permanent: true, AbsoluteTimeout: time.Hour}
-	w.routes = routed(rule)
-	w.set()
-	c := w.client()
-	for range 4 {
-		first, _ := w.get(c, "/")
-		cookie := first.Header.Get("Set-Cookie")
-		has(t, "the cookie", cookie, "; Path=/; HttpOnly; Max-Age=3600")
-		for range 5 {
-			again, _ := w.get(c, "/", "Cookie", strings.Split(cookie, ";")[0])
-			if again.Header.Get("X-Workload") != first.Header.Get("X-Workload") || again.Header.Get("Set-Cookie") != "" {
-				t.Errorf("a session of %s is answered by %s with %q", first.Header.Get("X-Workload"), again.Header.Get("X-Workload"), again.Header.Get("Set-Cookie"))
-			}
-		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/heddle-mesh/heddle/waypoint/serve/h2"
+	"github.com/heddle-mesh/heddle/waypoint/serve/h2/turn"
 	"github.com/heddle-mesh/heddle/waypoint/snapshot"
 )
 
@@ -25,7 +26,7 @@ func (c *conn) beginTwo() {
 
 func (w *worker) newTwo() *h2.Loop {
 	return &h2.Loop{Loop: w.loop, Pool: w.pool, Planner: w.planner, HTTP: w.cfg.HTTP2, Limits: &w.limits, Timeouts: &w.cfg.Timeouts, Metrics: w.cfg.Metrics, Mirrors: &w.mirrors, Sinks: &w.cfg.Sinks,
-		Use: func() *snapshot.Snapshot { w.use(); return w.snap }, Active: &w.active, Held: &w.held, In: w.in, Buffers: &w.buffers}
+		Use: func() *snapshot.Snapshot { w.use(); return w.snap }, Active: &w.active, Held: &w.held, In: w.in, Buffers: &w.buffers, Turn: turn.New(w.loop)}
 }
 
 func (t *two) step() { t.Step() }

@@ -200,24 +200,38 @@ func (interop) FullDuplexCall(s pb.TestService_FullDuplexCallServer) error {
 	}
 }
 
-// calls runs gRPC's server behind a waypoint, and is a client of it. The port's name does not say what it is.
+// servingCalls is serving, of workloads that are gRPC's servers. The port's name does not say what it is.
+func servingCalls(t testing.TB, name string, address netip.Addr, n int, server func(i int) *grpc.Server) *backend {
+	t.Helper()
+	return listening(t, name, address, n, func(l net.Listener, i int) func() {
+		s := server(i)
+		var all sync.WaitGroup
+		all.Go(func() { _ = s.Serve(l) })
+		return func() { s.Stop(); all.Wait() }
+	})
+}
+
+// caller is gRPC's client, on connections to the waypoint.
+func (w *world) caller() *grpc.ClientConn {
+	w.t.Helper()
+	c, err := grpc.NewClient("passthrough:///cart", grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) { return w.connect() }))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// calls runs gRPC's server behind a waypoint, and is a client of it.
 func calls(t *testing.T) (*world, pb.TestServiceClient, interop) {
 	t.Helper()
 	s := interop{cancelled: make(chan struct{}, 10)}
-	b := listening(t, "cart", cartAddr, 1, func(l net.Listener, _ int) func() {
+	w := newWorld(t, []*backend{servingCalls(t, "cart", cartAddr, 1, func(int) *grpc.Server {
 		server := grpc.NewServer()
 		pb.RegisterTestServiceServer(server, s)
-		var all sync.WaitGroup
-		all.Go(func() { _ = server.Serve(l) })
-		return func() { server.Stop(); all.Wait() }
-	})
-	w := newWorld(t, []*backend{b})
-	c, err := grpc.NewClient("passthrough:///cart", grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) { return w.connect() }))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = c.Close() })
-	return w, pb.NewTestServiceClient(c), s
+		return server
+	})})
+	return w, pb.NewTestServiceClient(w.caller()), s
 }
 
 // TestGRPC: calls of every kind, many at once.

@@ -23,9 +23,10 @@ const (
 	// more is read for it.
 	readBytes = 64 << 10
 	backlog   = 64 << 10
-	// spareBytes is the largest buffer that is kept for later, spares how many things are.
-	spareBytes = 32 << 10
-	spares     = 1024
+	// spareBytes is the largest buffer that is kept for later, spares how many things are, of which largeSpares have buffers.
+	spareBytes  = 32 << 10
+	spares      = 1024
+	largeSpares = 64
 	// mirrorShare is which part of the bytes copies for mirrors may have: requests are never refused
 	// for want of what these hold.
 	mirrorShare = 4

@@ -2,6 +2,7 @@ package serve_test
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -12,11 +13,16 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"google.golang.org/protobuf/proto"
 
+	"github.com/heddle-mesh/heddle/internal/discovery/resources/routing"
+	"github.com/heddle-mesh/heddle/internal/kube"
+	"github.com/heddle-mesh/heddle/internal/kube/folderroutes"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/internal/mesh/route"
 	"github.com/heddle-mesh/heddle/internal/proxyheader"
@@ -45,12 +51,16 @@ var (
 // and the same port.
 type backend struct {
 	name      string
+	namespace string // "" for shop
 	address   netip.Addr
 	port, app string // name of the service's port, and its appProtocol
 	workloads []netip.Addr
 	target    uint16
 	mode      mesh.Mode
 	waypoint  string // that it names; "" for none, as in a folder
+	unready   map[int]bool
+	sticky    bool
+	ends      []func() // of each workload: it listens no more, and what is open ends
 }
 
 // world is a waypoint over loopback.
@@ -142,7 +152,8 @@ func (w *world) set() {
 	workloads = append(workloads, waypoint)
 	services = append(services, mesh.Service{Key: mesh.Key{Namespace: "shop", Name: waypointServed}, Endpoints: []mesh.Key{waypoint.Key}})
 	for _, b := range w.backends {
-		s := mesh.Service{Key: mesh.Key{Namespace: "shop", Name: b.name}, Ports: []mesh.ServicePort{{Name: b.port, AppProtocol: b.app, Port: servicePort, TargetPort: b.target}}}
+		namespace := cmp.Or(b.namespace, "shop")
+		s := mesh.Service{Key: mesh.Key{Namespace: namespace, Name: b.name}, Sticky: b.sticky, Ports: []mesh.ServicePort{{Name: b.port, AppProtocol: b.app, Port: servicePort, TargetPort: b.target}}}
 		if b.waypoint != "" {
 			s.Waypoint = mesh.Key{Namespace: "shop", Name: b.waypoint}
 		}
@@ -150,10 +161,10 @@ func (w *world) set() {
 			s.Addresses = []netip.Addr{b.address}
 		}
 		for i, addr := range b.workloads {
-			key := mesh.Key{Namespace: "shop", Name: fmt.Sprintf("%s-%d", b.name, i)}
+			key := mesh.Key{Namespace: namespace, Name: fmt.Sprintf("%s-%d", b.name, i)}
 			s.Endpoints = append(s.Endpoints, key)
-			workloads = append(workloads, mesh.Workload{Key: key, ServiceAccount: b.name, Node: "n", Ready: true, Mode: b.mode, Addresses: []netip.Addr{addr},
-				Identity: spiffeid.RequireFromString("spiffe://test.example/ns/shop/sa/" + b.name), Labels: map[string]string{"app": b.name}})
+			workloads = append(workloads, mesh.Workload{Key: key, ServiceAccount: b.name, Node: "n", Ready: !b.unready[i], Mode: b.mode, Addresses: []netip.Addr{addr},
+				Identity: spiffeid.RequireFromString("spiffe://test.example/ns/" + namespace + "/sa/" + b.name), Labels: map[string]string{"app": b.name}})
 		}
 		services = append(services, s)
 	}
@@ -164,6 +175,36 @@ func (w *world) set() {
 	if err := w.store.Set(fmt.Sprint(w.revision), view, append([]route.Route(nil), w.routes...)); err != nil {
 		w.t.Fatal(err)
 	}
+}
+
+// apply makes routes current that are objects of the Gateway API: they are compiled with the world's services, as the operator
+// does it, and are told as it tells waypoints of them.
+func (w *world) apply(objects string) {
+	w.t.Helper()
+	for _, b := range w.backends {
+		objects += fmt.Sprintf("\n---\napiVersion: v1\nkind: Service\nmetadata: {namespace: %s, name: %s}\nspec: {ports: [{name: %s, port: %d}]}", cmp.Or(b.namespace, "shop"), b.name, b.port, servicePort)
+	}
+	loaded, err := kube.LoadFolder(fstest.MapFS{"routes.yaml": {Data: []byte(objects)}})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	compiled, _, err := folderroutes.Compile(loaded)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.routes = nil
+	for i := range compiled.Routes {
+		told, err := proto.Marshal(routing.Encode(&compiled.Routes[i]))
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		r, err := routing.Decode(told)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		w.routes = append(w.routes, *r)
+	}
+	w.set()
 }
 
 // gauge is the value of a metric without labels.
@@ -301,7 +342,8 @@ func listening(t testing.TB, name string, address netip.Addr, n int, run func(ne
 		b.target = uint16(l.Addr().(*net.TCPAddr).Port)
 		b.workloads = append(b.workloads, addr)
 		end := run(l, i)
-		t.Cleanup(func() { end(); _ = l.Close() })
+		b.ends = append(b.ends, func() { end(); _ = l.Close() })
+		t.Cleanup(b.ends[i])
 	}
 	return b
 }
@@ -309,7 +351,13 @@ func listening(t testing.TB, name string, address netip.Addr, n int, run func(ne
 // raw is a backend that is written by hand: each connection is given to fn.
 func raw(t testing.TB, name string, address netip.Addr, fn func(net.Conn)) *backend {
 	t.Helper()
-	return listening(t, name, address, 1, func(l net.Listener, _ int) func() {
+	return raws(t, name, address, 1, func(c net.Conn, _ int) { fn(c) })
+}
+
+// raws is raw with n workloads.
+func raws(t testing.TB, name string, address netip.Addr, n int, fn func(net.Conn, int)) *backend {
+	t.Helper()
+	return listening(t, name, address, n, func(l net.Listener, i int) func() {
 		var all sync.WaitGroup
 		var mu sync.Mutex
 		var open []net.Conn
@@ -322,7 +370,7 @@ func raw(t testing.TB, name string, address netip.Addr, fn func(net.Conn)) *back
 				mu.Lock()
 				open = append(open, c)
 				mu.Unlock()
-				all.Go(func() { defer c.Close(); fn(c) })
+				all.Go(func() { defer c.Close(); fn(c, i) })
 			}
 		})
 		return func() {

@@ -44,7 +44,7 @@ func turn(t *testing.T, s *snapshot.Snapshot) string {
 	if d.Outcome != route.Routed {
 		t.Fatalf("the request is %s", d.Outcome)
 	}
-	b, _ := s.Splits.Backend(d.Target, r, time.Now())
+	b, _ := s.Splits.Backend(d.Target)
 	return b.Service.Name
 }
 

@@ -3,12 +3,14 @@ package socket
 // Buffers are what was used by the sockets of one loop, and is used again.
 type Buffers struct {
 	spare [][]byte
+	bytes int // of their memory
 }
 
 const (
 	firstBytes = 2 << 10  // of a buffer
 	spareBytes = 32 << 10 // the largest one that is kept
 	spares     = 1024     // how many are
+	allBytes   = 4 << 20  // how much memory they have together
 )
 
 // Get returns an empty buffer.
@@ -16,6 +18,7 @@ func (b *Buffers) Get() []byte {
 	if n := len(b.spare); n > 0 {
 		one := b.spare[n-1]
 		b.spare = b.spare[:n-1]
+		b.bytes -= cap(one)
 		return one
 	}
 	return make([]byte, 0, firstBytes)
@@ -23,7 +26,8 @@ func (b *Buffers) Get() []byte {
 
 // Put takes a buffer back.
 func (b *Buffers) Put(one []byte) {
-	if cap(one) > 0 && cap(one) <= spareBytes && len(b.spare) < spares {
+	if cap(one) > 0 && cap(one) <= spareBytes && len(b.spare) < spares && b.bytes+cap(one) <= allBytes {
+		b.bytes += cap(one)
 		b.spare = append(b.spare, one[:0])
 	}
 }

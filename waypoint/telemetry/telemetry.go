@@ -106,6 +106,13 @@ func New(reg prometheus.Registerer, reasons []string, lost func() float64) *Metr
 	return m
 }
 
+// BuildInfo is the metric of which version a waypoint is: 1, with the version as its label.
+func BuildInfo(version string) prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "heddle_waypoint_build_info", Help: "1; version is the program's.", ConstLabels: prometheus.Labels{"version": version},
+	}, func() float64 { return 1 })
+}
+
 // Series counts the requests of one route to one backend.
 type Series struct {
 	codes   [len(codes)]prometheus.Counter

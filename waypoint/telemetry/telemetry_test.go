@@ -29,6 +29,7 @@ func TestDocumentedMetrics(t *testing.T) {
 	}
 	reg := prometheus.NewRegistry()
 	telemetry.New(reg, []string{"NoHeader"}, func() float64 { return 0 })
+	reg.MustRegister(telemetry.BuildInfo("dev"))
 	families, err := reg.Gather()
 	if err != nil {
 		t.Fatal(err)

@@ -10,6 +10,8 @@ import (
 	"github.com/heddle-mesh/heddle/waypoint/http2"
 	"github.com/heddle-mesh/heddle/waypoint/plan"
 	"github.com/heddle-mesh/heddle/waypoint/reason"
+	"github.com/heddle-mesh/heddle/waypoint/record"
+	"github.com/heddle-mesh/heddle/waypoint/serve/h2/turn"
 	"github.com/heddle-mesh/heddle/waypoint/socket"
 )
 
@@ -36,16 +38,25 @@ type Client struct {
 	began    time.Time
 	half     time.Time // when what has come last began to be a part of a frame
 	draining time.Time
-	woken    bool
+	turn     turn.Step
 	gone     bool
+	vain     int // bytes of heads since the last one that there was room for
 }
 
 // New begins a connection, at the first byte of its preface.
 func (l *Loop) New(sock *socket.Buffered, owner Owner, who *plan.Client) *Client {
 	c := &Client{l: l, conn: http2.NewServer(l.HTTP), sock: sock, owner: owner, who: *who, since: l.Loop.Now(), began: l.Loop.Now()}
+	c.turn.Do = c.run
 	l.out = c.conn.Start(l.out[:0])
 	c.send()
 	return c
+}
+
+// run is its turn, if it is still there.
+func (c *Client) run() {
+	if !c.gone {
+		c.owner.Run()
+	}
 }
 
 // send sends what the engine has appended.
@@ -81,13 +92,7 @@ func (c *Client) Step() {
 		c.owner.Close(c.sock.Broken() || len(c.requests) > 0)
 		return
 	}
-	for i := 0; i < len(c.requests); {
-		q := c.requests[i]
-		q.Step()
-		if i < len(c.requests) && c.requests[i] == q {
-			i++
-		}
-	}
+	c.each((*Request).Step)
 	switch unfinished := c.conn.Unfinished(); {
 	case !unfinished:
 		c.half = time.Time{}
@@ -129,11 +134,11 @@ func (c *Client) event(step *http2.Step) {
 		return
 	}
 	if step.Event == http2.Refused {
-		c.l.refused(step.Err.Reason.String())
+		c.refused(step.Err.Reason)
 		return
 	}
 	q := c.find(step.Stream)
-	if q == nil {
+	if q == nil { // it has ended, or was refused, and was told of
 		return
 	}
 	switch step.Event {
@@ -157,6 +162,14 @@ func (c *Client) event(step *http2.Step) {
 	}
 }
 
+// refused tells of a request that is refused at its head, of which nothing else is known.
+func (c *Client) refused(why reason.Reason) {
+	l := c.l
+	l.refused(why.String())
+	note, now := record.Note{Status: why.Status(), Reason: why.String()}, l.Loop.Now()
+	note.Tell(l.Sinks, l.Planner.Unknown(), &c.who, now, now)
+}
+
 // find is the request of a stream.
 func (c *Client) find(id uint32) *Request {
 	i := c.index(id)
@@ -177,8 +190,11 @@ func (c *Client) head(id uint32, head *http1.Head) {
 	c.requests = append(c.requests, q)
 	*l.Active++
 	snap := l.Use()
-	head.CopyTo(&q.head)
-	head = &q.head
+	full := *l.Active > l.Limits.Requests || *l.Held > l.Limits.Bytes
+	if !full { // what is refused at once is not kept
+		head.CopyTo(&q.head)
+		head = &q.head
+	}
 	q.remove = l.request.Read(head, q.remove[:0])
 	q.grpc, q.idempotent = l.request.GRPC, plan.Idempotent(head)
 	q.note.Head(l.Sinks, head)
@@ -189,12 +205,35 @@ func (c *Client) head(id uint32, head *http1.Head) {
 	case p.Way == nil:
 		q.reply(&p.Reply)
 		return
-	case *l.Active > l.Limits.Requests || *l.Held > l.Limits.Bytes:
+	case full:
 		q.fail(503, plan.Overloaded)
+		c.inVain(head)
 		return
 	}
+	c.vain = 0
 	q.begin(p, snap)
 }
+
+// vainBytes is how much of heads is read in vain, for each request under way and one more: reading them is what a client can have done
+// while there is no room.
+const vainBytes = 256 << 10
+
+// inVain counts a head that there was no room for, and ends the connection when its client goes on with them.
+func (c *Client) inVain(head *http1.Head) {
+	for _, f := range head.Fields {
+		c.vain += len(f.Name) + len(f.Value)
+	}
+	if c.vain > vainBytes*(1+len(c.requests)) {
+		c.l.out = c.conn.Fail(c.l.out[:0], reason.RefusedFlood)
+		c.send()
+	}
+}
+
+// Held is how many bytes of memory the connection takes beside its requests, and what waits at its socket.
+func (c *Client) Held() int { return c.conn.Held() }
+
+// Begins says that something has begun to come, a head maybe, and that there are no requests of which anybody waits for an answer.
+func (c *Client) Begins() bool { return len(c.requests) == 0 && c.conn.Unfinished() }
 
 // Due is when Expire is to be called.
 func (c *Client) Due() time.Time {
@@ -215,7 +254,7 @@ func (c *Client) Due() time.Time {
 		at = bounds.Earlier(at, c.since.Add(t.Stall))
 	}
 	for _, q := range c.requests {
-		at = bounds.Earlier(at, q.due())
+		at = bounds.Earlier(at, q.Due())
 	}
 	return at
 }
@@ -224,6 +263,7 @@ func (c *Client) Due() time.Time {
 func (c *Client) Expire(now time.Time) {
 	t := c.l.Timeouts
 	reached := func(from time.Time, d time.Duration) bool { return !from.IsZero() && !now.Before(from.Add(d)) }
+	stalls := len(c.requests) > 0 && reached(c.since, t.Stall)
 	switch {
 	case !c.conn.Acknowledged() && reached(c.began, t.Header):
 		c.l.refused(reason.SettingsTimeout.String())
@@ -231,19 +271,14 @@ func (c *Client) Expire(now time.Time) {
 		c.send()
 		c.owner.End()
 		return
-	case reached(c.half, t.Header):
+	case reached(c.half, t.Header), stalls && c.conn.Pinged() > 0: // it was asked, and has not answered
 		c.l.refused(plan.SlowClient)
 		c.owner.Close(true)
 		return
 	case len(c.requests) == 0 && reached(c.since, t.Idle):
 		c.since = now
 		c.Drain()
-	case len(c.requests) > 0 && reached(c.since, t.Stall):
-		if c.conn.Pinged() > 0 { // it was asked, and has not answered
-			c.l.refused(plan.SlowClient)
-			c.owner.Close(true)
-			return
-		}
+	case stalls:
 		c.since = now
 		c.l.out = c.conn.Ping(c.l.out[:0])
 		c.send()
@@ -252,20 +287,22 @@ func (c *Client) Expire(now time.Time) {
 		c.l.out = c.conn.Drain(c.l.out[:0])
 		c.send()
 	}
-	for i := 0; i < len(c.requests); {
-		q := c.requests[i]
-		q.expire(now)
-		if i < len(c.requests) && c.requests[i] == q {
-			i++
-		}
-	}
+	c.each(func(q *Request) { q.expire(now) })
 }
 
 // Review ends the requests whose client may, by another View, no longer reach the workload
 // that answers them. The rest is Run's.
 func (c *Client) Review(view *mesh.View) {
-	for _, q := range append([]*Request(nil), c.requests...) { // those that end leave it
-		q.Review(view)
+	c.each(func(q *Request) { q.Review(view) })
+}
+
+// each calls do with each request, which may end it.
+func (c *Client) each(do func(q *Request)) {
+	for i := 0; i < len(c.requests); {
+		q := c.requests[i]
+		if do(q); i < len(c.requests) && c.requests[i] == q {
+			i++
+		}
 	}
 }
 
@@ -275,7 +312,7 @@ func (c *Client) Drain() {
 		c.draining = c.l.Loop.Now()
 		c.l.out = c.conn.Drain(c.l.out[:0])
 		c.send()
-		c.l.wake(c)
+		c.l.Turn.Last(&c.turn)
 	}
 }
 

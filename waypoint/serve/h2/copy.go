@@ -8,6 +8,7 @@ import (
 	"github.com/heddle-mesh/heddle/waypoint/http1"
 	"github.com/heddle-mesh/heddle/waypoint/http2"
 	"github.com/heddle-mesh/heddle/waypoint/plan"
+	"github.com/heddle-mesh/heddle/waypoint/serve/h2/turn"
 	"github.com/heddle-mesh/heddle/waypoint/telemetry"
 )
 
@@ -19,7 +20,7 @@ type copied struct {
 	timer   eventloop.Timer
 	outcome string
 	bytes   int // of the body
-	woken   bool
+	turn    turn.Step
 }
 
 // mirror sends the copies of a request that has come whole.
@@ -44,7 +45,7 @@ func (q *Request) mirror() {
 func (l *Loop) sendCopy(of *Request, way *plan.Way) {
 	c := &copied{l: l, who: *of.who, outcome: telemetry.Failed, bytes: len(of.up.Data)}
 	q := l.newRequest(c, &c.who, 0)
-	c.q, q.copied, q.old = q, true, of.old
+	c.q, c.turn.Do, q.copied, q.old = q, c.step, true, of.old
 	of.head.CopyTo(&q.head)
 	q.head.Continue = false // nothing is waited for: the body is there
 	q.edit = http1.Edit{Host: of.edit.Host, Path: of.edit.Path, Remove: slices.Clone(of.edit.Remove), Add: q.edit.Add[:0]}
@@ -81,15 +82,10 @@ func (c *copied) Reply(uint32, int, string, []http1.Field, []byte) error { retur
 
 func (c *copied) Consumed(uint32, int) {}
 
-func (c *copied) Wake() {
-	if !c.woken && c.q != nil {
-		c.woken = true
-		c.l.Loop.Later(c.step)
-	}
-}
+func (c *copied) Wake() { c.l.Turn.Last(&c.turn) }
 
 func (c *copied) step() {
-	if c.woken = false; c.q != nil {
+	if c.q != nil {
 		c.q.Step()
 	}
 }

@@ -48,11 +48,14 @@ func (s *streams) Answer(id uint32, head *http1.Head, e *http1.Edit) (err error)
 }
 
 func (s *streams) Data(id uint32, p []byte) (n int) {
-	if len(s.sock.Out) >= backlog {
-		return 0 // Step comes back to it
+	turn := len(s.sock.Out) < backlog // else Step comes back to it
+	if turn {
+		s.l.out, n = s.conn.Data(s.l.out[:0], id, p)
+		(*Client)(s).send()
 	}
-	s.l.out, n = s.conn.Data(s.l.out[:0], id, p)
-	(*Client)(s).send()
+	if q := (*Client)(s).find(id); q != nil {
+		q.down.Refused(turn && n < len(p), n > 0, s.l.Loop.Now())
+	}
 	return n
 }
 
@@ -77,7 +80,7 @@ func (s *streams) Consumed(id uint32, n int) {
 	(*Client)(s).send()
 }
 
-func (s *streams) Wake() { s.l.wake((*Client)(s)) }
+func (s *streams) Wake() { s.l.Turn.Last(&s.turn) }
 
 func (s *streams) Over(q *Request) {
 	i := (*Client)(s).index(q.id)
@@ -113,7 +116,7 @@ func (l *Loop) Carry(f Front, who *plan.Client, a *Asked) *Request {
 
 // begin sends a request on, as it was planned.
 func (q *Request) begin(p *plan.Plan, snap *snapshot.Snapshot) {
-	q.way, q.to, q.view, q.session = p.Way, p.To, snap.View, p.Token
+	q.way, q.to, q.view, q.stay = p.Way, p.To, snap.View, p.Stay
 	if q.way.CORS {
 		q.origin = plan.Origin(&q.head)
 	}
@@ -122,6 +125,7 @@ func (q *Request) begin(p *plan.Plan, snap *snapshot.Snapshot) {
 	}
 	q.way.Budget.Asked()
 	q.edited(p)
+	q.count()
 	q.dispatch()
 }
 
@@ -161,12 +165,9 @@ func (q *Request) Step() {
 	}
 }
 
-// Due is when Expire is to be called, the zero time for never.
-func (q *Request) Due() time.Time { return q.due() }
-
 // Expire does what is due, and reports whether anything was.
 func (q *Request) Expire(now time.Time) bool {
-	at := q.due()
+	at := q.Due()
 	if at.IsZero() || now.Before(at) {
 		return false
 	}

@@ -3,7 +3,7 @@
 // what its own carrying of HTTP/1.1 is.
 //
 // Everything of one client's connection, and of those to workloads, is done on one event loop. What happens at one of
-// them is noted at the others, and done when the turn is over (Loop.wake): no step begins within another one.
+// them is noted at the others, and done when the turn is over (Loop.Turn): no step begins within another one.
 package h2
 
 import (
@@ -14,6 +14,7 @@ import (
 	"github.com/heddle-mesh/heddle/waypoint/plan"
 	"github.com/heddle-mesh/heddle/waypoint/pool"
 	"github.com/heddle-mesh/heddle/waypoint/record"
+	"github.com/heddle-mesh/heddle/waypoint/serve/h2/turn"
 	"github.com/heddle-mesh/heddle/waypoint/snapshot"
 	"github.com/heddle-mesh/heddle/waypoint/socket"
 	"github.com/heddle-mesh/heddle/waypoint/telemetry"
@@ -38,9 +39,10 @@ type Loop struct {
 	// In is what is read into, of the loop; Buffers are the loop's.
 	In      []byte
 	Buffers *socket.Buffers
+	// Turn has the steps of trunks First, and those of who waits for them Last.
+	Turn *turn.Steps
 
 	scratch
-	soonRun
 	trunks map[*pool.Place][]*trunk
 	copies map[*copied]struct{}
 	free   []*Request
@@ -53,73 +55,15 @@ type scratch struct {
 	plan    plan.Plan
 }
 
-// soonRun is what is to be done when the turn is over.
-type soonRun struct {
-	clients []*Client
-	dirty   []*trunk
-	later   bool
-	run     func()
-}
-
 const (
 	// backlog is how many bytes may wait for a socket before no more is made for it.
 	backlog = 64 << 10
-	// spares is how many requests are kept for later, spareBytes how large a buffer of one.
-	spares, spareBytes = 256, 32 << 10
+	// spares is how many requests are kept for later, spareBytes how large a buffer of one, for the largeSpares that have any.
+	spares, spareBytes, largeSpares = 256, 32 << 10, 32
 	// maxConnects is how many workloads are tried that cannot be reached, maxUnseen how often a request is sent
 	// again that no application has seen.
 	maxConnects, maxUnseen = 3, 3
 )
-
-// wake has a client's step done soon.
-func (l *Loop) wake(c *Client) {
-	if !c.woken {
-		c.woken = true
-		l.clients = append(l.clients, c)
-		l.soon()
-	}
-}
-
-// touch has a trunk's step done soon.
-func (l *Loop) touch(t *trunk) {
-	if !t.woken {
-		t.woken = true
-		l.dirty = append(l.dirty, t)
-		l.soon()
-	}
-}
-
-func (l *Loop) soon() {
-	if l.run == nil {
-		l.run = l.steps
-	}
-	if !l.later {
-		l.later = true
-		l.Loop.Later(l.run)
-	}
-}
-
-// steps does what was put off. What comes of it is for the next time.
-func (l *Loop) steps() {
-	l.later = false
-	for n := len(l.dirty); n > 0; n-- {
-		t := l.dirty[0]
-		l.dirty = l.dirty[:copy(l.dirty, l.dirty[1:])]
-		if t.woken = false; t.c != nil {
-			t.step()
-		}
-	}
-	for n := len(l.clients); n > 0; n-- {
-		c := l.clients[0]
-		l.clients = l.clients[:copy(l.clients, l.clients[1:])]
-		if c.woken = false; !c.gone {
-			c.owner.Run()
-		}
-	}
-	if len(l.dirty)+len(l.clients) > 0 {
-		l.soon()
-	}
-}
 
 // Close ends the connections to workloads, and the copies that are on them or on others.
 func (l *Loop) Close() {

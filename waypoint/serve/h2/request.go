@@ -10,6 +10,7 @@ import (
 	"github.com/heddle-mesh/heddle/waypoint/plan"
 	"github.com/heddle-mesh/heddle/waypoint/record"
 	"github.com/heddle-mesh/heddle/waypoint/serve/h2/pending"
+	"github.com/heddle-mesh/heddle/waypoint/stay"
 )
 
 // Request is one of a client, and what answers it.
@@ -38,7 +39,8 @@ type asked struct {
 	way              *plan.Way
 	view             *mesh.View
 	to               mesh.Route
-	session, origin  string
+	stay             stay.Stay
+	origin           string
 	grpc, idempotent bool
 	edit, back       http1.Edit
 	remove           []string
@@ -66,7 +68,7 @@ func (q *Request) edited(p *plan.Plan) {
 // pump hands on what came of the request's body.
 func (q *Request) pump() {
 	q.pour()
-	q.count()
+	q.counted()
 }
 
 func (q *Request) pour() {
@@ -102,11 +104,25 @@ func (q *Request) bothEnded() {
 	q.finish()
 }
 
+// requestBytes is what a request takes beside its head and its bodies.
+const requestBytes = 2 << 10
+
 // count brings what is held up to date.
 func (q *Request) count() {
-	n := len(q.up.Data) + len(q.down.Data)
+	n := 0
+	if !q.over {
+		n = requestBytes + q.head.Held() + cap(q.up.Data) + cap(q.down.Data) + cap(q.out)
+	}
 	*q.l.Held += int64(n - q.held)
 	q.held = n
+}
+
+// counted is count after something came, and ends the request when that is more than there is room for.
+func (q *Request) counted() {
+	was := q.held
+	if q.count(); q.held > was && *q.l.Held > q.l.Limits.Most() {
+		q.fail(503, plan.Overloaded)
+	}
 }
 
 // drain hands on what came of the response's body.
@@ -114,7 +130,11 @@ func (q *Request) drain() {
 	if !q.answered || q.over {
 		return
 	}
-	defer q.count()
+	q.fall()
+	q.counted()
+}
+
+func (q *Request) fall() {
 	b := &q.down
 	if len(b.Data) > 0 {
 		n := q.front.Data(q.id, b.Data)
@@ -156,10 +176,7 @@ func (q *Request) answer(head *http1.Head) {
 	if q.way.CORS {
 		edit = q.way.Answer(q.origin, head)
 	}
-	q.back = http1.Edit{Remove: edit.Remove, Add: append(q.back.Add[:0], edit.Add...)}
-	if q.session != "" {
-		q.back.Add = append(q.back.Add, plan.SessionField(q.way.Session, q.session))
-	}
+	q.back = http1.Edit{Remove: edit.Remove, Add: q.stay.Append(append(q.back.Add[:0], edit.Add...), q.workload, q.l.Loop.Now())}
 	q.note.Status = head.Status
 	switch err := q.front.Answer(q.id, head, &q.back); {
 	case errors.Is(err, http2.ErrGone):
@@ -247,10 +264,10 @@ func (q *Request) free() {
 	q.up.Reset()
 	q.down.Reset()
 	q.count()
-	q.answered, q.old, q.copied, q.tunnel, q.shut = false, false, false, false, false
-	if cap(q.out) > spareBytes {
-		q.out = nil
+	if len(q.l.free) > largeSpares || cap(q.out)+q.head.Held() > spareBytes { // it keeps little
+		q.up, q.down, q.out, q.head = pending.Body{}, pending.Body{}, nil, http1.Head{}
 	}
+	q.answered, q.old, q.copied, q.tunnel, q.shut = false, false, false, false, false
 	if len(q.l.free) < spares {
 		q.l.free = append(q.l.free, q)
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/heddle-mesh/heddle/waypoint/plan"
 	"github.com/heddle-mesh/heddle/waypoint/pool"
 	"github.com/heddle-mesh/heddle/waypoint/reason"
+	"github.com/heddle-mesh/heddle/waypoint/serve/h2/turn"
 )
 
 // trunk is a connection to a workload that speaks HTTP/2, which many requests share.
@@ -18,11 +19,12 @@ type trunk struct {
 	c       *pool.Conn // nil when it has ended
 	conn    *http2.Conn
 	out     []byte
+	held    int // bytes of out, as Held has them
 	streams map[uint32]*Request
-	waiting []*Request // until it is there, a WebSocket until SETTINGS say whether it may be asked for
+	waiting []*Request // until it is there and takes what waits for it, a WebSocket until SETTINGS say whether it may be asked for
 	leaving bool       // it takes no more
 	used    bool       // it has answered something
-	woken   bool
+	turn    turn.Step
 	since   time.Time // when something came, or it was asked
 	timer   eventloop.Timer
 	expired func()
@@ -41,7 +43,7 @@ func (l *Loop) join(q *Request) error {
 	if err != nil {
 		return err
 	}
-	t.c, t.expired = c, t.expire
+	t.c, t.expired, t.turn.Do = c, t.expire, t.run
 	if l.trunks == nil {
 		l.trunks = map[*pool.Place][]*trunk{}
 	}
@@ -54,7 +56,7 @@ func (l *Loop) join(q *Request) error {
 func (t *trunk) take(q *Request) {
 	q.trunk, q.on = t, 0
 	switch takes, known := t.conn.WebSocket(); {
-	case t.c.Connecting(), q.head.Upgrade && !known:
+	case t.c.Connecting(), len(t.out) >= backlog, q.head.Upgrade && !known:
 		t.waiting = append(t.waiting, q)
 		return
 	case q.head.Upgrade && !takes:
@@ -85,7 +87,7 @@ func (t *trunk) forget(q *Request) {
 	delete(t.streams, q.on)
 	t.place.Carry(-1)
 	q.trunk, q.on = nil, 0
-	t.l.touch(t)
+	t.l.Turn.First(&t.turn)
 }
 
 func (t *trunk) unwait(q *Request) {
@@ -110,7 +112,7 @@ func (t *trunk) Connected(_ *pool.Conn, err error) {
 	t.since = t.l.Loop.Now()
 	t.l.Loop.SetAfter(&t.timer, t.l.Timeouts.Connect, t.expired)
 	t.admit()
-	t.l.touch(t)
+	t.l.Turn.First(&t.turn)
 }
 
 // admit takes those who wait, as far as they need not wait still.
@@ -130,15 +132,34 @@ func (t *trunk) Happened(*pool.Conn) { t.step() }
 
 // send writes what the engine has appended to the loop's out.
 func (t *trunk) send(out []byte) {
-	t.l.out = out[:0]
-	if t.c == nil || len(out) == 0 {
+	if t.sendQuietly(out); t.c != nil && len(out) > 0 {
+		t.l.Turn.First(&t.turn) // the engine has more to say, maybe
+	}
+}
+
+// sendQuietly is send of what Next has appended: it is called until it has no more.
+func (t *trunk) sendQuietly(out []byte) {
+	if t.l.out = out[:0]; t.c == nil || len(out) == 0 {
 		return
 	}
 	if len(t.out) == 0 {
 		out = out[t.c.Write(out):]
 	}
+	if len(out) > 0 && t.out == nil {
+		t.out = t.l.Buffers.Get()
+	}
 	t.out = append(t.out, out...)
-	t.l.touch(t) // the engine has more to say, maybe
+	t.count()
+}
+
+// count brings what is held up to date. There is memory while something waits only.
+func (t *trunk) count() {
+	if len(t.out) == 0 {
+		t.l.Buffers.Put(t.out)
+		t.out = nil
+	}
+	*t.l.Held += int64(cap(t.out) - t.held)
+	t.held = cap(t.out)
 }
 
 func (t *trunk) data(id uint32, p []byte) int {
@@ -147,12 +168,21 @@ func (t *trunk) data(id uint32, p []byte) int {
 	return n
 }
 
+// run is its turn, if it is still there.
+func (t *trunk) run() {
+	if t.c != nil {
+		t.step()
+	}
+}
+
 // step does all that can be done now.
 func (t *trunk) step() {
 	if len(t.out) > 0 {
 		full := len(t.out) >= backlog
 		t.out = t.out[:copy(t.out, t.out[t.c.Write(t.out):])]
+		t.count()
 		if full && len(t.out) < backlog {
+			t.admit()
 			for _, q := range t.streams {
 				q.pump()
 				q.wake()
@@ -204,15 +234,6 @@ func (t *trunk) feed(data []byte) bool {
 			t.event(q, &step)
 		}
 	}
-}
-
-// sendQuietly is send of what Next has appended: it is called until it has no more.
-func (t *trunk) sendQuietly(out []byte) {
-	t.l.out = out[:0]
-	if len(t.out) == 0 {
-		out = out[t.c.Write(out):]
-	}
-	t.out = append(t.out, out...)
 }
 
 func (t *trunk) event(q *Request, step *http2.Step) {
@@ -307,7 +328,8 @@ func (t *trunk) close(reset bool) {
 
 // gone takes it out of the list.
 func (t *trunk) gone() {
-	t.leaving = true
+	t.leaving, t.out = true, t.out[:0]
+	t.count()
 	t.l.Loop.Clear(&t.timer)
 	rest := slices.DeleteFunc(t.l.trunks[t.place], func(o *trunk) bool { return o == t })
 	if t.l.trunks[t.place] = rest; len(rest) == 0 {

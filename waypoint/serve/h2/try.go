@@ -40,12 +40,8 @@ const (
 
 // two says that a request goes on by HTTP/2: what is to a port that says so, and a call of gRPC that came in HTTP/2.
 func (q *Request) two() bool {
-	switch _, version := sniff.Of(q.to.Service, q.way.Port); {
-	case version == sniff.AsAsked:
-		return q.grpc && !q.old && !q.head.Upgrade
-	default:
-		return version == sniff.Two
-	}
+	_, version := sniff.Of(q.to.Service, q.way.Port)
+	return version == sniff.Two || version == sniff.AsAsked && q.grpc && !q.old && !q.head.Upgrade
 }
 
 // dispatch sends the request to a workload.
@@ -55,10 +51,10 @@ func (q *Request) dispatch() {
 		q.view = l.Use().View
 	}
 	like := q.who.To.Addr()
-	workload, place := l.Pool.Pick(&q.to, like, q.tried)
+	workload, place := l.Pool.Pick(&q.to, like, q.tried, q.stay.With)
 	if place == nil && len(q.tried) > 0 && q.unseen+q.note.Tries > 0 {
 		q.tried = q.tried[:0] // all were tried: once more
-		workload, place = l.Pool.Pick(&q.to, like, nil)
+		workload, place = l.Pool.Pick(&q.to, like, nil, q.stay.With)
 	}
 	if place == nil {
 		q.fail(503, mesh.ReasonNoEndpoint.String())
@@ -107,7 +103,7 @@ func (q *Request) unreachable(err error) {
 		return
 	}
 	if q.policy() {
-		q.later()
+		q.later(false)
 		return
 	}
 	q.fail(503, mesh.ReasonAppUnreachable.String())
@@ -148,13 +144,13 @@ func (q *Request) broke(k kind, why string, wrong error) {
 		if k == unsent || k == stale && q.unseen == 0 || q.room() {
 			q.unseen++
 			q.note.Tries--
-			q.tried = append(q.tried, q.workload.Key)
+			q.tried = q.stay.Tried(q.tried, q.workload, q.unseen == 1)
 			q.dispatch()
 			return
 		}
 	case k > unseen && !q.idempotent && q.sent:
 	case q.policy():
-		q.later()
+		q.later(k == timeout)
 		return
 	}
 	switch {
@@ -177,9 +173,9 @@ func (q *Request) policy() bool {
 // room takes a try out of the budget, and reports whether there was one.
 func (q *Request) room() bool { return q.l.Metrics.Retry(q.way.Budget.Take(q.l.Loop.Now())) }
 
-// later begins the next try after a pause, at another workload if there is one.
-func (q *Request) later() {
-	q.tried = append(q.tried, q.workload.Key)
+// later begins the next try after a pause, at another workload if there is one. There says that the last one can be reached.
+func (q *Request) later(there bool) {
+	q.tried = q.stay.Tried(q.tried, q.workload, there)
 	if len(q.tried) >= len(q.to.Candidates) {
 		q.tried = q.tried[:0]
 	}
@@ -196,16 +192,16 @@ func (q *Request) retryStatus(status int) bool {
 	q.leave()
 	q.until = time.Time{}
 	q.down.Reset()
-	q.later()
+	q.later(true)
 	return true
 }
 
-// due is when expire is to be called.
-func (q *Request) due() time.Time {
+// Due is when Expire is to be called, the zero time for never.
+func (q *Request) Due() time.Time {
 	if q.tunnel { // what is silent may be so for long
 		return time.Time{}
 	}
-	at := bounds.Earlier(q.until, q.pause)
+	at := bounds.Earlier(bounds.Earlier(q.until, q.pause), q.down.Stalls(q.l.Timeouts.Stall))
 	if q.way != nil && q.way.RequestTimeout > 0 {
 		at = bounds.Earlier(at, q.began.Add(q.way.RequestTimeout))
 	}
@@ -219,6 +215,8 @@ func (q *Request) expire(now time.Time) {
 	case q.tunnel:
 	case q.way != nil && q.way.RequestTimeout > 0 && reached(q.began.Add(q.way.RequestTimeout)):
 		q.fail(504, mesh.ReasonTimeout.String())
+	case reached(q.down.Stalls(q.l.Timeouts.Stall)):
+		q.cut(http2.EnhanceYourCalm, plan.SlowClient)
 	case reached(q.until):
 		q.until = time.Time{}
 		q.broke(timeout, mesh.ReasonTimeout.String(), nil)

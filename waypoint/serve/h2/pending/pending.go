@@ -4,6 +4,7 @@ package pending
 
 import (
 	"bytes"
+	"time"
 
 	"github.com/heddle-mesh/heddle/waypoint/http1"
 )
@@ -19,8 +20,9 @@ type Body struct {
 	Cut, Ended, Done bool
 	Trailers         []http1.Field
 
-	at    int // of Data, where what did not go on begins
-	given int // of Data, how much its sender was given back
+	at    int       // of Data, where what did not go on begins
+	given int       // of Data, how much its sender was given back
+	still time.Time // since when whoever is to have it takes nothing of it; zero while that is not so
 }
 
 // Waiting is what did not go on yet.
@@ -37,6 +39,24 @@ func (b *Body) Went(n, most int) (more int) {
 		b.at, b.given = 0, 0
 	}
 	return more
+}
+
+// Refused says whether whoever is to have it has not taken all of it, now, and whether they have taken some.
+func (b *Body) Refused(some, moved bool, now time.Time) {
+	switch {
+	case !some:
+		b.still = time.Time{}
+	case moved || b.still.IsZero():
+		b.still = now
+	}
+}
+
+// Stalls is when nothing of it will have been taken for some time, the zero time if nothing was refused.
+func (b *Body) Stalls(after time.Duration) time.Time {
+	if b.still.IsZero() {
+		return b.still
+	}
+	return b.still.Add(after)
 }
 
 // Again begins anew with what was kept, for somebody else.

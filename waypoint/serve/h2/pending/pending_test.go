@@ -3,6 +3,7 @@ package pending_test
 import (
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	"github.com/heddle-mesh/heddle/internal/testenv"
 	"github.com/heddle-mesh/heddle/waypoint/http1"
@@ -58,5 +59,28 @@ func TestBody(t *testing.T) {
 	b.Data = make([]byte, 1<<20)
 	if b.Reset(); cap(b.Data) > 0 {
 		t.Errorf("%d bytes are kept for another one", cap(b.Data))
+	}
+}
+
+// TestStalls: time counts from when nothing more was taken, and not while nothing waits.
+func TestStalls(t *testing.T) {
+	var b pending.Body
+	began := time.Unix(1000, 0)
+	for i, step := range []struct {
+		some, moved bool
+		since       int // seconds after it began; -1 for never
+	}{{false, true, -1}, {true, true, 1}, {true, false, 1}, {true, false, 1}, {true, true, 4}, {false, false, -1}, {true, false, 6}, {false, true, -1}} {
+		b.Refused(step.some, step.moved, began.Add(time.Duration(i)*time.Second))
+		want := time.Time{}
+		if step.since >= 0 {
+			want = began.Add(time.Duration(step.since)*time.Second + time.Minute)
+		}
+		if at := b.Stalls(time.Minute); !at.Equal(want) {
+			t.Errorf("step %d: it stalls at %v, want %v", i, at, want)
+		}
+	}
+	b.Refused(true, false, began)
+	if b.Reset(); !b.Stalls(time.Minute).IsZero() {
+		t.Error("what is forgotten stalls")
 	}
 }

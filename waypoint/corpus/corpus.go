@@ -11,7 +11,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"strconv"
+	"net/textproto"
 	"strings"
 )
 
@@ -34,6 +34,10 @@ type Case struct {
 	EOF bool
 	// Want is how it is to be read.
 	Want []string
+	// Shown are fields whose values are part of that, by their names in lower case.
+	Shown []string
+
+	frames frames // of HTTP/2
 }
 
 // Requests are the cases of what a client sends.
@@ -63,11 +67,8 @@ func parse(file, text string) (cases []Case, err error) {
 }
 
 func (c *Case) set(name, value string) (err error) {
-	unquote := func(to *[]byte) {
-		var s string
-		if s, err = strconv.Unquote(`"` + value + `"`); err == nil {
-			*to = []byte(s)
-		}
+	if framed, err := c.frames.set(name, value); framed || err != nil {
+		return err
 	}
 	switch name {
 	case "source":
@@ -75,15 +76,17 @@ func (c *Case) set(name, value string) (err error) {
 	case "asked":
 		c.Asked = value
 	case "send":
-		unquote(&c.Send)
+		c.Send, err = unquote(value)
 	case "answer":
-		unquote(&c.Answer)
+		c.Answer, err = unquote(value)
 	case "then":
-		unquote(&c.Then)
+		c.Then, err = unquote(value)
 	case "eof":
 		c.EOF = value == "yes"
 	case "want":
 		c.Want = append(c.Want, value)
+	case "shown":
+		c.Shown = append(c.Shown, value)
 	default:
 		err = fmt.Errorf("no such line: %q", name)
 	}
@@ -103,8 +106,8 @@ func (c *Case) Request() []byte {
 }
 
 // ReadRequests is what net/http's server reads: a line for each whole message, and
-// the beginning of one that does not end.
-func ReadRequests(raw []byte) (whole []string, begun string, err error) {
+// the beginning of one that does not end. Fields that are shown are part of a line, also those that came as trailers.
+func ReadRequests(raw []byte, shown ...string) (whole []string, begun string, err error) {
 	r := bufio.NewReader(bytes.NewReader(raw))
 	for {
 		if _, err := r.Peek(1); err != nil {
@@ -123,7 +126,14 @@ func ReadRequests(raw []byte) (whole []string, begun string, err error) {
 		} else if err != nil {
 			return whole, "", err
 		}
-		whole = append(whole, fmt.Sprintf("%s %q", head, body))
+		line := fmt.Sprintf("%s %q", head, body)
+		for _, name := range shown {
+			key := textproto.CanonicalMIMEHeaderKey(name)
+			for _, value := range append(q.Header[key], q.Trailer[key]...) {
+				line += fmt.Sprintf(" %s=%q", name, value)
+			}
+		}
+		whole = append(whole, line)
 	}
 }
 

@@ -1,0 +1,9 @@
+package stay_test
+
+import (
+	"testing"
+
+	"github.com/heddle-mesh/heddle/internal/testenv"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }
