@@ -21,6 +21,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/fips"
 	"github.com/heddle-mesh/heddle/internal/identity/jointoken"
 	"github.com/heddle-mesh/heddle/internal/identity/trustfeed"
+	"github.com/heddle-mesh/heddle/operator/federation"
 	"github.com/heddle-mesh/heddle/operator/publish"
 	"github.com/heddle-mesh/heddle/operator/report"
 )
@@ -72,9 +73,10 @@ func (a *adminService) Status(_ context.Context, req *meshpb.OperatorStateReques
 			RootNotBeforeNs: root.NotBefore.UnixNano(), RootNotAfterNs: root.NotAfter.UnixNano(), Issuer: p.issuer(), Roots: uint32(len(p.authority.Roots())),
 		},
 		Nodes: nodesOf(p.discovery), Waypoints: waypointsOf(p.discovery),
-		Pods:     podsOf(p.trust),
+		Pods:     podsOf(p.trust.Server),
 		Policies: policies, PoliciesLeftOut: uint32(leftOut),
 		ApiServer: apiServer,
+		Federated: federation.Reachable(p.federation.Known()),
 	}, nil
 }
 

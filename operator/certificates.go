@@ -24,6 +24,7 @@ import (
 	"github.com/heddle-mesh/heddle/operator/federation"
 	"github.com/heddle-mesh/heddle/operator/issuing"
 	"github.com/heddle-mesh/heddle/operator/jwtauthority"
+	"github.com/heddle-mesh/heddle/operator/replicas"
 	"github.com/heddle-mesh/heddle/operator/rotation"
 )
 
@@ -65,7 +66,8 @@ func (p *parts) openTrust(kept federation.Store, store *mesh.Store) (err error) 
 	if err := p.openFederation(kept, store.Snapshot); err != nil {
 		return err
 	}
-	p.trust, err = trustfeed.NewServer(trustfeed.ServerConfig{Authenticate: nodeauth.PeerNode, Authority: p.said, Federation: p.federation.Said, Logger: p.cfg.Logger})
+	p.trust.Server, err = trustfeed.NewServer(trustfeed.ServerConfig{Authenticate: nodeauth.PeerNode, Authority: p.said, Federation: p.federation.Said,
+		TellGated: p.cfg.ExperimentalUDP, Logger: p.cfg.Logger})
 	if err != nil {
 		return err
 	}
@@ -137,11 +139,11 @@ func (a *peers) fleet(ctx context.Context) rotation.Fleet {
 	k := a.parts.cfg.Kubernetes
 	nodes := nodesOfReports(a.parts.trust.Reports())
 	f := rotation.Fleet{Overlap: a.parts.overlap(), Waypoints: a.parts.waypointsLearn(a.parts.view(), mountedLearn)}
-	for _, r := range askAll(ctx, a, func(ctx context.Context, c meshpb.OperatorAdminClient) (*meshpb.CertificatesResponse, error) {
+	for _, r := range replicas.Ask(ctx, a.Replicas, func(ctx context.Context, _ string, c meshpb.OperatorAdminClient) (*meshpb.CertificatesResponse, error) {
 		return c.Certificates(ctx, &meshpb.CertificatesRequest{Own: true}) // what it knows by itself
 	}) {
-		f.Replicas = append(f.Replicas, rotation.ReplicaOf(r.address, r.answer, r.err))
-		for _, n := range r.answer.GetNodes() {
+		f.Replicas = append(f.Replicas, rotation.ReplicaOf(r.Address, r.Answer, r.Err))
+		for _, n := range r.Answer.GetNodes() {
 			known, ok := nodes[n.GetNode()]
 			if !ok || n.GetConnected() && !known.Connected || n.GetReportedNs() > 0 && known.Report == nil {
 				nodes[n.GetNode()] = rotation.Node{Name: n.GetNode(), Connected: n.GetConnected() || known.Connected, Report: n.GetReport()}

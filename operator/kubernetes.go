@@ -123,7 +123,7 @@ func (o *Operator) runCluster(ctx context.Context) error {
 	if err := p.registerAnswers(); err != nil {
 		return err
 	}
-	p.source = cluster.NewSource(p.rest, o.cfg.Logger)
+	p.source = cluster.NewSource(p.rest, o.cfg.ExperimentalUDP, o.cfg.Logger)
 	listener := o.cfg.Listener
 	if listener == nil {
 		if listener, err = net.Listen("tcp", o.cfg.Listen); err != nil {
@@ -232,7 +232,7 @@ func (p *clusterParts) begin(ctx context.Context, listener net.Listener) error {
 	}
 	var before recalled
 	if err == nil {
-		before, err = p.recallRoutes(ctx)
+		before, err = p.recall(ctx)
 	}
 	if ctx.Err() != nil {
 		return nil
@@ -252,6 +252,7 @@ func (p *clusterParts) begin(ctx context.Context, listener net.Listener) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return p.serveAgents(ctx, listener) })
 	g.Go(func() error { return p.publisher.Follow(ctx) })
+	g.Go(func() error { return p.trust.gates.Run(ctx) })
 	g.Go(func() error { return p.authority.Run(ctx) })
 	g.Go(func() error { return p.election.Run(ctx) })
 	g.Go(func() error { return p.federation.Run(ctx) })
@@ -259,7 +260,7 @@ func (p *clusterParts) begin(ctx context.Context, listener net.Listener) error {
 	if p.cfg.AdminSocket != "" {
 		g.Go(func() error { return p.serveAdmin(ctx) })
 	}
-	defer p.peers.closeOthers(nil) // of those that do not lead, too
+	defer p.peers.Close() // of those that do not lead, too
 	return g.Wait()
 }
 
@@ -299,7 +300,11 @@ func (p *clusterParts) openParts(td spiffeid.TrustDomain, before recalled) (err 
 	if err := p.openIssuing(issuing.Config{Accounts: reviewer, KnownNode: p.source.HasNode}, store); err != nil {
 		return err
 	}
-	p.publisher = publish.NewCluster(publish.ClusterConfig{Source: p.source, Routes: p.routeSource, Good: before.good, Through: before.through, TrustDomain: td, ExperimentalUDP: p.cfg.ExperimentalUDP, Key: p.key, EpochBase: p.epochBase, Store: store, Server: p.discovery, Logger: p.cfg.Logger})
+	p.answersPeers, p.peers = true, newPeers(p)
+	if err := p.openGates(before.gates, p.peers.AskGates()); err != nil {
+		return err
+	}
+	p.publisher = publish.NewCluster(publish.ClusterConfig{Source: p.source, Routes: p.routeSource, Good: before.good, Through: before.through, TrustDomain: td, ExperimentalUDP: p.cfg.ExperimentalUDP, Gates: p.trust.gates, Key: p.key, EpochBase: p.epochBase, Store: store, Server: p.discovery, Logger: p.cfg.Logger})
 	p.configuration = func() *meshpb.OperatorConfiguration {
 		now, _ := p.publisher.Outcome()
 		return clusterConfiguration(now)
@@ -310,7 +315,6 @@ func (p *clusterParts) openParts(td spiffeid.TrustDomain, before recalled) (err 
 		}
 		return nil
 	}
-	p.answersPeers, p.peers = true, newPeers(p)
 	p.fleet = p.peers.fleet
 	if err := p.openTrust(keys.NewBundles(p.core, k.Namespace), store); err != nil {
 		return err
@@ -335,7 +339,7 @@ func (p *clusterParts) lead(ctx context.Context) error {
 	}
 	p.reporter.Store(reporter)
 	defer p.reporter.Store(nil)
-	defer p.peers.closeOthers(nil)
+	defer p.peers.Close()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return p.publishRoots(ctx) })
 	g.Go(func() error { return reporter.Run(ctx) })
@@ -345,6 +349,7 @@ func (p *clusterParts) lead(ctx context.Context) error {
 	g.Go(func() error { return p.takeTaints(ctx) })
 	g.Go(func() error { return p.writeRoutes(ctx) })
 	g.Go(func() error { return p.keepThrough(ctx) })
+	g.Go(func() error { return p.keepGates(ctx) })
 	g.Go(func() error { return p.runWaypoints(ctx) })
 	return g.Wait()
 }

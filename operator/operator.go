@@ -28,6 +28,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/identity/trustfeed"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/operator/federation"
+	"github.com/heddle-mesh/heddle/operator/gated"
 	"github.com/heddle-mesh/heddle/operator/issuing"
 	"github.com/heddle-mesh/heddle/operator/jwtauthority"
 	"github.com/heddle-mesh/heddle/operator/publish"
@@ -136,13 +137,17 @@ func New(cfg Config) (*Operator, error) {
 
 // parts is a running operator.
 type parts struct {
-	cfg        Config
-	started    time.Time
-	state      *publish.State
-	authority  *rotation.Live
-	rotator    *rotation.Rotator
-	spire      *spire.Follower // nil of an authority of its own
-	trust      *trustfeed.Server
+	cfg       Config
+	started   time.Time
+	state     *publish.State
+	authority *rotation.Live
+	rotator   *rotation.Rotator
+	spire     *spire.Follower // nil of an authority of its own
+	// trust is told what agents hold; gates, nil without UDP, is what it hears of gates.
+	trust struct {
+		*trustfeed.Server
+		gates *gated.Ledger
+	}
 	federation *federation.Follower
 	key        ed25519.PrivateKey
 	tokens     *jointoken.Store
@@ -205,6 +210,8 @@ func (o *Operator) runFolder(ctx context.Context) (err error) {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return p.serveAgents(ctx, listener) })
 	g.Go(func() error { return p.publisher.Follow(ctx) })
+	g.Go(func() error { return p.trust.gates.Run(ctx) })
+	g.Go(func() error { return p.keepGates(ctx) })
 	g.Go(func() error { return p.authority.Run(ctx) })
 	g.Go(func() error { return p.rotator.Run(ctx) })
 	g.Go(func() error { return p.issuing.jwts.Run(ctx) })
@@ -254,12 +261,19 @@ func (p *parts) open(ctx context.Context, first publish.Loaded) error {
 	if err := p.openTrust(federation.Dir(p.cfg.StateDir), store); err != nil {
 		return err
 	}
-	p.publisher = publish.New(publish.Config{Folder: p.cfg.Folder, Debounce: p.cfg.Debounce, Relist: p.cfg.Relist, ExperimentalUDP: p.cfg.ExperimentalUDP, State: p.state,
+	kept, err := p.keptGates().Load(ctx)
+	if err != nil {
+		p.cfg.Logger.Warn("not known which workloads were behind their gates: no datagrams pass until agents have reported", "error", err)
+	}
+	if err := p.openGates(kept, nil); err != nil {
+		return err
+	}
+	p.publisher = publish.New(publish.Config{Folder: p.cfg.Folder, Debounce: p.cfg.Debounce, Relist: p.cfg.Relist, ExperimentalUDP: p.cfg.ExperimentalUDP, Gates: p.trust.gates, State: p.state,
 		Key: p.key, Store: store, Server: p.discovery, Logger: p.cfg.Logger})
 	p.configuration = func() *meshpb.OperatorConfiguration { return folderConfiguration(p.cfg.Folder, p.publisher.Status()) }
 	p.policies = func() []*meshpb.OperatorPolicy {
 		outcome := p.publisher.Outcome()
-		return report.OfFolder(&outcome, acknowledged(nodesOf(p.discovery), podsOf(p.trust)))
+		return report.OfFolder(&outcome, acknowledged(nodesOf(p.discovery), podsOf(p.trust.Server)))
 	}
 	if err := p.register(p.publisher); err != nil {
 		return err
@@ -292,7 +306,7 @@ func (p *parts) serveAgents(ctx context.Context, listener net.Listener) error {
 	open := []string{meshpb.Issuing_Join_FullMethodName, grpc_health_v1.Health_Check_FullMethodName,
 		discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResources_FullMethodName}
 	if p.answersPeers {
-		open = append(open, meshpb.OperatorAdmin_Status_FullMethodName, meshpb.OperatorAdmin_Certificates_FullMethodName) // peerService asks who it is
+		open = append(open, meshpb.OperatorAdmin_Status_FullMethodName, meshpb.OperatorAdmin_Certificates_FullMethodName, meshpb.OperatorAdmin_Gates_FullMethodName) // peerService asks who it is
 	}
 	server := grpc.NewServer(append(discovery.ServerOptions(), nodeauth.ServerOptions(creds, td, open...)...)...)
 	if p.answersPeers {
@@ -300,7 +314,7 @@ func (p *parts) serveAgents(ctx context.Context, listener net.Listener) error {
 	}
 	p.discovery.Register(server)
 	meshpb.RegisterIssuingServer(server, p.issuing.Server)
-	meshpb.RegisterTrustServer(server, p.trust)
+	meshpb.RegisterTrustServer(server, p.trust.Server)
 	healthy := health.NewServer()
 	grpc_health_v1.RegisterHealthServer(server, healthy)
 	var g errgroup.Group

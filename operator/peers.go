@@ -2,15 +2,12 @@ package operator
 
 import (
 	"context"
-	"log/slog"
 	"maps"
 	"net"
 	"slices"
-	"sync"
-	"time"
 
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
@@ -18,14 +15,12 @@ import (
 	"github.com/heddle-mesh/heddle/internal/identity"
 	"github.com/heddle-mesh/heddle/internal/identity/nodeauth"
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/operator/replicas"
 	"github.com/heddle-mesh/heddle/operator/report"
 )
 
-// askPeer bounds how long a leader waits for another replica.
-const askPeer = 2 * time.Second
-
 // peerService answers other replicas on the agents' port: which nodes are
-// connected, what they have applied, and which certificates they report. Only the operator's own identity may
+// connected, what they have applied, and which certificates and gates they report. Only the operator's own identity may
 // ask; the rest of OperatorAdmin is for the admin socket.
 type peerService struct {
 	meshpb.UnimplementedOperatorAdminServer
@@ -63,18 +58,17 @@ func (s *peerService) admit(ctx context.Context) error {
 
 // peers asks the other replicas.
 type peers struct {
+	*replicas.Replicas
 	parts *clusterParts
-
-	conns struct {
-		sync.Mutex
-		byAddress map[string]*grpc.ClientConn
-	}
 }
 
 func newPeers(p *clusterParts) *peers {
-	all := &peers{parts: p}
-	all.conns.byAddress = map[string]*grpc.ClientConn{}
-	return all
+	a := &peers{parts: p}
+	own := func() credentials.TransportCredentials {
+		return nodeauth.NewClientCredentials(p.authority.Own, p.authority, identity.OperatorID(p.authority.TrustDomain()))
+	}
+	a.Replicas = replicas.New(a.addresses, own, p.cfg.Logger)
+	return a
 }
 
 // nodes returns what all nodes have acknowledged and reported, to this replica and to
@@ -90,13 +84,12 @@ func (a *peers) nodes(ctx context.Context) []report.Node {
 		}
 	}
 	take(nodesOf(a.parts.discovery))
-	pods := podsOf(a.parts.trust)
-	for _, r := range askAll(ctx, a, func(ctx context.Context, c meshpb.OperatorAdminClient) (*meshpb.OperatorState, error) {
+	pods := podsOf(a.parts.trust.Server)
+	for _, r := range replicas.Ask(ctx, a.Replicas, func(ctx context.Context, _ string, c meshpb.OperatorAdminClient) (*meshpb.OperatorState, error) {
 		return c.Status(ctx, &meshpb.OperatorStateRequest{})
 	}) {
-		r.logFailure(a.parts.cfg.Logger)
-		take(r.answer.GetNodes()) // nil, which has nothing, of one that does not answer
-		pods = append(pods, r.answer.GetPods()...)
+		take(r.Answer.GetNodes()) // nil, which has nothing, of one that does not answer
+		pods = append(pods, r.Answer.GetPods()...)
 	}
 	return acknowledged(slices.Collect(maps.Values(newest)), pods)
 }
@@ -137,80 +130,4 @@ func (a *peers) addresses() []string {
 		}
 	}
 	return all
-}
-
-// answered is what one replica has answered, or why it has not.
-type answered[T any] struct {
-	address string
-	answer  T
-	err     error
-	unasked bool // for err: it is this replica's
-}
-
-// logFailure says why there is no answer.
-func (a *answered[T]) logFailure(logger *slog.Logger) {
-	switch {
-	case a.unasked:
-		logger.Warn("other replica cannot be asked", "address", a.address, "error", a.err)
-	case a.err != nil: // it may just have ended
-		logger.Debug("other replica does not answer", "address", a.address, "error", a.err)
-	}
-}
-
-// askAll asks the other replicas at once, and waits for each.
-func askAll[T any](ctx context.Context, a *peers, ask func(context.Context, meshpb.OperatorAdminClient) (T, error)) []answered[T] {
-	addresses := a.addresses()
-	all := make([]answered[T], len(addresses))
-	var wg sync.WaitGroup
-	for i, address := range addresses {
-		wg.Go(func() {
-			r := &all[i]
-			r.address = address
-			conn, err := a.conn(address)
-			if err != nil {
-				r.err, r.unasked = err, true
-				return
-			}
-			ctx, cancel := context.WithTimeout(ctx, askPeer)
-			defer cancel()
-			r.answer, r.err = ask(ctx, meshpb.NewOperatorAdminClient(conn))
-		})
-	}
-	wg.Wait()
-	a.closeOthers(addresses)
-	return all
-}
-
-func (a *peers) conn(address string) (*grpc.ClientConn, error) {
-	a.conns.Lock()
-	defer a.conns.Unlock()
-	if conn := a.conns.byAddress[address]; conn != nil {
-		return conn, nil
-	}
-	authority := a.parts.authority
-	id := identity.OperatorID(authority.TrustDomain())
-	conn, err := grpc.NewClient(address, grpc.WithNoProxy(), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20)),
-		grpc.WithTransportCredentials(nodeauth.NewClientCredentials(authority.Own, authority, id)))
-	if err != nil {
-		return nil, err
-	}
-	a.conns.byAddress[address] = conn
-	return conn, nil
-}
-
-// closeOthers ends the connections to all but these addresses.
-func (a *peers) closeOthers(keep []string) {
-	kept := map[string]bool{}
-	for _, address := range keep {
-		kept[address] = true
-	}
-	a.conns.Lock()
-	defer a.conns.Unlock()
-	for address, conn := range a.conns.byAddress {
-		if !kept[address] {
-			// Nothing is lost with a connection that fails to close.
-			_ = conn.Close()
-			delete(a.conns.byAddress, address)
-		}
-	}
 }

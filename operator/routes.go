@@ -16,6 +16,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/kube/routes"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/operator/cluster"
+	"github.com/heddle-mesh/heddle/operator/gated"
 	"github.com/heddle-mesh/heddle/operator/publish"
 	"github.com/heddle-mesh/heddle/operator/routing"
 	"github.com/heddle-mesh/heddle/operator/waypoints"
@@ -32,21 +33,25 @@ func (p *clusterParts) routeSource() (*routes.Objects, <-chan struct{}) {
 type recalled struct {
 	good    routes.Good
 	through map[mesh.Key]mesh.Key // waypoints, by service
+	gates   gated.Prints
 }
 
-// recallRoutes tries until it is known which routes were good before, and which waypoints
-// were in force: a restart must not forget what is bad, or down, by now.
-func (p *clusterParts) recallRoutes(ctx context.Context) (before recalled, err error) {
+// recall tries until it is known which routes were good before, which waypoints were in
+// force, and who was behind a gate: a restart must not forget what is bad, or down, by now.
+func (p *clusterParts) recall(ctx context.Context) (before recalled, err error) {
 	p.kept = routing.NewStore(p.core, p.cfg.Kubernetes.Namespace, p.cfg.Logger)
 	for delay := time.Second; ; delay = min(2*delay, 30*time.Second) {
 		if before.good, err = p.kept.Load(ctx); err == nil {
 			before.through, err = p.kept.LoadThrough(ctx)
 		}
+		if err == nil && p.cfg.ExperimentalUDP {
+			before.gates, err = gated.NewStore(p.core, p.cfg.Kubernetes.Namespace, p.cfg.Logger).Load(ctx)
+		}
 		if err == nil {
 			return before, nil
 		}
 		p.notReady(err)
-		p.cfg.Logger.Error("not known which routes were good before: trying again", "error", err, "retry", delay)
+		p.cfg.Logger.Error("not known what was in force before: trying again", "error", err, "retry", delay)
 		select {
 		case <-ctx.Done():
 			return before, err
@@ -147,8 +152,5 @@ func (p *clusterParts) meant(view *mesh.View, key mesh.Key) bool {
 // view is what agents are told, or nil.
 func (p *clusterParts) view() *mesh.View {
 	now, _ := p.publisher.Outcome()
-	if now.Snapshot == nil {
-		return nil
-	}
-	return now.Snapshot.View()
+	return viewOf(now.Snapshot)
 }

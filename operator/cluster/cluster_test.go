@@ -36,7 +36,11 @@ const (
 // follow runs a source on a server until the test ends.
 func follow(t testing.TB, s *clustertest.Server) *Source {
 	t.Helper()
-	source := NewSource(s.Config(), slog.New(slog.DiscardHandler))
+	return followSource(t, NewSource(s.Config(), false, slog.New(slog.DiscardHandler)))
+}
+
+func followSource(t testing.TB, source *Source) *Source {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- source.Run(ctx) }()
@@ -218,7 +222,7 @@ func TestHeartbeatsWakeNobody(t *testing.T) {
 // A watch that was lost for too long ends in a list: what is gone is gone, and
 // the epoch is that of the list.
 func TestAListAfterALostWatch(t *testing.T) {
-	source := NewSource((&clustertest.Server{}).Config(), slog.New(slog.DiscardHandler))
+	source := NewSource((&clustertest.Server{}).Config(), false, slog.New(slog.DiscardHandler))
 	pods := source.table("pods")
 	if err := pods.Replace([]any{pod(1), pod(2)}, "50"); err != nil {
 		t.Fatal(err)
@@ -267,6 +271,27 @@ func following(t testing.TB, c interface{ Follow(context.Context) error }) (stop
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+// TestSlicesWithAFalseLabel: a slice that says it is of Kubernetes' own controller is kept
+// where that is asked for, and it is not like one.
+func TestSlicesWithAFalseLabel(t *testing.T) {
+	s := clustertest.Start(t)
+	slice := func(name string, owners ...any) map[string]any {
+		return map[string]any{"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4", "endpoints": []any{}, "ports": []any{},
+			"metadata": map[string]any{"namespace": "shop", "name": name, "ownerReferences": owners,
+				"labels": map[string]any{"kubernetes.io/service-name": "s", "endpointslice.kubernetes.io/managed-by": "endpointslice-controller.k8s.io"}}}
+	}
+	const path = "/apis/discovery.k8s.io/v1/namespaces/shop/endpointslices"
+	s.Put(t, path, slice("s-own", map[string]any{"apiVersion": "v1", "kind": "Service", "name": "s", "uid": "u", "controller": true}))
+	s.Put(t, path, slice("s-false"))
+	for all, want := range map[bool]int{false: 0, true: 1} {
+		source := followSource(t, NewSource(s.Config(), all, slog.New(slog.DiscardHandler)))
+		objs, _ := source.Objects()
+		if len(objs.Slices) != want || want > 0 && (objs.Slices[0].Name != "s-false" || !objs.Slices[0].Claims) {
+			t.Errorf("all slices %v: %+v, want %d", all, objs.Slices, want)
 		}
 	}
 }

@@ -50,7 +50,7 @@ type plane struct {
 
 func startPlane(t testing.TB) *plane {
 	t.Helper()
-	p := &plane{source: NewSource((&clustertest.Server{}).Config(), slog.New(slog.DiscardHandler)), listener: bufconn.Listen(64 << 10)}
+	p := &plane{source: NewSource((&clustertest.Server{}).Config(), false, slog.New(slog.DiscardHandler)), listener: bufconn.Listen(64 << 10)}
 	fill(t, p.source)
 	var err error
 	p.server, err = discovery.NewServer(discovery.ServerConfig{Authenticate: byMetadata, Logger: slog.New(slog.DiscardHandler)})

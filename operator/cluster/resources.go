@@ -3,6 +3,7 @@ package cluster
 import (
 	"reflect"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -36,11 +37,17 @@ type resource struct {
 	older                   schema.GroupVersion
 }
 
-func resources() []resource {
-	return slices.Concat(kubernetesResources(), heddleResources(), gatewayResources())
+// resources are those that are mirrored: with allSlices, also EndpointSlices that say they
+// are of Kubernetes' own controller, of which those are kept that are not like it.
+func resources(allSlices bool) []resource {
+	return slices.Concat(kubernetesResources(allSlices), heddleResources(), gatewayResources())
 }
 
-func kubernetesResources() []resource {
+func kubernetesResources(allSlices bool) []resource {
+	others := discoveryv1.LabelManagedBy + "!=" + trim.Controller
+	if allSlices {
+		others = ""
+	}
 	return []resource{
 		{
 			group: corev1.SchemeGroupVersion, name: "namespaces", example: &corev1.Namespace{},
@@ -76,7 +83,7 @@ func kubernetesResources() []resource {
 		},
 		{
 			group: discoveryv1.SchemeGroupVersion, name: "endpointslices", example: &discoveryv1.EndpointSlice{},
-			labels: discoveryv1.LabelManagedBy + "!=endpointslice-controller.k8s.io",
+			labels: others,
 			trim:   whole((*trim.Trimmer).EndpointSlice),
 			same:   equal(func(s *kube.EndpointSlice) any { return s }),
 			add:    func(o *kube.Objects, row any) { o.Slices = append(o.Slices, row.(*kube.EndpointSlice)) },
@@ -84,7 +91,7 @@ func kubernetesResources() []resource {
 		{
 			group: networkingv1.SchemeGroupVersion, name: "networkpolicies", example: &networkingv1.NetworkPolicy{},
 			trim: whole(func(_ *trim.Trimmer, p *networkingv1.NetworkPolicy) *networkingv1.NetworkPolicy {
-				return &networkingv1.NetworkPolicy{ObjectMeta: trimMeta(&p.ObjectMeta), Spec: p.Spec}
+				return &networkingv1.NetworkPolicy{ObjectMeta: trimPolicy(&p.ObjectMeta), Spec: p.Spec}
 			}),
 			same: equal(func(p *networkingv1.NetworkPolicy) any { return [2]any{p.Spec, p.UID} }),
 			add:  add(func(o *kube.Objects) *[]kube.Sourced[networkingv1.NetworkPolicy] { return &o.NetworkPolicies }),
@@ -98,33 +105,33 @@ func heddleResources() []resource {
 		{
 			group: v1alpha1.GroupVersion(), name: "meshes", example: &v1alpha1.Mesh{},
 			trim: whole(func(_ *trim.Trimmer, m *v1alpha1.Mesh) *v1alpha1.Mesh {
-				return &v1alpha1.Mesh{ObjectMeta: trimMeta(&m.ObjectMeta), Spec: m.Spec, Status: m.Status}
+				return &v1alpha1.Mesh{ObjectMeta: trimPolicy(&m.ObjectMeta), Spec: m.Spec, Status: m.Status}
 			}),
-			same: equal(func(m *v1alpha1.Mesh) any { return [2]any{m.Generation, m.UID} }),
+			same: equal(func(m *v1alpha1.Mesh) any { return written(m, m.Spec) }),
 			add:  add(func(o *kube.Objects) *[]kube.Sourced[v1alpha1.Mesh] { return &o.Meshes }),
 		},
 		{
 			group: v1alpha1.GroupVersion(), name: "workloads", example: &v1alpha1.Workload{},
 			trim: whole(func(_ *trim.Trimmer, w *v1alpha1.Workload) *v1alpha1.Workload {
-				return &v1alpha1.Workload{ObjectMeta: trimMeta(&w.ObjectMeta), Spec: w.Spec, Status: w.Status}
+				return &v1alpha1.Workload{ObjectMeta: trimPolicy(&w.ObjectMeta), Spec: w.Spec, Status: w.Status}
 			}),
-			same: equal(func(w *v1alpha1.Workload) any { return [3]any{w.Generation, w.UID, w.Labels} }),
+			same: equal(func(w *v1alpha1.Workload) any { return [2]any{written(w, w.Spec), w.Labels} }),
 			add:  add(func(o *kube.Objects) *[]kube.Sourced[v1alpha1.Workload] { return &o.Workloads }),
 		},
 		{
 			group: v1alpha1.GroupVersion(), name: "peerauthentications", example: &v1alpha1.PeerAuthentication{},
 			trim: whole(func(_ *trim.Trimmer, p *v1alpha1.PeerAuthentication) *v1alpha1.PeerAuthentication {
-				return &v1alpha1.PeerAuthentication{ObjectMeta: trimMeta(&p.ObjectMeta), Spec: p.Spec, Status: p.Status}
+				return &v1alpha1.PeerAuthentication{ObjectMeta: trimPolicy(&p.ObjectMeta), Spec: p.Spec, Status: p.Status}
 			}),
-			same: equal(func(p *v1alpha1.PeerAuthentication) any { return [2]any{p.Generation, p.UID} }),
+			same: equal(func(p *v1alpha1.PeerAuthentication) any { return written(p, p.Spec) }),
 			add:  add(func(o *kube.Objects) *[]kube.Sourced[v1alpha1.PeerAuthentication] { return &o.PeerAuthentications }),
 		},
 		{
 			group: v1alpha1.GroupVersion(), name: "authorizationpolicies", example: &v1alpha1.AuthorizationPolicy{},
 			trim: whole(func(_ *trim.Trimmer, p *v1alpha1.AuthorizationPolicy) *v1alpha1.AuthorizationPolicy {
-				return &v1alpha1.AuthorizationPolicy{ObjectMeta: trimMeta(&p.ObjectMeta), Spec: p.Spec, Status: p.Status}
+				return &v1alpha1.AuthorizationPolicy{ObjectMeta: trimPolicy(&p.ObjectMeta), Spec: p.Spec, Status: p.Status}
 			}),
-			same: equal(func(p *v1alpha1.AuthorizationPolicy) any { return [2]any{p.Generation, p.UID} }),
+			same: equal(func(p *v1alpha1.AuthorizationPolicy) any { return written(p, p.Spec) }),
 			add:  add(func(o *kube.Objects) *[]kube.Sourced[v1alpha1.AuthorizationPolicy] { return &o.AuthorizationPolicies }),
 		},
 	}
@@ -149,6 +156,23 @@ func startupTaints(n *corev1.Node) []corev1.Taint {
 // trimMeta keeps what compiling and reporting need.
 func trimMeta(m *metav1.ObjectMeta) metav1.ObjectMeta {
 	return metav1.ObjectMeta{Namespace: m.Namespace, Name: m.Name, UID: m.UID, Labels: m.Labels, Generation: m.Generation, CreationTimestamp: m.CreationTimestamp}
+}
+
+// trimPolicy keeps besides which program has changed the object last, and when; which
+// fields it has is left out, and so is who wrote the status.
+func trimPolicy(m *metav1.ObjectMeta) metav1.ObjectMeta {
+	out := trimMeta(m)
+	for _, e := range m.ManagedFields {
+		last := metav1.ManagedFieldsEntry{Manager: strings.Clone(e.Manager), Operation: e.Operation, Time: e.Time}
+		switch {
+		case e.Subresource != "":
+		case out.ManagedFields == nil:
+			out.ManagedFields = []metav1.ManagedFieldsEntry{last}
+		case !last.Time.Before(out.ManagedFields[0].Time):
+			out.ManagedFields[0] = last
+		}
+	}
+	return out
 }
 
 // whole makes a resource's trim function of a typed one. A nil result stays nil.

@@ -131,7 +131,7 @@ func TestMemoryPerWorkload(t *testing.T) {
 // BenchmarkChangeToSnapshot changes one policy, or the readiness of one pod, in a
 // large cluster and waits until what it means is published.
 func BenchmarkChangeToSnapshot(b *testing.B) {
-	source := NewSource((&clustertest.Server{}).Config(), slog.New(slog.DiscardHandler))
+	source := NewSource((&clustertest.Server{}).Config(), false, slog.New(slog.DiscardHandler))
 	fill(b, source)
 	server, err := discovery.NewServer(discovery.ServerConfig{Authenticate: nobody, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {

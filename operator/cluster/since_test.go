@@ -24,7 +24,7 @@ import (
 // compiling everything that the mirror has gives.
 func TestWhatIsServedIsAllThatWasSaid(t *testing.T) {
 	const pods, rounds = 60, 40
-	source := NewSource((&clustertest.Server{}).Config(), slog.New(slog.DiscardHandler))
+	source := NewSource((&clustertest.Server{}).Config(), false, slog.New(slog.DiscardHandler))
 	fillWith(t, source, pods, pods/2)
 	server, err := discovery.NewServer(discovery.ServerConfig{Authenticate: nobody, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
@@ -57,7 +57,7 @@ func TestWhatIsServedIsAllThatWasSaid(t *testing.T) {
 // refused, with the reason, where it was not.
 func TestUDPOfACluster(t *testing.T) {
 	for _, on := range []bool{false, true} {
-		source := NewSource((&clustertest.Server{}).Config(), slog.New(slog.DiscardHandler))
+		source := NewSource((&clustertest.Server{}).Config(), false, slog.New(slog.DiscardHandler))
 		fillWith(t, source, 4, 2)
 		udp, about := v1alpha1.ProtocolUDP, policy(1, 1000)
 		about.Name, about.ResourceVersion, about.Spec = "quic", "1001", v1alpha1.AuthorizationPolicySpec{Rules: []v1alpha1.Rule{{To: []v1alpha1.Destination{{Protocol: &udp, Ports: []v1alpha1.Port{443}}}}}}
@@ -110,7 +110,7 @@ func say(source *Source, random *rand.Rand, version, i int) error {
 // TestAReplacedNodeIsNotReady: the agent's pod of a node that is gone says nothing of the
 // node that has taken its name.
 func TestAReplacedNodeIsNotReady(t *testing.T) {
-	source := NewSource((&clustertest.Server{}).Config(), slog.New(slog.DiscardHandler))
+	source := NewSource((&clustertest.Server{}).Config(), false, slog.New(slog.DiscardHandler))
 	put := func(resource string, object any) {
 		t.Helper()
 		if err := source.table(resource).Update(object); err != nil {

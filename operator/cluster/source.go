@@ -51,12 +51,13 @@ type Source struct {
 	}
 }
 
-// NewSource returns a Source that has read nothing.
-func NewSource(cfg *rest.Config, log *slog.Logger) *Source {
+// NewSource returns a Source that has read nothing. With allSlices it reads all
+// EndpointSlices, and keeps of those of Kubernetes' own controller what is not like them.
+func NewSource(cfg *rest.Config, allSlices bool, log *slog.Logger) *Source {
 	s := &Source{cfg: cfg, log: log}
 	s.trimming.Trimmer = trim.New()
 	s.mirror.changed, s.mirror.rerouted = make(chan struct{}), make(chan struct{})
-	for _, r := range resources() {
+	for _, r := range resources(allSlices) {
 		s.tables = append(s.tables, &table{source: s, resource: r, rows: map[mesh.Key]any{}})
 	}
 	return s

@@ -173,7 +173,7 @@ func (f *Follower) Run(ctx context.Context) error {
 	var last []mesh.FederatedDomain
 	for {
 		view, changed := f.cfg.Wanted()
-		if s := view.Settings(); view.Synced() && (s.TrustDomain != own || !slices.Equal(s.Federation, last)) {
+		if s := view.Settings(); view.Synced() && (s.TrustDomain != own || !slices.EqualFunc(s.Federation, last, mesh.FederatedDomain.Equal)) {
 			f.follow(ctx, s, kept, running)
 			kept, own, last = nil, s.TrustDomain, s.Federation // from now on, what is known is newer
 		}
@@ -214,7 +214,7 @@ func (f *Follower) follow(ctx context.Context, s *mesh.Settings, kept map[string
 	}
 	var stopped []*asking
 	for td, a := range running {
-		if d, ok := wanted[td]; ok && d == a.of {
+		if d, ok := wanted[td]; ok && d.Equal(a.of) {
 			continue
 		}
 		a.stop()
@@ -258,7 +258,7 @@ func (f *Follower) begin(s *mesh.Settings, wanted map[spiffeid.TrustDomain]mesh.
 			continue // nobody else says what is believed of ours
 		}
 		k, anew := before[td], false
-		if k == nil || k.Domain != d {
+		if k == nil || !k.Domain.Equal(d) {
 			if k, anew = f.known(d, k, kept[td.Name()]); anew {
 				unkept = append(unkept, td)
 			}
@@ -379,7 +379,7 @@ func (f *Follower) take(ctx context.Context, d mesh.FederatedDomain, got *federa
 	td := d.TrustDomain
 	f.state.Lock()
 	k := f.state.known[td]
-	if k == nil || k.Domain != d {
+	if k == nil || !k.Domain.Equal(d) {
 		f.state.Unlock()
 		return nil // no longer wanted, or of another endpoint
 	}
@@ -419,7 +419,7 @@ func (f *Follower) note(d mesh.FederatedDomain, err error, again time.Time) {
 	f.state.Lock()
 	defer f.state.Unlock()
 	k := f.state.known[d.TrustDomain]
-	if k == nil || k.Domain != d {
+	if k == nil || !k.Domain.Equal(d) {
 		return
 	}
 	next := *k

@@ -38,6 +38,28 @@ func Bundles(known []Known) []*meshpb.FederatedBundle {
 	return all
 }
 
+// Reachable are the trust domains with workloads that may be connected to, for who asks.
+func Reachable(known []Known) []*meshpb.FederatedWorkloads {
+	var all []*meshpb.FederatedWorkloads
+	for _, k := range known {
+		if len(k.Domain.Workloads) == 0 {
+			continue
+		}
+		out := &meshpb.FederatedWorkloads{TrustDomain: k.Domain.TrustDomain.Name(), Workloads: uint32(len(k.Domain.Workloads))}
+		for _, w := range k.Domain.Workloads {
+			out.Addresses += uint32(len(w.Addresses))
+		}
+		if k.Bundle != nil {
+			out.RootsNotAfterNs = k.Bundle.Expires().UnixNano()
+		}
+		if k.Err != nil {
+			out.Error = k.Err.Error()
+		}
+		all = append(all, out)
+	}
+	return all
+}
+
 // Statuses is what the Mesh's status says of other trust domains, as this replica knows it.
 func Statuses(known []Known) []v1alpha1.FederationStatus {
 	var all []v1alpha1.FederationStatus

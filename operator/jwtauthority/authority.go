@@ -23,7 +23,8 @@ import (
 
 // Bounds of how long a token is valid.
 const (
-	DefaultTTL = 5 * time.Minute
+	// DefaultTTL is longer than clocks may differ (20 minutes) and agents keep a token.
+	DefaultTTL = 30 * time.Minute
 	MinTTL     = time.Minute
 	MaxTTL     = time.Hour
 )
@@ -33,7 +34,7 @@ const future = time.Hour
 
 // Times say how long what lasts. Zero ones take the defaults.
 type Times struct {
-	// TTL is how long a token is valid: 5 minutes, if not said otherwise; a minute at least
+	// TTL is how long a token is valid: 30 minutes, if not said otherwise; a minute at least
 	// and an hour at most.
 	TTL time.Duration
 	// Period is how long a key signs (30 days), Distribute how long the next one is in the

@@ -56,8 +56,9 @@ type ClusterConfig struct {
 	Through map[mesh.Key]mesh.Key
 	// TrustDomain is the CA's: a Mesh of another one is refused.
 	TrustDomain spiffeid.TrustDomain
-	// ExperimentalUDP lets policies name UDP.
+	// ExperimentalUDP lets policies name UDP. Gates says then who is behind a gate.
 	ExperimentalUDP bool
+	Gates           Gates
 	// Quiet is how long nothing must change before a change is compiled, Limit
 	// how long it waits for that at most; zero takes the default. Besides, no
 	// more than two thirds of the time go into compiling.
@@ -103,6 +104,7 @@ type Cluster struct {
 	mark     uint64
 	routing  *routed.Routing
 	through  through
+	gating   gating
 
 	now struct {
 		sync.Mutex
@@ -119,7 +121,7 @@ func NewCluster(cfg ClusterConfig) *Cluster {
 	if cfg.Limit == 0 {
 		cfg.Limit = DefaultLimit
 	}
-	c := &Cluster{cfg: cfg, metrics: newClusterMetrics(), routing: routed.New(cfg.Routes, cfg.Good), through: through{before: cfg.Through, waiting: map[mesh.Key]mesh.Key{}}}
+	c := &Cluster{cfg: cfg, metrics: newClusterMetrics(), routing: routed.New(cfg.Routes, cfg.Good), through: through{before: cfg.Through, waiting: map[mesh.Key]mesh.Key{}}, gating: newGating(cfg.Gates, cfg.ExperimentalUDP)}
 	c.now.changed = make(chan struct{})
 	return c
 }
@@ -171,7 +173,7 @@ func AwaitTrustDomain(ctx context.Context, source Source, report func(error)) (s
 // Follow compiles and publishes whenever something has changed, until ctx ends.
 func (c *Cluster) Follow(ctx context.Context) error {
 	for {
-		changed := c.cfg.Source.Changed()
+		changed, regated := c.cfg.Source.Changed(), c.gating.changed()
 		began := time.Now()
 		if c.cfg.Source.Synced() == nil {
 			c.compile()
@@ -180,6 +182,8 @@ func (c *Cluster) Follow(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 		case <-c.routing.Changed(): // never before routes were compiled
+			c.settle(ctx, changed)
+		case <-regated:
 			c.settle(ctx, changed)
 		case <-changed:
 			c.settle(ctx, changed)
@@ -273,6 +277,7 @@ func (c *Cluster) compileChanges(now *Outcome) *Outcome {
 	}
 	c.mark = mark
 	next := &Outcome{Snapshot: now.Snapshot, Published: now.Published, Checked: now.Checked, Objects: result.Objects, Refused: result.Refused, Warnings: result.Warnings}
+	c.gating.add(&result.Change, now.Snapshot.View())
 	if result.Change.Size() == 0 && now.Snapshot.Routes() == c.routing.Told() {
 		return next
 	}
@@ -300,6 +305,7 @@ func (c *Cluster) compileAll(now *Outcome) (*Outcome, error) {
 			last = now.Snapshot.View()
 		}
 		c.through.all(compiled, last)
+		c.gating.all(compiled.Workloads)
 		next.Refused, next.Warnings = compiled.Refused, compiled.Warnings
 		next.Snapshot, err = c.publish(compiled, epoch+c.cfg.EpochBase, now.Snapshot)
 	}
@@ -334,7 +340,7 @@ func (c *Cluster) publish(compiled *kube.Compiled, epoch uint64, last *discovery
 func (c *Cluster) serve(next, last *discovery.Snapshot) *discovery.Snapshot {
 	if last != nil && last.View().Revision() == next.View().Revision() {
 		was, is := last.View().Settings(), next.View().Settings()
-		if slices.Equal(was.RevokedUntold, is.RevokedUntold) && slices.Equal(was.Federation, is.Federation) {
+		if slices.Equal(was.RevokedUntold, is.RevokedUntold) && slices.EqualFunc(was.Federation, is.Federation, mesh.FederatedDomain.Equal) {
 			return last
 		}
 		c.cfg.Store.Replace(next.View()) // which agents are not told of, and the issuer and who asks for bundles are

@@ -116,7 +116,9 @@ type Config struct {
 	Debounce, Relist time.Duration
 	// ExperimentalUDP lets policies name UDP.
 	ExperimentalUDP bool
-	State           *State
+	// Gates says, where policies may name UDP, who is behind a gate.
+	Gates Gates
+	State *State
 	// Key signs what is published.
 	Key ed25519.PrivateKey
 	// Store and Server receive each View; the Publisher is their only writer.
@@ -125,11 +127,16 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-// Publisher turns what is in the folder into what is served. One goroutine
-// publishes; status may be taken from any.
+// Publisher turns what is in the folder into what is served. Its methods may be called
+// from any goroutine; one at a time publishes.
 type Publisher struct {
 	cfg      Config
 	refusals *prometheus.CounterVec
+	gating   gating
+	// publishing is held by who publishes; last is the reading that was published last, and
+	// zero while that is the last good configuration of before the start.
+	publishing sync.Mutex
+	last       Loaded
 
 	now struct {
 		sync.Mutex
@@ -139,7 +146,9 @@ type Publisher struct {
 }
 
 // New returns a Publisher that has published nothing.
-func New(cfg Config) *Publisher { return &Publisher{cfg: cfg, refusals: newRefusals()} }
+func New(cfg Config) *Publisher {
+	return &Publisher{cfg: cfg, refusals: newRefusals(), gating: newGating(cfg.Gates, cfg.ExperimentalUDP)}
+}
 
 // Status returns the state of this moment.
 func (p *Publisher) Status() Status {
@@ -180,6 +189,9 @@ func (p *Publisher) Begin(first Loaded) error {
 	if err == nil {
 		err = p.publish(view, told, Loaded{}, true)
 	}
+	if err == nil {
+		err = p.regate() // who was behind a gate then may not be now: before anybody is served
+	}
 	if err != nil {
 		p.cfg.Logger.Error("last good configuration is not served", "error", err)
 	}
@@ -190,13 +202,14 @@ func (p *Publisher) Begin(first Loaded) error {
 // may not: without what it says about UDP, under a revision of its own.
 func withoutDatagrams(view *mesh.View) (*mesh.View, error) {
 	revision, had := strings.CutPrefix(view.Revision(), withUDP)
+	revision, _, _ = strings.Cut(revision, gatedMark)
 	if !had {
 		return view, nil
 	}
 	var workloads []mesh.Workload
 	for _, w := range view.Workloads() {
 		closed := *w
-		closed.Datagrams = nil
+		closed.Datagrams, closed.Gated = nil, false
 		workloads = append(workloads, closed)
 	}
 	var services []mesh.Service
@@ -214,6 +227,8 @@ func withoutDatagrams(view *mesh.View) (*mesh.View, error) {
 
 // apply publishes a reading, or notes why it is refused.
 func (p *Publisher) apply(l Loaded) bool {
+	p.publishing.Lock()
+	defer p.publishing.Unlock()
 	err := l.err
 	if err == nil {
 		err = p.applyCompiled(l)
@@ -233,18 +248,38 @@ func (p *Publisher) apply(l Loaded) bool {
 
 func (p *Publisher) applyCompiled(l Loaded) error {
 	now := p.Status()
-	if now.Revision == l.revision && !now.FromLastGood {
-		return nil
+	if served, _, _ := strings.Cut(now.Revision, gatedMark); served == l.revision && !now.FromLastGood {
+		return nil // regate follows the gates
 	}
 	if was := p.cfg.State.record.TrustDomain; was != "" && l.compiled.Settings.TrustDomain.Name() != was {
 		return refusal{fmt.Errorf("the Mesh's spec.trustDomain is %q, and the CA in %s was made for %q; change it back, or begin with a new state directory and join every node again",
 			l.compiled.Settings.TrustDomain.Name(), p.cfg.State.CA(), was), reasonTrustDomain}
 	}
+	p.gating.all(l.compiled.Workloads)
 	view, err := l.compiled.View(l.revision)
 	if err != nil {
 		return err
 	}
-	return p.publish(view, l.told, l, false)
+	return p.publish(view.Named(nameGates(l.revision, view.Workloads())), l.told, l, false)
+}
+
+// regate publishes what is served anew when others are behind their gates.
+func (p *Publisher) regate() error {
+	p.publishing.Lock()
+	defer p.publishing.Unlock()
+	snapshot := p.Outcome().Snapshot
+	if snapshot == nil {
+		return nil
+	}
+	var change mesh.Change
+	if p.gating.add(&change, snapshot.View()); change.Size() == 0 {
+		return nil
+	}
+	view, err := snapshot.View().With(snapshot.View().Revision(), change)
+	if err != nil {
+		return err
+	}
+	return p.publish(view.Named(nameGates(view.Revision(), view.Workloads())), snapshot.Routes(), p.last, p.Status().FromLastGood)
 }
 
 // publish makes a View the one that is served. The epoch is on disk before any
@@ -264,6 +299,7 @@ func (p *Publisher) publish(view *mesh.View, told *discovery.Routes, l Loaded, f
 	if err := p.cfg.State.keep(next); err != nil {
 		return err
 	}
+	p.last = l
 	p.cfg.Store.Replace(view)
 	p.cfg.Server.Publish(snapshot)
 	if !fromLastGood {
@@ -312,14 +348,37 @@ func (p *Publisher) refuse(err error) {
 	}
 }
 
-// Follow reads the folder whenever it may have changed, until ctx ends.
+// Follow reads the folder whenever it may have changed, and asks who is behind a gate
+// whenever that may have, until ctx ends.
 func (p *Publisher) Follow(ctx context.Context) error {
+	var gates sync.WaitGroup
+	defer gates.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	gates.Go(func() { p.followGates(ctx) })
 	w := &watch.Folder{Dir: p.cfg.Folder, Debounce: p.cfg.Debounce, Relist: p.cfg.Relist, Log: p.cfg.Logger}
 	err := w.Run(ctx, func() { p.apply(Load(p.cfg.Folder, p.cfg.ExperimentalUDP)) })
 	if errors.Is(err, context.Canceled) {
 		return nil
 	}
 	return err
+}
+
+func (p *Publisher) followGates(ctx context.Context) {
+	for {
+		changed := p.gating.changed()
+		var retry <-chan time.Time
+		if err := p.regate(); err != nil {
+			p.cfg.Logger.Error("who is behind a gate is not published: trying again", "error", err)
+			retry = time.After(time.Second)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		case <-retry:
+		}
+	}
 }
 
 var _ prometheus.Collector = (*Publisher)(nil)

@@ -20,6 +20,7 @@ const (
 	lockFile     = "lock"
 	recordFile   = "state.json"
 	lastGoodFile = "last-good"
+	gatesFile    = "gates"
 	maxRecord    = 64 << 10
 )
 
@@ -48,6 +49,9 @@ func (s *State) CA() string { return s.path("ca") }
 // Tokens returns the directory of join tokens' records.
 func (s *State) Tokens() string   { return s.path("tokens") }
 func (s *State) lastGood() string { return s.path(lastGoodFile) }
+
+// Gates returns the file that keeps who is behind a gate.
+func (s *State) Gates() string { return s.path(gatesFile) }
 
 // OpenState makes or checks the directory and takes its lock.
 func OpenState(dir string) (*State, error) {
@@ -79,7 +83,7 @@ func (s *State) Close() error { return s.lock.Close() }
 // keys in ca/ are checked again, one by one, when they are read.
 func (s *State) checkModes() error {
 	for name, want := range map[string]fs.FileMode{".": 0o700, "ca": 0o700, "tokens": 0o700,
-		lockFile: 0o600, recordFile: 0o600, lastGoodFile: 0o600} {
+		lockFile: 0o600, recordFile: 0o600, lastGoodFile: 0o600, gatesFile: 0o600} {
 		path := s.path(name)
 		info, err := os.Lstat(path)
 		if name == "." { // the directory itself may be a link; its target counts

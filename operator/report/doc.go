@@ -15,5 +15,8 @@
 //	            authorizationpolicies/status   patch
 //	""          events                         create
 //
+// What changes is recorded in the log ("audit: "), object by object: docs/operator.md says
+// what is in it, and what is not.
+//
 // A Reporter's Run is called once at a time, and ends what it starts.
 package report

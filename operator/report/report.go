@@ -59,6 +59,8 @@ type Reporter struct {
 	// told the events that were created and when: both of objects that are there.
 	since map[generation]uint64
 	told  map[string]time.Time
+	// recorded is what the record says of each object; nil before the first look.
+	recorded map[kube.Ref]*recorded
 	// policies are those of the last look.
 	policies atomic.Pointer[[]*meshpb.OperatorPolicy]
 }
@@ -80,7 +82,7 @@ func New(cfg Config) (*Reporter, error) {
 
 // Run reports until ctx ends. What cannot be written now is written later.
 func (r *Reporter) Run(ctx context.Context) error {
-	r.since, r.told = map[generation]uint64{}, map[string]time.Time{}
+	r.since, r.told, r.recorded = map[generation]uint64{}, map[string]time.Time{}, nil
 	for {
 		began := time.Now()
 		outcome, _ := r.cfg.Outcome()
@@ -105,6 +107,7 @@ func (r *Reporter) pass(ctx context.Context, outcome *publish.Outcome) {
 	reports := r.reports(outcome, objs, r.cfg.Nodes(ctx))
 	policies := policiesOf(reports)
 	r.policies.Store(&policies)
+	r.audit(reports, objs, outcome) // before the statuses, by which another leader knows of it
 	for i := range reports {
 		if ctx.Err() != nil {
 			return

@@ -44,6 +44,8 @@ type objectReport struct {
 	resource string
 	uid      string
 	number   int64
+	// by is the program that has changed it last; zero when that is not known.
+	by metav1.ManagedFieldsEntry
 	// have is the present status, want the one to be.
 	have, want v1alpha1.MeshStatus
 	// pending are the nodes that have not applied it, or not to every pod.
@@ -184,6 +186,9 @@ func (r *Reporter) reports(outcome *publish.Outcome, objs *kube.Objects, acknowl
 		o := objectReport{ref: s.ref, resource: s.resource, uid: string(s.meta.UID), number: s.meta.Generation, have: v1alpha1.MeshStatus{Status: *s.status}}
 		if !compiled[o.generation()] || outcome.Err != nil && len(refused[s.ref]) == 0 {
 			continue
+		}
+		if len(s.meta.ManagedFields) > 0 {
+			o.by = s.meta.ManagedFields[0]
 		}
 		o.want.ObservedGeneration = s.meta.Generation
 		if s.federation != nil && r.cfg.Federation != nil { // a folder has no status

@@ -294,7 +294,7 @@ func newWorld(t *testing.T) *world {
 		w.Put(t, "/api/v1/namespaces/shop/services", &corev1.Service{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Service"}, ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name},
 			Spec: corev1.ServiceSpec{ClusterIP: "10.96.0.1", Ports: []corev1.ServicePort{{Port: 80}}}})
 	}
-	w.source = cluster.NewSource(w.Config(), slog.New(slog.DiscardHandler))
+	w.source = cluster.NewSource(w.Config(), false, slog.New(slog.DiscardHandler))
 	w.store, _ = newStore(t, w.Server)
 	w.run(t, w.source.Run)
 	testenv.Eventually(t, 20*time.Second, "everything is read", func() bool { return w.source.Synced() == nil })

@@ -268,7 +268,7 @@ func start(t *testing.T, change ...func(*Program)) *world {
 	w := &world{Server: clustertest.Start(t)}
 	w.Serve("gateway.networking.k8s.io/v1", "gatewayclasses", "gateways", "httproutes", "grpcroutes", "referencegrants")
 	w.setRoots("first")
-	source := cluster.NewSource(w.Config(), slog.New(slog.DiscardHandler))
+	source := cluster.NewSource(w.Config(), false, slog.New(slog.DiscardHandler))
 	client, err := cluster.GatewayClient(w.Config())
 	if err != nil {
 		t.Fatal(err)
