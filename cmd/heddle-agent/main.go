@@ -126,6 +126,7 @@ func (o *options) register(flags *pflag.FlagSet) {
 	flags.StringVar(&c.Crypto, "crypto", "auto", "where the loop engine's AES-GCM comes from: auto is Heddle's own on processors with VAES, standard is Go's standard library everywhere")
 	flags.StringVar(&c.Kernel.DNS, "dns", agent.DNSDirect, "what becomes of the pods' queries to port 53: capture has the agent answer them, from the mesh's services, its cache, or the server that was asked; direct lets them out unread")
 	flags.StringVar(&c.TakeOver, "take-over", agent.TakeOverAuto, "when another agent runs on this node: auto takes its work over, drain and require do and want one, require refuses if connections cannot move, never refuses")
+	flags.BoolVar(&c.Kernel.SystemCongestion, "system-congestion", false, "have TCP go by the system's congestion control everywhere; where that paces (bbr) another is taken within pods, and for tunnels over less than a millisecond")
 	flags.StringVar(&c.Kernel.PinDir, "pin-dir", "", "folder on bpffs for pinned programs and maps; empty is /sys/fs/bpf/heddle/NODE")
 	flags.StringVar(&c.Kernel.Cgroup, "cgroup", "", "the agent's own cgroup2 folder; empty finds or makes one")
 	flags.StringVar(&c.Kernel.Kubelet, "kubelet-cgroup", "", "whose sockets are kubelet's probes: auto finds kubelet among the node's processes, none has no probes, else its cgroup2 folder; empty is auto with --cni-socket, and none without")

@@ -20,6 +20,7 @@ import (
 	"github.com/heddle-mesh/heddle/cmd/internal/startup"
 	"github.com/heddle-mesh/heddle/internal/fips"
 	"github.com/heddle-mesh/heddle/operator"
+	"github.com/heddle-mesh/heddle/operator/jwtauthority"
 	"github.com/heddle-mesh/heddle/operator/publish"
 )
 
@@ -129,7 +130,7 @@ func (o *options) register(flags *pflag.FlagSet) {
 	flags.StringVar(&o.cfg.Metrics, "metrics", "", "host:port of the Prometheus endpoint; empty for none")
 	flags.StringVar(&o.cfg.Health, "health", "", "host:port of GET /livez and /readyz; empty for none")
 	flags.DurationVar(&o.cfg.TTL, "certificate-ttl", 24*time.Hour, "validity of workloads' certificates")
-	flags.DurationVar(&o.cfg.JWT.TTL, "jwt-ttl", 5*time.Minute, "validity of JWT-SVIDs, 1m to 1h")
+	flags.DurationVar(&o.cfg.JWT.TTL, "jwt-ttl", jwtauthority.DefaultTTL, "validity of JWT-SVIDs, 1m to 1h")
 	flags.StringVar(&o.spire.Server, "spire-server", "", "host:port of the SPIRE server below which the operator is a CA; empty for a CA of its own")
 	flags.StringVar(&o.spire.WorkloadAPI, "spire-workload-api", "", "address of the SPIRE agent beside the operator: unix:///PATH of its socket")
 	flags.StringVar(&o.bundle.Listen, "bundle-endpoint", "", "host:port where the mesh's own SPIFFE bundle is served to other trust domains; empty for nowhere")

@@ -131,7 +131,7 @@ func (o *options) register(flags *pflag.FlagSet) {
 	flags.IntVar(&limits.Connections, "max-connections", limits.Connections, "connections of clients at once")
 	flags.IntVar(&limits.Requests, "max-requests", limits.Requests, "requests under way; more are answered with 503")
 	flags.Int64Var(&limits.Bytes, "max-buffered-bytes", limits.Bytes, "bytes held for requests under way; while there are more, new ones are answered with 503")
-	flags.Int64Var(&o.memory, "memory", 0, "bytes of memory that the process may have, of which half at most are those held for requests; 0 is what its cgroup says")
+	flags.Int64Var(&o.memory, "memory", 0, "bytes of memory that the process may have, of which two fifths at most are those held for requests; 0 is what its cgroup says")
 	flags.IntVar(&limits.ReplayBytes, "max-replay-bytes", limits.ReplayBytes, "bytes of one request that are kept for a retry, or a mirror")
 	flags.Int64Var(&c.Serve.HTTP.BodyBytes, "max-body", 0, "bytes of a request's body; one with more is answered with 413; 0 is no bound")
 	flags.DurationVar(&timeouts.Header, "header-timeout", timeouts.Header, "bound of the time that a request's head takes to come")
@@ -175,7 +175,7 @@ func (o *options) keep(log *slog.Logger) {
 	may := o.memory
 	if may == 0 {
 		var err error
-		if may, err = memory.Limit("/"); err != nil {
+		if may, err = memory.Limit(os.DirFS("/")); err != nil {
 			log.Warn("no limit of memory is kept", "error", err, "remedy", "give --memory")
 			return
 		}
@@ -184,6 +184,6 @@ func (o *options) keep(log *slog.Logger) {
 		return
 	}
 	bytes := &o.cfg.Serve.Limits.Bytes
-	*bytes = min(*bytes, may/2)
+	*bytes = min(*bytes, may/5*2) // half of it with what requests under way may have beyond
 	log.Info("memory is kept within", "limit", may, "heap", memory.Keep(may), "requests", *bytes)
 }

@@ -24,7 +24,8 @@ func (a *app) check() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "check", Args: cobra.NoArgs, Short: "Say whether all is well, and what to do about what is not",
 		Long: `Check this machine, the operator and every node's agent: kernel, file systems,
-configuration, certificates, each pod's enrolment and gate. Exit status 1 when
+configuration, certificates, each pod's enrolment and gate, and whether anything
+verifies the declared workloads of federated trust domains. Exit status 1 when
 anything is not well, 3 when no agent answers.
 
 On a Kubernetes cluster, or with --cluster, ask its API server first: version,
@@ -153,8 +154,9 @@ func (a *app) status() *cobra.Command {
 		Long: `Show each operator, each node's agent, and each namespace in the mesh: versions,
 how far an agent is behind, pods, connections, and when the first certificate
 expires; and each policy, NetworkPolicies too: whether it is accepted, or why not,
-and on how many of the nodes that need it agents have it in force. Exit status 1
-when anything is not well, 3 when no agent answers.`,
+and on how many of the nodes that need it agents have it in force; and the trust
+domains with workloads that the Mesh declares, and until when those are verified.
+Exit status 1 when anything is not well, 3 when no agent answers.`,
 		Example: `  heddle status
   heddle status --policies
   heddle status --context staging -o json`,

@@ -31,8 +31,8 @@ key exchange of their newest connection.
 
 SRC is NAMESPACE/NAME of a pod, of a Service (one of its pods) or of a Deployment,
 an IP address, which may be outside the mesh, or a SPIFFE ID, which may be of
-another trust domain. DST is one of the former, or a
-service's host name. With --method, --path, --host or --header it also says what
+another trust domain. DST is one of the former, of SPIFFE IDs those of workloads of
+another trust domain that the Mesh declares, or a service's host name. With --method, --path, --host or --header it also says what
 becomes of such a request of the connection: which route and rule it goes by, to which
 backends, and which policy lets it in or refuses it at the waypoint; where there is no
 waypoint on the way, that the request is not seen, and what follows from that.

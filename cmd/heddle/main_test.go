@@ -53,7 +53,8 @@ func (f *fakeAgent) Status(context.Context) (*meshpb.AgentStatus, error) {
 			&meshpb.CertificateStatus{Identity: "spiffe://m/a", Error: "operator is away"},
 			&meshpb.CertificateStatus{Identity: "spiffe://m/b", NotAfterNs: now.Add(-time.Hour).UnixNano()},
 			&meshpb.CertificateStatus{Identity: "spiffe://m/c", NotAfterNs: now.Add(time.Hour).UnixNano(), Error: "operator is away"})
-		s.Checks = append(s.Checks, &meshpb.Check{Name: "gate of shop/x", Detail: "not first", Remedy: "remove the other program"})
+		s.Checks = append(s.Checks, &meshpb.Check{Name: "gate of shop/x", Detail: "not first", Remedy: "remove the other program"},
+			&meshpb.Check{Name: "CNI configuration", Warning: true, Detail: "in 00-multus.conf itself", Remedy: "drain the node"})
 	}
 	return s, nil
 }
@@ -239,6 +240,7 @@ func TestExitCodes(t *testing.T) {
 	}{
 		{well, "check", 0, "All is well."},
 		{sick, "check", 1, "remove the other program"},
+		{sick, "check", 1, "1 warned"},
 		{sick, "check", 1, "7 of"},
 		{none, "check --name m", 3, "heddle local up"},
 		{none, "flows --name m", 3, "no such mesh"},
@@ -299,6 +301,9 @@ func TestExitCodes(t *testing.T) {
 		{none, "simulate -f testdata/simulate/flows.json --against ../../e2e/demo/mesh --flows testdata/simulate/flows.json", 1, "apiVersion or kind"},
 		{none, "simulate -f testdata/simulate/policy.yaml --against ../../e2e/demo/mesh --flows testdata/simulate/policy.yaml", 1, "heddle history -o json"},
 		{none, "simulate -f testdata/simulate/policy.yaml --name m", 3, "or name a folder with --against"},
+		{none, "simulate -f testdata/simulate/udp/change.yaml --against testdata/simulate/udp/mesh --flows testdata/simulate/udp/flows.json", 1, "policies about UDP are experimental, and off"},
+		{none, "simulate -f testdata/simulate/policy.yaml --against ../../e2e/demo/mesh --flows testdata/simulate/udp/flows.json", 0, "680 flows over UDP passed, and are not judged: give --experimental-udp"},
+		{none, "suggest shop --against ../../e2e/demo/mesh --flows testdata/simulate/udp/flows.json", 0, "no rule for 680 flows over UDP that passed: give --experimental-udp"},
 		{none, "suggest shop --against ../../e2e/demo/mesh --flows testdata/simulate/flows.json", 0, "name: web-clients"},
 		{none, "suggest legacy --against ../../e2e/demo/mesh --flows testdata/simulate/flows.json", 1, "heddle enroll legacy"},
 		{none, "suggest --against ../../e2e/demo/mesh", 2, "accepts 1 arg"},

@@ -39,7 +39,8 @@ checks that everything works, has the kernel prove what left a pod, and runs
 whole meshes on one machine.
 
 Exit status: 0 all is well; 1 something is not, or was refused; 2 the command
-line is wrong; 3 nobody answers; 4 a simulated change would break connections.`,
+line is wrong; 3 nobody answers; 4 a simulated change would break connections, or
+datagrams.`,
 		SilenceUsage: true, SilenceErrors: true,
 		PersistentPreRunE: func(*cobra.Command, []string) error {
 			a.started = true

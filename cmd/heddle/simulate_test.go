@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"io"
 	"log/slog"
@@ -26,6 +27,33 @@ func (f *fakeAgent) history(t *testing.T) *history.History {
 	h := history.New(history.Config{Dir: t.TempDir(), Bounds: history.DefaultBounds(), Log: slog.New(slog.DiscardHandler)})
 	h.Add(sampleFlow(f.node, mesh.VerdictDeny, mesh.ReasonPolicyDeny))
 	return h
+}
+
+// TestDatagramsAreForecast: all that simulate and suggest say of a mesh in which policies are
+// about UDP: who would break and be let in, to workloads and through a service, and what is
+// needed.
+func TestDatagramsAreForecast(t *testing.T) {
+	const dir = "testdata/simulate/udp/"
+	for _, tc := range []struct {
+		golden, command string
+		code            int
+	}{
+		{"simulate.txt", "simulate -f " + dir + "change.yaml", exitBreaks},
+		{"simulate.json", "simulate -f " + dir + "change.yaml -o json", exitBreaks},
+		{"suggest.yaml", "suggest shop", exitOK},
+		{"suggest.json", "suggest shop -o json", exitOK},
+		{"still.txt", "simulate -f " + dir + "suggest.yaml --delete AuthorizationPolicy/shop/web-quic", exitOK},
+	} {
+		want, err := os.ReadFile(dir + tc.golden)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out, log bytes.Buffer
+		args := append([]string{"heddle"}, split(tc.command+" --experimental-udp --against "+dir+"mesh --flows "+dir+"flows.json --state-dir "+t.TempDir())...)
+		if code := run(t.Context(), args, &out, &log, false); code != tc.code || out.String() != string(want) {
+			t.Errorf("%s: exit %d, %s\ngot\n%s\nwant\n%s", tc.command, code, log.String(), out.String(), want)
+		}
+	}
 }
 
 // in calls fn on a thread in a network namespace.

@@ -117,7 +117,8 @@ func (a *Answer) Denied() bool {
 // NAMESPACE/NAME of a pod or Workload, of a Service (one of its pods), or the
 // beginning of a pod's name; an address, which may be outside the mesh; or a SPIFFE ID,
 // which may be of another trust domain. A
-// destination is one of these, or a service's host name; with :PORT, which may be
+// destination is one of these, of SPIFFE IDs those of declared workloads of another trust
+// domain, or a service's host name; with :PORT, which may be
 // left out where a service has one port only. Its errors are about these two.
 func Explain(m *Model, source, destination string) (*Answer, error) {
 	return ExplainRequest(m, source, destination, nil)
@@ -208,6 +209,7 @@ func (a *Answer) decide(m *Model, src *mesh.Workload, client netip.Addr, target 
 			a.requests(m, src, behind)
 		}
 		a.conclude()
+		a.beyond(m, src, route.Candidates[0])
 	case mesh.RouteEgress:
 		a.Route, a.Verdict = "egress", "allow"
 		a.Notes = append(a.Notes, "the destination is outside the mesh: it is reached in plaintext")
@@ -223,11 +225,13 @@ func (a *Answer) decide(m *Model, src *mesh.Workload, client netip.Addr, target 
 	if !inMesh && a.Route != "workload" {
 		// No agent is on the way.
 		a.Verdict = "allow"
-		a.Notes = []string{"neither end is in the mesh: Heddle has no say in this connection"}
+		a.Notes = []string{neitherEnd}
 	}
 	a.Notes = append(append(a.Notes, m.datagrams(src, target, route)...), hint(a)...)
 	return behind
 }
+
+const neitherEnd = "neither end is in the mesh: Heddle has no say in this connection"
 
 // dependsOnRequest begins the note that a request, which was not asked about, decides.
 const dependsOnRequest = "what becomes of a request depends on the request: "
@@ -275,6 +279,9 @@ func (m *Model) endpoint(src *mesh.Workload, client netip.Addr, w *mesh.Workload
 		}
 	}
 	switch {
+	case m.Foreign(w.Identity):
+		m.beyond(&e, src, w)
+		return e
 	case !w.Enrolled && inMesh && m.Settings().EgressOf(src.Namespace) == mesh.EgressDeny:
 		e.Reason = mesh.ReasonEgressDenied.String()
 		return e
@@ -290,9 +297,19 @@ func (m *Model) endpoint(src *mesh.Workload, client netip.Addr, w *mesh.Workload
 }
 
 // datagrams says what becomes of UDP to the same address and port, as the gates decide
-// it, where policies of whoever has it, or is behind it, say anything of that.
+// it, where policies of whoever has it, or is behind it, say anything of that, or where it
+// is nobody's in the mesh.
 func (m *Model) datagrams(src *mesh.Workload, t target, route mesh.Route) (notes []string) {
-	if src == nil || len(m.Receivers()) == 0 {
+	if src == nil {
+		return nil
+	}
+	if route.Reason == mesh.ReasonEgressAllowed || route.Reason == mesh.ReasonEgressDenied {
+		if note := m.datagramsOutside(src, t.address); note != "" {
+			notes = append(notes, note)
+		}
+		return notes
+	}
+	if len(m.Receivers()) == 0 {
 		return nil
 	}
 	dialled := []netip.AddrPort{t.address}

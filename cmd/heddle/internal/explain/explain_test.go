@@ -2,6 +2,7 @@ package explain
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -37,8 +38,9 @@ spec:
   clusterRanges: ["10.0.0.0/8", "fd00::/16"]
   egress: {namespaces: [{namespace: bank, mode: DENY}]}
   dns: {mode: CAPTURE, namespaces: [{namespace: bank, mode: DIRECT}]}
-  revokedIdentities: ["spiffe://m/ns/shop/sa/stolen"]
-  federation: [{trustDomain: other, endpoint: "https://other/", profile: https_web}]
+  revokedIdentities: ["spiffe://m/ns/shop/sa/stolen", "spiffe://other/stolen"]
+  federation:
+  - {trustDomain: other, endpoint: "https://other/", profile: https_web, workloads: [{identity: "spiffe://other/billing", addresses: [10.200.0.1, "fd00::200"]}, {identity: "spiffe://other/stolen", addresses: [10.200.0.2]}]}
 ---
 {apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {heddle.dev/mesh: enabled}}}
 ---
@@ -121,6 +123,15 @@ func TestExplain(t *testing.T) {
 		{"shop/web-1", "shop/nobody", "deny", "", "refused at once, in the kernel"},
 		{"shop/web-1", "shop/two:99", "deny", "", "no such port"},
 		{"shop/web-1", "shop/db-1:15008", "deny", "", "agent's own"},
+		{"shop/web-1", "10.200.0.1:443", "allow", "spiffe://other/billing tunnel  allow NoPolicy", "by the roots of other"},
+		{"shop/web-1", "spiffe://other/billing:443", "allow", "spiffe://other/billing tunnel  allow NoPolicy", "what policies say there is not known here"},
+		{"bank/ledger", "spiffe://other/billing:443", "allow", "spiffe://other/billing tunnel  allow NoPolicy", "by the roots of other"},
+		{"shop/web-1", "10.200.0.2:443", "deny", "spiffe://other/stolen refused  deny IdentityRevoked", "spec.revokedIdentities"},
+		{"shop/stolen", "10.200.0.1:443", "deny", "spiffe://other/billing refused  deny IdentityRevoked", "spec.revokedIdentities"},
+		{"plain/old", "10.200.0.1:443", "allow", "spiffe://other/billing plaintext  allow ", "Heddle has no say"},
+		{"spiffe://other/front", "10.200.0.1:443", "allow", "spiffe://other/billing plaintext  allow ", "Heddle has no say"},
+		{"shop/web-1", "10.200.0.1:15008", "deny", "", "agent's own"},
+		{"shop/web-1", "10.200.0.3:443", "deny", "", "cluster ranges, and nobody's"},
 	} {
 		a, err := Explain(v, tc.source, tc.destination)
 		if err != nil {
@@ -129,7 +140,7 @@ func TestExplain(t *testing.T) {
 		}
 		var got []string
 		for _, e := range a.Endpoints {
-			text := strings.Join([]string{e.Workload, e.Path, e.Mode, e.Verdict, e.Reason}, " ")
+			text := strings.Join([]string{cmp.Or(e.Workload, e.Identity), e.Path, e.Mode, e.Verdict, e.Reason}, " ")
 			if e.Policy != "" {
 				text += fmt.Sprintf(" %s[%d]", e.Policy, *e.Rule)
 			}
@@ -178,6 +189,11 @@ func TestQuestions(t *testing.T) {
 		{"shop/web-1", "a:b:c", "[IPV6]:PORT"},
 		{"shop/web-1", "a.b.c.d", "NAME.NAMESPACE.svc"},
 		{"shop/web-1", "10.1.0.1", "has no port"},
+		{"shop/web-1", "spiffe://other/billing", "has no port: write spiffe://other/billing:PORT"},
+		{"shop/web-1", "spiffe://other/billing:0", "has no port"},
+		{"shop/web-1", "spiffe://other/b*:80", "spiffe://other/b*"},
+		{"shop/web-1", "spiffe://other/front:80", "no workload of a federated trust domain is declared with this identity"},
+		{"shop/web-1", "spiffe://m/ns/shop/sa/db:80", "name one of this mesh as NAMESPACE/NAME"},
 	} {
 		if _, err := Explain(v, tc.source, tc.destination); err == nil || !strings.Contains(err.Error(), tc.says) {
 			t.Errorf("%s to %s: %v, want %q", tc.source, tc.destination, err, tc.says)
@@ -200,6 +216,7 @@ func TestQuestions(t *testing.T) {
 func FuzzExplain(f *testing.F) {
 	f.Add("shop/web-1", "shop/db:3306")
 	f.Add("10.0.0.1", "[fd00::1]:80")
+	f.Add("shop/web-1", "spiffe://other/billing:443")
 	if _, err := mesh.NewView("x", mesh.Settings{}, nil, nil, nil); err == nil {
 		f.Fatal("a mesh without a trust domain")
 	}

@@ -136,6 +136,9 @@ func (t target) end() End {
 
 // findDestination finds what is dialled.
 func findDestination(view *mesh.View, text string) (target, error) {
+	if strings.HasPrefix(text, "spiffe://") {
+		return foreignDestination(view, text)
+	}
 	name, port, err := cutPort(text)
 	if err != nil {
 		return target{}, err

@@ -1,6 +1,7 @@
 package explain
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"strings"
@@ -131,7 +132,7 @@ func security(out io.Writer, a *Answer) error {
 		e := &a.Endpoints[i]
 		certificate(&e.End)
 		if s := e.Secured; s != nil {
-			lines = append(lines, fmt.Sprintf("key exchange with %s: %s%s, at %s", e.Workload, s.KeyExchange, map[bool]string{true: " (post-quantum)"}[s.PostQuantum], s.At.Local().Format(minutes)))
+			lines = append(lines, fmt.Sprintf("key exchange with %s: %s%s, at %s", cmp.Or(e.Workload, e.Identity), s.KeyExchange, map[bool]string{true: " (post-quantum)"}[s.PostQuantum], s.At.Local().Format(minutes)))
 		}
 	}
 	for _, line := range lines {
@@ -156,7 +157,7 @@ func table(out io.Writer, color bool, endpoints []Endpoint) error {
 		if e.Verdict == "deny" {
 			paint = show.Red
 		}
-		t.Add(show.Text(e.Workload), show.Text(e.Node), show.Text(fmt.Sprintf("%s port %d", e.Address, e.Port)), show.Text(e.Path), show.Text(e.Mode),
+		t.Add(show.Text(cmp.Or(e.Workload, e.Identity)), show.Text(e.Node), show.Text(fmt.Sprintf("%s port %d", e.Address, e.Port)), show.Text(e.Path), show.Text(e.Mode),
 			show.In(e.Verdict, paint), show.Text(because(e.Reason, e.Policy, e.Rule)), show.Text(strings.Join(e.Selecting, ", ")), show.Text(strings.Join(network(e.NetworkPolicies), ", ")))
 	}
 	return t.Flush()

@@ -14,6 +14,7 @@ import (
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
 	"github.com/heddle-mesh/heddle/internal/kube"
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/mesh/datagram"
 )
 
 // Model is what agents decide by, and what people wrote of it. It is immutable.
@@ -24,6 +25,7 @@ type Model struct {
 	refused         []*kube.Problem
 	// routes are those that waypoints go by.
 	routes asked.Routes
+	udp    bool
 }
 
 // Written is what people wrote. What cannot be compiled is left out when it is a
@@ -78,6 +80,19 @@ func (m *Model) Requests(src *mesh.Workload, behind netip.AddrPort) (found []*me
 	return found
 }
 
+// UDP reports whether policies may be about UDP. Where not, nothing passes over it, and
+// nothing is to be said about it.
+func (m *Model) UDP() bool { return m.udp }
+
+// Datagram is what becomes of a conversation over UDP with an address and port, as
+// datagram.AuthorizeTo has it. A nil src is a client that the mesh does not know.
+func (m *Model) Datagram(src *mesh.Workload, to netip.AddrPort) (d mesh.Decision, service, at mesh.Key) {
+	if src == nil {
+		return mesh.Decision{Verdict: mesh.VerdictDeny, Reason: mesh.ReasonKernelUDP, Rule: -1}, service, at
+	}
+	return datagram.AuthorizeTo(m.View, src, to)
+}
+
 // Out is what becomes of a connection to an address that was no workload's.
 func (m *Model) Out(src *mesh.Workload, client netip.Addr, to netip.AddrPort) *Answer {
 	a := &Answer{Source: endOf(src, client, 0), Destination: target{address: to}.end()}
@@ -90,7 +105,7 @@ func modelOf(objects *kube.Objects, compiled *kube.Compiled) (*Model, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Model{View: view, networkPolicies: map[mesh.Key]*networkingv1.NetworkPolicy{}, refused: compiled.Refused}
+	m := &Model{View: view, networkPolicies: map[mesh.Key]*networkingv1.NetworkPolicy{}, refused: compiled.Refused, udp: objects.ExperimentalUDP}
 	for _, p := range objects.NetworkPolicies {
 		m.networkPolicies[mesh.Key{Namespace: p.Value.Namespace, Name: p.Value.Name}] = p.Value
 	}
@@ -120,7 +135,7 @@ func Of(ctx context.Context, m *reach.Mesh, folder, flag string) (Written, error
 	if folder != "" {
 		return ReadFolder(folder, udp)
 	}
-	objects, routing, err := routed.Connect(ctx, m.Cluster)
+	objects, routing, err := routed.Connect(ctx, m.Cluster, udp)
 	written := Written{objects, true, routing}
 	if err == nil {
 		written.ExperimentalUDP = udp
@@ -128,8 +143,8 @@ func Of(ctx context.Context, m *reach.Mesh, folder, flag string) (Written, error
 	return written, err
 }
 
-// ReadCluster reads a cluster's objects, as the operator does.
+// ReadCluster reads a cluster's objects, as an operator does whose policies may not name UDP.
 func ReadCluster(ctx context.Context, cfg *rest.Config) (Written, error) {
-	objects, routing, err := routed.ReadCluster(ctx, cfg)
+	objects, routing, err := routed.ReadCluster(ctx, cfg, false)
 	return Written{objects, true, routing}, err
 }

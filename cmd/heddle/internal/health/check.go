@@ -123,9 +123,12 @@ func (r *Report) Agent(node string, status *meshpb.AgentStatus, err error) {
 		}
 	}
 	for _, c := range status.GetChecks() {
-		if c.GetOk() {
+		switch {
+		case c.GetOk():
 			r.Good(part, c.GetName(), "%s", c.GetDetail())
-		} else {
+		case c.GetWarning():
+			r.Warn(part, c.GetName(), c.GetDetail(), c.GetRemedy())
+		default:
 			r.Bad(part, c.GetName(), c.GetDetail(), c.GetRemedy())
 		}
 	}
@@ -197,6 +200,7 @@ func (r *Report) Operator(part string, state *meshpb.OperatorState, err error) {
 	}
 	r.authority(part, state.GetAuthority())
 	r.apiServer(part, state.GetApiServer())
+	r.federated(part, state.GetFederated())
 	for _, n := range state.GetNodes() {
 		if !n.GetConnected() && c.GetSource() == "kubernetes" {
 			continue // to another replica, or its agent says why not

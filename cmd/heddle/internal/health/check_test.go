@@ -105,3 +105,23 @@ func TestWaypointsAreToldOf(t *testing.T) {
 		t.Errorf("%+v", f)
 	}
 }
+
+func TestFederatedWorkloads(t *testing.T) {
+	now := time.Now()
+	for _, tc := range []struct {
+		until     int64
+		err, says string
+		ok        bool
+	}{
+		{now.Add(time.Hour).UnixNano(), "", "2 workloads at 3 addresses may be connected to", true},
+		{now.Add(time.Hour).UnixNano(), "no route", "2 workloads at 3 addresses may be connected to", true}, // `heddle certs` says that it is not refreshed
+		{now.Add(-time.Hour).UnixNano(), "", "refused: all of its roots have expired", false},
+		{0, "no route", "refused: there is no bundle of it; no route", false},
+	} {
+		r := New()
+		r.federated("operator", []*meshpb.FederatedWorkloads{{TrustDomain: "a.test", Workloads: 2, Addresses: 3, RootsNotAfterNs: tc.until, Error: tc.err}})
+		if f := r.Findings[0]; r.OK != tc.ok || f.OK != tc.ok || f.Name != "trust domain a.test" || !strings.Contains(f.Detail, tc.says) || !tc.ok && f.Remedy == "" {
+			t.Errorf("%+v", f)
+		}
+	}
+}

@@ -68,6 +68,7 @@ func operators(namespace string) []ref {
 		{Version: "v1", Kind: "ConfigMap", Namespace: namespace, Name: "heddle-federation"},
 		{Group: "coordination.k8s.io", Version: "v1", Kind: "Lease", Namespace: namespace, Name: "heddle-operator"},
 		{Version: "v1", Kind: "ConfigMap", Namespace: namespace, Name: "heddle-waypoints"},
+		{Version: "v1", Kind: "ConfigMap", Namespace: namespace, Name: "heddle-gates"},
 	}
 	for i := range routeShards {
 		all = append(all, ref{Version: "v1", Kind: "ConfigMap", Namespace: namespace, Name: fmt.Sprintf("heddle-routes-%d", i)})

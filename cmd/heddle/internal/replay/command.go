@@ -12,12 +12,13 @@ import (
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/past"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/show"
 	"github.com/heddle-mesh/heddle/internal/kube"
 )
 
 // ErrBreaks ends a simulation whose output has said already what would break.
-var ErrBreaks = errors.New("recorded connections would be refused")
+var ErrBreaks = errors.New("recorded connections, or datagrams, would be refused")
 
 // Program is what the commands run in. Output is "table" or "json".
 type Program struct {
@@ -35,6 +36,8 @@ type source struct {
 	since           time.Duration
 	// total wants all hours in one.
 	total bool
+	// model says whose addresses are a service's; nil where nobody asks.
+	model *explain.Model
 }
 
 const week = 7 * 24 * time.Hour
@@ -75,7 +78,7 @@ so that a pull request is tried on a week of production without a way into it.`,
 			if *p.Output == "json" {
 				err = h.Write(p.Out)
 			} else {
-				err = h.Print(p.Out, p.Color)
+				err = PrintHistory(h, p.Out, p.Color)
 			}
 			return errors.Join(err, partly)
 		},
@@ -92,15 +95,16 @@ func (p *Program) simulate() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "simulate -f FILE|FOLDER", Args: cobra.NoArgs, Short: "Try a change of policy on recorded connections, and say who would break",
 		Long: `Ask of every recorded connection what becomes of it now, and what would after a
-change, by the model that agents decide by. Nothing is changed.
+change, by the model that agents decide by. Nothing is changed. Where policies may be
+about UDP, datagrams are judged, too, by what lets them pass their gates.
 
 The change is the objects of -f, each added or in the place of the one of its name,
 and those that --delete takes away. It is made to the objects of the cluster, of the
 local mesh, or with --against of a folder; connections are those that agents keep, or
 with --flows those of a file that history wrote.
 
-Exit status 4 when a connection that was carried, and is allowed now, would be
-refused.`,
+Exit status 4 when a connection that was carried, or datagrams that passed, and are
+allowed now, would be refused.`,
 		Example: `  heddle simulate -f policy.yaml
   heddle simulate -f policy.yaml --delete AuthorizationPolicy/shop/old -n shop
   heddle simulate -f change/ --against mesh/ --flows flows.json -o json`,
@@ -112,6 +116,7 @@ refused.`,
 			if err != nil {
 				return err
 			}
+			from.model = before
 			h, partly, err := p.read(cmd, &from)
 			if err != nil {
 				return err
@@ -153,6 +158,9 @@ refused, or would be now, are not considered. Clients without an identity are
 admitted by their address. Whatever nobody has reached is closed by a policy that
 admits nobody, unless --leave-open is set.
 
+Where policies may be about UDP, datagrams that passed get policies of their own, which
+say nothing about TCP. Comments say which were dropped, and get no rule.
+
 Try them with simulate before you apply them.`,
 		Example: `  heddle suggest shop > shop.yaml && heddle simulate -f shop.yaml
   heddle suggest shop --against mesh/ --flows flows.json`,
@@ -165,6 +173,7 @@ Try them with simulate before you apply them.`,
 			if err != nil {
 				return err
 			}
+			from.model = model
 			h, partly, err := p.read(cmd, &from)
 			if err != nil {
 				return err
@@ -215,7 +224,7 @@ func (p *Program) models(ctx context.Context, against string, files, deleted []s
 }
 
 // read reads the history. partly says which agents did not answer, when others did.
-func (p *Program) read(cmd *cobra.Command, s *source) (h *History, partly, err error) {
+func (p *Program) read(cmd *cobra.Command, s *source) (h *past.History, partly, err error) {
 	if s.since <= 0 {
 		return nil, nil, fmt.Errorf("%w: --since %v: use a positive duration", reach.ErrUsage, s.since)
 	}
@@ -231,14 +240,17 @@ func (p *Program) read(cmd *cobra.Command, s *source) (h *History, partly, err e
 	if err != nil {
 		return nil, nil, err
 	}
+	if s.model != nil {
+		h.NameServices(serviceAt(s.model))
+	}
 	h.Only(s.namespace, since)
 	h.Sort()
 	return h, partly, nil
 }
 
-func readFile(stdin io.Reader, path string) (*History, error) {
+func readFile(stdin io.Reader, path string) (*past.History, error) {
 	if path == "-" {
-		h, err := Read(stdin)
+		h, err := past.Read(stdin)
 		if err != nil {
 			return nil, fmt.Errorf("read standard input: %w", err)
 		}
@@ -248,7 +260,7 @@ func readFile(stdin io.Reader, path string) (*History, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the history: %w", err)
 	}
-	h, err := Read(f)
+	h, err := past.Read(f)
 	if err = errors.Join(err, f.Close()); err != nil {
 		return nil, fmt.Errorf("read %s: %w", path, err)
 	}
@@ -256,12 +268,12 @@ func readFile(stdin io.Reader, path string) (*History, error) {
 }
 
 // ask asks every agent of the mesh that is meant.
-func (p *Program) ask(ctx context.Context, since time.Time, total bool) (all *History, partly, err error) {
-	answers, err := p.Mesh.History(ctx, since, total, maxSummaries)
+func (p *Program) ask(ctx context.Context, since time.Time, total bool) (all *past.History, partly, err error) {
+	answers, err := p.Mesh.History(ctx, since, total, past.MaxSummaries)
 	if err != nil {
 		return nil, nil, err
 	}
-	all = &History{}
+	all = &past.History{}
 	answered := false
 	for _, answer := range answers {
 		if answer.Err != nil {

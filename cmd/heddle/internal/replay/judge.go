@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/past"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
@@ -18,6 +19,8 @@ type Decision struct {
 	// Policy is NAMESPACE/NAME, Rule its rule from 0; "" and -1 when none decides.
 	Policy string `json:"policy,omitempty"`
 	Rule   int    `json:"rule"`
+	// Endpoint is of datagrams to a service, NAMESPACE/NAME of whose workload refuses them.
+	Endpoint string `json:"endpoint,omitempty"`
 }
 
 func (d Decision) denied() bool { return d.Verdict == "deny" }
@@ -32,6 +35,7 @@ const (
 	unknownClient why = "the client's address was not kept, as there were too many"
 	manyPorts     why = "which ports they went to, or where at all, was not kept, as there were too many"
 	goneClient    why = "the client was in no mesh, and is gone"
+	goneSender    why = "the sender is gone, and no agent said who it was"
 	byRequest     why = "it depends on the request: policies about requests are asked at the waypoint"
 	several       why = "the destination is gone, and those that took its place do not decide alike"
 )
@@ -39,7 +43,7 @@ const (
 // maxStandIns bounds the workloads that are asked in place of one that is gone.
 const maxStandIns = 8
 
-// judge decides connections by one model.
+// judge decides connections, and datagrams, by one model.
 type judge struct {
 	model  *explain.Model
 	owners map[mesh.Key][]*mesh.Workload // by namespace and owner
@@ -67,16 +71,19 @@ func ownerOf(pod mesh.Key) mesh.Key {
 var podName = regexp.MustCompile(`^(.+?)(-[bcdf-hj-np-tv-xz2456789]{6,10}-[bcdf-hj-np-tv-xz2456789]{5}|-[bcdf-hj-np-tv-xz2456789]{5}|-[0-9]{1,4})$`)
 
 // decide says what becomes of a connection now.
-func (j *judge) decide(c *connection) (Decision, why) {
-	if c.port == 0 {
+func (j *judge) decide(c *past.Connection) (Decision, why) {
+	if c.Port == 0 {
 		return Decision{}, manyPorts
+	}
+	if c.UDP {
+		return j.decideDatagram(c)
 	}
 	src, client, unclear := j.client(c)
 	if unclear != judged {
 		return Decision{}, unclear
 	}
-	if c.destination.workload == (mesh.Key{}) {
-		a := j.model.Out(src, client, netip.AddrPortFrom(c.destination.address, c.port))
+	if c.Destination.Workload == (mesh.Key{}) {
+		a := j.model.Out(src, client, netip.AddrPortFrom(c.Destination.Address, c.Port))
 		d := Decision{Verdict: a.Verdict, Reason: a.Reason, Rule: -1}
 		if a.Verdict == "mixed" { // some of a service's workloads
 			d.Verdict = "deny"
@@ -98,7 +105,7 @@ func (j *judge) decide(c *connection) (Decision, why) {
 	var first Decision
 	for i, w := range servers {
 		behind := j.behind(c, w)
-		e := j.model.At(src, client, w, c.port, behind)
+		e := j.model.At(src, client, w, c.Port, behind)
 		d := decisionOf(&e)
 		switch {
 		case j.dependsOnRequest(c, src, d, behind):
@@ -114,23 +121,23 @@ func (j *judge) decide(c *connection) (Decision, why) {
 
 // dependsOnRequest reports whether policies about requests are asked at a waypoint: of a connection
 // that went to it, or would go to it, as what went to the service's workloads by its name would.
-func (j *judge) dependsOnRequest(c *connection, src *mesh.Workload, d Decision, behind netip.AddrPort) bool {
+func (j *judge) dependsOnRequest(c *past.Connection, src *mesh.Workload, d Decision, behind netip.AddrPort) bool {
 	if behind.IsValid() {
 		return !d.denied() && len(j.model.Requests(src, behind)) > 0
 	}
-	s, ok := j.model.Service(c.service)
+	s, ok := j.model.Service(c.Service)
 	return ok && s.HasWaypoint() && d.Reason == mesh.ReasonRequestUnseen.String()
 }
 
 // behind returns the address and port of the service for which a connection went to w as
 // its waypoint; zero where it went to w itself.
-func (j *judge) behind(c *connection, w *mesh.Workload) netip.AddrPort {
-	s, ok := j.model.Service(c.service)
+func (j *judge) behind(c *past.Connection, w *mesh.Workload) netip.AddrPort {
+	s, ok := j.model.Service(c.Service)
 	if !ok || s.Waypoint == (mesh.Key{}) {
 		return netip.AddrPort{}
 	}
 	for _, addr := range slices.Concat(s.Addresses, s.External) {
-		if at := netip.AddrPortFrom(addr, c.port); j.model.Behind(at, w.Key) != nil {
+		if at := netip.AddrPortFrom(addr, c.Port); j.model.Behind(at, w.Key) != nil {
 			return at
 		}
 	}
@@ -147,57 +154,57 @@ func decisionOf(e *explain.Endpoint) Decision {
 
 // client returns who connects: the workload, or one of its kind when it is gone, or
 // one that has its identity and nothing else; nil for a client that is in no mesh.
-func (j *judge) client(c *connection) (*mesh.Workload, netip.Addr, why) {
+func (j *judge) client(c *past.Connection) (*mesh.Workload, netip.Addr, why) {
 	of := func(w *mesh.Workload) (*mesh.Workload, netip.Addr, why) {
-		addr := c.source.address
+		addr := c.Source.Address
 		if len(w.Addresses) > 0 && !w.HasAddress(addr) {
 			addr = w.Addresses[0]
 		}
 		return w, addr, judged
 	}
 	// Another mesh's workload may have the name of one of ours.
-	known := c.source.workload != (mesh.Key{}) && !j.model.Foreign(c.source.identity)
+	known := c.Source.Workload != (mesh.Key{}) && !j.model.Foreign(c.Source.Identity)
 	if known {
-		if w, ok := j.model.Workload(c.source.workload); ok {
+		if w, ok := j.model.Workload(c.Source.Workload); ok {
 			return of(w)
 		}
-		for _, w := range j.owners[ownerOf(c.source.workload)] {
-			if c.source.identity.IsZero() || w.Identity == c.source.identity {
+		for _, w := range j.owners[ownerOf(c.Source.Workload)] {
+			if c.Source.Identity.IsZero() || w.Identity == c.Source.Identity {
 				return of(w)
 			}
 		}
 	}
-	switch id := c.source.identity; {
+	switch id := c.Source.Identity; {
 	case !id.IsZero():
-		w := &mesh.Workload{Key: c.source.workload, Identity: id, Enrolled: true}
+		w := &mesh.Workload{Key: c.Source.Workload, Identity: id, Enrolled: true, Gated: true}
 		if w.Namespace == "" {
 			w.Namespace = mesh.NamespaceOf(j.model.Settings().TrustDomain, id)
 		}
-		w.Addresses = []netip.Addr{c.source.address}
-		if !c.source.address.IsValid() { // of either family
+		w.Addresses = []netip.Addr{c.Source.Address}
+		if !c.Source.Address.IsValid() { // of either family
 			w.Addresses = []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
 		}
-		return w, c.source.address, judged
+		return w, c.Source.Address, judged
 	case known:
 		return nil, netip.Addr{}, goneClient
-	case !c.source.address.IsValid():
+	case !c.Source.Address.IsValid():
 		return nil, netip.Addr{}, unknownClient
 	}
-	return nil, c.source.address, judged
+	return nil, c.Source.Address, judged
 }
 
 // servers are the destination, or those that have taken its place.
-func (j *judge) servers(c *connection) []*mesh.Workload {
-	if w, ok := j.model.Workload(c.destination.workload); ok {
+func (j *judge) servers(c *past.Connection) []*mesh.Workload {
+	if w, ok := j.model.Workload(c.Destination.Workload); ok {
 		return []*mesh.Workload{w}
 	}
 	var found []*mesh.Workload
-	for _, w := range j.owners[ownerOf(c.destination.workload)] {
-		if c.destination.identity.IsZero() || w.Identity == c.destination.identity {
+	for _, w := range j.owners[ownerOf(c.Destination.Workload)] {
+		if c.Destination.Identity.IsZero() || w.Identity == c.Destination.Identity {
 			found = append(found, w)
 		}
 	}
-	if s, ok := j.model.Service(c.service); ok && len(found) == 0 {
+	if s, ok := j.model.Service(c.Service); ok && len(found) == 0 {
 		for _, key := range s.Endpoints {
 			if w, ok := j.model.Workload(key); ok {
 				found = append(found, w)
@@ -207,16 +214,16 @@ func (j *judge) servers(c *connection) []*mesh.Workload {
 	return found[:min(len(found), maxStandIns)]
 }
 
-// name is how people know an end: by what owns the pod, or by its identity, or by
+// nameOf is how people know an end: by what owns the pod, or by its identity, or by
 // its address.
-func (p *peer) name() string {
+func nameOf(p *past.Peer) string {
 	switch {
-	case p.workload != (mesh.Key{}):
-		return ownerOf(p.workload).String()
-	case !p.identity.IsZero():
-		return p.identity.String()
-	case p.address.IsValid():
-		return p.address.String()
+	case p.Workload != (mesh.Key{}):
+		return ownerOf(p.Workload).String()
+	case !p.Identity.IsZero():
+		return p.Identity.String()
+	case p.Address.IsValid():
+		return p.Address.String()
 	}
 	return "clients outside the mesh"
 }
@@ -224,16 +231,12 @@ func (p *peer) name() string {
 // anywhere is the name of what nobody knows more of.
 const anywhere = "several destinations"
 
-// anywhere reports whether nothing is known of where they went.
-func (c *connection) anywhere() bool {
-	return c.destination.workload == (mesh.Key{}) && !c.destination.address.IsValid()
-}
-
-func (c *connection) to() string {
-	if c.anywhere() {
+// placeOf is how people know where connections went.
+func placeOf(c *past.Connection) string {
+	if c.Anywhere() {
 		return anywhere
 	}
-	name := c.destination.name()
+	name := nameOf(&c.Destination)
 	if strings.Contains(name, ":") {
 		name = "[" + name + "]"
 	}

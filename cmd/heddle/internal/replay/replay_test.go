@@ -7,12 +7,14 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/past"
 	"github.com/heddle-mesh/heddle/internal/kube"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
@@ -75,7 +77,7 @@ func model(t *testing.T, w explain.Written) *explain.Model {
 }
 
 // simulate tries a change.
-func simulate(t *testing.T, base explain.Written, h *History, change string, deleted ...string) *Result {
+func simulate(t *testing.T, base explain.Written, h *past.History, change string, deleted ...string) *Result {
 	t.Helper()
 	after, err := Apply(base, objects(t, change), deleted)
 	if err != nil {
@@ -91,14 +93,14 @@ func simulate(t *testing.T, base explain.Written, h *History, change string, del
 var day = func() time.Time { return time.Date(2026, 3, 4, 12, 0, 0, 0, time.UTC) }
 
 // carried is a connection as its server's agent has it.
-func carried(from, to string, port uint16, count uint64) Summary {
-	s := Summary{Hour: day(), First: day(), Last: day().Add(time.Minute), Node: "n1", Direction: "inbound", Verdict: "allow", Reason: "NoPolicy", Transport: "tunnel",
-		Destination: End{Workload: to}, Port: port, Count: count}
+func carried(from, to string, port uint16, count uint64) past.Summary {
+	s := past.Summary{Hour: day(), First: day(), Last: day().Add(time.Minute), Node: "n1", Direction: "inbound", Verdict: "allow", Reason: "NoPolicy", Transport: "tunnel",
+		Destination: past.End{Workload: to}, Port: port, Count: count}
 	if strings.Contains(from, "/") {
 		namespace, name, _ := strings.Cut(from, "/")
-		s.Source = End{Workload: from, Identity: "spiffe://m.test/ns/" + namespace + "/sa/" + name}
+		s.Source = past.End{Workload: from, Identity: "spiffe://m.test/ns/" + namespace + "/sa/" + name}
 	} else {
-		s.Source, s.Transport = End{Address: from}, "plaintext"
+		s.Source, s.Transport = past.End{Address: from}, "plaintext"
 	}
 	return s
 }
@@ -135,7 +137,7 @@ func TestSimulate(t *testing.T) {
 	datagram, unstamped := carried("shop/web", "shop/db", 3306, 100), carried("shop/web", "shop/db", 3306, 1000)
 	datagram.Direction, datagram.Verdict, datagram.Reason, datagram.Protocol = "kernel", "deny", "KernelUDP", 17
 	unstamped.Direction, unstamped.Verdict, unstamped.Reason = "kernel", "deny", "KernelUnstamped"
-	h := &History{Summaries: []Summary{carried("shop/web", "shop/db", 3306, 3), carried("shop/web", "shop/db", 3306, 4), carried("shop/api", "shop/db", 3306, 5),
+	h := &past.History{Summaries: []past.Summary{carried("shop/web", "shop/db", 3306, 3), carried("shop/web", "shop/db", 3306, 4), carried("shop/api", "shop/db", 3306, 5),
 		datagram, unstamped, outbound, carried("shop/web", "shop/db", 15008, 1), carried("shop/web", "shop/api", 80, 1), refused, carried("shop/web", "shop/gone", 80, 2), carried("bank/former", "shop/db", 3306, 6)}}
 	base := written(t, shop(fmt.Sprintf(dbFor, "web, api, bank/former")))
 	for _, tc := range []struct {
@@ -168,18 +170,46 @@ func TestSimulate(t *testing.T) {
 	}
 }
 
+// TestSimulateForeign: what went to a workload of another trust domain breaks when its
+// declaration, or the federation, is taken back, and opens when it is declared.
+func TestSimulateForeign(t *testing.T) {
+	const billing = "spiffe://other.test/billing"
+	declared := func(workloads string) string {
+		return fmt.Sprintf("apiVersion: heddle.dev/v1alpha1\nkind: Mesh\nmetadata: {name: default}\nspec: {trustDomain: m.test, clusterRanges: [\"10.0.0.0/8\"], federation: [{trustDomain: other.test, endpoint: \"https://other.test/\", profile: https_web%s}]}\n", workloads)
+	}
+	with := declared(`, workloads: [{identity: "` + billing + `", addresses: [10.200.0.1]}]`)
+	went := past.Summary{Hour: day(), First: day(), Last: day(), Node: "n1", Direction: "outbound", Verdict: "allow", Reason: "NoPolicy", Transport: "tunnel",
+		Source: past.End{Workload: "shop/web", Identity: "spiffe://m.test/ns/shop/sa/web"}, Destination: past.End{Identity: billing, Address: "10.200.0.1"}, Port: 443, Count: 7}
+	h := &past.History{Summaries: []past.Summary{went}}
+	base := written(t, strings.Replace(shop(""), strings.SplitN(head, "---", 2)[0], with, 1))
+	if r := simulate(t, base, h, with); r.Judged != 1 || len(r.Breaks)+len(r.Opens)+len(r.Unjudged) != 0 {
+		t.Errorf("the same: %+v", r)
+	}
+	for name, change := range map[string]string{"not declared": declared(""), "not federated": strings.SplitN(head, "---", 2)[0]} {
+		r := simulate(t, base, h, change)
+		if want := []string{"shop/web>[" + billing + "]:443*7 allow NoPolicy|deny UnknownDestination"}; !slices.Equal(names(r.Breaks), want) {
+			t.Errorf("%s: breaks %q, want %q", name, names(r.Breaks), want)
+		}
+	}
+	refused := went
+	refused.Verdict, refused.Reason, refused.Destination.Identity = "deny", "UnknownDestination", ""
+	if r := simulate(t, written(t, shop("")), &past.History{Summaries: []past.Summary{refused}}, with); len(r.Opens) != 1 || len(r.Breaks) != 0 {
+		t.Errorf("declared: %+v", r)
+	}
+}
+
 // TestModes: what comes without an identity breaks when its port becomes STRICT; it is
 // judged by its address.
 func TestModes(t *testing.T) {
 	const permissive = "---\napiVersion: heddle.dev/v1alpha1\nkind: PeerAuthentication\nmetadata: {namespace: shop, name: p}\nspec: {mode: PERMISSIVE}\n"
 	base := written(t, shop(permissive))
 	nobody := carried("192.0.2.1", "shop/web", 80, 2)
-	nobody.Source = End{}
+	nobody.Source = past.End{}
 	unenrolled := carried("10.3.0.1", "shop/web", 80, 7)
 	unenrolled.Source.Workload = "out/old"
 	former := carried("10.3.0.9", "shop/web", 80, 7)
 	former.Source.Workload = "out/former"
-	h := &History{Summaries: []Summary{carried("192.0.2.7", "shop/web", 80, 3), nobody, unenrolled, former}}
+	h := &past.History{Summaries: []past.Summary{carried("192.0.2.7", "shop/web", 80, 3), nobody, unenrolled, former}}
 	r := simulate(t, base, h, strings.Replace(permissive, "PERMISSIVE", "STRICT", 1))
 	want := []string{"192.0.2.7>shop/web:80*3 allow Permissive|deny StrictPlaintext", "out/old>shop/web:80*7 allow Permissive|deny StrictPlaintext"}
 	if got := names(r.Breaks); !slices.Equal(got, want) || len(r.Unjudged) != 2 {
@@ -191,8 +221,8 @@ func TestModes(t *testing.T) {
 	}
 	closed := strings.Replace(head[:strings.Index(head, "---")], "spec: {", "spec: {egress: {mode: DENY}, ", 1)
 	leaving := carried("shop/web", "x/x", 443, 4)
-	leaving.Direction, leaving.Destination = "outbound", End{Address: "192.0.2.9"}
-	h = &History{Summaries: []Summary{leaving}}
+	leaving.Direction, leaving.Destination = "outbound", past.End{Address: "192.0.2.9"}
+	h = &past.History{Summaries: []past.Summary{leaving}}
 	want = []string{"shop/web>192.0.2.9:443*4 allow EgressAllowed|deny EgressDenied"}
 	if got := names(simulate(t, base, h, closed).Breaks); !slices.Equal(got, want) {
 		t.Errorf("out of the mesh: %q", got)
@@ -205,10 +235,10 @@ func TestModes(t *testing.T) {
 func TestSeveral(t *testing.T) {
 	base := written(t, shop(""))
 	ports, anywhere := carried("bank/till", "shop/db", 0, 5), carried("bank/till", "x/x", 0, 6)
-	anywhere.Direction, anywhere.Destination = "outbound", End{}
+	anywhere.Direction, anywhere.Destination = "outbound", past.End{}
 	refused := anywhere
-	refused.Source, refused.Verdict, refused.Reason = End{Workload: "shop/web"}, "deny", "EgressDenied"
-	h := &History{Summaries: []Summary{ports, anywhere, refused, carried("bank/till", "shop/db", 3306, 4)}}
+	refused.Source, refused.Verdict, refused.Reason = past.End{Workload: "shop/web"}, "deny", "EgressDenied"
+	h := &past.History{Summaries: []past.Summary{ports, anywhere, refused, carried("bank/till", "shop/db", 3306, 4)}}
 	h.Only("shop", time.Time{})
 	r := simulate(t, base, h, fmt.Sprintf(dbFor, "web"))
 	var got []string
@@ -232,22 +262,22 @@ func TestSeveral(t *testing.T) {
 		t.Errorf("%q", s.Notes)
 	}
 	var b bytes.Buffer
-	if err := h.Print(&b, false); err != nil || !strings.Contains(b.String(), "shop/db:*") || strings.Count(b.String(), "several destinations") != 2 {
+	if err := PrintHistory(h, &b, false); err != nil || !strings.Contains(b.String(), "shop/db:*") || strings.Count(b.String(), "several destinations") != 2 {
 		t.Errorf("%v:\n%s", err, b.String())
 	}
 	b.Reset()
 	if err := h.Write(&b); err != nil {
 		t.Fatal(err)
 	}
-	if again, err := Read(&b); err != nil || len(again.Summaries) != len(h.Summaries) {
+	if again, err := past.Read(&b); err != nil || len(again.Summaries) != len(h.Summaries) {
 		t.Errorf("%v", err)
 	}
 	anywhere.Port = 80
 	b.Reset()
-	if err := (&History{Summaries: []Summary{anywhere}}).Write(&b); err != nil {
+	if err := (&past.History{Summaries: []past.Summary{anywhere}}).Write(&b); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Read(&b); err == nil || !strings.Contains(err.Error(), "line 1: destination") {
+	if _, err := past.Read(&b); err == nil || !strings.Contains(err.Error(), "line 1: destination") {
 		t.Errorf("a port of nothing: %v", err)
 	}
 }
@@ -259,10 +289,17 @@ func TestStandIns(t *testing.T) {
 	from.Source.Workload = "shop/web-6b474476c4-qwzxc"
 	other := from
 	other.Source.Workload = "shop/web-7d9f8b6c5d-x2x4z"
-	h := &History{Summaries: []Summary{from, other}}
+	h := &past.History{Summaries: []past.Summary{from, other}}
 	got := names(simulate(t, base, h, fmt.Sprintf(dbFor, "api")).Breaks)
 	if want := []string{"shop/web>shop/db:3306*6 allow NoPolicy|deny PolicyNoMatch"}; !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+// TestLoad: a file that is not there is named.
+func TestLoad(t *testing.T) {
+	if _, err := Load(filepath.Join(t.TempDir(), "none.yaml")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%v", err)
 	}
 }
 
@@ -278,12 +315,12 @@ func TestRefusedChange(t *testing.T) {
 		t.Errorf("of a folder: %v", err)
 	}
 	base.Cluster, after.Cluster = true, true
-	if _, err := Simulate(model(t, base), model(t, after), &History{}); err == nil || !strings.Contains(err.Error(), "ports[0]") {
+	if _, err := Simulate(model(t, base), model(t, after), &past.History{}); err == nil || !strings.Contains(err.Error(), "ports[0]") {
 		t.Errorf("of a cluster: %v", err)
 	}
 }
 
-func yamlOf(t *testing.T, s *Suggestion, h *History) string {
+func yamlOf(t *testing.T, s *Suggestion, h *past.History) string {
 	t.Helper()
 	var b bytes.Buffer
 	if err := s.Print(&b, h); err != nil {
@@ -295,7 +332,7 @@ func yamlOf(t *testing.T, s *Suggestion, h *History) string {
 func TestSuggest(t *testing.T) {
 	refused := carried("bank/till", "shop/api", 80, 9)
 	refused.Verdict, refused.Reason = "deny", "PolicyNoMatch"
-	h := &History{Summaries: []Summary{carried("shop/web", "shop/db", 3306, 3), carried("bank/till", "shop/db", 3306, 4), carried("shop/api", "shop/db", 3306, 1),
+	h := &past.History{Summaries: []past.Summary{carried("shop/web", "shop/db", 3306, 3), carried("bank/till", "shop/db", 3306, 4), carried("shop/api", "shop/db", 3306, 1),
 		carried("shop/api", "shop/db", 9104, 1), carried("shop/web", "shop/api", 80, 1), refused}}
 	s, err := Suggest(model(t, written(t, shop(""))), h, "shop", false)
 	if err != nil {
@@ -370,47 +407,66 @@ spec:
 func TestSuggestedIsEnoughAndNoMore(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	r := rand.New(rand.NewPCG(seed, 1))
-	rules := 0
+	rules, overUDP, opened := 0, 0, 0
 	for round := range 60 {
 		base, h := generate(t, r)
+		var opening []string // the policies over UDP that are there, and that what is suggested can do without
+		if round%2 == 0 {
+			base.ExperimentalUDP = true
+			opening = generateDatagrams(t, r, base, h)
+		}
 		before := model(t, base)
 		s, err := Suggest(before, h, "shop", round%3 == 0)
 		if err != nil {
 			t.Fatalf("seed %d, round %d: %v", seed, round, err)
 		}
 		text := yamlOf(t, s, h)
-		shuffled := &History{Summaries: slices.Clone(h.Summaries)}
+		shuffled := &past.History{Summaries: slices.Clone(h.Summaries)}
 		r.Shuffle(len(shuffled.Summaries), func(i, j int) {
 			shuffled.Summaries[i], shuffled.Summaries[j] = shuffled.Summaries[j], shuffled.Summaries[i]
 		})
 		if again, err := Suggest(before, shuffled, "shop", round%3 == 0); err != nil || yamlOf(t, again, h) != text {
 			t.Fatalf("seed %d, round %d: not the same of another order: %v", seed, round, err)
 		}
-		try := func(text string) *Result { return simulate(t, base, h, text) }
-		if result := try(text); len(result.Breaks) > 0 || len(result.Opens) > 0 {
-			t.Fatalf("seed %d, round %d: breaks %q, opens %q of\n%s", seed, round, names(result.Breaks), names(result.Opens), text)
+		try := func(text string, deleted ...string) *Result { return simulate(t, base, h, text, deleted...) }
+		for _, deleted := range [][]string{nil, opening} {
+			result := try(text, deleted...)
+			for _, o := range result.Opens { // said, and only of those that share a policy
+				note := regexp.MustCompile(fmt.Sprintf(`^what is suggested lets in .* over UDP of %s to %s, ports? (\d+, )*%d(, \d+)*: `, o.Source.Name, o.Destination.Name, o.Port))
+				if o.Protocol == "" || !slices.ContainsFunc(s.Notes, note.MatchString) {
+					t.Fatalf("seed %d, round %d: without %q opens %q of\n%s", seed, round, deleted, lines(result.Opens), text)
+				}
+				opened++
+			}
+			if len(result.Breaks) > 0 {
+				t.Fatalf("seed %d, round %d: without %q breaks %q of\n%s", seed, round, deleted, lines(result.Breaks), text)
+			}
 		}
 		for i := range s.Policies {
 			spec := &s.Policies[i].Policy.Spec
 			for k := range spec.Rules {
 				rules++
+				if s.Policies[i].OverUDP(k) {
+					overUDP++
+				}
 				whole := spec.Rules
 				spec.Rules = slices.Delete(slices.Clone(whole), k, k+1)
-				if less := yamlOf(t, s, h); len(try(less).Breaks) == 0 {
+				if less := yamlOf(t, s, h); len(try(less, opening...).Breaks) == 0 {
 					t.Fatalf("seed %d, round %d: rule %d of %s is not needed:\n%s", seed, round, k, s.Policies[i].Policy.Name, text)
 				}
 				spec.Rules = whole
 			}
 		}
 	}
-	if rules < 100 {
-		t.Errorf("only %d rules were tried", rules)
+	if rules < 100 || overUDP < 8 {
+		t.Errorf("only %d rules were tried, and %d over UDP", rules, overUDP)
 	}
+	t.Logf("seed %d: %d rules, %d of them over UDP; %d drops let in, and said", seed, rules, overUDP, opened)
 }
 
 // generate makes a mesh, in which some ports are PERMISSIVE and some clients are denied,
 // and what has been recorded in it.
-func generate(t *testing.T, r *rand.Rand) (explain.Written, *History) {
+func generate(t *testing.T, r *rand.Rand) (explain.Written, *past.History) {
 	t.Helper()
 	text := head
 	var pods []string
@@ -428,7 +484,7 @@ func generate(t *testing.T, r *rand.Rand) (explain.Written, *History) {
 	if r.IntN(3) == 0 {
 		text += "---\napiVersion: heddle.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {namespace: shop, name: never}\nspec: {action: DENY, rules: [{from: [{serviceAccounts: [pa]}], to: [{ports: [81]}]}]}\n"
 	}
-	h := &History{}
+	h := &past.History{}
 	for range 1 + r.IntN(40) {
 		from, to := pods[r.IntN(len(pods))], pods[r.IntN(len(pods))]
 		s := carried(from, to, uint16(80+r.IntN(3)), uint64(1+r.IntN(9)))
@@ -444,62 +500,4 @@ func generate(t *testing.T, r *rand.Rand) (explain.Written, *History) {
 		h.Summaries = append(h.Summaries, s)
 	}
 	return written(t, text), h
-}
-
-// TestReadIsWrite: what is written is read.
-func TestReadIsWrite(t *testing.T) {
-	since := day()
-	rule := int32(2)
-	one := carried("shop/web", "shop/db", 3306, 3)
-	one.Rule, one.Policy, one.Service = &rule, "shop/db", "shop/db"
-	h := &History{Summaries: []Summary{one, carried("192.0.2.1", "bank/till", 80, 1)}, Nodes: []Coverage{{Node: "n1", Since: &since, LeftOut: 3, Damaged: []string{"x"}}}}
-	var b bytes.Buffer
-	if err := h.Write(&b); err != nil {
-		t.Fatal(err)
-	}
-	text := b.String()
-	again, err := Read(&b)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var c bytes.Buffer
-	if err := again.Write(&c); err != nil || c.String() != text || len(again.Nodes) != 1 {
-		t.Errorf("%v:\n%s\nwas\n%s", err, c.String(), text)
-	}
-	again.Only("bank", time.Time{})
-	if len(again.Summaries) != 1 || again.Summaries[0].Source.Address != "192.0.2.1" {
-		t.Errorf("%+v", again.Summaries)
-	}
-	if again.Only("", day().Add(time.Hour)); len(again.Summaries) != 0 {
-		t.Errorf("%+v", again.Summaries)
-	}
-	for _, tc := range [][2]string{
-		{`{"direction":"sideways"}`, `line 1: direction: "sideways"`}, {"\n" + `{`, "line 2"}, {`{"port":70000}`, "port"},
-		{strings.Replace(text, `"spiffe://`, `"http://`, 1), "source.identity"}, {strings.Replace(text, `"shop/db"}`, `"db"}`, 1), "destination.workload"},
-		{strings.Repeat("x", maxLine+1), "heddle history -o json"},
-	} {
-		if _, err := Read(strings.NewReader(tc[0])); err == nil || !strings.Contains(err.Error(), tc[1]) {
-			t.Errorf("%.60q: %v, want %s", tc[0], err, tc[1])
-		}
-	}
-	if _, err := Load(filepath.Join(t.TempDir(), "none.yaml")); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("%v", err)
-	}
-}
-
-func FuzzRead(f *testing.F) {
-	var b bytes.Buffer
-	if err := (&History{Summaries: []Summary{carried("shop/web", "shop/db", 3306, 3)}, Nodes: []Coverage{{Node: "n1"}}}).Write(&b); err != nil {
-		f.Fatal(err)
-	}
-	f.Add(b.Bytes())
-	f.Fuzz(func(t *testing.T, data []byte) {
-		h, err := Read(bytes.NewReader(data))
-		if err != nil {
-			return
-		}
-		if _, err := h.connections(); err != nil { // Read has looked at each
-			t.Error(err)
-		}
-	})
 }

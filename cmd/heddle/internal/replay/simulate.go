@@ -1,3 +1,8 @@
+// Package replay asks of recorded connections what would become of them: under a
+// changed configuration, and which policies would admit those and no others. It decides by
+// the model that agents decide by. It opens no connection and changes nothing.
+//
+// Its functions may be called from any goroutine.
 package replay
 
 import (
@@ -7,15 +12,19 @@ import (
 	"time"
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/past"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
-// Change is connections of which another thing would become.
+// Change is connections, or datagrams, of which another thing would become.
 type Change struct {
 	Source      Who    `json:"source"`
 	Destination Who    `json:"destination"`
 	Port        uint16 `json:"port"`
-	// Count is how many there were: of those that break, the ones that were carried.
+	// Protocol is "UDP" of datagrams; "" of connections.
+	Protocol string `json:"protocol,omitempty"`
+	// Count is how many there were: of those that break, the ones that were carried. Of
+	// datagrams it is their flows, each of ten seconds at most.
 	Count  uint64    `json:"count"`
 	Last   time.Time `json:"last"`
 	Before Decision  `json:"before"`
@@ -36,6 +45,7 @@ type Unjudged struct {
 	Source      Who       `json:"source"`
 	Destination Who       `json:"destination"`
 	Port        uint16    `json:"port"`
+	Protocol    string    `json:"protocol,omitempty"`
 	Count       uint64    `json:"count"`
 	Last        time.Time `json:"last"`
 	Why         string    `json:"why"`
@@ -48,41 +58,47 @@ type Result struct {
 	// Opens are refused now, and would be allowed.
 	Opens    []Change   `json:"opens"`
 	Unjudged []Unjudged `json:"unjudged"`
-	// Judged and Connections are how many kinds of connections were judged, and how
-	// many connections those were.
+	// Judged, Connections and Datagrams are how many kinds were judged, how many
+	// connections those were, and how many flows of datagrams.
 	Judged      int    `json:"judged"`
 	Connections uint64 `json:"connections"`
+	Datagrams   uint64 `json:"datagrams,omitempty"`
+	// PassedOver are flows of datagrams that passed, and were not judged: the objects were
+	// read as those of a mesh in which policies are not about UDP.
+	PassedOver uint64 `json:"passedOver,omitempty"`
 	// Since and Until are of the first and the last of the history; nil when it is
 	// empty.
-	Since *time.Time `json:"since,omitempty"`
-	Until *time.Time `json:"until,omitempty"`
-	Nodes []Coverage `json:"nodes"`
+	Since *time.Time      `json:"since,omitempty"`
+	Until *time.Time      `json:"until,omitempty"`
+	Nodes []past.Coverage `json:"nodes"`
 }
 
-// Simulate asks of every connection of the history what becomes of it now, and what
-// would after a change.
-func Simulate(before, after *explain.Model, h *History) (*Result, error) {
+// Simulate asks of every connection of the history, and of datagrams where policies may be
+// about them, what becomes of it now, and what would after a change.
+func Simulate(before, after *explain.Model, h *past.History) (*Result, error) {
 	if err := problemsOf(before, after); err != nil {
 		return nil, err
 	}
-	all, err := h.connections()
+	all, err := h.Connections()
 	if err != nil {
 		return nil, err
 	}
-	r := &Result{Breaks: []Change{}, Opens: []Change{}, Unjudged: []Unjudged{}, Nodes: append([]Coverage{}, h.Nodes...)}
+	r := &Result{Breaks: []Change{}, Opens: []Change{}, Unjudged: []Unjudged{}, Nodes: append([]past.Coverage{}, h.Nodes...)}
 	r.cover(h)
 	now, then := newJudge(before), newJudge(after)
 	for _, c := range all {
+		if c.UDP && !before.UDP() && !after.UDP() {
+			r.PassedOver += c.Carried()
+			continue
+		}
 		r.judge(now, then, c)
 	}
 	r.Breaks, r.Opens = group(r.Breaks), group(r.Opens)
-	slices.SortFunc(r.Unjudged, func(a, b Unjudged) int {
-		return cmp.Or(strings.Compare(a.Source.Name, b.Source.Name), strings.Compare(a.Destination.Name, b.Destination.Name), cmp.Compare(a.Port, b.Port))
-	})
+	r.Unjudged = fold(r.Unjudged)
 	return r, nil
 }
 
-func (r *Result) cover(h *History) {
+func (r *Result) cover(h *past.History) {
 	for i := range h.Summaries {
 		first, last := h.Summaries[i].First, h.Summaries[i].Last
 		if r.Since == nil || first.Before(*r.Since) {
@@ -94,8 +110,8 @@ func (r *Result) cover(h *History) {
 	}
 }
 
-func (r *Result) judge(now, then *judge, c *connection) {
-	count := max(c.carried(), c.refused())
+func (r *Result) judge(now, then *judge, c *past.Connection) {
+	count := max(c.Carried(), c.Refused())
 	before, unclear := now.decide(c)
 	var after Decision
 	if unclear == judged || unclear == byRequest {
@@ -108,37 +124,48 @@ func (r *Result) judge(now, then *judge, c *connection) {
 		}
 	}
 	if unclear != judged {
-		r.Unjudged = append(r.Unjudged, Unjudged{who(&c.source, c), who(&c.destination, c), c.port, count, c.last, string(unclear)})
+		u := Unjudged{who(&c.Source, c), who(&c.Destination, c), c.Port, protocolOf(c), count, c.Last, string(unclear)}
+		if c.UDP && c.Carried() == 0 {
+			u.Port = 0
+		}
+		r.Unjudged = append(r.Unjudged, u)
 		return
 	}
 	r.Judged++
-	r.Connections += c.carried() + c.refused()
-	change := Change{who(&c.source, c), who(&c.destination, c), c.port, count, c.last, before, after}
+	if c.UDP {
+		r.Datagrams += c.Carried() + c.Refused()
+	} else {
+		r.Connections += c.Carried() + c.Refused()
+	}
+	change := Change{who(&c.Source, c), who(&c.Destination, c), c.Port, protocolOf(c), count, c.Last, before, after}
 	switch {
-	case !before.denied() && after.denied() && c.carried() > 0:
-		change.Count = c.carried()
+	case !before.denied() && after.denied() && c.Carried() > 0:
+		change.Count = c.Carried()
 		r.Breaks = append(r.Breaks, change)
 	case before.denied() && !after.denied():
 		r.Opens = append(r.Opens, change)
 	}
 }
 
-func who(p *peer, c *connection) Who {
-	w := Who{Name: p.name()}
-	if p == &c.destination {
-		w.Name = c.to()
-		if c.service != (mesh.Key{}) {
-			w.Service = c.service.String()
+func who(p *past.Peer, c *past.Connection) Who {
+	w := Who{Name: nameOf(p)}
+	if p == &c.Destination {
+		w.Name = placeOf(c)
+		if c.Service != (mesh.Key{}) {
+			w.Service = c.Service.String()
+			if c.UDP && c.Destination.Workload == (mesh.Key{}) {
+				w.Name = "service " + w.Service
+			}
 		}
 	}
-	if p.workload != (mesh.Key{}) {
-		w.Workload = p.workload.String()
+	if p.Workload != (mesh.Key{}) {
+		w.Workload = p.Workload.String()
 	}
-	if !p.identity.IsZero() {
-		w.Identity = p.identity.String()
+	if !p.Identity.IsZero() {
+		w.Identity = p.Identity.String()
 	}
-	if p.address.IsValid() {
-		w.Address = p.address.String()
+	if p.Address.IsValid() {
+		w.Address = p.Address.String()
 	}
 	return w
 }
@@ -147,27 +174,35 @@ func who(p *peer, c *connection) Who {
 // sorts them.
 func group(changes []Change) []Change {
 	slices.SortStableFunc(changes, func(a, b Change) int {
-		return cmp.Or(strings.Compare(a.Destination.Name, b.Destination.Name), cmp.Compare(a.Port, b.Port), strings.Compare(a.Source.Name, b.Source.Name),
+		return cmp.Or(strings.Compare(a.Destination.Name, b.Destination.Name), cmp.Compare(a.Port, b.Port), strings.Compare(a.Protocol, b.Protocol), strings.Compare(a.Source.Name, b.Source.Name),
 			compareDecisions(a.Before, b.Before), compareDecisions(a.After, b.After), strings.Compare(a.Source.Workload, b.Source.Workload),
 			strings.Compare(a.Destination.Workload, b.Destination.Workload))
 	})
-	grouped := changes[:0]
-	for _, c := range changes {
-		if len(grouped) > 0 {
-			last := &grouped[len(grouped)-1]
-			if last.Destination.Name == c.Destination.Name && last.Port == c.Port && last.Source.Name == c.Source.Name && last.Before == c.Before && last.After == c.After {
-				last.Count += c.Count
-				if c.Last.After(last.Last) {
-					last.Last = c.Last
-				}
-				continue
-			}
+	return mergeNeighbours(changes, func(a, b *Change) bool {
+		return a.Destination.Name == b.Destination.Name && a.Port == b.Port && a.Protocol == b.Protocol && a.Source.Name == b.Source.Name && a.Before == b.Before && a.After == b.After
+	}, func(c *Change) (*uint64, *time.Time) { return &c.Count, &c.Last })
+}
+
+// mergeNeighbours makes one, the first, of each run of those that are alike, with the sum of their counts
+// and the latest of their times.
+func mergeNeighbours[T any](sorted []T, alike func(a, b *T) bool, tally func(*T) (count *uint64, last *time.Time)) []T {
+	merged := sorted[:0]
+	for _, one := range sorted {
+		n := len(merged)
+		if n == 0 || !alike(&merged[n-1], &one) {
+			merged = append(merged, one)
+			continue
 		}
-		grouped = append(grouped, c)
+		count, last := tally(&merged[n-1])
+		more, later := tally(&one)
+		*count += *more
+		if later.After(*last) {
+			*last = *later
+		}
 	}
-	return grouped
+	return merged
 }
 
 func compareDecisions(a, b Decision) int {
-	return cmp.Or(strings.Compare(a.Verdict, b.Verdict), strings.Compare(a.Reason, b.Reason), strings.Compare(a.Policy, b.Policy), cmp.Compare(a.Rule, b.Rule))
+	return cmp.Or(strings.Compare(a.Verdict, b.Verdict), strings.Compare(a.Reason, b.Reason), strings.Compare(a.Policy, b.Policy), cmp.Compare(a.Rule, b.Rule), strings.Compare(a.Endpoint, b.Endpoint))
 }

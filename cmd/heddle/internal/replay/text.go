@@ -9,6 +9,7 @@ import (
 
 	"sigs.k8s.io/yaml"
 
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/past"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/show"
 )
 
@@ -27,7 +28,7 @@ func (r *Result) Print(out io.Writer, color bool) error {
 		fmt.Fprintf(&b, "\n%s:\n", show.Painted(part.title, part.paint, color))
 		table := show.NewTable(&b, color, "SOURCE", "DESTINATION", "CONNECTIONS", "LAST", "NOW", "THEN")
 		for _, c := range part.changes {
-			table.Add(show.Text(c.Source.Name), show.Text(to(c.Destination, c.Port)), show.Text(fmt.Sprint(c.Count)), show.Text(stamp(c.Last)),
+			table.Add(show.Text(c.Source.Name), show.Text(over(to(c.Destination, c.Port), c.Protocol)), show.Text(fmt.Sprint(c.Count)), show.Text(stamp(c.Last)),
 				show.Text(c.Before.text()), show.Text(c.After.text()))
 		}
 		if err := table.Flush(); err != nil {
@@ -38,7 +39,7 @@ func (r *Result) Print(out io.Writer, color bool) error {
 		fmt.Fprintf(&b, "\n%s:\n", show.Painted("Could not be judged", show.Yellow, color))
 		table := show.NewTable(&b, color, "SOURCE", "DESTINATION", "CONNECTIONS", "LAST", "WHY")
 		for _, u := range r.Unjudged {
-			table.Add(show.Text(u.Source.Name), show.Text(to(u.Destination, u.Port)), show.Text(fmt.Sprint(u.Count)), show.Text(stamp(u.Last)), show.Text(u.Why))
+			table.Add(show.Text(u.Source.Name), show.Text(over(to(u.Destination, u.Port), u.Protocol)), show.Text(fmt.Sprint(u.Count)), show.Text(stamp(u.Last)), show.Text(u.Why))
 		}
 		if err := table.Flush(); err != nil {
 			return err
@@ -49,7 +50,7 @@ func (r *Result) Print(out io.Writer, color bool) error {
 	case len(r.Breaks) == 0 && slices.ContainsFunc(r.Unjudged, func(u Unjudged) bool { return u.Why == string(byRequest) }):
 		verdict = show.Painted("Nothing else would break: where it depends on the request, this cannot say.", show.Yellow, color)
 	case len(r.Breaks) > 0:
-		verdict = show.Painted(counted(len(r.Breaks), "kind")+" of connections would break.", show.Red, color)
+		verdict = show.Painted(counted(len(r.Breaks), "kind")+" of "+kinds(r.Breaks)+" would break.", show.Red, color)
 	case r.Judged == 0:
 		verdict = show.Painted("There is no recorded connection to judge by.", show.Yellow, color)
 	}
@@ -59,11 +60,18 @@ func (r *Result) Print(out io.Writer, color bool) error {
 }
 
 func (r *Result) printHistory(b *strings.Builder, color bool) {
-	fmt.Fprintf(b, "%s of %s", counted(r.Connections, "connection"), counted(r.Judged, "kind"))
+	what := counted(r.Connections, "connection")
+	if r.Datagrams > 0 {
+		what += ", and " + counted(r.Datagrams, "flow") + " over UDP,"
+	}
+	fmt.Fprintf(b, "%s of %s", what, counted(r.Judged, "kind"))
 	if r.Since != nil && r.Until != nil {
 		fmt.Fprintf(b, ", from %s to %s", stamp(*r.Since), stamp(*r.Until))
 	}
 	fmt.Fprintf(b, ", on %s.\n", counted(len(r.Nodes), "node"))
+	if r.PassedOver > 0 {
+		fmt.Fprintf(b, "%s %s over UDP passed, and are not judged: give --experimental-udp, as the mesh's operator has it\n", show.Painted("warning:", show.Yellow, color), counted(r.PassedOver, "flow"))
+	}
 	for _, n := range r.Nodes {
 		if n.LeftOut > 0 {
 			fmt.Fprintf(b, "%s node %s left out %d connections, for want of room\n", show.Painted("warning:", show.Yellow, color), n.Node, n.LeftOut)
@@ -72,6 +80,27 @@ func (r *Result) printHistory(b *strings.Builder, color bool) {
 			fmt.Fprintf(b, "%s node %s: %s\n", show.Painted("warning:", show.Yellow, color), n.Node, damage)
 		}
 	}
+}
+
+// kinds says what changes are of.
+func kinds(changes []Change) string {
+	datagrams := func(c Change) bool { return c.Protocol == overUDP }
+	connections := func(c Change) bool { return !datagrams(c) }
+	switch {
+	case !slices.ContainsFunc(changes, datagrams):
+		return "connections"
+	case !slices.ContainsFunc(changes, connections):
+		return "datagrams"
+	}
+	return "connections and datagrams"
+}
+
+// over adds the protocol to a destination, as flows do.
+func over(to, protocol string) string {
+	if protocol == "" {
+		return to
+	}
+	return to + " " + protocol
 }
 
 func stamp(t time.Time) string { return t.UTC().Format("2006-01-02 15:04Z") }
@@ -99,15 +128,18 @@ func (d Decision) text() string {
 			text += fmt.Sprintf("[%d]", d.Rule)
 		}
 	}
+	if d.Endpoint != "" {
+		text += " at its endpoint " + d.Endpoint
+	}
 	return text
 }
 
-// Print writes summaries for people.
-func (h *History) Print(out io.Writer, color bool) error {
+// PrintHistory writes summaries for people.
+func PrintHistory(h *past.History, out io.Writer, color bool) error {
 	table := show.NewTable(out, color, "HOUR", "VERDICT", "REASON", "DIRECTION", "SOURCE", "DESTINATION", "TRANSPORT", "CONNECTIONS", "SENT", "RECEIVED", "NODE")
 	for i := range h.Summaries {
 		s := &h.Summaries[i]
-		c, err := s.connection()
+		c, err := s.Connection()
 		if err != nil {
 			return err
 		}
@@ -120,15 +152,15 @@ func (h *History) Print(out io.Writer, color bool) error {
 			rule = int(*s.Rule)
 		}
 		reason := strings.TrimPrefix(Decision{Reason: s.Reason, Policy: s.Policy, Rule: rule}.text(), " ")
-		table.Add(show.In(stamp(s.Hour), show.Dim), show.In(s.Verdict, paint), show.In(reason, paint), show.Text(s.Direction), show.Text(who(&c.source, &c).exact()),
-			show.Text(to(Who{Name: who(&c.destination, &c).exact()}, s.Port)), show.Text(s.carrier()), show.Text(fmt.Sprint(s.Count)),
+		table.Add(show.In(stamp(s.Hour), show.Dim), show.In(s.Verdict, paint), show.In(reason, paint), show.Text(s.Direction), show.Text(who(&c.Source, &c).exact()),
+			show.Text(to(Who{Name: who(&c.Destination, &c).exact()}, s.Port)), show.Text(carrier(s)), show.Text(fmt.Sprint(s.Count)),
 			show.Text(show.Bytes(s.BytesSent)), show.Text(show.Bytes(s.BytesReceived)), show.Text(s.Node))
 	}
 	return table.Flush()
 }
 
 // carrier is the transport, or the protocol of a packet that was dropped.
-func (s *Summary) carrier() string {
+func carrier(s *past.Summary) string {
 	switch s.Protocol {
 	case 0:
 		return s.Transport
@@ -149,7 +181,7 @@ func (w Who) exact() string {
 }
 
 // Print writes the policies as YAML, with comments.
-func (s *Suggestion) Print(out io.Writer, of *History) error {
+func (s *Suggestion) Print(out io.Writer, of *past.History) error {
 	var b strings.Builder
 	r := Result{}
 	r.cover(of)
@@ -166,7 +198,11 @@ func (s *Suggestion) Print(out io.Writer, of *History) error {
 		}
 		b.WriteString("---\n")
 		for i, n := range p.Counts {
-			fmt.Fprintf(&b, "# rules[%d]: %s\n", i, counted(n, "connection"))
+			what := "connection"
+			if p.OverUDP(i) {
+				what = "flow"
+			}
+			fmt.Fprintf(&b, "# rules[%d]: %s\n", i, counted(n, what))
 		}
 		b.Write(strip(text))
 	}

@@ -3,6 +3,8 @@ package replay
 import (
 	"strings"
 	"testing"
+
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/past"
 )
 
 const behindWaypoint = `---
@@ -22,7 +24,7 @@ spec: {selector: {app: waypoint}, clusterIP: 10.96.0.2, ports: [{port: 15009}]}
 func TestWaypoints(t *testing.T) {
 	through := carried("shop/web", "shop/waypoint", 80, 5)
 	through.Reason, through.Service = "Waypoint", "shop/db"
-	h := &History{Summaries: []Summary{through, carried("shop/waypoint", "shop/db", 3306, 5)}}
+	h := &past.History{Summaries: []past.Summary{through, carried("shop/waypoint", "shop/db", 3306, 5)}}
 	base := written(t, shop(pod("shop", "waypoint", "waypoint", "10.1.0.9", "app: waypoint", "")+behindWaypoint))
 	deny := `apiVersion: heddle.dev/v1alpha1
 kind: AuthorizationPolicy
@@ -48,7 +50,7 @@ func TestRequestsAreNotKnown(t *testing.T) {
 	through := carried("shop/web", "shop/waypoint", 80, 5)
 	through.Reason, through.Service = "Waypoint", "shop/db"
 	direct := carried("shop/api", "shop/db", 3306, 3)
-	h := &History{Summaries: []Summary{through, carried("shop/waypoint", "shop/db", 3306, 5), direct}}
+	h := &past.History{Summaries: []past.Summary{through, carried("shop/waypoint", "shop/db", 3306, 5), direct}}
 	base := written(t, shop(pod("shop", "waypoint", "waypoint", "10.1.0.9", "app: waypoint", "")+behindWaypoint))
 	const readers = `apiVersion: heddle.dev/v1alpha1
 kind: AuthorizationPolicy
@@ -63,7 +65,7 @@ spec: {action: ACTION, selector: {matchLabels: {app: db}}, rules: [{to: [{method
 		if len(r.Breaks) != 1 || r.Breaks[0].Source.Name != "shop/api" || r.Breaks[0].After.Reason != "RequestUnseen" || r.Breaks[0].After.Policy != "shop/readers" {
 			t.Errorf("%s: breaks are %+v", action, r.Breaks)
 		}
-		only := &History{Summaries: h.Summaries[:2]}
+		only := &past.History{Summaries: h.Summaries[:2]}
 		var text strings.Builder
 		if err := simulate(t, base, only, strings.Replace(readers, "ACTION", action, 1)).Print(&text, false); err != nil || strings.Contains(text.String(), "Nothing would break") || !strings.Contains(text.String(), "depends on the request") {
 			t.Errorf("%s: %v\n%s", action, err, &text)
@@ -102,7 +104,7 @@ spec: {selector: {matchLabels: {app: api}}, rules: [{to: [{methods: [GET]}]}]}
 	}
 	_, folder := after.Model()
 	base.Cluster, after.Cluster = true, true
-	_, cluster := Simulate(model(t, base), model(t, after), &History{})
+	_, cluster := Simulate(model(t, base), model(t, after), &past.History{})
 	for what, err := range map[string]error{"folder": folder, "cluster": cluster} {
 		if err == nil || !strings.Contains(err.Error(), "AuthorizationPolicy shop/readers: spec.rules[0].to[0]: is about requests to workload shop/api, and no waypoint sees these") {
 			t.Errorf("%s: %v", what, err)

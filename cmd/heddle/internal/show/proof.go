@@ -141,8 +141,8 @@ func (p *Proof) printPeers(out io.Writer, color bool) error {
 }
 
 // classText is a class for people. Datagrams are name queries, those of the pod or, where
-// DNS is captured, what the agent could not answer itself, and what a policy about UDP
-// lets by.
+// DNS is captured, what the agent could not answer itself, and what a policy about UDP,
+// or egress.udp of the Mesh, lets by.
 func classText(class string) string {
 	if class == "datagram" {
 		return "datagrams (UDP)"

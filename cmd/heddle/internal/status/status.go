@@ -33,6 +33,8 @@ type Summary struct {
 	Operators  []Operator  `json:"operators"`
 	Nodes      []Node      `json:"nodes"`
 	Namespaces []Namespace `json:"namespaces"`
+	// Federated are the other trust domains with workloads that may be connected to.
+	Federated []Federated `json:"federated,omitempty"`
 	// Policies are Heddle's own and NetworkPolicies, in order of kind, namespace and
 	// name; PoliciesLeftOut is how many more there are, all of them well.
 	Policies        []Policy `json:"policies"`
@@ -85,6 +87,17 @@ type Namespace struct {
 	// Strict is how many of them refuse plaintext at ports without a mode of
 	// their own.
 	Strict int `json:"strict"`
+}
+
+// Federated is another trust domain, with workloads that those of the mesh may connect to.
+type Federated struct {
+	TrustDomain string `json:"trustDomain"`
+	Workloads   int    `json:"workloads"`
+	Addresses   int    `json:"addresses"`
+	// RootsExpire is when the last root that verifies them does; zero without one.
+	RootsExpire time.Time `json:"rootsExpire,omitzero"`
+	// Verifiable is set when each replica that answered has a root that verifies them.
+	Verifiable bool `json:"verifiable"`
 }
 
 // Policy is what became of one: of a Mesh, a PeerAuthentication, an
@@ -164,6 +177,23 @@ func (s *Summary) problem(format string, args ...any) {
 	s.Problems = append(s.Problems, fmt.Sprintf(format, args...))
 }
 
+// federated adds what an operator says of other trust domains, each once.
+func (s *Summary) federated(operator string, all []*meshpb.FederatedWorkloads) {
+	for _, f := range all {
+		detail := health.Unverifiable(f)
+		if detail != "" {
+			s.problem("%s: trust domain %s: %s", operator, f.GetTrustDomain(), detail)
+		}
+		i := slices.IndexFunc(s.Federated, func(o Federated) bool { return o.TrustDomain == f.GetTrustDomain() })
+		if i < 0 {
+			i = len(s.Federated)
+			s.Federated = append(s.Federated, Federated{TrustDomain: f.GetTrustDomain(), Workloads: int(f.GetWorkloads()), Addresses: int(f.GetAddresses()),
+				RootsExpire: moment(f.GetRootsNotAfterNs()), Verifiable: true})
+		}
+		s.Federated[i].Verifiable = s.Federated[i].Verifiable && detail == ""
+	}
+}
+
 // behind is for how long the connected nodes lack some of what their operator has
 // published, by name.
 type behind map[string]time.Duration
@@ -197,6 +227,7 @@ func (s *Summary) operators(answers []reach.Answer[*meshpb.OperatorState]) behin
 		if detail, _ := health.APIServer(answer.Value.GetApiServer()); detail != "" {
 			s.problem("%s: the API server %s", o.Name, detail)
 		}
+		s.federated(o.Name, answer.Value.GetFederated())
 		s.Operators = append(s.Operators, o)
 		s.policies(answer.Value)
 	}

@@ -123,3 +123,22 @@ func TestWaypointThatRefuses(t *testing.T) {
 		t.Errorf("%q, want %q", s.Problems, want)
 	}
 }
+
+// TestFederatedWorkloads: a trust domain is told of once, and is well where each replica has
+// what verifies it.
+func TestFederatedWorkloads(t *testing.T) {
+	good := &meshpb.FederatedWorkloads{TrustDomain: "good.test", Workloads: 2, Addresses: 3, RootsNotAfterNs: time.Now().Add(time.Hour).UnixNano()}
+	none := &meshpb.FederatedWorkloads{TrustDomain: "none.test", Workloads: 1, Addresses: 1, Error: "no route"}
+	s := &Summary{OK: true}
+	answer := reach.Answer[*meshpb.OperatorState]{Value: &meshpb.OperatorState{Federated: []*meshpb.FederatedWorkloads{good, none}}}
+	s.operators([]reach.Answer[*meshpb.OperatorState]{answer, answer})
+	if len(s.Federated) != 2 || !s.Federated[0].Verifiable || s.Federated[1].Verifiable || s.OK || len(s.Problems) != 2 || !strings.Contains(s.Problems[0], "none.test") || !strings.Contains(s.Problems[0], "no route") {
+		t.Errorf("%+v, %q", s.Federated, s.Problems)
+	}
+	if out := text(t, s, false); !strings.Contains(out, "good.test") || !strings.Contains(out, "verifiable") || !strings.Contains(out, "refused") {
+		t.Errorf("it says\n%s", out)
+	}
+	if out := text(t, &Summary{OK: true}, false); strings.Contains(out, "TRUST DOMAIN") {
+		t.Errorf("a mesh without says\n%s", out)
+	}
+}

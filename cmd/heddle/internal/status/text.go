@@ -49,7 +49,11 @@ func (s *Summary) Print(out io.Writer, color, allPolicies bool) error {
 		namespaces.Add(show.Text(n.Name), show.Text(n.Label), show.Text(fmt.Sprintf("%d/%d", n.Enrolled, n.Pods)), show.Text(fmt.Sprint(n.Strict)))
 	}
 	policies, more := s.policyTable(out, color, allPolicies)
-	for i, table := range []*show.Table{operators, nodes, namespaces, policies} {
+	tables := []*show.Table{operators, nodes, namespaces, policies}
+	if len(s.Federated) > 0 {
+		tables = append(tables, s.federatedTable(out, color))
+	}
+	for i, table := range tables {
 		if i > 0 {
 			if _, err := fmt.Fprintln(out); err != nil {
 				return err
@@ -65,6 +69,18 @@ func (s *Summary) Print(out io.Writer, color, allPolicies bool) error {
 		}
 	}
 	return s.printProblems(out, color)
+}
+
+func (s *Summary) federatedTable(out io.Writer, color bool) *show.Table {
+	table := show.NewTable(out, color, "TRUST DOMAIN", "WORKLOADS", "ADDRESSES", "ROOTS EXPIRE", "STATE")
+	for _, f := range s.Federated {
+		state := show.In("verifiable", show.Green)
+		if !f.Verifiable {
+			state = show.In("refused", show.Red)
+		}
+		table.Add(show.Text(f.TrustDomain), show.Text(fmt.Sprint(f.Workloads)), show.Text(fmt.Sprint(f.Addresses)), until(f.RootsExpire), state)
+	}
+	return table
 }
 
 // policyTable returns the table, and how many policies are not in it.

@@ -98,7 +98,11 @@ func add(a *explain.Answer, k *known) {
 		certificate(&e.End, k)
 		for _, f := range k.flows {
 			s, at := f.GetSecured(), time.Unix(0, f.GetStartNs()).UTC()
-			if s.GetKeyExchange() == "" || f.GetSource().GetWorkload() != a.Source.Workload || f.GetDestination().GetWorkload() != e.Workload {
+			to := f.GetDestination()
+			if s.GetKeyExchange() == "" || f.GetSource().GetWorkload() != a.Source.Workload || to.GetWorkload() != e.Workload {
+				continue
+			}
+			if e.Workload == "" && to.GetIdentity() != e.Identity { // of other trust domains, only identities are known
 				continue
 			}
 			if e.Secured == nil || e.Secured.At.Before(at) {

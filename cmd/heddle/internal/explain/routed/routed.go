@@ -35,8 +35,9 @@ func Of(folder *kube.Objects, in *Objects) []route.Route {
 // readBound bounds how long a cluster's objects are read.
 const readBound = time.Minute
 
-// Connect reads the objects of the cluster that flags mean, and its routes.
-func Connect(ctx context.Context, flags access.Options) (*kube.Objects, *Objects, error) {
+// Connect reads the objects of the cluster that flags mean, and its routes. With allSlices it reads
+// all EndpointSlices, as an operator does whose policies may name UDP.
+func Connect(ctx context.Context, flags access.Options, allSlices bool) (*kube.Objects, *Objects, error) {
 	c, err := access.Connect(flags)
 	if err != nil {
 		return nil, nil, err
@@ -46,13 +47,13 @@ func Connect(ctx context.Context, flags access.Options) (*kube.Objects, *Objects
 	}
 	ctx, cancel := context.WithTimeout(ctx, readBound)
 	defer cancel()
-	return ReadCluster(ctx, c.Config())
+	return ReadCluster(ctx, c.Config(), allSlices)
 }
 
-// ReadCluster reads a cluster's objects, as the operator does, and its routes.
-func ReadCluster(ctx context.Context, cfg *rest.Config) (*kube.Objects, *Objects, error) {
+// ReadCluster reads a cluster's objects, as the operator does, and its routes; allSlices is as Connect's.
+func ReadCluster(ctx context.Context, cfg *rest.Config, allSlices bool) (*kube.Objects, *Objects, error) {
 	cfg.Timeout = 0 // watches last
-	source := cluster.NewSource(cfg, slog.New(slog.DiscardHandler))
+	source := cluster.NewSource(cfg, allSlices, slog.New(slog.DiscardHandler))
 	running, cancel := context.WithCancel(ctx)
 	var g errgroup.Group
 	g.Go(func() error { return source.Run(running) })

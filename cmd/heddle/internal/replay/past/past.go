@@ -1,11 +1,9 @@
-// Package replay asks of recorded connections what would become of them: under a
-// changed configuration, and which policies would admit those and no others. It
-// reads what agents keep of the past, from them or from a file, and decides by the
-// model that agents decide by. It opens no connection and changes nothing.
+// Package past is what agents keep of who talked to whom: from them, or from a file. It
+// decides nothing.
 //
 // A History is read-only once it is read; the functions may be called from any
 // goroutine.
-package replay
+package past
 
 import (
 	"bufio"
@@ -27,10 +25,10 @@ import (
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
-// The bounds of a file that is read.
+// The bounds of a file that is read. MaxSummaries is that of an agent's answer, too.
 const (
 	maxLine      = 64 << 10
-	maxSummaries = 1 << 22
+	MaxSummaries = 1 << 22
 )
 
 // End is one end of a summary, as -o json prints it.
@@ -58,7 +56,8 @@ type Summary struct {
 	Policy      string    `json:"policy,omitempty"`
 	Rule        *int32    `json:"rule,omitempty"`
 	Transport   string    `json:"transport"`
-	// Protocol is the IP protocol of what the gate dropped; 0 is TCP, or several.
+	// Protocol is the IP protocol of what the gate dropped, or 17 of datagrams; 0 is TCP, or
+	// several.
 	Protocol      uint8  `json:"protocol,omitempty"`
 	Count         uint64 `json:"count"`
 	BytesSent     uint64 `json:"bytesSent"`
@@ -144,10 +143,10 @@ func Read(in io.Reader) (*History, error) {
 		case err == nil && l.Coverage != nil:
 			h.Nodes = append(h.Nodes, *l.Coverage)
 			continue
-		case err == nil && len(h.Summaries) >= maxSummaries:
-			err = fmt.Errorf("there are more than %d; remedy: write fewer hours, with --since", maxSummaries)
+		case err == nil && len(h.Summaries) >= MaxSummaries:
+			err = fmt.Errorf("there are more than %d; remedy: write fewer hours, with --since", MaxSummaries)
 		case err == nil:
-			_, err = l.Summary.connection()
+			_, err = l.Summary.Connection()
 		}
 		if err != nil {
 			return nil, fmt.Errorf("line %d: %w; remedy: the file is one that `heddle history -o json` writes", number, err)
@@ -170,8 +169,9 @@ func (h *History) Only(namespace string, since time.Time) {
 		ns, _, _ := strings.Cut(e.Workload, "/")
 		return ns == namespace || strings.Contains(e.Identity, "/ns/"+namespace+"/sa/")
 	}
+	through := func(s *Summary) bool { return s.datagrams() && strings.HasPrefix(s.Service, namespace+"/") }
 	h.Summaries = slices.DeleteFunc(h.Summaries, func(s Summary) bool {
-		return !s.Hour.Add(time.Hour).After(since) || namespace != "" && !of(s.Source) && !of(s.Destination) && !s.Destination.any()
+		return !s.Hour.Add(time.Hour).After(since) || namespace != "" && !of(s.Source) && !of(s.Destination) && !s.Destination.any() && !through(&s)
 	})
 }
 
@@ -186,36 +186,44 @@ func (h *History) Sort() {
 	slices.SortStableFunc(h.Nodes, func(a, b Coverage) int { return strings.Compare(a.Node, b.Node) })
 }
 
-// peer is one end of a connection.
-type peer struct {
-	workload mesh.Key
-	identity spiffeid.ID
-	address  netip.Addr
+// Peer is one end of a connection: of it, what is known.
+type Peer struct {
+	Workload mesh.Key
+	Identity spiffeid.ID
+	Address  netip.Addr
 }
 
 // any reports whether a destination is one of several that were not told apart.
 func (e End) any() bool { return e.Workload == "" && e.Address == "" }
 
-// connection is what connections of the past have alike that a decision is about.
-type connection struct {
-	source, destination peer
-	service             mesh.Key
-	port                uint16
+// Connection is what connections of the past have alike that a decision is about; or
+// datagrams between two, what went to a service's address apart from what came to its
+// workloads.
+type Connection struct {
+	// UDP says that it is datagrams.
+	UDP                 bool
+	Source, Destination Peer
+	// Service is the one that was dialled; zero where none was, or nobody says.
+	Service mesh.Key
+	Port    uint16
 	// Each as the client's agent and the server's counted it: one of them may not
 	// have been asked, or have been in no mesh.
-	allowed, denied [2]uint64
-	last            time.Time
+	Allowed, Denied [2]uint64
+	Last            time.Time
 }
 
-// carried and refused are how many there were.
-func (c *connection) carried() uint64 { return max(c.allowed[0], c.allowed[1]) }
-func (c *connection) refused() uint64 { return max(c.denied[0], c.denied[1]) }
+// Carried is how many were carried.
+func (c *Connection) Carried() uint64 { return max(c.Allowed[0], c.Allowed[1]) }
 
-func (s *Summary) connection() (connection, error) {
-	bad := func(field, value string) (connection, error) {
-		return connection{}, fmt.Errorf("%s: %q is not known", field, value)
+// Refused is how many were refused.
+func (c *Connection) Refused() uint64 { return max(c.Denied[0], c.Denied[1]) }
+
+// Connection is what a summary is of; an error names the field that is not known.
+func (s *Summary) Connection() (Connection, error) {
+	bad := func(field, value string) (Connection, error) {
+		return Connection{}, fmt.Errorf("%s: %q is not known", field, value)
 	}
-	c := connection{port: s.Port, last: s.Last}
+	c := Connection{Port: s.Port, Last: s.Last, UDP: s.datagrams()}
 	direction, err := flow.ParseDirection(s.Direction)
 	if err != nil {
 		return bad("direction", s.Direction)
@@ -227,14 +235,14 @@ func (s *Summary) connection() (connection, error) {
 	for _, end := range []struct {
 		field string
 		from  End
-		to    *peer
-	}{{"source", s.Source, &c.source}, {"destination", s.Destination, &c.destination}} {
+		to    *Peer
+	}{{"source", s.Source, &c.Source}, {"destination", s.Destination, &c.Destination}} {
 		if err := end.to.parse(end.from); err != nil {
 			return c, fmt.Errorf("%s.%w", end.field, err)
 		}
 	}
 	if s.Service != "" {
-		if c.service, err = parseKey(s.Service); err != nil {
+		if c.Service, err = parseKey(s.Service); err != nil {
 			return bad("service", s.Service)
 		}
 	}
@@ -246,29 +254,29 @@ func (s *Summary) connection() (connection, error) {
 		side = 0
 	}
 	if verdict == mesh.VerdictDeny {
-		c.denied[side] = s.Count
+		c.Denied[side] = s.Count
 	} else {
-		c.allowed[side] = s.Count
+		c.Allowed[side] = s.Count
 	}
 	return c, nil
 }
 
-func (p *peer) parse(e End) (err error) {
+func (p *Peer) parse(e End) (err error) {
 	if e.Workload != "" {
-		if p.workload, err = parseKey(e.Workload); err != nil {
+		if p.Workload, err = parseKey(e.Workload); err != nil {
 			return fmt.Errorf("workload: %q is not NAMESPACE/NAME", e.Workload)
 		}
 	}
 	if e.Identity != "" {
-		if p.identity, err = spiffeid.FromString(e.Identity); err != nil {
+		if p.Identity, err = spiffeid.FromString(e.Identity); err != nil {
 			return fmt.Errorf("identity: %q is not a SPIFFE ID", e.Identity)
 		}
 	}
 	if e.Address != "" {
-		if p.address, err = netip.ParseAddr(e.Address); err != nil {
+		if p.Address, err = netip.ParseAddr(e.Address); err != nil {
 			return fmt.Errorf("address: %q is not an address", e.Address)
 		}
-		p.address = p.address.Unmap().WithZone("")
+		p.Address = p.Address.Unmap().WithZone("")
 	}
 	return nil
 }
@@ -282,37 +290,42 @@ func parseKey(word string) (mesh.Key, error) {
 }
 
 // dropped reports whether the gate dropped it for another reason than one that a
-// policy could change: only plaintext to a STRICT port is a connection refused.
+// policy could change: plaintext to a STRICT port is a connection refused, and datagrams
+// that no policy lets pass are.
 func (s *Summary) dropped() bool {
-	return s.Direction == flow.DirectionKernel.String() && s.Reason != mesh.ReasonKernelPlaintextInbound.String() || s.Protocol != 0
+	return !s.datagrams() && (s.Direction == flow.DirectionKernel.String() && s.Reason != mesh.ReasonKernelPlaintextInbound.String() || s.Protocol != 0)
 }
 
-// connections sums the history up, without probes, which no policy keeps out, tunnels
+// Connections sums the history up, without probes, which no policy keeps out, tunnels
 // that came to no connection, and what the gate dropped.
-func (h *History) connections() ([]*connection, error) {
+func (h *History) Connections() ([]*Connection, error) {
 	type alike struct {
 		source, destination mesh.Key
 		identity            spiffeid.ID
 		client, server      netip.Addr
 		port                uint16
+		udp                 bool
+		service             mesh.Key // of datagrams to its address, which another may have had
 	}
-	found := map[alike]*connection{}
-	var all []*connection
+	found := map[alike]*Connection{}
+	var all []*Connection
 	for i := range h.Summaries {
 		s := &h.Summaries[i]
-		c, err := s.connection()
+		c, err := s.Connection()
 		if err != nil {
 			return nil, err
 		}
-		if s.dropped() || s.Reason == mesh.ReasonProbe.String() || mesh.ReservedPort(c.port) && c.destination.workload != (mesh.Key{}) {
+		if s.dropped() || s.Reason == mesh.ReasonProbe.String() || mesh.ReservedPort(c.Port) && c.Destination.Workload != (mesh.Key{}) {
 			continue
 		}
-		k := alike{source: c.source.workload, destination: c.destination.workload, port: c.port, server: c.destination.address}
-		if c.destination.workload != (mesh.Key{}) {
+		k := alike{source: c.Source.Workload, destination: c.Destination.Workload, port: c.Port, server: c.Destination.Address, udp: c.UDP}
+		if c.Destination.Workload != (mesh.Key{}) {
 			k.server = netip.Addr{}
+		} else if c.UDP {
+			k.service = c.Service
 		}
-		if c.source.workload == (mesh.Key{}) { // of one that is known, the server's agent may know less
-			k.identity, k.client = c.source.identity, c.source.address
+		if c.Source.Workload == (mesh.Key{}) { // of one that is known, the server's agent may know less
+			k.identity, k.client = c.Source.Identity, c.Source.Address
 		}
 		have, ok := found[k]
 		if !ok {
@@ -326,24 +339,51 @@ func (h *History) connections() ([]*connection, error) {
 	return all, nil
 }
 
-func (c *connection) add(other *connection) {
-	for side := range c.allowed {
-		c.allowed[side] += other.allowed[side]
-		c.denied[side] += other.denied[side]
+func (c *Connection) add(other *Connection) {
+	for side := range c.Allowed {
+		c.Allowed[side] += other.Allowed[side]
+		c.Denied[side] += other.Denied[side]
 	}
-	if c.source.identity.IsZero() {
-		c.source.identity = other.source.identity
+	if c.Source.Identity.IsZero() {
+		c.Source.Identity = other.Source.Identity
 	}
-	if c.destination.identity.IsZero() {
-		c.destination.identity = other.destination.identity
+	if c.Destination.Identity.IsZero() {
+		c.Destination.Identity = other.Destination.Identity
 	}
-	if c.service == (mesh.Key{}) {
-		c.service = other.service
+	if c.Service == (mesh.Key{}) {
+		c.Service = other.Service
 	}
-	if other.last.After(c.last) {
-		c.last = other.last
-		if other.source.address.IsValid() {
-			c.source.address = other.source.address
+	if other.Last.After(c.Last) {
+		c.Last = other.Last
+		if other.Source.Address.IsValid() {
+			c.Source.Address = other.Source.Address
 		}
 	}
+}
+
+// datagrams reports whether it is of datagrams between two, which passed or which the gate
+// dropped as no policy lets them pass.
+func (s *Summary) datagrams() bool {
+	return s.Protocol == flow.ProtocolUDP && (s.Direction != flow.DirectionKernel.String() || s.Reason == mesh.ReasonKernelUDP.String())
+}
+
+// NameServices adds to datagrams that were sent to a service's address, and were dropped,
+// whose that is, as serviceAt has it: agents do not say so where no policy is about UDP.
+func (h *History) NameServices(serviceAt func(netip.Addr) (mesh.Key, bool)) {
+	for i := range h.Summaries {
+		s := &h.Summaries[i]
+		if !s.datagrams() || s.Service != "" || s.Destination.Workload != "" {
+			continue
+		}
+		if addr, err := netip.ParseAddr(s.Destination.Address); err == nil {
+			if service, ok := serviceAt(addr); ok {
+				s.Service = service.String()
+			}
+		}
+	}
+}
+
+// Anywhere reports whether nothing is known of where they went.
+func (c *Connection) Anywhere() bool {
+	return c.Destination.Workload == (mesh.Key{}) && !c.Destination.Address.IsValid()
 }

@@ -1,0 +1,298 @@
+// Package draft writes AuthorizationPolicies from who needs to be admitted to what. It
+// decides nothing, and what it returns is the caller's.
+package draft
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/heddle-mesh/heddle/api/v1alpha1"
+	"github.com/heddle-mesh/heddle/internal/kube/fit"
+	"github.com/heddle-mesh/heddle/internal/kube/policies"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+)
+
+// MaxOverUDP bounds BytesOverUDP of a policy that a mesh takes.
+const MaxOverUDP = policies.MaxBytes
+
+// The bounds of the lists of an AuthorizationPolicy, as its schema has them.
+const (
+	MaxRules    = 64
+	maxSources  = 32
+	maxAccounts = 256
+	maxBlocks   = 64
+	maxPorts    = 256
+)
+
+// Policy is one that is suggested, and how many connections, or flows over UDP, each of its
+// rules is for.
+type Policy struct {
+	Policy *v1alpha1.AuthorizationPolicy `json:"policy"`
+	Counts []uint64                      `json:"counts"`
+}
+
+// Client is who may come: a service account, NAME or NAMESPACE/NAME, or another identity,
+// or a block of addresses.
+type Client struct{ Account, Identity, Block string }
+
+func compareClients(a, b Client) int {
+	return cmp.Or(strings.Compare(a.Account, b.Account), strings.Compare(a.Identity, b.Identity), strings.Compare(a.Block, b.Block))
+}
+
+// Group is the workloads that one policy selects, and who needs to be admitted to them.
+type Group struct {
+	// Owners are the names of what owns the workloads, sorted.
+	Owners   []string
+	Members  []*mesh.Workload
+	selector map[string]string
+	// TCP and UDP are who needs to be admitted over either.
+	TCP, UDP Needs
+}
+
+// Needs are how often each client needs to be admitted to each port.
+type Needs map[Client]map[uint16]uint64
+
+// Add notes that a client is to be admitted to a port, for so many connections.
+func (n Needs) Add(from Client, port uint16, count uint64) { n.set(from, port, n[from][port]+count) }
+
+func (n Needs) set(from Client, port uint16, count uint64) {
+	if n[from] == nil {
+		n[from] = map[uint16]uint64{}
+	}
+	n[from][port] = count
+}
+
+// Has reports whether a client is to be admitted to a port.
+func (n Needs) Has(from Client, port uint16) bool {
+	_, ok := n[from][port]
+	return ok
+}
+
+// Cover adds what others need that counted the same: of either's number the larger.
+func (n Needs) Cover(others Needs) {
+	for from, ports := range others {
+		for port, count := range ports {
+			n.set(from, port, max(n[from][port], count))
+		}
+	}
+}
+
+// Least returns one of the needs, the same of equal Needs; none when there is none.
+func (n Needs) Least() Needs {
+	for _, from := range slices.SortedFunc(maps.Keys(n), compareClients) {
+		port := slices.Min(slices.Collect(maps.Keys(n[from])))
+		return Needs{from: {port: n[from][port]}}
+	}
+	return nil
+}
+
+// Groups parts the enrolled workloads of a namespace by what owns them, as far as labels
+// do: two that no label tells apart are one. ownerOf is of a workload's name.
+func Groups(workloads []*mesh.Workload, namespace string, ownerOf func(mesh.Key) mesh.Key) []*Group {
+	byOwner := map[string]*Group{}
+	var all []*mesh.Workload
+	for _, w := range workloads {
+		if w.Namespace == namespace && w.Enrolled {
+			owner := ownerOf(w.Key).Name
+			if byOwner[owner] == nil {
+				byOwner[owner] = &Group{Owners: []string{owner}, TCP: Needs{}, UDP: Needs{}}
+			}
+			byOwner[owner].Members = append(byOwner[owner].Members, w)
+			all = append(all, w)
+		}
+	}
+	groups := slices.SortedFunc(maps.Values(byOwner), func(a, b *Group) int { return strings.Compare(a.Owners[0], b.Owners[0]) })
+	for i := 0; i < len(groups); i++ {
+		g := groups[i]
+		labels := shared(g.Members)
+		picked := selected(all, labels)
+		if len(picked) == len(g.Members) {
+			g.selector = shortest(all, labels, len(picked))
+			continue
+		}
+		for k, other := range groups { // no label tells these apart
+			if k != i && slices.ContainsFunc(picked, func(w *mesh.Workload) bool { return slices.Contains(other.Members, w) }) {
+				g.Owners = append(g.Owners, other.Owners...)
+				g.Members = append(g.Members, other.Members...)
+				groups = slices.Delete(groups, k, k+1)
+				break
+			}
+		}
+		slices.Sort(g.Owners)
+		i = -1 // what was whole may not be any more
+	}
+	return groups
+}
+
+// shared are the labels that all workloads have, without those that change with each
+// version of them.
+func shared(workloads []*mesh.Workload) map[string]string {
+	labels := maps.Clone(workloads[0].Labels)
+	for _, key := range []string{"pod-template-hash", "controller-revision-hash", "pod-template-generation", "statefulset.kubernetes.io/pod-name", "apps.kubernetes.io/pod-index",
+		"app.kubernetes.io/version", "helm.sh/chart", v1alpha1.LabelMesh} {
+		delete(labels, key)
+	}
+	for _, w := range workloads[1:] {
+		maps.DeleteFunc(labels, func(k, v string) bool { return w.Labels[k] != v })
+	}
+	return labels
+}
+
+func selected(all []*mesh.Workload, labels map[string]string) []*mesh.Workload {
+	p := mesh.Policy{Key: all[0].Key, Selector: labels}
+	return slices.Collect(func(yield func(*mesh.Workload) bool) {
+		for _, w := range all {
+			if p.Selects(w.Namespace, w.Labels) && !yield(w) {
+				return
+			}
+		}
+	})
+}
+
+// shortest is one label that picks as many as all of them do, where there is one:
+// one of those that people use for it, or the first.
+func shortest(all []*mesh.Workload, labels map[string]string, n int) map[string]string {
+	usual := []string{"app.kubernetes.io/name", "app", "k8s-app", "app.kubernetes.io/instance", "app.kubernetes.io/component"}
+	for _, key := range append(usual, slices.Sorted(maps.Keys(labels))...) {
+		value, ok := labels[key]
+		one := map[string]string{key: value}
+		if ok && len(selected(all, one)) == n {
+			return one
+		}
+	}
+	return labels
+}
+
+func empty(namespace, name string, selector map[string]string) *v1alpha1.AuthorizationPolicy {
+	p := &v1alpha1.AuthorizationPolicy{
+		TypeMeta:   metav1.TypeMeta{APIVersion: v1alpha1.GroupVersion().String(), Kind: "AuthorizationPolicy"},
+		ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name},
+	}
+	if len(selector) > 0 {
+		p.Spec.Selector = &v1alpha1.Selector{MatchLabels: map[string]v1alpha1.LabelValue{}}
+		for key, value := range selector {
+			p.Spec.Selector.MatchLabels[key] = v1alpha1.LabelValue(value)
+		}
+	}
+	return p
+}
+
+// Closed is a policy that admits nobody to any workload of a namespace.
+func Closed(namespace, name string) Policy { return Policy{Policy: empty(namespace, name, nil)} }
+
+// Policy admits clients over TCP, and says nothing about UDP.
+func (g *Group) Policy(namespace string) Policy {
+	return Policy{Policy: empty(namespace, g.Owners[0]+"-clients", g.selector)}.admitting(g.TCP, nil)
+}
+
+// Datagrams admits clients over UDP. It says nothing about TCP, as all of its rules name
+// UDP: a policy without any would, so that one without Counts is not to be applied.
+func (g *Group) Datagrams(namespace string) Policy {
+	udp := v1alpha1.ProtocolUDP
+	return Policy{Policy: empty(namespace, g.Owners[0]+"-datagrams", g.selector)}.admitting(g.UDP, &udp)
+}
+
+// OverUDP reports whether a rule is about UDP.
+func (p *Policy) OverUDP(rule int) bool {
+	rules := p.Policy.Spec.Rules
+	return rule < len(rules) && len(rules[rule].To) > 0 && rules[rule].To[0].Protocol != nil
+}
+
+// BytesOverUDP is what agents are told of a policy about UDP, no more than MaxOverUDP of
+// which they take.
+func (p *Policy) BytesOverUDP(trustDomain spiffeid.TrustDomain) int {
+	told := mesh.Policy{Key: mesh.Key{Namespace: p.Policy.Namespace, Name: p.Policy.Name}}
+	for _, rule := range p.Policy.Spec.Rules {
+		var r mesh.Rule
+		for _, from := range rule.From {
+			var s mesh.Source
+			for _, account := range from.ServiceAccounts {
+				namespace, name, qualified := strings.Cut(account, "/")
+				if !qualified {
+					namespace, name = p.Policy.Namespace, account
+				}
+				if id, err := mesh.IdentityFor(trustDomain, namespace, name); err == nil {
+					s.Identities = append(s.Identities, mesh.IdentityPattern(id.String()))
+				}
+			}
+			for _, id := range from.Identities {
+				s.Identities = append(s.Identities, mesh.IdentityPattern(id))
+			}
+			r.From = append(r.From, s)
+		}
+		for _, to := range rule.To {
+			r.To = append(r.To, mesh.Destination{Ports: make([]uint16, len(to.Ports))})
+		}
+		told.Rules = append(told.Rules, r)
+	}
+	return fit.Policy(&told)
+}
+
+// admitting has a rule for each set of ports that the same clients need.
+func (p Policy) admitting(all Needs, protocol *v1alpha1.Protocol) Policy {
+	out := p
+	type need struct {
+		ports   []uint16
+		clients []Client
+		count   uint64
+	}
+	byPorts := map[string]*need{}
+	for _, from := range slices.SortedFunc(maps.Keys(all), compareClients) {
+		ports := slices.Sorted(maps.Keys(all[from]))
+		key := fmt.Sprint(ports)
+		if byPorts[key] == nil {
+			byPorts[key] = &need{ports: ports}
+		}
+		byPorts[key].clients = append(byPorts[key].clients, from)
+		for _, n := range all[from] {
+			byPorts[key].count += n
+		}
+	}
+	needs := slices.SortedFunc(maps.Values(byPorts), func(a, b *need) int { return slices.Compare(a.ports, b.ports) })
+	for _, n := range needs {
+		var to []v1alpha1.Destination
+		for ports := range slices.Chunk(n.ports, maxPorts) {
+			d := v1alpha1.Destination{Protocol: protocol}
+			for _, port := range ports {
+				d.Ports = append(d.Ports, v1alpha1.Port(port))
+			}
+			to = append(to, d)
+		}
+		for from := range slices.Chunk(sources(n.clients), maxSources) {
+			out.Policy.Spec.Rules = append(out.Policy.Spec.Rules, v1alpha1.Rule{From: from, To: to})
+			out.Counts = append(out.Counts, n.count)
+		}
+	}
+	return out
+}
+
+func sources(clients []Client) (from []v1alpha1.Source) {
+	var accounts, identities []string
+	var blocks []v1alpha1.AddressBlock
+	for _, c := range clients {
+		switch {
+		case c.Account != "":
+			accounts = append(accounts, c.Account)
+		case c.Identity != "":
+			identities = append(identities, c.Identity)
+		default:
+			blocks = append(blocks, v1alpha1.AddressBlock(c.Block))
+		}
+	}
+	for some := range slices.Chunk(accounts, maxAccounts) {
+		from = append(from, v1alpha1.Source{ServiceAccounts: some})
+	}
+	for some := range slices.Chunk(identities, maxAccounts) {
+		from = append(from, v1alpha1.Source{Identities: some})
+	}
+	for some := range slices.Chunk(blocks, maxBlocks) {
+		from = append(from, v1alpha1.Source{IPBlocks: some})
+	}
+	return from
+}

@@ -1,0 +1,79 @@
+package past
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/heddle-mesh/heddle/internal/testenv"
+)
+
+func TestMain(m *testing.M) { testenv.Main(m) }
+
+func day() time.Time { return time.Date(2026, 3, 4, 12, 0, 0, 0, time.UTC) }
+
+// carried is a connection as its server's agent has it.
+func carried(from, to string, port uint16, count uint64) Summary {
+	s := Summary{Hour: day(), First: day(), Last: day().Add(time.Minute), Node: "n1", Direction: "inbound", Verdict: "allow", Reason: "NoPolicy", Transport: "tunnel",
+		Source: End{Address: from}, Destination: End{Workload: to}, Port: port, Count: count}
+	if strings.Contains(from, "/") {
+		s.Source = End{Workload: from, Identity: "spiffe://m.test/ns/shop/sa/web"}
+	}
+	return s
+}
+
+// TestReadIsWrite: what is written is read.
+func TestReadIsWrite(t *testing.T) {
+	since := day()
+	rule := int32(2)
+	one := carried("shop/web", "shop/db", 3306, 3)
+	one.Rule, one.Policy, one.Service = &rule, "shop/db", "shop/db"
+	h := &History{Summaries: []Summary{one, carried("192.0.2.1", "bank/till", 80, 1)}, Nodes: []Coverage{{Node: "n1", Since: &since, LeftOut: 3, Damaged: []string{"x"}}}}
+	var b bytes.Buffer
+	if err := h.Write(&b); err != nil {
+		t.Fatal(err)
+	}
+	text := b.String()
+	again, err := Read(&b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var c bytes.Buffer
+	if err := again.Write(&c); err != nil || c.String() != text || len(again.Nodes) != 1 {
+		t.Errorf("%v:\n%s\nwas\n%s", err, c.String(), text)
+	}
+	again.Only("bank", time.Time{})
+	if len(again.Summaries) != 1 || again.Summaries[0].Source.Address != "192.0.2.1" {
+		t.Errorf("%+v", again.Summaries)
+	}
+	if again.Only("", day().Add(time.Hour)); len(again.Summaries) != 0 {
+		t.Errorf("%+v", again.Summaries)
+	}
+	for _, tc := range [][2]string{
+		{`{"direction":"sideways"}`, `line 1: direction: "sideways"`}, {"\n" + `{`, "line 2"}, {`{"port":70000}`, "port"},
+		{strings.Replace(text, `"spiffe://`, `"http://`, 1), "source.identity"}, {strings.Replace(text, `"shop/db"}`, `"db"}`, 1), "destination.workload"},
+		{strings.Repeat("x", maxLine+1), "heddle history -o json"},
+	} {
+		if _, err := Read(strings.NewReader(tc[0])); err == nil || !strings.Contains(err.Error(), tc[1]) {
+			t.Errorf("%.60q: %v, want %s", tc[0], err, tc[1])
+		}
+	}
+}
+
+func FuzzRead(f *testing.F) {
+	var b bytes.Buffer
+	if err := (&History{Summaries: []Summary{carried("shop/web", "shop/db", 3306, 3)}, Nodes: []Coverage{{Node: "n1"}}}).Write(&b); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(b.Bytes())
+	f.Fuzz(func(t *testing.T, data []byte) {
+		h, err := Read(bytes.NewReader(data))
+		if err != nil {
+			return
+		}
+		if _, err := h.Connections(); err != nil { // Read has looked at each
+			t.Error(err)
+		}
+	})
+}
