@@ -53,19 +53,19 @@ const (
 	spirePatience = 2 * time.Minute
 )
 
-// partner is a SPIRE of another trust domain, in the network between the nodes: its bundle
+// partnerSPIRE is a SPIRE of another trust domain, in the network between the nodes: its bundle
 // endpoint is of profile https_spiffe, and it is federated with the mesh by the mesh's own.
-type partner struct {
+type partnerSPIRE struct {
 	*testbed.Bed
 	*spire.SPIRE
 	endpoint string
 }
 
-func newPartner(t *testing.T, b *testbed.Bed) *partner {
+func newPartner(t *testing.T, b *testbed.Bed) *partnerSPIRE {
 	t.Helper()
 	fabric := b.Mesh.FabricPath()
 	port := spire.FreePort(t, fabric)
-	p := &partner{Bed: b, endpoint: fmt.Sprintf("https://127.0.0.1:%d/", port)}
+	p := &partnerSPIRE{Bed: b, endpoint: fmt.Sprintf("https://127.0.0.1:%d/", port)}
 	own, err := identity.OpenAuthority(filepath.Join(local.DefaultStateDir, b.Mesh.Plan.Name, "operator", "ca"), identity.AuthorityConfig{TrustDomain: spiffeid.RequireTrustDomainFromString(ourDomain)})
 	if err != nil {
 		t.Fatal(err)
@@ -86,7 +86,7 @@ func newPartner(t *testing.T, b *testbed.Bed) *partner {
 }
 
 // mesh is the Mesh's file, with federations.
-func (p *partner) mesh(t *testing.T, federations ...map[string]string) string {
+func (p *partnerSPIRE) mesh(t *testing.T, federations ...map[string]string) string {
 	t.Helper()
 	plain := meshYAML(p.Mesh.Plan.Name, shopPods()...) + service("server", "10.96.0.10", 80)
 	if len(federations) == 0 {
@@ -100,7 +100,7 @@ func (p *partner) mesh(t *testing.T, federations ...map[string]string) string {
 }
 
 // entry is what an administrator writes of it into the Mesh.
-func (p *partner) entry() map[string]string {
+func (p *partnerSPIRE) entry() map[string]string {
 	return map[string]string{"trustDomain": partnerDomain, "endpoint": p.endpoint, "profile": "https_spiffe",
 		"endpointSPIFFEID": "spiffe://" + partnerDomain + "/spire/server", "bundle": p.Server("bundle", "show", "-format", "spiffe")}
 }
@@ -115,7 +115,7 @@ type untried struct{ error }
 
 // connect has a program of SPIRE's, that has its SVID and both bundles of SPIRE's agent, and
 // its HBONE of net/http2, connect to the mesh's server and have a byte echoed.
-func (p *partner) connect(t *testing.T, id string) error {
+func (p *partnerSPIRE) connect(t *testing.T, id string) error {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
@@ -162,7 +162,7 @@ func (p *partner) connect(t *testing.T, id string) error {
 }
 
 // gets waits until connections of an identity fare so.
-func (p *partner) gets(t *testing.T, what, id string, how func(error) bool) {
+func (p *partnerSPIRE) gets(t *testing.T, what, id string, how func(error) bool) {
 	t.Helper()
 	var last error
 	defer func() {
@@ -203,7 +203,7 @@ type federated struct {
 }
 
 // follows waits until the operator has, from its endpoint, the roots that a SPIRE has now.
-func (p *partner) follows(t *testing.T, what, domain string, of *spire.SPIRE, roots int) federated {
+func (p *partnerSPIRE) follows(t *testing.T, what, domain string, of *spire.SPIRE, roots int) federated {
 	t.Helper()
 	var want []string
 	for _, root := range of.Roots() {
@@ -239,7 +239,7 @@ func (p *partner) follows(t *testing.T, what, domain string, of *spire.SPIRE, ro
 }
 
 // served is the mesh's bundle as SPIRE has it.
-func (p *partner) served(t *testing.T) *spiffebundle.Bundle {
+func (p *partnerSPIRE) served(t *testing.T) *spiffebundle.Bundle {
 	t.Helper()
 	bundle, err := spiffebundle.Parse(spiffeid.RequireTrustDomainFromString(ourDomain), []byte(p.Server("bundle", "list", "-id", "spiffe://"+ourDomain, "-format", "spiffe")))
 	if err != nil {
@@ -284,7 +284,7 @@ spec: {rules: [{from: [{identities: [`+billing+`]}]}]}
 }
 
 // seen: flows name SPIRE's identities.
-func (p *partner) seen(t *testing.T) {
+func (p *partnerSPIRE) seen(t *testing.T) {
 	t.Helper()
 	testenv.Eventually(t, 20*time.Second, "flows name SPIRE's workloads", func() bool {
 		all := p.Flows(t)
@@ -296,7 +296,7 @@ func (p *partner) seen(t *testing.T) {
 
 // takesOurs: SPIRE was given roots alone, so the keys for JWT-SVIDs are what the endpoint gave;
 // and it has both roots while ours is replaced.
-func (p *partner) takesOurs(t *testing.T) {
+func (p *partnerSPIRE) takesOurs(t *testing.T) {
 	p.Server("federation", "refresh", "-id", "spiffe://"+ourDomain)
 	testenv.Eventually(t, spirePatience, "SPIRE has what the mesh's endpoint serves", func() bool { return len(p.served(t).JWTAuthorities()) > 0 })
 	bundle := p.served(t)
@@ -315,7 +315,7 @@ func (p *partner) takesOurs(t *testing.T) {
 }
 
 // replacesRoot: at each step the operator has SPIRE's roots of now, and the workload is let in.
-func (p *partner) replacesRoot(t *testing.T) {
+func (p *partnerSPIRE) replacesRoot(t *testing.T) {
 	old := p.Roots()[0]
 	p.Prepare()
 	before := p.follows(t, "both of SPIRE's roots are followed", partnerDomain, p.SPIRE, 2)
@@ -332,7 +332,7 @@ func (p *partner) replacesRoot(t *testing.T) {
 }
 
 // byWeb follows another SPIRE, whose bundle endpoint has a certificate of the web.
-func (p *partner) byWeb(t *testing.T) {
+func (p *partnerSPIRE) byWeb(t *testing.T) {
 	const domain = "web.example"
 	certificate, key := webCertificate(t)
 	port := spire.FreePort(t, p.Mesh.FabricPath())

@@ -145,7 +145,7 @@ func (c *tally) check(t *testing.T) {
 			t.Errorf("%d connections ended as %v: too few to say anything", c.reasons[why], why)
 		}
 	}
-	for _, why := range []mesh.Reason{mesh.ReasonPolicyAllow, mesh.ReasonPolicyDeny, mesh.ReasonPolicyNoMatch, mesh.ReasonKernelUDP, mesh.ReasonReservedPort} {
+	for _, why := range []mesh.Reason{mesh.ReasonPolicyAllow, mesh.ReasonPolicyDeny, mesh.ReasonPolicyNoMatch, mesh.ReasonKernelUDP, mesh.ReasonReservedPort, mesh.ReasonEgressAllowed, mesh.ReasonEgressDenied} {
 		if c.datagrams[why] < 20 {
 			t.Errorf("%d datagrams ended as %v: too few to say anything", c.datagrams[why], why)
 		}
@@ -165,7 +165,10 @@ func (w *world) datagrams(r *rand.Rand, s *state, view *mesh.View, seen *tally) 
 	}
 	destination, _ := view.Workload(mesh.Key{Namespace: "shop", Name: "server"})
 	rules := kernel.GateRules(datagram.Rules(view, nodeName)[destination.Key])
-	if err := w.kernel(func(k *bpf.Pod) error { _, err := k.SetDatagrams(rules); return err }); err != nil {
+	if err := w.kernel(func(k *bpf.Pod) error { _, err := k.SetDatagrams(rules, datagram.Inside(view)); return err }); err != nil {
+		return err
+	}
+	if err := w.leaving(r, s, view, seen); err != nil {
 		return err
 	}
 	for range perUDP {
@@ -185,6 +188,28 @@ func (w *world) datagrams(r *rand.Rand, s *state, view *mesh.View, seen *tally) 
 		}
 		if dropped := verdict == 2; dropped != (want.Verdict == mesh.VerdictDeny) { // TC_ACT_SHOT
 			return fmt.Errorf("%v: the gate drops it: %v, and it is to be %v", a, dropped, want.Verdict)
+		}
+	}
+	return nil
+}
+
+// leaving has documentation, evaluator and gate decide about datagrams of shop/server to
+// addresses that are not in the mesh, and to some that are nobody's in it.
+func (w *world) leaving(r *rand.Rand, s *state, view *mesh.View, seen *tally) error {
+	source, _ := view.Workload(mesh.Key{Namespace: "shop", Name: "server"})
+	for range perUDP {
+		to := netip.AddrPortFrom(netip.MustParseAddr(one(r, "192.0.2.1", "203.0.113.4", "10.67.0.1", "2001:db8::1", "fd00::1", "10.66.200.1", "fd66:200::1", "127.0.0.1", "169.254.169.254", "224.0.0.251", "255.255.255.255", "fe80::1", "ff02::fb")), uint16(one(r, leavingPorts...)))
+		want := s.decideLeaving(to)
+		seen.datagrams[want]++
+		if got, _, _ := datagram.AuthorizeTo(view, source, to); got.Reason != want {
+			return fmt.Errorf("a datagram to %v: the evaluator says %v, the documentation %v", to, got.Reason, want)
+		}
+		verdict, err := w.leaves.Run(&ebpf.RunOptions{Data: datagramFrame(w.addressFor(to.Addr()), to.Addr(), 1000, to.Port())})
+		if err != nil {
+			return err
+		}
+		if dropped := verdict == 2; dropped != (want != mesh.ReasonEgressAllowed) { // TC_ACT_SHOT
+			return fmt.Errorf("a datagram to %v: the gate drops it: %v, and it is %v", to, dropped, want)
 		}
 	}
 	return nil

@@ -74,6 +74,7 @@ func generate(r *rand.Rand, server, client placed) *state {
 	if r.IntN(4) == 0 {
 		s.mesh.Spec.RevokedIdentities = []string{one(r, identities...)}
 	}
+	s.mesh.Spec.Egress.UDP = one(r, nil, &v1alpha1.UDPEgress{}, udpEgress(r), udpEgress(r))
 	if r.IntN(2) == 0 {
 		s.mesh.Spec.Federation = []v1alpha1.FederatedDomain{{TrustDomain: "other.org", Endpoint: "https://bundle.other.org", Profile: v1alpha1.FederationWeb}}
 	}
@@ -103,6 +104,52 @@ func generate(r *rand.Rand, server, client placed) *state {
 	}
 	s.collect()
 	return s
+}
+
+// udpEgress lets some of what goes outside over UDP out.
+func udpEgress(r *rand.Rand) *v1alpha1.UDPEgress {
+	e := &v1alpha1.UDPEgress{Mode: one(r, "", v1alpha1.EgressAllow, v1alpha1.EgressDeny)}
+	if e.Mode == v1alpha1.EgressAllow {
+		e.Ports = some(r, 2, leavingPorts[1:4])
+	}
+	for _, namespace := range some(r, 2, []string{"shop", "bank"}) {
+		ns := v1alpha1.NamespaceUDPEgress{Namespace: namespace, Mode: one(r, v1alpha1.EgressAllow, v1alpha1.EgressAllow, v1alpha1.EgressDeny)}
+		if ns.Mode == v1alpha1.EgressAllow {
+			ns.Ports = some(r, 2, leavingPorts[1:4])
+		}
+		e.Namespaces = append(e.Namespaces, ns)
+	}
+	return e
+}
+
+// leavingPorts are those of datagrams to who is not in the mesh: the second to the fourth may be opened by
+// themselves.
+var leavingPorts = []v1alpha1.Port{65535, 123, 443, 8125, 4789, 8472}
+
+// decideLeaving is what docs/configuration.md says under "Datagrams that leave the mesh", of
+// a datagram of shop/server.
+func (s *state) decideLeaving(to netip.AddrPort) mesh.Reason {
+	leaves := slices.Contains([]string{"192.0.2.1", "203.0.113.4", "10.67.0.1", "2001:db8::1", "fd00::1"}, to.Addr().String())
+	e := s.mesh.Spec.Egress.UDP
+	if !leaves || slices.Contains([]uint16{4789, 8472}, to.Port()) {
+		return mesh.ReasonKernelUDP
+	}
+	if slices.Contains(s.mesh.Spec.RevokedIdentities, "spiffe://"+trustDomain+"/ns/shop/sa/server") {
+		return mesh.ReasonIdentityRevoked
+	}
+	if e == nil {
+		return mesh.ReasonEgressDenied
+	}
+	mode, ports := e.Mode, e.Ports
+	for _, ns := range e.Namespaces {
+		if ns.Namespace == "shop" {
+			mode, ports = ns.Mode, ns.Ports
+		}
+	}
+	if mode != v1alpha1.EgressAllow || len(ports) > 0 && !slices.Contains(ports, v1alpha1.Port(to.Port())) {
+		return mesh.ReasonEgressDenied
+	}
+	return mesh.ReasonEgressAllowed
 }
 
 // collect makes objects of the parts, in no particular order.

@@ -65,6 +65,7 @@ type world struct {
 	engine   *engine
 	flows    chan flow.Record
 	gate     *ebpf.Program // host_inbound of shop/server
+	leaves   *ebpf.Program // host_outbound of it
 	kernel   func(func(*bpf.Pod) error) error
 }
 
@@ -169,6 +170,26 @@ func (w *world) record() (flow.Record, error) {
 	}
 }
 
+// gateProgram returns one of shop/server's gate.
+func gateProgram(t *testing.T, node, name string) *ebpf.Program {
+	t.Helper()
+	pinned, err := link.LoadPinnedLink(filepath.Join("/sys/fs/bpf", node, bpf.Layout, "pods", "shop_server", name), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pinned.Close()
+	info, err := pinned.Info()
+	if err != nil {
+		t.Fatal(err)
+	}
+	program, err := ebpf.NewProgramFromID(info.Program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { program.Close() })
+	return program
+}
+
 // enroll puts both pods of a View into the mesh, and serves them.
 func (w *world) enroll(t *testing.T, view *mesh.View) {
 	for _, name := range []string{"server", "client"} {
@@ -179,19 +200,7 @@ func (w *world) enroll(t *testing.T, view *mesh.View) {
 		w.background(t, func(ctx context.Context) error { return w.proxy.Serve(ctx, pod) })
 	}
 	testenv.Eventually(t, enough, "shop/server's tunnel is served", func() bool { return w.engine.server("shop/server") != nil })
-	pinned, err := link.LoadPinnedLink(filepath.Join("/sys/fs/bpf", w.node.Name, bpf.Layout, "pods", "shop_server", "host_inbound"), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer pinned.Close()
-	info, err := pinned.Info()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if w.gate, err = ebpf.NewProgramFromID(info.Program); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { w.gate.Close() })
+	w.gate, w.leaves = gateProgram(t, w.node.Name, "host_inbound"), gateProgram(t, w.node.Name, "host_outbound")
 	w.kernel = w.datapath.Pods().Pods()["shop_server"].Kernel
 	for _, port := range applicationPorts {
 		for _, addr := range w.at.addresses {

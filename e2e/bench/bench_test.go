@@ -22,7 +22,7 @@ func TestOptions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !slices.Equal(full.subjects, world.Subjects()) || full.repeats != 5 || len(full.metrics) != 9 {
+	if !slices.Equal(full.subjects, world.Subjects()) || full.repeats != 5 || len(full.metrics) != 10 {
 		t.Errorf("without flags: %+v", full)
 	}
 	quick, err := options([]string{"-quick", "-subjects", "envoy"})

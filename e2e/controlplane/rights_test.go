@@ -34,8 +34,14 @@ type right struct {
 	here                        bool // in the operator's namespace only
 }
 
-// String is how an API server names what it refuses.
+// gates is what is kept of who is behind a gate.
+const gates = "heddle-gates"
+
+// String is how an API server names what it refuses. Of the ConfigMaps this one is told from the others.
 func (r right) String() string {
+	if r.name == gates {
+		return fmt.Sprintf(`%s \"%s\" is forbidden: User \"system:serviceaccount:heddle-system:heddle-operator\" cannot %s resource`, r.resource, r.name, r.verb)
+	}
 	return fmt.Sprintf(`cannot %s resource \"%s\" in API group \"%s\"`, r.verb, r.resource, r.group)
 }
 
@@ -67,7 +73,7 @@ func steps() [][]right {
 		kept,
 		{own("get", "coordination.k8s.io", "leases", "heddle-operator"), own("get", "", "configmaps", "heddle-federation"), {verb: "create", group: "authentication.k8s.io", resource: "tokenreviews"}},
 		{own("create", "coordination.k8s.io", "leases", "")},
-		{own("get", "", "configmaps", "heddle-roots"), {verb: "create", resource: "events"},
+		{own("get", "", "configmaps", "heddle-roots"), own("get", "", "configmaps", gates), {verb: "create", resource: "events"},
 			{verb: "patch", group: heddle, resource: "meshes/status", name: "default"}, {verb: "patch", group: heddle, resource: "workloads/status"},
 			{verb: "patch", group: heddle, resource: "peerauthentications/status"}, {verb: "patch", group: heddle, resource: "authorizationpolicies/status"},
 			{verb: "patch", group: gateway, resource: "httproutes/status"}, {verb: "patch", group: gateway, resource: "grpcroutes/status"},
@@ -90,7 +96,7 @@ func steps() [][]right {
 		[]right{{verb: "delete", group: "autoscaling", resource: "horizontalpodautoscalers"}},
 		[]right{own("create", "", "configmaps", "")},
 		[]right{own("patch", "", "configmaps", "heddle-roots"), own("patch", "", "configmaps", "heddle-federation")},
-		[]right{own("update", "", "secrets", "heddle-ca"), own("update", "", "configmaps", routing.Names()[shard])},
+		[]right{own("update", "", "secrets", "heddle-ca"), own("update", "", "configmaps", routing.Names()[shard]), own("update", "", "configmaps", gates)},
 	)
 }
 
@@ -168,6 +174,8 @@ func (s *server) prepare(t testing.TB) {
   roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: heddle-operator}, `+subject+`}`)
 	post(roles+"/namespaces/heddle-system/rolebindings", `{apiVersion: rbac.authorization.k8s.io/v1, kind: RoleBinding, metadata: {name: heddle-operator},
   roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: heddle-operator}, `+subject+`}`)
+	// Of when policies could name UDP: to be taken back.
+	post("/api/v1/namespaces/heddle-system/configmaps", `{apiVersion: v1, kind: ConfigMap, metadata: {name: `+gates+`}, data: {of: before}, binaryData: {gates: AAAA}}`)
 	s.pod(t, "heddle-system", "agent-n1", "heddle-agent", "192.0.2.11", true)
 	s.pod(t, "shop", "web", "web", "10.244.1.2", false)
 	s.pod(t, "shop", "exporter", "default", "192.0.2.11", true)
@@ -293,7 +301,7 @@ func TestEachRightIsNeeded(t *testing.T) {
 			if r.verb == "delete" { // it is to scale no more
 				s.must(t, http.MethodPatch, gatewayPath+"gateways/waypoint", `{metadata: {annotations: {heddle.dev/autoscale: null}}}`)
 			}
-			if r.verb == "update" && r.resource == "configmaps" { // a route is good that was not before
+			if r.verb == "update" && r.resource == "configmaps" && r.name != gates { // a route is good that was not before
 				testenv.Eventually(t, 60*time.Second, "routes are kept", func() bool {
 					_, o := s.do(http.MethodGet, "/api/v1/namespaces/heddle-system/configmaps/"+routing.Names()[shard], nil)
 					return o["binaryData"] != nil

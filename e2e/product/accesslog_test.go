@@ -10,12 +10,13 @@ import (
 )
 
 // testAccessLog has a waypoint log requests: `kubectl logs` of one of its pods has them as lines of JSON, with what is masked
-// masked. A bound that nobody may set is refused, and the waypoint goes on.
+// masked, and a collector has spans of them. A bound that nobody may set is refused, and the waypoint goes on.
 func (w *world) testAccessLog(t *testing.T) {
 	pods := func() []string {
-		return strings.Fields(w.kubectl(t, "-n", "shop", "get", "pods", "-l", "gateway.networking.k8s.io/gateway-name=waypoint", "-o", "jsonpath={.items[*].metadata.name}"))
+		return strings.Fields(w.kubectl(t, "-n", "shop", "get", "pods", "-l", ofWaypoint, "-o", "jsonpath={.items[*].metadata.name}"))
 	}
 	before := pods()
+	defer w.collecting(t)()
 	w.cli(t, "waypoint", "apply", "-n", "shop", "--access-log", "1", "--wait")
 	eventually(t, patience, "its pods are other ones", func() error {
 		if now := pods(); len(now) == 0 || slices.ContainsFunc(now, func(name string) bool { return slices.Contains(before, name) }) {
@@ -49,6 +50,7 @@ func (w *world) testAccessLog(t *testing.T) {
 		}
 		return fmt.Errorf("no line is as it is to be: %q", said)
 	})
+	w.traced(t)
 	w.kubectl(t, "-n", "shop", "annotate", "gateway/waypoint", "heddle.dev/bounds=listen=:80")
 	eventually(t, patience, "the Gateway says what is wrong", func() error {
 		said := w.kubectl(t, "-n", "shop", "get", "gateway/waypoint", "-o", `jsonpath={range .status.conditions[?(@.type=="Accepted")]}{.status} {.message}{end}`)
@@ -57,7 +59,7 @@ func (w *world) testAccessLog(t *testing.T) {
 		}
 		return nil
 	})
-	w.kubectl(t, "-n", "shop", "annotate", "gateway/waypoint", "heddle.dev/bounds-")
+	w.kubectl(t, "-n", "shop", "annotate", "gateway/waypoint", "heddle.dev/bounds-", "heddle.dev/trace-endpoint-")
 	w.cli(t, "waypoint", "apply", "-n", "shop", "--access-log", "0", "--wait")
 	w.visits(t, 20)
 }

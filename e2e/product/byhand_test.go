@@ -34,6 +34,7 @@ func (w *world) testByHand(t *testing.T, files string) {
 	w.enrolled(t, "n2", "shop/server")
 	server := w.pod(t, "server").Status.PodIP + ":7000"
 	w.works(t, "client", server)
+	t.Run("dns by default", func(t *testing.T) { w.testDNSByDefault(t) })
 
 	w.apply(t, podYAML("kept", "n1", itsShare, "load", server, "5", "5"))
 	w.waitReady(t, "kept")

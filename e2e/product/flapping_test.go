@@ -136,15 +136,7 @@ func (w *world) settled(t *testing.T, enabled bool, server string) {
 // even number of them leaves it as last says.
 func (w *world) labels(t *testing.T, namespace string) func(toLast bool, last string) {
 	t.Helper()
-	cfg, err := clientcmd.BuildConfigFromFlags("", w.Kubeconfig())
-	if err != nil {
-		t.Fatal(err)
-	}
-	cfg.QPS, cfg.Burst = 1000, 1000
-	client, err := kubernetes.NewForConfig(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
+	client := w.clientset(t)
 	return func(toLast bool, last string) {
 		t.Helper()
 		value := "null"
@@ -156,6 +148,21 @@ func (w *world) labels(t *testing.T, namespace string) func(toLast bool, last st
 			t.Fatal(err)
 		}
 	}
+}
+
+// clientset is the cluster's admin, who is not held back.
+func (w *world) clientset(t *testing.T) *kubernetes.Clientset {
+	t.Helper()
+	cfg, err := clientcmd.BuildConfigFromFlags("", w.Kubeconfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.QPS, cfg.Burst = 1000, 1000
+	client, err := kubernetes.NewForConfig(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return client
 }
 
 // published counts how often operators have published something new.

@@ -78,7 +78,8 @@ func (w *world) posted(t *testing.T, n int) {
 			denied, err := w.node(t, node).Exec(t.Context(), onNode, "flows", "--verdict", "deny", "--last", "20", "--socket", agent)
 			t.Logf("refused on %s: %v\n%s", node, err, denied)
 		}
-		t.Fatalf("%d of %d requests are lost:\n%s", now.lost, now.own+now.kept+now.lost, grep(w.logs(t, "poster"), "LOST"))
+		testenv.ForGood(t, "%d of %d requests are lost:\n%s", now.lost, now.own+now.kept+now.lost, grep(w.logs(t, "poster"), "LOST"))
+		t.FailNow()
 	}
 	w.visits(t, 5)
 }

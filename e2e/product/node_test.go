@@ -2,12 +2,14 @@ package product
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/heddle-mesh/heddle/agent/cni/chain"
+	"github.com/heddle-mesh/heddle/e2e/scenario/kubernetes"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
 
@@ -142,7 +144,8 @@ func (w *world) testTakenOut(t *testing.T, server string) {
 
 // testReboot reboots a node again and again, under traffic to its pods and from them:
 // while it boots, and they come up before, beside or after its agent, not a byte leaves
-// them in plaintext. The cluster's CNI writes its file anew at each boot. `make chaos` sets more than two.
+// them in plaintext. The cluster's CNI writes its file anew at each boot. `make chaos` sets more than two,
+// and has it shown before that the same capture sees them without the copy.
 func (w *world) testReboot(t *testing.T) {
 	w.apply(t, serviceOf("server"))
 	service := w.kubectl(t, "-n", "shop", "get", "service", "server", "-o", "jsonpath={.spec.clusterIP}")
@@ -151,12 +154,65 @@ func (w *world) testReboot(t *testing.T) {
 	anchor := w.pod(t, "anchor").Status.PodIP
 	w.apply(t, podYAML("eager", "n2", itsShare, "load", anchor+":7000", "2", "10"))
 	w.waitReady(t, "eager")
+	if os.Getenv("HEDDLE_REBOOT_CONTROL") != "" {
+		w.rebootWithoutCopy(t)
+	}
 	reboots, encrypted := fromEnvironment(t, "HEDDLE_REBOOTS", 2), 0
 	for n := range reboots {
 		encrypted += w.reboot(t, n+1)
 	}
 	t.Logf("%d reboots: 0 plaintext bytes left the node's pods, %d bytes crossed in TLS", reboots, encrypted)
 	w.kubectl(t, "-n", "shop", "delete", "service/server", "pod/anchor", "pod/pursuer", "pod/eager", "--now")
+}
+
+// rebootWithoutCopy shows what testReboot would see without what it is a test of: the node
+// boots without an agent, its pods wait for as long as the copy of the CNI's file is
+// there, and once it is not, they are in plaintext on the wire.
+func (w *world) rebootWithoutCopy(t *testing.T) {
+	t.Helper()
+	// Or the anchor would not answer what is not from the mesh.
+	w.apply(t, "---\napiVersion: heddle.dev/v1alpha1\nkind: PeerAuthentication\nmetadata: {name: control, namespace: shop}\nspec: {mode: PERMISSIVE}\n")
+	n2 := w.node(t, "n2")
+	w.kubectl(t, "label", "node", "n2", kubernetes.NodeLabel+"-")
+	testenv.Eventually(t, patience, "n2 has no agent", func() bool {
+		return w.kubectl(t, "-n", "heddle-system", "get", "pods", "-l", "app.kubernetes.io/component=agent", "--field-selector", "spec.nodeName=n2", "-o", "name") == ""
+	})
+	if err := n2.Reboot(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.putCLI(t, n2)
+	eventually(t, patience, "heddle-cni holds the pod back", func() error {
+		said := w.kubectl(t, "-n", "shop", "get", "events", "--field-selector", "involvedObject.name=eager,reason=FailedCreatePodSandBox", "-o", "jsonpath={.items[*].message}")
+		if !strings.Contains(said, "waits for the node's Heddle agent") {
+			return fmt.Errorf("events: %q", said)
+		}
+		return nil
+	})
+	if w.pod(t, "eager").ready() {
+		t.Error("the pod runs without an agent, though the copy is there")
+	}
+	c := w.capture(t)
+	if _, err := n2.Exec(t.Context(), "rm", copied); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 2*time.Minute, "the pod runs without heddle-cni", func() error {
+		if p := w.pod(t, "eager"); !p.ready() || p.Status.PodIP == "" {
+			return fmt.Errorf("%+v", p.Status)
+		}
+		if counts := w.counted(t, "eager"); counts["opened"] == 0 {
+			return fmt.Errorf("%v", counts)
+		}
+		return nil
+	})
+	addresses := w.addresses(t, []string{"eager"})
+	found := c.Stop(t, spoken, among(addresses))
+	t.Logf("without the copy: %s", found)
+	if found.Markers == 0 || !slices.ContainsFunc(found.PlaintextFlows, leaving(addresses, w.apiServer(t))) {
+		t.Errorf("without the copy the capture shows nothing: %s %v", found, found.PlaintextFlows)
+	}
+	w.kubectl(t, "label", "node", "n2", kubernetes.NodeLabel+"="+kubernetes.NodeLabelValue)
+	w.enrolled(t, "n2", "shop/server", "shop/eager")
+	w.kubectl(t, "-n", "shop", "delete", "peerauthentication", "control")
 }
 
 // serviceOf is a service of the pods that a label names.

@@ -35,6 +35,7 @@ spec:
 	}
 	w.kubectl(t, "-n", "shop", "delete", "authorizationpolicy", "web")
 	w.works(t, "client", server+":7000")
+	t.Run("a policy changes", func(t *testing.T) { w.testPolicyChange(t, server) })
 	t.Run("a policy that cannot be in force", w.testRefusedPolicy)
 	t.Run("the leader goes", w.testLeaderGoes)
 }

@@ -62,8 +62,9 @@ func (w *world) testRolls(t *testing.T) {
 				denied, err := w.node(t, node).Exec(t.Context(), onNode, "flows", "--verdict", "deny", "--last", "40", "--socket", agent)
 				t.Logf("refused on %s: %v\n%s", node, err, denied)
 			}
-			t.Fatalf("%d of %d requests lost over %d restarts:\n%s", now.lost, now.own+now.kept+now.lost, n+1,
+			testenv.ForGood(t, "%d of %d requests lost over %d restarts:\n%s", now.lost, now.own+now.kept+now.lost, n+1,
 				grep(w.logs(t, clients[0])+w.logs(t, clients[1]), "LOST"))
+			t.FailNow()
 		}
 	}
 	now := w.asked(t, clients)

@@ -25,6 +25,7 @@ const (
 	workloadImage = "localhost/workload:test"
 	registry      = "localhost/heddle"
 	version       = "product"
+	nextVersion   = "next" // of a waypoint that is tried
 	// marker is what must not be seen on the wire.
 	marker = "in-plain-sight-7f3a"
 	// patience bounds what Kubernetes takes to do something.

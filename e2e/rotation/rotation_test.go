@@ -248,7 +248,7 @@ func TestNoHandshakeFails(t *testing.T) {
 	load.stop()
 	t.Logf("%d connections, %d failed; %d pairs of leaves", load.made.Load(), load.failed.Load(), load.leaves())
 	if load.failed.Load() > 0 {
-		t.Errorf("%d of %d connections failed, such as: %v", load.failed.Load(), load.made.Load(), *load.example.Load())
+		testenv.ForGood(t, "%d of %d connections failed, such as: %v", load.failed.Load(), load.made.Load(), *load.example.Load())
 	}
 	if load.leaves() < 5 {
 		t.Errorf("the connections saw %d pairs of leaves only", load.leaves())

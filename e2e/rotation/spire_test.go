@@ -93,7 +93,7 @@ func spireIssues(t *testing.T, s issuer) {
 	load.stop()
 	t.Logf("%d connections, %d failed; %d pairs of leaves", load.made.Load(), load.failed.Load(), load.leaves())
 	if load.failed.Load() > 0 {
-		t.Errorf("%d of %d connections failed, such as: %v", load.failed.Load(), load.made.Load(), *load.example.Load())
+		testenv.ForGood(t, "%d of %d connections failed, such as: %v", load.failed.Load(), load.made.Load(), *load.example.Load())
 	}
 	if load.leaves() < 2 {
 		t.Errorf("the connections saw %d pairs of leaves only", load.leaves())

@@ -21,7 +21,7 @@ func TestProxiesEndWithUs(t *testing.T) {
 		switch {
 		case p.start == nil:
 		case *hold == p.name:
-			fmt.Printf("\npid %d\n", p.run(t, []*lane{newLane(t)}))
+			fmt.Printf("\npid %d\n", p.run(t, []*lane{newLane(t, false)}))
 			select {}
 		case *hold == "":
 			t.Run(p.name, func(t *testing.T) { testKilled(t, p.name) })

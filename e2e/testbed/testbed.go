@@ -226,12 +226,24 @@ func (b *Bed) Listen(t testing.TB, pod, address string) *net.TCPListener {
 // a server that belongs to no mesh, and has a route to every pod.
 func (b *Bed) ListenOutside(t testing.TB, address string) *net.TCPListener {
 	t.Helper()
+	return outside(t, b, func() (net.Listener, error) { return net.Listen("tcp", address) }).(*net.TCPListener)
+}
+
+// ListenOutsideUDP is ListenOutside for datagrams.
+func (b *Bed) ListenOutsideUDP(t testing.TB, address string) net.PacketConn {
+	t.Helper()
+	return outside(t, b, func() (net.PacketConn, error) { return net.ListenPacket("udp", address) })
+}
+
+// outside opens something on the bridge between the nodes, until the test ends.
+func outside[T io.Closer](t testing.TB, b *Bed, open func() (T, error)) T {
+	t.Helper()
 	ns, err := netns.GetFromPath(b.pods.FabricPath())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer ns.Close()
-	opened := make(chan net.Listener, 1)
+	opened := make(chan T, 1)
 	go func() {
 		defer close(opened)
 		runtime.LockOSThread() // for good: the thread ends with its namespace
@@ -239,7 +251,7 @@ func (b *Bed) ListenOutside(t testing.TB, address string) *net.TCPListener {
 			t.Errorf("outside: %v", err)
 			return
 		}
-		l, err := net.Listen("tcp", address)
+		l, err := open()
 		if err != nil {
 			t.Errorf("listen outside: %v", err)
 			return
@@ -251,7 +263,7 @@ func (b *Bed) ListenOutside(t testing.TB, address string) *net.TCPListener {
 		t.FailNow()
 	}
 	t.Cleanup(func() { l.Close() })
-	return l.(*net.TCPListener)
+	return l
 }
 
 // routePods tells the namespace that the thread is in which node has which pod.
@@ -308,6 +320,7 @@ type Flow struct {
 	Verdict     string   `json:"verdict"`
 	Reason      string   `json:"reason"`
 	Policy      string   `json:"policy"`
+	Detail      string   `json:"detail"`
 	Direction   string   `json:"direction"`
 	Transport   string   `json:"transport"`
 	Source      Endpoint `json:"source"`

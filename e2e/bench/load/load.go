@@ -23,12 +23,13 @@ func Main(args []string, in io.Reader, out io.Writer) error {
 	connections := flags.Int("connections", 32, "how many connections")
 	rate := flags.Int("rate", 1600, "requests per second")
 	duration := flags.Duration("duration", 4*time.Second, "how long")
+	sheds := flags.Bool("sheds", false, "an answer of 503 is no error")
 	if err := flags.Parse(args[1:]); err != nil {
 		return err
 	}
 	switch args[0] {
 	case "rate":
-		timed, err := Rate(RateConfig{Address: *address, Connections: *connections, PerSecond: *rate, Duration: *duration})
+		timed, err := Rate(RateConfig{Address: *address, Connections: *connections, PerSecond: *rate, Duration: *duration, Sheds: *sheds})
 		if err != nil {
 			return err
 		}

@@ -72,6 +72,30 @@ func TestRateCountsErrors(t *testing.T) {
 	}
 }
 
+// TestRateOfOneThatSheds: a 503 ends no connection where it is expected, and what comes late is not timely.
+func TestRateOfOneThatSheds(t *testing.T) {
+	var asked atomic.Int64
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		switch n := asked.Add(1); {
+		case n == 1:
+			time.Sleep(Late + 100*time.Millisecond)
+		case n%2 == 0:
+			w.WriteHeader(503)
+		}
+		fmt.Fprint(w, "hello")
+	}))
+	defer server.Close()
+	cfg := RateConfig{Address: server.Listener.Addr().String(), Connections: 4, PerSecond: 100, Duration: 400 * time.Millisecond, Sheds: true}
+	timed, err := Rate(cfg)
+	if err != nil || timed.Answered != 20 || timed.Shed != 20 || timed.Errors != 0 || timed.Timely != 19 {
+		t.Errorf("got %+v, %v, want 19 of 20 answers in time, and 20 that were shed", timed, err)
+	}
+	cfg.Sheds = false
+	if timed, err := Rate(cfg); err != nil || timed.Shed != 0 || timed.Errors == 0 {
+		t.Errorf("got %+v, %v, want errors", timed, err)
+	}
+}
+
 func TestAnswer(t *testing.T) {
 	for text, want := range map[string][2]bool{
 		"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok":       {true, true},

@@ -23,16 +23,24 @@ type RateConfig struct {
 	Connections int
 	PerSecond   int
 	Duration    time.Duration
+	// Sheds says that a 503 is what a server may say that has too much to do: it is counted apart, and no error.
+	Sheds bool
 }
 
 // Timed is what Rate saw. Times are in microseconds, from when a request was due
 // to its answer's last byte, so that a stall counts for all that waited in it.
 type Timed struct {
-	Answered int     `json:"answered"`
-	Errors   int     `json:"errors"`
-	P50      float64 `json:"p50"`
-	P99      float64 `json:"p99"`
+	Answered int `json:"answered"`
+	// Timely are those that were answered within Late of when they were due, Shed those that were answered with a 503.
+	Timely int     `json:"timely"`
+	Shed   int     `json:"shed"`
+	Errors int     `json:"errors"`
+	P50    float64 `json:"p50"`
+	P99    float64 `json:"p99"`
 }
+
+// Late is when an answer comes too late to be of use.
+const Late = time.Second
 
 // patience is how long Rate waits for the last answers.
 const patience = 2 * time.Second
@@ -66,6 +74,7 @@ type pacer struct {
 	started  time.Time
 	released int // requests whose time has come
 	times    []time.Duration
+	shed     int
 	errors   int
 }
 
@@ -233,11 +242,14 @@ func (p *pacer) readable(c *conn) {
 	switch {
 	case !whole && len(c.read) < cap(c.read):
 		return
-	case !whole || !good:
+	case whole && good:
+		p.times = append(p.times, time.Since(c.due))
+	case whole && p.cfg.Sheds && bytes.HasPrefix(c.read, []byte("HTTP/1.1 503 ")):
+		p.shed++
+	default:
 		p.drop(c)
 		return
 	}
-	p.times = append(p.times, time.Since(c.due))
 	c.read, c.busy = c.read[:0], false
 	p.idle = append(p.idle, c)
 	p.send()
@@ -277,5 +289,6 @@ func (p *pacer) timed() Timed {
 		}
 		return float64(p.times[int(share*float64(len(p.times)-1))].Nanoseconds()) / 1000
 	}
-	return Timed{Answered: len(p.times), Errors: p.errors, P50: at(0.50), P99: at(0.99)}
+	timely, _ := slices.BinarySearch(p.times, Late)
+	return Timed{Answered: len(p.times), Timely: timely, Shed: p.shed, Errors: p.errors, P50: at(0.50), P99: at(0.99)}
 }

@@ -45,37 +45,62 @@ const quietRate = 400
 var errEarly = errors.New("it ended by itself")
 
 // noise compares a quiet pod's p99 without and with a loud neighbour on its
-// node, which floods other servers with bulk and with connections.
+// node, which floods other servers with bulk and with connections: with all that it can.
 func noise(ctx context.Context, w *world.World, s Sizes) ([]Sample, error) {
+	return beside(ctx, w, s, "noise",
+		func(ctx context.Context, long time.Duration) error {
+			_, err := iperf(ctx, w, world.Client(1), 4, long)
+			return err
+		},
+		func(ctx context.Context, long time.Duration) error {
+			_, err := wrk(ctx, w, world.Client(1), 1, 16, long, "-H", "Connection: close")
+			return err
+		})
+}
+
+// boundedNoise has a neighbour that leaves the machine room: 2 Gbit/s of bulk, and some 450 connections/s. What it does to the
+// quiet pod is its subject's doing more than the scheduler's.
+func boundedNoise(ctx context.Context, w *world.World, s Sizes) ([]Sample, error) {
+	script, err := w.File("delay.lua", "function delay() return 33 end\n") // ms of each of wrk's connections before its request
+	if err != nil {
+		return nil, err
+	}
+	return beside(ctx, w, s, "some_noise",
+		func(ctx context.Context, long time.Duration) error {
+			_, err := iperf(ctx, w, world.Client(1), 4, long, "-b", "500M") // of each stream
+			return err
+		},
+		func(ctx context.Context, long time.Duration) error {
+			_, err := wrk(ctx, w, world.Client(1), 1, 16, long, "-H", "Connection: close", "-s", script)
+			return err
+		})
+}
+
+// beside compares a quiet pod's p99 with and without loads beside it, which go on until they are cut short.
+func beside(ctx context.Context, w *world.World, s Sizes, metric string, loads ...func(context.Context, time.Duration) error) ([]Sample, error) {
 	quiet, err := rate(ctx, w, quietRate, s.RateDuration)
 	if err != nil {
 		return nil, err
 	}
 	loudCtx, hush := context.WithCancel(ctx)
-	long := s.RateDuration + time.Minute
 	var group sync.WaitGroup
-	var early [2]error // a load that ended before it was cut short, as it always is
-	loud := func(i int, run func() error) {
+	early := make([]error, len(loads)) // of a load that ended before it was cut short, as it always is
+	for i, load := range loads {
 		group.Go(func() {
-			if err := run(); loudCtx.Err() == nil {
+			if err := load(loudCtx, s.RateDuration+time.Minute); loudCtx.Err() == nil {
 				early[i] = fmt.Errorf("the loud neighbour has fallen silent: %w", cmp.Or(err, errEarly))
 			}
 		})
 	}
-	loud(0, func() error { _, err := iperf(loudCtx, w, world.Client(1), 4, long); return err })
-	loud(1, func() error {
-		_, err := wrk(loudCtx, w, world.Client(1), 1, 16, long, "-H", "Connection: close")
-		return err
-	})
 	time.Sleep(500 * time.Millisecond)
 	noisy, err := rate(ctx, w, quietRate, s.RateDuration)
 	hush()
 	group.Wait()
-	if err = errors.Join(err, early[0], early[1]); err != nil {
+	if err = errors.Join(err, errors.Join(early...)); err != nil {
 		return nil, err
 	}
 	failed := quiet.Errors + noisy.Errors
-	return []Sample{{"noise", noisy.P99 / quiet.P99, failed}, {"noise_p99", noisy.P99, failed}}, nil
+	return []Sample{{metric, noisy.P99 / quiet.P99, failed}, {metric + "_p99", noisy.P99, failed}}, nil
 }
 
 // DefaultSettle is long enough for Heddle, which gives back what it does not need

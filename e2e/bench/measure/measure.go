@@ -61,6 +61,7 @@ func Tests() []Test {
 		{"lat", "p50", "latency at a fixed rate", latency},
 		{"pods", "pods_rps", "requests from 20 pods to 5", manyPods},
 		{"noise", "noise", "a quiet pod beside a loud one", noise},
+		{"some_noise", "some_noise", "a quiet pod beside one that leaves the machine room", boundedNoise},
 		{"wan", "wan0_1", "throughput over 50 ms, without and with loss", farAway},
 		{"rss", "rss_idle", "memory, idle and with idle connections", memory},
 	}

@@ -65,7 +65,8 @@ largest value, for the largest k that covers the median with 90 % at least; with
 - 50 ms: each way is held back 25 ms by a process between two TUN devices, which takes single segments of 1,500 bytes and loses at random
   those that go from client to server. Its own limit is the figure of "none". Fresh proxies; the first two seconds do not count.
 - Noise: a quiet pod asks 400 times per second, without and with a neighbour that sends four bulk streams and opens connections, 16 at a
-  time. With two cores for all, the noise takes CPU from everybody; "none" shows how much.
+  time. With two cores for all, the noise takes CPU from everybody; "none" shows how much. And with a neighbour that is held to four streams of
+  500 Mbit/s and a connection every 33 ms of each of 16, which leaves the machine room.
 - Envoy is given each easy way out: the servers' addresses are its listeners', so that nothing is redirected; it connects from the node's
   namespace, a link less than Heddle; windows of 4 and 16 MiB; as many workers as cores; no policy, access log or flow records.
 - The load, the servers and the subject share the cores.

@@ -6,8 +6,8 @@ type Metric struct {
 	// LessIsBetter is of times, CPU and memory.
 	LessIsBetter bool
 	// Floor is what Heddle's ratio to Envoy must reach, Stretch what it should; 0
-	// for none. Most is what Heddle's own value must not exceed; 0 for none.
-	Floor, Stretch, Most float64
+	// for none. Most is what Heddle's own value must not exceed, Least what it must reach; 0 for none.
+	Floor, Stretch, Most, Least float64
 }
 
 // Metrics are all metrics, in the order in which they are shown. The floors are
@@ -37,5 +37,7 @@ func Metrics() []Metric {
 		{ID: "pods_rps", Unit: "1/s", Title: "requests/s, 20 pods to 5", Floor: 0},
 		{ID: "noise", Unit: "×", Title: "p99 of a quiet pod beside a loud one, to its own without", LessIsBetter: true, Most: 1.3},
 		{ID: "noise_p99", Unit: "µs", Title: "p99 of a quiet pod beside a loud one", LessIsBetter: true},
+		{ID: "some_noise", Unit: "×", Title: "p99 of a quiet pod beside 2 Gbit/s and 450 connections/s of another, to its own without", LessIsBetter: true, Most: 1.3},
+		{ID: "some_noise_p99", Unit: "µs", Title: "p99 of a quiet pod beside 2 Gbit/s and 450 connections/s of another", LessIsBetter: true},
 	}
 }

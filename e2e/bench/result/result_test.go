@@ -86,6 +86,8 @@ func TestVerdicts(t *testing.T) {
 		{"errors do not win", up, Summary{ToEnvoy: of(3), Errors: 1}, Failed},
 		{"own bound", Metric{LessIsBetter: true, Most: 40}, Summary{Median: 39}, Held},
 		{"above its own bound, below Envoy", Metric{LessIsBetter: true, Most: 40}, Summary{Median: 41, ToEnvoy: of(0.5)}, Lost},
+		{"own bound below", Metric{Least: 0.7}, Summary{Median: 0.7, ToEnvoy: of(0.9)}, Held},
+		{"below its own bound, above Envoy", Metric{Least: 0.7}, Summary{Median: 0.69, ToEnvoy: of(2)}, Lost},
 		{"Envoy was not there", up, Summary{Median: 1}, Unknown},
 		{"no judge of itself", up, Summary{Subject: "envoy", ToEnvoy: of(1)}, Unknown},
 	} {

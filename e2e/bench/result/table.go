@@ -16,7 +16,7 @@ const (
 	Held      Verdict = "holds"
 	Better    Verdict = "better" // than Envoy; there is no floor
 	Missed    Verdict = "MISSED" // better than Envoy, but not by the floor
-	Lost      Verdict = "LOST"   // worse than Envoy, or more than the bound
+	Lost      Verdict = "LOST"   // worse than Envoy, or beyond the bound
 	Failed    Verdict = "ERRORS" // a subject with errors does not win
 	Unknown   Verdict = ""
 )
@@ -37,9 +37,9 @@ func Judge(m Metric, s Summary) Verdict {
 		return *s.ToEnvoy >= bound
 	}
 	switch {
-	case m.Most > 0 && s.Median > m.Most:
+	case m.Most > 0 && s.Median > m.Most, s.Median < m.Least:
 		return Lost
-	case m.Most > 0:
+	case m.Most > 0, m.Least > 0:
 		return Held
 	case s.ToEnvoy == nil:
 		return Unknown
@@ -102,6 +102,8 @@ func floor(m Metric) string {
 		return fmt.Sprintf("%s %v × Envoy", sign, m.Floor)
 	case m.Most > 0:
 		return fmt.Sprintf("≤ %v %s", m.Most, m.Unit)
+	case m.Least > 0:
+		return fmt.Sprintf("≥ %v %s", m.Least, m.Unit)
 	}
 	return ""
 }

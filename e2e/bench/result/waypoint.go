@@ -17,6 +17,12 @@ func WaypointMetrics() []Metric {
 		{ID: "way_own_p99", Unit: "µs", Title: "latency at half of its own requests/s, p99", LessIsBetter: true, Floor: 1, Stretch: 0.8},
 		{ID: "way_grpc_p99", Unit: "µs", Title: "latency of gRPC unary at half of the slower one's calls/s, p99", LessIsBetter: true, Floor: 1, Stretch: 0.8},
 		{ID: "way_grpc_own_p99", Unit: "µs", Title: "latency of gRPC unary at half of its own calls/s, p99", LessIsBetter: true, Floor: 1, Stretch: 0.8},
+		{ID: "way_good_h1_1", Unit: "share", Title: "served in time of as much as it has room for, HTTP/1.1", Least: 0.5},
+		{ID: "way_good_h1_2", Unit: "share", Title: "goodput at 2 × of that, as a share of what it was, HTTP/1.1", Least: 0.7},
+		{ID: "way_good_h1_3", Unit: "share", Title: "goodput at 3 × of that, as a share of what it was, HTTP/1.1", Least: 0.7},
+		{ID: "way_good_h2_1", Unit: "share", Title: "served in time of as much as it has room for, HTTP/2", Least: 0.5},
+		{ID: "way_good_h2_2", Unit: "share", Title: "goodput at 2 × of that, as a share of what it was, HTTP/2", Least: 0.7},
+		{ID: "way_good_h2_3", Unit: "share", Title: "goodput at 3 × of that, as a share of what it was, HTTP/2", Least: 0.7},
 		{ID: "way_rss", Unit: "MB", Title: "resident memory, fresh", LessIsBetter: true},
 		{ID: "way_rss_8000", Unit: "MB", Title: "resident memory, with idle connections", LessIsBetter: true, Floor: 0.4, Stretch: 0.2},
 		{ID: "way_conn_kib", Unit: "KiB", Title: "memory per idle connection", LessIsBetter: true},
@@ -38,7 +44,7 @@ ratio is taken within each repeat, in which the subjects follow each other close
 Both have the same twelve routes, metrics by route and backend, and a line of JSON in the access log, with the same fields, for each request.
 
 Verdicts: **stretch** and **holds** reach a floor that the project set itself; **better** is better than Envoy where there is no floor;
-**MISSED** is better than Envoy, but not by the floor; **LOST** is worse than Envoy, or more than a bound; **ERRORS** had failed requests or
+**MISSED** is better than Envoy, but not by the floor; **LOST** is worse than Envoy, or beyond a bound; **ERRORS** had failed requests or
 runs, and cannot win.
 `
 
@@ -58,6 +64,10 @@ for the largest k that covers the median with 90 % at least; with fewer than fiv
   the ones before it were answered. The rate is half of what wrk had in the same repeat: of the slower subject, for both; and of each its own.
 - Latency of gRPC: h2load, 64 connections that send on their own every 10 ms what is due of half of what it had in the same repeat, up to 100 calls at a time each; timed
   from when a call was sent, which is up to 10 ms after it was due, to the end of its answer.
+- Goodput: proxies of their own, which may have 32 requests under way (` + "`--max-requests`" + `, and Envoy's circuit breakers: as many connections, requests, and requests that wait),
+  and a server that takes 50 ms over each: they have room for 640 requests/s, and the machine for more. One, two and three times that are sent, each request at its time whether or not
+  the ones before it were answered: of HTTP/1.1 by the generator of this repository on 256 connections, of HTTP/2 by h2load on 16. Answers of 200 within a second count. A 503 is a
+  request that was shed, and no error. What is served of the first is shown as a share of 640/s, and what is served of the other two as shares of that.
 - Memory: VmRSS of fresh proxies, after a request; the idle connections have had an answer each, and some seconds of rest.
 - A change of a route: from renaming a file of configuration into its place to the first answer that goes by it, asked for every 2 ms. Heddle reads a folder of
   YAML; Envoy has its routes from a file (RDS) in a watched folder. In a cluster the operator streams the routes; what that adds is not in it.

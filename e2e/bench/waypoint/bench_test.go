@@ -79,6 +79,18 @@ func TestPercentile99(t *testing.T) {
 	}
 }
 
+func TestTimely(t *testing.T) {
+	log := "1\t200\t50000\n1\t503\t9\n1\t200\t1000001\n1\t200\t1000000\n1\t-1\t7\n1\t502\t7\n"
+	if good, failed, err := timely(strings.NewReader(log)); good != 2 || failed != 2 || err != nil {
+		t.Errorf("%d in time, %d failed, %v, want 2 and 2", good, failed, err)
+	}
+	for _, bad := range []string{"1\t200\n", "1\t200\tsoon\n"} {
+		if good, _, err := timely(strings.NewReader(bad)); err == nil {
+			t.Errorf("%q is read as %d", bad, good)
+		}
+	}
+}
+
 // TestMetrics: what is measured has a place in the document, by its name.
 func TestMetrics(t *testing.T) {
 	var known []string

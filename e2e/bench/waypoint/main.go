@@ -63,6 +63,7 @@ type bench struct {
 	scratch string
 	server  *server
 	proxies []*proxy
+	full    *full
 	rows    []result.Row
 	// perSecond is what each subject carried of HTTP/1.1 in this repeat.
 	perSecond map[string]float64
@@ -174,7 +175,7 @@ func (b *bench) up(ctx context.Context) error {
 		return err
 	}
 	for _, s := range subjects() {
-		p := &proxy{subject: s, bench: b, folder: filepath.Join(b.scratch, s.name)}
+		p := b.proxy(s, "")
 		b.proxies = append(b.proxies, p)
 		if err := p.start(ctx); err != nil {
 			return err
@@ -188,12 +189,18 @@ func (b *bench) up(ctx context.Context) error {
 			}
 		}
 	}
-	return nil
+	if slices.Contains(b.tests, "over") {
+		b.full, err = b.startFull(ctx)
+	}
+	return err
 }
 
 func (b *bench) down() {
 	for _, p := range b.proxies {
 		p.stop()
+	}
+	if b.full != nil {
+		b.full.stop()
 	}
 	if b.server != nil {
 		b.server.stop()

@@ -49,6 +49,7 @@ func measurements() []measurement {
 		{"own", "latency at half of its own requests", "way_own_p99", ownLatency},
 		{"grpclat", "latency of gRPC at half of the slower one's calls", "way_grpc_p99", callLatency},
 		{"grpcown", "latency of gRPC at half of its own calls", "way_grpc_own_p99", ownCallLatency},
+		{"over", "goodput of as much as it has room for, and more", "way_good_h1_1", overload},
 		{"route", "a change of a route", "way_route", change},
 		{"rss", "memory, fresh and with idle connections", "way_rss", memory},
 	}
@@ -169,25 +170,32 @@ func (b *bench) callRate(ctx context.Context, p *proxy, perSecond float64, d tim
 	return p99, r.errors, errors.Join(err, f.Close())
 }
 
-// percentile99 reads what h2load's --log-file has: when a request was sent, its status, and the microseconds that it took.
-func percentile99(log io.Reader) (float64, error) {
-	var took []float64
+// eachAnswer reads what h2load's --log-file has: when a request was sent, its status, and the microseconds that it took.
+func eachAnswer(log io.Reader, fn func(status string, us float64)) error {
 	lines := bufio.NewScanner(log)
 	for lines.Scan() {
 		columns := strings.Fields(lines.Text())
 		if len(columns) < 3 {
-			return 0, fmt.Errorf("h2load's log has the line %q", lines.Text())
-		}
-		if columns[1] != "200" {
-			continue // counted by what h2load prints
+			return fmt.Errorf("h2load's log has the line %q", lines.Text())
 		}
 		us, err := strconv.ParseFloat(columns[2], 64)
 		if err != nil {
-			return 0, fmt.Errorf("h2load's log: %w", err)
+			return fmt.Errorf("h2load's log: %w", err)
 		}
-		took = append(took, us)
+		fn(columns[1], us)
 	}
-	if err := lines.Err(); err != nil || len(took) == 0 {
+	return lines.Err()
+}
+
+// percentile99 is of the answers in h2load's log; what was not answered with 200 is counted by what h2load prints.
+func percentile99(log io.Reader) (float64, error) {
+	var took []float64
+	err := eachAnswer(log, func(status string, us float64) {
+		if status == "200" {
+			took = append(took, us)
+		}
+	})
+	if err != nil || len(took) == 0 {
 		return 0, errors.Join(err, fmt.Errorf("h2load's log has %d answers", len(took)))
 	}
 	slices.Sort(took)
@@ -340,7 +348,7 @@ func change(ctx context.Context, _ *bench, p *proxy, _ time.Duration) ([]sample,
 
 // memory is of a fresh proxy, which nobody else uses.
 func memory(ctx context.Context, b *bench, p *proxy, _ time.Duration) ([]sample, error) {
-	fresh := &proxy{subject: p.subject, bench: b, folder: p.folder + "-fresh"}
+	fresh := b.proxy(p.subject, "-fresh")
 	if err := fresh.start(ctx); err != nil {
 		return nil, err
 	}

@@ -56,6 +56,14 @@ type proxy struct {
 	folder string
 	port   int
 	turns  int // how often its routes were changed
+	// plain and two are ports of its server, by HTTP/1.1 and by HTTP/2; most is how many requests it may have under way, 0
+	// for as many as come.
+	plain, two, most int
+}
+
+// proxy is a subject that does not run yet. More tells it from others of the same.
+func (b *bench) proxy(s subject, more string) *proxy {
+	return &proxy{subject: s, bench: b, folder: filepath.Join(b.scratch, s.name+more), plain: b.server.plain, two: b.server.two}
 }
 
 func (p *proxy) binary(b *bench) string {
@@ -234,10 +242,13 @@ func heddleFiles(_ *proxy, turn int) [][2]string {
 }
 
 func heddleArgs(p *proxy) []string {
-	s := p.bench.server
-	return []string{"--waypoint", "shop/waypoint", "--config", filepath.Join(p.folder, "mesh"), "--listen", p.address(), "--metrics", "127.0.0.1:0",
+	args := []string{"--waypoint", "shop/waypoint", "--config", filepath.Join(p.folder, "mesh"), "--listen", p.address(), "--metrics", "127.0.0.1:0",
 		"--access-log", p.access(), "--access-log-mask", "peer", "--loops", fmt.Sprint(runtime.NumCPU()), "--direct", "10.96.0.10:80",
-		"--reach", fmt.Sprintf("10.1.0.7:8081=127.0.0.1:%d,10.1.0.7:8082=127.0.0.1:%d", s.plain, s.two)}
+		"--reach", fmt.Sprintf("10.1.0.7:8081=127.0.0.1:%d,10.1.0.7:8082=127.0.0.1:%d", p.plain, p.two)}
+	if p.most > 0 {
+		args = append(args, "--max-requests", fmt.Sprint(p.most))
+	}
+	return args
 }
 
 func envoyArgs(p *proxy) []string {
@@ -254,10 +265,13 @@ func envoyFiles(p *proxy, turn int) [][2]string {
     - {name: "rules[10]", match: {prefix: /two}, route: {cluster: two}}
     - {name: "rules[11]", match: {prefix: /}, route: {cluster: front}}
 `, turnHost(turn))
-	s := p.bench.server
+	most := p.most
+	if most == 0 {
+		most = 100_000
+	}
 	return [][2]string{
 		{"routes/routes.yaml", fmt.Sprintf(envoyRoutes, turn, routes.String())},
-		{"envoy.yaml", fmt.Sprintf(envoyYAML, p.folder, p.port, envoyCluster("front", s.plain, ""), envoyCluster("two", s.two, `
+		{"envoy.yaml", fmt.Sprintf(envoyYAML, p.folder, p.port, envoyCluster("front", p.plain, most, ""), envoyCluster("two", p.two, most, `
     typed_extension_protocol_options:
       envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
         "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
@@ -265,14 +279,14 @@ func envoyFiles(p *proxy, turn int) [][2]string {
 	}
 }
 
-func envoyCluster(name string, port int, more string) string {
+func envoyCluster(name string, port, most int, more string) string {
 	return fmt.Sprintf(`  - name: %[1]s
     type: STATIC
     connect_timeout: 5s
     lb_policy: LEAST_REQUEST
-    circuit_breakers: {thresholds: [{max_connections: 100000, max_pending_requests: 100000, max_requests: 100000}]}%[3]s
+    circuit_breakers: {thresholds: [{max_connections: %[4]d, max_pending_requests: %[4]d, max_requests: %[4]d}]}%[3]s
     load_assignment: {cluster_name: %[1]s, endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: 127.0.0.1, port_value: %[2]d}}}}]}]}
-`, name, port, more)
+`, name, port, more, most)
 }
 
 const envoyRoutes = `version_info: "%d"

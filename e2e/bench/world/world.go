@@ -340,6 +340,12 @@ func listens() error {
 	return errors.New("nobody does")
 }
 
+// File writes a file that a load needs, which goes with the world, and returns its path.
+func (w *World) File(name, text string) (path string, err error) {
+	path = filepath.Join(w.cfg.Scratch, name)
+	return path, os.WriteFile(path, []byte(text), 0o600)
+}
+
 // serve runs a server in a pod until Down.
 func (w *World) serve(pod string, args ...string) error {
 	cmd := w.Command(context.Background(), pod, args...)

@@ -42,6 +42,7 @@ type got struct {
 	Status   int    `json:"status"`
 	Location string `json:"location,omitempty"`
 	Reason   string `json:"reason,omitempty"`
+	Cookie   string `json:"cookie,omitempty"` // that it sets, NAME=VALUE
 	Signed   string `json:"signed,omitempty"` // the name in the server's certificate
 	seen
 }
@@ -81,6 +82,9 @@ func get(ctx context.Context, by *http.Client, url string, fields ...string) (go
 		return got{}, err
 	}
 	g := got{Status: answer.StatusCode, Location: answer.Header.Get("Location"), Reason: answer.Header.Get("X-Heddle-Reason")}
+	for _, c := range answer.Cookies() {
+		g.Cookie = c.Name + "=" + c.Value
+	}
 	if answer.TLS != nil {
 		g.Signed = answer.TLS.PeerCertificates[0].Subject.CommonName
 	}

@@ -30,7 +30,7 @@ const usage = `usage: workload serve | secure CERTIFICATE KEY | leave | review C
        once ADDRESS TEXT [PATIENCE] | each N ADDRESS... | hold ADDRESS TEXT |
        load ADDRESS CONNECTIONS RATE | ask ADDRESS CONNECTIONS RATE | dial ADDRESS |
        fetch N URL [FIELD=VALUE]... | visit URL CONNECTIONS RATE |
-       post URL CONNECTIONS RATE | watch URL |
+       post URL CONNECTIONS RATE | watch URL | turns ADDRESS | collect |
        resolve NAME | names NAME... | ok | wait
 serve  echo lines on :7000 and :7001, answer HTTP on :8080 with what was asked, metrics at its /metrics, and
        gRPC health on :9090
@@ -50,6 +50,8 @@ visit  do so as ask does, and as a browser: what is kept and has ended is made a
 post   do so too, but send each request once, as who cannot send it again: what is kept is made anew only when
        an answer says that it was the last
 watch  get URL all the time, and print when another server answers, and what
+turns  try connections all the time, and print when they begin to work and when they cease to
+collect  take spans by OTLP over gRPC on :4317, and print each as a line of JSON
 dial   say how the very first connection that this process tries ends
 resolve  print the addresses of NAME, as this pod's resolv.conf leads to them
 names  do so all the time with each NAME in turn; print what was lost, and what took more than a second
@@ -102,6 +104,10 @@ func run(ctx context.Context, args []string) error {
 		return post(ctx, args[1], args[2], args[3])
 	case command == "watch" && len(args) == 2:
 		return watch(ctx, args[1])
+	case command == "turns" && len(args) == 2:
+		return turns(ctx, args[1])
+	case command == "collect":
+		return collect(ctx)
 	case command == "dial" && len(args) == 2:
 		answer, err := once(args[1], "first", patience)
 		fmt.Println("first packet:", answer, err)
@@ -242,6 +248,23 @@ func hold(ctx context.Context, address, text string) error {
 		}
 		fmt.Println("held", n)
 		time.Sleep(100 * time.Millisecond)
+	}
+	return nil
+}
+
+// turns prints lines such as "2026-11-30T12:00:00.123456789Z works", or fails: when the first connection that ended so had been begun.
+func turns(ctx context.Context, address string) error {
+	last := ""
+	for ctx.Err() == nil {
+		began, now := time.Now(), "works"
+		if _, err := once(address, "turn", patience); err != nil {
+			now = "fails"
+		}
+		if now != last {
+			fmt.Println(began.UTC().Format(time.RFC3339Nano), now)
+			last = now
+		}
+		time.Sleep(5 * time.Millisecond)
 	}
 	return nil
 }
