@@ -7,10 +7,8 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 BINARIES := heddle heddle-agent heddle-cni heddle-operator heddle-waypoint
 GOTESTSUM := go tool gotestsum --format pkgname-and-test-fails --hide-summary=skipped --
-# What meets real time and real sockets fails now and then on a machine that others load: tests that failed, if
-# they are few, run once more, alone. They are printed as failed, and scripts/summary names them; a data race is never run again.
-GOTESTSUM_AGAIN = go tool gotestsum --format pkgname-and-test-fails --hide-summary=skipped \
-  --rerun-fails=1 --rerun-fails-run-root-test --rerun-fails-max-failures=8 --rerun-fails-abort-on-data-race --packages="$(1)" --
+# Tests that failed, if they are few, run once more, alone; what was lost stays lost.
+GOTESTSUM_AGAIN = scripts/again "$(1)"
 export CGO_ENABLED ?= 0
 # One form of each compiled package for the programs, the tests and the analysers.
 export GOFLAGS := $(filter-out -trimpath,$(GOFLAGS)) -trimpath
@@ -19,7 +17,8 @@ export GOFLAGS := $(filter-out -trimpath,$(GOFLAGS)) -trimpath
 # (built once, about 12 minutes: bin/cluster build), and the rest.
 ROOT_PACKAGES = $(shell go list ./bpf/... ./agent/... ./internal/admin/... ./internal/attack/... ./internal/local/... ./cmd/heddle/... ./e2e/... | grep -vE '/e2e/(idle|cluster|controlplane|product)$$|/cmd/heddle/internal/install$$')
 CLUSTER_PACKAGES := ./e2e/cluster ./e2e/controlplane ./cmd/heddle/internal/install ./e2e/product
-UNIT_PACKAGES = $(shell go list ./... | grep -vE 'heddle/(bpf|agent|internal/(admin|attack|local)|cmd/heddle|e2e)(/|$$)')
+# Those that take minutes begin first, so that nobody waits for the last of them alone.
+UNIT_PACKAGES = ./waypoint/serve ./operator ./internal/hbone/fast $(shell go list ./... | grep -vE 'heddle/(bpf|agent|internal/(admin|attack|local)|cmd/heddle|e2e)(/|$$)|heddle/(waypoint/serve|operator|internal/hbone/fast)$$')
 
 .PHONY: help
 help: ## Show this list
@@ -62,14 +61,14 @@ test: deps build ## All tests: unit with the race detector, kernel and end-to-en
 
 .PHONY: test-unit
 test-unit: ## Tests that need no root, with the race detector
-	CGO_ENABLED=1 $(call GOTESTSUM_AGAIN,. $(UNIT_PACKAGES)) -race -timeout 12m
+	CGO_ENABLED=1 $(call GOTESTSUM_AGAIN,$(UNIT_PACKAGES)) -race -timeout 12m
 	go test -count=1 -timeout 12m ./internal/hbone/fast # its pairings with the reference engine
 	go test -count=1 -timeout 12m -run 'Cost$$' ./internal/mesh ./internal/mesh/route ./operator/issuing ./waypoint/http2 # what a decision, a match and a certificate cost
 
 .PHONY: test-root
 test-root: build ## Tests in the kernel and in network namespaces of their own (root)
 	@[ "$$(id -u)" = 0 ] || { echo "make test-root: these tests load BPF and make network namespaces: run as root" >&2; exit 1; }
-	CGO_ENABLED=1 $(call GOTESTSUM_AGAIN,$(ROOT_PACKAGES)) -race -timeout 15m -p 1
+	CGO_ENABLED=1 $(call GOTESTSUM_AGAIN,$(ROOT_PACKAGES)) -race -timeout 15m -p 2
 
 .PHONY: demo
 demo: ## Run a small shop in a mesh of two nodes on this machine, and show what it does (root)
@@ -101,6 +100,10 @@ bench-go: ## Go benchmarks, and the tests of their ceilings of allocations and m
 FUZZTIME ?= 30s
 fuzz: ## Fuzz every parser of outside bytes for FUZZTIME each, or all together for HOURS
 	@scripts/fuzz $(if $(HOURS),--hours $(HOURS),$(FUZZTIME))
+
+.PHONY: fuzz-programs
+fuzz-programs: ## Build what the fuzz targets are made of into Go's cache, as CI does beside its tests
+	@scripts/fuzz --build
 
 .PHONY: soak
 SOAK ?= 30m
@@ -138,7 +141,7 @@ cluster-programs: ## Build the programs of clusters, Kubernetes' own among them,
 
 .PHONY: e2e-cluster
 e2e-cluster: cluster-programs ## Test whole clusters, the operator and `heddle install` on a real API server (root; first time 12 min)
-	$(call GOTESTSUM_AGAIN,$(CLUSTER_PACKAGES)) -count=1 -timeout 25m -p 1 -parallel 4
+	$(call GOTESTSUM_AGAIN,$(CLUSTER_PACKAGES)) -count=1 -timeout 25m -p 2 -parallel 4
 
 .PHONY: e2e
 e2e: deps build ## Everything end to end: meshes in network namespaces, then whole clusters (root; first time 12 min more)
@@ -175,7 +178,7 @@ REBOOTS ?= 20
 chaos: build ## Kill agents KILLS times, and reboot a node of a cluster REBOOTS times, under traffic; count plaintext bytes on the wire (root)
 	@scripts/deps cluster
 	HEDDLE_CHAOS_KILLS=$(KILLS) go test -count=1 -timeout 4h -v -run Chaos ./e2e/chaos
-	HEDDLE_REBOOTS=$(REBOOTS) go test -count=1 -timeout 2h -v -run 'TestProduct/^reboot$$' ./e2e/product
+	HEDDLE_REBOOT_CONTROL=1 HEDDLE_REBOOTS=$(REBOOTS) go test -count=1 -timeout 2h -v -run 'TestProduct/^reboot$$' ./e2e/product
 
 .PHONY: rotation
 CONNECTIONS ?= 100000
@@ -226,8 +229,8 @@ outage: ## Run without an operator for OUTAGE on real Kubernetes: traffic and ag
 	@scripts/deps cluster
 	HEDDLE_OUTAGE=$(OUTAGE) go test -count=1 -timeout 24h -v -run 'TestProduct/^faults$$/^the_operator_is_gone$$' ./e2e/product
 
-# The version before this one, as git has it.
-SKEW_FROM ?= $(shell git describe --tags --abbrev=0 2>/dev/null || echo d4192d4)
+# The version before this one, as git has it: before there is any, the first revision with waypoints.
+SKEW_FROM ?= $(shell git describe --tags --abbrev=0 2>/dev/null || echo 7431e38)
 .PHONY: skew
 skew: ## Upgrade from the git revision SKEW_FROM to this checkout and back, one program after the other, under traffic (root)
 	@scripts/deps cluster

@@ -44,3 +44,16 @@ func TestSummary(t *testing.T) {
 		t.Errorf("scripts/summary asks for a test that is not there: %v", err)
 	}
 }
+
+// TestAgain: what failed by the machine's load may pass when it is run once more, and a
+// request that is lost is lost.
+func TestAgain(t *testing.T) {
+	for loses, want := range map[string]string{"": "", "1": "failed for good, whatever a second run came to:\nTestLoss: 1 of 2 requests is lost:\n"} {
+		cmd := exec.Command("scripts/again", "./scripts/testdata/again", "-count=1")
+		cmd.Env = append(os.Environ(), "AGAIN_DIR="+t.TempDir(), "AGAIN_LOSES="+loses, "GOTESTSUM_JSONFILE=")
+		out, err := cmd.CombinedOutput()
+		if (err == nil) != (loses == "") || !strings.HasSuffix(string(out), want) || !strings.Contains(string(out), "too slow") {
+			t.Errorf("loses %q: %v\n%s", loses, err, out)
+		}
+	}
+}
