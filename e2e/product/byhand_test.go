@@ -66,6 +66,56 @@ func (w *world) testByHand(t *testing.T, files string) {
 	}
 }
 
+// testByKubectl is a life by kubectl alone, by the commands and the overlay of
+// docs/install.md.
+func (w *world) testByKubectl(t *testing.T, files string) {
+	overlay := w.overlay(t)
+	for _, command := range w.documented(t, "kubectl apply --server-side -k ") {
+		w.shell(t, strings.Replace(command, "-k manifests", "-k "+overlay, 1))
+	}
+	w.shell(t, "kubectl -n heddle-system rollout status --timeout 3m deployment heddle-operator && kubectl -n heddle-system rollout status --timeout 3m daemonset heddle-agent")
+	w.kubectl(t, "label", "namespace", "shop", "heddle.dev/mesh=enabled", "--overwrite")
+	w.enrolled(t, "n1", "shop/client")
+	w.enrolled(t, "n2", "shop/server")
+	w.works(t, "client", w.pod(t, "server").Status.PodIP+":7000")
+
+	w.left(t, func() {
+		w.cli(t, "unenroll", "shop", "--wait")
+		commands := w.documented(t, "helm uninstall heddle ")
+		commands[len(commands)-1] = w.documented(t, "kubectl delete -k ")[0]
+		for _, command := range commands {
+			w.shell(t, strings.Replace(command, "-k manifests", "-k "+overlay, 1))
+		}
+	})
+	if left := difference(files, fileState(t, w.node(t, "n1"))+fileState(t, w.node(t, "n2"))); left != "" {
+		t.Errorf("uninstalled by kubectl, this is left:\n%s", left)
+	}
+}
+
+// overlay writes the overlay of docs/install.md, with this cluster's images in the
+// place of those that it names, and returns its folder.
+func (w *world) overlay(t *testing.T) string {
+	t.Helper()
+	page, err := os.ReadFile(filepath.Join(w.root, "docs/install.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := regexp.MustCompile("(?s)```yaml\n(# kustomization.yaml.*?)```").FindSubmatch(page)
+	if found == nil {
+		t.Fatal("docs/install.md has no kustomization.yaml")
+	}
+	folder := t.TempDir()
+	manifests, err := filepath.Rel(folder, filepath.Join(w.root, "manifests"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.NewReplacer("[manifests]", "["+manifests+"]", "registry.example.com", registry, ":0.1.0", ":"+version, "newTag: 0.1.0", "newTag: "+version).Replace(string(found[1]))
+	if err := os.WriteFile(filepath.Join(folder, "kustomization.yaml"), []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return folder
+}
+
 // buildHelm builds Helm's own program, which `make cluster-programs` has built before.
 func (w *world) buildHelm(t *testing.T) {
 	t.Helper()

@@ -14,7 +14,7 @@ import (
 )
 
 // TestProduct is two lives of Heddle on a cluster, from `heddle install` to `heddle
-// uninstall`, and a third by Helm. Its parts go on from where the ones before them
+// uninstall`, a third by Helm, and a fourth by kubectl. Its parts go on from where the ones before them
 // ended.
 func TestProduct(t *testing.T) {
 	w := newWorld(t)
@@ -72,6 +72,7 @@ func TestProduct(t *testing.T) {
 		t.Errorf("after all of it, the pod that was there from the beginning differs:\n%s", difference(linesOf(clean, client), now))
 	}
 	t.Run("by hand", func(t *testing.T) { w.testByHand(t, files) })
+	t.Run("by kubectl", func(t *testing.T) { w.testByKubectl(t, files) })
 }
 
 func (w *world) install(t *testing.T, more ...string) {
