@@ -272,9 +272,12 @@ func (w *world) snapshot(t *testing.T) map[string]string {
 	all := map[string]string{}
 	for _, ns := range []*testenv.NetNS{w.node, w.pod} {
 		run := func(what string, args ...string) {
-			out, err := exec.Command("ip", append([]string{"-n", ns.Name}, args...)...).CombinedOutput()
+			cmd := exec.Command("ip", append([]string{"-n", ns.Name}, args...)...)
+			var said strings.Builder
+			cmd.Stderr = &said // it complains of namespaces that other tests are just taking away
+			out, err := cmd.Output()
 			if err != nil {
-				t.Fatalf("ip %v: %v\n%s", args, err, out)
+				t.Fatalf("ip %v: %v\n%s", args, err, &said)
 			}
 			all[ns.Name+" "+what] = string(out)
 		}
