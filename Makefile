@@ -7,8 +7,9 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 BINARIES := heddle heddle-agent heddle-cni heddle-operator heddle-waypoint
 GOTESTSUM := go tool gotestsum --format pkgname-and-test-fails --hide-summary=skipped --
-# Tests that failed, if they are few, run once more, alone; what was lost stays lost.
-GOTESTSUM_AGAIN = scripts/again "$(1)"
+# Tests that failed, if they are few, run once more, alone; what was lost stays lost. They are not vetted as they are
+# compiled: `make check` does that once, for all.
+GOTESTSUM_AGAIN = scripts/again "$(1)" -vet=off
 export CGO_ENABLED ?= 0
 # One form of each compiled package for the programs, the tests and the analysers.
 export GOFLAGS := $(filter-out -trimpath,$(GOFLAGS)) -trimpath
@@ -189,6 +190,10 @@ rotation: ## Rotate root and intermediate, with restarts and an abort, under CON
 spire: ## Have SPIRE's own programs issue for a mesh, replace their root and go away, and federate with one; builds them the first time (root)
 	@scripts/deps
 	@e2e/rotation/spire.sh
+
+.PHONY: spire-programs
+spire-programs: ## Build SPIRE's programs, once
+	@e2e/rotation/spire.sh --build
 
 .PHONY: handover
 HANDOVERS ?= 20

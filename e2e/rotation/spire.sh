@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Builds SPIRE's server and agent from its Go module, once, into the tree's .cache, has them issue for a mesh
 # (e2e/rotation.TestTrueSPIRE...), and be the trust domain that a mesh is federated with (e2e.TestTrueSPIREFederates,
-# which needs root).
+# which needs root). "--build" only builds.
 #
 # The module is built as the main module, in a copy, with its own go.sum. Its lists of built-in plugins lose those that
 # the test has no use for (clouds, Kubernetes, TPMs), which are more than half of what there is to compile; nothing else is changed.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-[ "$(id -u)" = 0 ] || { echo "spire.sh: the test makes network namespaces and loads BPF: run as root" >&2; exit 1; }
+[ "${1:-}" = --build ] || [ "$(id -u)" = 0 ] || { echo "spire.sh: the test makes network namespaces and loads BPF: run as root" >&2; exit 1; }
 version=v1.13.3
 # How they are built is this file's, and for what, Go's.
 programs=$PWD/.cache/spire-$version-$(sha256sum e2e/rotation/spire.sh | cut -c1-16)-$(go env GOARCH)
@@ -34,4 +34,5 @@ if ! [ -x "$programs/spire-server" ] || ! [ -x "$programs/spire-agent" ]; then
 fi
 flock -u 9
 exec 9>&-
+if [ "${1:-}" = --build ]; then exit; fi
 HEDDLE_SPIRE=$programs exec go tool gotestsum --format testname -- -tags spire -count=1 -timeout 15m -p 1 -run TestTrueSPIRE ./e2e/rotation ./e2e
