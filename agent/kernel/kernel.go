@@ -127,7 +127,7 @@ func Open(ctx context.Context, cfg Config) (*Datapath, error) {
 		return podnet.Open(podnet.Config{
 			NetNS: fmt.Sprintf("/proc/self/fd/%d", home.Fd()), PinDir: cfg.PinDir, StateDir: filepath.Join(cfg.StateDir, "pods"),
 			Cgroup: own.Path, KubeletCgroup: probes.ID(), Mark: cfg.Mark, MarkMask: cfg.MarkMask, FlowsPerPod: cfg.FlowsPerPod,
-			Grandfather: cfg.Grandfather, SystemCongestion: cfg.SystemCongestion, Inherited: cfg.Inherited, Log: cfg.Log,
+			Grandfather: cfg.Grandfather, SystemCongestion: cfg.SystemCongestion, Inherited: cfg.Inherited, Shared: cfg.Beside > 0, Log: cfg.Log,
 		})
 	}, func(late *podnet.Node) { _ = late.Close() }) // nobody is there to hear of it
 	if err != nil {
