@@ -52,6 +52,7 @@ datagrams.`,
 	}
 	flags := root.PersistentFlags()
 	a.mesh.Register(flags)
+	a.mesh.Log = a.log
 	flags.StringVarP(&a.output, "output", "o", "table", "table or json")
 	root.AddCommand(a.flows(), a.connections(), a.check(), a.prove(), a.local(), a.exec(), a.logs(),
 		a.joinToken(), a.validate(), a.version(), a.status(), a.explain(), a.analyze())

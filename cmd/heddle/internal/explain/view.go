@@ -122,7 +122,8 @@ func ReadFolder(folder string, experimentalUDP bool) (Written, error) {
 }
 
 // Of reads the objects of a folder; or, without one, of the mesh that is meant: a local
-// mesh, or a cluster. Flag is the one that names a folder.
+// mesh, or a cluster, whose operators say whether policies may name UDP. Flag is the one that
+// names a folder.
 func Of(ctx context.Context, m *reach.Mesh, folder, flag string) (Written, error) {
 	udp := m.ExperimentalUDP
 	if folder == "" && !m.OnCluster() {
@@ -135,12 +136,10 @@ func Of(ctx context.Context, m *reach.Mesh, folder, flag string) (Written, error
 	if folder != "" {
 		return ReadFolder(folder, udp)
 	}
-	objects, routing, err := routed.Connect(ctx, m.Cluster, udp)
-	written := Written{objects, true, routing}
-	if err == nil {
-		written.ExperimentalUDP = udp
-	}
-	return written, err
+	objects, routing, err := routed.Connect(ctx, m.Cluster, udp, func(err error) {
+		fmt.Fprintf(m.Log, "heddle: policies about UDP are not taken, without --experimental-udp: whether the operator does is not known: %v\n", err)
+	})
+	return Written{objects, true, routing}, err
 }
 
 // ReadCluster reads a cluster's objects, as an operator does whose policies may not name UDP.
