@@ -29,8 +29,8 @@ func TestCommandLinesAskTheOperator(t *testing.T) {
 	}
 	operator := c.Core.AppsV1().Deployments("heddle-system")
 	simulate(false, false)
-	simulate(true, false, "--experimental-udp")
-	if _, err := operator.Patch(t.Context(), "heddle-operator", types.JSONPatchType, []byte(`[{"op": "add", "path": "/spec/template/spec/containers/0/args/-", "value": "--experimental-udp"}]`), metav1.PatchOptions{}); err != nil {
+	simulate(true, false, "--udp-by-identity")
+	if _, err := operator.Patch(t.Context(), "heddle-operator", types.JSONPatchType, []byte(`[{"op": "add", "path": "/spec/template/spec/containers/0/args/-", "value": "--udp-by-identity"}]`), metav1.PatchOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	simulate(true, false)
@@ -38,5 +38,5 @@ func TestCommandLinesAskTheOperator(t *testing.T) {
 		t.Fatal(err)
 	}
 	simulate(false, true)
-	simulate(true, false, "--experimental-udp")
+	simulate(true, false, "--udp-by-identity")
 }

@@ -13,7 +13,7 @@ import (
 
 // udpFlags are those by which an operator takes policies about UDP, of this version and of
 // the one before.
-func udpFlags() []string { return []string{"experimental-udp"} }
+func udpFlags() []string { return []string{"udp-by-identity", "experimental-udp"} }
 
 // TakesUDP reports whether the cluster's operator takes policies about UDP: by the flags and
 // the environment of its Deployment.

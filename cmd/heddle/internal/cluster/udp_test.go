@@ -27,7 +27,7 @@ func TestTakesUDP(t *testing.T) {
 			c.Env = append(c.Env, corev1.EnvVar{Name: name, Value: value})
 		}
 		d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "heddle-system", Name: "heddle-operator"}}
-		d.Spec.Template.Spec.Containers = []corev1.Container{{Name: "other", Args: []string{"--experimental-udp"}}, c}
+		d.Spec.Template.Spec.Containers = []corev1.Container{{Name: "other", Args: []string{"--udp-by-identity"}}, c}
 		return &Cluster{Core: fake.NewSimpleClientset(d), namespace: "heddle-system"}
 	}
 	for name, c := range map[string]struct {
@@ -35,13 +35,15 @@ func TestTakesUDP(t *testing.T) {
 		on      bool
 	}{
 		"off":                      {of("operator", nil, "--kubernetes"), false},
-		"by a flag":                {of("operator", nil, "--kubernetes", "--experimental-udp"), true},
-		"by a value":               {of("operator", nil, "--experimental-udp=true"), true},
-		"off by a value":           {of("operator", nil, "--experimental-udp=false"), false},
-		"off by the last":          {of("operator", nil, "--experimental-udp", "--experimental-udp=false"), false},
-		"by the environment":       {of("operator", map[string]string{"HEDDLE_EXPERIMENTAL_UDP": "true"}), true},
-		"off by a flag before it":  {of("operator", map[string]string{"HEDDLE_EXPERIMENTAL_UDP": "true"}, "--experimental-udp=false"), false},
-		"by that of another one's": {of("sidecar", nil, "--experimental-udp"), false},
+		"by a flag":                {of("operator", nil, "--kubernetes", "--udp-by-identity"), true},
+		"by a value":               {of("operator", nil, "--udp-by-identity=true"), true},
+		"off by a value":           {of("operator", nil, "--udp-by-identity=false"), false},
+		"off by the last":          {of("operator", nil, "--udp-by-identity", "--udp-by-identity=false"), false},
+		"by the environment":       {of("operator", map[string]string{"HEDDLE_UDP_BY_IDENTITY": "true"}), true},
+		"off by a flag before it":  {of("operator", map[string]string{"HEDDLE_UDP_BY_IDENTITY": "true"}, "--udp-by-identity=false"), false},
+		"by the name of before":    {of("operator", nil, "--experimental-udp"), true},
+		"by its environment":       {of("operator", map[string]string{"HEDDLE_EXPERIMENTAL_UDP": "1"}), true},
+		"by that of another one's": {of("sidecar", nil, "--udp-by-identity"), false},
 	} {
 		if on, err := c.cluster.TakesUDP(t.Context()); err != nil || on != c.on {
 			t.Errorf("%s: %v, %v", name, on, err)

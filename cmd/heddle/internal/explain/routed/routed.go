@@ -54,7 +54,7 @@ func Connect(ctx context.Context, flags access.Options, udp bool, doubt func(err
 	}
 	objects, routing, err := ReadCluster(ctx, c.Config(), udp)
 	if err == nil {
-		objects.ExperimentalUDP = udp
+		objects.UDPByIdentity = udp
 	}
 	return objects, routing, err
 }
