@@ -1,6 +1,10 @@
 package bpf
 
 import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -73,4 +77,79 @@ func BenchmarkGateStamped(b *testing.B) {
 		}
 		b.ReportMetric(float64(s.Runtime)/float64(s.RunCount), name+"-ns/packet")
 	}
+}
+
+// BenchmarkDatagramRules times what an agent does to a pod's table of rules, beside which
+// are so many others: it fills it, changes one, and reads all back.
+func BenchmarkDatagramRules(b *testing.B) {
+	for _, n := range []int{10_000, MaxDatagramRules} {
+		rules := many(n)
+		for _, c := range []struct {
+			name string
+			do   func(p *Pod) error
+		}{
+			{"fill", func(p *Pod) error {
+				_, err := p.SetDatagrams(nil, nil)
+				if err == nil {
+					_, err = p.SetDatagrams(rules, nil)
+				}
+				return err
+			}},
+			{"change", func(p *Pod) error {
+				_, err := p.ChangeDatagrams(rules[:1], []DatagramRule{ruleOut(peer4, 443)})
+				if err == nil {
+					_, err = p.ChangeDatagrams([]DatagramRule{ruleOut(peer4, 443)}, rules[:1])
+				}
+				return err
+			}},
+			{"look", func(p *Pod) error {
+				found, looked, err := p.Reconcile(MaxDatagramRules)
+				if err == nil && (len(found) > 0 || looked != Looked{n, true}) {
+					b.Fatalf("found %q, looked at %+v", found, looked)
+				}
+				return err
+			}},
+		} {
+			b.Run(fmt.Sprintf("%s/%d", c.name, n), func(b *testing.B) {
+				p := lonePod(b)
+				setDatagrams(b, p, rules...)
+				began := processor(b)
+				for b.Loop() {
+					if err := c.do(p); err != nil {
+						b.Fatal(err)
+					}
+				}
+				b.ReportMetric(float64((processor(b)-began).Nanoseconds())/1000/float64(b.N), "cpu-us/op")
+				b.ReportMetric(float64(memory(b, p.datagrams.table))/(1<<20), "MiB")
+			})
+		}
+	}
+}
+
+// memory is what the kernel has for a map, in bytes.
+func memory(b *testing.B, m *ebpf.Map) int {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", m.FD()))
+	if err != nil {
+		b.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if name, value, _ := strings.Cut(line, ":"); name == "memlock" {
+			n, err := strconv.Atoi(strings.TrimSpace(value))
+			if err != nil {
+				b.Fatal(err)
+			}
+			return n
+		}
+	}
+	b.Fatal("no memlock")
+	return 0
+}
+
+// processor is what the process has had of it: what a busy machine does not change much.
+func processor(b *testing.B) time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

@@ -41,6 +41,8 @@ type Config struct {
 	// GrandfatherFor bounds grandfathered connections. Default
 	// DefaultGrandfatherFor.
 	GrandfatherFor time.Duration
+	// Shared says that another agent may write what this one adopts, until it ends.
+	Shared bool
 }
 
 func (c Config) withDefaults() Config {

@@ -69,7 +69,8 @@ type Conversation struct {
 // datagrams is a pod's part of the kernel that is about datagrams; Pod.mu guards it.
 type datagrams struct {
 	// rules are what the kernel was told. The maps are nil while there is none.
-	rules         map[gateDatagramRule]bool
+	rules         datagramRules
+	look          look
 	table         *ebpf.Map
 	conversations *ebpf.Map
 	// inside are the blocks that rules to whoever is outside do not lead to, as the kernel
@@ -79,6 +80,26 @@ type datagrams struct {
 	// have written since they were read, or not all could be written. Then the next ones
 	// are put in place of whatever is there.
 	stale bool
+}
+
+// datagramRules has rules, and of each in which round of looking after them it was seen last.
+type datagramRules map[gateDatagramRule]uint32
+
+func (d datagramRules) same(other datagramRules) bool {
+	if len(d) != len(other) {
+		return false
+	}
+	for key := range d {
+		if !other.has(key) {
+			return false
+		}
+	}
+	return true
+}
+
+func (d datagramRules) has(key gateDatagramRule) bool {
+	_, ok := d[key]
+	return ok
 }
 
 // SetDatagrams makes rules those by which the pod exchanges datagrams, beside DNS, and
@@ -93,25 +114,44 @@ type datagrams struct {
 func (p *Pod) SetDatagrams(rules []DatagramRule, inside []netip.Prefix) (left int, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	wanted, outside := make(map[gateDatagramRule]bool, len(rules)), false
+	return p.setDatagrams(rules, inside, false)
+}
+
+// KeepDatagrams is SetDatagrams of those rules that hold already: it takes away the others,
+// and gives none. It does nothing to a pod that has been told nothing yet.
+func (p *Pod) KeepDatagrams(rules []DatagramRule, inside []netip.Prefix) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.datagrams.stale {
+		return nil
+	}
+	_, err := p.setDatagrams(rules, inside, true)
+	return err
+}
+
+// setDatagrams makes rules, or those of them that hold already, those that hold; mu is held.
+func (p *Pod) setDatagrams(rules []DatagramRule, inside []netip.Prefix, kept bool) (left int, err error) {
+	wanted, outside := make(datagramRules, len(rules)), false
 	for _, r := range rules {
-		if key := r.key(); len(wanted) < MaxDatagramRules {
-			wanted[key], outside = true, outside || key.Outside == 1
-		} else if !wanted[key] {
+		switch key := r.key(); {
+		case kept && !p.datagrams.rules.has(key):
+		case len(wanted) < MaxDatagramRules:
+			wanted[key], outside = 0, outside || key.Outside == 1
+		case !wanted.has(key):
 			left++
 		}
 	}
 	if inside, err = insideOf(outside, inside); err != nil {
 		return left, err
 	}
-	if !p.datagrams.stale && maps.Equal(wanted, p.datagrams.rules) && slices.Equal(inside, p.datagrams.inside) {
+	if !p.datagrams.stale && wanted.same(p.datagrams.rules) && slices.Equal(inside, p.datagrams.inside) {
 		return left, nil
 	}
 	return left, p.putAwayAfter(p.bringTo(wanted, inside))
 }
 
 // bringTo brings the kernel's rules to wanted; mu is held.
-func (p *Pod) bringTo(wanted map[gateDatagramRule]bool, inside []netip.Prefix) error {
+func (p *Pod) bringTo(wanted datagramRules, inside []netip.Prefix) error {
 	if p.datagrams.stale {
 		empty, err := p.takeAnew()
 		if err != nil || empty && len(wanted) == 0 {
@@ -188,7 +228,7 @@ func (p *Pod) putAwayAfter(err error) error {
 }
 
 // writeRules brings the kernel's rules to wanted, of which there are some; mu is held.
-func (p *Pod) writeRules(wanted map[gateDatagramRule]bool) error {
+func (p *Pod) writeRules(wanted datagramRules) error {
 	d := &p.datagrams
 	if d.conversations == nil {
 		if err := p.insert(gateMapConversations, 0, &d.conversations); err != nil {
@@ -198,47 +238,34 @@ func (p *Pod) writeRules(wanted map[gateDatagramRule]bool) error {
 	if d.table == nil || len(wanted) > int(d.table.MaxEntries()) {
 		return p.replaceRules(wanted)
 	}
-	had := d.rules
-	d.rules = maps.Clone(had)
-	for key := range had {
-		if wanted[key] {
+	for key := range d.rules {
+		if wanted.has(key) {
 			continue
 		}
-		if err := d.table.Delete(asBytes(&key)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		if err := d.takeAway(key); err != nil {
 			return err
 		}
-		delete(d.rules, key)
 	}
+	var fresh []gateDatagramRule
 	for key := range wanted {
-		if had[key] {
-			continue
+		if !d.rules.has(key) {
+			fresh = append(fresh, key)
 		}
-		if err := d.table.Put(asBytes(&key), uint32(1)); err != nil {
-			return err
-		}
-		d.rules[key] = true
 	}
-	return nil
+	return d.give(fresh)
 }
 
 // replaceRules puts a new table of wanted rules in the old one's place; mu is held.
-func (p *Pod) replaceRules(wanted map[gateDatagramRule]bool) error {
+func (p *Pod) replaceRules(wanted datagramRules) error {
 	size := smallestRules
 	for size < 2*len(wanted) && size < MaxDatagramRules {
 		size *= 2
 	}
-	fill := func(m *ebpf.Map) error {
-		for key := range wanted {
-			if err := m.Put(asBytes(&key), uint32(1)); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
+	fill := func(m *ebpf.Map) error { return putRules(m, slices.Collect(maps.Keys(wanted))) }
 	if err := p.insert(gateMapDatagramRules, uint32(size), &p.datagrams.table, fill); err != nil {
 		return err
 	}
-	p.datagrams.rules = wanted
+	p.datagrams.rules, p.datagrams.look = wanted, look{round: p.datagrams.look.round + 1}
 	return p.writeConfig(p.cfg)
 }
 
@@ -324,10 +351,10 @@ func (d *datagrams) close() error {
 }
 
 // adoptDatagrams takes over the rules of an earlier agent. Those that an agent left which
-// kept no rules do not hold: nobody has looked after them since. What is read is good for
-// as long as nothing is told only: the earlier agent may write until it ends. mu is held.
+// kept no rules do not hold: nobody has looked after them since. Where the earlier agent may
+// write until it ends, what is read is good for as long as nothing is told only. mu is held.
 func (p *Pod) adoptDatagrams() error {
-	defer func() { p.datagrams.stale = true }()
+	defer func() { p.datagrams.stale = p.node.cfg.Shared }()
 	var active uint32
 	var cfg gatePodConfig
 	if err := p.maps[gateMapActive].Lookup(uint32(0), &active); err != nil {
@@ -353,52 +380,12 @@ func (p *Pod) adoptDatagrams() error {
 	return p.adoptOutside(cfg.Flags&uint32(gatePodFlagsPOD_OUTSIDE) != 0)
 }
 
-func rulesIn(table *ebpf.Map) (map[gateDatagramRule]bool, error) {
-	rules := map[gateDatagramRule]bool{}
-	if err := each(table, func(key gateDatagramRule, _ uint32) { rules[key] = true }); err != nil {
+func rulesIn(table *ebpf.Map) (datagramRules, error) {
+	rules := datagramRules{}
+	if err := each(table, func(key gateDatagramRule, _ uint32) { rules[key] = 0 }); err != nil {
 		return nil, fmt.Errorf("list the rules of datagrams: %w", err)
 	}
 	return rules, nil
-}
-
-// datagramDifferences names what the kernel holds otherwise than it was told; mu is held.
-func (p *Pod) datagramDifferences() (found []string, err error) {
-	if p.datagrams.stale {
-		return nil, nil // an earlier agent may write still, and the next rules replace all
-	}
-	var have map[gateDatagramRule]bool
-	table, err := p.slot(gateMapDatagramRules)
-	if err != nil {
-		return nil, err
-	}
-	if table != nil {
-		have, err = rulesIn(table)
-		if err = errors.Join(err, table.Close()); err != nil {
-			return nil, err
-		}
-	}
-	for key := range have {
-		if !p.datagrams.rules[key] {
-			found = append(found, fmt.Sprintf("the rule for datagrams %v was added", key.rule()))
-		}
-	}
-	for key := range p.datagrams.rules {
-		if !have[key] {
-			found = append(found, fmt.Sprintf("the rule for datagrams %v was removed", key.rule()))
-		}
-	}
-	outside, err := p.outsideDifferences()
-	if err != nil {
-		return nil, err
-	}
-	found = append(found, outside...)
-	conversations, err := p.slot(gateMapConversations)
-	if conversations != nil {
-		err = conversations.Close()
-	} else if err == nil && len(p.datagrams.rules) > 0 {
-		found = append(found, "the table of conversations was removed")
-	}
-	return found, err
 }
 
 // rebuildDatagrams makes the tables anew, as they were told; mu is held.

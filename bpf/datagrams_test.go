@@ -189,7 +189,7 @@ func TestDatagramsAfterAnError(t *testing.T) {
 			{name: name + ": by the rule of now", frame: ip(pod4, peer4, protoUDP, udp(999, 445)), as: FlowDatagram},
 			{name: name + ": by that of before", frame: ip(pod4, peer4, protoUDP, udp(999, 443)), drop: DropUDP},
 		})
-		if found, err := p.Reconcile(); err != nil || len(found) > 0 {
+		if found, _, err := p.Reconcile(MaxDatagramRules); err != nil || len(found) > 0 {
 			t.Errorf("%s: found %q, %v", name, found, err)
 		}
 	}
@@ -206,7 +206,7 @@ func many(n int) (rules []DatagramRule) {
 // writing puts its rules in place of whatever that wrote, in the table that the gate
 // looks at, and does not mend by what it read.
 func TestDatagramsOfTwoAgents(t *testing.T) {
-	n := newNode(t)
+	n := newNode(t, func(c *Config) { c.Shared = true })
 	cfg := PodConfig{Name: "lone", ID: 9, NetNS: -1, HostIfindex: 1, Addresses: []netip.Addr{netip.MustParseAddr(pod4)}}
 	open := func() *Pod {
 		p, err := n.Pod(cfg)
@@ -236,7 +236,7 @@ func TestDatagramsOfTwoAgents(t *testing.T) {
 			setDatagrams(t, donor, c.before...)
 			successor := open()
 			setDatagrams(t, donor, c.meanwhile...)
-			if found, err := successor.Reconcile(); err != nil || len(found) > 0 {
+			if found, _, err := successor.Reconcile(MaxDatagramRules); err != nil || len(found) > 0 {
 				t.Errorf("found %q of the other agent's, %v", found, err)
 			}
 			setDatagrams(t, successor, c.told...)
@@ -246,7 +246,7 @@ func TestDatagramsOfTwoAgents(t *testing.T) {
 				runCases(t, successor, sent(443, DropUDP))
 			}
 			runCases(t, successor, sent(444, DropUDP))
-			if found, err := successor.Reconcile(); err != nil || len(found) > 0 {
+			if found, _, err := successor.Reconcile(MaxDatagramRules); err != nil || len(found) > 0 {
 				t.Errorf("found %q, %v", found, err)
 			}
 			if err := errors.Join(donor.Close(), successor.Close()); err != nil {
@@ -354,7 +354,7 @@ func TestDatagramRulesAreAdopted(t *testing.T) {
 
 	p = reopen()
 	runCases(t, p, passes)
-	if found, err := p.Reconcile(); err != nil || len(found) > 0 {
+	if found, _, err := p.Reconcile(MaxDatagramRules); err != nil || len(found) > 0 {
 		t.Errorf("after adoption: found %q, %v", found, err)
 	}
 	// An agent of a version that keeps no rules writes its configuration.
@@ -393,8 +393,8 @@ func TestDatagramDrift(t *testing.T) {
 	}{
 		{"the rule for datagrams in from 10.77.0.1 to port 22 was added", func() error { key := foreign.key(); return p.datagrams.table.Put(asBytes(&key), uint32(1)) }},
 		{"the rule for datagrams out to 10.66.2.2:443 was removed", func() error { key := ruleOut(peer4, 443).key(); return p.datagrams.table.Delete(asBytes(&key)) }},
-		{"the rule for datagrams out to 10.66.2.2:443 was removed", func() error { return p.maps[gateMapDatagramRules].Delete(uint32(0)) }},
-		{"the table of conversations was removed", func() error { return p.maps[gateMapConversations].Delete(uint32(0)) }},
+		{"the table of rules for datagrams was replaced", func() error { return p.maps[gateMapDatagramRules].Delete(uint32(0)) }},
+		{"the table of conversations was replaced", func() error { return p.maps[gateMapConversations].Delete(uint32(0)) }},
 		{"the pod's configuration was changed", func() error {
 			bad := p.wrote
 			bad.Flags &^= uint32(gatePodFlagsPOD_DATAGRAMS)
@@ -404,10 +404,10 @@ func TestDatagramDrift(t *testing.T) {
 		if err := harm.do(); err != nil {
 			t.Fatal(err)
 		}
-		if found, err := p.Reconcile(); err != nil || !slices.Equal(found, []string{harm.found}) {
+		if found, _, err := p.Reconcile(MaxDatagramRules); err != nil || !slices.Equal(found, []string{harm.found}) {
 			t.Errorf("found %q, want %q: %v", found, harm.found, err)
 		}
-		if found, err := p.Reconcile(); err != nil || len(found) > 0 {
+		if found, _, err := p.Reconcile(MaxDatagramRules); err != nil || len(found) > 0 {
 			t.Errorf("after repair of %q: found %q, %v", harm.found, found, err)
 		}
 		runCases(t, p, []packetCase{
@@ -416,7 +416,7 @@ func TestDatagramDrift(t *testing.T) {
 		})
 	}
 	setDatagrams(t, p)
-	if found, err := p.Reconcile(); err != nil || len(found) > 0 {
+	if found, _, err := p.Reconcile(MaxDatagramRules); err != nil || len(found) > 0 {
 		t.Errorf("without rules: found %q, %v", found, err)
 	}
 }

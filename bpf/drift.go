@@ -11,19 +11,20 @@ import (
 // Reconcile reads back what the kernel holds of the configuration that was last written:
 // the slot in use, the ports, and the rules of datagrams. What somebody else has changed it writes anew, as Update
 // does, so that connections that were let in meanwhile lose their entries. It names what
-// it found.
-func (p *Pod) Reconcile() (found []string, err error) {
+// it found. Of the rules it reads on where it was the last time, at least so many as it is
+// given, a batch at a time, and begins anew after the last.
+func (p *Pod) Reconcile(rules int) (found []string, looked Looked, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.cfg.Name == "" {
-		return nil, nil
+		return nil, Looked{All: true}, nil
 	}
 	if found, err = p.differences(); err != nil {
-		return found, err
+		return found, looked, err
 	}
-	datagrams, err := p.datagramDifferences()
+	datagrams, looked, err := p.datagramDifferences(rules)
 	if err != nil {
-		return found, err
+		return found, looked, err
 	}
 	if len(datagrams) > 0 {
 		err = p.rebuildDatagrams()
@@ -31,7 +32,7 @@ func (p *Pod) Reconcile() (found []string, err error) {
 	if len(found) > 0 {
 		err = errors.Join(err, p.apply(p.cfg))
 	}
-	return append(found, datagrams...), err
+	return append(found, datagrams...), looked, err
 }
 
 // differences names what the maps hold otherwise than the configuration; mu is held.

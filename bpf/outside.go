@@ -107,13 +107,8 @@ func (p *Pod) blocksNow() (map[gateBlock]uint32, error) {
 		return nil, err
 	}
 	all := map[gateBlock]uint32{}
-	var key gateBlock
-	var outside uint32
-	entries := table.Iterate()
-	for entries.Next(&key, &outside) {
-		all[key] = outside
-	}
-	if err := errors.Join(entries.Err(), table.Close()); err != nil {
+	err = each(table, func(key gateBlock, outside uint32) { all[key] = outside })
+	if err := errors.Join(err, table.Close()); err != nil {
 		return nil, fmt.Errorf("list what is inside: %w", err)
 	}
 	return all, nil

@@ -95,7 +95,7 @@ func exchangesOn(t *testing.T, c net.Conn, wait time.Duration) bool {
 // selects, at the ports that it names, and each side says so in a flow; a change of policy
 // cuts a conversation within a second; and all of it holds without the agents.
 func TestDatagrams(t *testing.T) {
-	b := up(t, "e2e-udp", func(b *testbed.Bed) { b.ExperimentalUDP = true })
+	b := up(t, "e2e-udp", func(b *testbed.Bed) { b.UDPByIdentity = true })
 	const client, near, server, talker = "shop/client", "shop/near", "shop/server", "plain/talker"
 	const quiet, long = 300 * time.Millisecond, time.Second
 	came := answersDatagrams(t, b, server, ":7443")
@@ -215,7 +215,7 @@ func forecastsDatagrams(t *testing.T, b *testbed.Bed) {
 // until the agent of its node has it behind its gate, and does within about a second of that.
 // What an agent has said holds while it and the operator are away.
 func TestDatagramsWaitForTheGate(t *testing.T) {
-	b := up(t, "e2e-udp-gate", func(b *testbed.Bed) { b.ExperimentalUDP = true })
+	b := up(t, "e2e-udp-gate", func(b *testbed.Bed) { b.UDPByIdentity = true })
 	const client, server, talker = "shop/client", "shop/server", "plain/talker"
 	const quiet = 300 * time.Millisecond
 	came := answersDatagrams(t, b, server, ":7443")

@@ -66,7 +66,7 @@ func TestDocumentedConfiguration(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	objects.ExperimentalUDP = true
+	objects.UDPByIdentity = true
 	if _, err := kube.Compile(objects); err != nil {
 		t.Fatal(err)
 	}

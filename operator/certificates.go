@@ -67,7 +67,7 @@ func (p *parts) openTrust(kept federation.Store, store *mesh.Store) (err error) 
 		return err
 	}
 	p.trust.Server, err = trustfeed.NewServer(trustfeed.ServerConfig{Authenticate: nodeauth.PeerNode, Authority: p.said, Federation: p.federation.Said,
-		TellGated: p.cfg.ExperimentalUDP, Logger: p.cfg.Logger})
+		TellGated: p.cfg.UDPByIdentity, Logger: p.cfg.Logger})
 	if err != nil {
 		return err
 	}

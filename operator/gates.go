@@ -12,7 +12,7 @@ import (
 // openGates makes what knows who is behind a gate, where policies may name UDP. Kept is who
 // was before the start; peers asks the other replicas, nil where there are none.
 func (p *parts) openGates(kept gated.Prints, peers func(context.Context) []*meshpb.NodeGates) (err error) {
-	if p.cfg.ExperimentalUDP {
+	if p.cfg.UDPByIdentity {
 		reports := func() ([]*meshpb.NodeGates, <-chan struct{}) {
 			changed := p.trust.Changed()
 			return gated.Connected(p.trust.Reports()), changed

@@ -123,7 +123,7 @@ func (o *Operator) runCluster(ctx context.Context) error {
 	if err := p.registerAnswers(); err != nil {
 		return err
 	}
-	p.source = cluster.NewSource(p.rest, o.cfg.ExperimentalUDP, o.cfg.Logger)
+	p.source = cluster.NewSource(p.rest, o.cfg.UDPByIdentity, o.cfg.Logger)
 	listener := o.cfg.Listener
 	if listener == nil {
 		if listener, err = net.Listen("tcp", o.cfg.Listen); err != nil {
@@ -304,7 +304,7 @@ func (p *clusterParts) openParts(td spiffeid.TrustDomain, before recalled) (err 
 	if err := p.openGates(before.gates, p.peers.AskGates()); err != nil {
 		return err
 	}
-	p.publisher = publish.NewCluster(publish.ClusterConfig{Source: p.source, Routes: p.routeSource, Good: before.good, Through: before.through, TrustDomain: td, ExperimentalUDP: p.cfg.ExperimentalUDP, Gates: p.trust.gates, Key: p.key, EpochBase: p.epochBase, Store: store, Server: p.discovery, Logger: p.cfg.Logger})
+	p.publisher = publish.NewCluster(publish.ClusterConfig{Source: p.source, Routes: p.routeSource, Good: before.good, Through: before.through, TrustDomain: td, UDPByIdentity: p.cfg.UDPByIdentity, Gates: p.trust.gates, Key: p.key, EpochBase: p.epochBase, Store: store, Server: p.discovery, Logger: p.cfg.Logger})
 	p.configuration = func() *meshpb.OperatorConfiguration {
 		now, _ := p.publisher.Outcome()
 		return clusterConfiguration(now)

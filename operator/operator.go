@@ -75,9 +75,9 @@ type Config struct {
 	// when zero. Relist is how often it is read without a sign of a change;
 	// 30 s when zero.
 	Debounce, Relist time.Duration
-	// ExperimentalUDP lets AuthorizationPolicies name UDP; without it, one that does is
+	// UDPByIdentity lets AuthorizationPolicies name UDP; without it, one that does is
 	// refused. See docs/decisions/0090.
-	ExperimentalUDP bool
+	UDPByIdentity bool
 	// Version is shown in the status.
 	Version string
 	Logger  *slog.Logger
@@ -192,7 +192,7 @@ func (o *Operator) runFolder(ctx context.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, state.Close()) }()
 	p := &parts{cfg: o.cfg, started: time.Now(), state: state, registry: prometheus.NewRegistry()}
-	if err := p.open(ctx, publish.Load(o.cfg.Folder, o.cfg.ExperimentalUDP)); err != nil {
+	if err := p.open(ctx, publish.Load(o.cfg.Folder, o.cfg.UDPByIdentity)); err != nil {
 		if ctx.Err() != nil {
 			return nil // told to stop while it waited for SPIRE
 		}
@@ -268,7 +268,7 @@ func (p *parts) open(ctx context.Context, first publish.Loaded) error {
 	if err := p.openGates(kept, nil); err != nil {
 		return err
 	}
-	p.publisher = publish.New(publish.Config{Folder: p.cfg.Folder, Debounce: p.cfg.Debounce, Relist: p.cfg.Relist, ExperimentalUDP: p.cfg.ExperimentalUDP, Gates: p.trust.gates, State: p.state,
+	p.publisher = publish.New(publish.Config{Folder: p.cfg.Folder, Debounce: p.cfg.Debounce, Relist: p.cfg.Relist, UDPByIdentity: p.cfg.UDPByIdentity, Gates: p.trust.gates, State: p.state,
 		Key: p.key, Store: store, Server: p.discovery, Logger: p.cfg.Logger})
 	p.configuration = func() *meshpb.OperatorConfiguration { return folderConfiguration(p.cfg.Folder, p.publisher.Status()) }
 	p.policies = func() []*meshpb.OperatorPolicy {

@@ -44,7 +44,7 @@ func (p *clusterParts) recall(ctx context.Context) (before recalled, err error) 
 		if before.good, err = p.kept.Load(ctx); err == nil {
 			before.through, err = p.kept.LoadThrough(ctx)
 		}
-		if err == nil && p.cfg.ExperimentalUDP {
+		if err == nil && p.cfg.UDPByIdentity {
 			before.gates, err = gated.NewStore(p.core, p.cfg.Kubernetes.Namespace, p.cfg.Logger).Load(ctx)
 		}
 		if err == nil {

@@ -26,8 +26,12 @@ import (
 )
 
 const (
-	// every is how often the maps are read: for each pod about ten lookups.
+	// every is how often the maps are read: for each pod about ten lookups, and rules of
+	// datagrams.
 	every = time.Second
+	// rules is how many rules of datagrams are read then, of all pods together: 5 ms of a
+	// processor. Where there are more, it takes as many seconds as their number makes it.
+	rules = 8192
 	// shown is for how long `heddle check` fails because of what was repaired.
 	shown = 10 * time.Minute
 	// settled is for how long a pod's maps must have held until they count as what
@@ -40,6 +44,7 @@ type Watch struct {
 	node    *podnet.Node
 	log     *slog.Logger
 	repairs prometheus.Counter
+	next    string // the pod with which Run, which alone knows, begins
 
 	mu     sync.Mutex
 	last   map[string]repair    // by pod
@@ -76,11 +81,24 @@ func (w *Watch) Run(ctx context.Context) {
 			return
 		}
 		pods := w.node.Pods()
-		for name, pod := range pods {
-			w.look(name, pod)
-		}
+		w.next = inTurn(slices.Sorted(maps.Keys(pods)), w.next, func(name string, left int) bpf.Looked { return w.look(name, pods[name], left) })
 		w.forget(pods)
 	}
+}
+
+// inTurn looks at pods, beginning with first or the next of the sorted names, and returns
+// with which to begin the next time: the first of whose rules some were left out.
+func inTurn(names []string, first string, look func(name string, rules int) bpf.Looked) (next string) {
+	at, _ := slices.BinarySearch(names, first)
+	left := rules
+	for _, name := range slices.Concat(names[at:], names[:at]) {
+		looked := look(name, left)
+		left -= looked.Rules
+		if !looked.All && next == "" {
+			next = name
+		}
+	}
+	return next
 }
 
 // Problem says what was repaired of a pod in the last minutes; nil when nothing was.
@@ -103,16 +121,17 @@ func (w *Watch) Drifting(pod string) bool {
 	return time.Since(w.last[pod].at) < settled || time.Since(w.unread[pod]) < settled
 }
 
-func (w *Watch) look(name string, pod *podnet.Pod) {
-	found, err := reconcile(pod)
+func (w *Watch) look(name string, pod *podnet.Pod, rules int) bpf.Looked {
+	found, looked, err := reconcile(pod, rules)
 	if err != nil && !errors.Is(err, podnet.ErrClosed) {
 		w.log.Warn("the kernel's maps of a pod cannot be read back", "workload", name, "error", err)
 		w.mu.Lock()
 		w.unread[name] = time.Now()
 		w.mu.Unlock()
 	}
+	looked.All = looked.All || err != nil // the next in turn
 	if len(found) == 0 {
-		return
+		return looked
 	}
 	slices.Sort(found)
 	r := repair{time.Now(), strings.Join(found, ", ")}
@@ -121,13 +140,14 @@ func (w *Watch) look(name string, pod *podnet.Pod) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.last[name] = r
+	return looked
 }
 
 // reconcile repairs a pod's maps, and names what was not as it should be.
-func reconcile(pod *podnet.Pod) (found []string, err error) {
+func reconcile(pod *podnet.Pod, rules int) (found []string, looked bpf.Looked, err error) {
 	listeners := pod.Listeners() // before Kernel, which holds the same lock
 	err = pod.Kernel(func(k *bpf.Pod) error {
-		if found, err = k.Reconcile(); err != nil {
+		if found, looked, err = k.Reconcile(rules); err != nil {
 			return err
 		}
 		return listeners.Lead(func(slot bpf.Slot, fd uintptr) error {
@@ -142,7 +162,7 @@ func reconcile(pod *podnet.Pod) (found []string, err error) {
 	if errors.Is(err, net.ErrClosed) { // a pod that is leaving has closed them
 		err = nil
 	}
-	return found, err
+	return found, looked, err
 }
 
 // forget drops what is known of pods that are gone.

@@ -24,8 +24,9 @@ const (
 	datagramsPause = 100 * time.Millisecond
 )
 
-// A gate has room for all that an agent gives it: what is inside is bounded in both packages.
-const _ = uint(bpf.MaxInside - datagram.MaxInside)
+// A gate has room for all that an agent gives it: what is inside, and rules, are bounded in
+// both packages.
+const _, _ = uint(bpf.MaxInside - datagram.MaxInside), uint(bpf.MaxDatagramRules - datagram.MaxRules)
 
 // passDatagrams keeps the gates told of who may exchange datagrams with whom, also outside
 // the mesh, as the View
@@ -54,6 +55,7 @@ func (d *Datapath) passDatagrams(ctx context.Context, store *mesh.Store, flows *
 				waiting, enrolled = false, true
 			case <-look.C:
 				g.record(view)
+				g.fill(view)
 				waiting = !g.behind
 			}
 		}
@@ -71,55 +73,72 @@ type datagrams struct {
 	began    time.Time
 	pods     map[string]*datagramPod
 	behind   bool // a gate could not be told
-	// view is what was told last, rules and inside what it came to: inside is empty while
-	// nothing may leave the mesh.
+	// view is what was told last, and inside what it came to: empty while nothing may leave
+	// the mesh.
 	view   *mesh.View
-	rules  map[mesh.Key][]datagram.Rule
 	inside []netip.Prefix
 }
 
 type datagramPod struct {
-	pod    *podnet.Pod
-	told   bool
-	rules  []datagram.Rule
+	pod  *podnet.Pod
+	told bool
+	// leaves says that some of its rules are about who is outside, and inside what is not.
+	leaves bool
 	inside []netip.Prefix
-	full   bool // has been said
-	seen   map[conversation]bpf.Conversation
+	left   int // found no room
+	// short is set since rules were taken away that may have made room for those left.
+	short bool
+	seen  map[conversation]bpf.Conversation
 }
 
 // conversation names one of a pod's.
 type conversation struct{ local, remote netip.AddrPort }
 
+// wanted is what a gate is to be told: all of its rules, or what changes.
+type wanted struct {
+	pod         *datagramPod
+	whole       bool
+	rules       []bpf.DatagramRule // where whole
+	left        int                // of those
+	gone, added []bpf.DatagramRule // where not
+}
+
 // tell brings every gate to what a View says: first what is taken away is, from all, then
 // what is new is given. Enrolled says that there may be pods that have been told nothing.
 func (g *datagrams) tell(view *mesh.View, enrolled bool) {
-	fresh := g.follow(view)
+	changes, fresh := g.follow(view)
 	if !fresh && !enrolled && !g.behind {
 		return
 	}
 	pods := g.datapath.node.Pods()
 	maps.DeleteFunc(g.pods, func(name string, p *datagramPod) bool { return pods[name] != p.pod })
-	wanted := map[string][]datagram.Rule{}
+	g.datapath.room.keep(func(name string) bool { return g.pods[name] != nil })
+	all := map[string]wanted{}
 	for name, pod := range pods {
 		p := g.pods[name]
 		if p == nil {
 			p = &datagramPod{pod: pod}
 			g.pods[name] = p
 		}
-		key, known := g.datapath.key(name)
-		if rules := g.rules[key]; known && (!p.told || !slices.Equal(rules, p.rules) || !slices.Equal(g.inside, p.inside)) {
-			wanted[name] = rules
+		if key, known := g.datapath.key(name); known {
+			if w := g.want(p, key, changes[key]); w.whole || len(w.gone)+len(w.added) > 0 {
+				all[name] = w
+			}
 		}
 	}
-	for name, rules := range wanted {
-		p := g.pods[name]
-		if stay := both(p.rules, rules); p.told && (len(stay) < len(p.rules) || !slices.Equal(g.inside, p.inside)) {
-			g.set(name, p, stay)
+	for name, w := range all {
+		if p := w.pod; p.told && w.whole {
+			g.set(name, p, func(k *bpf.Pod) (int, error) { return w.left, k.KeepDatagrams(w.rules, g.inside) })
+		} else if len(w.gone) > 0 {
+			p.short = p.short || p.left > 0
+			g.set(name, p, func(k *bpf.Pod) (int, error) { left, err := k.ChangeDatagrams(w.gone, nil); return p.left + left, err })
 		}
 	}
-	for name, rules := range wanted {
-		if p := g.pods[name]; !p.told || len(rules) != len(p.rules) {
-			g.set(name, p, rules)
+	for name, w := range all {
+		if p := w.pod; w.whole {
+			g.setWhole(name, p, w)
+		} else if len(w.added) > 0 && p.told { // what is gone is
+			g.set(name, p, func(k *bpf.Pod) (int, error) { left, err := k.ChangeDatagrams(nil, w.added); return p.left + left, err })
 		}
 	}
 	g.behind = false
@@ -128,42 +147,58 @@ func (g *datagrams) tell(view *mesh.View, enrolled bool) {
 	}
 }
 
-// follow works out the rules of a View; false when they are those of the one before, as
-// they are while no policy is about UDP, and none may leave the mesh.
-func (g *datagrams) follow(view *mesh.View) bool {
-	before := g.view
-	g.view = view
-	leaves := datagram.LeavesMesh(view.Settings())
-	switch {
-	case before != nil && view.SameMembers(before):
-		return false
-	case leaves || len(view.Receivers()) > 0:
-		g.rules, g.inside = datagram.Rules(view, g.datapath.name), nil
-		if leaves {
-			g.inside = datagram.Inside(view)
-		}
-		if len(g.inside) > datagram.MaxInside {
-			g.datapath.log.Error("no datagram leaves the mesh: more addresses of it lie outside of spec.clusterRanges of the Mesh than gates have room for; extend that", "addresses", len(g.inside), "room", datagram.MaxInside)
-		}
-		return true
+// want works out what a gate is to be told.
+func (g *datagrams) want(p *datagramPod, key mesh.Key, c datagram.Change) wanted {
+	if p.told && !c.Whole && (!p.leaves || slices.Equal(g.inside, p.inside)) {
+		return wanted{pod: p, gone: GateRules(c.Gone), added: GateRules(c.Added)}
 	}
-	fresh := before == nil || len(g.rules) > 0
-	g.rules, g.inside = nil, nil
-	return fresh
+	rules, left := datagram.RulesOf(g.view, g.datapath.name, key)
+	return wanted{pod: p, whole: true, rules: GateRules(rules), left: left}
 }
 
-// both returns those rules that are in both lists, in the order of the first.
-func both(a, b []datagram.Rule) (all []datagram.Rule) {
-	in := make(map[datagram.Rule]bool, len(b))
-	for _, r := range b {
-		in[r] = true
-	}
-	for _, r := range a {
-		if in[r] {
-			all = append(all, r)
+// fill gives one gate that has lost rules those that had found no room.
+func (g *datagrams) fill(view *mesh.View) {
+	for name, p := range g.pods {
+		key, known := g.datapath.key(name)
+		if !known || !p.told || !p.short || view != g.view {
+			continue
 		}
+		g.setWhole(name, p, g.want(p, key, datagram.Change{Whole: true}))
+		return
 	}
-	return all
+}
+
+func (g *datagrams) setWhole(name string, p *datagramPod, w wanted) {
+	p.short = false
+	p.leaves = slices.ContainsFunc(w.rules, func(r bpf.DatagramRule) bool { return r.Remote == datagram.Outside() })
+	g.set(name, p, func(k *bpf.Pod) (int, error) {
+		left, err := k.SetDatagrams(w.rules, g.inside)
+		return w.left + left, err
+	})
+}
+
+// follow says what a View changes of rules; false when it is nothing, as it is while no
+// policy is about UDP, and none may leave the mesh.
+func (g *datagrams) follow(view *mesh.View) (changes map[mesh.Key]datagram.Change, fresh bool) {
+	before := g.view
+	if before != nil && view.SameMembers(before) {
+		g.view = view
+		return nil, false
+	}
+	g.view = view
+	leaves := datagram.LeavesMesh(view.Settings())
+	if before == nil {
+		before = view // pods have been told nothing
+	} else if !leaves && !datagram.LeavesMesh(before.Settings()) && len(view.Receivers())+len(before.Receivers()) == 0 {
+		return nil, false
+	}
+	if g.inside = nil; leaves {
+		g.inside = datagram.Inside(view)
+	}
+	if len(g.inside) > datagram.MaxInside {
+		g.datapath.log.Error("no datagram leaves the mesh: more addresses of it lie outside of spec.clusterRanges of the Mesh than gates have room for; extend that", "addresses", len(g.inside), "room", datagram.MaxInside)
+	}
+	return datagram.Changes(before, view, g.datapath.name), true
 }
 
 // GateRules are rules as a gate takes them.
@@ -178,30 +213,26 @@ func GateRules(rules []datagram.Rule) []bpf.DatagramRule {
 	return converted
 }
 
-// set tells one gate, and notes whether it could be told.
-func (g *datagrams) set(name string, p *datagramPod, rules []datagram.Rule) {
-	left, converted := 0, GateRules(rules)
+// set tells one gate, and notes whether it could be told, and how many rules are left.
+func (g *datagrams) set(name string, p *datagramPod, tell func(*bpf.Pod) (left int, err error)) {
+	left := 0
 	err := p.pod.Kernel(func(k *bpf.Pod) (err error) {
-		left, err = k.SetDatagrams(converted, g.inside)
+		left, err = tell(k)
 		return err
 	})
 	if err != nil && !errors.Is(err, podnet.ErrClosed) {
 		g.datapath.log.Error("who may exchange datagrams with a pod could not be changed: trying again", "workload", name, "error", err)
 	}
-	if left > 0 && !p.full {
-		g.datapath.log.Error("policies let more addresses exchange datagrams with a pod than the kernel has room for: the others' are dropped", "workload", name, "rules", len(rules), "left", left)
+	if left > 0 && p.left == 0 {
+		g.datapath.log.Error("policies let more addresses exchange datagrams with a pod than the kernel has room for: the others' are dropped", "workload", name, "room", bpf.MaxDatagramRules, "left", left)
 	}
-	p.full = left > 0
-	p.told, p.rules, p.inside = err == nil, rules, g.inside
+	p.left, p.told, p.inside = left, err == nil, g.inside
+	g.datapath.room.set(name, left)
 }
 
 // record records what passed since the last time.
 func (g *datagrams) record(view *mesh.View) {
 	for name, p := range g.pods {
-		if len(p.rules) == 0 {
-			p.seen = nil
-			continue
-		}
 		var now []bpf.Conversation
 		err := p.pod.Kernel(func(k *bpf.Pod) (err error) {
 			now, err = k.Conversations()
@@ -281,7 +312,8 @@ func passed(view *mesh.View, own *mesh.Workload, c, since bpf.Conversation) flow
 }
 
 // explainDatagram adds to a datagram of the pod that was dropped what policy says of it.
-func explainDatagram(view *mesh.View, own *mesh.Workload, drop *podnet.Drop, r *flow.Record) {
+// Left is for how many rules its gate has no room.
+func explainDatagram(view *mesh.View, own *mesh.Workload, drop *podnet.Drop, left int, r *flow.Record) {
 	if own == nil {
 		return
 	}
@@ -293,6 +325,8 @@ func explainDatagram(view *mesh.View, own *mesh.Workload, drop *podnet.Drop, r *
 	}
 	ungated := firstUngated(view, own, drop.Source.Addr(), drop.Destination.Addr())
 	switch {
+	case decision.Verdict != mesh.VerdictDeny && left > 0:
+		r.Detail = "policy allows it, but the pod's gate has no room for all that policies allow"
 	case decision.Verdict != mesh.VerdictDeny:
 		r.Detail = "policy allows it now"
 	case decision.Reason == mesh.ReasonKernelUDP && ungated != nil:

@@ -3,9 +3,11 @@ package kernel
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/heddle-mesh/heddle/agent/podnet"
@@ -120,18 +122,19 @@ func TestDatagramDrops(t *testing.T) {
 		direction           bpf.Direction
 		source, destination string
 		policy, detail      string
-		rule                int
+		rule, left          int
 	}{
-		"in":           {db, bpf.Inbound, "10.0.0.3:9", "10.0.0.1:443", "bank/evil", "", 1},
-		"out":          {evil, bpf.Outbound, "10.0.0.3:9", "10.0.0.1:443", "bank/evil", "", 1},
-		"no rule":      {db, bpf.Inbound, "10.0.0.2:9", "10.0.0.1:444", "", "PolicyNoMatch", -1},
-		"nobody's":     {db, bpf.Inbound, "192.0.2.1:9", "10.0.0.1:443", "", "", -1},
-		"allowed now":  {db, bpf.Inbound, "10.0.0.2:9", "10.0.0.1:443", "", "policy allows it now", -1},
-		"of the world": {evil, bpf.Outbound, "10.0.0.3:9", "192.0.2.1:443", "", "EgressDenied", -1},
-		"of a group":   {evil, bpf.Outbound, "10.0.0.3:9", "224.0.0.251:5353", "", "", -1},
+		"in":           {db, bpf.Inbound, "10.0.0.3:9", "10.0.0.1:443", "bank/evil", "", 1, 0},
+		"out":          {evil, bpf.Outbound, "10.0.0.3:9", "10.0.0.1:443", "bank/evil", "", 1, 0},
+		"no rule":      {db, bpf.Inbound, "10.0.0.2:9", "10.0.0.1:444", "", "PolicyNoMatch", -1, 0},
+		"nobody's":     {db, bpf.Inbound, "192.0.2.1:9", "10.0.0.1:443", "", "", -1, 0},
+		"allowed now":  {db, bpf.Inbound, "10.0.0.2:9", "10.0.0.1:443", "", "policy allows it now", -1, 0},
+		"of the world": {evil, bpf.Outbound, "10.0.0.3:9", "192.0.2.1:443", "", "EgressDenied", -1, 0},
+		"of a group":   {evil, bpf.Outbound, "10.0.0.3:9", "224.0.0.251:5353", "", "", -1, 0},
+		"left out":     {db, bpf.Inbound, "10.0.0.2:9", "10.0.0.1:443", "", "policy allows it, but the pod's gate has no room for all that policies allow", -1, 5},
 	} {
 		r := flow.Record{Rule: -1}
-		explainDatagram(view, c.own, &podnet.Drop{Drop: bpf.Drop{Direction: c.direction, Source: netip.MustParseAddrPort(c.source), Destination: netip.MustParseAddrPort(c.destination)}, Reason: mesh.ReasonKernelUDP}, &r)
+		explainDatagram(view, c.own, &podnet.Drop{Drop: bpf.Drop{Direction: c.direction, Source: netip.MustParseAddrPort(c.source), Destination: netip.MustParseAddrPort(c.destination)}, Reason: mesh.ReasonKernelUDP}, c.left, &r)
 		if flow.KeyWord(r.Policy) != c.policy || r.Rule != c.rule || r.Detail != c.detail {
 			t.Errorf("%s: policy %v rule %d, %q", name, r.Policy, r.Rule, r.Detail)
 		}
@@ -154,15 +157,15 @@ func TestDropsOfWhoIsBehindNoGate(t *testing.T) {
 		direction bpf.Direction
 	}{{db, bpf.Inbound}, {&open, bpf.Outbound}} {
 		r := flow.Record{Rule: -1}
-		explainDatagram(view, c.own, &podnet.Drop{Drop: bpf.Drop{Direction: c.direction, Source: netip.MustParseAddrPort("10.0.0.2:9"), Destination: netip.MustParseAddrPort("10.0.0.1:443")}, Reason: mesh.ReasonKernelUDP}, &r)
+		explainDatagram(view, c.own, &podnet.Drop{Drop: bpf.Drop{Direction: c.direction, Source: netip.MustParseAddrPort("10.0.0.2:9"), Destination: netip.MustParseAddrPort("10.0.0.1:443")}, Reason: mesh.ReasonKernelUDP}, 0, &r)
 		if want := "the agent of node n1 has not said that shop/web is behind its gate"; r.Detail != want {
 			t.Errorf("%v: %q, want %q", c.direction, r.Detail, want)
 		}
 	}
 }
 
-// TestDatagramsAreWorkedOutWhenTheyMayDiffer: rules are worked out when workloads, services
-// or settings changed, and never while no policy is about UDP.
+// TestDatagramsAreWorkedOutWhenTheyMayDiffer: what changes is worked out when workloads,
+// services or settings changed, and never while no policy is about UDP.
 func TestDatagramsAreWorkedOutWhenTheyMayDiffer(t *testing.T) {
 	view := datagramView(t)
 	with := func(v *mesh.View, c mesh.Change) *mesh.View {
@@ -174,23 +177,31 @@ func TestDatagramsAreWorkedOutWhenTheyMayDiffer(t *testing.T) {
 		return next
 	}
 	db, _ := view.Workload(mesh.Key{Namespace: "bank", Name: "db"})
-	silent, web := *db, mesh.Workload{}
-	silent.Datagrams = nil
-	if w, _ := view.Workload(mesh.Key{Namespace: "shop", Name: "web"}); w != nil {
-		web = *w
-		web.Ready = !web.Ready
-	}
+	web, _ := view.Workload(mesh.Key{Namespace: "shop", Name: "web"})
+	silent, unready, moved := *db, *web, *web
+	silent.Datagrams, unready.Ready, moved.Addresses = nil, !web.Ready, []netip.Addr{netip.MustParseAddr("10.0.0.9")}
 	policy := with(view, mesh.Change{Policies: []*mesh.Policy{{Key: mesh.Key{Namespace: "shop", Name: "tcp"}}}})
 	quiet := with(policy, mesh.Change{Workloads: []*mesh.Workload{&silent}})
 	g := datagrams{datapath: &Datapath{name: "n1"}}
 	for i, c := range []struct {
-		view  *mesh.View
-		fresh bool
-		rules int
-	}{{view, true, 2}, {view, false, 2}, {policy, false, 2}, {with(policy, mesh.Change{Workloads: []*mesh.Workload{&web}}), true, 2},
-		{quiet, true, 0}, {with(quiet, mesh.Change{Workloads: []*mesh.Workload{&web}}), false, 0}} {
-		if fresh := g.follow(c.view); fresh != c.fresh || len(g.rules) != c.rules {
-			t.Errorf("view %d: fresh %v, %d workloads with rules, want %v, %d", i, fresh, len(g.rules), c.fresh, c.rules)
+		view    *mesh.View
+		fresh   bool
+		changes int
+	}{{view, true, 0}, {view, false, 0}, {policy, false, 0}, {with(policy, mesh.Change{Workloads: []*mesh.Workload{&unready}}), true, 0},
+		{with(policy, mesh.Change{Workloads: []*mesh.Workload{&moved}}), true, 2}, {quiet, true, 2}, {with(quiet, mesh.Change{Workloads: []*mesh.Workload{&unready}}), false, 0}} {
+		if changes, fresh := g.follow(c.view); fresh != c.fresh || len(changes) != c.changes {
+			t.Errorf("view %d: fresh %v, changes %v, want %v, %d", i, fresh, changes, c.fresh, c.changes)
+		}
+	}
+	told := &datagramPod{told: true}
+	change := datagram.Change{Gone: []datagram.Rule{{Remote: web.Addresses[0], Port: 443, Inbound: true}}}
+	if w := g.want(told, db.Key, change); w.whole || len(w.gone) != 1 || len(w.added) != 0 {
+		t.Errorf("a gate that was told all wants %+v", w)
+	}
+	g.view = view
+	for what, p := range map[string]*datagramPod{"was told nothing": {}, "had another inside": {told: true, leaves: true, inside: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}} {
+		if w := g.want(p, db.Key, change); !w.whole || len(w.rules) != 1 || w.left != 0 {
+			t.Errorf("a gate that %s wants %+v", what, w)
 		}
 	}
 }
@@ -219,26 +230,30 @@ func TestWhatLeavesIsWorkedOut(t *testing.T) {
 	for i, c := range []struct {
 		view  *mesh.View
 		fresh bool
-		rules int
+		whole int
 		block string
 	}{
 		{with("10.0.0.0/8", nil), true, 0, ""}, {with("10.0.0.0/8", map[string]mesh.UDPEgress{"": {}, "shop": {}}), false, 0, ""},
-		{with("10.0.0.0/8", open), true, 2, "10.0.0.0/8"}, {with("10.0.0.0/16", open), true, 2, "10.0.0.0/16"}, {with("10.0.0.0/8", nil), true, 0, ""}, {with("10.0.0.0/8", nil), false, 0, ""},
+		{with("10.0.0.0/8", open), true, 3, "10.0.0.0/8"}, {with("10.0.0.0/16", open), true, 3, "10.0.0.0/16"}, {with("10.0.0.0/8", nil), true, 3, ""}, {with("10.0.0.0/8", nil), false, 0, ""},
 	} {
-		fresh := g.follow(c.view)
-		if fresh != c.fresh || len(g.rules) != c.rules || (len(g.inside) > 0) != (c.block != "") || c.block != "" && !slices.Contains(g.inside, netip.MustParsePrefix(c.block)) {
-			t.Errorf("view %d: fresh %v, %d workloads with rules, %v inside, want %v, %d, %s", i, fresh, len(g.rules), g.inside, c.fresh, c.rules, c.block)
+		changes, fresh := g.follow(c.view)
+		if fresh != c.fresh || len(changes) != c.whole || (len(g.inside) > 0) != (c.block != "") || c.block != "" && !slices.Contains(g.inside, netip.MustParsePrefix(c.block)) {
+			t.Errorf("view %d: fresh %v, %d workloads to be told, %v inside, want %v, %d, %s", i, fresh, len(changes), g.inside, c.fresh, c.whole, c.block)
 		}
 	}
 }
 
-// TestBothDatagramRules: what stays of the rules of before.
-func TestBothDatagramRules(t *testing.T) {
-	rule := func(port uint16) datagram.Rule {
-		return datagram.Rule{Remote: netip.MustParseAddr("10.0.0.1"), Port: port}
+// TestRoom: what is left out is a problem of the pod, and counted, until it is not or the pod is gone.
+func TestRoom(t *testing.T) {
+	r := newRoom()
+	r.set("a", 3)
+	r.set("b", 4)
+	if err := r.Problem("a"); err == nil || !strings.Contains(err.Error(), "3 are left out") || testutil.ToFloat64(r.Collector()) != 7 {
+		t.Errorf("%v, %v left", err, testutil.ToFloat64(r.Collector()))
 	}
-	before, now := []datagram.Rule{rule(1), rule(2), rule(3)}, []datagram.Rule{rule(4), rule(3), rule(1)}
-	if got := both(before, now); !slices.Equal(got, []datagram.Rule{rule(1), rule(3)}) {
-		t.Errorf("%v stay", got)
+	r.set("a", 0)
+	r.keep(func(pod string) bool { return pod == "a" })
+	if r.Problem("a") != nil || r.Problem("b") != nil || testutil.ToFloat64(r.Collector()) != 0 {
+		t.Errorf("%v left", testutil.ToFloat64(r.Collector()))
 	}
 }

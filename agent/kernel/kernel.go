@@ -83,6 +83,7 @@ type Datapath struct {
 	name       string         // the node's
 	kubelet    *kubelet.Watch // nil for none
 	drift      *drift.Watch
+	room       *Room
 	log        *slog.Logger
 	captureDNS bool          // unless a workload's configuration says
 	enrolled   chan struct{} // of one: a pod was enrolled
@@ -127,13 +128,13 @@ func Open(ctx context.Context, cfg Config) (*Datapath, error) {
 		return podnet.Open(podnet.Config{
 			NetNS: fmt.Sprintf("/proc/self/fd/%d", home.Fd()), PinDir: cfg.PinDir, StateDir: filepath.Join(cfg.StateDir, "pods"),
 			Cgroup: own.Path, KubeletCgroup: probes.ID(), Mark: cfg.Mark, MarkMask: cfg.MarkMask, FlowsPerPod: cfg.FlowsPerPod,
-			Grandfather: cfg.Grandfather, SystemCongestion: cfg.SystemCongestion, Inherited: cfg.Inherited, Log: cfg.Log,
+			Grandfather: cfg.Grandfather, SystemCongestion: cfg.SystemCongestion, Inherited: cfg.Inherited, Shared: cfg.Beside > 0, Log: cfg.Log,
 		})
 	}, func(late *podnet.Node) { _ = late.Close() }) // nobody is there to hear of it
 	if err != nil {
 		return nil, err
 	}
-	d := &Datapath{node: node, name: cfg.Node, kubelet: probes, drift: drift.New(node, cfg.Log), log: cfg.Log, captureDNS: cfg.CaptureDNS, enrolled: make(chan struct{}, 1)}
+	d := &Datapath{node: node, name: cfg.Node, kubelet: probes, drift: drift.New(node, cfg.Log), room: newRoom(), log: cfg.Log, captureDNS: cfg.CaptureDNS, enrolled: make(chan struct{}, 1)}
 	d.keys.byName = map[string]mesh.Key{}
 	return d, nil
 }
@@ -153,6 +154,9 @@ func (d *Datapath) Kubelet() *kubelet.Watch { return d.kubelet }
 
 // Drift is what keeps the kernel's maps as they were written, while Run runs.
 func (d *Datapath) Drift() *drift.Watch { return d.drift }
+
+// Room is what knows which gates have no room for all rules of datagrams.
+func (d *Datapath) Room() *Room { return d.room }
 
 // LostDrops counts the drops without a record.
 func (d *Datapath) LostDrops() uint64 {
@@ -308,7 +312,7 @@ func (d *Datapath) record(view *mesh.View, drops *flow.Drops, drop *podnet.Drop)
 		return
 	}
 	if drop.Reason == mesh.ReasonKernelUDP {
-		drops.AddExplained(key, r, func(r *flow.Record) { explainDatagram(view, w, drop, r) })
+		drops.AddExplained(key, r, func(r *flow.Record) { explainDatagram(view, w, drop, d.room.of(drop.Pod), r) })
 		return
 	}
 	drops.Add(key, r)

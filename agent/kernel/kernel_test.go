@@ -63,7 +63,7 @@ func TestDropsNameBothEnds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &Datapath{log: slog.New(slog.DiscardHandler)}
+	d := &Datapath{room: newRoom(), log: slog.New(slog.DiscardHandler)}
 	d.keys.byName = map[string]mesh.Key{podnet.Name(db.Key): db.Key}
 	for _, c := range []struct {
 		direction bpf.Direction
@@ -95,7 +95,7 @@ func TestDropsNameBothEnds(t *testing.T) {
 // TestDropsFromBeforeTheAgent: the records that the ring held when the agent
 // started name their pod, although nothing is enrolled or configured yet.
 func TestDropsFromBeforeTheAgent(t *testing.T) {
-	d := &Datapath{log: slog.New(slog.DiscardHandler)}
+	d := &Datapath{room: newRoom(), log: slog.New(slog.DiscardHandler)}
 	s := &sink{}
 	drops := flow.NewDrops(s)
 	db := mesh.Key{Namespace: "shop", Name: "db.main-0"}
@@ -119,7 +119,7 @@ func TestRefusalsAreConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, at := range []string{"10.96.0.7:80", "192.0.2.7:80"} {
-		d := &Datapath{log: slog.New(slog.DiscardHandler)}
+		d := &Datapath{room: newRoom(), log: slog.New(slog.DiscardHandler)}
 		s := &sink{}
 		drops := flow.NewDrops(s)
 		web := mesh.Key{Namespace: "shop", Name: "web"}

@@ -73,7 +73,7 @@ func Open(config Config) (*Node, error) {
 	n.kernel, err = bpf.Load(bpf.Config{
 		PinDir: config.PinDir, CgroupPath: config.Cgroup, KubeletCgroup: config.KubeletCgroup,
 		Mark: config.Mark, MarkMask: config.MarkMask, FlowsPerPod: config.FlowsPerPod, GrandfatherFor: config.Grandfather,
-		TunnelPort: mesh.TunnelPort, WaypointPort: mesh.WaypointPort,
+		TunnelPort: mesh.TunnelPort, WaypointPort: mesh.WaypointPort, Shared: config.Shared,
 	})
 	if err != nil {
 		n.links.Close()

@@ -51,7 +51,9 @@ type Config struct {
 	// Inherited are the listeners of the agent that this one succeeds, by pod:
 	// Enroll adopts them instead of opening its own.
 	Inherited map[string][]Inherited
-	Log       *slog.Logger
+	// Shared says that there is such an agent, which may write until it ends.
+	Shared bool
+	Log    *slog.Logger
 }
 
 // Defaults of Config. The mark stays clear of Istio's 0x539 and of the bits

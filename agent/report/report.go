@@ -60,6 +60,9 @@ type Report struct {
 	Kubelet *kubelet.Watch
 	// Drift knows which pods' maps were changed by somebody else.
 	Drift Drift
+	// Room says what of policies a pod's gate, by its name there, has no room for; nil for
+	// nothing.
+	Room interface{ Problem(pod string) error }
 	// History says why the history of flows is not on disk, if it is not.
 	History func() string
 	// NameServers says how the DNS servers fare that captured pods ask.
@@ -195,7 +198,7 @@ func (r *Report) checks() []*meshpb.Check {
 			check.Ok, check.Detail = false, "the pod is "+string(s.State)
 			check.Remedy = "wait some seconds and check again"
 		default:
-			if err := errors.Join(pod.Check(), r.Drift.Problem(pod.Name())); err != nil {
+			if err := errors.Join(pod.Check(), r.Drift.Problem(pod.Name()), r.Room.Problem(pod.Name())); err != nil {
 				check.Ok, check.Detail = false, err.Error()
 				check.Remedy = "mend what the error names; traffic is refused rather than let out meanwhile"
 			} else if err := pod.Unrefused(); err != nil {

@@ -228,8 +228,8 @@ type Destination struct {
 	ruleFields    `json:",inline"`
 	policyFields  `json:",inline"`
 
-	// protocol is TCP unless set. UDP is experimental: a policy that names it is refused unless
-	// the operator is started with --experimental-udp. UDP is not carried through the mesh: it passes in
+	// protocol is TCP unless set. UDP is off by default: a policy that names it is refused unless
+	// the operator is started with --udp-by-identity. UDP is not carried through the mesh: it passes in
 	// plaintext, unless the application encrypts, as QUIC does. Identity is then that of
 	// the enrolled workload that has the sender's address; no handshake proves it.
 	// +nullable

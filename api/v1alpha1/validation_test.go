@@ -128,7 +128,7 @@ func compile(t *testing.T, kind, spec string) []*kube.Problem {
 	}
 	objects, err := kube.LoadFolder(folder)
 	if err == nil {
-		objects.ExperimentalUDP = true
+		objects.UDPByIdentity = true
 		_, err = kube.Compile(objects)
 	}
 	if problems := kube.Problems(err); err == nil || len(problems) > 0 {

@@ -50,6 +50,8 @@ type options struct {
 	check               bool
 	logLevel, logFormat string
 	fips140             bool
+	// experimentalUDP is the name of cfg.UDPByIdentity in the version before.
+	experimentalUDP bool
 }
 
 // run is main without a process of its own.
@@ -89,11 +91,15 @@ Every flag can be given in the environment as well, as HEDDLE_ and its name:
 		SilenceErrors: true,
 		PreRunE:       func(cmd *cobra.Command, _ []string) error { return startup.FromEnvironment(cmd.Flags(), env) },
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if o.experimentalUDP {
+				fmt.Fprintln(stderr, "--experimental-udp is deprecated: use --udp-by-identity, the next version does not know the other")
+				o.cfg.UDPByIdentity = true
+			}
 			if o.check && o.kubernetes {
 				return errors.New("--check is about a --folder: on Kubernetes, objects have a status")
 			}
 			if o.check {
-				return check(o.cfg.Folder, o.cfg.ExperimentalUDP, stdout)
+				return check(o.cfg.Folder, o.cfg.UDPByIdentity, stdout)
 			}
 			return serve(cmd.Context(), o, stderr)
 		},
@@ -137,18 +143,22 @@ func (o *options) register(flags *pflag.FlagSet) {
 	flags.StringVar(&o.bundle.Certificate, "bundle-endpoint-certificate", "", "PEM file of the bundle endpoint's web certificate (profile https_web); empty for the operator's SVID (https_spiffe)")
 	flags.StringVar(&o.bundle.Key, "bundle-endpoint-key", "", "PEM file of its key")
 	flags.DurationVar(&o.cfg.Relist, "relist", 30*time.Second, "how often to read the folder without a sign of a change")
-	flags.BoolVar(&o.cfg.ExperimentalUDP, "experimental-udp", false, "let AuthorizationPolicies say who may exchange datagrams (protocol: UDP); experimental, see docs/configuration.md")
+	flags.BoolVar(&o.cfg.UDPByIdentity, "udp-by-identity", false, "let AuthorizationPolicies say who may exchange datagrams (protocol: UDP), who is known by the address that their gates hold them to: docs/configuration.md says what that proves")
+	flags.BoolVar(&o.experimentalUDP, "experimental-udp", false, "the name of --udp-by-identity in the version before")
+	if err := flags.MarkHidden("experimental-udp"); err != nil {
+		panic(err) // there is no such flag
+	}
 	flags.BoolVar(&o.fips140, "fips140", false, "refuse to run outside FIPS 140-3 mode, which GODEBUG=fips140=on in the environment makes")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	flags.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	flags.BoolVar(&o.check, "check", false, "read the folder, print what is wrong with it, and exit: 0 when it would be served")
 }
 
-func check(folder string, experimentalUDP bool, stdout io.Writer) error {
+func check(folder string, udpByIdentity bool, stdout io.Writer) error {
 	if folder == "" {
 		return errors.New("--folder is needed")
 	}
-	warnings, err := publish.Check(folder, experimentalUDP)
+	warnings, err := publish.Check(folder, udpByIdentity)
 	for _, w := range warnings {
 		fmt.Fprintln(stdout, "warning:", w)
 	}

@@ -47,6 +47,25 @@ func TestCheck(t *testing.T) {
 	}
 }
 
+// TestUDPByItsFormerName: the flag of the version before is taken, with a word about it.
+func TestUDPByItsFormerName(t *testing.T) {
+	udp := folderOf(t, goodMesh+`---
+{apiVersion: v1, kind: Namespace, metadata: {name: shop}}
+---
+apiVersion: heddle.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {namespace: shop, name: quic}
+spec: {rules: [{to: [{protocol: UDP, ports: [443]}]}]}
+`)
+	for flag, c := range map[string]struct{ taken, word bool }{"--udp-by-identity": {true, false}, "--experimental-udp": {true, true}, "--udp-by-identity=false": {false, false}} {
+		var out strings.Builder
+		err := run(t.Context(), []string{"--check", flag, "-f", udp}, environment(nil), &out, &out)
+		if taken, word := err == nil, strings.Contains(out.String(), "deprecated"); taken != c.taken || word != c.word {
+			t.Errorf("%s: %v\n%s", flag, err, out.String())
+		}
+	}
+}
+
 func TestEnvironmentSetsFlagsAndFlagsWin(t *testing.T) {
 	good, bad := folderOf(t, goodMesh), folderOf(t, "{")
 	var out bytes.Buffer

@@ -59,7 +59,7 @@ agent. The first of these are what ` + "`heddle install`" + ` looks at before it
 // refuseMootOfCheck refuses the common flags that a check has no use for: those about a mesh
 // of this machine on a cluster, and the other way round.
 func (a *app) refuseMootOfCheck(cmd *cobra.Command, onCluster bool) error {
-	with, moot := "heddle check", []string{"waypoint-socket", "experimental-udp"}
+	with, moot := "heddle check", []string{"waypoint-socket", "udp-by-identity", "experimental-udp"}
 	switch {
 	case onCluster:
 		with, moot = "heddle check --cluster", append(moot, "name", "state-dir", "socket", "operator-socket")

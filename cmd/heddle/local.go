@@ -74,7 +74,7 @@ func (a *app) up(ctx context.Context, f upFlags) error {
 	if f.folder == "" {
 		return fmt.Errorf("%w: --file is needed: the folder of configuration", errUsage)
 	}
-	plan, err := local.NewPlan(a.meshName(), f.folder, a.mesh.ExperimentalUDP)
+	plan, err := local.NewPlan(a.meshName(), f.folder, a.mesh.UDPByIdentity)
 	if err != nil {
 		return a.invalid(err)
 	}
@@ -92,7 +92,7 @@ func (a *app) up(ctx context.Context, f upFlags) error {
 	begun := time.Now()
 	m, err := local.Up(ctx, local.Config{
 		Name: plan.Name, Folder: f.folder, CreatePods: f.createPods, StateDir: a.mesh.StateDir,
-		OperatorBinary: operator, AgentBinary: agent, ExperimentalUDP: a.mesh.ExperimentalUDP, Progress: a.progress,
+		OperatorBinary: operator, AgentBinary: agent, UDPByIdentity: a.mesh.UDPByIdentity, Progress: a.progress,
 	})
 	if err != nil {
 		return fmt.Errorf("%w\nTake away what was made with: heddle local down --name %s", err, plan.Name)
@@ -149,7 +149,7 @@ func binary(flag, name string) (string, error) {
 // awaitHealth asks until every check of the mesh succeeds, and every pod that
 // the folder enrolls is enrolled.
 func (a *app) awaitHealth(ctx context.Context, folder string, patience time.Duration) error {
-	expected, err := enrolledPods(folder, a.mesh.ExperimentalUDP)
+	expected, err := enrolledPods(folder, a.mesh.UDPByIdentity)
 	if err != nil {
 		return err
 	}
@@ -179,12 +179,12 @@ func (a *app) awaitHealth(ctx context.Context, folder string, patience time.Dura
 }
 
 // enrolledPods are the findings that a healthy mesh has for its pods.
-func enrolledPods(folder string, experimentalUDP bool) ([]health.Finding, error) {
+func enrolledPods(folder string, udpByIdentity bool) ([]health.Finding, error) {
 	objects, err := kube.LoadDir(folder)
 	if err != nil {
 		return nil, err
 	}
-	objects.ExperimentalUDP = experimentalUDP
+	objects.UDPByIdentity = udpByIdentity
 	compiled, err := kube.Compile(objects)
 	if err != nil {
 		return nil, err

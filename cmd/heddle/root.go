@@ -42,8 +42,11 @@ Exit status: 0 all is well; 1 something is not, or was refused; 2 the command
 line is wrong; 3 nobody answers; 4 a simulated change would break connections, or
 datagrams.`,
 		SilenceUsage: true, SilenceErrors: true,
-		PersistentPreRunE: func(*cobra.Command, []string) error {
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			a.started = true
+			if cmd.Flags().Changed("experimental-udp") {
+				fmt.Fprintln(a.log, "heddle: --experimental-udp is deprecated: use --udp-by-identity, the next version does not know the other")
+			}
 			if !slices.Contains([]string{"table", "json"}, a.output) {
 				return fmt.Errorf("%w: output %q: use table or json", errUsage, a.output)
 			}
@@ -52,6 +55,7 @@ datagrams.`,
 	}
 	flags := root.PersistentFlags()
 	a.mesh.Register(flags)
+	a.mesh.Log = a.log
 	flags.StringVarP(&a.output, "output", "o", "table", "table or json")
 	root.AddCommand(a.flows(), a.connections(), a.check(), a.prove(), a.local(), a.exec(), a.logs(),
 		a.joinToken(), a.validate(), a.version(), a.status(), a.explain(), a.analyze())
@@ -68,7 +72,7 @@ datagrams.`,
 func installing(commands []*cobra.Command) []*cobra.Command {
 	for _, c := range commands {
 		c.PreRunE = func(cmd *cobra.Command, _ []string) error {
-			moot := []string{"name", "state-dir", "socket", "operator-socket", "waypoint-socket", "node", "timeout", "experimental-udp"}
+			moot := []string{"name", "state-dir", "socket", "operator-socket", "waypoint-socket", "node", "timeout", "udp-by-identity", "experimental-udp"}
 			if cmd.Name() == "uninstall" {
 				moot = append(moot, "output")
 			}

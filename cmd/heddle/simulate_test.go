@@ -49,7 +49,7 @@ func TestDatagramsAreForecast(t *testing.T) {
 			t.Fatal(err)
 		}
 		var out, log bytes.Buffer
-		args := append([]string{"heddle"}, split(tc.command+" --experimental-udp --against "+dir+"mesh --flows "+dir+"flows.json --state-dir "+t.TempDir())...)
+		args := append([]string{"heddle"}, split(tc.command+" --udp-by-identity --against "+dir+"mesh --flows "+dir+"flows.json --state-dir "+t.TempDir())...)
 		if code := run(t.Context(), args, &out, &log, false); code != tc.code || out.String() != string(want) {
 			t.Errorf("%s: exit %d, %s\ngot\n%s\nwant\n%s", tc.command, code, log.String(), out.String(), want)
 		}

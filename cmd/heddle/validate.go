@@ -30,7 +30,7 @@ file, line and field. Exit status 1 when there are any.`,
 			objects, err := kube.LoadDir(args[0])
 			var compiled *kube.Compiled
 			if err == nil {
-				objects.ExperimentalUDP = a.mesh.ExperimentalUDP
+				objects.UDPByIdentity = a.mesh.UDPByIdentity
 				compiled, err = kube.Compile(objects)
 			}
 			if err == nil {

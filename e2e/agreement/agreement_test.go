@@ -114,7 +114,7 @@ func (s *state) view(t *testing.T, revision int64) *mesh.View {
 // compile is what the operator does: what policies say of requests that no waypoint sees is told to their authors, and
 // in force.
 func (s *state) compile(revision string) (*mesh.View, error) {
-	s.objects.ExperimentalUDP = true
+	s.objects.UDPByIdentity = true
 	compiled, err := kube.CompileEach(&s.objects)
 	if err != nil {
 		return nil, err

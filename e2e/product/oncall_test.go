@@ -107,7 +107,7 @@ func (w *world) explained(t *testing.T, code int, want string, args ...string) {
 
 // testRefusedPolicy: its status and `heddle status` say why it is not in force.
 func (w *world) testRefusedPolicy(t *testing.T) {
-	// Its schema takes it; this operator is without --experimental-udp.
+	// Its schema takes it; this operator is without --udp-by-identity.
 	w.apply(t, `apiVersion: heddle.dev/v1alpha1
 kind: AuthorizationPolicy
 metadata: {name: datagrams, namespace: shop}

@@ -40,8 +40,8 @@ type Bed struct {
 	Folder string
 	// Binaries is the folder of the programs.
 	Binaries string
-	// ExperimentalUDP is how the operator is started.
-	ExperimentalUDP bool
+	// UDPByIdentity is how the operator is started.
+	UDPByIdentity bool
 }
 
 // Build puts the programs of the checkout at root into a folder, built once in
@@ -124,7 +124,7 @@ func Up(t testing.TB, root, name, yaml string, change ...func(*Bed)) *Bed {
 func (b *Bed) start(t testing.TB, name string) {
 	t.Helper()
 	m, err := local.Up(context.Background(), local.Config{
-		Name: name, Folder: b.Folder, CreatePods: true, ExperimentalUDP: b.ExperimentalUDP,
+		Name: name, Folder: b.Folder, CreatePods: true, UDPByIdentity: b.UDPByIdentity,
 		OperatorBinary: filepath.Join(b.Binaries, "heddle-operator"), AgentBinary: filepath.Join(b.Binaries, "heddle-agent"),
 	})
 	if m != nil {

@@ -79,7 +79,7 @@ func outcome(t *testing.T, folder fstest.MapFS, udp bool) (string, bool) {
 	if err != nil {
 		return problemText(t, err), false
 	}
-	objs.ExperimentalUDP = udp
+	objs.UDPByIdentity = udp
 	compiled, err := Compile(objs)
 	if err != nil {
 		return problemText(t, err), false

@@ -41,9 +41,9 @@ type Objects struct {
 	// Digest is a hash of what was read, in hexadecimal: equal folders have
 	// equal ones. Empty unless the objects came from a folder.
 	Digest string
-	// ExperimentalUDP lets policies name UDP, see ADR 90. Where it is not set, one that
+	// UDPByIdentity lets policies name UDP, see ADR 90. Where it is not set, one that
 	// does is refused, and nothing is said about UDP.
-	ExperimentalUDP bool
+	UDPByIdentity bool
 	// Mark is the place of these objects among the changes of a mirror of a cluster; 0
 	// elsewhere.
 	Mark uint64

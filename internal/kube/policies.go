@@ -13,7 +13,7 @@ func (c *compiler) compilePolicies() {
 	for _, ap := range sorted(c.objs.AuthorizationPolicies) {
 		s := c.subject("AuthorizationPolicy", ap.Value, ap.Origin)
 		s.place(ap.Value)
-		about := policies.Subject{Subject: s.Subject, Found: &c.found, TrustDomain: c.out.Settings.TrustDomain, Known: known, UDP: c.objs.ExperimentalUDP}
+		about := policies.Subject{Subject: s.Subject, Found: &c.found, TrustDomain: c.out.Settings.TrustDomain, Known: known, UDP: c.objs.UDPByIdentity}
 		tcp, udp := policies.Compile(about, ap.Value, s.selector(ap.Value.Spec.Selector))
 		c.datagrams.Add(udp)
 		if tcp != nil {

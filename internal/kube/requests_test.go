@@ -95,7 +95,7 @@ func TestUnseenNamesTheEntry(t *testing.T) {
 	objs := clusterOf(t, strings.Replace(readers, "{action: ACTION, rules: [{to: [{methods: [GET]}]}]}",
 		"{rules: [{to: [{methods: [get]}]}, {to: [{protocol: UDP, ports: [53]}, {ports: [8080], methods: [GET]}, {ports: [9], methods: [GET]}]}]}", 1),
 		podOf("db", "10.1.0.2"), podOf("w1", "10.1.0.3"))
-	objs.ExperimentalUDP = true
+	objs.UDPByIdentity = true
 	refused := problemLines(compileEach(t, objs).Refused)
 	for _, want := range []string{"spec.rules[0].to[0].methods[0]", "spec.rules[1].to[2]: is about requests to port 9 of workload shop/db"} {
 		if !strings.Contains(refused, want) {

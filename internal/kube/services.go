@@ -41,7 +41,7 @@ func (c *compiler) compileServices() {
 		s := c.subject("Service", svc.Value, svc.Origin)
 		endpoints, enrolled := c.endpoints(s, svc.Value)
 		out[i].Endpoints, out[i].Ports = endpoints, s.servicePorts(svc.Value, endpoints, enrolled)
-		if c.objs.ExperimentalUDP {
+		if c.objs.UDPByIdentity {
 			out[i].UDPPorts = ports.UDP(s.Subject, &svc.Value.Spec, c.uncounted(svc.Value, endpoints))
 		}
 		ports.Fit(s.Subject, &out[i])
@@ -199,7 +199,7 @@ func (s subject) servicePorts(svc *corev1.Service, endpoints []mesh.Key, enrolle
 	names, numbers, elsewhere := map[string]bool{}, map[int32]bool{}, 0
 	for i, p := range spec.Ports {
 		field := fmt.Sprintf("spec.ports[%d]", i)
-		if p.Protocol == corev1.ProtocolUDP && s.compiler.objs.ExperimentalUDP {
+		if p.Protocol == corev1.ProtocolUDP && s.compiler.objs.UDPByIdentity {
 			continue // see ports.UDP
 		}
 		if p.Protocol != "" && p.Protocol != corev1.ProtocolTCP {

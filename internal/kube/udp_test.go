@@ -31,10 +31,10 @@ func cluster(pods int, udp bool) *Objects {
 	svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "s"}, Spec: corev1.ServiceSpec{ClusterIP: "10.96.0.1", Selector: map[string]string{"app": "p"},
 		Ports: []corev1.ServicePort{{Protocol: corev1.ProtocolUDP, Port: 443, TargetPort: intstr.FromInt32(443)}}}}
 	objs := &Objects{
-		ExperimentalUDP: udp,
-		Meshes:          []Sourced[v1alpha1.Mesh]{{Value: &v1alpha1.Mesh{ObjectMeta: metav1.ObjectMeta{Name: "default"}, Spec: v1alpha1.MeshSpec{TrustDomain: "example.org", ClusterRanges: []v1alpha1.AddressBlock{"10.0.0.0/8"}}}}},
-		Namespaces:      []Sourced[corev1.Namespace]{{Value: &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop", Labels: map[string]string{v1alpha1.LabelMesh: v1alpha1.MeshEnabled}}}}},
-		Services:        []Sourced[corev1.Service]{{Value: svc}},
+		UDPByIdentity: udp,
+		Meshes:        []Sourced[v1alpha1.Mesh]{{Value: &v1alpha1.Mesh{ObjectMeta: metav1.ObjectMeta{Name: "default"}, Spec: v1alpha1.MeshSpec{TrustDomain: "example.org", ClusterRanges: []v1alpha1.AddressBlock{"10.0.0.0/8"}}}}},
+		Namespaces:    []Sourced[corev1.Namespace]{{Value: &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop", Labels: map[string]string{v1alpha1.LabelMesh: v1alpha1.MeshEnabled}}}}},
+		Services:      []Sourced[corev1.Service]{{Value: svc}},
 	}
 	for i := range pods {
 		objs.Pods = append(objs.Pods, &Pod{Namespace: "shop", Name: fmt.Sprintf("p%d", i), UID: fmt.Sprint(i), Node: "n1", ServiceAccount: "p", Ready: true,
@@ -58,10 +58,10 @@ func TestUDPIsOff(t *testing.T) {
 	objs := cluster(2, false)
 	objs.AuthorizationPolicies = append(objs.AuthorizationPolicies, datagramPolicy("quic", nil))
 	off := compileCluster(t, objs)
-	if len(off.Refused) != 1 || !strings.Contains(off.Refused[0].Error(), "experimental, and off in this mesh") || off.Refused[0].Ref.Name != "quic" {
+	if len(off.Refused) != 1 || !strings.Contains(off.Refused[0].Error(), "policies about UDP are off in this mesh") || off.Refused[0].Ref.Name != "quic" {
 		t.Errorf("refused: %v", off.Refused)
 	}
-	objs.ExperimentalUDP = true
+	objs.UDPByIdentity = true
 	on := compileCluster(t, objs)
 	if len(on.Refused) != 0 {
 		t.Errorf("refused where it is on: %v", on.Refused)

@@ -192,7 +192,7 @@ func (s subject) addDatagrams(out *mesh.Workload) {
 	if !out.Enrolled {
 		return
 	}
-	out.Gated = s.compiler.objs.ExperimentalUDP
+	out.Gated = s.compiler.objs.UDPByIdentity
 	said, ok := s.compiler.datagrams.Of(out.Namespace, out.Labels)
 	if !ok {
 		s.Warn("metadata.labels", "let fewer policies about UDP select it, or shorter ones", "are selected by policies that say more about UDP than the %d bytes that agents take: no datagrams pass", policies.MaxWorkload)

@@ -40,8 +40,8 @@ type Config struct {
 	StateDir string
 	// OperatorBinary and AgentBinary are paths of the programs.
 	OperatorBinary, AgentBinary string
-	// ExperimentalUDP starts the operator with --experimental-udp.
-	ExperimentalUDP bool
+	// UDPByIdentity starts the operator with --udp-by-identity.
+	UDPByIdentity bool
 	// Progress, when not nil, is told each step before it is taken.
 	Progress func(step string)
 }
@@ -62,8 +62,8 @@ type record struct {
 	// OperatorBinary and AgentBinary start its programs again.
 	OperatorBinary string `json:"operatorBinary"`
 	AgentBinary    string `json:"agentBinary"`
-	// ExperimentalUDP is how the operator runs.
-	ExperimentalUDP bool `json:"experimentalUDP,omitempty"`
+	// UDPByIdentity is how the operator runs. Its name on record is that of the version before.
+	UDPByIdentity bool `json:"experimentalUDP,omitempty"`
 }
 
 // ErrNoMesh is returned for a mesh that is not on record.
@@ -73,7 +73,7 @@ var ErrNoMesh = errors.New("no such mesh")
 // started again. It returns when operator and agents run; whether they are
 // healthy is theirs to say. After an error, Down takes away what was made.
 func Up(ctx context.Context, cfg Config) (*Mesh, error) {
-	plan, err := NewPlan(cfg.Name, cfg.Folder, cfg.ExperimentalUDP)
+	plan, err := NewPlan(cfg.Name, cfg.Folder, cfg.UDPByIdentity)
 	if err != nil {
 		return nil, err
 	}
@@ -98,10 +98,10 @@ func Up(ctx context.Context, cfg Config) (*Mesh, error) {
 	case m.Plan.Folder != plan.Folder:
 		return nil, fmt.Errorf("mesh %q runs with folder %s: take it down first, or give the new one another name", cfg.Name, m.Plan.Folder)
 	}
-	if m.Operator.Running() && m.ExperimentalUDP != cfg.ExperimentalUDP {
-		return nil, fmt.Errorf("mesh %q runs with --experimental-udp=%v: take it down first, or say the same", cfg.Name, m.ExperimentalUDP)
+	if m.Operator.Running() && m.UDPByIdentity != cfg.UDPByIdentity {
+		return nil, fmt.Errorf("mesh %q runs with --udp-by-identity=%v: take it down first, or say the same", cfg.Name, m.UDPByIdentity)
 	}
-	m.OperatorBinary, m.AgentBinary, m.ExperimentalUDP = cfg.OperatorBinary, cfg.AgentBinary, cfg.ExperimentalUDP
+	m.OperatorBinary, m.AgentBinary, m.UDPByIdentity = cfg.OperatorBinary, cfg.AgentBinary, cfg.UDPByIdentity
 	progress := cfg.Progress
 	if progress == nil {
 		progress = func(string) {}

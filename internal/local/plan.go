@@ -77,7 +77,7 @@ var nameForm = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,18}[a-z0-9])?$`)
 
 // NewPlan reads the folder and lays out nodes and pods. Its errors name the
 // file and field at fault, or the name that does not fit.
-func NewPlan(name, folder string, experimentalUDP bool) (*Plan, error) {
+func NewPlan(name, folder string, udpByIdentity bool) (*Plan, error) {
 	if !nameForm.MatchString(name) {
 		return nil, fmt.Errorf("name %q: want 1 to 20 lower-case letters, digits and hyphens", name)
 	}
@@ -89,7 +89,7 @@ func NewPlan(name, folder string, experimentalUDP bool) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	objects.ExperimentalUDP = experimentalUDP
+	objects.UDPByIdentity = udpByIdentity
 	if _, err := kube.Compile(objects); err != nil {
 		return nil, err
 	}

@@ -52,8 +52,8 @@ func (m *Mesh) startAll(ctx context.Context, progress func(string)) error {
 
 func (m *Mesh) startOperator() error {
 	var more []string
-	if m.ExperimentalUDP { // one of the version before knows no such flag
-		more = append(more, "--experimental-udp")
+	if m.UDPByIdentity { // one of the version before knows no such flag
+		more = append(more, "--udp-by-identity")
 	}
 	p, err := start(launch{
 		binary: m.OperatorBinary, netns: m.FabricPath(), log: filepath.Join(m.dir, "operator.log"),

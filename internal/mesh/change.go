@@ -102,10 +102,7 @@ func build(base *View, revision string, settings Settings, c Change, network *ne
 	v := b.view
 	v.owners, v.virtual, v.nodes, v.endpoints = b.owners.Index, b.virtual.Index, b.nodes.Index, b.endpoints.Index
 	v.external, v.behind = b.external.Index, b.behind.Index
-	v.policySets, v.ofReceivers = &sync.Map{}, &sync.Map{}
-	if base.synced {
-		v.keepOfReceivers(base)
-	}
+	v.policySets = &sync.Map{}
 	if base.synced && len(policies)+len(gonePolicies) == 0 && base.network == network {
 		v.keepPolicySets(base)
 	}

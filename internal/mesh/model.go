@@ -46,6 +46,8 @@ type (
 	Mode = workload.Mode
 	// DNSMode says who answers a workload's name queries.
 	DNSMode = workload.DNSMode
+	// Receiver is a workload of which policies say something about UDP.
+	Receiver = workload.Receiver
 )
 
 // The modes, and who answers name queries. The zero values refuse plaintext, and leave

@@ -36,16 +36,16 @@ func TestReceivers(t *testing.T) {
 	if got := names(v); !slices.Equal(got, []string{"b"}) {
 		t.Errorf("receivers %v", got)
 	}
-	v.OfReceiver(v.Receivers()[0], compile)
+	v.Receivers()[0].Of(compile)
 	policy := next(v, mesh.Change{Policies: []*mesh.Policy{{Key: mesh.Key{Namespace: "shop", Name: "tcp"}}}})
-	if !policy.SameMembers(v) || policy.OfReceiver(policy.Receivers()[0], compile) != 1 {
+	if !policy.SameMembers(v) || policy.Receivers()[0].Of(compile) != 1 {
 		t.Error("a policy about TCP makes receivers anew")
 	}
 	more := next(policy, mesh.Change{Workloads: []*mesh.Workload{with("a", "10.0.0.1", about)}})
 	if got := names(more); !slices.Equal(got, []string{"a", "b"}) || more.SameMembers(policy) {
 		t.Errorf("receivers %v, the same: %v", got, more.SameMembers(policy))
 	}
-	if more.OfReceiver(more.Receivers()[1], compile) != 1 || more.OfReceiver(more.Receivers()[0], compile) != 2 {
+	if more.Receivers()[1].Of(compile) != 1 || more.Receivers()[0].Of(compile) != 2 {
 		t.Error("what did not change is made anew, or what did is not")
 	}
 	fewer := next(more, mesh.Change{Workloads: []*mesh.Workload{with("b", "10.0.0.2", nil)}, GoneWorkloads: []mesh.Key{{Namespace: "shop", Name: "a"}}})

@@ -40,8 +40,7 @@ type View struct {
 	policySets *sync.Map
 	network    *netpolicy.Index
 	// receivers are those workloads that Datagrams are said of, sorted by key.
-	receivers   []*Workload
-	ofReceivers *sync.Map // by *Workload
+	receivers []*Receiver
 	// lineage is that of the View of which this one was made with other objects.
 	lineage *byte
 }

@@ -93,7 +93,7 @@ func TestAFolderAndAClusterGiveTheSameSnapshot(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			objs.ExperimentalUDP = filepath.Base(file) == "udp.txtar"
+			objs.UDPByIdentity = filepath.Base(file) == "udp.txtar"
 			strict, err := kube.Compile(objs)
 			if err != nil {
 				t.Fatal(err)
@@ -101,7 +101,7 @@ func TestAFolderAndAClusterGiveTheSameSnapshot(t *testing.T) {
 			s := clustertest.Start(t)
 			putAll(t, s, objs)
 			there, epoch := follow(t, s).Objects()
-			there.ExperimentalUDP = objs.ExperimentalUDP
+			there.UDPByIdentity = objs.UDPByIdentity
 			each, err := kube.CompileEach(there)
 			if err != nil {
 				t.Fatal(err)

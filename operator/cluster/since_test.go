@@ -65,7 +65,7 @@ func TestUDPOfACluster(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c := publish.NewCluster(publish.ClusterConfig{Source: source, TrustDomain: spiffeid.RequireTrustDomainFromString("example.org"), Key: testKey(), ExperimentalUDP: on,
+		c := publish.NewCluster(publish.ClusterConfig{Source: source, TrustDomain: spiffeid.RequireTrustDomainFromString("example.org"), Key: testKey(), UDPByIdentity: on,
 			Store: mesh.NewStore(), Server: server, Logger: slog.New(slog.DiscardHandler), Quiet: time.Millisecond, Limit: time.Millisecond})
 		stop := following(t, c)
 		testenv.Eventually(t, 20*time.Second, "something is served", func() bool { now, _ := c.Outcome(); return now.Snapshot != nil })

@@ -56,9 +56,9 @@ type ClusterConfig struct {
 	Through map[mesh.Key]mesh.Key
 	// TrustDomain is the CA's: a Mesh of another one is refused.
 	TrustDomain spiffeid.TrustDomain
-	// ExperimentalUDP lets policies name UDP. Gates says then who is behind a gate.
-	ExperimentalUDP bool
-	Gates           Gates
+	// UDPByIdentity lets policies name UDP. Gates says then who is behind a gate.
+	UDPByIdentity bool
+	Gates         Gates
 	// Quiet is how long nothing must change before a change is compiled, Limit
 	// how long it waits for that at most; zero takes the default. Besides, no
 	// more than two thirds of the time go into compiling.
@@ -121,7 +121,7 @@ func NewCluster(cfg ClusterConfig) *Cluster {
 	if cfg.Limit == 0 {
 		cfg.Limit = DefaultLimit
 	}
-	c := &Cluster{cfg: cfg, metrics: newClusterMetrics(), routing: routed.New(cfg.Routes, cfg.Good), through: through{before: cfg.Through, waiting: map[mesh.Key]mesh.Key{}}, gating: newGating(cfg.Gates, cfg.ExperimentalUDP)}
+	c := &Cluster{cfg: cfg, metrics: newClusterMetrics(), routing: routed.New(cfg.Routes, cfg.Good), through: through{before: cfg.Through, waiting: map[mesh.Key]mesh.Key{}}, gating: newGating(cfg.Gates, cfg.UDPByIdentity)}
 	c.now.changed = make(chan struct{})
 	return c
 }
@@ -294,7 +294,7 @@ func (c *Cluster) compileChanges(now *Outcome) *Outcome {
 func (c *Cluster) compileAll(now *Outcome) (*Outcome, error) {
 	objs, epoch := c.cfg.Source.Objects()
 	c.mark = objs.Mark
-	objs.ExperimentalUDP = c.cfg.ExperimentalUDP
+	objs.UDPByIdentity = c.cfg.UDPByIdentity
 	small := *objs
 	small.Pods, small.Services, small.Slices = nil, nil, nil
 	next := &Outcome{Snapshot: now.Snapshot, Published: now.Published, Checked: now.Checked, Objects: &small}

@@ -111,7 +111,7 @@ func TestGatesOfAFolder(t *testing.T) {
 	defer state.Close()
 	gates, store := &said{changed: make(chan struct{})}, mesh.NewStore()
 	key := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize))
-	p := New(Config{Folder: folder, Debounce: time.Millisecond, Relist: 20 * time.Millisecond, ExperimentalUDP: true, Gates: gates, State: state, Key: key,
+	p := New(Config{Folder: folder, Debounce: time.Millisecond, Relist: 20 * time.Millisecond, UDPByIdentity: true, Gates: gates, State: state, Key: key,
 		Store: store, Server: newServer(t), Logger: slog.New(slog.DiscardHandler)})
 	if err := p.Begin(Load(folder, true)); err != nil {
 		t.Fatal(err)
@@ -148,7 +148,7 @@ func TestGatesOfAFolder(t *testing.T) {
 		t.Fatalf("nobody is behind a gate in the last good configuration: %v", err)
 	}
 	again := mesh.NewStore()
-	if err := New(Config{Folder: folder, ExperimentalUDP: true, Gates: &said{changed: make(chan struct{})}, State: state, Key: key, Store: again, Server: newServer(t), Logger: slog.New(slog.DiscardHandler)}).Begin(Load(folder, true)); err != nil {
+	if err := New(Config{Folder: folder, UDPByIdentity: true, Gates: &said{changed: make(chan struct{})}, State: state, Key: key, Store: again, Server: newServer(t), Logger: slog.New(slog.DiscardHandler)}).Begin(Load(folder, true)); err != nil {
 		t.Fatal(err)
 	}
 	if view := again.View(); !view.Synced() || behind(view) != "" {
@@ -204,7 +204,7 @@ func TestGatesOfACluster(t *testing.T) {
 	}
 	for udp, both := range map[bool]string{true: "shop/p1 shop/p3", false: ""} {
 		gates, store := &said{changed: make(chan struct{})}, mesh.NewStore()
-		cfg := ClusterConfig{Source: source, TrustDomain: spiffeid.RequireTrustDomainFromString("example.org"), ExperimentalUDP: udp,
+		cfg := ClusterConfig{Source: source, TrustDomain: spiffeid.RequireTrustDomainFromString("example.org"), UDPByIdentity: udp,
 			Quiet: time.Millisecond, Limit: time.Millisecond, Key: ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)), Store: store, Server: newServer(t), Logger: slog.New(slog.DiscardHandler)}
 		if udp {
 			cfg.Gates = gates

@@ -35,12 +35,12 @@ type Loaded struct {
 const withUDP = "udp-"
 
 // Load reads and compiles a folder, whose policies may name UDP where that is said.
-func Load(dir string, experimentalUDP bool) Loaded {
+func Load(dir string, udpByIdentity bool) Loaded {
 	objs, err := kube.LoadDir(dir)
 	if err != nil {
 		return Loaded{err: refusal{err, problem.Unreadable.String()}}
 	}
-	objs.ExperimentalUDP = experimentalUDP
+	objs.UDPByIdentity = udpByIdentity
 	compiled, err := kube.Compile(objs)
 	if err != nil {
 		return Loaded{err: err}
@@ -52,7 +52,7 @@ func Load(dir string, experimentalUDP bool) Loaded {
 	compiled.Warnings = append(compiled.Warnings, warnings...)
 	// 64 bits tell revisions apart; nothing is trusted because of them.
 	revision := objs.Digest[:16]
-	if experimentalUDP {
+	if udpByIdentity {
 		revision = withUDP + revision // the same folder means something else
 	}
 	return Loaded{objects: objs, compiled: compiled, routes: routes, told: told, revision: revision}
@@ -61,8 +61,8 @@ func Load(dir string, experimentalUDP bool) Loaded {
 // Check reads and compiles a folder as an operator would, and starts nothing.
 // The error has every problem; warnings are about what is in force, but
 // unlikely to do what was meant.
-func Check(folder string, experimentalUDP bool) (warnings []string, err error) {
-	l := Load(folder, experimentalUDP)
+func Check(folder string, udpByIdentity bool) (warnings []string, err error) {
+	l := Load(folder, udpByIdentity)
 	if l.err != nil {
 		return nil, l.err
 	}
@@ -114,8 +114,8 @@ type Config struct {
 	// Debounce is how long the folder must be quiet before it is read, Relist
 	// how often it is read without a sign of a change.
 	Debounce, Relist time.Duration
-	// ExperimentalUDP lets policies name UDP.
-	ExperimentalUDP bool
+	// UDPByIdentity lets policies name UDP.
+	UDPByIdentity bool
 	// Gates says, where policies may name UDP, who is behind a gate.
 	Gates Gates
 	State *State
@@ -147,7 +147,7 @@ type Publisher struct {
 
 // New returns a Publisher that has published nothing.
 func New(cfg Config) *Publisher {
-	return &Publisher{cfg: cfg, refusals: newRefusals(), gating: newGating(cfg.Gates, cfg.ExperimentalUDP)}
+	return &Publisher{cfg: cfg, refusals: newRefusals(), gating: newGating(cfg.Gates, cfg.UDPByIdentity)}
 }
 
 // Status returns the state of this moment.
@@ -183,7 +183,7 @@ func (p *Publisher) Begin(first Loaded) error {
 		p.cfg.Logger.Error("no last good configuration: agents go on with theirs, nodes that join wait")
 		return nil
 	}
-	if !p.cfg.ExperimentalUDP {
+	if !p.cfg.UDPByIdentity {
 		view, err = withoutDatagrams(view)
 	}
 	if err == nil {
@@ -357,7 +357,7 @@ func (p *Publisher) Follow(ctx context.Context) error {
 	defer cancel()
 	gates.Go(func() { p.followGates(ctx) })
 	w := &watch.Folder{Dir: p.cfg.Folder, Debounce: p.cfg.Debounce, Relist: p.cfg.Relist, Log: p.cfg.Logger}
-	err := w.Run(ctx, func() { p.apply(Load(p.cfg.Folder, p.cfg.ExperimentalUDP)) })
+	err := w.Run(ctx, func() { p.apply(Load(p.cfg.Folder, p.cfg.UDPByIdentity)) })
 	if errors.Is(err, context.Canceled) {
 		return nil
 	}

@@ -44,7 +44,7 @@ func TestLastGoodOfWhenPoliciesNamedUDP(t *testing.T) {
 			t.Fatal(err)
 		}
 		store := mesh.NewStore()
-		p := New(Config{Folder: folder, ExperimentalUDP: udp, State: state, Key: key, Store: store, Server: server, Logger: slog.New(slog.DiscardHandler)})
+		p := New(Config{Folder: folder, UDPByIdentity: udp, State: state, Key: key, Store: store, Server: server, Logger: slog.New(slog.DiscardHandler)})
 		if err := p.Begin(Load(folder, udp)); err != nil {
 			t.Fatal(err)
 		}

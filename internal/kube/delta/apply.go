@@ -63,7 +63,7 @@ func (a *concern) note(changes []Change) bool {
 			was, _ := c.Was.(*v1alpha1.AuthorizationPolicy)
 			is, _ := c.Is.(*v1alpha1.AuthorizationPolicy)
 			// What is said about UDP is part of the workloads that it is said of.
-			ok = !a.opensDatagrams(object.Namespace) && !policies.AboutRequests(was) && !policies.AboutRequests(is) && !(a.objects.ExperimentalUDP && (policies.OpensUDP(was) || policies.OpensUDP(is))) &&
+			ok = !a.opensDatagrams(object.Namespace) && !policies.AboutRequests(was) && !policies.AboutRequests(is) && !(a.objects.UDPByIdentity && (policies.OpensUDP(was) || policies.OpensUDP(is))) &&
 				a.policy(is, mesh.Key{Namespace: object.Namespace, Name: object.Name})
 		}
 		if !ok {
@@ -264,7 +264,7 @@ func (a *concern) subset() (*kube.Objects, bool) {
 			pods[key], spaces[key.Namespace] = p, true
 		}
 	}
-	objs := &kube.Objects{Meshes: a.objects.Meshes, Zones: a.objects.Zones, ExperimentalUDP: a.objects.ExperimentalUDP}
+	objs := &kube.Objects{Meshes: a.objects.Meshes, Zones: a.objects.Zones, UDPByIdentity: a.objects.UDPByIdentity}
 	for key, s := range a.services {
 		if s == nil {
 			continue
@@ -328,7 +328,7 @@ func (c *Compiler) aboutRequests(namespace string) bool {
 
 // opensDatagrams reports whether a policy of a namespace lets datagrams in.
 func (c *Compiler) opensDatagrams(namespace string) bool {
-	if !c.objects.ExperimentalUDP {
+	if !c.objects.UDPByIdentity {
 		return false
 	}
 	for _, p := range c.policies[namespace] {

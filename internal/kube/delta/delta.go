@@ -178,7 +178,7 @@ func (c *Compiler) dispute(objs *kube.Objects) {
 		}
 	}
 	for _, s := range objs.Slices {
-		c.foreign[mesh.Key{Namespace: s.Namespace, Name: s.Service}] = c.foreign[mesh.Key{Namespace: s.Namespace, Name: s.Service}] || objs.ExperimentalUDP
+		c.foreign[mesh.Key{Namespace: s.Namespace, Name: s.Service}] = c.foreign[mesh.Key{Namespace: s.Namespace, Name: s.Service}] || objs.UDPByIdentity
 		for _, e := range s.Endpoints {
 			c.disputed[e.Addr] = true
 		}

@@ -46,7 +46,7 @@ func sourced[T any](s state, kind string) (all []kube.Sourced[T]) {
 }
 
 func (s state) objects() *kube.Objects {
-	o := &kube.Objects{Zones: map[string]string{"n1": "a"}, ExperimentalUDP: len(s["udp"]) > 0, Meshes: sourced[v1alpha1.Mesh](s, "mesh"), Namespaces: sourced[corev1.Namespace](s, "namespace"),
+	o := &kube.Objects{Zones: map[string]string{"n1": "a"}, UDPByIdentity: len(s["udp"]) > 0, Meshes: sourced[v1alpha1.Mesh](s, "mesh"), Namespaces: sourced[corev1.Namespace](s, "namespace"),
 		Services: sourced[corev1.Service](s, "service"), AuthorizationPolicies: sourced[v1alpha1.AuthorizationPolicy](s, "policy"),
 		PeerAuthentications: sourced[v1alpha1.PeerAuthentication](s, "authentication"), Workloads: sourced[v1alpha1.Workload](s, "workload"),
 		NetworkPolicies: sourced[networkingv1.NetworkPolicy](s, "network")}

@@ -109,8 +109,8 @@ func (s Subject) rule(field string, rule *v1alpha1.Rule, namespace string, actio
 		case to.Protocol == nil || *to.Protocol == v1alpha1.ProtocolTCP:
 			tcp.To = append(tcp.To, out)
 		case !s.UDP && isUDP(to):
-			s.Problem(at+".protocol", "start the operator with --experimental-udp (Helm: operator.experimentalUDP), or take the entry out",
-				"is UDP: policies about UDP are experimental, and off in this mesh")
+			s.Problem(at+".protocol", "start the operator with --udp-by-identity (Helm: operator.udpByIdentity), or take the entry out",
+				"is UDP: policies about UDP are off in this mesh")
 		case !isUDP(to):
 			s.Problem(at+".protocol", "write TCP or UDP", "%q is not a protocol of policies", string(*to.Protocol))
 		case action == mesh.ActionAllow && len(to.Ports) == 0:

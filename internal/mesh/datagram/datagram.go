@@ -131,7 +131,14 @@ func rulesIn(v *mesh.View, w *mesh.Workload) *rules {
 	if len(w.Datagrams) == 0 {
 		return nil
 	}
-	return v.OfReceiver(w, func(w *mesh.Workload) any { return rulesOf(w) }).(*rules)
+	if r := v.Receiver(w); r != nil {
+		return rulesOfReceiver(r)
+	}
+	return rulesOf(w)
+}
+
+func rulesOfReceiver(r *mesh.Receiver) *rules {
+	return r.Of(func(w *mesh.Workload) any { return rulesOf(w) }).(*rules)
 }
 
 // behindGate reports whether a workload's addresses are its own alone: before that, others
@@ -178,121 +185,4 @@ func decide(v *mesh.View, d *rules, source *mesh.Workload, addr netip.Addr, port
 		decision.Verdict = mesh.VerdictAudit
 	}
 	return decision
-}
-
-// Rule lets a workload's gate pass a conversation over UDP; see Rules. It is comparable.
-type Rule struct {
-	// Remote is the other end, or Outside.
-	Remote netip.Addr
-	// Port is that of the end that is spoken to.
-	Port uint16
-	// Inbound says that the other end opens it.
-	Inbound bool
-}
-
-// Rules is Authorize for the gates of a node's workloads, written out:
-// whom each may open conversations with, and who with it. A workload may speak to
-// whoever lets it in, at each of its own addresses of the family, and to an address of a
-// service when every endpoint that may be behind it does, and to whoever is Outside where
-// Settings.UDPEgress says so. Those without a rule are left
-// out.
-func Rules(v *mesh.View, node string) map[mesh.Key][]Rule {
-	var open []*rules
-	for _, w := range v.Receivers() {
-		if d := rulesIn(v, w); d != nil && len(d.ports) > 0 {
-			open = append(open, d)
-		}
-	}
-	all := outsideRules(v, node)
-	if len(open) == 0 {
-		return all
-	}
-	byKey := map[mesh.Key]*rules{}
-	for _, d := range open {
-		byKey[d.workload.Key] = d
-		if d.workload.Node == node {
-			if in := inbound(v, d); len(in) > 0 {
-				all[d.workload.Key] = append(all[d.workload.Key], in...)
-			}
-		}
-	}
-	for _, w := range v.OnNode(node) {
-		if !behindGate(w) {
-			continue
-		}
-		out := outbound(v, w, open)
-		out = throughServices(v, w, byKey, out)
-		if len(out) > 0 {
-			all[w.Key] = append(all[w.Key], out...)
-		}
-	}
-	return all
-}
-
-// inbound returns who may speak to a workload.
-func inbound(v *mesh.View, d *rules) (out []Rule) {
-	for _, source := range v.Workloads() {
-		if source == d.workload {
-			continue
-		}
-		for _, addr := range source.Addresses {
-			for _, port := range d.ports {
-				if decide(v, d, source, addr, port).Verdict != mesh.VerdictDeny {
-					out = append(out, Rule{Remote: addr, Port: port, Inbound: true})
-				}
-			}
-		}
-	}
-	return out
-}
-
-// outbound returns to whom a workload may speak.
-func outbound(v *mesh.View, w *mesh.Workload, open []*rules) (out []Rule) {
-	for _, d := range open {
-		if d.workload == w {
-			continue
-		}
-		for _, port := range d.ports {
-			for _, addr := range d.workload.Addresses {
-				if admitsAll(v, d, w, addr, port) {
-					out = append(out, Rule{Remote: addr, Port: port})
-				}
-			}
-		}
-	}
-	return out
-}
-
-// admitsAll reports whether a source is let in from each of its addresses that may speak
-// to one of dst's family.
-func admitsAll(v *mesh.View, d *rules, source *mesh.Workload, dst netip.Addr, port uint16) bool {
-	some := false
-	for _, addr := range source.Addresses {
-		if addr.Is4() != dst.Is4() {
-			continue
-		}
-		if decide(v, d, source, addr, port).Verdict == mesh.VerdictDeny {
-			return false
-		}
-		some = true
-	}
-	return some
-}
-
-// throughServices adds the addresses of services to which a workload may speak.
-func throughServices(v *mesh.View, w *mesh.Workload, open map[mesh.Key]*rules, out []Rule) []Rule {
-	for _, s := range v.Services() {
-		for _, port := range s.UDPPorts {
-			for _, addr := range s.Addresses {
-				admits := func(key mesh.Key) bool {
-					d := open[key]
-					return d != nil && (d.workload == w || admitsAll(v, d, w, addr, port.TargetPort))
-				}
-				if len(s.Endpoints) > 0 && !slices.ContainsFunc(s.Endpoints, func(key mesh.Key) bool { return !admits(key) }) {
-					out = append(out, Rule{Remote: addr, Port: port.Port})
-				}
-			}
-		}
-	}
-	return out
 }

@@ -140,25 +140,23 @@ func authorizeOutside(v *mesh.View, source *mesh.Workload, to netip.AddrPort) me
 	return mesh.Decision{Verdict: mesh.VerdictAllow, Reason: mesh.ReasonEgressAllowed, Rule: -1}
 }
 
-// outsideRules returns the Rules of a node's workloads to whoever is not in the mesh: none
-// where there is more inside than a gate holds.
-func outsideRules(v *mesh.View, node string) map[mesh.Key][]Rule {
-	all := map[mesh.Key][]Rule{}
-	if !LeavesMesh(v.Settings()) || len(Inside(v)) > MaxInside {
-		return all
+// outsideFits reports whether something may leave the mesh: not where there is more inside
+// than a gate holds.
+func outsideFits(v *mesh.View) bool {
+	return LeavesMesh(v.Settings()) && len(Inside(v)) <= MaxInside
+}
+
+// outside adds what a workload may open with whoever is not in the mesh.
+func (l *list) outside(v *mesh.View, w *mesh.Workload, fits bool) {
+	e := egressOf(v.Settings(), w.Namespace)
+	if !fits || !w.Enrolled || !e.Allow || v.Revoked(w.Identity) {
+		return
 	}
-	for _, w := range v.OnNode(node) {
-		e := egressOf(v.Settings(), w.Namespace)
-		if !w.Enrolled || !e.Allow || v.Revoked(w.Identity) {
-			continue
-		}
-		ports := e.Ports
-		if len(ports) == 0 {
-			ports = []uint16{0}
-		}
-		for _, port := range ports {
-			all[w.Key] = append(all[w.Key], Rule{Remote: Outside(), Port: port})
-		}
+	ports := e.Ports
+	if len(ports) == 0 {
+		ports = []uint16{0}
 	}
-	return all
+	for _, port := range ports {
+		l.add(Rule{Remote: Outside(), Port: port})
+	}
 }

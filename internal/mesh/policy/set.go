@@ -246,6 +246,7 @@ type Set struct {
 	empty    bool // no policy selects the workload
 	allows   bool // at least one ALLOW policy does
 	requests bool // at least one that does is about requests
+	blocks   bool // at least one of their rules is about addresses
 	everyone bucket
 	index    [indexKinds]map[string]*bucket
 }
@@ -282,7 +283,11 @@ func NewSet(policies []*Compiled, labels map[string]string) *Set {
 	return set
 }
 
+// ByAddress reports whether the address that a peer comes from may count.
+func (s *Set) ByAddress() bool { return s.blocks }
+
 func (s *Set) file(c *clause) {
+	s.blocks = s.blocks || len(c.from.IPBlocks)+len(c.from.NotIPBlocks) > 0
 	if len(c.keys) == 0 {
 		s.everyone[c.policy.Action] = append(s.everyone[c.policy.Action], c)
 		return

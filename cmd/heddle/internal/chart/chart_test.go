@@ -366,16 +366,17 @@ func TestRightsAreByName(t *testing.T) {
 	}
 }
 
-// TestExperimentalUDP: off unless it is asked for, by a flag that the operator has.
-func TestExperimentalUDP(t *testing.T) {
-	for value, wanted := range map[string]bool{"replicas=2": false, "experimentalUDP=false": false, "experimentalUDP=true": true} {
+// TestUDPByIdentity: off unless it is asked for, by a flag that the operator has, also under the
+// name of the version before.
+func TestUDPByIdentity(t *testing.T) {
+	for value, wanted := range map[string]bool{"replicas=2": false, "udpByIdentity=false": false, "udpByIdentity=true": true, "experimentalUDP=true": true, "experimentalUDP=false": false} {
 		pod := one[appsv1.Deployment](t, render(t, "operator."+value), "Deployment", "heddle-operator").Spec.Template.Spec
-		if flag := slices.Contains(pod.Containers[0].Args, "--experimental-udp"); flag != wanted {
+		if flag := slices.Contains(pod.Containers[0].Args, "--udp-by-identity"); flag != wanted {
 			t.Errorf("operator.%s: flag %v", value, flag)
 		}
 	}
 	source, err := os.ReadFile("../../../heddle-operator/main.go")
-	if err != nil || !known(string(source), "--experimental-udp") {
+	if err != nil || !known(string(source), "--udp-by-identity") {
 		t.Errorf("the operator has no such flag: %v", err)
 	}
 }

@@ -105,7 +105,7 @@ func modelOf(objects *kube.Objects, compiled *kube.Compiled) (*Model, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Model{View: view, networkPolicies: map[mesh.Key]*networkingv1.NetworkPolicy{}, refused: compiled.Refused, udp: objects.ExperimentalUDP}
+	m := &Model{View: view, networkPolicies: map[mesh.Key]*networkingv1.NetworkPolicy{}, refused: compiled.Refused, udp: objects.UDPByIdentity}
 	for _, p := range objects.NetworkPolicies {
 		m.networkPolicies[mesh.Key{Namespace: p.Value.Namespace, Name: p.Value.Name}] = p.Value
 	}
@@ -113,34 +113,33 @@ func modelOf(objects *kube.Objects, compiled *kube.Compiled) (*Model, error) {
 }
 
 // ReadFolder reads a folder, whose policies may name UDP where that is said.
-func ReadFolder(folder string, experimentalUDP bool) (Written, error) {
+func ReadFolder(folder string, udpByIdentity bool) (Written, error) {
 	objects, err := kube.LoadDir(folder)
 	if err == nil {
-		objects.ExperimentalUDP = experimentalUDP
+		objects.UDPByIdentity = udpByIdentity
 	}
 	return Written{Objects: objects}, err
 }
 
 // Of reads the objects of a folder; or, without one, of the mesh that is meant: a local
-// mesh, or a cluster. Flag is the one that names a folder.
+// mesh, or a cluster, whose operators say whether policies may name UDP. Flag is the one that
+// names a folder.
 func Of(ctx context.Context, m *reach.Mesh, folder, flag string) (Written, error) {
-	udp := m.ExperimentalUDP
+	udp := m.UDPByIdentity
 	if folder == "" && !m.OnCluster() {
 		running, err := m.Local()
 		if err != nil {
 			return Written{}, fmt.Errorf("%w; or name a folder with %s", err, flag)
 		}
-		folder, udp = running.Status().Folder, udp || running.ExperimentalUDP
+		folder, udp = running.Status().Folder, udp || running.UDPByIdentity
 	}
 	if folder != "" {
 		return ReadFolder(folder, udp)
 	}
-	objects, routing, err := routed.Connect(ctx, m.Cluster, udp)
-	written := Written{objects, true, routing}
-	if err == nil {
-		written.ExperimentalUDP = udp
-	}
-	return written, err
+	objects, routing, err := routed.Connect(ctx, m.Cluster, udp, func(err error) {
+		fmt.Fprintf(m.Log, "heddle: policies about UDP are not taken, without --udp-by-identity: whether the operator does is not known: %v\n", err)
+	})
+	return Written{objects, true, routing}, err
 }
 
 // ReadCluster reads a cluster's objects, as an operator does whose policies may not name UDP.

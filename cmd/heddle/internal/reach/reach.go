@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 	"sync"
@@ -44,8 +45,11 @@ type Mesh struct {
 	// Timeout bounds the wait for each program.
 	Timeout time.Duration
 	Cluster cluster.Options
-	// ExperimentalUDP reads what is written as an operator with that flag does.
-	ExperimentalUDP bool
+	// UDPByIdentity reads what is written as an operator with that flag does, which a cluster's,
+	// or a local mesh's, may say itself.
+	UDPByIdentity bool
+	// Log is told what is not known of the mesh.
+	Log io.Writer
 	// OnlyCluster means a cluster whatever runs on this machine.
 	OnlyCluster bool
 }
@@ -59,7 +63,11 @@ func (m *Mesh) Register(flags *pflag.FlagSet) {
 	flags.StringVar(&m.Waypoint, "waypoint-socket", "", "admin socket of a waypoint of this machine, whose requests are among the flows")
 	flags.StringVar(&m.Node, "node", "", "only this node of the mesh")
 	flags.DurationVar(&m.Timeout, "timeout", 10*time.Second, "how long to wait for each agent and operator")
-	flags.BoolVar(&m.ExperimentalUDP, "experimental-udp", false, "take policies about UDP, as an operator with this flag does")
+	flags.BoolVar(&m.UDPByIdentity, "udp-by-identity", false, "take policies about UDP of a folder, as an operator with this flag does; a cluster's, or a local mesh's, is asked")
+	flags.BoolVar(&m.UDPByIdentity, "experimental-udp", false, "the name of --udp-by-identity in the version before")
+	if err := flags.MarkHidden("experimental-udp"); err != nil {
+		panic(err) // there is no such flag
+	}
 	m.Cluster.Register(flags)
 }
 

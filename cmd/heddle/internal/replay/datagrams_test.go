@@ -17,7 +17,7 @@ import (
 func overUDPToo(t *testing.T, text string) explain.Written {
 	t.Helper()
 	w := written(t, text)
-	w.ExperimentalUDP = true
+	w.UDPByIdentity = true
 	return w
 }
 
@@ -247,7 +247,7 @@ spec:
 	if err != nil {
 		t.Fatal(err)
 	}
-	const notes = "no rule for 21 flows over UDP that passed: give --experimental-udp, as the mesh's operator has it\nnobody has reached api: default-deny closes it\nnobody has reached web: default-deny closes it"
+	const notes = "no rule for 21 flows over UDP that passed: give --udp-by-identity, as the mesh's operator has it\nnobody has reached api: default-deny closes it\nnobody has reached web: default-deny closes it"
 	if got := strings.Join(off.Notes, "\n"); got != notes || len(off.Policies) != 2 {
 		t.Errorf("%d policies, %s", len(off.Policies), got)
 	}
@@ -371,7 +371,7 @@ func TestDatagramsNotJudged(t *testing.T) {
 	}
 	off := simulate(t, written(t, shop("")), h, fmt.Sprintf(dbFor, "web"))
 	var text strings.Builder
-	if err := off.Print(&text, false); err != nil || len(off.Unjudged) != 0 || off.PassedOver != 5 || !strings.Contains(text.String(), "warning: 5 flows over UDP passed, and are not judged: give --experimental-udp") {
+	if err := off.Print(&text, false); err != nil || len(off.Unjudged) != 0 || off.PassedOver != 5 || !strings.Contains(text.String(), "warning: 5 flows over UDP passed, and are not judged: give --udp-by-identity") {
 		t.Errorf("%v, %+v\n%s", err, off, &text)
 	}
 	text.Reset()

@@ -155,7 +155,7 @@ func (n *datagramNeeds) settle() (notes []string) {
 		}
 	}
 	if n.passedOver > 0 {
-		notes = append(notes, fmt.Sprintf("no rule for %s over UDP that passed: give --experimental-udp, as the mesh's operator has it", counted(n.passedOver, "flow")))
+		notes = append(notes, fmt.Sprintf("no rule for %s over UDP that passed: give --udp-by-identity, as the mesh's operator has it", counted(n.passedOver, "flow")))
 	}
 	return append(notes, n.ofWithout()...)
 }

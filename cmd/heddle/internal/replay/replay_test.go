@@ -412,7 +412,7 @@ func TestSuggestedIsEnoughAndNoMore(t *testing.T) {
 		base, h := generate(t, r)
 		var opening []string // the policies over UDP that are there, and that what is suggested can do without
 		if round%2 == 0 {
-			base.ExperimentalUDP = true
+			base.UDPByIdentity = true
 			opening = generateDatagrams(t, r, base, h)
 		}
 		before := model(t, base)

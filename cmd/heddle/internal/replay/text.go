@@ -70,7 +70,7 @@ func (r *Result) printHistory(b *strings.Builder, color bool) {
 	}
 	fmt.Fprintf(b, ", on %s.\n", counted(len(r.Nodes), "node"))
 	if r.PassedOver > 0 {
-		fmt.Fprintf(b, "%s %s over UDP passed, and are not judged: give --experimental-udp, as the mesh's operator has it\n", show.Painted("warning:", show.Yellow, color), counted(r.PassedOver, "flow"))
+		fmt.Fprintf(b, "%s %s over UDP passed, and are not judged: give --udp-by-identity, as the mesh's operator has it\n", show.Painted("warning:", show.Yellow, color), counted(r.PassedOver, "flow"))
 	}
 	for _, n := range r.Nodes {
 		if n.LeftOut > 0 {

@@ -35,9 +35,9 @@ func Of(folder *kube.Objects, in *Objects) []route.Route {
 // readBound bounds how long a cluster's objects are read.
 const readBound = time.Minute
 
-// Connect reads the objects of the cluster that flags mean, and its routes. With allSlices it reads
-// all EndpointSlices, as an operator does whose policies may name UDP.
-func Connect(ctx context.Context, flags access.Options, allSlices bool) (*kube.Objects, *Objects, error) {
+// Connect reads the objects of the cluster that flags mean, and its routes. Policies may name UDP
+// where that is wanted, or the cluster's operator takes such; doubt is said where it cannot be asked.
+func Connect(ctx context.Context, flags access.Options, udp bool, doubt func(error)) (*kube.Objects, *Objects, error) {
 	c, err := access.Connect(flags)
 	if err != nil {
 		return nil, nil, err
@@ -47,10 +47,20 @@ func Connect(ctx context.Context, flags access.Options, allSlices bool) (*kube.O
 	}
 	ctx, cancel := context.WithTimeout(ctx, readBound)
 	defer cancel()
-	return ReadCluster(ctx, c.Config(), allSlices)
+	if !udp {
+		if udp, err = c.TakesUDP(ctx); err != nil {
+			doubt(err)
+		}
+	}
+	objects, routing, err := ReadCluster(ctx, c.Config(), udp)
+	if err == nil {
+		objects.UDPByIdentity = udp
+	}
+	return objects, routing, err
 }
 
-// ReadCluster reads a cluster's objects, as the operator does, and its routes; allSlices is as Connect's.
+// ReadCluster reads a cluster's objects, as the operator does, and its routes; with allSlices, all
+// EndpointSlices, as one does whose policies may name UDP.
 func ReadCluster(ctx context.Context, cfg *rest.Config, allSlices bool) (*kube.Objects, *Objects, error) {
 	cfg.Timeout = 0 // watches last
 	source := cluster.NewSource(cfg, allSlices, slog.New(slog.DiscardHandler))
