@@ -29,9 +29,8 @@ const (
 const _, _ = uint(bpf.MaxInside - datagram.MaxInside), uint(bpf.MaxDatagramRules - datagram.MaxRules)
 
 // passDatagrams keeps the gates told of who may exchange datagrams with whom, also outside
-// the mesh, as the View
-// of the moment has it, and records what they let pass, until ctx is done. What they were
-// told last holds after that.
+// the mesh, as the View of the moment has it, and records what they let pass, until ctx is
+// done. What they were told last holds after that.
 func (d *Datapath) passDatagrams(ctx context.Context, store *mesh.Store, flows *flow.Drops) {
 	g := datagrams{datapath: d, flows: flows, began: time.Now(), pods: map[string]*datagramPod{}}
 	look := time.NewTicker(datagramsEvery)
@@ -164,6 +163,7 @@ func (g *datagrams) fill(view *mesh.View) {
 			continue
 		}
 		g.setWhole(name, p, g.want(p, key, datagram.Change{Whole: true}))
+		g.behind = g.behind || !p.told
 		return
 	}
 }

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
@@ -255,5 +256,22 @@ func TestRoom(t *testing.T) {
 	r.keep(func(pod string) bool { return pod == "a" })
 	if r.Problem("a") != nil || r.Problem("b") != nil || testutil.ToFloat64(r.Collector()) != 0 {
 		t.Errorf("%v left", testutil.ToFloat64(r.Collector()))
+	}
+}
+
+// TestRoomIsTriedAgain: a gate that could not be given what found room is behind, and is told
+// again a second later as any other.
+func TestRoomIsTriedAgain(t *testing.T) {
+	view := datagramView(t)
+	d := &Datapath{name: "n1", room: newRoom(), log: slog.New(slog.DiscardHandler)}
+	d.keys.byName = map[string]mesh.Key{"db": {Namespace: "bank", Name: "db"}}
+	gone := &datagramPod{pod: &podnet.Pod{}, told: true, left: 3, short: true}
+	g := datagrams{datapath: d, view: view, pods: map[string]*datagramPod{"db": gone}}
+	if g.fill(view); gone.told || !g.behind {
+		t.Errorf("a gate that is not there is told: %v, behind: %v", gone.told, g.behind)
+	}
+	gone.told, gone.short, g.behind = true, false, false
+	if g.fill(view); g.behind {
+		t.Error("a gate that has lost no rules is told anew")
 	}
 }

@@ -20,18 +20,74 @@ func drawExchanging(t *rapid.T, i int) *mesh.Workload {
 	w := workload([]string{"shop", "bank"}[i%2], []string{"web", "db"}[i/2%2], fmt.Sprintf("10.0.0.%d", addr), fmt.Sprintf("fd00::%d", addr))
 	w.Name = fmt.Sprintf("%s-%d", w.Name, i)
 	w.Addresses = w.Addresses[:rapid.IntRange(0, 2).Draw(t, "addresses")]
-	w.Enrolled, w.Gated = rapid.IntRange(0, 5).Draw(t, "enrolled") > 0, rapid.IntRange(0, 5).Draw(t, "gated") > 0
+	w.Enrolled, w.Gated = rapid.IntRange(0, 9).Draw(t, "enrolled") > 0, rapid.IntRange(0, 9).Draw(t, "gated") > 0
 	w.Ready = rapid.Bool().Draw(t, "ready")
-	w.Datagrams = genDatagrams(w.Namespace).Draw(t, "datagrams")
+	w.Datagrams = drawDatagrams(t, w.Namespace)
 	w.Node = rapid.SampledFrom([]string{"n1", "n2"}).Draw(t, "node")
 	return &w
+}
+
+// drawDatagrams draws what policies say about UDP: anything, or more often that everybody,
+// or one identity, is let in, so that there is something to be taken away.
+func drawDatagrams(t *rapid.T, namespace string) []*mesh.Policy {
+	p := &mesh.Policy{Key: mesh.Key{Namespace: namespace, Name: "in"}, Rules: []mesh.Rule{{To: []mesh.Destination{{Ports: []uint16{80, 443}}}}}}
+	switch rapid.IntRange(0, 3).Draw(t, "datagrams are") {
+	case 0:
+		return genDatagrams(namespace).Draw(t, "datagrams")
+	case 1:
+		p.Rules[0].From = []mesh.Source{{Identities: []mesh.IdentityPattern{mesh.IdentityPattern(identity("shop", "web").String())}}}
+	}
+	return []*mesh.Policy{p}
+}
+
+// drawOneField draws a change of what is there in one field, or of an address that goes from
+// one workload to another.
+func drawOneField(t *rapid.T, v *mesh.View) (c mesh.Change) {
+	if all := v.Services(); len(all) > 0 && rapid.Bool().Draw(t, "of a service") {
+		s := *all[rapid.IntRange(0, len(all)-1).Draw(t, "which")]
+		switch another := drawThrough(t, 0); rapid.IntRange(0, 2).Draw(t, "field") {
+		case 0:
+			s.Addresses = []netip.Addr{netip.MustParseAddr(rapid.SampledFrom([]string{"10.96.0.7", "10.96.0.8", "fd00:96::7"}).Draw(t, "address"))}
+		case 1:
+			s.UDPPorts = another.UDPPorts
+		case 2:
+			s.Endpoints = another.Endpoints
+		}
+		c.Services = []*mesh.Service{&s}
+		return c
+	}
+	all := v.Workloads()
+	if len(all) == 0 {
+		return c
+	}
+	w := *all[rapid.IntRange(0, len(all)-1).Draw(t, "which")]
+	c.Workloads = []*mesh.Workload{&w}
+	switch rapid.IntRange(0, 5).Draw(t, "field") {
+	case 0:
+		w.Enrolled = !w.Enrolled
+	case 1:
+		w.Gated = !w.Gated
+	case 2:
+		w.Node = rapid.SampledFrom([]string{"n1", "n2"}).Draw(t, "node")
+	case 3:
+		w.ServiceAccount = rapid.SampledFrom([]string{"web", "db", "other"}).Draw(t, "account")
+		w.Identity = identity(w.Namespace, w.ServiceAccount)
+	case 4:
+		w.Datagrams = drawDatagrams(t, w.Namespace)
+	case 5:
+		if last := *all[len(all)-1]; last.Key != w.Key {
+			w.Addresses, last.Addresses = last.Addresses, nil
+			c.Workloads = append(c.Workloads, &last)
+		}
+	}
+	return c
 }
 
 // drawThrough draws a service, of two names, with some of five workloads behind it.
 func drawThrough(t *rapid.T, i int) *mesh.Service {
 	s := &mesh.Service{Key: mesh.Key{Namespace: "shop", Name: fmt.Sprintf("s%d", i)}, Addresses: []netip.Addr{netip.MustParseAddr(fmt.Sprintf("10.96.0.%d", i+1))}}
 	if rapid.IntRange(0, 4).Draw(t, "udp") > 0 {
-		s.UDPPorts = []mesh.ServicePort{{Port: 53, TargetPort: rapid.SampledFrom([]uint16{80, 443}).Draw(t, "target")}}
+		s.UDPPorts = []mesh.ServicePort{{Port: 53, TargetPort: rapid.SampledFrom([]uint16{80, 443}).Draw(t, "target")}, {Port: 80, TargetPort: 80}}[:rapid.IntRange(1, 2).Draw(t, "ports")]
 	}
 	for i := range 5 {
 		if rapid.IntRange(0, 3).Draw(t, "endpoint") == 0 {
@@ -64,7 +120,7 @@ func drawExchange(t *rapid.T, all bool) (c mesh.Change) {
 			c.GoneServices = append(c.GoneServices, mesh.Key{Namespace: "shop", Name: fmt.Sprintf("s%d", i)})
 		}
 	}
-	if all || rapid.IntRange(0, 9).Draw(t, "settings") == 0 {
+	if all || rapid.IntRange(0, 19).Draw(t, "settings") == 0 {
 		s := settings()
 		if rapid.Bool().Draw(t, "revoke") {
 			s.RevokedIdentities = []spiffeid.ID{identity("shop", "web")}
@@ -85,7 +141,8 @@ func ruleSet(rules []datagram.Rule) map[datagram.Rule]bool {
 	return set
 }
 
-// TestRuleChangesAreTheRules: what differs between two Views is what Rules of both differ in.
+// TestRuleChangesAreTheRules: what differs between two Views is what Rules of both differ in,
+// be it that of the step between them or of several.
 func TestRuleChangesAreTheRules(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		first := drawExchange(t, true)
@@ -93,20 +150,32 @@ func TestRuleChangesAreTheRules(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		views := []*mesh.View{v}
 		for range rapid.IntRange(1, 4).Draw(t, "changes") {
-			next, err := v.With("r", drawExchange(t, false))
-			if err != nil {
-				t.Fatal(err)
+			before := views[len(views)-1]
+			c := drawOneField(t, before)
+			if rapid.IntRange(0, 2).Draw(t, "more than a field") == 0 {
+				c = drawExchange(t, false)
 			}
-			for _, node := range []string{"n1", "n2"} {
-				before, after, changes := datagram.Rules(v, node), datagram.Rules(next, node), datagram.Changes(v, next, node)
-				for key := range union(before, after) {
-					checkRuleChange(t, next, node, key, ruleSet(before[key]), ruleSet(after[key]), changes[key])
+			next, err := before.With("r", c)
+			if err != nil {
+				continue // an address has one owner
+			}
+			for _, before := range []*mesh.View{before, v} {
+				for _, node := range []string{"n1", "n2"} {
+					checkRuleChanges(t, before, next, node)
 				}
 			}
-			v = next
+			views = append(views, next)
 		}
 	})
+}
+
+func checkRuleChanges(t *rapid.T, v, next *mesh.View, node string) {
+	before, after, changes := datagram.Rules(v, node), datagram.Rules(next, node), datagram.Changes(v, next, node)
+	for key := range union(before, after) {
+		checkRuleChange(t, next, node, key, ruleSet(before[key]), ruleSet(after[key]), changes[key])
+	}
 }
 
 func union(a, b map[mesh.Key][]datagram.Rule) map[mesh.Key]bool {

@@ -32,21 +32,22 @@ func Changes(before, after *mesh.View, node string) map[mesh.Key]Change {
 		}
 		return c.all
 	}
-	own := after.OnNode(node)
-	for _, w := range before.OnNode(node) {
+	were, own := before.OnNode(node), after.OnNode(node)
+	for _, w := range were {
 		if is := keyed.Find(own, w.Key); is == nil || !alike(w, is) {
 			c.all[w.Key] = Change{Whole: true}
 		}
 	}
-	if len(c.workloads)+len(c.services) == 0 {
-		return c.all
+	some := len(c.workloads)+len(c.services) > 0
+	var services []pair[through]
+	if some {
+		services = c.affected()
 	}
-	services := c.affected()
 	for _, w := range own {
-		switch was := keyed.Find(before.OnNode(node), w.Key); {
-		case was == nil:
+		switch was := keyed.Find(were, w.Key); {
+		case was == nil: // it may be new to the node alone
 			c.all[w.Key] = Change{Whole: true}
-		case !c.all[w.Key].Whole && behindGate(w):
+		case some && !c.all[w.Key].Whole && behindGate(w):
 			c.of(was, w, services)
 		}
 	}
