@@ -351,10 +351,13 @@ func (d *datagrams) close() error {
 }
 
 // adoptDatagrams takes over the rules of an earlier agent. Those that an agent left which
-// kept no rules do not hold: nobody has looked after them since. Where the earlier agent may
-// write until it ends, what is read is good for as long as nothing is told only. mu is held.
+// kept no rules do not hold: nobody has looked after them since. A table that has none is
+// dropped, as SetDatagrams does. Where the earlier agent may write until it ends, what is
+// read is good for as long as nothing is told only, and a table without rules is one that it
+// may be about to fill. mu is held.
 func (p *Pod) adoptDatagrams() error {
-	defer func() { p.datagrams.stale = p.node.cfg.Shared }()
+	shared := p.node.cfg.Shared
+	defer func() { p.datagrams.stale = shared }()
 	var active uint32
 	var cfg gatePodConfig
 	if err := p.maps[gateMapActive].Lookup(uint32(0), &active); err != nil {
@@ -376,6 +379,9 @@ func (p *Pod) adoptDatagrams() error {
 	var err error
 	if d.rules, err = rulesIn(d.table); err != nil {
 		return err
+	}
+	if len(d.rules) == 0 && !shared {
+		return p.dropDatagrams()
 	}
 	return p.adoptOutside(cfg.Flags&uint32(gatePodFlagsPOD_OUTSIDE) != 0)
 }

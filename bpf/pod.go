@@ -290,7 +290,7 @@ func (p *Pod) writeConfig(cfg PodConfig) error {
 		p.enrolment = binary.NativeEndian.Uint32(b[:])
 	}
 	next, wanted := (active+1)&1, cfg.kernel(p.node.config(), p.enrolment)
-	if len(p.datagrams.rules) > 0 {
+	if p.datagrams.table != nil {
 		wanted.Flags |= uint32(gatePodFlagsPOD_DATAGRAMS)
 	}
 	if len(p.datagrams.inside) > 0 {
