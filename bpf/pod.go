@@ -34,6 +34,9 @@ type Pod struct {
 	links map[string]link.Link // guarded by mu; by program name
 
 	datagrams datagrams // guarded by mu
+	// unmended is what Reconcile found of datagrams and could not mend yet, mended what has
+	// been since, for it to return; guarded by mu.
+	unmended, mended []string
 }
 
 // linkNames are the pins of a pod that are links; each is named like its
