@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/heddle-mesh/heddle/bpf"
@@ -73,6 +74,9 @@ func TestWhatCannotBeRepairedIsAProblem(t *testing.T) {
 	if err := w.Problem("a"); err == nil || !strings.Contains(err.Error(), "no memory") || !w.Drifting("a") {
 		t.Errorf("problem %v, drifting %v", err, w.Drifting("a"))
 	}
+	if n, err := testutil.GatherAndCount(registry(t, w), "heddle_gate_drift_total", "heddle_gate_unmended"); err != nil || n != 2 {
+		t.Errorf("%d metrics, %v", n, err)
+	}
 	if n := testutil.ToFloat64(w.failing); n != 1 {
 		t.Errorf("%v pods are counted", n)
 	}
@@ -83,4 +87,13 @@ func TestWhatCannotBeRepairedIsAProblem(t *testing.T) {
 	if err := w.Problem("a"); err != nil || w.Drifting("a") || testutil.ToFloat64(w.failing) != 0 {
 		t.Errorf("after a while: problem %v, drifting %v", err, w.Drifting("a"))
 	}
+}
+
+func registry(t *testing.T, w *Watch) *prometheus.Registry {
+	t.Helper()
+	all := prometheus.NewPedanticRegistry()
+	if err := all.Register(w.Collector()); err != nil {
+		t.Fatal(err)
+	}
+	return all
 }
