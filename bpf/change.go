@@ -18,10 +18,12 @@ var errNotTold = errors.New("the pod has not been told of datagrams as a whole")
 func (p *Pod) ChangeDatagrams(gone, added []DatagramRule) (left int, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.datagrams.stale {
+	if p.datagrams.stale() {
 		return 0, errNotTold
 	}
-	left, err = p.changeRules(gone, added)
+	if err = p.mend(); err == nil {
+		left, err = p.changeRules(gone, added)
+	}
 	if err != nil {
 		err = fmt.Errorf("change the rules of datagrams: %w", err)
 	}

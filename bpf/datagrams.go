@@ -76,11 +76,15 @@ type datagrams struct {
 	// inside are the blocks that rules to whoever is outside do not lead to, as the kernel
 	// was told; none while there is no such rule.
 	inside []netip.Prefix
-	// stale is set while the kernel may hold other rules than these: another agent may
-	// have written since they were read, or not all could be written. Then the next ones
+	// shared is set while nothing has been told and another agent may have written since the
+	// rules were read, unwritten since not all that was told could be written. In both cases
+	// the kernel may hold other rules than these, which nobody looks after, and the next ones
 	// are put in place of whatever is there.
-	stale bool
+	shared, unwritten bool
 }
+
+// stale reports whether the kernel may hold other rules than these.
+func (d *datagrams) stale() bool { return d.shared || d.unwritten }
 
 // datagramRules has rules, and of each in which round of looking after them it was seen last.
 type datagramRules map[gateDatagramRule]uint32
@@ -118,11 +122,11 @@ func (p *Pod) SetDatagrams(rules []DatagramRule, inside []netip.Prefix) (left in
 }
 
 // KeepDatagrams is SetDatagrams of those rules that hold already: it takes away the others,
-// and gives none. It does nothing to a pod that has been told nothing yet.
+// and gives none. It does nothing to a pod that has been told nothing yet, or not all of it.
 func (p *Pod) KeepDatagrams(rules []DatagramRule, inside []netip.Prefix) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.datagrams.stale {
+	if p.datagrams.stale() {
 		return nil
 	}
 	_, err := p.setDatagrams(rules, inside, true)
@@ -131,6 +135,9 @@ func (p *Pod) KeepDatagrams(rules []DatagramRule, inside []netip.Prefix) error {
 
 // setDatagrams makes rules, or those of them that hold already, those that hold; mu is held.
 func (p *Pod) setDatagrams(rules []DatagramRule, inside []netip.Prefix, kept bool) (left int, err error) {
+	if err := p.mend(); err != nil {
+		return 0, p.putAwayAfter(err)
+	}
 	wanted, outside := make(datagramRules, len(rules)), false
 	for _, r := range rules {
 		switch key := r.key(); {
@@ -144,7 +151,7 @@ func (p *Pod) setDatagrams(rules []DatagramRule, inside []netip.Prefix, kept boo
 	if inside, err = insideOf(outside, inside); err != nil {
 		return left, err
 	}
-	if !p.datagrams.stale && wanted.same(p.datagrams.rules) && slices.Equal(inside, p.datagrams.inside) {
+	if !p.datagrams.stale() && wanted.same(p.datagrams.rules) && slices.Equal(inside, p.datagrams.inside) {
 		return left, nil
 	}
 	return left, p.putAwayAfter(p.bringTo(wanted, inside))
@@ -152,7 +159,7 @@ func (p *Pod) setDatagrams(rules []DatagramRule, inside []netip.Prefix, kept boo
 
 // bringTo brings the kernel's rules to wanted; mu is held.
 func (p *Pod) bringTo(wanted datagramRules, inside []netip.Prefix) error {
-	if p.datagrams.stale {
+	if p.datagrams.stale() {
 		empty, err := p.takeAnew()
 		if err != nil || empty && len(wanted) == 0 {
 			return err
@@ -185,7 +192,7 @@ func (p *Pod) takeAnew() (empty bool, err error) {
 	if err := p.datagrams.close(); err != nil {
 		return false, err
 	}
-	p.datagrams = datagrams{stale: true}
+	p.datagrams = datagrams{unwritten: true}
 	table, err := p.slot(gateMapDatagramRules)
 	if err != nil {
 		return false, err
@@ -198,7 +205,7 @@ func (p *Pod) takeAnew() (empty bool, err error) {
 	inside, some, unread := p.insideNow()
 	p.datagrams.inside, empty = inside, empty && p.datagrams.conversations == nil && !some
 	if err = errors.Join(err, lookup, unread); err == nil {
-		p.datagrams.stale = false
+		p.datagrams.unwritten = false
 	}
 	return empty, err
 }
@@ -223,7 +230,7 @@ func (p *Pod) putAwayAfter(err error) error {
 		return nil
 	}
 	err = errors.Join(err, p.datagrams.close())
-	p.datagrams = datagrams{stale: true}
+	p.datagrams = datagrams{unwritten: true}
 	return err
 }
 
@@ -351,10 +358,13 @@ func (d *datagrams) close() error {
 }
 
 // adoptDatagrams takes over the rules of an earlier agent. Those that an agent left which
-// kept no rules do not hold: nobody has looked after them since. Where the earlier agent may
-// write until it ends, what is read is good for as long as nothing is told only. mu is held.
+// kept no rules do not hold: nobody has looked after them since. A table that has none is
+// dropped, as SetDatagrams does. Where the earlier agent may write until it ends, what is
+// read is good for as long as nothing is told only, and a table without rules is one that it
+// may be about to fill. mu is held.
 func (p *Pod) adoptDatagrams() error {
-	defer func() { p.datagrams.stale = p.node.cfg.Shared }()
+	shared := p.node.cfg.Shared
+	defer func() { p.datagrams.shared = shared }()
 	var active uint32
 	var cfg gatePodConfig
 	if err := p.maps[gateMapActive].Lookup(uint32(0), &active); err != nil {
@@ -377,6 +387,9 @@ func (p *Pod) adoptDatagrams() error {
 	if d.rules, err = rulesIn(d.table); err != nil {
 		return err
 	}
+	if len(d.rules) == 0 && !shared {
+		return p.dropDatagrams()
+	}
 	return p.adoptOutside(cfg.Flags&uint32(gatePodFlagsPOD_OUTSIDE) != 0)
 }
 
@@ -388,14 +401,15 @@ func rulesIn(table *ebpf.Map) (datagramRules, error) {
 	return rules, nil
 }
 
-// rebuildDatagrams makes the tables anew, as they were told; mu is held.
+// rebuildDatagrams makes the tables anew, as they were told. After an error that is what was
+// told still, so that Reconcile finds what the kernel holds otherwise; mu is held.
 func (p *Pod) rebuildDatagrams() error {
 	rules, inside := p.datagrams.rules, p.datagrams.inside
-	if p.datagrams.stale {
+	if p.datagrams.stale() {
 		return nil // to be told anyway
 	}
 	if len(rules) == 0 {
-		return p.putAwayAfter(p.dropDatagrams())
+		return p.dropDatagrams()
 	}
 	err := p.shutOutside()
 	if err == nil {
@@ -407,7 +421,8 @@ func (p *Pod) rebuildDatagrams() error {
 	if err == nil {
 		err = p.openOutside(inside)
 	}
-	return p.putAwayAfter(err)
+	p.datagrams.inside = inside
+	return err
 }
 
 // Conversations returns those of the last minutes, in no order; a pod without rules has

@@ -3,36 +3,81 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 )
 
+// errNotWritten says that the kernel may hold other rules of datagrams than were told.
+var errNotWritten = errors.New("not all rules of datagrams could be written: until they are they do not all hold, and are not looked after")
+
 // Reconcile reads back what the kernel holds of the configuration that was last written:
 // the slot in use, the ports, and the rules of datagrams. What somebody else has changed it writes anew, as Update
 // does, so that connections that were let in meanwhile lose their entries. It names what
-// it found. Of the rules it reads on where it was the last time, at least so many as it is
-// given, a batch at a time, and begins anew after the last.
-func (p *Pod) Reconcile(rules int) (found []string, looked Looked, err error) {
+// it has mended. What it could not mend the error says, each further call tries it again, and
+// that which succeeds names it. Of the rules it reads on where it was the last time, at least so many as it is
+// given, a batch at a time, and begins anew after the last: also when it has mended any, since
+// all of them are written then. So of more rules than one call reads not all that is mended
+// is named.
+func (p *Pod) Reconcile(rules int) (mended []string, looked Looked, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.cfg.Name == "" {
 		return nil, Looked{All: true}, nil
 	}
-	if found, err = p.differences(); err != nil {
-		return found, looked, err
+	mended, err = p.mendConfig()
+	ofDatagrams, looked, failed := p.mendDatagrams(rules)
+	return append(mended, ofDatagrams...), looked, errors.Join(err, failed)
+}
+
+// mendConfig mends configuration and ports; mu is held.
+func (p *Pod) mendConfig() (mended []string, err error) {
+	found, err := p.differences()
+	if err != nil || len(found) == 0 {
+		return nil, err
 	}
-	datagrams, looked, err := p.datagramDifferences(rules)
+	if err := p.apply(p.cfg); err != nil {
+		return nil, notMended(found, err)
+	}
+	return found, nil
+}
+
+// mendDatagrams reads on in the rules of datagrams, and mends them, what leaves the mesh, and
+// their tables; mu is held.
+func (p *Pod) mendDatagrams(rules int) (mended []string, looked Looked, err error) {
+	found, looked, err := p.datagramDifferences(rules)
 	if err != nil {
-		return found, looked, err
+		return nil, looked, err
 	}
-	if len(datagrams) > 0 {
-		err = p.rebuildDatagrams()
+	if len(found) > 0 { // again, perhaps, and beside it what a repair left that failed half way
+		all := slices.Concat(p.unmended, found)
+		slices.Sort(all)
+		all = slices.Compact(all)
+		p.unmended = all[:min(len(all), MaxDatagramRules)]
 	}
-	if len(found) > 0 {
-		err = errors.Join(err, p.apply(p.cfg))
+	if err := p.mend(); err != nil {
+		return nil, looked, err
 	}
-	return append(found, datagrams...), looked, err
+	mended, p.mended = p.mended, nil
+	looked.All = looked.All || len(mended) > 0
+	return mended, looked, nil
+}
+
+// mend mends what was found of datagrams, if anything was; mu is held.
+func (p *Pod) mend() error {
+	if len(p.unmended) == 0 || p.datagrams.stale() {
+		return nil
+	}
+	if err := p.rebuildDatagrams(); err != nil {
+		return notMended(p.unmended, err)
+	}
+	p.mended, p.unmended = append(p.mended, p.unmended...), nil
+	return nil
+}
+
+func notMended(found []string, err error) error {
+	return fmt.Errorf("%s, the first of %d changes that could not be mended: %w", found[0], len(found), err)
 }
 
 // differences names what the maps hold otherwise than the configuration; mu is held.
@@ -45,7 +90,7 @@ func (p *Pod) differences() (found []string, err error) {
 	if err := p.maps[gateMapConfig].Lookup(active&1, &have); err != nil {
 		return nil, fmt.Errorf("read the configuration: %w", err)
 	}
-	if p.datagrams.stale { // an earlier agent may tell the pod of datagrams still
+	if p.datagrams.stale() { // what the gate has of datagrams may be another agent's, or half written
 		const theirs = uint32(gatePodFlagsPOD_DATAGRAMS | gatePodFlagsPOD_OUTSIDE)
 		have.Flags = have.Flags&^theirs | p.wrote.Flags&theirs
 	}

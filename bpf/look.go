@@ -89,7 +89,10 @@ func (d *datagrams) differences(atLeast int) (found []string, looked Looked, err
 // which it reads on for at least so many. mu is held.
 func (p *Pod) datagramDifferences(atLeast int) (found []string, looked Looked, err error) {
 	d := &p.datagrams
-	if d.stale {
+	switch {
+	case d.unwritten:
+		return nil, Looked{All: true}, errNotWritten // the next rules replace all
+	case d.shared:
 		return nil, Looked{All: true}, nil // an earlier agent may write still, and the next rules replace all
 	}
 	for _, slot := range []struct {

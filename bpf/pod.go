@@ -34,6 +34,9 @@ type Pod struct {
 	links map[string]link.Link // guarded by mu; by program name
 
 	datagrams datagrams // guarded by mu
+	// unmended is what Reconcile found of datagrams and could not mend yet, mended what has
+	// been since, for it to return; guarded by mu.
+	unmended, mended []string
 }
 
 // linkNames are the pins of a pod that are links; each is named like its
@@ -290,7 +293,7 @@ func (p *Pod) writeConfig(cfg PodConfig) error {
 		p.enrolment = binary.NativeEndian.Uint32(b[:])
 	}
 	next, wanted := (active+1)&1, cfg.kernel(p.node.config(), p.enrolment)
-	if len(p.datagrams.rules) > 0 {
+	if p.datagrams.table != nil {
 		wanted.Flags |= uint32(gatePodFlagsPOD_DATAGRAMS)
 	}
 	if len(p.datagrams.inside) > 0 {

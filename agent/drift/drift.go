@@ -1,6 +1,8 @@
 // Package drift sees to it that the kernel's maps hold what the agent has written. The maps
 // are pinned, and root on the node can write to them: what was changed behind the agent's
-// back is found within a second, written anew, and reported in log, metric and check.
+// back is found within a second, written anew, and reported in log, metric and check; of
+// rules of datagrams in as many seconds more as there are more of them than it reads in one.
+// What cannot be written anew is tried again each second.
 //
 // It looks at what policy is compiled to: each pod's configuration, its ports, and the
 // sockets that connections are led to. What comes and goes with connections is not its
@@ -37,6 +39,9 @@ const (
 	// settled is for how long a pod's maps must have held until they count as what
 	// policy says: who changes them again and again is not to be missed in between.
 	settled = 3 * every
+	// longest is with how many looks in a row one pod is the first: those in which the most
+	// rules that it may have are read, and one more to see that there are none.
+	longest = bpf.MaxDatagramRules/rules + 1
 )
 
 // Watch looks after the maps of a node's pods. It is safe for concurrent use.
@@ -44,11 +49,19 @@ type Watch struct {
 	node    *podnet.Node
 	log     *slog.Logger
 	repairs prometheus.Counter
-	next    string // the pod with which Run, which alone knows, begins
+	failing prometheus.GaugeFunc
+	next    turn // of Run, which alone knows
 
 	mu     sync.Mutex
-	last   map[string]repair    // by pod
-	unread map[string]time.Time // by pod: when its maps could last not be read, or mended
+	last   map[string]repair  // by pod
+	failed map[string]failure // by pod: when its maps could last not be read, or mended
+}
+
+// turn is with which pod a look at the rules of datagrams begins, and how many looks in a
+// row did before.
+type turn struct {
+	pod   string
+	looks int
 }
 
 // repair is what was found of a pod last.
@@ -57,18 +70,52 @@ type repair struct {
 	found string
 }
 
-// New returns a Watch of a node's pods that does not look yet.
-func New(node *podnet.Node, log *slog.Logger) *Watch {
-	return &Watch{
-		node: node, log: log, last: map[string]repair{}, unread: map[string]time.Time{},
-		repairs: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "heddle_gate_drift_total", Help: "Entries of the kernel's maps that somebody else had changed, found and repaired.",
-		}),
-	}
+// failure is what kept a pod's maps from being read or mended last.
+type failure struct {
+	at  time.Time
+	err error
 }
 
-// Collector is the metric of repairs.
-func (w *Watch) Collector() prometheus.Collector { return w.repairs }
+// New returns a Watch of a node's pods that does not look yet.
+func New(node *podnet.Node, log *slog.Logger) *Watch {
+	w := &Watch{
+		node: node, log: log, last: map[string]repair{}, failed: map[string]failure{},
+		repairs: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "heddle_gate_drift_total", Help: "Entries of the kernel's maps that somebody else had changed, found and repaired; of rules of datagrams, where a node has more than 8,192, not all that were repaired.",
+		}),
+	}
+	w.failing = prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "heddle_gate_unmended", Help: "Pods whose maps of the kernel cannot be read back, or not be repaired, which is tried each second.",
+	}, w.unmended)
+	return w
+}
+
+// Describe and Collect are of the metrics of repairs.
+func (w *Watch) Describe(all chan<- *prometheus.Desc) {
+	w.repairs.Describe(all)
+	w.failing.Describe(all)
+}
+
+func (w *Watch) Collect(all chan<- prometheus.Metric) {
+	w.repairs.Collect(all)
+	w.failing.Collect(all)
+}
+
+// Collector is the metrics of repairs.
+func (w *Watch) Collector() prometheus.Collector { return w }
+
+// unmended is for how many pods reading or repairing failed a moment ago.
+func (w *Watch) unmended() float64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n := 0
+	for _, f := range w.failed {
+		if time.Since(f.at) < settled {
+			n++
+		}
+	}
+	return float64(n)
+}
 
 // Run looks every second until ctx is done.
 func (w *Watch) Run(ctx context.Context) {
@@ -87,24 +134,33 @@ func (w *Watch) Run(ctx context.Context) {
 }
 
 // inTurn looks at pods, beginning with first or the next of the sorted names, and returns
-// with which to begin the next time: the first of whose rules some were left out.
-func inTurn(names []string, first string, look func(name string, rules int) bpf.Looked) (next string) {
-	at, _ := slices.BinarySearch(names, first)
+// with which to begin the next time: the first of whose rules some were left out, unless it
+// was that for so long that it never ends.
+func inTurn(names []string, first turn, look func(name string, rules int) bpf.Looked) (next turn) {
+	at, _ := slices.BinarySearch(names, first.pod)
 	left := rules
 	for _, name := range slices.Concat(names[at:], names[:at]) {
 		looked := look(name, left)
 		left -= looked.Rules
-		if !looked.All && next == "" {
-			next = name
+		switch {
+		case looked.All || next.pod != "":
+		case name != first.pod:
+			next = turn{pod: name}
+		case first.looks+1 < longest:
+			next = turn{pod: name, looks: first.looks + 1}
 		}
 	}
 	return next
 }
 
-// Problem says what was repaired of a pod in the last minutes; nil when nothing was.
+// Problem says what cannot be repaired of a pod, or was in the last minutes; nil when it is
+// neither.
 func (w *Watch) Problem(pod string) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if f := w.failed[pod]; time.Since(f.at) < settled {
+		return fmt.Errorf("the kernel's maps cannot be read back, or not be repaired, which the agent tries each second: %w", f.err)
+	}
 	r, ok := w.last[pod]
 	if !ok || time.Since(r.at) > shown {
 		return nil
@@ -118,15 +174,15 @@ func (w *Watch) Problem(pod string) error {
 func (w *Watch) Drifting(pod string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return time.Since(w.last[pod].at) < settled || time.Since(w.unread[pod]) < settled
+	return time.Since(w.last[pod].at) < settled || time.Since(w.failed[pod].at) < settled
 }
 
 func (w *Watch) look(name string, pod *podnet.Pod, rules int) bpf.Looked {
 	found, looked, err := reconcile(pod, rules)
 	if err != nil && !errors.Is(err, podnet.ErrClosed) {
-		w.log.Warn("the kernel's maps of a pod cannot be read back", "workload", name, "error", err)
+		w.log.Error("the kernel's maps of a pod cannot be read back, or not be repaired: trying again", "workload", name, "error", err)
 		w.mu.Lock()
-		w.unread[name] = time.Now()
+		w.failed[name] = failure{time.Now(), err}
 		w.mu.Unlock()
 	}
 	looked.All = looked.All || err != nil // the next in turn
@@ -143,21 +199,23 @@ func (w *Watch) look(name string, pod *podnet.Pod, rules int) bpf.Looked {
 	return looked
 }
 
-// reconcile repairs a pod's maps, and names what was not as it should be.
+// reconcile repairs a pod's maps, and names what was not as it should be and is again.
 func reconcile(pod *podnet.Pod, rules int) (found []string, looked bpf.Looked, err error) {
 	listeners := pod.Listeners() // before Kernel, which holds the same lock
 	err = pod.Kernel(func(k *bpf.Pod) error {
-		if found, looked, err = k.Reconcile(rules); err != nil {
-			return err
-		}
-		return listeners.Lead(func(slot bpf.Slot, fd uintptr) error {
+		var failed error
+		found, looked, failed = k.Reconcile(rules)
+		return errors.Join(failed, listeners.Lead(func(slot bpf.Slot, fd uintptr) error {
 			led, err := k.LeadsTo(slot, fd)
 			if err != nil || led {
 				return err
 			}
+			if err := k.SetListener(slot, fd); err != nil {
+				return fmt.Errorf("slot %d led elsewhere: %w", slot, err)
+			}
 			found = append(found, fmt.Sprintf("slot %d led elsewhere", slot))
-			return k.SetListener(slot, fd)
-		})
+			return nil
+		}))
 	})
 	if errors.Is(err, net.ErrClosed) { // a pod that is leaving has closed them
 		err = nil
@@ -171,5 +229,5 @@ func (w *Watch) forget(pods map[string]*podnet.Pod) {
 	defer w.mu.Unlock()
 	gone := func(name string) bool { return pods[name] == nil }
 	maps.DeleteFunc(w.last, func(name string, _ repair) bool { return gone(name) })
-	maps.DeleteFunc(w.unread, func(name string, _ time.Time) bool { return gone(name) })
+	maps.DeleteFunc(w.failed, func(name string, _ failure) bool { return gone(name) })
 }

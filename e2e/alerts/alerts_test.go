@@ -77,8 +77,9 @@ func firings() map[string]firing {
 		"HeddleAPIServerSilent":        {"heddle_operator_api_server_silent_seconds", fmt.Sprintf("0+60x%d", lasts), time.Minute, 3 * time.Minute},
 		"HeddleGateTried":              {"heddle_kernel_drops_total", rising, 10 * time.Minute, 25 * time.Minute},
 		// An attack of four minutes.
-		"HeddleGateAttacked": {"heddle_kernel_drops_total", fmt.Sprintf("0x5 60+60x3 240x%d", lasts), 5 * time.Minute, 12 * time.Minute},
-		"HeddleGateDrifts":   {"heddle_gate_drift_total", rising, 0, 5 * time.Minute},
+		"HeddleGateAttacked":  {"heddle_kernel_drops_total", fmt.Sprintf("0x5 60+60x3 240x%d", lasts), 5 * time.Minute, 12 * time.Minute},
+		"HeddleGateDrifts":    {"heddle_gate_drift_total", rising, 0, 5 * time.Minute},
+		"HeddleGateNotMended": {"heddle_gate_unmended", constant(1), 0, 5 * time.Minute},
 	}
 }
 
