@@ -265,7 +265,7 @@ func (a *Agent) register(p *parts) {
 		UnreportedDrops:   p.kernel.LostDrops,
 		EnrolmentFailures: p.pods.Failures,
 	})
-	p.registry.MustRegister(p.kernel.Drift().Collector(), p.kernel.Room().Collector(), fips.Collector(), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	p.registry.MustRegister(p.kernel.Drift(), p.kernel.Room().Collector(), fips.Collector(), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	p.registry.MustRegister(p.uplink.Collectors()...)
 }
 

@@ -76,6 +76,9 @@ type failure struct {
 	err error
 }
 
+// lasts reports whether it was a moment ago.
+func (f failure) lasts() bool { return time.Since(f.at) < settled }
+
 // New returns a Watch of a node's pods that does not look yet.
 func New(node *podnet.Node, log *slog.Logger) *Watch {
 	w := &Watch{
@@ -90,19 +93,17 @@ func New(node *podnet.Node, log *slog.Logger) *Watch {
 	return w
 }
 
-// Describe and Collect are of the metrics of repairs.
+// Describe implements prometheus.Collector, of the metrics of repairs.
 func (w *Watch) Describe(all chan<- *prometheus.Desc) {
 	w.repairs.Describe(all)
 	w.failing.Describe(all)
 }
 
+// Collect implements prometheus.Collector.
 func (w *Watch) Collect(all chan<- prometheus.Metric) {
 	w.repairs.Collect(all)
 	w.failing.Collect(all)
 }
-
-// Collector is the metrics of repairs.
-func (w *Watch) Collector() prometheus.Collector { return w }
 
 // unmended is for how many pods reading or repairing failed a moment ago.
 func (w *Watch) unmended() float64 {
@@ -110,7 +111,7 @@ func (w *Watch) unmended() float64 {
 	defer w.mu.Unlock()
 	n := 0
 	for _, f := range w.failed {
-		if time.Since(f.at) < settled {
+		if f.lasts() {
 			n++
 		}
 	}
@@ -158,7 +159,7 @@ func inTurn(names []string, first turn, look func(name string, rules int) bpf.Lo
 func (w *Watch) Problem(pod string) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if f := w.failed[pod]; time.Since(f.at) < settled {
+	if f := w.failed[pod]; f.lasts() {
 		return fmt.Errorf("the kernel's maps cannot be read back, or not be repaired, which the agent tries each second: %w", f.err)
 	}
 	r, ok := w.last[pod]
@@ -174,7 +175,7 @@ func (w *Watch) Problem(pod string) error {
 func (w *Watch) Drifting(pod string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return time.Since(w.last[pod].at) < settled || time.Since(w.failed[pod].at) < settled
+	return time.Since(w.last[pod].at) < settled || w.failed[pod].lasts()
 }
 
 func (w *Watch) look(name string, pod *podnet.Pod, rules int) bpf.Looked {

@@ -92,7 +92,7 @@ func TestWhatCannotBeRepairedIsAProblem(t *testing.T) {
 func registry(t *testing.T, w *Watch) *prometheus.Registry {
 	t.Helper()
 	all := prometheus.NewPedanticRegistry()
-	if err := all.Register(w.Collector()); err != nil {
+	if err := all.Register(w); err != nil {
 		t.Fatal(err)
 	}
 	return all

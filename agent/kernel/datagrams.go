@@ -130,14 +130,14 @@ func (g *datagrams) tell(view *mesh.View, enrolled bool) {
 			g.set(name, p, func(k *bpf.Pod) (int, error) { return w.left, k.KeepDatagrams(w.rules, g.inside) })
 		} else if len(w.gone) > 0 {
 			p.short = p.short || p.left > 0
-			g.set(name, p, func(k *bpf.Pod) (int, error) { left, err := k.ChangeDatagrams(w.gone, nil); return p.left + left, err })
+			g.change(name, p, w.gone, nil)
 		}
 	}
 	for name, w := range all {
 		if p := w.pod; w.whole {
 			g.setWhole(name, p, w)
 		} else if len(w.added) > 0 && p.told { // what is gone is
-			g.set(name, p, func(k *bpf.Pod) (int, error) { left, err := k.ChangeDatagrams(nil, w.added); return p.left + left, err })
+			g.change(name, p, nil, w.added)
 		}
 	}
 	g.behind = false
@@ -166,6 +166,13 @@ func (g *datagrams) fill(view *mesh.View) {
 		g.behind = g.behind || !p.told
 		return
 	}
+}
+
+func (g *datagrams) change(name string, p *datagramPod, gone, added []bpf.DatagramRule) {
+	g.set(name, p, func(k *bpf.Pod) (int, error) {
+		left, err := k.ChangeDatagrams(gone, added)
+		return p.left + left, err
+	})
 }
 
 func (g *datagrams) setWhole(name string, p *datagramPod, w wanted) {

@@ -96,11 +96,7 @@ func (w *world) testByKubectl(t *testing.T, files string) {
 // place of those that it names, and returns its folder.
 func (w *world) overlay(t *testing.T) string {
 	t.Helper()
-	page, err := os.ReadFile(filepath.Join(w.root, "docs/install.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	found := regexp.MustCompile("(?s)```yaml\n(# kustomization.yaml.*?)```").FindSubmatch(page)
+	found := regexp.MustCompile("(?s)```yaml\n(# kustomization.yaml.*?)```").FindStringSubmatch(w.installPage(t))
 	if found == nil {
 		t.Fatal("docs/install.md has no kustomization.yaml")
 	}
@@ -109,7 +105,7 @@ func (w *world) overlay(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	text := strings.NewReplacer("[manifests]", "["+manifests+"]", "registry.example.com", registry, ":0.1.0", ":"+version, "newTag: 0.1.0", "newTag: "+version).Replace(string(found[1]))
+	text := strings.NewReplacer("[manifests]", "["+manifests+"]", "registry.example.com", registry, ":0.1.0", ":"+version, "newTag: 0.1.0", "newTag: "+version).Replace(found[1])
 	if err := os.WriteFile(filepath.Join(folder, "kustomization.yaml"), []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -157,14 +153,20 @@ func (w *world) sameByHelm(t *testing.T, install string) {
 	}
 }
 
-// documented are the commands of the block of docs/install.md that has one which begins so.
-func (w *world) documented(t *testing.T, beginning string) []string {
+// installPage is docs/install.md.
+func (w *world) installPage(t *testing.T) string {
 	t.Helper()
 	page, err := os.ReadFile(filepath.Join(w.root, "docs/install.md"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, block := range regexp.MustCompile("(?s)```text\n(.*?)```").FindAllStringSubmatch(string(page), -1) {
+	return string(page)
+}
+
+// documented are the commands of the block of docs/install.md that has one which begins so.
+func (w *world) documented(t *testing.T, beginning string) []string {
+	t.Helper()
+	for _, block := range regexp.MustCompile("(?s)```text\n(.*?)```").FindAllStringSubmatch(w.installPage(t), -1) {
 		commands := strings.Split(strings.TrimSpace(block[1]), "\n")
 		if slices.ContainsFunc(commands, func(c string) bool { return strings.HasPrefix(c, beginning) }) {
 			return commands
