@@ -32,6 +32,7 @@ func main() {
 	flag.StringVar(&o.tests, "tests", "network", "network: all tests that this cluster can run; telling: about thirty of them")
 	flag.StringVar(&o.name, "name", "k8snet", "name of the cluster; one that runs is used and left running")
 	flag.StringVar(&o.mode, "mode", "PERMISSIVE", "what enrolled pods accept: PERMISSIVE or STRICT, which refuses what the suite sends from hosts")
+	flag.BoolVar(&o.udp, "udp", false, "switch UDP by identity on, and let a policy in each enrolled namespace admit it at the ports that the suite uses")
 	flag.StringVar(&o.probe, "probe", plain, "how pods try TCP: plain as Kubernetes does, or patient, which also waits whether the connection lasts")
 	flag.StringVar(&o.again, "again", "", "run tests again that have results: differing (those that pass outside only, inside) or all")
 	flag.StringVar(&o.file, "results", "", "the file that keeps results (default: one in .cache for the suite's version, -mode and -probe)")
@@ -51,8 +52,11 @@ func main() {
 type options struct {
 	focus, tests, name, mode, probe, again, file, root string
 	parallel                                           int
-	keep, show                                         bool
+	keep, show, udp                                    bool
 }
+
+// enrolled is the label of namespaces inside the mesh.
+const enrolled = "heddle.dev/mesh=enabled"
 
 // What -again may say.
 const (
@@ -92,14 +96,14 @@ func run(ctx context.Context, o options) (err error) {
 		return err
 	}
 	if o.file == "" {
-		o.file = fmt.Sprintf("%s-results-%s-%s.jsonl", p.dir, strings.ToLower(o.mode), o.probe)
+		o.file = fmt.Sprintf("%s-results-%s-%s%s.jsonl", p.dir, strings.ToLower(o.mode), o.probe, map[bool]string{true: "-udp"}[o.udp])
 	}
 	if o.show {
 		r, err := showResults(o.file)
 		if err != nil {
 			return err
 		}
-		return errors.Join(r.compareAll(r.names(), o.file), r.close())
+		return errors.Join(r.compareAll(r.names(), o), r.close())
 	}
 	heddle, err := revision(ctx, root)
 	if err != nil {
@@ -117,20 +121,20 @@ func run(ctx context.Context, o options) (err error) {
 	if names == nil {
 		return err
 	}
-	return errors.Join(err, r.compareAll(names, o.file))
+	return errors.Join(err, r.compareAll(names, o))
 }
 
 // compareAll prints what is known of the tests, and fails when that is not as it
 // should be.
-func (r *results) compareAll(names []string, file string) error {
+func (r *results) compareAll(names []string, o options) error {
 	all := r.compare(names)
 	fmt.Print(all.markdown())
-	fmt.Printf("\nHeddle inside: %s. Results: %s.\n", r.versions(names), file)
+	fmt.Printf("\nHeddle inside: %s. Results: %s.\n", r.versions(names), o.file)
 	var err error
 	if lacking := len(names) - len(all.outside); lacking > 0 {
 		err = fmt.Errorf("%d of %d tests are not run yet: the same command goes on with them", lacking, len(names))
 	}
-	return errors.Join(err, all.verdict(byDesign()))
+	return errors.Join(err, all.verdict(byDesign(o.udp)))
 }
 
 // runTests runs the tests that the options select and that have no results, and
@@ -147,7 +151,7 @@ func runTests(ctx context.Context, root string, o options, p programs, r *result
 		return nil, err
 	}
 	jobs := r.todo(names, o.again)
-	if len(jobs) == 0 && len(r.unconfirmed(names)) == 0 {
+	if len(jobs) == 0 && len(r.unconfirmed(names, o.udp)) == 0 {
 		say(fmt.Sprintf("all %d tests have results in %s", len(names), o.file))
 		return names, nil
 	}
@@ -163,27 +167,34 @@ func runTests(ctx context.Context, root string, o options, p programs, r *result
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, down()) }()
-	if err := install(ctx, root, c, p.images(o.probe), o.mode, r.heddle); err != nil {
+	if err := install(ctx, root, c, p.images(o.probe), o, r.heddle); err != nil {
 		return names, err
+	}
+	if o.udp {
+		stop, failed := admitDatagrams(ctx, c)
+		if failed != nil {
+			return names, failed
+		}
+		defer func() { err = errors.Join(err, stop()) }()
 	}
 	say(fmt.Sprintf("%d tests, of which %d runs are left, outside the mesh and inside; logs in %s", len(names), len(jobs), logs))
 	sides := map[string]suite{
 		outside: {programs: p, cluster: c, side: outside, logs: logs},
-		inside:  {programs: p, cluster: c, side: inside, labels: "heddle.dev/mesh=enabled", logs: logs},
+		inside:  {programs: p, cluster: c, side: inside, labels: enrolled, logs: logs},
 	}
 	if err := r.runAll(ctx, sides, jobs, o.parallel); err != nil {
 		return names, err
 	}
 	// A failure is believed when the test fails alone, too.
-	return names, r.runAll(ctx, sides, r.unconfirmed(names), 1)
+	return names, r.runAll(ctx, sides, r.unconfirmed(names, o.udp), 1)
 }
 
 // unconfirmed are the runs inside that differ, not by design, and were made beside
 // others.
-func (r *results) unconfirmed(names []string) []job {
+func (r *results) unconfirmed(names []string, udp bool) []job {
 	var jobs []job
 	for _, name := range r.compare(names).onlyOutside() {
-		if !r.confirmed(name) && !isListed(byDesign(), name) {
+		if !r.confirmed(name) && !isListed(byDesign(udp), name) {
 			jobs = append(jobs, job{inside, name})
 		}
 	}
@@ -247,7 +258,7 @@ func bringUp(ctx context.Context, root string, o options) (c *cluster.Cluster, d
 }
 
 // install puts the suite's images and Heddle on the cluster.
-func install(ctx context.Context, root string, c *cluster.Cluster, images, mode, version string) error {
+func install(ctx context.Context, root string, c *cluster.Cluster, images string, o options, version string) error {
 	const registry = "localhost/heddle"
 	folder, err := os.MkdirTemp("", "k8snet-images-")
 	if err != nil {
@@ -267,7 +278,8 @@ func install(ctx context.Context, root string, c *cluster.Cluster, images, mode,
 	}
 	say("installing Heddle")
 	if err := goRun(ctx, root, "run", "./cmd/heddle", "install", "--kubeconfig", c.Kubeconfig(), "--wait", "4m", "--force-conflicts",
-		"--set", "image.registry="+registry, "--set", "image.tag="+version, "--set", "mesh.peerAuthentication="+mode); err != nil {
+		"--set", "image.registry="+registry, "--set", "image.tag="+version, "--set", "mesh.peerAuthentication="+o.mode,
+		"--set", fmt.Sprintf("operator.udpByIdentity=%t", o.udp)); err != nil {
 		return fmt.Errorf("%w; %s", err, strings.TrimSpace(podsOf(ctx, c)))
 	}
 	return nil

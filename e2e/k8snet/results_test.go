@@ -57,10 +57,10 @@ func TestResults(t *testing.T) {
 	}
 	r = open("two")
 	want("gone on with", r.todo(names, ""), job{inside, b}, job{inside, c})
-	want("to confirm", r.unconfirmed(names), job{inside, b}, job{inside, a})
+	want("to confirm", r.unconfirmed(names, false), job{inside, b}, job{inside, a})
 	add(r, inside, a, "failed", true)
 	add(r, inside, b, passed, false)
-	want("confirmed", r.unconfirmed(names))
+	want("confirmed", r.unconfirmed(names, false))
 	want("differing again", r.todo(names, againDiffering), job{inside, a}, job{inside, c})
 	if got := r.todo(names, againAll); len(got) != 6 {
 		t.Errorf("all again: %v", got)
