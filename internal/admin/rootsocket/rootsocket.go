@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"strconv"
 	"syscall"
 	"time"
@@ -53,7 +54,33 @@ func Replace(path string, log *slog.Logger) (*Listener, error) {
 	return place(path, log)
 }
 
+// leftAfter is when a socket beside the path is no longer one that is being put in
+// place.
+const leftAfter = time.Minute
+
+// sweep removes what programs that were killed while they put their sockets in place
+// have left beside path.
+func sweep(path string) error {
+	beside, err := filepath.Glob(path + ".[0-9]*")
+	if err != nil {
+		return fmt.Errorf("look for sockets beside %s: %w", path, err)
+	}
+	for _, left := range beside {
+		info, err := os.Lstat(left)
+		if err != nil || info.Mode().Type() != fs.ModeSocket || time.Since(info.ModTime()) < leftAfter || notServed(left) != nil {
+			continue
+		}
+		if err := os.Remove(left); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove a socket that a killed program has left: %w", err)
+		}
+	}
+	return nil
+}
+
 func place(path string, log *slog.Logger) (*Listener, error) {
+	if err := sweep(path); err != nil {
+		log.Warn("a socket stays", "error", err)
+	}
 	fresh := path + "." + strconv.Itoa(os.Getpid())
 	if len(fresh) > maxPath {
 		return nil, fmt.Errorf("socket %s: the path is longer than %d bytes: choose a shorter one", path, maxPath)

@@ -1,11 +1,14 @@
 package rootsocket
 
 import (
+	"errors"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
@@ -61,5 +64,53 @@ func TestReplace(t *testing.T) {
 	}
 	if _, err := Replace(path, log); err == nil {
 		t.Error("a file that is no socket was replaced")
+	}
+}
+
+// TestWhatAKilledProgramLeft: a socket that was never put in place goes with the next
+// start, and nothing else that is beside it does.
+func TestWhatAKilledProgramLeft(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "agent.sock")
+	old := time.Now().Add(-2 * leftAfter)
+	bind := func(name string, served bool, at time.Time) string {
+		t.Helper()
+		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path + name, Net: "unix"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.SetUnlinkOnClose(false)
+		if served {
+			t.Cleanup(func() { _ = l.Close() })
+		} else if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chtimes(path+name, at, at); err != nil {
+			t.Fatal(err)
+		}
+		return path + name
+	}
+	left := bind(".4930", false, old)
+	stay := []string{bind(".4931", true, old), bind(".4932", false, time.Now()), bind(".old", false, old)}
+	plain := path + ".4933"
+	if err := os.WriteFile(plain, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chtimes(plain, old, old); err != nil {
+		t.Fatal(err)
+	}
+	l, err := Listen(path, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Lstat(left); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("what a killed program left is there still: %v", err)
+	}
+	for _, name := range append(stay, plain) {
+		if _, err := os.Lstat(name); err != nil {
+			t.Errorf("%s is gone: %v", name, err)
+		}
 	}
 }
