@@ -10,6 +10,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/agent/cni/chain"
 	"github.com/heddle-mesh/heddle/e2e/scenario/kubernetes"
+	"github.com/heddle-mesh/heddle/e2e/wire"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
 
@@ -254,9 +255,11 @@ func (w *world) reboot(t *testing.T, n int) int {
 	})
 	addresses = append(addresses, w.addresses(t, pods)...)
 	found := c.Stop(t, spoken, among(addresses))
-	t.Logf("reboot %d: from the power cut to the first answer and the first question: %v; %s", n, time.Since(started).Round(time.Second), found)
-	if found.Markers != 0 || slices.ContainsFunc(found.PlaintextFlows, leaving(addresses, w.apiServer(t))) || found.TLSBytes == 0 {
-		t.Errorf("around reboot %d: %s %v", n, found, found.PlaintextFlows)
+	t.Logf("reboot %d: from the power cut to the first answer and the first question: %v; at these pods' addresses, before, between and after them others': %s", n, time.Since(started).Round(time.Second), found)
+	leaves := leaving(addresses, w.apiServer(t))
+	left := slices.DeleteFunc(slices.Clone(found.PlaintextFlows), func(flow string) bool { return !leaves(flow) })
+	if found.Markers != 0 || len(left) > 0 || len(found.PlaintextFlows) == wire.MaxNamed || found.TLSBytes == 0 {
+		t.Errorf("around reboot %d: %s; left these pods in plaintext: %v", n, found, left)
 	}
 	return found.TLSBytes
 }

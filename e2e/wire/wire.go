@@ -31,7 +31,7 @@ type Findings struct {
 	// port outside TLS records.
 	PlaintextBytes int
 	// PlaintextFlows names the flows that PlaintextBytes were seen on, at most
-	// maxNamed, sorted.
+	// MaxNamed, sorted: with as many there may be others.
 	PlaintextFlows []string
 	// Markers counts the packets whose payload holds the marker.
 	Markers int
@@ -40,7 +40,8 @@ type Findings struct {
 	UDPPayloads, Other int
 }
 
-const maxNamed = 20
+// MaxNamed bounds PlaintextFlows.
+const MaxNamed = 10_000
 
 // String is one line for a person.
 func (f Findings) String() string {
@@ -180,7 +181,7 @@ func (f *Findings) judge(d direction, h *half) {
 
 func (f *Findings) plaintext(d direction, n int) {
 	f.PlaintextBytes += n
-	if len(f.PlaintextFlows) < maxNamed {
+	if len(f.PlaintextFlows) < MaxNamed {
 		f.PlaintextFlows = append(f.PlaintextFlows, d.String())
 	}
 }
