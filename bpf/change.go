@@ -84,8 +84,10 @@ func (d *datagrams) give(keys []gateDatagramRule) error {
 		return err
 	}
 	for _, key := range keys {
-		d.rules[key] = struct{}{}
-		d.digest.add(&key)
+		if !d.rules.has(key) { // none is given twice
+			d.rules[key] = struct{}{}
+			d.digest.add(&key)
+		}
 	}
 	return nil
 }

@@ -11,19 +11,16 @@ import (
 
 // digest is of a set of rules what look.bpf.c says of a table: their number, and the sum of
 // one number of each, so that it follows each rule that comes or goes. Two sets that have
-// the same are taken for the same.
-type digest struct{ sum, rules uint64 }
-
-// digestSeed makes of a rule another number in every process: that two sets have the same
-// digest is not to be known beforehand.
-var digestSeed = rand.Uint64()
+// the same are taken for the same: seed, which makes other numbers of rules, is drawn for
+// each table, so that nobody knows beforehand which have.
+type digest struct{ seed, sum, rules uint64 }
 
 // digestFactor is DIGEST_FACTOR of c/types.h.
 const digestFactor = 0x9E3779B97F4A7C15
 
 // number is add_rule's of look.bpf.c.
-func (k *gateDatagramRule) number() uint64 {
-	h := digestSeed
+func (k *gateDatagramRule) number(seed uint64) uint64 {
+	h := seed
 	for _, word := range [3]uint64{
 		uint64(k.Remote.Word[1])<<32 | uint64(k.Remote.Word[0]),
 		uint64(k.Remote.Word[3])<<32 | uint64(k.Remote.Word[2]),
@@ -35,7 +32,8 @@ func (k *gateDatagramRule) number() uint64 {
 	return h * digestFactor
 }
 
-func (d datagramRules) digest() (all digest) {
+func (d datagramRules) digest() digest {
+	all := digest{seed: rand.Uint64()}
 	for key := range d {
 		all.add(&key)
 	}
@@ -43,18 +41,18 @@ func (d datagramRules) digest() (all digest) {
 }
 
 func (d *digest) add(key *gateDatagramRule) {
-	d.sum += key.number()
+	d.sum += key.number(d.seed)
 	d.rules++
 }
 
 func (d *digest) remove(key *gateDatagramRule) {
-	d.sum -= key.number()
+	d.sum -= key.number(d.seed)
 	d.rules--
 }
 
-// digestOf asks the kernel for that of the table in the pod's slot; none is as an empty one.
-// mu is held.
-func (p *Pod) digestOf() (digest, error) {
+// digestOf asks the kernel for that of the table in the pod's slot, by a seed; none is as an
+// empty one. mu is held.
+func (p *Pod) digestOf(seed uint64) (digest, error) {
 	if p.look == nil {
 		spec, err := loadLook()
 		if err != nil {
@@ -64,7 +62,7 @@ func (p *Pod) digestOf() (digest, error) {
 			return digest{}, fmt.Errorf("load what looks after rules: %w", err)
 		}
 	}
-	d := lookDigest{Seed: digestSeed}
+	d := lookDigest{Seed: seed}
 	code, err := p.look.Programs[lookProgDigestRules].Run(&ebpf.RunOptions{Context: &d, ContextOut: &d})
 	if err == nil && code != 0 {
 		err = errors.New("it was not done")
@@ -72,5 +70,5 @@ func (p *Pod) digestOf() (digest, error) {
 	if err != nil {
 		return digest{}, fmt.Errorf("look at the rules of datagrams: %w", err)
 	}
-	return digest{d.Sum, d.Rules}, nil
+	return digest{seed, d.Sum, d.Rules}, nil
 }

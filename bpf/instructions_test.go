@@ -19,7 +19,7 @@ var recordedInstructions string
 // shows in review. HEDDLE_RECORD=1 writes the file anew.
 func TestInstructions(t *testing.T) {
 	p := lonePod(t)
-	if _, err := p.digestOf(); err != nil { // loads what it takes
+	if _, err := p.digestOf(1); err != nil { // loads what it takes
 		t.Fatal(err)
 	}
 	var now []string

@@ -24,7 +24,7 @@ func (p *Pod) ruleDifferences(look bool) (found []string, looked Looked, err err
 		return nil, Looked{}, nil
 	}
 	looked = Looked{Rules: len(d.rules), All: true}
-	now, err := p.digestOf()
+	now, err := p.digestOf(d.digest.seed)
 	if err != nil || now == d.digest {
 		return nil, looked, err
 	}

@@ -22,6 +22,9 @@ func TestDatagramRulesAreChanged(t *testing.T) {
 		if found, looked, err := p.Reconcile(true); err != nil || len(found) > 0 || !looked.All || looked.Rules != len(p.datagrams.rules) {
 			t.Errorf("found %q, looked at %+v: %v", found, looked, err)
 		}
+		if d := p.datagrams; d.table != nil && int(d.digest.rules) != len(d.rules) {
+			t.Errorf("of %d rules, %d are in the digest", len(d.rules), d.digest.rules)
+		}
 	}
 	first, second := ruleOut(peer4, 443), ruleOut(peer4, 444)
 	passes := func(port uint16, drop DropReason) packetCase {
@@ -33,7 +36,7 @@ func TestDatagramRulesAreChanged(t *testing.T) {
 	}
 	change(nil, []DatagramRule{first, first}, 0)
 	runCases(t, p, []packetCase{passes(443, 0), passes(444, DropUDP)})
-	change([]DatagramRule{first, ruleIn(peer4, 1)}, []DatagramRule{second}, 0)
+	change([]DatagramRule{first, ruleIn(peer4, 1)}, []DatagramRule{second, second}, 0)
 	runCases(t, p, []packetCase{passes(443, DropUDP), passes(444, 0)})
 	change(nil, many(3000), 0)
 	runCases(t, p, []packetCase{passes(444, 0)})
@@ -60,8 +63,12 @@ func TestDatagramRulesAreLookedAt(t *testing.T) {
 		if slices.Sort(found); err != nil || !slices.Equal(found, want) || looked != (Looked{len(p.datagrams.rules), true}) {
 			t.Errorf("found %q, want %q, looked at %+v: %v", found, want, looked, err)
 		}
-		if now, err := p.digestOf(); err != nil || now != p.datagrams.rules.digest() || now != p.datagrams.digest {
-			t.Errorf("the kernel has %v, followed is %v, of all rules %v: %v", now, p.datagrams.digest, p.datagrams.rules.digest(), err)
+		whole := p.datagrams.rules.digest()
+		if now, err := p.digestOf(whole.seed); err != nil || now != whole {
+			t.Errorf("the kernel has %v, and was told %v: %v", now, whole, err)
+		}
+		if now, err := p.digestOf(p.datagrams.digest.seed); err != nil || now != p.datagrams.digest || now == whole {
+			t.Errorf("the kernel has %v, followed is %v: %v", now, p.datagrams.digest, err)
 		}
 	}
 	looks()
@@ -103,11 +110,11 @@ func TestDatagramRulesAreLookedAt(t *testing.T) {
 // TestDigestOfARule: by each of a rule's bits its number is another, and half of that, about.
 func TestDigestOfARule(t *testing.T) {
 	key := ruleIn(pod6, 443).key()
-	was, flips := key.number(), 0
+	was, flips := key.number(1), 0
 	for i := range asBytes(&key) {
 		for bit := range 8 {
 			asBytes(&key)[i] ^= 1 << bit
-			flips += bits.OnesCount64(key.number() ^ was)
+			flips += bits.OnesCount64(key.number(1) ^ was)
 			asBytes(&key)[i] ^= 1 << bit
 		}
 	}
