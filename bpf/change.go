@@ -58,7 +58,7 @@ func (p *Pod) changeRules(gone, added []DatagramRule) (left int, err error) {
 			wanted = datagramRules{}
 		}
 		for _, key := range fresh {
-			wanted[key] = 0
+			wanted[key] = struct{}{}
 		}
 		return left, p.writeRules(wanted)
 	}
@@ -67,15 +67,14 @@ func (p *Pod) changeRules(gone, added []DatagramRule) (left int, err error) {
 
 // takeAway takes a rule out of the table; the Pod's mu is held.
 func (d *datagrams) takeAway(key gateDatagramRule) error {
-	seen, ok := d.rules[key]
-	if !ok {
+	if !d.rules.has(key) {
 		return nil
 	}
 	if err := d.table.Delete(asBytes(&key)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return err
 	}
 	delete(d.rules, key)
-	d.look.without(seen)
+	d.digest.remove(&key)
 	return nil
 }
 
@@ -85,7 +84,10 @@ func (d *datagrams) give(keys []gateDatagramRule) error {
 		return err
 	}
 	for _, key := range keys {
-		d.rules[key] = d.look.round
+		if !d.rules.has(key) { // none is given twice
+			d.rules[key] = struct{}{}
+			d.digest.add(&key)
+		}
 	}
 	return nil
 }

@@ -70,7 +70,7 @@ type Conversation struct {
 type datagrams struct {
 	// rules are what the kernel was told. The maps are nil while there is none.
 	rules         datagramRules
-	look          look
+	digest        digest // of rules
 	table         *ebpf.Map
 	conversations *ebpf.Map
 	// inside are the blocks that rules to whoever is outside do not lead to, as the kernel
@@ -86,8 +86,8 @@ type datagrams struct {
 // stale reports whether the kernel may hold other rules than these.
 func (d *datagrams) stale() bool { return d.shared || d.unwritten }
 
-// datagramRules has rules, and of each in which round of looking after them it was seen last.
-type datagramRules map[gateDatagramRule]uint32
+// datagramRules is a set of rules.
+type datagramRules map[gateDatagramRule]struct{}
 
 func (d datagramRules) same(other datagramRules) bool {
 	if len(d) != len(other) {
@@ -143,7 +143,7 @@ func (p *Pod) setDatagrams(rules []DatagramRule, inside []netip.Prefix, kept boo
 		switch key := r.key(); {
 		case kept && !p.datagrams.rules.has(key):
 		case len(wanted) < MaxDatagramRules:
-			wanted[key], outside = 0, outside || key.Outside == 1
+			wanted[key], outside = struct{}{}, outside || key.Outside == 1
 		case !wanted.has(key):
 			left++
 		}
@@ -272,7 +272,7 @@ func (p *Pod) replaceRules(wanted datagramRules) error {
 	if err := p.insert(gateMapDatagramRules, uint32(size), &p.datagrams.table, fill); err != nil {
 		return err
 	}
-	p.datagrams.rules, p.datagrams.look = wanted, look{round: p.datagrams.look.round + 1}
+	p.datagrams.rules, p.datagrams.digest = wanted, wanted.digest()
 	return p.writeConfig(p.cfg)
 }
 
@@ -387,7 +387,7 @@ func (p *Pod) adoptDatagrams() error {
 	if d.rules, err = rulesIn(d.table); err != nil {
 		return err
 	}
-	if len(d.rules) == 0 && !shared {
+	if d.digest = d.rules.digest(); len(d.rules) == 0 && !shared {
 		return p.dropDatagrams()
 	}
 	return p.adoptOutside(cfg.Flags&uint32(gatePodFlagsPOD_OUTSIDE) != 0)
@@ -395,7 +395,7 @@ func (p *Pod) adoptDatagrams() error {
 
 func rulesIn(table *ebpf.Map) (datagramRules, error) {
 	rules := datagramRules{}
-	if err := each(table, func(key gateDatagramRule, _ uint32) { rules[key] = 0 }); err != nil {
+	if err := each(table, func(key gateDatagramRule, _ uint32) { rules[key] = struct{}{} }); err != nil {
 		return nil, fmt.Errorf("list the rules of datagrams: %w", err)
 	}
 	return rules, nil

@@ -189,7 +189,7 @@ func TestDatagramsAfterAnError(t *testing.T) {
 			{name: name + ": by the rule of now", frame: ip(pod4, peer4, protoUDP, udp(999, 445)), as: FlowDatagram},
 			{name: name + ": by that of before", frame: ip(pod4, peer4, protoUDP, udp(999, 443)), drop: DropUDP},
 		})
-		if found, _, err := p.Reconcile(MaxDatagramRules); err != nil || len(found) > 0 {
+		if found, _, err := p.Reconcile(true); err != nil || len(found) > 0 {
 			t.Errorf("%s: found %q, %v", name, found, err)
 		}
 	}
@@ -236,7 +236,7 @@ func TestDatagramsOfTwoAgents(t *testing.T) {
 			setDatagrams(t, donor, c.before...)
 			successor := open()
 			setDatagrams(t, donor, c.meanwhile...)
-			if found, _, err := successor.Reconcile(MaxDatagramRules); err != nil || len(found) > 0 {
+			if found, _, err := successor.Reconcile(true); err != nil || len(found) > 0 {
 				t.Errorf("found %q of the other agent's, %v", found, err)
 			}
 			setDatagrams(t, successor, c.told...)
@@ -246,7 +246,7 @@ func TestDatagramsOfTwoAgents(t *testing.T) {
 				runCases(t, successor, sent(443, DropUDP))
 			}
 			runCases(t, successor, sent(444, DropUDP))
-			if found, _, err := successor.Reconcile(MaxDatagramRules); err != nil || len(found) > 0 {
+			if found, _, err := successor.Reconcile(true); err != nil || len(found) > 0 {
 				t.Errorf("found %q, %v", found, err)
 			}
 			if err := errors.Join(donor.Close(), successor.Close()); err != nil {
@@ -354,7 +354,7 @@ func TestDatagramRulesAreAdopted(t *testing.T) {
 
 	p = reopen()
 	runCases(t, p, passes)
-	if found, _, err := p.Reconcile(MaxDatagramRules); err != nil || len(found) > 0 {
+	if found, _, err := p.Reconcile(true); err != nil || len(found) > 0 {
 		t.Errorf("after adoption: found %q, %v", found, err)
 	}
 	// An agent of a version that keeps no rules writes its configuration.
@@ -404,10 +404,10 @@ func TestDatagramDrift(t *testing.T) {
 		if err := harm.do(); err != nil {
 			t.Fatal(err)
 		}
-		if found, _, err := p.Reconcile(MaxDatagramRules); err != nil || !slices.Equal(found, []string{harm.found}) {
+		if found, _, err := p.Reconcile(true); err != nil || !slices.Equal(found, []string{harm.found}) {
 			t.Errorf("found %q, want %q: %v", found, harm.found, err)
 		}
-		if found, _, err := p.Reconcile(MaxDatagramRules); err != nil || len(found) > 0 {
+		if found, _, err := p.Reconcile(true); err != nil || len(found) > 0 {
 			t.Errorf("after repair of %q: found %q, %v", harm.found, found, err)
 		}
 		runCases(t, p, []packetCase{
@@ -416,7 +416,7 @@ func TestDatagramDrift(t *testing.T) {
 		})
 	}
 	setDatagrams(t, p)
-	if found, _, err := p.Reconcile(MaxDatagramRules); err != nil || len(found) > 0 {
+	if found, _, err := p.Reconcile(true); err != nil || len(found) > 0 {
 		t.Errorf("without rules: found %q, %v", found, err)
 	}
 }

@@ -16,11 +16,9 @@ var errNotWritten = errors.New("not all rules of datagrams could be written: unt
 // the slot in use, the ports, and the rules of datagrams. What somebody else has changed it writes anew, as Update
 // does, so that connections that were let in meanwhile lose their entries. It names what
 // it has mended. What it could not mend the error says, each further call tries it again, and
-// that which succeeds names it. Of the rules it reads on where it was the last time, at least so many as it is
-// given, a batch at a time, and begins anew after the last: also when it has mended any, since
-// all of them are written then. So of more rules than one call reads not all that is mended
-// is named.
-func (p *Pod) Reconcile(rules int) (mended []string, looked Looked, err error) {
+// that which succeeds names it. At the rules it looks if it is to: of a pod that has very many
+// that takes some milliseconds.
+func (p *Pod) Reconcile(rules bool) (mended []string, looked Looked, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.cfg.Name == "" {
@@ -43,9 +41,9 @@ func (p *Pod) mendConfig() (mended []string, err error) {
 	return found, nil
 }
 
-// mendDatagrams reads on in the rules of datagrams, and mends them, what leaves the mesh, and
-// their tables; mu is held.
-func (p *Pod) mendDatagrams(rules int) (mended []string, looked Looked, err error) {
+// mendDatagrams mends the rules of datagrams, if it is to look at them, what leaves the mesh,
+// and their tables; mu is held.
+func (p *Pod) mendDatagrams(rules bool) (mended []string, looked Looked, err error) {
 	found, looked, err := p.datagramDifferences(rules)
 	if err != nil {
 		return nil, looked, err

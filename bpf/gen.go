@@ -7,3 +7,4 @@ package bpf
 //go:generate go tool bpf2go -cc clang-16 -strip llvm-strip-16 -target bpfel -no-global-types redirect c/redirect.bpf.c -- -O2 -g -Wall -Wextra -Werror -Ic/include
 //go:generate go tool bpf2go -cc clang-16 -strip llvm-strip-16 -target bpfel -no-global-types stamp c/stamp.bpf.c -- -O2 -g -Wall -Wextra -Werror -Ic/include
 //go:generate go tool bpf2go -cc clang-16 -strip llvm-strip-16 -target bpfel -no-global-types enroll c/enroll.bpf.c -- -O2 -g -Wall -Wextra -Werror -Ic/include
+//go:generate go tool bpf2go -cc clang-16 -strip llvm-strip-16 -target bpfel -type digest look c/look.bpf.c -- -O2 -g -Wall -Wextra -Werror -Ic/include

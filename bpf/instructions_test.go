@@ -19,9 +19,12 @@ var recordedInstructions string
 // shows in review. HEDDLE_RECORD=1 writes the file anew.
 func TestInstructions(t *testing.T) {
 	p := lonePod(t)
+	if _, err := p.digestOf(1); err != nil { // loads what it takes
+		t.Fatal(err)
+	}
 	var now []string
 	size, walked := map[string]int{}, map[string]int{}
-	for _, coll := range []*ebpf.Collection{p.gate, p.redirect} {
+	for _, coll := range []*ebpf.Collection{p.gate, p.redirect, p.look} {
 		for name, prog := range coll.Programs {
 			info, err := prog.Info()
 			if err != nil {
@@ -34,7 +37,7 @@ func TestInstructions(t *testing.T) {
 			walked[name] = int(verified)
 		}
 	}
-	for _, load := range []func() (*ebpf.CollectionSpec, error){loadGate, loadRedirect, loadEnroll, loadStamp} {
+	for _, load := range []func() (*ebpf.CollectionSpec, error){loadGate, loadRedirect, loadEnroll, loadStamp, loadLook} {
 		spec, err := load()
 		if err != nil {
 			t.Fatal(err)

@@ -188,7 +188,7 @@ func TestOutsideIsRefused(t *testing.T) {
 			{name: "inside " + all[0], frame: ip(pod4, strange4, protoUDP, udp(999, 123)), drop: DropUDP},
 			{name: "inside " + all[1], frame: ip(pod6, strange6, protoUDP, udp(999, 123)), drop: DropUDP},
 		})
-		if found, _, err := p.Reconcile(MaxDatagramRules); err != nil || len(found) > 0 {
+		if found, _, err := p.Reconcile(true); err != nil || len(found) > 0 {
 			t.Errorf("found %q, %v", found, err)
 		}
 	}
@@ -249,7 +249,7 @@ func TestOutsideIsAdopted(t *testing.T) {
 	}
 	p = reopen()
 	runCases(t, p, []packetCase{outside, peer, inside})
-	if found, _, err := p.Reconcile(MaxDatagramRules); err != nil || len(found) > 0 {
+	if found, _, err := p.Reconcile(true); err != nil || len(found) > 0 {
 		t.Errorf("after adoption: found %q, %v", found, err)
 	}
 	// Told the same again, the blocks stay, so that no datagram is lost; told others, they go.
@@ -306,7 +306,7 @@ func TestOutsideOfTwoAgents(t *testing.T) {
 			setDatagrams(t, donor, c.before...)
 			successor := open()
 			setDatagrams(t, donor, c.meanwhile...)
-			if found, _, err := successor.Reconcile(MaxDatagramRules); err != nil || len(found) > 0 {
+			if found, _, err := successor.Reconcile(true); err != nil || len(found) > 0 {
 				t.Errorf("found %q of the other agent's, %v", found, err)
 			}
 			setDatagrams(t, successor, c.told...)
@@ -315,7 +315,7 @@ func TestOutsideOfTwoAgents(t *testing.T) {
 				ntp.drop, ntp.as = 0, FlowDatagram
 			}
 			runCases(t, successor, []packetCase{ntp, {name: "to 124", frame: ip(pod4, strange4, protoUDP, udp(999, 124)), drop: DropUDP}})
-			if found, _, err := successor.Reconcile(MaxDatagramRules); err != nil || len(found) > 0 {
+			if found, _, err := successor.Reconcile(true); err != nil || len(found) > 0 {
 				t.Errorf("found %q, %v", found, err)
 			}
 			if err := errors.Join(donor.Close(), successor.Close(), n.RemovePod("lone")); err != nil {
@@ -367,10 +367,10 @@ func TestOutsideDrift(t *testing.T) {
 		if err := harm.do(); err != nil {
 			t.Fatal(err)
 		}
-		if found, _, err := p.Reconcile(MaxDatagramRules); err != nil || !slices.Equal(found, []string{harm.found}) {
+		if found, _, err := p.Reconcile(true); err != nil || !slices.Equal(found, []string{harm.found}) {
 			t.Errorf("%s: found %q, want %q: %v", harm.what, found, harm.found, err)
 		}
-		if found, _, err := p.Reconcile(MaxDatagramRules); err != nil || len(found) > 0 {
+		if found, _, err := p.Reconcile(true); err != nil || len(found) > 0 {
 			t.Errorf("%s, after repair: found %q, %v", harm.what, found, err)
 		}
 		runCases(t, p, []packetCase{
@@ -385,7 +385,7 @@ func TestOutsideDrift(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer foreign.Close()
-	if found, _, err := p.Reconcile(MaxDatagramRules); err != nil || !slices.Equal(found, []string{changed}) {
+	if found, _, err := p.Reconcile(true); err != nil || !slices.Equal(found, []string{changed}) {
 		t.Errorf("a table where there should be none: found %q, %v", found, err)
 	}
 	if m, err := p.slot(gateMapOutside); m != nil || err != nil {

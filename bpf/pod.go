@@ -33,7 +33,8 @@ type Pod struct {
 	wrote gatePodConfig        // guarded by mu; what cfg and the node's configuration came to
 	links map[string]link.Link // guarded by mu; by program name
 
-	datagrams datagrams // guarded by mu
+	datagrams datagrams        // guarded by mu
+	look      *ebpf.Collection // guarded by mu; what digests rules, nil until that is needed
 	// unmended is what Reconcile found of datagrams and could not mend yet, mended what has
 	// been since, for it to return; guarded by mu.
 	unmended, mended []string
@@ -202,7 +203,7 @@ func (p *Pod) Close() error {
 	}
 	errs = append(errs, p.datagrams.close())
 	p.datagrams = datagrams{}
-	for _, coll := range []*ebpf.Collection{p.redirect, p.gate} {
+	for _, coll := range []*ebpf.Collection{p.look, p.redirect, p.gate} {
 		if coll != nil {
 			coll.Close()
 		}

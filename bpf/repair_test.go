@@ -45,7 +45,7 @@ func TestAdoptedTableWithoutRules(t *testing.T) {
 			}
 			setDatagrams(t, p, rule)
 			runCases(t, p, passes)
-			if found, _, err := p.Reconcile(MaxDatagramRules); err != nil || len(found) > 0 {
+			if found, _, err := p.Reconcile(true); err != nil || len(found) > 0 {
 				t.Errorf("found %q, %v", found, err)
 			}
 		})
@@ -93,7 +93,7 @@ func TestRepairIsTriedAgain(t *testing.T) {
 			}
 			mend := unwritable(t, p, broken)
 			for range 3 {
-				found, _, err := p.Reconcile(MaxDatagramRules)
+				found, _, err := p.Reconcile(true)
 				if len(found) > 0 || err == nil || !strings.Contains(err.Error(), added) && !strings.Contains(err.Error(), "what datagrams may leave to") {
 					t.Errorf("not mended: found %q, %v", found, err)
 				}
@@ -102,7 +102,7 @@ func TestRepairIsTriedAgain(t *testing.T) {
 				if meanwhile(p) == nil {
 					t.Error("told, while the gate cannot be")
 				}
-				if found, _, err := p.Reconcile(MaxDatagramRules); len(found) > 0 || !errors.Is(err, errNotWritten) {
+				if found, _, err := p.Reconcile(true); len(found) > 0 || !errors.Is(err, errNotWritten) {
 					t.Errorf("what was told is not written: found %q, %v", found, err)
 				}
 			}
@@ -110,7 +110,7 @@ func TestRepairIsTriedAgain(t *testing.T) {
 			if meanwhile != nil {
 				setDatagrams(t, p, rules...)
 			}
-			found, looked, err := p.Reconcile(1) // whatever it reads: there is something to mend
+			found, looked, err := p.Reconcile(true) // whatever it reads: there is something to mend
 			if err != nil || !slices.Contains(found, added) || !looked.All {
 				t.Errorf("mended: found %q, looked at %+v, %v", found, looked, err)
 			}
@@ -119,7 +119,7 @@ func TestRepairIsTriedAgain(t *testing.T) {
 				{name: "outside", frame: ip(pod4, strange4, protoUDP, udp(999, 123)), as: FlowDatagram},
 				{name: "by none", in: true, frame: ip(strange4, pod4, protoUDP, udp(999, 22)), drop: DropUDP},
 			})
-			if found, _, err := p.Reconcile(MaxDatagramRules); err != nil || len(found) > 0 {
+			if found, _, err := p.Reconcile(true); err != nil || len(found) > 0 {
 				t.Errorf("after repair: found %q, %v", found, err)
 			}
 		})
@@ -139,7 +139,7 @@ func TestRepairThatFailedHalfWay(t *testing.T) {
 		t.Error("reclaimed what cannot be written")
 	}
 	mend()
-	if found, _, err := p.Reconcile(MaxDatagramRules); err != nil || len(found) != 2 { // what may leave the mesh, too
+	if found, _, err := p.Reconcile(true); err != nil || len(found) != 2 { // what may leave the mesh, too
 		t.Errorf("found %q, %v", found, err)
 	}
 	if _, err := p.ChangeDatagrams(nil, []DatagramRule{ruleOut(peer4, 444)}); err != nil {
@@ -151,7 +151,7 @@ func TestRepairThatFailedHalfWay(t *testing.T) {
 		{name: "outside", frame: ip(pod4, strange4, protoUDP, udp(999, 123)), as: FlowDatagram},
 		{name: "by none", in: true, frame: ip(strange4, pod4, protoUDP, udp(999, 22)), drop: DropUDP},
 	})
-	if found, _, err := p.Reconcile(MaxDatagramRules); err != nil || len(found) > 0 {
+	if found, _, err := p.Reconcile(true); err != nil || len(found) > 0 {
 		t.Errorf("after repair: found %q, %v", found, err)
 	}
 }
@@ -164,12 +164,12 @@ func TestRepairOfTheConfigurationIsTriedAgain(t *testing.T) {
 	}
 	mend := unwritable(t, p, gateMapActive)
 	for range 2 {
-		if found, _, err := p.Reconcile(MaxDatagramRules); len(found) > 0 || err == nil || !strings.Contains(err.Error(), "port 22 was added") {
+		if found, _, err := p.Reconcile(true); len(found) > 0 || err == nil || !strings.Contains(err.Error(), "port 22 was added") {
 			t.Errorf("not mended: found %q, %v", found, err)
 		}
 	}
 	mend()
-	if found, _, err := p.Reconcile(MaxDatagramRules); err != nil || !slices.Equal(found, []string{"port 22 was added"}) {
+	if found, _, err := p.Reconcile(true); err != nil || !slices.Equal(found, []string{"port 22 was added"}) {
 		t.Errorf("mended: found %q, %v", found, err)
 	}
 }

@@ -1,7 +1,7 @@
 // Package drift sees to it that the kernel's maps hold what the agent has written. The maps
 // are pinned, and root on the node can write to them: what was changed behind the agent's
 // back is found within a second, written anew, and reported in log, metric and check; of
-// rules of datagrams in as many seconds more as there are more of them than it reads in one.
+// rules of datagrams within two where a node has 131,072, and one more for each 65,536 beyond.
 // What cannot be written anew is tried again each second.
 //
 // It looks at what policy is compiled to: each pod's configuration, its ports, and the
@@ -28,20 +28,18 @@ import (
 )
 
 const (
-	// every is how often the maps are read: for each pod about ten lookups, and rules of
-	// datagrams.
-	every = time.Second
-	// rules is how many rules of datagrams are read then, of all pods together: 5 ms of a
-	// processor. Where there are more, it takes as many seconds as their number makes it.
-	rules = 8192
+	// every is how often the maps are read: for each pod about ten lookups, and a look at
+	// rules of datagrams. Twice that leaves the time to repair something within two seconds.
+	every = 900 * time.Millisecond
+	// rules is at how many rules of datagrams is looked then, of all pods together, on
+	// average: 7 ms of a processor. Where there are more, it takes as many looks as their number
+	// makes it.
+	rules = 65536
 	// shown is for how long `heddle check` fails because of what was repaired.
 	shown = 10 * time.Minute
 	// settled is for how long a pod's maps must have held until they count as what
 	// policy says: who changes them again and again is not to be missed in between.
 	settled = 3 * every
-	// longest is with how many looks in a row one pod is the first: those in which the most
-	// rules that it may have are read, and one more to see that there are none.
-	longest = bpf.MaxDatagramRules/rules + 1
 )
 
 // Watch looks after the maps of a node's pods. It is safe for concurrent use.
@@ -57,11 +55,11 @@ type Watch struct {
 	failed map[string]failure // by pod: when its maps could last not be read, or mended
 }
 
-// turn is with which pod a look at the rules of datagrams begins, and how many looks in a
-// row did before.
+// turn is with which pod a look at the rules of datagrams begins, and at how many more than
+// its share the ones before have looked.
 type turn struct {
-	pod   string
-	looks int
+	pod  string
+	owed int
 }
 
 // repair is what was found of a pod last.
@@ -84,7 +82,7 @@ func New(node *podnet.Node, log *slog.Logger) *Watch {
 	w := &Watch{
 		node: node, log: log, last: map[string]repair{}, failed: map[string]failure{},
 		repairs: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "heddle_gate_drift_total", Help: "Entries of the kernel's maps that somebody else had changed, found and repaired; of rules of datagrams, where a node has more than 8,192, not all that were repaired.",
+			Name: "heddle_gate_drift_total", Help: "Entries of the kernel's maps that somebody else had changed, found and repaired.",
 		}),
 	}
 	w.failing = prometheus.NewGaugeFunc(prometheus.GaugeOpts{
@@ -118,7 +116,7 @@ func (w *Watch) unmended() float64 {
 	return float64(n)
 }
 
-// Run looks every second until ctx is done.
+// Run looks again and again until ctx is done.
 func (w *Watch) Run(ctx context.Context) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
@@ -129,28 +127,26 @@ func (w *Watch) Run(ctx context.Context) {
 			return
 		}
 		pods := w.node.Pods()
-		w.next = inTurn(slices.Sorted(maps.Keys(pods)), w.next, func(name string, left int) bpf.Looked { return w.look(name, pods[name], left) })
+		w.next = inTurn(slices.Sorted(maps.Keys(pods)), w.next, func(name string, rules bool) bpf.Looked { return w.look(name, pods[name], rules) })
 		w.forget(pods)
 	}
 }
 
-// inTurn looks at pods, beginning with first or the next of the sorted names, and returns
-// with which to begin the next time: the first of whose rules some were left out, unless it
-// was that for so long that it never ends.
-func inTurn(names []string, first turn, look func(name string, rules int) bpf.Looked) (next turn) {
+// inTurn looks at pods, beginning with first or the next of the sorted names: at the rules
+// of one after the other, all of each, until that were as many as rules is. It returns with
+// which to begin the next time. Of twice as many in all, any two looks in a row are at each.
+func inTurn(names []string, first turn, look func(name string, rules bool) bpf.Looked) (next turn) {
 	at, _ := slices.BinarySearch(names, first.pod)
-	left := rules
+	left, all := rules-first.owed, true
+	next.pod = first.pod
 	for _, name := range slices.Concat(names[at:], names[:at]) {
-		looked := look(name, left)
+		looked := look(name, left > 0)
 		left -= looked.Rules
-		switch {
-		case looked.All || next.pod != "":
-		case name != first.pod:
-			next = turn{pod: name}
-		case first.looks+1 < longest:
-			next = turn{pod: name, looks: first.looks + 1}
+		if !looked.All && all {
+			next.pod, all = name, false
 		}
 	}
+	next.owed = max(0, -left)
 	return next
 }
 
@@ -178,7 +174,7 @@ func (w *Watch) Drifting(pod string) bool {
 	return time.Since(w.last[pod].at) < settled || w.failed[pod].lasts()
 }
 
-func (w *Watch) look(name string, pod *podnet.Pod, rules int) bpf.Looked {
+func (w *Watch) look(name string, pod *podnet.Pod, rules bool) bpf.Looked {
 	found, looked, err := reconcile(pod, rules)
 	if err != nil && !errors.Is(err, podnet.ErrClosed) {
 		w.log.Error("the kernel's maps of a pod cannot be read back, or not be repaired: trying again", "workload", name, "error", err)
@@ -201,7 +197,7 @@ func (w *Watch) look(name string, pod *podnet.Pod, rules int) bpf.Looked {
 }
 
 // reconcile repairs a pod's maps, and names what was not as it should be and is again.
-func reconcile(pod *podnet.Pod, rules int) (found []string, looked bpf.Looked, err error) {
+func reconcile(pod *podnet.Pod, rules bool) (found []string, looked bpf.Looked, err error) {
 	listeners := pod.Listeners() // before Kernel, which holds the same lock
 	err = pod.Kernel(func(k *bpf.Pod) error {
 		var failed error

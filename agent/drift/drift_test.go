@@ -3,12 +3,15 @@ package drift
 import (
 	"errors"
 	"log/slog"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"pgregory.net/rapid"
 
 	"github.com/heddle-mesh/heddle/bpf"
 	"github.com/heddle-mesh/heddle/internal/testenv"
@@ -16,55 +19,39 @@ import (
 
 func TestMain(m *testing.M) { testenv.Main(m) }
 
-// TestInTurn: of more rules than are read at once, all pods' have their turn.
+// TestInTurn: whatever pods have of 131,072 rules, any two looks in a row are at all of them;
+// of more, each has its turn as soon as the others' number lets it; and on average a look is
+// at no more than its share.
 func TestInTurn(t *testing.T) {
-	unread := map[string]int{"a": 0, "b": 3 * rules, "c": 10, "d": rules}
-	left, next := map[string]int{"a": 0, "b": 3 * rules, "c": 10, "d": rules}, turn{}
-	rounds := map[string]int{}
-	for range 15 { // three rounds of 4 times what is read at once, and a bit
-		read := 0
-		next = inTurn([]string{"a", "b", "c", "d"}, next, func(name string, most int) bpf.Looked {
-			n := max(0, min(left[name], most))
-			read += n
-			if left[name] -= n; left[name] > 0 || most <= 0 && unread[name] > 0 {
-				return bpf.Looked{Rules: n}
-			}
-			left[name] = unread[name]
-			rounds[name]++
-			return bpf.Looked{Rules: n, All: true}
-		})
-		if read > rules {
-			t.Errorf("%d rules were read at once", read)
+	rapid.Check(t, func(t *rapid.T) {
+		of, all := map[string]int{}, 0
+		for i := range rapid.IntRange(1, 12).Draw(t, "pods") {
+			of[string(rune('a'+i))] = rapid.OneOf(rapid.IntRange(0, 10), rapid.IntRange(0, bpf.MaxDatagramRules), rapid.Just(bpf.MaxDatagramRules)).Draw(t, "rules")
 		}
-	}
-	for name, n := range rounds {
-		if n < 3 {
-			t.Errorf("%s was read %d times", name, n)
+		names := slices.Sorted(maps.Keys(of))
+		for _, n := range of {
+			all += n
 		}
-	}
-	if len(rounds) != 4 {
-		t.Errorf("%v were read", rounds)
-	}
-}
-
-// TestNoPodHasAllTurns: one whose rules are never all read does not keep the others from theirs.
-func TestNoPodHasAllTurns(t *testing.T) {
-	looks := map[string]int{}
-	next := turn{}
-	for range 3 * longest {
-		next = inTurn([]string{"a", "b", "c"}, next, func(name string, most int) bpf.Looked {
-			if name == "a" {
-				return bpf.Looked{Rules: max(0, min(2*rules, most))}
+		most := max(1, (all+rules-1)/rules)
+		next, read, since := turn{}, 0, map[string]int{}
+		for looks := 1; looks <= 40; looks++ {
+			next = inTurn(names, next, func(name string, look bool) bpf.Looked {
+				if since[name]++; look || of[name] == 0 {
+					since[name], read = 0, read+of[name]
+					return bpf.Looked{Rules: of[name], All: true}
+				}
+				return bpf.Looked{}
+			})
+			for _, name := range names {
+				if since[name] >= most {
+					t.Fatalf("%v: %s was not looked at %d times in a row", of, name, since[name])
+				}
 			}
-			if most > 0 {
-				looks[name]++
+			if read > looks*rules+bpf.MaxDatagramRules {
+				t.Fatalf("%v: %d rules in %d looks", of, read, looks)
 			}
-			return bpf.Looked{All: most > 0}
-		})
-	}
-	if looks["b"] < 2 || looks["c"] < 2 {
-		t.Errorf("beside one that is never done, the others were looked at %v times", looks)
-	}
+		}
+	})
 }
 
 // TestWhatCannotBeRepairedIsAProblem for as long as it is tried.

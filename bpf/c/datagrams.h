@@ -16,23 +16,10 @@
 
 #include "maps.h"
 #include "packet.h"
+#include "rules.h"
 
 #define NANOSECONDS_PER_SECOND 1000000000ULL
 #define DATAGRAM_REPLY_WINDOW (30 * NANOSECONDS_PER_SECOND)
-
-/* One slot, for a table of any size: its rules change all at once. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__array(values, struct {
-		__uint(type, BPF_MAP_TYPE_HASH);
-		__uint(map_flags, BPF_F_NO_PREALLOC);
-		__uint(max_entries, 256);
-		__type(key, struct datagram_rule);
-		__type(value, __u32);
-	});
-} datagram_rules SEC(".maps");
 
 /* One slot. An LRU: an evicted conversation costs an answer, until who opened it goes on. */
 struct {

@@ -106,6 +106,19 @@ struct datagram_rule {
 	__u8 outside;   /* 1: with whoever is outside; remote is 0, and so is port for all of them */
 };
 
+/*
+ * What look.bpf.c says of a table of rules: how many there are, and the sum of one number
+ * of each, which seed makes another one.
+ */
+struct digest {
+	__u64 seed; /* in */
+	__u64 sum;
+	__u64 rules;
+};
+
+/* As in ../digest.go: odd, with as many ones as zeros, in no pattern (the golden ratio's bits). */
+#define DIGEST_FACTOR 0x9E3779B97F4A7C15ULL
+
 /* A block of addresses: the key of a trie, where the longest one that matches decides. */
 struct block {
 	__u32 length; /* bits of the address that count, of 128 */

@@ -29,7 +29,7 @@ fi
 MODULES="inet_diag tcp_diag llc stp bridge veth dummy sch_ingress cls_bpf act_bpf libcrc32c nf_tproxy_ipv4 nf_tproxy_ipv6"
 
 # Tests of how long a program takes, which emulation says nothing of.
-TIMED='^TestGateCost$'
+TIMED='^(TestGateCost|TestLookCost)$'
 
 # Programs that tests run and of which busybox's form knows too little.
 TOOLS="ip tc"

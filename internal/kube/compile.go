@@ -26,6 +26,9 @@ type Compiled struct {
 	Services  []mesh.Service
 	Policies  []mesh.Policy
 	Network   mesh.Network
+	// DatagramBytes is how much policies say about UDP of the workloads of a namespace; of more
+	// than policies.MaxNamespace not all is told.
+	DatagramBytes map[string]int
 	// Warnings are about objects that are valid and in force, but unlikely to
 	// do what their author wants.
 	Warnings []*Problem
@@ -102,6 +105,7 @@ func (c *compiler) compileRest() {
 	c.compilePolicies()
 	c.compilePods(authentications)
 	c.compileWorkloads(authentications)
+	c.out.DatagramBytes = c.datagrams.Bytes()
 	c.warnPolicies()
 	c.compileNetworkPolicies()
 	c.compileServices()

@@ -157,14 +157,16 @@ func (s subject) podWorkload(p *Pod, enrolled bool, authentications []authentica
 	}
 	out.Mode, out.PortModes = resolve(authentications, p.Labels, c.settings.Mode)
 	out.DNS = c.settings.DNS.Of(p.Namespace)
-	s.addDatagrams(&out)
 	if len(out.Addresses) == 0 {
 		out.Ready, out.Leaving = false, false
 		// One that is being set up is told to its node, enrolled or not: until it is,
 		// heddle-cni does not know that a namespace's first pod may start outside the
 		// mesh. One whose addresses are all refused must not be taken for that.
-		return out, len(p.Addresses) == 0
+		if len(p.Addresses) > 0 {
+			return out, false
+		}
 	}
+	s.addDatagrams(&out)
 	return out, true
 }
 

@@ -53,8 +53,7 @@ func (a *concern) note(changes []Change) bool {
 		case *kube.Pod:
 			was, _ := c.Was.(*kube.Pod)
 			is, _ := c.Is.(*kube.Pod)
-			// What is said about UDP of one depends on how much is of the others.
-			ok = !a.opensDatagrams(object.Namespace) && (!a.aboutRequests(object.Namespace) || was != nil && is != nil && alike(was, is)) && a.pod(was, is, object.Key())
+			ok = !a.datagrams.tooMany(object.Namespace) && (!a.aboutRequests(object.Namespace) || was != nil && is != nil && alike(was, is)) && a.pod(was, is, object.Key())
 		case *corev1.Service:
 			was, _ := c.Was.(*corev1.Service)
 			is, _ := c.Is.(*corev1.Service)
@@ -221,6 +220,9 @@ func (a *concern) compile() (Result, bool) {
 	if err != nil || slices.ContainsFunc(compiled.Refused, func(p *kube.Problem) bool { return p.Reason == problem.Conflict }) {
 		return Result{}, false
 	}
+	if !a.datagrams.follow(a, compiled) {
+		return Result{}, false
+	}
 	r := Result{Objects: a.result.Objects, Change: a.difference(compiled)}
 	refs := map[kube.Ref]bool{}
 	for key := range a.pods {
@@ -293,6 +295,7 @@ func (a *concern) subset() (*kube.Objects, bool) {
 		}
 		objs.AuthorizationPolicies = append(objs.AuthorizationPolicies, kube.Sourced[v1alpha1.AuthorizationPolicy]{Value: p})
 	}
+	objs.AuthorizationPolicies = append(objs.AuthorizationPolicies, a.aboutDatagrams()...)
 	objs.Pods = slices.Collect(maps.Values(pods))
 	for _, ns := range a.objects.Namespaces { // policies may speak of any
 		if spaces[ns.Value.Name] || len(objs.AuthorizationPolicies) > 0 {
@@ -320,19 +323,6 @@ func (c *Compiler) anyDisputed(addrs []netip.Addr) bool {
 func (c *Compiler) aboutRequests(namespace string) bool {
 	for _, p := range c.policies[namespace] {
 		if policies.AboutRequests(p) {
-			return true
-		}
-	}
-	return false
-}
-
-// opensDatagrams reports whether a policy of a namespace lets datagrams in.
-func (c *Compiler) opensDatagrams(namespace string) bool {
-	if !c.objects.UDPByIdentity {
-		return false
-	}
-	for _, p := range c.policies[namespace] {
-		if policies.OpensUDP(p) {
 			return true
 		}
 	}

@@ -8,7 +8,8 @@
 // addresses that two objects claim, or that lead to a service from outside, endpoints that are written by hand; pods in
 // their nodes' networks; namespaces that have Workloads; and, where a change is of more
 // than a pod's readiness, a cluster that has NetworkPolicies, and a namespace that has
-// several PeerAuthentications; pods of a namespace whose policies let datagrams in;
+// several PeerAuthentications; policies of a namespace in which some let datagrams in,
+// and its pods where these say more than agents are told of them;
 // and all of a namespace whose policies are about requests, but a pod's readiness.
 //
 // A Compiler belongs to one goroutine.
@@ -54,6 +55,7 @@ type Compiler struct {
 	disputed map[netip.Addr]bool
 	// foreign are the services with slices of others, where those matter; see ADR 90.
 	foreign           map[mesh.Key]bool
+	datagrams         datagrams
 	refused, warnings map[kube.Ref][]*kube.Problem
 	result            Result
 }
@@ -78,7 +80,7 @@ func (c *Compiler) remember(objs *kube.Objects, compiled *kube.Compiled) {
 	small.Pods, small.Services, small.Slices = nil, nil, nil
 	*c = Compiler{objects: &small, authentications: map[string][]kube.Sourced[v1alpha1.PeerAuthentication]{}, workloads: map[string]bool{},
 		services: map[string]map[string]*corev1.Service{}, policies: map[string]map[string]*v1alpha1.AuthorizationPolicy{},
-		pods: map[group]map[string][]*kube.Pod{}, disputed: map[netip.Addr]bool{}, foreign: map[mesh.Key]bool{},
+		pods: map[group]map[string][]*kube.Pod{}, disputed: map[netip.Addr]bool{}, foreign: map[mesh.Key]bool{}, datagrams: rememberDatagrams(compiled),
 		refused: problem.ByObject(compiled.Refused), warnings: problem.ByObject(compiled.Warnings)}
 	c.result = Result{Refused: compiled.Refused, Warnings: compiled.Warnings, Objects: &small}
 	for _, pa := range objs.PeerAuthentications {

@@ -204,7 +204,7 @@ func view(t *rapid.T, compiled *kube.Compiled) *mesh.View {
 }
 
 // compare compares what two Views are made of.
-func compare(t *rapid.T, what string, got, want *mesh.View) {
+func compare(t rapid.TB, what string, got, want *mesh.View) {
 	lists(t, what, got.Workloads(), want.Workloads())
 	lists(t, what, got.Services(), want.Services())
 	lists(t, what, got.Policies(), want.Policies())
@@ -213,7 +213,7 @@ func compare(t *rapid.T, what string, got, want *mesh.View) {
 	}
 }
 
-func lists[T any](t *rapid.T, what string, got, want []*T) {
+func lists[T any](t rapid.TB, what string, got, want []*T) {
 	if len(got) != len(want) {
 		t.Fatalf("%s: %d of %T, want %d", what, len(got), *new(T), len(want))
 	}

@@ -38,6 +38,7 @@ type Policy struct {
 type UDP struct {
 	policies map[string][]Policy // by namespace
 	told     map[string]int      // bytes, by namespace
+	all      map[string]int      // that would be told if there were no MaxNamespace
 	beyond   map[string]int      // workloads that nothing is said of for MaxNamespace
 }
 
@@ -47,7 +48,7 @@ func (all *UDP) Add(p Policy) {
 		return
 	}
 	if all.policies == nil {
-		*all = UDP{map[string][]Policy{}, map[string]int{}, map[string]int{}}
+		*all = UDP{map[string][]Policy{}, map[string]int{}, map[string]int{}, map[string]int{}}
 	}
 	all.policies[p.Namespace] = append(all.policies[p.Namespace], p)
 }
@@ -55,6 +56,11 @@ func (all *UDP) Add(p Policy) {
 // Beyond returns of how many workloads of a namespace nothing was said, since all would
 // come to more than MaxNamespace.
 func (all *UDP) Beyond(namespace string) int { return all.beyond[namespace] }
+
+// Bytes returns, by namespace, how much would be said of all workloads that Of was asked
+// about if MaxNamespace did not bound it: where that is more, what is said of one depends on
+// the others.
+func (all *UDP) Bytes() map[string]int { return all.all }
 
 // Of returns what is said about UDP of a workload, sorted by key; nothing when no ALLOW
 // policy is among it, as nothing is let in then, or when it comes to more than
@@ -71,6 +77,7 @@ func (all *UDP) Of(namespace string, labels map[string]string) (said []*mesh.Pol
 	if !opens || size > MaxWorkload {
 		return nil, !opens
 	}
+	all.all[namespace] += size
 	if all.told[namespace]+size > MaxNamespace {
 		all.beyond[namespace]++
 		return nil, true
