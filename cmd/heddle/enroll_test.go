@@ -193,6 +193,7 @@ func (w *onCluster) analyzed() {
 	w.Put(t, "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {namespace: shop, name: db}, spec: {podSelector: {matchLabels: {app: db}}, ingress: [{from: [{podSelector: {matchLabels: {app: web}}}], ports: [{port: 3306}]}]}}")
 	w.expect(1, "admits ingress to port 3306", "analyze")
 	w.expect(0, "Nothing is cut off.", "analyze", "-n", "other")
+	w.expect(1, "there is no namespace none", "analyze", "-n", "none")
 	w.expect(1, "NetworkPolicy shop/db: it admits ingress", "check")
 	w.Put(t, strings.TrimPrefix(w.expect(0, "name: db-heddle-tunnel", "analyze", "--fixes"), "---\n"))
 	w.expect(0, "Nothing is cut off.", "analyze", "-n", "shop")
