@@ -103,39 +103,17 @@ func (a *app) checkCluster(ctx context.Context, r *health.Report) (unreachable b
 	}
 	installed, err := programs.Agents(ctx, "")
 	if apierrors.IsForbidden(err) {
-		r.Warn("cluster", "agents", "could not look: "+err.Error(), unseenRemedy)
+		r.Warn("cluster", "agents", "could not look: "+err.Error(), "have someone who may read it run `heddle check --cluster`")
 		return false, nil
 	}
 	if err != nil || len(installed) == 0 {
 		return false, err
 	}
-	if err := checkCutOff(ctx, programs, r); err != nil {
+	if err := analyze.Check(ctx, programs, r); err != nil {
 		return false, err
 	}
 	mesh := reach.Mesh{Cluster: on, Node: a.mesh.Node, Timeout: a.mesh.Timeout, OnlyCluster: true}
 	return (&app{mesh: mesh}).checkMesh(ctx, r)
-}
-
-const unseenRemedy = "have someone who may read it run `heddle check --cluster`"
-
-// checkCutOff looks for what enrolled namespaces would refuse, as far as this user may read it.
-func checkCutOff(ctx context.Context, programs *cluster.Cluster, r *health.Report) error {
-	objects, err := analyze.FromCluster(ctx, programs)
-	if apierrors.IsForbidden(err) {
-		r.Warn("cluster", "what is cut off", "could not look: "+err.Error(), unseenRemedy)
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	found, err := objects.Analyze("")
-	if err != nil {
-		return err
-	}
-	for _, f := range found {
-		r.Bad("cluster", f.Object, f.Detail, fmt.Sprintf("%s; `heddle analyze -n %s` prints it", f.Remedy, f.Namespace))
-	}
-	return nil
 }
 
 // checkMesh looks at the operators and the agents.

@@ -192,6 +192,7 @@ func (w *onCluster) analyzed() {
 	w.expect(0, "Nothing is cut off.", "analyze")
 	w.Put(t, "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {namespace: shop, name: db}, spec: {podSelector: {matchLabels: {app: db}}, ingress: [{from: [{podSelector: {matchLabels: {app: web}}}], ports: [{port: 3306}]}]}}")
 	w.expect(1, "admits ingress to port 3306", "analyze")
+	w.Put(t, "{apiVersion: v1, kind: Namespace, metadata: {name: other}}")
 	w.expect(0, "Nothing is cut off.", "analyze", "-n", "other")
 	w.expect(1, "there is no namespace none", "analyze", "-n", "none")
 	w.expect(1, "NetworkPolicy shop/db: it admits ingress", "check")
