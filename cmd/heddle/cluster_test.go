@@ -185,6 +185,9 @@ func TestAgentsOfACluster(t *testing.T) {
 	w.expect(2, "no join tokens on Kubernetes", "join-token", "list")
 	w.expect(3, "--system-namespace", "flows", "--system-namespace", "default")
 	w.expect(1, "ask an administrator", "flows", "--context", "guest")
+	w.expect(1, "agents: could not look", "check", "--context", "guest") // and the rest is looked at
+	w.expect(1, "may not list", "explain", "shop/n1", "shop/n2:80", "--context", "guest")
+	w.expect(2, "unknown command", "waypoint", "none")
 	w.follow()
 	w.expect(0, "shop/n2", "prove", "shop/n2", "--kubeconfig", w.withoutWebsockets())
 

@@ -101,6 +101,9 @@ Objects are those of a cluster, or with -f those of files and folders.`,
 				return err
 			}
 			if namespace != "" {
+				if len(files) == 0 && !objects.HasNamespace(namespace) {
+					return fmt.Errorf("there is no namespace %s: `kubectl get namespaces` lists those that are", namespace)
+				}
 				objects.Enroll(namespace, false)
 			}
 			found, err := objects.Analyze(namespace)

@@ -297,13 +297,22 @@ command is outside every agent's cgroup: its sockets are the pod's, as an
 application's are. The exit status is the command's.`,
 		Example: `  heddle exec shop/customer -- curl -sS http://10.96.0.10/`,
 		RunE: func(_ *cobra.Command, args []string) error {
-			m, err := a.mesh.Local()
+			m, err := a.onlyLocal("`kubectl exec`")
 			if err != nil {
 				return err
 			}
 			return m.Exec(args[0], args[1:], os.Environ())
 		},
 	}
+}
+
+// onlyLocal is the local mesh that is meant, for what a cluster has another program for.
+func (a *app) onlyLocal(onCluster string) (*local.Mesh, error) {
+	m, err := a.mesh.Local()
+	if errors.Is(err, local.ErrNoMesh) && a.mesh.Name == "" {
+		return nil, fmt.Errorf("%w on this machine: start one with `heddle local up --file FOLDER --create-pods`; on a cluster it is %s", local.ErrNoMesh, onCluster)
+	}
+	return m, err
 }
 
 func (a *app) logs() *cobra.Command {
@@ -313,7 +322,7 @@ func (a *app) logs() *cobra.Command {
 		Example: `  heddle logs operator
   heddle logs n1 --follow`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			m, err := a.mesh.Local()
+			m, err := a.onlyLocal("`kubectl -n heddle-system logs -l app.kubernetes.io/part-of=heddle --prefix`")
 			if err != nil {
 				return err
 			}

@@ -157,3 +157,40 @@ func runSimulatePage(t *testing.T, bin, name, folder string) {
 		}
 	}
 }
+
+// TestNothingToJudge: of a change, or of files, without an object it is not said that all is well, and routes that are
+// passed over are named.
+func TestNothingToJudge(t *testing.T) {
+	const dir = "testdata/simulate/udp/"
+	folder := t.TempDir()
+	write := func(name, text string) string {
+		t.Helper()
+		file := filepath.Join(folder, name)
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	const route = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: web, namespace: shop}\nspec: {}\n"
+	comment, routes := write("comment.yaml", "# nothing\n"), write("route.yaml", route)
+	both := write("both.yaml", route+"---\napiVersion: v1\nkind: Namespace\nmetadata: {name: other}\n")
+	simulate := " --udp-by-identity --against " + dir + "mesh --flows " + dir + "flows.json --state-dir " + folder
+	for _, tc := range []struct {
+		command string
+		code    int
+		says    string
+	}{
+		{"simulate -f " + comment + simulate, exitFailed, "there is no object in it"},
+		{"simulate -f " + t.TempDir() + simulate, exitFailed, "there is no object in it"},
+		{"simulate -f " + routes + simulate, exitFailed, "HTTPRoute shop/web: routes are not judged"},
+		{"simulate -f " + both + simulate, exitOK, "not judged: HTTPRoute shop/web"},
+		{"analyze -f " + comment, exitFailed, "there is no object in " + comment},
+		{"analyze -f " + t.TempDir(), exitFailed, "there is no object in "},
+		{"analyze -f " + both, exitOK, "Nothing is cut off."},
+	} {
+		var out, log bytes.Buffer
+		if code := run(t.Context(), append([]string{"heddle"}, split(tc.command)...), &out, &log, false); code != tc.code || !strings.Contains(out.String()+log.String(), tc.says) {
+			t.Errorf("%s: exit %d, want %d and %q:\n%s%s", tc.command, code, tc.code, tc.says, out.String(), log.String())
+		}
+	}
+}

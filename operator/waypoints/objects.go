@@ -243,8 +243,10 @@ func (w *waypoint) pod() corev1.PodSpec {
 		ServiceAccountName: w.gateway.Name, AutomountServiceAccountToken: &no, EnableServiceLinks: &no, TerminationGracePeriodSeconds: &grace,
 		NodeSelector:    map[string]string{corev1.LabelOSStable: "linux"},
 		SecurityContext: &corev1.PodSecurityContext{RunAsNonRoot: &yes, RunAsUser: &as, RunAsGroup: &as, SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault}},
-		// Preferred, not required: a cluster of one node is a cluster.
-		TopologySpreadConstraints: []corev1.TopologySpreadConstraint{w.spread(corev1.LabelHostname), w.spread(corev1.LabelTopologyZone)},
+		// Preferred, not required: a cluster of one node is a cluster. Zones are an affinity, for the scheduler passes over
+		// all constraints of this kind on a node that lacks the label of one, and many nodes are in no zone.
+		TopologySpreadConstraints: []corev1.TopologySpreadConstraint{w.acrossNodes()},
+		Affinity:                  &corev1.Affinity{PodAntiAffinity: w.acrossZones()},
 		Containers:                []corev1.Container{w.container()},
 		Volumes: []corev1.Volume{
 			{Name: "token", VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: []corev1.VolumeProjection{
@@ -261,9 +263,14 @@ func (w *waypoint) pod() corev1.PodSpec {
 	return spec
 }
 
-func (w *waypoint) spread(over string) corev1.TopologySpreadConstraint {
-	return corev1.TopologySpreadConstraint{MaxSkew: 1, TopologyKey: over, WhenUnsatisfiable: corev1.ScheduleAnyway,
+func (w *waypoint) acrossNodes() corev1.TopologySpreadConstraint {
+	return corev1.TopologySpreadConstraint{MaxSkew: 1, TopologyKey: corev1.LabelHostname, WhenUnsatisfiable: corev1.ScheduleAnyway,
 		LabelSelector: &metav1.LabelSelector{MatchLabels: w.selector()}, MatchLabelKeys: []string{appsv1.DefaultDeploymentUniqueLabelKey}}
+}
+
+func (w *waypoint) acrossZones() *corev1.PodAntiAffinity {
+	return &corev1.PodAntiAffinity{PreferredDuringSchedulingIgnoredDuringExecution: []corev1.WeightedPodAffinityTerm{{Weight: 100, PodAffinityTerm: corev1.PodAffinityTerm{
+		TopologyKey: corev1.LabelTopologyZone, LabelSelector: &metav1.LabelSelector{MatchLabels: w.selector()}, MatchLabelKeys: []string{appsv1.DefaultDeploymentUniqueLabelKey}}}}}
 }
 
 func (w *waypoint) container() corev1.Container {

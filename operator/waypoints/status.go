@@ -57,7 +57,7 @@ func statusOf(g *gatewayv1.Gateway, s *state, now time.Time) gatewayv1.GatewaySt
 	case len(s.addresses) == 0:
 		programmed = condition("Programmed", false, string(gatewayv1.GatewayReasonAddressNotAssigned), "its Service has no address yet")
 	case s.ready == 0:
-		programmed = condition("Programmed", false, string(gatewayv1.GatewayReasonPending), "no replica is ready: `kubectl describe deployment "+g.Name+"` and its pods say why")
+		programmed = condition("Programmed", false, string(gatewayv1.GatewayReasonPending), "no replica is ready: `kubectl -n "+g.Namespace+" describe deployment "+g.Name+"` and its pods say why")
 	}
 	out := gatewayv1.GatewayStatus{Conditions: conditions(g.Status.Conditions, accepted, programmed)}
 	kind := gatewayv1.IPAddressType

@@ -49,6 +49,9 @@ func FromFiles(paths []string, namespace string) (*Objects, error) {
 			return nil, fmt.Errorf("%s: %w", file, err)
 		}
 	}
+	if o.read == 0 { // of nothing it is not known that nothing is cut off
+		return nil, fmt.Errorf("there is no object in %s; remedy: name files of YAML or JSON, or folders with such", strings.Join(paths, ", "))
+	}
 	return o, nil
 }
 
@@ -95,6 +98,7 @@ func (o *Objects) addDocument(u *unstructured.Unstructured, namespace string) er
 		if u.GetNamespace() == "" && u.GetKind() != "Namespace" {
 			u.SetNamespace(namespace)
 		}
+		o.read++
 		return o.Add(u)
 	}
 	for i, item := range items {

@@ -33,6 +33,7 @@ type Objects struct {
 	modes      []v1alpha1.PeerAuthentication
 	monitors   []monitor
 	calls      []call
+	read       int // of any kind
 }
 
 // Add adds an object, if it is of a kind that matters. Workloads, such as

@@ -4,6 +4,7 @@
 package certs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -229,6 +230,10 @@ func (p Program) ask(ctx context.Context, ask func(context.Context, meshpb.Opera
 			if _, err := p.Mesh.Local(); err != nil {
 				return err
 			}
+		}
+		if p.Mesh.OnCluster() {
+			namespace := cmp.Or(p.Mesh.Cluster.Namespace, "heddle-system")
+			return fmt.Errorf("%w: no operator runs in namespace %s of the cluster; remedy: `kubectl -n %s get deployment heddle-operator` says whether it is to, or name the namespace with --system-namespace", admin.ErrUnreachable, namespace, namespace)
 		}
 		return fmt.Errorf("%w: no operator: run this where it runs, name its socket with --operator-socket, or a cluster with --kubeconfig", admin.ErrUnreachable)
 	}

@@ -96,7 +96,7 @@ func Enroll(ctx context.Context, c *cluster.Cluster, agents Agents, r Request) (
 	result.Findings = append(result.Findings, found...)
 	open := slices.DeleteFunc(slices.Clone(found), func(f analyze.Finding) bool { return r.Fix && f.Fix != "" })
 	if len(open) > 0 && !r.Force {
-		return result, fmt.Errorf("%w: %d things, see above; remedy: apply what is printed (--fix does it), or go on whatever is cut off with --force", ErrCutOff, len(open))
+		return result, fmt.Errorf("%w: %d things, see above; remedy: %s, or go on whatever is cut off with --force", ErrCutOff, len(open), remedyOf(open))
 	}
 	if r.DryRun {
 		return result, nil
@@ -111,6 +111,23 @@ func Enroll(ctx context.Context, c *cluster.Cluster, agents Agents, r Request) (
 	r.say("namespace %s is labelled %s=%s", r.Namespace, v1alpha1.LabelMesh, v1alpha1.MeshEnabled)
 	result.Pods, err = wait(ctx, c, agents, &r, true)
 	return result, err
+}
+
+// remedyOf promises --fix only where there is what it could apply.
+func remedyOf(open []analyze.Finding) string {
+	without := 0
+	for _, f := range open {
+		if f.Fix == "" {
+			without++
+		}
+	}
+	switch without {
+	case 0:
+		return "apply what is printed (--fix does it)"
+	case len(open):
+		return "do what is said there, which --fix cannot"
+	}
+	return fmt.Sprintf("apply what is printed (--fix does it), and do what is said of the other %d, which --fix cannot", without)
 }
 
 // ready checks that the namespace is there, and Heddle.

@@ -107,7 +107,7 @@ func (r *Report) Agent(node string, status *meshpb.AgentStatus, err error) {
 	part := cmp.Or(node, "agent")
 	if err != nil {
 		remedy := "start the agent; in a local mesh `heddle local up` starts what died. Its pods are cut off meanwhile: nothing leaves in plaintext"
-		r.Bad(part, "agent", err.Error(), remedy)
+		r.silent(part, "agent", err, remedy)
 		return
 	}
 	part = status.GetNode()
@@ -176,7 +176,7 @@ func short(revision string) string { return revision[:min(len(revision), 12)] }
 // "operator", or the name of a replica.
 func (r *Report) Operator(part string, state *meshpb.OperatorState, err error) {
 	if err != nil {
-		r.Bad(part, "operator", err.Error(), "start it; traffic goes on with the last configuration and the certificates there are")
+		r.silent(part, "operator", err, "start it; traffic goes on with the last configuration and the certificates there are")
 		return
 	}
 	r.Good(part, "operator", "version %s at %s", state.GetVersion(), state.GetAddress())
@@ -289,4 +289,14 @@ func (r *Report) authority(part string, a *meshpb.OperatorAuthority) {
 		return
 	}
 	r.Good(part, "authority", "trust domain %s, root valid until %s", a.GetTrustDomain(), until.Format(time.DateOnly))
+}
+
+// silent says of a program that it did not answer. Of one that this user may not ask it is not known that it does not
+// run, and what to do about it is what the error says.
+func (r *Report) silent(part, name string, err error, remedy string) {
+	detail := err.Error()
+	if refused, ask, has := strings.Cut(detail, "; remedy: "); has && strings.Contains(refused, "forbidden") {
+		detail, remedy = refused, ask
+	}
+	r.Bad(part, name, detail, remedy)
 }

@@ -1,6 +1,7 @@
 package health
 
 import (
+	"errors"
 	"os"
 	"strings"
 	"testing"
@@ -122,6 +123,23 @@ func TestFederatedWorkloads(t *testing.T) {
 		r.federated("operator", []*meshpb.FederatedWorkloads{{TrustDomain: "a.test", Workloads: 2, Addresses: 3, RootsNotAfterNs: tc.until, Error: tc.err}})
 		if f := r.Findings[0]; r.OK != tc.ok || f.OK != tc.ok || f.Name != "trust domain a.test" || !strings.Contains(f.Detail, tc.says) || !tc.ok && f.Remedy == "" {
 			t.Errorf("%+v", f)
+		}
+	}
+}
+
+// TestMayNotBeAsked: of a program that this user may not ask it is not said that it is to be started.
+func TestMayNotBeAsked(t *testing.T) {
+	for text, want := range map[string]string{
+		`pods "heddle-agent-1" is forbidden; remedy: ask an administrator`: "ask an administrator",
+		"no answer in time": "start",
+	} {
+		r := New()
+		r.Agent("n1", nil, errors.New(text))
+		r.Operator("operator", nil, errors.New(text))
+		for _, f := range r.Findings {
+			if f.OK || !strings.HasPrefix(f.Remedy, want) || strings.Contains(f.Detail, "remedy") {
+				t.Errorf("%s: %+v", text, f)
+			}
 		}
 	}
 }

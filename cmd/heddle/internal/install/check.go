@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -95,10 +96,17 @@ func (c *Cluster) Rights(ctx context.Context, r Request, to *health.Report) erro
 // error means that the API server did not answer.
 func (c *Cluster) Check(ctx context.Context, namespace string, r *health.Report) error {
 	namespace = cmp.Or(namespace, chart.Namespace)
-	for _, part := range []func(context.Context, string, *health.Report) error{
-		c.checkVersion, c.checkRights, c.checkPreflight, c.checkGatewayAPI, c.checkInstalled,
+	for _, part := range []struct {
+		name string
+		look func(context.Context, string, *health.Report) error
+	}{
+		{"version", c.checkVersion}, {"rights", c.checkRights}, {"preflight", c.checkPreflight}, {"gateway API", c.checkGatewayAPI}, {"installed", c.checkInstalled},
 	} {
-		if err := part(ctx, namespace, r); err != nil {
+		err := part.look(ctx, namespace, r)
+		if apierrors.IsForbidden(err) { // whoever may not install may look, too, as far as they may
+			err = preflight.Unseen(ctx, part.name, err, r)
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -52,6 +52,34 @@ func Apply(written explain.Written, changed *kube.Objects, deleted []string) (ex
 	return explain.Written{Objects: &out, Cluster: written.Cluster}, nil
 }
 
+// passedOver names the objects of a change that decide about requests only, and are not judged. Without any other the
+// change is none, and that nothing would break is not known: that is an error.
+func passedOver(o *kube.Objects, file string) (names []string, err error) {
+	for _, list := range [][]string{namesOf("HTTPRoute", o.HTTPRoutes), namesOf("GRPCRoute", o.GRPCRoutes), namesOf("TLSRoute", o.TLSRoutes),
+		namesOf("TCPRoute", o.TCPRoutes), namesOf("ReferenceGrant", o.Grants)} {
+		names = append(names, list...)
+	}
+	if len(o.Namespaces)+len(o.Services)+len(o.Meshes)+len(o.Workloads)+len(o.PeerAuthentications)+len(o.AuthorizationPolicies)+len(o.NetworkPolicies) > 0 {
+		return names, nil
+	}
+	only := "there is no object in it"
+	if len(names) > 0 {
+		only = strings.Join(names, ", ") + ": routes are not judged"
+	}
+	return nil, fmt.Errorf("%s would change nothing that is judged: %s; remedy: name a file or folder with policies, Services, Namespaces, Workloads or a Mesh", file, only)
+}
+
+func namesOf[T any, P interface {
+	*T
+	metav1.Object
+}](kind string, all []kube.Sourced[T]) (names []string) {
+	for _, s := range all {
+		object := P(s.Value)
+		names = append(names, kind+" "+object.GetNamespace()+"/"+object.GetName())
+	}
+	return names
+}
+
 // merge strikes from gone what it has found there.
 func merge[T any, P interface {
 	*T

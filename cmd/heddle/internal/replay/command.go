@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -208,6 +209,13 @@ func (p *Program) models(ctx context.Context, against string, files, deleted []s
 		objects, err := Load(file)
 		if err != nil {
 			return nil, nil, err
+		}
+		routes, err := passedOver(objects, file)
+		if err != nil {
+			return nil, nil, err
+		}
+		if len(routes) > 0 {
+			fmt.Fprintf(p.Log, "heddle: not judged: %s\n", strings.Join(routes, ", "))
 		}
 		if changed, err = Apply(changed, objects, nil); err != nil {
 			return nil, nil, err

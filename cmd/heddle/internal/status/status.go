@@ -84,6 +84,8 @@ type Namespace struct {
 	// Pods are those that belong in the mesh, Enrolled those that are in it.
 	Pods     int `json:"pods"`
 	Enrolled int `json:"enrolled"`
+	// Unknown are those of nodes whose agents did not say.
+	Unknown int `json:"unknown,omitempty"`
 	// Strict is how many of them refuse plaintext at ports without a mode of
 	// their own.
 	Strict int `json:"strict"`
@@ -156,15 +158,23 @@ func Of(ctx context.Context, m *reach.Mesh) (*Summary, error) {
 			return nil, err
 		}
 	}
-	for _, n := range counts {
-		s.Namespaces = append(s.Namespaces, *n)
-		if n.Enrolled < n.Pods {
-			s.problem("namespace %s: %d of %d pods are not in the mesh", n.Name, n.Pods-n.Enrolled, n.Pods)
-		}
-	}
+	s.sum(counts)
 	slices.SortFunc(s.Namespaces, func(a, b Namespace) int { return cmp.Compare(a.Name, b.Name) })
 	slices.Sort(s.Problems)
 	return s, nil
+}
+
+// sum adds the namespaces, and says of which pods it is not well.
+func (s *Summary) sum(counts namespaces) {
+	for _, n := range counts {
+		s.Namespaces = append(s.Namespaces, *n)
+		if outside := n.Pods - n.Enrolled - n.Unknown; outside > 0 {
+			s.problem("namespace %s: %d of %d pods are not in the mesh", n.Name, outside, n.Pods)
+		}
+		if n.Unknown > 0 {
+			s.problem("namespace %s: of %d of %d pods it is not known whether they are in the mesh: their nodes' agents did not answer", n.Name, n.Unknown, n.Pods)
+		}
+	}
 }
 
 // Answered reports whether any agent answered.
@@ -360,19 +370,26 @@ func (s *Summary) cluster(ctx context.Context, m *reach.Mesh, counts namespaces)
 		if err != nil {
 			return c.Explain("list the pods of namespace "+ns.Name, err)
 		}
-		count.Pods = max(count.Pods, belonging(pods.Items))
+		all, unknown := s.belonging(pods.Items)
+		count.Pods = max(count.Pods, all)
+		count.Unknown = min(unknown, count.Pods-count.Enrolled)
 	}
 	return nil
 }
 
-// belonging counts the pods of an enrolled namespace that belong in the mesh.
-func belonging(pods []corev1.Pod) (n int) {
+// belonging counts the pods of an enrolled namespace that belong in the mesh, and those of
+// them whose nodes' agents did not answer.
+func (s *Summary) belonging(pods []corev1.Pod) (n, unknown int) {
 	for i := range pods {
 		p := &pods[i]
 		ended := p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
-		if !ended && !p.Spec.HostNetwork && p.Spec.NodeName != "" && p.Labels[v1alpha1.LabelMesh] != v1alpha1.MeshDisabled {
-			n++
+		if ended || p.Spec.HostNetwork || p.Spec.NodeName == "" || p.Labels[v1alpha1.LabelMesh] == v1alpha1.MeshDisabled {
+			continue
+		}
+		n++
+		if slices.ContainsFunc(s.Nodes, func(n Node) bool { return n.Name == p.Spec.NodeName && n.Error != "" }) {
+			unknown++
 		}
 	}
-	return n
+	return n, unknown
 }

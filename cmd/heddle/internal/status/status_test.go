@@ -2,10 +2,13 @@ package status
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
@@ -112,6 +115,29 @@ func TestLag(t *testing.T) {
 		}
 		if out := text(t, s, false); tc.problem && !strings.Contains(out, "not well: "+want) {
 			t.Errorf("%+v: it says\n%s", tc, out)
+		}
+	}
+}
+
+// TestUnknownPods: a pod whose agent did not answer is not said to be outside the mesh.
+func TestUnknownPods(t *testing.T) {
+	s := &Summary{OK: true}
+	counts := namespaces{}
+	s.nodes([]reach.Answer[*meshpb.AgentStatus]{
+		{Target: reach.Target{Node: "n1"}, Value: &meshpb.AgentStatus{Version: "v1", Operator: &meshpb.OperatorStatus{Connected: true},
+			Configuration: &meshpb.ConfigurationStatus{Synced: true}, Pods: []*meshpb.PodStatus{{Workload: "shop/in", State: "enrolled"}}}},
+		{Target: reach.Target{Node: "n2"}, Err: errors.New("no answer in time")},
+	}, nil, counts)
+	on := func(node string) (p corev1.Pod) { p.Spec.NodeName = node; return p }
+	n := counts.of("shop")
+	n.Pods, n.Unknown = s.belonging([]corev1.Pod{on("n1"), on("n1"), on("n2"), on("n2"), on("")})
+	if s.sum(counts); n.Pods != 4 || n.Enrolled != 1 || n.Unknown != 2 {
+		t.Errorf("%+v", n)
+	}
+	out := text(t, s, false)
+	for _, want := range []string{"1/4, 2 unknown", "namespace shop: 1 of 4 pods are not in the mesh", "namespace shop: of 2 of 4 pods it is not known whether they are in the mesh"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("it does not say %q:\n%s", want, out)
 		}
 	}
 }

@@ -46,7 +46,11 @@ func (s *Summary) Print(out io.Writer, color, allPolicies bool) error {
 	}
 	namespaces := show.NewTable(out, color, "NAMESPACE", "LABEL", "IN THE MESH", "STRICT")
 	for _, n := range s.Namespaces {
-		namespaces.Add(show.Text(n.Name), show.Text(n.Label), show.Text(fmt.Sprintf("%d/%d", n.Enrolled, n.Pods)), show.Text(fmt.Sprint(n.Strict)))
+		in := fmt.Sprintf("%d/%d", n.Enrolled, n.Pods)
+		if n.Unknown > 0 {
+			in += fmt.Sprintf(", %d unknown", n.Unknown)
+		}
+		namespaces.Add(show.Text(n.Name), show.Text(n.Label), show.Text(in), show.Text(fmt.Sprint(n.Strict)))
 	}
 	policies, more := s.policyTable(out, color, allPolicies)
 	tables := []*show.Table{operators, nodes, namespaces, policies}

@@ -54,6 +54,8 @@ and TCPRoutes have what is no HTTP go through it as it is. It is asked
 for by a Gateway of class heddle-waypoint, and takes the connections of services
 that name it by the label heddle.dev/waypoint, their own or their namespace's.`,
 		Args: cobra.NoArgs,
+		// Without it a subcommand that there is none of would be taken for a call for help.
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(p.apply(), p.list(), p.status(), p.delete())
 	return cmd

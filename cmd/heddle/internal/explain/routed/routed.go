@@ -62,12 +62,14 @@ func Connect(ctx context.Context, flags access.Options, udp bool, doubt func(err
 // ReadCluster reads a cluster's objects, as the operator does, and its routes; with allSlices, all
 // EndpointSlices, as one does whose policies may name UDP.
 func ReadCluster(ctx context.Context, cfg *rest.Config, allSlices bool) (*kube.Objects, *Objects, error) {
+	refused := &refusals{}
+	cfg = refused.noted(cfg)
 	cfg.Timeout = 0 // watches last
 	source := cluster.NewSource(cfg, allSlices, slog.New(slog.DiscardHandler))
 	running, cancel := context.WithCancel(ctx)
 	var g errgroup.Group
 	g.Go(func() error { return source.Run(running) })
-	err := await(ctx, source.Synced)
+	err := await(ctx, source.Synced, refused.err)
 	cancel()
 	if failed := g.Wait(); failed != nil {
 		return nil, nil, fmt.Errorf("read the cluster: %w", failed)
@@ -80,14 +82,17 @@ func ReadCluster(ctx context.Context, cfg *rest.Config, allSlices bool) (*kube.O
 	return objects, &routing.Objects, nil
 }
 
-// await waits until synced is nil.
-func await(ctx context.Context, synced func() error) error {
+// await waits until synced is nil, or it is refused that it will be.
+func await(ctx context.Context, synced, refused func() error) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		err := synced()
 		if err == nil {
 			return nil
+		}
+		if never := refused(); never != nil {
+			return never
 		}
 		select {
 		case <-ctx.Done():

@@ -1,0 +1,27 @@
+package analyze
+
+import (
+	"context"
+	"fmt"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/health"
+)
+
+// Check reports what enrolled namespaces of a cluster would refuse, as far as its user may read it.
+func Check(ctx context.Context, c Lister, r *health.Report) error {
+	objects, err := FromCluster(ctx, c)
+	if apierrors.IsForbidden(err) {
+		r.Warn("cluster", "what is cut off", "could not look: "+err.Error(), "have someone who may read it run `heddle check --cluster`")
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	found, err := objects.Analyze("")
+	for _, f := range found {
+		r.Bad("cluster", f.Object, f.Detail, fmt.Sprintf("%s; `heddle analyze -n %s` prints it", f.Remedy, f.Namespace))
+	}
+	return err
+}
