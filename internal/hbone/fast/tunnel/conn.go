@@ -58,7 +58,7 @@ type connFlow struct {
 	recv          window.Connection
 	streams       int       // at once: the peer's limit for a client, ours for a server
 	places        int       // of a server: streams that count against it
-	sent          int       // DATA frames since the last WINDOW_UPDATE
+	sent          int       // WINDOW_UPDATEs that DATA entitles to, since the last
 	blocked       []*Stream // wait for the connection to take more
 }
 

@@ -124,6 +124,10 @@ func (c *Conn) frame(kind http2.FrameType, flags http2.Flags, id uint32, payload
 	c.out.Wrote(wire.Frame(c.room(h2.HeaderBytes+len(payload)), kind, flags, id, payload))
 }
 
+func (c *Conn) headers(flags http2.Flags, id uint32, block []byte) {
+	c.out.Wrote(c.out.Headers(c.room(h2.HeaderBytes+1+len(block)), flags, id, block))
+}
+
 func (c *Conn) number(kind http2.FrameType, id, value uint32) {
 	c.out.Wrote(wire.Number(c.room(h2.HeaderBytes+4), kind, id, value))
 }

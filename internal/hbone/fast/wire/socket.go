@@ -63,6 +63,17 @@ func (s *Socket) Reset() (errno syscall.Errno) {
 	return errno
 }
 
+// IsAtEnd says that reading would find the end now: the other end will send no more,
+// and all that it has sent is read.
+func (s *Socket) IsAtEnd() bool {
+	if !s.ended {
+		return false
+	}
+	var one [1]byte
+	n, errno := eventloop.Receive(s.FD, one[:], unix.MSG_PEEK)
+	return n == 0 && errno == 0
+}
+
 // Read reads into p. More says that there may be something left that gives no
 // new event.
 func (s *Socket) Read(p []byte) (n int, more bool, errno syscall.Errno) {

@@ -109,7 +109,8 @@ type Output struct {
 	fd         int
 	queue      []sealed
 	buf        []byte
-	done, open int // sealed bytes of buf; plaintext of the open record
+	done, open int  // sealed bytes of buf; plaintext of the open record
+	tableless  bool // the peer knows that our headers use no table
 }
 
 type sealed struct {
@@ -273,6 +274,19 @@ func (o *Output) Queue(b []byte) {
 func Frame(b []byte, kind http2.FrameType, flags http2.Flags, id uint32, payload []byte) int {
 	h2.Frame(b, kind, flags, id, len(payload))
 	return h2.HeaderBytes + copy(b[h2.HeaderBytes:], payload)
+}
+
+// Headers is Frame for a header, which may take a byte more: the first says that none uses a table.
+func (o *Output) Headers(b []byte, flags http2.Flags, id uint32, block []byte) int {
+	n := h2.HeaderBytes
+	if !o.tableless {
+		o.tableless = true
+		b[n] = h2.NoTable
+		n++
+	}
+	n += copy(b[n:], block)
+	h2.Frame(b, http2.FrameHeaders, flags|http2.FlagHeadersEndHeaders, id, n-h2.HeaderBytes)
+	return n
 }
 
 // Number is Frame for WINDOW_UPDATE and RST_STREAM.
