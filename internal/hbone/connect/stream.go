@@ -181,11 +181,15 @@ func (st *stream) carry(a *hbone.Accepted) {
 	}
 }
 
-// finished says that both ends have said their last, or the peer has reset the stream:
-// it may close the connection now, though the application has not read everything.
+// finished is asked at the connection's end, and says that both ends have said their last,
+// or the peer has reset the stream: what the application has not read is delivered all the
+// same. So it is when only the peer was through, and has closed the connection.
 func (st *stream) finished() bool {
 	st.conn.live.Lock()
 	defer st.conn.live.Unlock()
+	if cause := context.Cause(st.ctx); st.err == nil && st.fate == nil && st.recvEnd && !st.sentEnd && errors.Is(cause, hbone.ErrProtocol) {
+		st.peerReset(cause)
+	}
 	return st.err == nil && (st.fate != nil || st.recvEnd && st.sentEnd)
 }
 
@@ -317,10 +321,10 @@ func (st *stream) next() (chunk, error) {
 				st.received = nil
 			}
 			return ch, nil
-		case st.fate != nil:
-			return chunk{}, errFated
 		case st.recvEnd:
 			return chunk{}, io.EOF
+		case st.fate != nil:
+			return chunk{}, errFated
 		}
 		st.changed.Wait()
 	}

@@ -23,6 +23,8 @@ func foreignTests() []test {
 		{"windows given back in small pieces", testSmallUpdates},
 		{"END_STREAM needs no window", testEndWithoutWindow}, {"END_STREAM needs no window of the connection", testEndWithoutConnectionWindow},
 		{"END_STREAM of an application needs no window", testAppEndWithoutWindow},
+		{"whole answer before the connection's end", func(t *testing.T, make New) { testWholeBeforeEnd(t, make, true) }},
+		{"whole request before the connection's end", func(t *testing.T, make New) { testWholeBeforeEnd(t, make, false) }},
 	}
 }
 
@@ -412,5 +414,34 @@ func testAppEndWithoutWindow(t *testing.T, make New) {
 	must(t, c.fr.WriteData(1, true, nil))
 	if in := r.lastInbound(1); in.Err != nil || in.Sent != 4 {
 		t.Errorf("outcome %+v", in)
+	}
+}
+
+// testWholeBeforeEnd: what a peer has sent up to its END_STREAM arrives, with its FIN, when it
+// then closes the connection, as one does that has a connection for each stream; however
+// slow the reader is, and though the other direction was not through.
+func testWholeBeforeEnd(t *testing.T, make New, toProgram bool) {
+	const answer = 4 * 16000 // fits a stream's first window
+	r := newRig(t, make, Options{}, tinyApps)
+	speak := func(c *raw, id uint32) (err error) {
+		for n := range 4 {
+			err = errors.Join(err, c.fr.WriteData(id, n == 3, newBuffer(answer/4)))
+		}
+		if err = errors.Join(err, c.fr.WritePing(false, [8]byte{1})); err == nil {
+			_, err = c.next(func(f http2.Frame) bool { p, ok := f.(*http2.PingFrame); return ok && p.IsAck() })
+		}
+		return errors.Join(err, c.conn.Close())
+	}
+	reader, outcome := r.parts(parting{toProgram: toProgram}, tinyBuffer, speak)
+	time.Sleep(200 * time.Millisecond) // the end is there
+	if n := unread(t, reader); n == answer {
+		t.Fatal("the kernel holds all of it: nothing is tried")
+	}
+	must(t, reader.SetReadDeadline(time.Now().Add(wait)))
+	if n, err := io.Copy(io.Discard, reader); n != answer || err != nil {
+		t.Errorf("%d of %d bytes, %v", n, answer, err)
+	}
+	if o := outcome(); !errors.Is(o.Err, hbone.ErrProtocol) && !errors.Is(o.Err, hbone.ErrReset) || o.Received != answer {
+		t.Errorf("outcome %v with %d bytes received, want that the connection was lost, and all", o.Err, o.Received)
 	}
 }

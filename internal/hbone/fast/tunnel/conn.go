@@ -313,7 +313,7 @@ func (c *Conn) tick() {
 	case !c.life.heard && c.life.asked:
 		c.lost(fmt.Errorf("%w: connection lost: no answer to PING in %v", hbone.ErrProtocol, cfg.PingTimeout))
 		return
-	case !c.out.stuckSince.IsZero() && c.loop.Now().Sub(c.out.stuckSince) > cfg.WriteTimeout:
+	case c.out.IsStuck(c.loop.Now(), cfg.WriteTimeout):
 		c.lost(fmt.Errorf("%w: connection lost: peer does not read", hbone.ErrProtocol))
 		return
 	case !c.life.heard:

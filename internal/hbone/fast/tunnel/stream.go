@@ -117,9 +117,7 @@ func (s *Stream) Decided() bool {
 		return true
 	}
 	s.unplace()
-	if !s.conn.closed {
-		s.conn.endIfDrained()
-	}
+	s.conn.endIfDrained()
 	return false
 }
 
@@ -216,8 +214,9 @@ func (s *Stream) wait(took int) bool {
 	case !queued && s.sendWindow <= 0: // WINDOW_UPDATE tries again
 	case took > 0:
 		return true // and waits behind those that had nothing yet
-	default:
-		s.block()
+	case !s.blocked:
+		s.blocked = true
+		s.conn.flow.blocked = append(s.conn.flow.blocked, s)
 	}
 	return false
 }
@@ -271,13 +270,6 @@ func (s *Stream) data(room []byte, n int) {
 func (s *Stream) sentBytes(n int) {
 	if s.sent += uint64(n); s.progress != nil && n > 0 {
 		s.progress.Sent.Store(s.sent)
-	}
-}
-
-func (s *Stream) block() {
-	if !s.blocked {
-		s.blocked = true
-		s.conn.flow.blocked = append(s.conn.flow.blocked, s)
 	}
 }
 
@@ -336,11 +328,7 @@ func (s *Stream) delivered(n int, errno syscall.Errno) {
 }
 
 func (s *Stream) receivedBytes(n int) {
-	if n == 0 {
-		return
-	}
-	s.received += uint64(n)
-	if s.progress != nil {
+	if s.received += uint64(n); s.progress != nil && n > 0 {
 		s.progress.Received.Store(s.received)
 	}
 	s.consumed(int64(n))

@@ -176,9 +176,13 @@ func (s *Socket) Finish(over bool) error {
 	return eventloop.CloseWrite(s.FD)
 }
 
-// IsTaken says that the other end's kernel has everything, or takes no more.
-func (s *Socket) IsTaken() bool {
-	return !s.IsOpen() || s.IsBroken() || !s.Waits() && eventloop.Unsent(s.FD) == 0
+// IsTaken says that the other end's kernel has everything, or takes no more. Fin sends
+// one behind it, if there was none.
+func (s *Socket) IsTaken(fin bool) bool {
+	if fin && s.IsOpen() && s.vector == nil && s.Finish(false) != nil {
+		s.closed = true
+	}
+	return !s.IsOpen() || s.IsBroken() || !s.Waits() && s.vector == nil && eventloop.Unsent(s.FD) == 0
 }
 
 // Close closes the socket, if it is open: in good order, or with a RST.
