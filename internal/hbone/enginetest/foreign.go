@@ -259,7 +259,7 @@ func testClientDataBehindReset(t *testing.T, make New) {
 // testSmallUpdates: a receiver that gives the windows back for each KiB that its
 // application has read, as a server of net/http2 nearly does, floods nobody.
 func testSmallUpdates(t *testing.T, make New) {
-	const size, piece = 24 << 20, 1 << 10
+	const size, piece = 14 << 20, 1 << 10
 	r := newRig(t, make, Options{})
 	updates := func(c *raw, id uint32) error {
 		for left := size; left > 0; {
