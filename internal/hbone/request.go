@@ -73,7 +73,8 @@ func target(seen map[string]string) (a netip.AddrPort, err error) {
 	return a, nil
 }
 
-// validField says whether a field can stand in HTTP/2 (RFC 9113 section 8.2.1).
+// validField says whether a field can stand in HTTP/2 (RFC 9113 section 8.2.1). Of those
+// that we read, the value is ASCII.
 func validField(f hpack.HeaderField) bool {
 	name := strings.TrimPrefix(f.Name, ":")
 	for i := range len(name) {
@@ -81,7 +82,13 @@ func validField(f hpack.HeaderField) bool {
 			return false
 		}
 	}
-	return name != "" && HeaderSafe(f.Value)
+	switch {
+	case name == "":
+		return false
+	case singular(f.Name), f.Name == "baggage", f.Name == "traceparent":
+		return HeaderSafe(f.Value)
+	}
+	return !strings.ContainsAny(f.Value, "\x00\r\n")
 }
 
 // singular says whether a field may come once only, because we read it.

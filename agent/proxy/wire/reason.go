@@ -18,8 +18,11 @@ import (
 func TunnelReason(err error) mesh.Reason {
 	var status *hbone.StatusError
 	if errors.As(err, &status) {
-		if status.Code == http.StatusServiceUnavailable {
+		switch status.Code {
+		case http.StatusServiceUnavailable, http.StatusBadGateway:
 			return mesh.ReasonAppUnreachable
+		case http.StatusGatewayTimeout:
+			return mesh.ReasonTimeout
 		}
 		return mesh.ReasonPeerRefused
 	}
@@ -86,6 +89,8 @@ func EndReason(err error) mesh.Reason {
 		return mesh.ReasonPeerUnreachable
 	case errors.Is(err, relay.ErrReset), errors.Is(err, hbone.ErrReset):
 		return mesh.ReasonReset
+	case errors.Is(err, hbone.ErrLimit):
+		return mesh.ReasonBudgetExceeded
 	case errors.Is(err, unix.ETIMEDOUT), errors.Is(err, hbone.ErrTimeout):
 		return mesh.ReasonTimeout
 	default:
@@ -123,12 +128,13 @@ func AppReason(err error) mesh.Reason {
 }
 
 // Elsewhere reports whether a try that failed so may be repeated at another
-// candidate: the peer, or its application, was not there. A peer that answered
-// with a refusal would be asked again for nothing.
+// candidate: the peer, or its application, was not there, which servers other than
+// ours may call a 502 or a 504. A peer that answered with a refusal would be asked again
+// for nothing.
 func Elsewhere(err error) bool {
 	var status *hbone.StatusError
 	if errors.As(err, &status) {
-		return status.Code == http.StatusServiceUnavailable
+		return status.Code >= http.StatusBadGateway && status.Code <= http.StatusGatewayTimeout
 	}
 	return !errors.Is(err, hbone.ErrReset) && !errors.Is(err, hbone.ErrRevoked)
 }

@@ -27,6 +27,9 @@ func TestReasons(t *testing.T) {
 		got, want mesh.Reason
 	}{
 		{wire.TunnelReason(&hbone.StatusError{Code: 503}), mesh.ReasonAppUnreachable},
+		{wire.TunnelReason(&hbone.StatusError{Code: 502}), mesh.ReasonAppUnreachable},
+		{wire.TunnelReason(&hbone.StatusError{Code: 504}), mesh.ReasonTimeout},
+		{wire.TunnelReason(&hbone.StatusError{Code: 500}), mesh.ReasonPeerRefused},
 		{wire.TunnelReason(fmt.Errorf("x: %w", &hbone.StatusError{Code: 401})), mesh.ReasonPeerRefused},
 		{wire.TunnelReason(fmt.Errorf("x: %w", hbone.ErrPeerMismatch)), mesh.ReasonPeerIdentityMismatch},
 		{wire.TunnelReason(other), mesh.ReasonPeerUnreachable},
@@ -34,6 +37,7 @@ func TestReasons(t *testing.T) {
 		{wire.RefusalReason(fmt.Errorf("%w: %w", &hbone.StatusError{Code: 400}, hbone.ErrLimit)), mesh.ReasonBudgetExceeded},
 		{wire.EndReason(relay.ErrReset), mesh.ReasonReset},
 		{wire.EndReason(hbone.ErrRevoked), mesh.ReasonIdentityRevoked},
+		{wire.EndReason(fmt.Errorf("%w: flood", hbone.ErrLimit)), mesh.ReasonBudgetExceeded},
 		{wire.EndReason(unix.ETIMEDOUT), mesh.ReasonTimeout},
 		{wire.DialReason(unix.EMFILE, mesh.ReasonAppUnreachable), mesh.ReasonBudgetExceeded},
 		{wire.DialReason(wire.ErrSockets, mesh.ReasonAppUnreachable), mesh.ReasonBudgetExceeded},
@@ -42,6 +46,16 @@ func TestReasons(t *testing.T) {
 	} {
 		if c.got != c.want {
 			t.Errorf("got %v, want %v", c.got, c.want)
+		}
+	}
+}
+
+// TestElsewhere: whoever was not reached may be asked for at another place, however the
+// peer says so; whoever refuses may not.
+func TestElsewhere(t *testing.T) {
+	for code, want := range map[int]bool{400: false, 401: false, 403: false, 429: false, 431: false, 500: false, 502: true, 503: true, 504: true, 505: false} {
+		if got := wire.Elsewhere(&hbone.StatusError{Code: code}); got != want {
+			t.Errorf("%d: %v", code, got)
 		}
 	}
 }

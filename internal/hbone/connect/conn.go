@@ -99,7 +99,7 @@ type Conn struct {
 	cut    context.CancelCauseFunc
 	guard  flood.Guard   // of the reading goroutine
 	heard  atomic.Uint64 // frames read, a header in several as one
-	spoken atomic.Uint64 // DATA frames written
+	spoken atomic.Uint64 // WINDOW_UPDATEs that DATA entitles to, since the last
 	tasks  sync.WaitGroup
 
 	live streamTable
@@ -133,6 +133,7 @@ type streamTable struct {
 	// sendWindow is what we may still send, initialWindow what a new stream may.
 	sendWindow, initialWindow int64
 	recv                      recvWindow
+	late                      int64          // bytes that may be on their way on streams that we have ended
 	control                   []controlFrame // to be written
 	wake                      chan struct{}
 	goaway                    goawayState

@@ -156,8 +156,8 @@ func (c *Conn) takeData(f *http2.DataFrame) error {
 		if c.idle(f.StreamID) {
 			return http2.ConnectionError(http2.ErrCodeProtocol) // never opened
 		}
-		c.consumed(nil, size) // sent before the peer knew that the stream is over
-		return c.guard.Spend(flood.Other)
+		c.consumed(nil, size)
+		return c.takeLate(size)
 	}
 	if st.recvEnd {
 		c.consumed(nil, size)
@@ -172,6 +172,17 @@ func (c *Conn) takeData(f *http2.DataFrame) error {
 	}
 	st.receive(data, f.StreamEnded())
 	return nil
+}
+
+// takeLate takes DATA that the peer has sent before it knew that the stream is over. It
+// may have had a window of it on its way, in frames as small as its program writes. The
+// caller holds the lock.
+func (c *Conn) takeLate(size int64) error {
+	if size > 0 && size <= c.live.late {
+		c.live.late -= size
+		return nil
+	}
+	return c.guard.Spend(flood.Other)
 }
 
 // consumed gives flow control back: the connection's, and the stream's unless
@@ -190,7 +201,7 @@ func (c *Conn) consumed(st *stream, n int64) {
 
 func (c *Conn) takeWindowUpdate(f *http2.WindowUpdateFrame) error {
 	if sent := c.spoken.Swap(0); sent > 0 {
-		c.guard.Earn(flood.WindowUpdate, float64(2*sent))
+		c.guard.Earn(flood.WindowUpdate, float64(sent))
 	}
 	if err := c.guard.Spend(flood.WindowUpdate); err != nil {
 		return err

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 
 	"github.com/heddle-mesh/heddle/internal/hbone"
+	"github.com/heddle-mesh/heddle/internal/hbone/flood"
 	"github.com/heddle-mesh/heddle/internal/hbone/relay"
 )
 
@@ -127,7 +128,7 @@ func (st *stream) leave() {
 	}
 	st.received = nil
 	if st.err == nil {
-		st.err = io.ErrClosedPipe // nobody reads what still comes
+		st.over(io.ErrClosedPipe) // nobody reads what still comes
 	}
 	delete(c.live.streams, st.id)
 	if st.patience != nil {
@@ -180,11 +181,15 @@ func (st *stream) carry(a *hbone.Accepted) {
 	}
 }
 
-// finished says that both ends have said their last, or the peer has reset the stream:
-// it may close the connection now, though the application has not read everything.
+// finished is asked at the connection's end, and says that both ends have said their last,
+// or the peer has reset the stream: what the application has not read is delivered all the
+// same. So it is when only the peer was through, and has closed the connection.
 func (st *stream) finished() bool {
 	st.conn.live.Lock()
 	defer st.conn.live.Unlock()
+	if cause := context.Cause(st.ctx); st.err == nil && st.fate == nil && st.recvEnd && !st.sentEnd && errors.Is(cause, hbone.ErrProtocol) {
+		st.peerReset(cause)
+	}
 	return st.err == nil && (st.fate != nil || st.recvEnd && st.sentEnd)
 }
 
@@ -316,10 +321,10 @@ func (st *stream) next() (chunk, error) {
 				st.received = nil
 			}
 			return ch, nil
-		case st.fate != nil:
-			return chunk{}, errFated
 		case st.recvEnd:
 			return chunk{}, io.EOF
+		case st.fate != nil:
+			return chunk{}, errFated
 		}
 		st.changed.Wait()
 	}
@@ -331,9 +336,18 @@ func (st *stream) drop(err error) {
 	if st.err != nil {
 		return
 	}
-	st.err = err
+	st.over(err)
 	st.changed.Broadcast()
 	st.cancel(err)
+}
+
+// over takes nothing more of the peer, which may have the window on its way. The caller
+// holds the lock.
+func (st *stream) over(err error) {
+	st.err = err
+	if t := &st.conn.live; !st.recvEnd {
+		t.late = min(t.late+st.recv.available, t.recv.size)
+	}
 }
 
 // reset is the relay's: the peer learns by RST_STREAM that the TCP connection
@@ -402,7 +416,7 @@ func (st *stream) end() error {
 
 func (st *stream) writeData(p []byte, end bool) error {
 	c := st.conn
-	c.spoken.Add(1)
+	c.spoken.Add(uint64(flood.Updates(len(p))))
 	w := &c.wire
 	w.mu.Lock()
 	defer w.mu.Unlock()

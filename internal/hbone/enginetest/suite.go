@@ -28,6 +28,7 @@ func RunPair(t *testing.T, make New) {
 		{"schedules", scheduleTests()},
 		{"keys", keyTests()},
 		{"bounds", boundTests()},
+		{"foreign", foreignTests()},
 	} {
 		g.run(t, make)
 	}

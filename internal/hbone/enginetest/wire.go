@@ -55,6 +55,8 @@ func testMalformed(t *testing.T, make New) {
 		"transfer-encoding":      append(append([]string{}, good...), "transfer-encoding", "chunked"),
 		"content-length":         append(append([]string{}, good...), "content-length", "5"),
 		"a line in a value":      append(append([]string{}, good...), "baggage", "a\r\nb"),
+		"a line in another's":    append(append([]string{}, good...), "x-anything", "a\nb"),
+		"baggage not in ASCII":   append(append([]string{}, good...), "baggage", "a=\xc3\xa9"),
 		"forwarded malformed":    append(append([]string{}, good...), "forwarded", `for="1.2.3.4:5`),
 		"forwarded no address":   append(append([]string{}, good...), "forwarded", `for=somebody`),
 		"forwarded twice":        append(append([]string{}, good...), "forwarded", `for="1.2.3.4:5"`, "forwarded", `for="1.2.3.5:5"`),
@@ -85,7 +87,7 @@ func testOddRequests(t *testing.T, make New) {
 		`for="10.0.0.1:_x"`: "10.0.0.1:0", `for="10.0\.0.1:4711"`: "10.0.0.1:4711", `proto=https`: "invalid AddrPort",
 	} {
 		c.connect(id, false, ":method", "CONNECT", ":authority", "[2001:DB8::5]:80", "forwarded", forwarded,
-			"baggage", "a=1", "baggage", "b=2", "traceparent", "not one", "x-anything", "y")
+			"baggage", "a=1", "baggage", "b=2", "traceparent", "not one", "x-anything", "caf\xc3\xa9\tau lait", "cookie", "a=b", "cookie", "c=d")
 		if code := c.status(id); code != 200 {
 			t.Errorf("%s: status %d", forwarded, code)
 			continue

@@ -21,7 +21,7 @@ import (
 func TestMoveUnfinished(t *testing.T) {
 	const within, every = 2 * time.Second, 500 * time.Millisecond
 	w := newWorld(t, newFastEngine, func() hbone.Engine {
-		return fast.New(fast.Config{Loops: 2, PingInterval: every / 10, PingTimeout: moveWait, WriteTimeout: within})
+		return fast.New(fast.Config{Loops: 2, PingInterval: every / 10, PingTimeout: every / 2, WriteTimeout: within})
 	})
 	for name, begin := range map[string]func(c *tls.Conn) error{
 		"header": func(c *tls.Conn) error { _, err := c.Write([]byte{0, 64, 0, 1, 0, 0, 0, 0, 1}); return err },

@@ -18,7 +18,7 @@ const (
 	Reset                    // every TCP connection that ends with a RST, or was answered with a refusal
 	Refused                  // streams opened beyond the limit, before SETTINGS arrived
 	EmptyData                // the END_STREAM of a body, which counts as none
-	WindowUpdate             // one or two for what we sent
+	WindowUpdate             // Updates for what we sent
 	Other                    // PRIORITY, unknown extensions, frames on streams just closed, what makes us reset one
 	Kinds                    // how many there are
 )
@@ -96,6 +96,14 @@ func (g *Guard) Spend(kind Kind) error {
 	}
 	return nil
 }
+
+// updateBytes is what a receiver may have taken of a stream when it gives that back, to
+// the stream and to the connection. There are some that do so each time that their
+// application has read 4 KiB (golang.org/x/net/http2, flow.go).
+const updateBytes = 1 << 10
+
+// Updates is how many WINDOW_UPDATEs a frame of DATA with n bytes entitles the peer to.
+func Updates(n int) int { return 2 + 2*n/updateBytes }
 
 // Earn takes back what an event of ours justifies: DATA that we sent entitles
 // the peer to updates of windows.

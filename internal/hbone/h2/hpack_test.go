@@ -3,6 +3,7 @@ package h2_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"runtime"
 	"strings"
 	"testing"
@@ -146,5 +147,29 @@ func TestHeaderBounds(t *testing.T) {
 	}
 	if _, ok := errors.AsType[*flood.Error](err); !ok || total > 4*h2.MaxFrame {
 		t.Errorf("%d bytes of header, %v", total, err)
+	}
+}
+
+// TestTableGivenUp: the answer of a peer that uses no table is read, and what another had
+// put into its table before is gone.
+func TestTableGivenUp(t *testing.T) {
+	const ok = `HEADERS %d [header field ":status" = "200"] false false`
+	for _, used := range []bool{false, true} {
+		p, n := begun(t)
+		if used {
+			if err := headers(p, 1, []byte("\x40\x01x\x01y"), n); err != nil {
+				t.Fatal(err)
+			}
+		}
+		n.list = nil
+		if err := headers(p, 3, h2.AppendStatus([]byte{h2.NoTable}, 200), n); err != nil {
+			t.Fatal(err)
+		}
+		if want := fmt.Sprintf(ok, 3); len(n.list) != 1 || n.list[0] != want {
+			t.Errorf("read %q, want %q", n.list, want)
+		}
+		if err, ok := errors.AsType[*h2.Error](headers(p, 5, []byte{0x80 | 62}, n)); !ok || err.Code != http2.ErrCodeCompression {
+			t.Errorf("an entry of a table that was given up: %v", err)
+		}
 	}
 }

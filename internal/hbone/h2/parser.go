@@ -375,7 +375,7 @@ func (p *Parser) continuation(b []byte, v Visitor) error {
 
 // decode decodes a header whatever becomes of it: the table must stay in step.
 func (p *Parser) decode(h Header, block []byte, v Visitor) error {
-	if len(block) == 1 && block[0] == statusOK { // as every peer answers; touches no table
+	if p.isBareOK(block) {
 		h.Fields = append(p.fields[:0], hpack.HeaderField{Name: ":status", Value: "200"})
 		return p.give(h, v)
 	}
@@ -393,6 +393,15 @@ func (p *Parser) decode(h Header, block []byte, v Visitor) error {
 	}
 	h.Fields, h.TooLong = p.fields, p.total > p.MaxHeaderBytes
 	return p.give(h, v)
+}
+
+// isBareOK says whether a header is what most peers answer with, which touches no table,
+// or gives up one that nothing was put into.
+func (p *Parser) isBareOK(block []byte) bool {
+	if len(block) == 2 && block[0] == NoTable && p.decoder == nil {
+		block = block[1:]
+	}
+	return len(block) == 1 && block[0] == statusOK
 }
 
 // emit takes a field of the header under work, while there is room.

@@ -7,8 +7,15 @@ import (
 	"golang.org/x/net/http2"
 )
 
-// statusOK is ":status: 200" of the static table (RFC 7541 appendix A).
-const statusOK = 0x88
+const (
+	// statusOK is ":status: 200" of the static table (RFC 7541 appendix A).
+	statusOK = 0x88
+	// NoTable begins a header, and says that the encoder uses no dynamic table from
+	// then on (section 6.3). We use none, but a decoder takes it for granted that we
+	// may: it may want to hear it before the first header once its SETTINGS allow
+	// less than 4,096 bytes (RFC 9113 section 4.3.1).
+	NoTable = 0x20
+)
 
 // Frame writes a frame's header into b, which has HeaderBytes of room.
 func Frame(b []byte, kind http2.FrameType, flags http2.Flags, id uint32, length int) {

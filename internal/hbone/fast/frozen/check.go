@@ -51,7 +51,7 @@ func (f *Flow) check() error {
 		return errors.New("window to send out of range")
 	case !recvWindow(f.Recv) || f.StreamWindow < 0 || f.StreamWindow > h2.MaxWindow:
 		return errors.New("window to receive out of range")
-	case f.Streams < 0 || f.Streams > 1<<32-1 || f.Sent < 0:
+	case f.Streams < 0 || f.Streams > 1<<32-1 || f.Sent < 0 || f.Late < 0 || f.Late > h2.MaxWindow:
 		return errors.New("counts out of range")
 	}
 	return nil

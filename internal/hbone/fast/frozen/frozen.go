@@ -100,6 +100,8 @@ type Flow struct {
 	Acked   bool `json:",omitzero"`
 	Streams int
 	Sent    int `json:",omitzero"`
+	// Late is how many bytes may be on their way on streams that were ended here.
+	Late int64 `json:",omitzero"`
 }
 
 // Life is what ends a connection, as tunnel has it.

@@ -58,7 +58,7 @@ type connFlow struct {
 	recv          window.Connection
 	streams       int       // at once: the peer's limit for a client, ours for a server
 	places        int       // of a server: streams that count against it
-	sent          int       // DATA frames since the last WINDOW_UPDATE
+	sent          int       // WINDOW_UPDATEs that DATA entitles to, since the last
 	blocked       []*Stream // wait for the connection to take more
 }
 
@@ -313,7 +313,7 @@ func (c *Conn) tick() {
 	case !c.life.heard && c.life.asked:
 		c.lost(fmt.Errorf("%w: connection lost: no answer to PING in %v", hbone.ErrProtocol, cfg.PingTimeout))
 		return
-	case !c.out.stuckSince.IsZero() && c.loop.Now().Sub(c.out.stuckSince) > cfg.WriteTimeout:
+	case c.out.IsStuck(c.loop.Now(), cfg.WriteTimeout):
 		c.lost(fmt.Errorf("%w: connection lost: peer does not read", hbone.ErrProtocol))
 		return
 	case !c.life.heard:

@@ -79,7 +79,7 @@ func (s *Stream) settle() {
 func (s *Stream) finished() {
 	switch {
 	case s.dead || s.fate != nil || s.conn.resting && s.conn.atRest(s.finished):
-	case s.parting && !s.local.IsTaken():
+	case s.parting && !s.local.IsTaken(false):
 		s.after(partingEvery, s.finished)
 	default:
 		s.end(nil)
@@ -91,7 +91,7 @@ func (s *Stream) finished() {
 // receiver's queue, where a RST leaves it (net/ipv4/tcp_input.c, tcp_reset). A RST
 // of ours drops what is still in our own.
 func (s *Stream) fated() {
-	if s.local.IsTaken() || !s.conn.loop.Now().Before(s.fatedBy) {
+	if s.local.IsTaken(s.parting) || !s.conn.loop.Now().Before(s.fatedBy) {
 		s.end(s.fate)
 		return
 	}
@@ -168,7 +168,13 @@ func (s *Stream) peerReset(code http2.ErrCode) {
 		s.settle()
 		return
 	}
-	s.fate, s.fatedBy = wire.ResetError(s.conn.client, code), s.conn.loop.Now().Add(lastWordsWithin)
+	s.doom(wire.ResetError(s.conn.client, code))
+}
+
+// doom ends the stream with a reset of the local end, behind all that the peer has said.
+func (s *Stream) doom(err error) {
+	s.fate, s.fatedBy = err, s.conn.loop.Now().Add(lastWordsWithin)
+	s.parting = s.recvEnd             // and its FIN
 	s.sentEnd, s.recvEnd = true, true // nothing is read any more, no window given
 	s.unplace()
 	s.fated()
@@ -180,6 +186,9 @@ func (s *Stream) connectionFailed(err error) {
 	if s.conn.client && !s.answered && !s.exposed {
 		s.elsewhere(err)
 		return
+	}
+	if broken := errors.Is(err, hbone.ErrProtocol); broken && s.answered && s.recvEnd && !s.sentEnd {
+		s.doom(err)
 	}
 	// The peer may close a connection whose streams have ended.
 	if s.alone = s.alone || errors.Is(err, hbone.ErrProtocol) && s.undelivered(); s.alone {

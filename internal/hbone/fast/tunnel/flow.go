@@ -63,7 +63,7 @@ func (s *Stream) free() {
 	}
 	s.local.Free(&s.conn.loop.Buffers)
 	s.account()
-	s.recv.Leave(&s.conn.flow.recv)
+	s.recv.Leave(&s.conn.flow.recv, !s.recvEnd)
 }
 
 // account tells the budget of it: no more than the stream's window.

@@ -40,7 +40,10 @@ func (c *Conn) DataBegins(id uint32, length int) error {
 		if c.idle(id) {
 			return wire.IdleStream()
 		}
-		return c.guard.Spend(flood.Other) // sent before the peer knew that the stream is over
+		if c.flow.recv.IsLate(n) {
+			return nil // sent before the peer knew that the stream is over
+		}
+		return c.guard.Spend(flood.Other)
 	}
 	code := http2.ErrCodeNo
 	switch {
@@ -225,7 +228,7 @@ func (c *Conn) GoAway(last uint32, code http2.ErrCode) error {
 // WindowUpdate implements h2.Visitor.
 func (c *Conn) WindowUpdate(id, increment uint32) error {
 	if c.flow.sent > 0 {
-		c.guard.Earn(flood.WindowUpdate, float64(2*c.flow.sent))
+		c.guard.Earn(flood.WindowUpdate, float64(c.flow.sent))
 		c.flow.sent = 0
 	}
 	if err := c.guard.Spend(flood.WindowUpdate); err != nil {

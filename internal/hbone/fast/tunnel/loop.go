@@ -1,6 +1,8 @@
 package tunnel
 
 import (
+	"maps"
+
 	"github.com/heddle-mesh/heddle/internal/eventloop"
 	"github.com/heddle-mesh/heddle/internal/hbone/fast/window"
 	"github.com/heddle-mesh/heddle/internal/hbone/fast/wire"
@@ -33,13 +35,7 @@ func NewLoop() (*Loop, error) {
 }
 
 // Conns are the loop's connections; whoever iterates may end them.
-func (l *Loop) Conns(yield func(*Conn) bool) {
-	for c := range l.conns {
-		if !yield(c) {
-			return
-		}
-	}
-}
+func (l *Loop) Conns(yield func(*Conn) bool) { maps.Keys(l.conns)(yield) }
 
 // turn does what the events of this turn gave rise to: read tunnels, read local
 // connections, and then write each tunnel once.

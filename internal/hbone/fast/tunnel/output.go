@@ -2,7 +2,6 @@ package tunnel
 
 import (
 	"fmt"
-	"time"
 
 	"golang.org/x/net/http2"
 
@@ -20,13 +19,12 @@ const maxQueue = 8
 // output is what is on its way to the peer, and what waits for it to leave.
 type output struct {
 	wire.Output
-	finishing  []*Stream
-	stuckSince time.Time // when the socket stopped taking bytes
-	alert      tlsrecord.Alert
-	code       http2.ErrCode // of the last GOAWAY
-	dirty      bool
-	closing    bool // the goodbye is written, or about to be
-	shut       bool // the FIN is sent
+	finishing []*Stream
+	alert     tlsrecord.Alert
+	code      http2.ErrCode // of the last GOAWAY
+	dirty     bool
+	closing   bool // the goodbye is written, or about to be
+	shut      bool // the FIN is sent
 }
 
 // touch makes sure that the connection is flushed at the end of this turn.
@@ -72,16 +70,9 @@ func (c *Conn) flush() {
 // write writes the queue.
 func (c *Conn) write() {
 	o := &c.out
-	progress, errno := o.Write()
-	if errno != 0 {
+	if errno := o.Write(c.loop.Now()); errno != 0 {
 		c.lost(fmt.Errorf("%w: connection lost: %w", hbone.ErrProtocol, errno))
 		return
-	}
-	if progress {
-		o.stuckSince = time.Time{}
-	}
-	if o.Queued() > 0 && o.stuckSince.IsZero() {
-		o.stuckSince = c.loop.Now()
 	}
 	if o.Queued() > maxQueue && !o.closing {
 		err := fmt.Errorf("%w: too much waits for a peer that does not read", hbone.ErrLimit)
@@ -124,14 +115,16 @@ func (c *Conn) frame(kind http2.FrameType, flags http2.Flags, id uint32, payload
 	c.out.Wrote(wire.Frame(c.room(h2.HeaderBytes+len(payload)), kind, flags, id, payload))
 }
 
-func (c *Conn) number(kind http2.FrameType, id, value uint32) {
-	c.out.Wrote(wire.Number(c.room(h2.HeaderBytes+4), kind, id, value))
+func (c *Conn) headers(flags http2.Flags, id uint32, block []byte) {
+	c.out.Wrote(c.out.Headers(c.room(h2.HeaderBytes+1+len(block)), flags, id, block))
 }
 
-func (c *Conn) windowUpdate(id, increment uint32) { c.number(http2.FrameWindowUpdate, id, increment) }
+func (c *Conn) windowUpdate(id, increment uint32) {
+	c.out.Wrote(wire.Number(c.room(h2.HeaderBytes+4), http2.FrameWindowUpdate, id, increment))
+}
 
 func (c *Conn) resetStream(id uint32, code http2.ErrCode) {
-	c.number(http2.FrameRSTStream, id, uint32(code))
+	c.out.Wrote(wire.Number(c.room(h2.HeaderBytes+4), http2.FrameRSTStream, id, uint32(code)))
 }
 
 func (c *Conn) ping(data [8]byte, ack bool) {

@@ -105,7 +105,7 @@ func (c *Conn) freeze() *frozen.Conn {
 		Server: !c.client, LastID: c.lastID, DataLen: c.dataLen,
 		Identity: frozen.Identity{Source: c.id.Source, Leaf: c.id.Leaf[:], Peer: c.id.Peer.String(), NotAfter: c.id.NotAfter},
 		Session:  c.session.State(), Parser: c.in.Parser.State(), Guard: c.guard.State(),
-		Flow: frozen.Flow{Send: c.flow.send, Initial: c.flow.initial, Recv: c.flow.recv.Window, StreamWindow: c.flow.recv.First, Acked: c.flow.recv.Acked, Streams: c.flow.streams, Sent: c.flow.sent},
+		Flow: frozen.Flow{Send: c.flow.send, Initial: c.flow.initial, Recv: c.flow.recv.Window, StreamWindow: c.flow.recv.First, Acked: c.flow.recv.Acked, Streams: c.flow.streams, Sent: c.flow.sent, Late: c.flow.recv.Late},
 		Life: frozen.Life{Heard: c.life.heard, Asked: c.life.asked, Announced: c.life.announced, Left: c.left, GoAway: c.life.goaway, IdleLeft: c.life.idleLeft},
 	}
 	z.Life.FrameAge, z.Life.RecordAge = c.in.Ages(c.loop.Now())

@@ -72,7 +72,7 @@ func (c *Conn) Open(block []byte, owner Owner, local syscall.Conn) *Stream {
 	}
 	s := c.newStream(id)
 	s.owner = owner
-	c.frame(http2.FrameHeaders, http2.FlagHeadersEndHeaders, id, block)
+	c.headers(0, id, block)
 	s.sendEarly(local)
 	if s.dead {
 		return nil
@@ -117,9 +117,7 @@ func (s *Stream) Decided() bool {
 		return true
 	}
 	s.unplace()
-	if !s.conn.closed {
-		s.conn.endIfDrained()
-	}
+	s.conn.endIfDrained()
 	return false
 }
 
@@ -129,13 +127,13 @@ func (s *Stream) Accept(fd int, progress *hbone.Counters, cutter *hbone.Cutter) 
 		return
 	}
 	s.answered = true
-	s.conn.frame(http2.FrameHeaders, http2.FlagHeadersEndHeaders, s.id, h2.AppendStatus(make([]byte, 0, 8), http.StatusOK))
+	s.conn.headers(0, s.id, h2.AppendStatus(make([]byte, 0, 8), http.StatusOK))
 	s.deliverPending()
 }
 
 // Refuse answers with another status, and ends the stream.
 func (s *Stream) Refuse(status int, err error) {
-	s.conn.frame(http2.FrameHeaders, http2.FlagHeadersEndHeaders|http2.FlagHeadersEndStream, s.id, h2.AppendStatus(nil, status))
+	s.conn.headers(http2.FlagHeadersEndStream, s.id, h2.AppendStatus(nil, status))
 	if !s.recvEnd {
 		// The peer need not go on with its half (RFC 9113 section 8.1).
 		s.conn.resetStream(s.id, http2.ErrCodeNo)
@@ -180,15 +178,8 @@ func (s *Stream) Read(most int) (took int, more bool) {
 		if s.dead || c.resting || !s.local.IsOpen() || !s.answered || s.sentEnd || c.out.closing {
 			return took, false
 		}
-		if c.out.Queued() > 0 || c.flow.send <= 0 {
-			if took > 0 {
-				return took, true // and waits behind those that had nothing yet
-			}
-			s.block()
-			return took, false
-		}
-		if s.sendWindow <= 0 {
-			return took, false // WINDOW_UPDATE tries again
+		if c.out.Queued() > 0 || c.flow.send <= 0 || s.sendWindow <= 0 {
+			return took, s.wait(took)
 		}
 		room := c.room(h2.HeaderBytes + minRead)
 		if c.closed || c.out.Queued() > 0 {
@@ -202,11 +193,7 @@ func (s *Stream) Read(most int) (took int, more bool) {
 			s.LocalFailed(errno)
 			return took, false
 		case k == 0:
-			if errno = s.local.Reset(); errno != 0 {
-				s.LocalFailed(errno)
-			} else {
-				s.sendEnd()
-			}
+			s.localEnded()
 			return took, false
 		}
 		s.sentBytes(k)
@@ -215,6 +202,32 @@ func (s *Stream) Read(most int) (took int, more bool) {
 		}
 	}
 	return took, true
+}
+
+// wait is for a window, or for the peer's socket; true is for the next turn. END_STREAM
+// needs no window (RFC 9113 section 6.9.1).
+func (s *Stream) wait(took int) bool {
+	queued := s.conn.out.Queued() > 0
+	switch {
+	case !queued && s.local.IsAtEnd():
+		s.localEnded()
+	case !queued && s.sendWindow <= 0: // WINDOW_UPDATE tries again
+	case took > 0:
+		return true // and waits behind those that had nothing yet
+	case !s.blocked:
+		s.blocked = true
+		s.conn.flow.blocked = append(s.conn.flow.blocked, s)
+	}
+	return false
+}
+
+// localEnded is the end of what can be read.
+func (s *Stream) localEnded() {
+	if errno := s.local.Reset(); errno != 0 {
+		s.LocalFailed(errno)
+		return
+	}
+	s.sendEnd()
 }
 
 // readInto reads up to so many bytes, a message into the room, of a large flow
@@ -248,7 +261,7 @@ func (s *Stream) data(room []byte, n int) {
 	c := s.conn
 	h2.Frame(room, http2.FrameData, 0, s.id, n)
 	c.out.Wrote(h2.HeaderBytes + n)
-	c.flow.sent++
+	c.flow.sent += flood.Updates(n)
 	s.sendWindow -= int64(n)
 	c.flow.send -= int64(n)
 }
@@ -260,16 +273,9 @@ func (s *Stream) sentBytes(n int) {
 	}
 }
 
-func (s *Stream) block() {
-	if !s.blocked {
-		s.blocked = true
-		s.conn.flow.blocked = append(s.conn.flow.blocked, s)
-	}
-}
-
 func (s *Stream) sendEnd() {
 	s.conn.frame(http2.FrameData, http2.FlagDataEndStream, s.id, nil)
-	s.conn.flow.sent++
+	s.conn.flow.sent += flood.Updates(0)
 	s.sentEnd = true
 	s.settle()
 }
@@ -322,11 +328,7 @@ func (s *Stream) delivered(n int, errno syscall.Errno) {
 }
 
 func (s *Stream) receivedBytes(n int) {
-	if n == 0 {
-		return
-	}
-	s.received += uint64(n)
-	if s.progress != nil {
+	if s.received += uint64(n); s.progress != nil && n > 0 {
 		s.progress.Received.Store(s.received)
 	}
 	s.consumed(int64(n))

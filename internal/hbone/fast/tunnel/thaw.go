@@ -33,7 +33,7 @@ func (l *Loop) Thaw(t *frozen.Thawing, files []int, cfg Config, role Role, owner
 	c.in, c.out.Output = wire.NewInput(&l.Buffers, c.session, c.fd, t.Parser), wire.NewOutput(&l.Buffers, c.session, c.fd)
 	c.ready, c.left = c.client, z.Life.Left
 	c.flow = connFlow{send: z.Flow.Send, initial: z.Flow.Initial, recv: window.New(cfg.Memory, cfg.StreamWindow, cfg.ConnectionWindow), streams: z.Flow.Streams, sent: z.Flow.Sent}
-	c.flow.recv.Thaw(z.Flow.Recv, z.Flow.StreamWindow, z.Flow.Acked)
+	c.flow.recv.Thaw(z.Flow.Recv, z.Flow.StreamWindow, z.Flow.Late, z.Flow.Acked)
 	c.life.heard, c.life.asked, c.life.announced = z.Life.Heard, z.Life.Asked, z.Life.Announced
 	c.life.goaway, c.life.idleLeft = z.Life.GoAway, z.Life.IdleLeft
 	for i := range z.Streams {

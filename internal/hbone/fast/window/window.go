@@ -104,6 +104,9 @@ type Connection struct {
 	// Acked says that it does. Streams may have 65,535 bytes before that (RFC 9113
 	// section 6.9.3).
 	Acked bool
+	// Late is how many bytes the peer may have on their way on streams that have ended
+	// before it said that it was through, in frames as small as its programs write.
+	Late int64
 
 	memory        *hbone.Memory
 	most, largest int64 // what the window, and a stream's, may become
@@ -136,8 +139,8 @@ func (w *Connection) Open() uint32 {
 }
 
 // Thaw goes on with windows that were promised in another process.
-func (w *Connection) Thaw(window h2.Window, first int64, acked bool) {
-	w.Window, w.First, w.Acked = window, first, acked
+func (w *Connection) Thaw(window h2.Window, first, late int64, acked bool) {
+	w.Window, w.First, w.Late, w.Acked = window, first, late, acked
 	w.memory.Keep(hbone.Connections, max(0, w.Size-h2.DefaultWindow))
 }
 
@@ -145,6 +148,16 @@ func (w *Connection) Thaw(window h2.Window, first int64, acked bool) {
 func (w *Connection) Leave() {
 	w.memory.Leave(w)
 	w.memory.Keep(hbone.Connections, -max(0, w.Size-h2.DefaultWindow))
+}
+
+// IsLate takes DATA of so many bytes on a stream that is over, and says whether it may
+// have been on its way.
+func (w *Connection) IsLate(n int64) bool {
+	if n == 0 || n > w.Late {
+		return false
+	}
+	w.Late -= n
+	return true
 }
 
 // IsDue says that Grant is worth a frame, and that nobody waits to call it.
@@ -210,8 +223,12 @@ func (w *Connection) ThawStream(window h2.Window) Stream {
 	return s
 }
 
-// Leave takes back, at the stream's end, what its window was promised.
-func (s *Stream) Leave(w *Connection) {
+// Leave takes back, at the stream's end, what its window was promised. Open says that the
+// peer may still use it.
+func (s *Stream) Leave(w *Connection, open bool) {
+	if open {
+		w.Late = min(w.Late+s.Available, w.Size)
+	}
 	w.memory.Keep(hbone.Streams, w.First-s.Size)
 	s.Size = w.First
 }

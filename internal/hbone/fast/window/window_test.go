@@ -165,17 +165,17 @@ func TestBooks(t *testing.T) {
 			if random.IntN(50) == 0 { // another process goes on
 				stream, connection, first := s.Window, w.Window, w.First
 				s.Hold(&w, 0)
-				s.Leave(&w)
+				s.Leave(&w, random.IntN(2) == 0)
 				w.Leave()
 				w = New(memory, 16<<20, 64<<20)
-				w.Thaw(connection, first, true)
+				w.Thaw(connection, first, 0, true)
 				w.Path.RTT = time.Duration(random.Int64N(int64(time.Second)))
 				s = w.ThawStream(stream)
 				s.Hold(&w, int(held))
 			}
 		}
 		s.Hold(&w, 0)
-		s.Leave(&w)
+		s.Leave(&w, random.IntN(2) == 0)
 		w.Leave()
 	}
 	if memory.Used() != 0 || !memory.Promise(hbone.Connections, 16<<20) || !memory.Promise(hbone.Streams, 8<<20) {

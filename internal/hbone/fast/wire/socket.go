@@ -63,6 +63,17 @@ func (s *Socket) Reset() (errno syscall.Errno) {
 	return errno
 }
 
+// IsAtEnd says that reading would find the end now: the other end will send no more,
+// and all that it has sent is read.
+func (s *Socket) IsAtEnd() bool {
+	if !s.ended {
+		return false
+	}
+	var one [1]byte
+	n, errno := eventloop.Receive(s.FD, one[:], unix.MSG_PEEK)
+	return n == 0 && errno == 0
+}
+
 // Read reads into p. More says that there may be something left that gives no
 // new event.
 func (s *Socket) Read(p []byte) (n int, more bool, errno syscall.Errno) {
@@ -165,9 +176,13 @@ func (s *Socket) Finish(over bool) error {
 	return eventloop.CloseWrite(s.FD)
 }
 
-// IsTaken says that the other end's kernel has everything, or takes no more.
-func (s *Socket) IsTaken() bool {
-	return !s.IsOpen() || s.IsBroken() || !s.Waits() && eventloop.Unsent(s.FD) == 0
+// IsTaken says that the other end's kernel has everything, or takes no more. Fin sends
+// one behind it, if there was none.
+func (s *Socket) IsTaken(fin bool) bool {
+	if fin && s.IsOpen() && s.vector == nil && s.Finish(false) != nil {
+		s.closed = true
+	}
+	return !s.IsOpen() || s.IsBroken() || !s.Waits() && s.vector == nil && eventloop.Unsent(s.FD) == 0
 }
 
 // Close closes the socket, if it is open: in good order, or with a RST.

@@ -11,6 +11,7 @@ package wire
 import (
 	"encoding/binary"
 	"syscall"
+	"time"
 
 	"golang.org/x/net/http2"
 
@@ -109,7 +110,9 @@ type Output struct {
 	fd         int
 	queue      []sealed
 	buf        []byte
-	done, open int // sealed bytes of buf; plaintext of the open record
+	done, open int       // sealed bytes of buf; plaintext of the open record
+	stuckSince time.Time // when the socket stopped taking bytes
+	tableless  bool      // the peer knows that our headers use no table
 }
 
 type sealed struct {
@@ -225,10 +228,15 @@ func (o *Output) Alert(a tlsrecord.Alert) {
 	o.queue = append(o.queue, q)
 }
 
-// Write writes the queue, as much as the socket takes, and says whether that was
-// anything.
-func (o *Output) Write() (progress bool, errno syscall.Errno) {
+// IsStuck says that the socket has taken nothing of the queue for so long.
+func (o *Output) IsStuck(now time.Time, within time.Duration) bool {
+	return !o.stuckSince.IsZero() && now.Sub(o.stuckSince) > within
+}
+
+// Write writes the queue, as much as the socket takes.
+func (o *Output) Write(now time.Time) (errno syscall.Errno) {
 	n := 0
+	progress := false
 	for n < len(o.queue) {
 		q := &o.queue[n]
 		var k int
@@ -244,10 +252,16 @@ func (o *Output) Write() (progress bool, errno syscall.Errno) {
 	rest := copy(o.queue, o.queue[n:])
 	clear(o.queue[rest:])
 	o.queue = o.queue[:rest]
+	switch {
+	case rest == 0:
+		o.stuckSince = time.Time{}
+	case progress || o.stuckSince.IsZero():
+		o.stuckSince = now
+	}
 	if errno == syscall.EAGAIN {
 		errno = 0
 	}
-	return progress, errno
+	return errno
 }
 
 // Append appends the bytes of the queue.
@@ -273,6 +287,19 @@ func (o *Output) Queue(b []byte) {
 func Frame(b []byte, kind http2.FrameType, flags http2.Flags, id uint32, payload []byte) int {
 	h2.Frame(b, kind, flags, id, len(payload))
 	return h2.HeaderBytes + copy(b[h2.HeaderBytes:], payload)
+}
+
+// Headers is Frame for a header, which may take a byte more: the first says that none uses a table.
+func (o *Output) Headers(b []byte, flags http2.Flags, id uint32, block []byte) int {
+	n := h2.HeaderBytes
+	if !o.tableless {
+		o.tableless = true
+		b[n] = h2.NoTable
+		n++
+	}
+	n += copy(b[n:], block)
+	h2.Frame(b, http2.FrameHeaders, flags|http2.FlagHeadersEndHeaders, id, n-h2.HeaderBytes)
+	return n
 }
 
 // Number is Frame for WINDOW_UPDATE and RST_STREAM.
