@@ -50,14 +50,28 @@ func (v *View) Route(src *Workload, dst netip.AddrPort) Route {
 	if v.InCluster(addr) {
 		return Route{Kind: RouteHold, Port: dst.Port(), Reason: ReasonUnknownDestination}
 	}
+	reason := v.Egress(src)
+	if reason != ReasonEgressAllowed {
+		return Route{Kind: RouteReject, Port: dst.Port(), Reason: reason}
+	}
+	return Route{Kind: RouteEgress, Port: dst.Port(), Reason: reason}
+}
+
+// Egress returns ReasonEgressAllowed when connections of src may leave the mesh, which they do
+// in plaintext, or else why not: nobody is asked there whether its identity is revoked. A nil src
+// is a client of no namespace. It does not allocate.
+func (v *View) Egress(src *Workload) Reason {
 	namespace := ""
 	if src != nil {
+		if src.Enrolled && v.Revoked(src.Identity) {
+			return ReasonIdentityRevoked
+		}
 		namespace = src.Namespace
 	}
 	if v.settings.EgressOf(namespace) == EgressDeny {
-		return Route{Kind: RouteReject, Port: dst.Port(), Reason: ReasonEgressDenied}
+		return ReasonEgressDenied
 	}
-	return Route{Kind: RouteEgress, Port: dst.Port(), Reason: ReasonEgressAllowed}
+	return ReasonEgressAllowed
 }
 
 // RouteTo is Route for a port of a service that is named, whether it has an address or not. The
