@@ -37,11 +37,13 @@ func Compile(s Subject, ap *v1alpha1.AuthorizationPolicy, selector map[string]st
 		before := len(s.Found.Problems)
 		rule, datagrams := s.rule(fmt.Sprintf("spec.rules[%d]", i), &spec.Rules[i], ap.Namespace, tcp.Action)
 		if len(s.Found.Problems) > before {
-			if tcp.Action != mesh.ActionDeny {
-				continue
+			rule, datagrams = nothing(), nothing() // the others keep their numbers
+			if tcp.Action == mesh.ActionDeny {
+				rule, datagrams = mesh.Rule{}, mesh.Rule{}
+				udp.says = true
 			}
-			rule, datagrams = mesh.Rule{}, mesh.Rule{}
-			udp.says = true
+			tcp.Rules, udp.Rules = append(tcp.Rules, rule), append(udp.Rules, datagrams)
+			continue
 		}
 		tcp.Rules, udp.Rules = append(tcp.Rules, rule), append(udp.Rules, datagrams)
 		udp.says = udp.says || about(&spec.Rules[i], tcp.Action)
