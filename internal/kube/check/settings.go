@@ -51,6 +51,30 @@ func Mesh(s Subject, spec *v1alpha1.MeshSpec) (out Settings) {
 	return out
 }
 
+// Names warns of what a Mesh names that is not there: a slip in one of these looks as if it had
+// been done. Spec is nil where there is no Mesh.
+func Names(s Subject, spec *v1alpha1.MeshSpec, known func(namespace string) bool, believed func(spiffeid.TrustDomain) bool) {
+	if spec == nil {
+		return
+	}
+	namespace := func(field, name string) {
+		if name != "" && !known(name) {
+			s.Warn(field, "compare with the names of the namespaces", "namespace %q is not defined", name)
+		}
+	}
+	for i := range spec.Egress.Namespaces {
+		namespace(fmt.Sprintf("spec.egress.namespaces[%d].namespace", i), spec.Egress.Namespaces[i].Namespace)
+	}
+	for i := range spec.DNS.Namespaces {
+		namespace(fmt.Sprintf("spec.dns.namespaces[%d].namespace", i), spec.DNS.Namespaces[i].Namespace)
+	}
+	for i, text := range spec.RevokedIdentities {
+		if id, err := spiffeid.FromString(text); err == nil && !believed(id.TrustDomain()) {
+			s.Warn(fmt.Sprintf("spec.revokedIdentities[%d]", i), "compare with spec.trustDomain, and with spec.federation", "trust domain %q is neither the mesh's nor federated with it: nobody has such an identity here", id.TrustDomain().Name())
+		}
+	}
+}
+
 // maxPath bounds the path of an identity of a workload, /ns/NAMESPACE/sa/ACCOUNT.
 const maxPath = len("/ns/") + 63 + len("/sa/") + 253
 
