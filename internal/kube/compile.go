@@ -98,7 +98,7 @@ func newCompiler(objs *Objects, each bool) *compiler {
 func (c *compiler) compileRest() {
 	check.Bound(c.mesh.Subject, &c.out.Settings)
 	c.compileNamespaces()
-	check.Names(c.mesh.Subject, c.meshSpec(), c.known, c.believed)
+	check.Names(c.mesh.Subject, c.settings, c.known)
 	authentications := c.compilePeerAuthentications()
 	c.compilePolicies()
 	c.compilePods(authentications)
@@ -206,15 +206,6 @@ func (c *compiler) compileMesh() {
 			s.claimForeign(&m.Value.Spec)
 		}
 	}
-}
-
-func (c *compiler) meshSpec() *v1alpha1.MeshSpec {
-	for _, m := range c.objs.Meshes {
-		if m.Value.Name == v1alpha1.MeshName {
-			return &m.Value.Spec
-		}
-	}
-	return nil
 }
 
 // claimForeign claims the addresses of workloads of other trust domains before anybody else

@@ -3,8 +3,6 @@ package kube
 import (
 	"slices"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
-
 	"github.com/heddle-mesh/heddle/internal/kube/policies"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
@@ -14,7 +12,7 @@ func (c *compiler) compilePolicies() {
 	for _, ap := range sorted(c.objs.AuthorizationPolicies) {
 		s := c.subject("AuthorizationPolicy", ap.Value, ap.Origin)
 		s.place(ap.Value)
-		about := policies.Subject{Subject: s.Subject, Found: &c.found, TrustDomain: c.out.Settings.TrustDomain, Known: c.known, Believed: c.believed, UDP: c.objs.UDPByIdentity}
+		about := policies.Subject{Subject: s.Subject, Found: &c.found, TrustDomain: c.out.Settings.TrustDomain, Known: c.known, Believed: c.settings.Believes, UDP: c.objs.UDPByIdentity}
 		tcp, udp := policies.Compile(about, ap.Value, s.selector(ap.Value.Spec.Selector))
 		c.datagrams.Add(udp)
 		if tcp != nil {
@@ -25,16 +23,6 @@ func (c *compiler) compilePolicies() {
 }
 
 func (c *compiler) known(namespace string) bool { _, known := c.namespaces[namespace]; return known }
-
-// believed reports whether identities of a trust domain are: the mesh's, or a federated one's.
-func (c *compiler) believed(td spiffeid.TrustDomain) bool {
-	for i := range c.out.Settings.Federation {
-		if c.out.Settings.Federation[i].TrustDomain == td {
-			return true
-		}
-	}
-	return td == c.out.Settings.TrustDomain
-}
 
 // warnPolicies comes after the workloads.
 func (c *compiler) warnPolicies() {
