@@ -300,7 +300,6 @@ func TestExitCodes(t *testing.T) {
 		{none, "simulate --against ../../e2e/demo/mesh --flows testdata/simulate/flows.json", 2, "nothing would change"},
 		{none, "simulate -f testdata/simulate/misspelt.yaml --against ../../e2e/demo/mesh --flows testdata/simulate/flows.json", 0, `picks no workload of namespace "shop"`},
 		{none, "simulate -f testdata/simulate/misspelt.yaml --against ../../e2e/demo/mesh --flows testdata/simulate/flows.json -o json", 0, `"warnings": [`},
-		{none, "simulate -f testdata/simulate/empty.yaml --against ../../e2e/demo/mesh --flows testdata/simulate/flows.json", 1, "has no object"},
 		{none, "simulate -f testdata/simulate/policy.yaml --against ../../e2e/demo/mesh --flows testdata/simulate/empty.yaml", 1, "line 1"},
 		{none, "simulate -f testdata/simulate/policy.yaml --against ../../e2e/demo/mesh --flows /dev/null", 1, "is empty"},
 		{none, "suggest shop --against ../../e2e/demo/mesh --flows /dev/null", 1, "is empty"},

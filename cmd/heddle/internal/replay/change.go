@@ -28,12 +28,6 @@ func Load(path string) (*kube.Objects, error) {
 	return kube.LoadFile(path)
 }
 
-// empty reports whether there is nothing to try.
-func empty(o *kube.Objects) bool {
-	return len(o.Namespaces)+len(o.Services)+len(o.Meshes)+len(o.Workloads)+len(o.PeerAuthentications)+len(o.AuthorizationPolicies)+len(o.NetworkPolicies)+
-		len(o.HTTPRoutes)+len(o.GRPCRoutes)+len(o.TLSRoutes)+len(o.TCPRoutes)+len(o.Grants) == 0
-}
-
 // Apply returns what is written with the changed objects added or in the place of those
 // of their names, and without those that are deleted, each KIND/NAMESPACE/NAME or, of
 // a Mesh or a Namespace, KIND/NAME. What is written stays as it was.

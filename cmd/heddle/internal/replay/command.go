@@ -209,9 +209,6 @@ func (p *Program) models(ctx context.Context, against string, files, deleted []s
 		if err != nil {
 			return nil, nil, err
 		}
-		if empty(objects) {
-			return nil, nil, fmt.Errorf("read the change: %s has no object: nothing would be tried", file)
-		}
 		if changed, err = Apply(changed, objects, nil); err != nil {
 			return nil, nil, err
 		}
