@@ -78,7 +78,7 @@ func (p *served) atOnce(i *inquiry) told {
 		}
 	}
 	if !mayAsk(view, p.Key, i.server) {
-		return told{i.Failure(wire.Refused, wire.Prohibited), refused, mesh.ReasonEgressDenied, "the server is outside the mesh"}
+		return told{i.Failure(wire.Refused, wire.Prohibited), refused, whyNot(view, p.Key), "the server is outside the mesh"}
 	}
 	if !i.Plain {
 		return told{}
@@ -290,7 +290,24 @@ func mayAsk(view *mesh.View, of mesh.Key, server netip.AddrPort) bool {
 	r := view.Route(w, server)
 	if r.Service != nil && slices.Contains(r.Service.External, server.Addr().Unmap()) {
 		// Queries go to the server itself, which is whose it would be without the service.
-		return view.InCluster(server.Addr().Unmap()) || view.Settings().EgressOf(of.Namespace) != mesh.EgressDeny
+		return view.InCluster(server.Addr().Unmap()) || leaves(view, of) == mesh.ReasonEgressAllowed
 	}
-	return r.Kind != mesh.RouteReject || r.Reason != mesh.ReasonEgressDenied
+	return r.Kind != mesh.RouteReject || r.Reason != mesh.ReasonEgressDenied && r.Reason != mesh.ReasonIdentityRevoked
+}
+
+// leaves says whether what a workload sends may leave the mesh.
+func leaves(view *mesh.View, of mesh.Key) mesh.Reason {
+	w, known := view.Workload(of)
+	if !known {
+		w = &mesh.Workload{Key: of}
+	}
+	return view.Egress(w)
+}
+
+// whyNot is why a workload may not ask a server outside the mesh.
+func whyNot(view *mesh.View, of mesh.Key) mesh.Reason {
+	if why := leaves(view, of); why != mesh.ReasonEgressAllowed {
+		return why
+	}
+	return mesh.ReasonEgressDenied
 }

@@ -629,6 +629,32 @@ func TestEgressToAnExternalAddress(t *testing.T) {
 	}
 }
 
+// TestRevokedAsksNobodyOutside: an identity that is revoked reaches nobody, by queries neither.
+func TestRevokedAsksNobodyOutside(t *testing.T) {
+	td := spiffeid.RequireTrustDomainFromString("test.heddle.dev")
+	var workloads []mesh.Workload
+	for i, account := range []string{"good", "stolen"} {
+		id, err := mesh.IdentityFor(td, "shop", account)
+		if err != nil {
+			t.Fatal(err)
+		}
+		workloads = append(workloads, mesh.Workload{Key: mesh.Key{Namespace: "shop", Name: account}, ServiceAccount: account, Identity: id, Node: "n1", Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 1, 0, byte(i)})}, Ready: true, Enrolled: true})
+	}
+	view, err := mesh.NewView("1", mesh.Settings{TrustDomain: td, ClusterRanges: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, RevokedIdentities: []spiffeid.ID{workloads[1].Identity}}, workloads, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for account, may := range map[string]bool{"good": true, "stolen": false} {
+		key := mesh.Key{Namespace: "shop", Name: account}
+		if got := mayAsk(view, key, netip.MustParseAddrPort("8.8.8.8:53")); got != may {
+			t.Errorf("%s may ask outside: %v", account, got)
+		}
+		if why := whyNot(view, key); (why == mesh.ReasonIdentityRevoked) == may {
+			t.Errorf("%s is told %v", account, why)
+		}
+	}
+}
+
 // TestServerGone: nobody listens, which is known at once.
 func TestServerGone(t *testing.T) {
 	up := newServer(t, silent)

@@ -255,6 +255,39 @@ func TestEgressAndPlainWorkloads(t *testing.T) {
 	}
 }
 
+// TestRevokedReachesNobodyInPlaintext: neither outside nor where nobody proves anything, and
+// what is open there ends; another identity's connections go on.
+func TestRevokedReachesNobodyInPlaintext(t *testing.T) {
+	w := newWorld(t)
+	w.workload("web", "a", "198.18.1.1")
+	w.workload("api", "a", "198.18.1.2")
+	w.workload("legacy", "b", "198.18.3.1").Enrolled = false
+	w.service("legacy", "198.18.9.2", 7000, 7001, "legacy")
+	w.service("other", "198.18.9.3", 7000, 7001, "legacy")
+	w.publish()
+	application(t, "198.18.3.1:7001", echo)
+	a := w.node("a")
+	web := a.serve("web", "198.18.1.1", podOptions{outbound: []string{"198.18.9.2:7000", "203.0.113.1:7000"}})
+	api := a.serve("api", "198.18.1.2", podOptions{outbound: []string{"198.18.9.3:7000"}})
+	one, two := web.client("198.18.9.2:7000"), api.client("198.18.9.3:7000")
+	greeting(t, one)
+	greeting(t, two)
+	w.settings.RevokedIdentities = append(w.settings.RevokedIdentities, w.workloads[0].Identity)
+	w.publish()
+	refused(t, one)
+	web.refused("198.18.9.2:7000")
+	web.refused("203.0.113.1:7000")
+	for _, r := range a.flows.wait(t, 3) {
+		if r.Reason != mesh.ReasonIdentityRevoked || r.Verdict != mesh.VerdictDeny || r.Source.Workload.Name != "web" {
+			t.Errorf("%+v", r)
+		}
+	}
+	two.Write([]byte("still here\n"))
+	if got := greeting(t, two); got != "still here" {
+		t.Errorf("%q", got)
+	}
+}
+
 func TestUnknownAddressIsHeldThenRefused(t *testing.T) {
 	w, a, _ := sameNode(t, echo)
 	client := a.serve("other", "198.18.1.2", podOptions{outbound: []string{"198.18.9.3:7000", "198.18.9.4:7000"}})

@@ -317,8 +317,8 @@ func (p *Proxy) try(d *departure, w *mesh.Workload) (reason mesh.Reason, cause e
 	}
 	switch {
 	case !w.Enrolled:
-		if d.view.Settings().EgressOf(d.src.Namespace) == mesh.EgressDeny {
-			return mesh.ReasonEgressDenied, fmt.Errorf("%s is not enrolled, and the egress policy refuses plaintext", w.Key), false
+		if why := d.view.Egress(d.src); why != mesh.ReasonEgressAllowed {
+			return why, fmt.Errorf("%s is not enrolled, and may not be reached in plaintext", w.Key), false
 		}
 		return p.plain(d, w, target)
 	case w.Node == p.cfg.Node:

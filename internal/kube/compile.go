@@ -101,6 +101,7 @@ func newCompiler(objs *Objects, each bool) *compiler {
 func (c *compiler) compileRest() {
 	check.Bound(c.mesh.Subject, &c.out.Settings)
 	c.compileNamespaces()
+	check.Names(c.mesh.Subject, c.settings, c.known)
 	authentications := c.compilePeerAuthentications()
 	c.compilePolicies()
 	c.compilePods(authentications)

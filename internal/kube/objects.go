@@ -64,7 +64,7 @@ func kinds(objs *Objects) []folder.Kind {
 		{APIVersion: heddle, Name: "Mesh", Read: reader(&objs.Meshes)},
 		{APIVersion: heddle, Name: "Workload", Namespaced: true, Read: reader(&objs.Workloads)},
 		{APIVersion: heddle, Name: "PeerAuthentication", Namespaced: true, Read: reader(&objs.PeerAuthentications)},
-		{APIVersion: heddle, Name: "AuthorizationPolicy", Namespaced: true, Read: reader(&objs.AuthorizationPolicies)},
+		{APIVersion: heddle, Name: "AuthorizationPolicy", Namespaced: true, Spec: true, Read: reader(&objs.AuthorizationPolicies)},
 	}
 }
 

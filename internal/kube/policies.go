@@ -9,11 +9,10 @@ import (
 
 // compilePolicies comes before the workloads, which are told what is said about UDP.
 func (c *compiler) compilePolicies() {
-	known := func(namespace string) bool { _, known := c.namespaces[namespace]; return known }
 	for _, ap := range sorted(c.objs.AuthorizationPolicies) {
 		s := c.subject("AuthorizationPolicy", ap.Value, ap.Origin)
 		s.place(ap.Value)
-		about := policies.Subject{Subject: s.Subject, Found: &c.found, TrustDomain: c.out.Settings.TrustDomain, Known: known, UDP: c.objs.UDPByIdentity}
+		about := policies.Subject{Subject: s.Subject, Found: &c.found, TrustDomain: c.out.Settings.TrustDomain, Known: c.known, Believed: c.settings.Believes, UDP: c.objs.UDPByIdentity}
 		tcp, udp := policies.Compile(about, ap.Value, s.selector(ap.Value.Spec.Selector))
 		c.datagrams.Add(udp)
 		if tcp != nil {
@@ -23,6 +22,8 @@ func (c *compiler) compilePolicies() {
 	slices.SortFunc(c.out.Policies, func(a, b mesh.Policy) int { return a.Key.Compare(b.Key) })
 }
 
+func (c *compiler) known(namespace string) bool { _, known := c.namespaces[namespace]; return known }
+
 // warnPolicies comes after the workloads.
 func (c *compiler) warnPolicies() {
 	for _, ap := range c.objs.AuthorizationPolicies {
@@ -30,9 +31,7 @@ func (c *compiler) warnPolicies() {
 			c.subject("AuthorizationPolicy", ap.Value, ap.Origin).Problem("spec.rules", "write namespaces, or identities with wildcards, or narrower selectors",
 				"come, with the namespace's other policies about UDP, to more than the %d bytes that agents take of its workloads: no datagrams pass to %d of them", policies.MaxNamespace, n)
 		}
-		if ap.Value.Spec.Selector != nil {
-			c.subject("AuthorizationPolicy", ap.Value, ap.Origin).warnUnselected(ap.Value.Namespace, ap.Value.Spec.Selector.Labels())
-		}
+		c.subject("AuthorizationPolicy", ap.Value, ap.Origin).warnUnselected(ap.Value.Namespace, ap.Value.Spec.Selector)
 	}
 }
 

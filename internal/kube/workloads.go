@@ -61,14 +61,27 @@ func (c *compiler) compilePeerAuthentications() map[string][]authentication {
 }
 
 // warnUnselected warns of a selector that picks no workload: a misspelt label
-// looks just like that.
-func (s subject) warnUnselected(namespace string, selector map[string]string) {
-	for _, w := range s.compiler.candidates(namespace, selector) {
-		if mesh.Selects(selector, w.Labels) {
-			return
+// looks just like that. In a folder it warns of what nobody enforces, too; in a cluster
+// the object's status says on how many nodes it is live.
+func (s subject) warnUnselected(namespace string, selector *v1alpha1.Selector) {
+	field, labels, picked := "spec", map[string]string(nil), false
+	if selector != nil {
+		field, labels = "spec.selector.matchLabels", selector.Labels()
+	}
+	for _, w := range s.compiler.candidates(namespace, labels) {
+		if mesh.Selects(labels, w.Labels) {
+			if w.Enrolled || s.compiler.each {
+				return
+			}
+			picked = true
 		}
 	}
-	s.Warn("spec.selector.matchLabels", "compare with the labels of the workloads", "picks no workload of namespace %q", namespace)
+	switch {
+	case picked:
+		s.Warn(field, "enroll them, by the label "+v1alpha1.LabelMesh+": enabled", "picks workloads of namespace %q, none of which is in the mesh: nobody enforces it", namespace)
+	case selector != nil:
+		s.Warn(field, "compare with the labels of the workloads", "picks no workload of namespace %q", namespace)
+	}
 }
 
 // resolve returns a workload's modes: the most specific statements, and among
@@ -180,9 +193,7 @@ func (c *compiler) compileWorkloads(authentications map[string][]authentication)
 		c.members[w.Namespace] = append(c.members[w.Namespace], w)
 	}
 	for _, pa := range c.objs.PeerAuthentications {
-		if pa.Value.Spec.Selector != nil {
-			c.subject("PeerAuthentication", pa.Value, pa.Origin).warnUnselected(pa.Value.Namespace, pa.Value.Spec.Selector.Labels())
-		}
+		c.subject("PeerAuthentication", pa.Value, pa.Origin).warnUnselected(pa.Value.Namespace, pa.Value.Spec.Selector)
 	}
 }
 

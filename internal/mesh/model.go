@@ -180,7 +180,7 @@ const (
 	RouteReject RouteKind = iota
 	// RouteWorkload goes to one of the candidates: through the tunnel when
 	// that candidate is enrolled; else in plaintext, when the source's egress
-	// policy allows plaintext (Settings.EgressOf).
+	// policy allows plaintext (View.Egress).
 	RouteWorkload
 	// RouteEgress leaves the mesh in plaintext: dial the address as it is.
 	RouteEgress

@@ -50,14 +50,27 @@ func (v *View) Route(src *Workload, dst netip.AddrPort) Route {
 	if v.InCluster(addr) {
 		return Route{Kind: RouteHold, Port: dst.Port(), Reason: ReasonUnknownDestination}
 	}
-	namespace := ""
-	if src != nil {
-		namespace = src.Namespace
-	}
-	if v.settings.EgressOf(namespace) == EgressDeny {
-		return Route{Kind: RouteReject, Port: dst.Port(), Reason: ReasonEgressDenied}
+	if why := v.Egress(src); why != ReasonEgressAllowed {
+		return Route{Kind: RouteReject, Port: dst.Port(), Reason: why}
 	}
 	return Route{Kind: RouteEgress, Port: dst.Port(), Reason: ReasonEgressAllowed}
+}
+
+// Egress returns ReasonEgressAllowed when connections of src may leave the mesh, which they do
+// in plaintext, or else why not: nobody is asked there whether its identity is revoked. A nil src
+// is a client of no namespace. It does not allocate.
+func (v *View) Egress(src *Workload) Reason {
+	if src == nil {
+		src = &Workload{}
+	}
+	mode, said := v.settings.EgressNamespaces[src.Namespace]
+	switch {
+	case src.Enrolled && v.Revoked(src.Identity):
+		return ReasonIdentityRevoked
+	case said && mode == EgressDeny, !said && v.settings.Egress == EgressDeny:
+		return ReasonEgressDenied
+	}
+	return ReasonEgressAllowed
 }
 
 // RouteTo is Route for a port of a service that is named, whether it has an address or not. The
@@ -140,15 +153,6 @@ func (v *View) InCluster(addr netip.Addr) bool {
 		}
 	}
 	return false
-}
-
-// EgressOf returns what the mesh does with connections of a namespace's
-// workloads that leave the mesh.
-func (s *Settings) EgressOf(namespace string) EgressMode {
-	if mode, ok := s.EgressNamespaces[namespace]; ok {
-		return mode
-	}
-	return s.Egress
 }
 
 // vacant reports whether nobody at all takes connections to a service: neither its own

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
@@ -17,7 +19,10 @@ func routeView(t testing.TB) *mesh.View {
 	mixed := service("mixed", "10.96.0.5", 80, mesh.TunnelPort, "api", "plain")
 	s := settings()
 	s.EgressNamespaces = map[string]mesh.EgressMode{"closed": mesh.EgressDeny}
-	return mustView(t, s, []mesh.Workload{api, slow, plain, workload("closed", "api", "10.0.0.4")}, []mesh.Service{
+	s.RevokedIdentities = []spiffeid.ID{identity("stolen", "api")}
+	left := workload("stolen", "left", "10.0.0.6") // of the same account
+	left.ServiceAccount, left.Identity, left.Enrolled = "api", identity("stolen", "api"), false
+	return mustView(t, s, []mesh.Workload{api, slow, plain, workload("closed", "api", "10.0.0.4"), workload("stolen", "api", "10.0.0.5"), left}, []mesh.Service{
 		service("web", "10.96.0.1", 80, 8080, "api", "slow", "plain", "unknown"),
 		service("down", "10.96.0.2", 80, 8080, "slow"),
 		service("empty", "10.96.0.3", 80, 8080),
@@ -50,6 +55,8 @@ func TestRoute(t *testing.T) {
 		{"unknown address inside, with a zone", "shop", "[fd00::7%eth0]:80", mesh.RouteHold, mesh.ReasonUnknownDestination, 80, "", nil},
 		{"outside", "shop", "192.0.2.1:443", mesh.RouteEgress, mesh.ReasonEgressAllowed, 443, "", nil},
 		{"outside, closed namespace", "closed", "192.0.2.1:443", mesh.RouteReject, mesh.ReasonEgressDenied, 443, "", nil},
+		{"outside, revoked", "stolen", "192.0.2.1:443", mesh.RouteReject, mesh.ReasonIdentityRevoked, 443, "", nil},
+		{"inside, revoked: the other end says", "stolen", "10.0.0.1:80", mesh.RouteWorkload, 0, 80, "", []string{"api"}},
 		{"outside, nobody", "", "192.0.2.1:443", mesh.RouteEgress, mesh.ReasonEgressAllowed, 443, "", nil},
 		{"tunnel port of an enrolled workload", "shop", "10.0.0.1:15008", mesh.RouteReject, mesh.ReasonReservedPort, 15008, "", nil},
 		{"outbound port of itself", "shop", "10.0.0.1:15001", mesh.RouteReject, mesh.ReasonReservedPort, 15001, "", nil},
@@ -78,6 +85,19 @@ func TestRoute(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestEgressIsAboutWhoIsInTheMesh: what is revoked is an identity, which a workload outside has not.
+func TestEgressIsAboutWhoIsInTheMesh(t *testing.T) {
+	v := routeView(t)
+	for _, c := range []struct {
+		namespace, name string
+		want            mesh.Reason
+	}{{"shop", "api", mesh.ReasonEgressAllowed}, {"closed", "api", mesh.ReasonEgressDenied}, {"stolen", "api", mesh.ReasonIdentityRevoked}, {"stolen", "left", mesh.ReasonEgressAllowed}} {
+		if got := v.Egress(mustWorkload(t, v, c.namespace, c.name)); got != c.want {
+			t.Errorf("%s/%s: %v, want %v", c.namespace, c.name, got, c.want)
+		}
 	}
 }
 

@@ -65,7 +65,8 @@ func (j *Judge) Allowed(view *mesh.View, r *flow.Record, probe bool) (why mesh.R
 		}
 		return mesh.ReasonUnknown, true, view
 	case r.Direction == flow.DirectionOutbound:
-		return mesh.ReasonPolicyChanged, view.Settings().EgressOf(r.Source.Workload.Namespace) != mesh.EgressDeny, view
+		why, ok := staysOutside(view, r)
+		return why, ok, view
 	}
 	w, known := view.Workload(r.Destination.Workload)
 	if !known {
@@ -90,6 +91,21 @@ func (j *Judge) Allowed(view *mesh.View, r *flow.Record, probe bool) (why mesh.R
 	default:
 		return mesh.ReasonPolicyChanged, false, nil
 	}
+}
+
+// staysOutside judges a connection that left the mesh in plaintext, as Route would a new one.
+func staysOutside(view *mesh.View, r *flow.Record) (why mesh.Reason, ok bool) {
+	src, known := view.Workload(r.Source.Workload)
+	if !known { // what its namespace may holds for it until it is gone
+		src = &mesh.Workload{Key: r.Source.Workload}
+	}
+	switch view.Egress(src) {
+	case mesh.ReasonEgressAllowed:
+		return mesh.ReasonUnknown, true
+	case mesh.ReasonIdentityRevoked:
+		return mesh.ReasonIdentityRevoked, false
+	}
+	return mesh.ReasonPolicyChanged, false
 }
 
 // TrustedClient returns the client's address as far as it is proved. The TLS

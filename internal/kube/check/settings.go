@@ -2,6 +2,7 @@ package check
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
@@ -16,11 +17,19 @@ type Settings struct {
 	// Mode is that of workloads that no PeerAuthentication speaks for.
 	Mode mesh.Mode
 	DNS  DNSModes
+	spec *v1alpha1.MeshSpec
+}
+
+// Believes reports whether identities of a trust domain are believed: the mesh's, or a
+// federated one's.
+func (m Settings) Believes(td spiffeid.TrustDomain) bool {
+	return td == m.Mesh.TrustDomain || slices.ContainsFunc(m.Mesh.Federation, func(f mesh.FederatedDomain) bool { return f.TrustDomain == td })
 }
 
 // Mesh reads a Mesh. What is wrong with it is reported; what is only too much of is not,
 // see Bound.
 func Mesh(s Subject, spec *v1alpha1.MeshSpec) (out Settings) {
+	out.spec = spec
 	td, err := spiffeid.TrustDomainFromString(spec.TrustDomain)
 	if err != nil || td.Name() != spec.TrustDomain {
 		s.Problem("spec.trustDomain", "write a name such as example.org: lower-case letters, digits, dots, dashes", "%q is not a trust domain", spec.TrustDomain)
@@ -49,6 +58,31 @@ func Mesh(s Subject, spec *v1alpha1.MeshSpec) (out Settings) {
 	}
 	out.Mesh.Federation = federation(s, out.Mesh.TrustDomain, spec.Federation)
 	return out
+}
+
+// Names warns of what a Mesh names that is not there: a slip in one of these looks as if it had
+// been done. Of no Mesh nothing is said.
+func Names(s Subject, m Settings, known func(namespace string) bool) {
+	spec := m.spec
+	if spec == nil {
+		return
+	}
+	namespace := func(field, name string) {
+		if name != "" && !known(name) {
+			s.Warn(field, "compare with the names of the namespaces", "namespace %q is not defined", name)
+		}
+	}
+	for i := range spec.Egress.Namespaces {
+		namespace(fmt.Sprintf("spec.egress.namespaces[%d].namespace", i), spec.Egress.Namespaces[i].Namespace)
+	}
+	for i := range spec.DNS.Namespaces {
+		namespace(fmt.Sprintf("spec.dns.namespaces[%d].namespace", i), spec.DNS.Namespaces[i].Namespace)
+	}
+	for i, text := range spec.RevokedIdentities {
+		if id, err := spiffeid.FromString(text); err == nil && !m.Believes(id.TrustDomain()) {
+			s.Warn(fmt.Sprintf("spec.revokedIdentities[%d]", i), "compare with spec.trustDomain, and with spec.federation", "trust domain %q is neither the mesh's nor federated with it: nobody has such an identity here", id.TrustDomain().Name())
+		}
+	}
 }
 
 // maxPath bounds the path of an identity of a workload, /ns/NAMESPACE/sa/ACCOUNT.

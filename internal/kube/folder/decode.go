@@ -108,6 +108,9 @@ func (l *loader) addObject(doc *Document, k Kind) {
 		return
 	}
 	doc.checkName(k, object)
+	if _, given := doc.origin.Lines["spec"]; k.Spec && !given {
+		doc.report("", "write it, if need be as spec: {}", "has no spec")
+	}
 	key := k.Name + " " + object.GetNamespace() + "/" + object.GetName()
 	if first, twice := l.seen[key]; twice {
 		doc.report("metadata.name", "rename one of them or take it out", "the same object is also at %s", first)

@@ -35,6 +35,9 @@ type Kind struct {
 	APIVersion, Name string
 	// Namespaced kinds need metadata.namespace, others must not have one.
 	Namespaced bool
+	// Spec has to be given, as an API server wants it: without one, an object would be in force
+	// of which the rest was lost.
+	Spec bool
 	// Read decodes a document and keeps the object, or returns nil.
 	Read func(doc *Document) metav1.Object
 }

@@ -22,6 +22,8 @@ type Subject struct {
 	TrustDomain spiffeid.TrustDomain
 	// Known reports whether there is a namespace of a name.
 	Known func(namespace string) bool
+	// Believed reports whether identities of a trust domain are.
+	Believed func(spiffeid.TrustDomain) bool
 	// UDP lets policies name UDP, see ADR 90. Without it, none says anything about it.
 	UDP bool
 }
@@ -37,11 +39,13 @@ func Compile(s Subject, ap *v1alpha1.AuthorizationPolicy, selector map[string]st
 		before := len(s.Found.Problems)
 		rule, datagrams := s.rule(fmt.Sprintf("spec.rules[%d]", i), &spec.Rules[i], ap.Namespace, tcp.Action)
 		if len(s.Found.Problems) > before {
-			if tcp.Action != mesh.ActionDeny {
-				continue
+			rule, datagrams = nothing(), nothing() // the others keep their numbers
+			if tcp.Action == mesh.ActionDeny {
+				rule, datagrams = mesh.Rule{}, mesh.Rule{}
+				udp.says = true
 			}
-			rule, datagrams = mesh.Rule{}, mesh.Rule{}
-			udp.says = true
+			tcp.Rules, udp.Rules = append(tcp.Rules, rule), append(udp.Rules, datagrams)
+			continue
 		}
 		tcp.Rules, udp.Rules = append(tcp.Rules, rule), append(udp.Rules, datagrams)
 		udp.says = udp.says || about(&spec.Rules[i], tcp.Action)
@@ -158,9 +162,27 @@ func (s Subject) identities(field string, texts []string) []mesh.IdentityPattern
 			s.Problem(fmt.Sprintf("%s[%d]", field, i), `write one such as spiffe://example.org/ns/shop/sa/web; "*" stands for a whole segment of the path`, "%v", err)
 			continue
 		}
+		s.anybodys(fmt.Sprintf("%s[%d]", field, i), pattern)
 		patterns = append(patterns, pattern)
 	}
 	return patterns
+}
+
+// anybodys warns of identities that nobody here can have.
+func (s Subject) anybodys(field string, p mesh.IdentityPattern) {
+	name, path, _ := strings.Cut(strings.TrimPrefix(string(p), "spiffe://"), "/")
+	td, err := spiffeid.TrustDomainFromString(name)
+	switch {
+	case err != nil || s.TrustDomain.IsZero():
+	case td == s.TrustDomain:
+		rest, of := strings.CutPrefix(path, "ns/")
+		if namespace, _, _ := strings.Cut(rest, "/"); of && namespace != "*" {
+			s.knownNamespace(field, namespace)
+		}
+	case !s.Believed(td):
+		s.Warn(field, fmt.Sprintf("write spiffe://%s/..., or add the trust domain to spec.federation of the Mesh", s.TrustDomain.Name()),
+			"trust domain %q is neither the mesh's nor federated with it: nobody has such an identity here", name)
+	}
 }
 
 func (s Subject) serviceAccounts(field string, texts []string, namespace string) []mesh.IdentityPattern {

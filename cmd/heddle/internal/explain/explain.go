@@ -282,8 +282,8 @@ func (m *Model) endpoint(src *mesh.Workload, client netip.Addr, w *mesh.Workload
 	case m.Foreign(w.Identity):
 		m.beyond(&e, src, w)
 		return e
-	case !w.Enrolled && inMesh && m.Settings().EgressOf(src.Namespace) == mesh.EgressDeny:
-		e.Reason = mesh.ReasonEgressDenied.String()
+	case !w.Enrolled && inMesh && m.Egress(src) != mesh.ReasonEgressAllowed:
+		e.Reason = m.Egress(src).String()
 		return e
 	case !w.Enrolled:
 		e.Path, e.Verdict, e.Reason = PathPlaintext, "allow", mesh.ReasonEgressAllowed.String()
@@ -303,7 +303,7 @@ func (m *Model) datagrams(src *mesh.Workload, t target, route mesh.Route) (notes
 	if src == nil {
 		return nil
 	}
-	if route.Reason == mesh.ReasonEgressAllowed || route.Reason == mesh.ReasonEgressDenied {
+	if route.Reason == mesh.ReasonEgressAllowed || route.Reason == mesh.ReasonEgressDenied || route.Reason == mesh.ReasonIdentityRevoked {
 		if note := m.datagramsOutside(src, t.address); note != "" {
 			notes = append(notes, note)
 		}

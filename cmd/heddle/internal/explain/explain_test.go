@@ -114,6 +114,8 @@ func TestExplain(t *testing.T) {
 		{"192.0.2.7", "shop/two:80", "allow", "shop/web-1 plaintext PERMISSIVE allow Permissive audited shop/seen", "a client outside the mesh"},
 		{"shop/web-1", "plain/old:80", "allow", "plain/old plaintext  allow EgressAllowed", ""},
 		{"bank/ledger", "plain/old:80", "deny", "plain/old refused  deny EgressDenied", "spec.egress"},
+		{"shop/stolen", "plain/old:80", "deny", "plain/old refused  deny IdentityRevoked", "spec.revokedIdentities"},
+		{"shop/stolen", "192.0.2.7:443", "deny", "", "spec.revokedIdentities"},
 		{"plain/old", "plain/old:80", "allow", "plain/old plaintext  allow ", ""},
 		{"shop/web-1", "192.0.2.7:443", "allow", "", "outside the mesh"},
 		{"bank/ledger", "192.0.2.7:443", "deny", "", "spec.egress"},

@@ -23,6 +23,7 @@ type Model struct {
 	// networkPolicies are the objects, refused what is wrong with them.
 	networkPolicies map[mesh.Key]*networkingv1.NetworkPolicy
 	refused         []*kube.Problem
+	warnings        []*kube.Problem
 	// routes are those that waypoints go by.
 	routes asked.Routes
 	udp    bool
@@ -56,6 +57,9 @@ func (w Written) Model() (*Model, error) {
 
 // Refused are the problems of what was left out.
 func (m *Model) Refused() []*kube.Problem { return m.refused }
+
+// Warnings are about what is in force, and unlikely to do what is meant.
+func (m *Model) Warnings() []*kube.Problem { return m.warnings }
 
 // At is what becomes of a connection to one workload. A nil src is a client that the
 // mesh does not know, which only its address tells. Behind is the address and port of a
@@ -105,7 +109,7 @@ func modelOf(objects *kube.Objects, compiled *kube.Compiled) (*Model, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Model{View: view, networkPolicies: map[mesh.Key]*networkingv1.NetworkPolicy{}, refused: compiled.Refused, udp: objects.UDPByIdentity}
+	m := &Model{View: view, networkPolicies: map[mesh.Key]*networkingv1.NetworkPolicy{}, refused: compiled.Refused, warnings: compiled.Warnings, udp: objects.UDPByIdentity}
 	for _, p := range objects.NetworkPolicies {
 		m.networkPolicies[mesh.Key{Namespace: p.Value.Namespace, Name: p.Value.Name}] = p.Value
 	}

@@ -108,18 +108,21 @@ func merge[T any, P interface {
 	})
 }
 
-// problemsOf are those of m that were not there before: the change's own, where a
-// cluster's objects are compiled each by itself.
-func problemsOf(before, m *explain.Model) error {
-	var fresh []string
-	for _, p := range m.Refused() {
+// fresh are those of now that were not there before: the change's own.
+func fresh(before, now []*kube.Problem) (texts []string) {
+	for _, p := range now {
 		known := func(q *kube.Problem) bool { return q.Object == p.Object && q.Field == p.Field && q.Text == p.Text }
-		if !slices.ContainsFunc(before.Refused(), known) {
-			fresh = append(fresh, p.Error())
+		if !slices.ContainsFunc(before, known) {
+			texts = append(texts, p.Error())
 		}
 	}
-	if len(fresh) > 0 {
-		return fmt.Errorf("the change would be refused:\n%s", strings.Join(fresh, "\n"))
+	return texts
+}
+
+// problemsOf are the change's own, where a cluster's objects are compiled each by itself.
+func problemsOf(before, m *explain.Model) error {
+	if texts := fresh(before.Refused(), m.Refused()); len(texts) > 0 {
+		return fmt.Errorf("the change would be refused:\n%s", strings.Join(texts, "\n"))
 	}
 	return nil
 }

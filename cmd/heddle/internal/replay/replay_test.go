@@ -320,6 +320,28 @@ func TestRefusedChange(t *testing.T) {
 	}
 }
 
+// TestWarningsAreTheChanges: a policy that selects nobody breaks nothing, and is told of; what
+// was so before is not.
+func TestWarningsAreTheChanges(t *testing.T) {
+	const nobodys = `{apiVersion: heddle.dev/v1alpha1, kind: AuthorizationPolicy, metadata: {namespace: shop, name: %s}, spec: {selector: {matchLabels: {app: dv}}, action: DENY, rules: [{}]}}`
+	base := written(t, shop("---\n"+fmt.Sprintf(nobodys, "old")))
+	after, err := Apply(base, objects(t, fmt.Sprintf(nobodys, "new")), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := Simulate(model(t, base), model(t, after), &past.History{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Warnings) != 1 || !strings.Contains(r.Warnings[0], "shop/new: spec.selector.matchLabels: picks no workload") {
+		t.Errorf("%q", r.Warnings)
+	}
+	var b strings.Builder
+	if err := r.Print(&b, false); err != nil || strings.Count(b.String(), "warning: ") != 1 {
+		t.Errorf("%v: %s", err, b.String())
+	}
+}
+
 func yamlOf(t *testing.T, s *Suggestion, h *past.History) string {
 	t.Helper()
 	var b bytes.Buffer

@@ -58,6 +58,9 @@ type Result struct {
 	// Opens are refused now, and would be allowed.
 	Opens    []Change   `json:"opens"`
 	Unjudged []Unjudged `json:"unjudged"`
+	// Warnings are of objects that the change leaves valid, but unlikely to do what is meant,
+	// such as a policy that selects nobody.
+	Warnings []string `json:"warnings,omitempty"`
 	// Judged, Connections and Datagrams are how many kinds were judged, how many
 	// connections those were, and how many flows of datagrams.
 	Judged      int    `json:"judged"`
@@ -83,7 +86,7 @@ func Simulate(before, after *explain.Model, h *past.History) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Result{Breaks: []Change{}, Opens: []Change{}, Unjudged: []Unjudged{}, Nodes: append([]past.Coverage{}, h.Nodes...)}
+	r := &Result{Breaks: []Change{}, Opens: []Change{}, Unjudged: []Unjudged{}, Nodes: append([]past.Coverage{}, h.Nodes...), Warnings: fresh(before.Warnings(), after.Warnings())}
 	r.cover(h)
 	now, then := newJudge(before), newJudge(after)
 	for _, c := range all {

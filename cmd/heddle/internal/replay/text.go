@@ -72,6 +72,9 @@ func (r *Result) printHistory(b *strings.Builder, color bool) {
 	if r.PassedOver > 0 {
 		fmt.Fprintf(b, "%s %s over UDP passed, and are not judged: give --udp-by-identity, as the mesh's operator has it\n", show.Painted("warning:", show.Yellow, color), counted(r.PassedOver, "flow"))
 	}
+	for _, text := range r.Warnings {
+		fmt.Fprintf(b, "%s %s\n", show.Painted("warning:", show.Yellow, color), text)
+	}
 	for _, n := range r.Nodes {
 		if n.LeftOut > 0 {
 			fmt.Fprintf(b, "%s node %s left out %d connections, for want of room\n", show.Painted("warning:", show.Yellow, color), n.Node, n.LeftOut)

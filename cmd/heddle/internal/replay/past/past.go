@@ -159,6 +159,9 @@ func Read(in io.Reader) (*History, error) {
 		}
 		return nil, err
 	}
+	if len(h.Summaries)+len(h.Nodes) == 0 {
+		return nil, errors.New("is empty, which would let everything pass; remedy: write it with `heddle history -o json`, which has a line of each node even when that knows of no connection")
+	}
 	return h, nil
 }
 

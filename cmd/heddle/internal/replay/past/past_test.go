@@ -23,6 +23,15 @@ func carried(from, to string, port uint16, count uint64) Summary {
 	return s
 }
 
+// TestReadNothing: a node that knows of nothing says so, and a file without a line is none of ours.
+func TestReadNothing(t *testing.T) {
+	for text, good := range map[string]bool{"": false, "\n\n": false, `{"coverage":{"node":"n1"}}`: true} {
+		if _, err := Read(strings.NewReader(text)); (err == nil) != good || !good && !strings.Contains(err.Error(), "is empty") {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}
+
 // TestReadIsWrite: what is written is read.
 func TestReadIsWrite(t *testing.T) {
 	since := day()
