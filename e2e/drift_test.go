@@ -25,8 +25,14 @@ spec: {mode: STRICT, portModes: [{port: 7401, mode: PERMISSIVE}]}
 // driftOf is what a node's agent counts of repaired entries.
 func driftOf(t *testing.T, b *testbed.Bed, node string) string {
 	t.Helper()
+	return sampleOf(t, b, node, "heddle_gate_drift_total")
+}
+
+// sampleOf is what a node's agent says of a metric without labels.
+func sampleOf(t *testing.T, b *testbed.Bed, node, metric string) string {
+	t.Helper()
 	for line := range strings.Lines(b.Metrics(t, node)) {
-		if value, ok := strings.CutPrefix(line, "heddle_gate_drift_total "); ok {
+		if value, ok := strings.CutPrefix(line, metric+" "); ok {
 			return strings.TrimSpace(value)
 		}
 	}

@@ -177,12 +177,7 @@ func repairsManyRules(t *testing.T, b *testbed.Bed) {
 // leftOf is what an agent has of heddle_gate_datagram_rules_left.
 func leftOf(t *testing.T, b *testbed.Bed, node string) string {
 	t.Helper()
-	for line := range strings.Lines(b.Metrics(t, node)) {
-		if value, ok := strings.CutPrefix(line, "heddle_gate_datagram_rules_left "); ok {
-			return strings.TrimSpace(value)
-		}
-	}
-	return ""
+	return sampleOf(t, b, node, "heddle_gate_datagram_rules_left")
 }
 
 // logged counts what an agent has logged.

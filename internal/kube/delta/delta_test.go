@@ -303,14 +303,7 @@ func TestASharedAddressIsNobodysAlone(t *testing.T) {
 			second.CreationTimestamp = metav1.Unix(1e9, 0)
 		}
 		var c Compiler
-		compiled, err := c.Compile(objs)
-		if err != nil {
-			t.Fatal(err)
-		}
-		is, err := compiled.View("")
-		if err != nil {
-			t.Fatal(err)
-		}
+		is := wholeView(t, &c, objs)
 		i := slices.IndexFunc(objs.Pods, func(p *kube.Pod) bool { return mesh.Selects(second.Spec.Selector, p.Labels) })
 		later := *objs.Pods[i]
 		later.Ports = append(slices.Clone(later.Ports), kube.NamedPort{Name: "later", Port: 9}) // so that its services are compiled
@@ -326,19 +319,13 @@ func TestASharedAddressIsNobodysAlone(t *testing.T) {
 func TestAChangeIsCompiledAlone(t *testing.T) {
 	objs := large(2000)
 	var c Compiler
-	compiled, err := c.Compile(objs)
-	if err != nil {
-		t.Fatal(err)
-	}
-	is, err := compiled.View("")
-	if err != nil {
-		t.Fatal(err)
-	}
+	is := wholeView(t, &c, objs)
 	for what, change := range changesOf(objs) {
 		r, ok := c.Apply(is, []Change{change})
 		if n := r.Change.Size(); !ok || n == 0 || n > 2 {
 			t.Errorf("%s: compiled alone is %v, with %d changes", what, ok, n)
 		}
+		var err error
 		if is, err = is.With("", r.Change); err != nil {
 			t.Fatal(err)
 		}

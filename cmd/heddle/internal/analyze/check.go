@@ -13,7 +13,7 @@ import (
 func Check(ctx context.Context, c Lister, r *health.Report) error {
 	objects, err := FromCluster(ctx, c)
 	if apierrors.IsForbidden(err) {
-		r.Warn("cluster", "what is cut off", "could not look: "+err.Error(), "have someone who may read it run `heddle check --cluster`")
+		r.Unseen("what is cut off", err)
 		return nil
 	}
 	if err != nil {

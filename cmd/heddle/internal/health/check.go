@@ -291,6 +291,11 @@ func (r *Report) authority(part string, a *meshpb.OperatorAuthority) {
 	r.Good(part, "authority", "trust domain %s, root valid until %s", a.GetTrustDomain(), until.Format(time.DateOnly))
 }
 
+// Unseen warns that this user may not look at something of the cluster.
+func (r *Report) Unseen(name string, err error) {
+	r.Warn("cluster", name, "could not look: "+err.Error(), "have someone who may read it run `heddle check --cluster`")
+}
+
 // silent says of a program that it did not answer. Of one that this user may not ask it is not known that it does not
 // run, and what to do about it is what the error says.
 func (r *Report) silent(part, name string, err error, remedy string) {
