@@ -20,6 +20,11 @@ func write(fd int, p []byte) (int, syscall.Errno) {
 	return int(n), errno
 }
 
+func send(fd int, p []byte, flags int) (int, syscall.Errno) {
+	n, _, errno := syscall.RawSyscall6(syscall.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(&p[0])), uintptr(len(p)), uintptr(flags), 0, 0)
+	return int(n), errno
+}
+
 func readv(fd int, v Vector) (int, syscall.Errno) {
 	n, _, errno := syscall.RawSyscall(syscall.SYS_READV, uintptr(fd), uintptr(unsafe.Pointer(&v[0])), uintptr(len(v)))
 	return int(n), errno

@@ -16,6 +16,11 @@ func read(fd int, p []byte) (int, syscall.Errno) { return plain(unix.Read(fd, p)
 
 func write(fd int, p []byte) (int, syscall.Errno) { return plain(unix.Write(fd, p)) }
 
+func send(fd int, p []byte, flags int) (int, syscall.Errno) {
+	_, _ = unix.Write(fd, p[:0]) // tells the race detector, as SendmsgN does not
+	return plain(unix.SendmsgN(fd, p, nil, nil, flags))
+}
+
 func readv(fd int, v Vector) (int, syscall.Errno) { return plain(unix.Readv(fd, each(v))) }
 
 func writev(fd int, v Vector) (int, syscall.Errno) { return plain(unix.Writev(fd, each(v))) }

@@ -47,6 +47,25 @@ func Write(fd int, p []byte) (int, syscall.Errno) {
 	}
 }
 
+// WriteBefore is Write of bytes behind which a FIN, or others, follow at once: the
+// kernel keeps the last segment back for that (send(2), MSG_MORE), for 200 ms at
+// most, unless the socket is full.
+func WriteBefore(fd int, p []byte) (int, syscall.Errno) {
+	if len(p) == 0 {
+		return 0, 0
+	}
+	for {
+		n, errno := send(fd, p, unix.MSG_MORE|unix.MSG_NOSIGNAL)
+		switch errno {
+		case 0:
+			return n, 0
+		case syscall.EINTR:
+		default:
+			return 0, errno
+		}
+	}
+}
+
 // Accept is accept4(2) on a non-blocking listener; the socket does not block, and is
 // not left to the programs that this one starts.
 func Accept(listener int) (fd int, remote netip.AddrPort, errno syscall.Errno) {

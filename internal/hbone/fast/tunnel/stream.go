@@ -310,7 +310,7 @@ func (s *Stream) deliver() {
 	if s.dead {
 		return
 	}
-	s.delivered(s.local.Write(&s.conn.loop.Buffers))
+	s.delivered(s.local.Write(&s.conn.loop.Buffers, s.recvEnd))
 }
 
 func (s *Stream) deliverPending() { s.delivered(s.local.WriteWaiting(&s.conn.loop.Buffers)) }

@@ -129,14 +129,21 @@ func (s *Socket) Held() int { return s.pending.Held() }
 func (s *Socket) Append(b []byte) []byte { return s.pending.Append(b) }
 
 // Write writes what this turn brought, and keeps a copy of what the socket does
-// not take.
-func (s *Socket) Write(b *Buffers) (written int, errno syscall.Errno) {
+// not take. Last says that Finish or Close follows at once: a message and the FIN
+// then go as one segment, for which the other end wakes once.
+func (s *Socket) Write(b *Buffers, last bool) (written int, errno syscall.Errno) {
 	v := s.vector
 	if v == nil {
 		return 0, 0
 	}
 	s.vector = nil
-	written, errno = eventloop.WriteVector(s.FD, v)
+	if last && len(v) == 1 {
+		if written, errno = eventloop.WriteBefore(s.FD, v.Slice(0)); errno == 0 && written < len(v.Slice(0)) {
+			errno = syscall.EAGAIN
+		}
+	} else {
+		written, errno = eventloop.WriteVector(s.FD, v)
+	}
 	if errno == syscall.EAGAIN {
 		skip := written
 		for i := range v {
