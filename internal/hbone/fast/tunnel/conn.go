@@ -68,6 +68,7 @@ type connLife struct {
 	heard               bool // since the last tick
 	heardAt             time.Time
 	path                wire.Path
+	estimate            wire.Estimate
 	asked               bool // a PING waits for its answer
 	goaway              frozen.GoAway
 	announced           bool          // the last tick saw a drain whose PING was not answered

@@ -240,6 +240,7 @@ func (s *Stream) readInto(room []byte, most int) (n int, more bool, errno syscal
 		return n, more, errno
 	}
 	c := s.conn
+	c.life.estimate.Busy(c.fd, c.loop.Now(), c.flow.recv.Path.RTT)
 	b := &c.loop.Buffers
 	n, more, errno = s.local.ReadInto(b, &c.out.Output, h2.HeaderBytes, int(min(int64(most), s.sendWindow, c.flow.send)))
 	for left := n; left > 0; {

@@ -37,18 +37,49 @@ type pace struct {
 	bytes int64 // given back since
 }
 
-// holds says whether a window of the given size holds its sender back: one that
-// is used up in less than four round trips does. Two are for the half that may be
+// leap is how many times larger a window becomes at most, at once, of one that is far
+// too small. BBR takes the little that a sender may send for what the path carries
+// while it makes up for a loss (net/ipv4/tcp_rate.c, tcp_rate_check_app_limited), and
+// believes that for long: a window that doubles in each round trip costs more than it
+// keeps small.
+const leap = 16
+
+// short says how many times larger, a power of two, a window of the given size should
+// be; 1 is for one that does not hold its sender back: one that is used up in less
+// than four round trips does. Two are for the half that may be
 // on its way while the permission for the rest is on its way back, and two for
 // losses: each keeps what came behind it from the reader for a round trip or more,
 // and on a path that loses a hundredth there is one in most windows.
-func (p *pace) holds(size, n int64, now time.Time, rtt time.Duration) bool {
+func (p *pace) short(size, n int64, now time.Time, rtt time.Duration) (times int64) {
 	if p.count(n, now); p.bytes < size/2 {
-		return false
+		return 1
 	}
 	took := float64(now.Sub(p.since)) * float64(size) / float64(p.bytes)
 	p.begin(now)
-	return took < usedUpWithin*float64(rtt)
+	for times = 1; times < leap && float64(times)*took < usedUpWithin*float64(rtt); {
+		times *= 2
+	}
+	return times
+}
+
+// grown is how much a window of the given size grows by to be so many times larger, as
+// far as that is within most and the share of the budget. More than double is for a
+// share of which as much again is left: what grows at once may not need it.
+func grown(size, times, most int64, memory *hbone.Memory, share hbone.Share) int64 {
+	for ; times > 1; times /= 2 {
+		more := (times - 1) * size
+		switch {
+		case times*size > most:
+		case times == 2:
+			if memory.Promise(share, more) {
+				return more
+			}
+		case memory.Promise(share, 2*more):
+			memory.Keep(share, -more)
+			return more
+		}
+	}
+	return 0
 }
 
 func (p *pace) begin(now time.Time) { p.since, p.bytes = now, 0 }
@@ -179,9 +210,8 @@ func (w *Connection) Granted() { w.waiting = false }
 // Grant returns the increment to send. The window grows when it holds the peer
 // back.
 func (w *Connection) Grant(now time.Time, rtt time.Duration) uint32 {
-	if size := w.Size; w.pace.holds(size, w.Owed, now, rtt) && 2*size <= w.most && w.memory.Promise(hbone.Connections, size) {
-		w.Grow(size)
-	}
+	times := w.pace.short(w.Size, w.Owed, now, rtt)
+	w.Grow(grown(w.Size, times, w.most, w.memory, hbone.Connections))
 	return w.Give(0)
 }
 
@@ -256,8 +286,9 @@ func (s *Stream) Consumed(w *Connection, n int64, waits bool, now time.Time) uin
 		if s.pace.count(n, now); late {
 			n = s.shrink(w, n)
 		}
-	case s.pace.holds(s.Size, n, now, w.Path.RTT) && 2*s.Size <= w.largest && w.memory.Promise(hbone.Streams, s.Size):
-		s.Grow(s.Size)
+	default:
+		times := s.pace.short(s.Size, n, now, w.Path.RTT)
+		s.Grow(grown(s.Size, times, w.largest, w.memory, hbone.Streams))
 	}
 	return s.Give(n)
 }

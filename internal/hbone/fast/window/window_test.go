@@ -205,3 +205,33 @@ func TestAsk(t *testing.T) {
 		}
 	}
 }
+
+// TestLeap: a window that is far too small is sixteen times larger at once, if that is
+// no more than half of what the budget has left; the last of a budget comes by doubling.
+func TestLeap(t *testing.T) {
+	const size, most = 256 << 10, 16 << 20
+	memory := hbone.NewMemory(32 << 20) // 8 MiB for what streams' windows grow by
+	for i, want := range []int64{15 * size, 7 * size, 3 * size, 3 * size, size, size, size, size, 0} {
+		if got := grown(size, leap, most, memory, hbone.Streams); got != want {
+			t.Errorf("the %d. window grows by %d KiB, want %d", i+1, got>>10, want>>10)
+		}
+	}
+	if got := grown(size, leap, 1<<20, nil, hbone.Streams); got != 3*size {
+		t.Errorf("a window of 1 MiB at most grows by %d KiB", got>>10)
+	}
+	if got := grown(size, 1, most, nil, hbone.Streams); got != 0 {
+		t.Errorf("a window that holds nobody back grows by %d KiB", got>>10)
+	}
+	const rtt = 50 * time.Millisecond
+	for took, want := range map[time.Duration]int64{5 * rtt: 1, 3 * rtt: 2, rtt: 4, rtt / 2: 8, rtt / 10: leap} {
+		now := time.Unix(1, 0)
+		p := pace{since: now}
+		if got := p.short(size, size, now.Add(took), rtt); got != want {
+			t.Errorf("a window used up in %v is to be %d times larger, want %d", took, got, want)
+		}
+	}
+	_, s, _ := way{rtt: rtt, rate: 100e6, read: 1e9}.run(nil, 3*rtt)
+	if s.Size < 2<<20 {
+		t.Errorf("after three round trips a window of %d KiB", s.Size>>10)
+	}
+}
