@@ -297,6 +297,34 @@ func TestDNSByDefault(t *testing.T) {
 	for _, how := range []string{"+notcp", "+tcp"} {
 		web.wantDig(t, "192.0.2.2", "+short", upstream4, how, "later.example.test", "A")
 	}
+	w.revokedIsNotHeard(web, up)
+}
+
+// revokedIsNotHeard: the queries of a pod whose identity is revoked reach no server, though
+// those of others leave unread, and do again when it is no longer.
+func (w *world) revokedIsNotHeard(p *podNS, up *nameserver) {
+	t := w.t
+	t.Helper()
+	becomes := func(want string) {
+		t.Helper()
+		testenv.Eventually(t, 10*time.Second, "a query is answered "+want, func() bool {
+			return strings.Contains(p.dig("+time=2", upstream4, "www.example.test", "A"), want)
+		})
+	}
+	w.settings("  revokedIdentities: [\"spiffe://test.heddle.dev/ns/shop/sa/web\"]\n")
+	becomes("REFUSED")
+	heard := up.said("query[A]")
+	for _, server := range []string{upstream4, upstream6} {
+		p.wantDig(t, "REFUSED", server, "secret.example.test", "A")
+		if got := p.dig("+tcp", "+time=2", server, "secret.example.test", "A"); strings.Contains(got, "NOERROR") || strings.Contains(got, "NXDOMAIN") {
+			t.Errorf("over TCP: %s", got)
+		}
+	}
+	if now := up.said("query[A]"); now != heard {
+		t.Errorf("the server has heard %d queries of a revoked pod", now-heard)
+	}
+	w.settings("")
+	becomes("192.0.2.1")
 }
 
 // switchByMesh switches capture on and off while the pod asks: no query is lost, or

@@ -146,19 +146,24 @@ func drainsWithin(t *testing.T, took []time.Duration) {
 func waitPlaintext(t *testing.T, b *testbed.Bed) {
 	t.Helper()
 	for _, port := range []int{liveDoomed, liveSpared} {
-		deadline := time.Now().Add(20 * time.Second)
-		for {
-			c, err := b.Dial("plain/talker", fmt.Sprintf("10.244.2.10:%d", port), time.Second)
-			if err == nil {
-				err = liveEcho(c)
-				c.Close()
-			}
-			if err == nil {
-				break
-			}
-			if time.Now().After(deadline) {
-				t.Fatalf("plaintext does not pass to port %d: %v", port, err)
-			}
+		waitPasses(t, b, "plain/talker", fmt.Sprintf("10.244.2.10:%d", port))
+	}
+}
+
+// waitPasses returns when a pod's connections are answered.
+func waitPasses(t *testing.T, b *testbed.Bed, from, to string) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		c, err := b.Dial(from, to, time.Second)
+		if err == nil {
+			err = liveEcho(c)
+			c.Close()
+		}
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s does not reach %s: %v", from, to, err)
 		}
 	}
 }
@@ -167,9 +172,16 @@ func waitPlaintext(t *testing.T, b *testbed.Bed) {
 func openLive(t *testing.T, b *testbed.Bed) []liveConn {
 	t.Helper()
 	waitPlaintext(t, b)
-	ways := []struct{ way, from, to string }{
+	return openWays(t, b, []liveWay{
 		{"tunnel", "shop/client", "10.244.2.10"}, {"splice", "shop/client", "10.244.1.11"}, {"plaintext", "plain/talker", "10.244.2.10"},
-	}
+	})
+}
+
+// liveWay is from whom, and where to, connections go.
+type liveWay struct{ way, from, to string }
+
+func openWays(t *testing.T, b *testbed.Bed, ways []liveWay) []liveConn {
+	t.Helper()
 	all := make([]liveConn, len(ways)*2*livePerKind)
 	var mu sync.Mutex
 	var errs []error

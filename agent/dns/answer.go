@@ -78,7 +78,8 @@ func (p *served) atOnce(i *inquiry) told {
 		}
 	}
 	if !mayAsk(view, p.Key, i.server) {
-		return told{i.Failure(wire.Refused, wire.Prohibited), refused, whyNot(view, p.Key), "the server is outside the mesh"}
+		why, detail := whyNot(view, p.Key)
+		return told{i.Failure(wire.Refused, wire.Prohibited), refused, why, detail}
 	}
 	if !i.Plain {
 		return told{}
@@ -278,9 +279,9 @@ const port = 53
 
 // mayAsk says whether a workload's query may go to a server: one that is captured,
 // and that policy lets out. Addresses of the link, as NodeLocal DNSCache has, do not
-// leave the node.
+// leave the node. Whose identity is revoked asks nobody: a server asks others.
 func mayAsk(view *mesh.View, of mesh.Key, server netip.AddrPort) bool {
-	if server.Port() != port {
+	if server.Port() != port || leaves(view, of) == mesh.ReasonIdentityRevoked {
 		return false
 	}
 	if server.Addr().IsLinkLocalUnicast() {
@@ -292,7 +293,7 @@ func mayAsk(view *mesh.View, of mesh.Key, server netip.AddrPort) bool {
 		// Queries go to the server itself, which is whose it would be without the service.
 		return view.InCluster(server.Addr().Unmap()) || leaves(view, of) == mesh.ReasonEgressAllowed
 	}
-	return r.Kind != mesh.RouteReject || r.Reason != mesh.ReasonEgressDenied && r.Reason != mesh.ReasonIdentityRevoked
+	return r.Kind != mesh.RouteReject || r.Reason != mesh.ReasonEgressDenied
 }
 
 // leaves says whether what a workload sends may leave the mesh.
@@ -304,10 +305,10 @@ func leaves(view *mesh.View, of mesh.Key) mesh.Reason {
 	return view.Egress(w)
 }
 
-// whyNot is why a workload may not ask a server outside the mesh.
-func whyNot(view *mesh.View, of mesh.Key) mesh.Reason {
-	if why := leaves(view, of); why != mesh.ReasonEgressAllowed {
-		return why
+// whyNot is why a workload may not ask a server.
+func whyNot(view *mesh.View, of mesh.Key) (why mesh.Reason, detail string) {
+	if leaves(view, of) == mesh.ReasonIdentityRevoked {
+		return mesh.ReasonIdentityRevoked, "whose identity is revoked asks no server"
 	}
-	return mesh.ReasonEgressDenied
+	return mesh.ReasonEgressDenied, "the server is outside the mesh"
 }

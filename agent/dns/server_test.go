@@ -522,6 +522,50 @@ func TestTransfer(t *testing.T) {
 	}
 }
 
+// TestTransferEndsWithWhatLetItOut: what goes on for long ends when its pod is revoked.
+func TestTransferEndsWithWhatLetItOut(t *testing.T) {
+	td := spiffeid.RequireTrustDomainFromString("test.heddle.dev")
+	id, err := mesh.IdentityFor(td, "shop", "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := mesh.NewStore()
+	revoked := func(ids ...spiffeid.ID) {
+		t.Helper()
+		view, err := mesh.NewView("1", mesh.Settings{TrustDomain: td, RevokedIdentities: ids}, []mesh.Workload{{Key: mesh.Key{Namespace: "shop", Name: "web"}, ServiceAccount: "web",
+			Identity: id, Node: "n1", Addresses: []netip.Addr{netip.MustParseAddr("10.1.0.2")}, Ready: true, Enrolled: true}}, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Replace(view)
+	}
+	revoked()
+	c := pod(t, New(Config{Store: s}), newServer(t, answers(1, 3)))
+	conn, err := net.Dial("tcp", c.tcp.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(5 * time.Second))
+	again := func() (err error) {
+		if err = writeMessage(conn, question4(t, "zone.example.", 0, dnsmessage.TypeAXFR)); err == nil {
+			_, err = readMessage(conn)
+		}
+		return err
+	}
+	if err := errors.Join(again(), again()); err != nil {
+		t.Fatal(err)
+	}
+	revoked(spiffeid.RequireFromString("spiffe://test.heddle.dev/ns/shop/sa/other"))
+	if err := again(); err != nil {
+		t.Errorf("ended, though it may ask: %v", err)
+	}
+	revoked(id)
+	if _, err := readMessage(conn); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("goes on, though its pod is revoked: %v", err)
+	}
+}
+
 // TestForged: answers that are not to this query are passed over.
 func TestForged(t *testing.T) {
 	up := newServer(t, func(h dnsmessage.Header, q dnsmessage.Question, _ bool) []byte {
@@ -629,8 +673,9 @@ func TestEgressToAnExternalAddress(t *testing.T) {
 	}
 }
 
-// TestRevokedAsksNobodyOutside: an identity that is revoked reaches nobody, by queries neither.
-func TestRevokedAsksNobodyOutside(t *testing.T) {
+// TestRevokedAsksNobody: an identity that is revoked reaches nobody, by queries neither: no
+// server outside, none in the cluster, whether it is in the mesh or not, and none of the link.
+func TestRevokedAsksNobody(t *testing.T) {
 	td := spiffeid.RequireTrustDomainFromString("test.heddle.dev")
 	var workloads []mesh.Workload
 	for i, account := range []string{"good", "stolen"} {
@@ -640,16 +685,24 @@ func TestRevokedAsksNobodyOutside(t *testing.T) {
 		}
 		workloads = append(workloads, mesh.Workload{Key: mesh.Key{Namespace: "shop", Name: account}, ServiceAccount: account, Identity: id, Node: "n1", Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 1, 0, byte(i)})}, Ready: true, Enrolled: true})
 	}
-	view, err := mesh.NewView("1", mesh.Settings{TrustDomain: td, ClusterRanges: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, RevokedIdentities: []spiffeid.ID{workloads[1].Identity}}, workloads, nil, nil)
+	plain, err := mesh.IdentityFor(td, "kube-system", "dns")
+	if err != nil {
+		t.Fatal(err)
+	}
+	workloads = append(workloads, mesh.Workload{Key: mesh.Key{Namespace: "kube-system", Name: "dns"}, ServiceAccount: "dns", Identity: plain, Node: "n2", Addresses: []netip.Addr{netip.MustParseAddr("10.1.0.9")}, Ready: true})
+	services := []mesh.Service{{Key: workloads[2].Key, Addresses: []netip.Addr{netip.MustParseAddr("10.96.0.10")}, Ports: []mesh.ServicePort{{Port: 53, TargetPort: 53}}, Endpoints: []mesh.Key{workloads[2].Key}}}
+	view, err := mesh.NewView("1", mesh.Settings{TrustDomain: td, ClusterRanges: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, RevokedIdentities: []spiffeid.ID{workloads[1].Identity}}, workloads, services, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for account, may := range map[string]bool{"good": true, "stolen": false} {
 		key := mesh.Key{Namespace: "shop", Name: account}
-		if got := mayAsk(view, key, netip.MustParseAddrPort("8.8.8.8:53")); got != may {
-			t.Errorf("%s may ask outside: %v", account, got)
+		for _, server := range []string{"8.8.8.8:53", "10.96.0.10:53", "10.1.0.9:53", "10.1.0.0:53", "10.7.7.7:53", "169.254.20.10:53", "[fe80::1]:53"} {
+			if got := mayAsk(view, key, netip.MustParseAddrPort(server)); got != may {
+				t.Errorf("%s may ask %s: %v", account, server, got)
+			}
 		}
-		if why := whyNot(view, key); (why == mesh.ReasonIdentityRevoked) == may {
+		if why, _ := whyNot(view, key); (why == mesh.ReasonIdentityRevoked) == may {
 			t.Errorf("%s is told %v", account, why)
 		}
 	}

@@ -139,13 +139,34 @@ func (p *served) relay(conn net.Conn, server netip.AddrPort, q *wire.Query) {
 	if writeMessage(up, q.Upstream(q.ID)) != nil || conn.SetDeadline(time.Time{}) != nil {
 		return
 	}
-	defer context.AfterFunc(p.ended, func() { _ = up.Close(); _ = conn.Close() })()
+	ended, over := context.WithCancel(p.ended)
+	defer over()
 	var both sync.WaitGroup
+	defer both.Wait()
+	both.Go(func() {
+		p.whileMayAsk(ended, server)
+		_, _ = up.Close(), conn.Close()
+	})
 	both.Go(func() {
 		_, _ = io.Copy(up, conn) // its end, in good order or not, is the end
 		_ = up.CloseWrite()
 	})
 	_, _ = io.Copy(conn, up)
 	_ = conn.Close()
-	both.Wait()
+	over()
+}
+
+// whileMayAsk returns when policy no longer lets the pod ask a server, or ctx is done.
+func (p *served) whileMayAsk(ctx context.Context, server netip.AddrPort) {
+	for {
+		view, replaced := p.cfg.Store.Snapshot()
+		if !mayAsk(view, p.Key, server) {
+			return
+		}
+		select {
+		case <-replaced:
+		case <-ctx.Done():
+			return
+		}
+	}
 }

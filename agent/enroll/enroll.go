@@ -253,7 +253,7 @@ func (r *Reconciler) desired(view *mesh.View) map[mesh.Key]*target {
 		if w = r.placed(w); w == nil || w.NetNS == "" {
 			continue
 		}
-		t := &target{workload: w}
+		t := &target{workload: unheard(view, w)}
 		if first, taken := owner[w.NetNS]; taken {
 			t.conflict = first
 		} else {
@@ -262,6 +262,17 @@ func (r *Reconciler) desired(view *mesh.View) map[mesh.Key]*target {
 		all[w.Key] = t
 	}
 	return all
+}
+
+// unheard returns a workload whose queries leave unread as one whose are captured, when its
+// identity is revoked: whom it asks would hear from it.
+func unheard(view *mesh.View, w *mesh.Workload) *mesh.Workload {
+	if !view.Revoked(w.Identity) {
+		return w
+	}
+	captured := *w
+	captured.DNS = mesh.DNSCapture
+	return &captured
 }
 
 // want asks for the SVIDs of the node's workloads, also of those of which it is not

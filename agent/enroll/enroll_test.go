@@ -69,6 +69,9 @@ func (f *fake) Enroll(_ context.Context, w *mesh.Workload) (proxy.Pod, error) {
 	if w.Mode == mesh.ModePermissive {
 		what += " permissive"
 	}
+	if w.DNS == mesh.DNSCapture {
+		what += " captured"
+	}
 	return proxy.Pod{Key: w.Key}, f.note(what)
 }
 
@@ -203,19 +206,41 @@ func TestPodsComeAndGo(t *testing.T) {
 		expect(t, f.took(), "enroll web permissive")
 		web.DNS = mesh.DNSCapture
 		store.Replace(view(t, web))
-		expect(t, f.took(), "enroll web permissive")
+		expect(t, f.took(), "enroll web permissive captured")
 		web.NetNS = "/ns/other"
 		store.Replace(view(t, web))
-		expect(t, f.took(), "drain web; enroll web permissive; serve web")
+		expect(t, f.took(), "drain web; enroll web permissive captured; serve web")
 		store.Replace(view(t))
 		expect(t, f.took(), "drain web; unenroll web")
 		if s := r.Status(); len(s) != 0 {
 			t.Errorf("%+v", s)
 		}
 		store.Replace(view(t, web))
-		expect(t, f.took(), "enroll web permissive; serve web")
+		expect(t, f.took(), "enroll web permissive captured; serve web")
 		stop()
 		expect(t, f.took(), "stop web")
+	})
+}
+
+// TestRevokedIsNotHeard: queries of a pod whose identity is revoked are captured, whatever the
+// configuration says, and of no other; and are not when it is no longer.
+func TestRevokedIsNotHeard(t *testing.T) {
+	reconciled(t, nil, func(f *fake, r *Reconciler, store *mesh.Store, stop func()) {
+		stolen, good := workload("stolen", "/ns/stolen", 1), workload("good", "/ns/good", 2)
+		stolen.DNS, good.DNS = mesh.DNSDirect, mesh.DNSDirect
+		revoked := func(ids ...spiffeid.ID) *mesh.View {
+			v, err := mesh.NewView("r", mesh.Settings{TrustDomain: stolen.Identity.TrustDomain(), RevokedIdentities: ids}, []mesh.Workload{stolen, good}, nil, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return v
+		}
+		store.Replace(revoked())
+		f.took()
+		store.Replace(revoked(stolen.Identity))
+		expect(t, f.took(), "enroll stolen captured")
+		store.Replace(revoked())
+		expect(t, f.took(), "enroll stolen")
 	})
 }
 

@@ -45,6 +45,8 @@ type connection struct {
 	// balanced says that the balancer counts it for the record's destination, given
 	// that Freeze wrote it down here.
 	balanced, probe, done, given bool
+	// inside says that both ends were seen enrolled since it is watched (wire.Inside).
+	inside bool
 }
 
 // opening is what a connection has until it is carried.
@@ -100,6 +102,7 @@ func (c *connection) decide(d mesh.Decision) {
 func (c *connection) watch(seen *mesh.View, by flow.Transport) {
 	c.mu.Lock()
 	c.record.Transport, c.seen = by, seen
+	c.inside = wire.Inside(seen, &c.record)
 	c.mu.Unlock()
 	// The View may have been replaced between the decision and this moment,
 	// and the sweep for it may have passed by.
@@ -121,11 +124,11 @@ func (c *connection) review() {
 		c.mu.Unlock()
 		return
 	}
-	why, ok, by := c.proxy.judge.Allowed(view, &c.record, c.probe)
-	c.seen = by
+	why, ok, by := c.proxy.judge.Allowed(view, &c.record, c.probe, c.inside)
+	c.seen, c.inside = by, c.inside || wire.Inside(view, &c.record)
 	c.mu.Unlock()
 	if !ok {
-		c.end(why)
+		c.end(why, mesh.VerdictDeny)
 	}
 }
 
@@ -153,14 +156,17 @@ func (c *connection) holdSocket(fd int) bool {
 }
 
 // end ends the connection from outside, once: both ends see an RST. Whoever
-// carries it notices and calls complete.
-func (c *connection) end(why mesh.Reason) {
+// carries it notices and calls complete. What is not allowed any more is denied.
+func (c *connection) end(why mesh.Reason, verdict mesh.Verdict) {
 	c.mu.Lock()
 	if c.ended != mesh.ReasonUnknown || c.done {
 		c.mu.Unlock()
 		return
 	}
 	c.ended = why
+	if verdict == mesh.VerdictDeny {
+		c.record.Verdict = verdict
+	}
 	opening := c.opening
 	if opening != nil && opening.fd > 0 { // under the lock: it has not been given away
 		wire.Disconnect(opening.fd)
@@ -227,11 +233,11 @@ func (c *connection) complete(cause error) {
 		switch {
 		case c.ended != mesh.ReasonUnknown:
 			r.Reason = c.ended
-			if c.ended == mesh.ReasonPolicyChanged || c.ended == mesh.ReasonIdentityRevoked {
-				r.Verdict = mesh.VerdictDeny
-			}
 		case cause != nil:
 			r.Reason, r.Detail = wire.EndReason(cause), cause.Error()
+			if c.inside && wire.Cancelled(cause) && wire.Left(c.proxy.cfg.Store.View(), r) {
+				r.Reason = mesh.ReasonUnenrolled // as the peer's agent says that it ended it for
+			}
 		}
 	})
 }

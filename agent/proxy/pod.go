@@ -152,7 +152,7 @@ func (p *Proxy) drain(cause error, served *pod) {
 	idle := func() bool { return len(p.live.of(served.key)) == 0 }
 	wire.Until(limit, idle)
 	for _, c := range p.live.of(served.key) {
-		c.end(why)
+		c.end(why, mesh.VerdictAllow)
 	}
 	// What was ended reports through the engine and the carrying goroutines.
 	wire.Until(2*time.Second, idle)

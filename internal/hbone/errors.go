@@ -34,6 +34,8 @@ var (
 	ErrTimeout = errors.New("no answer in time")
 	// ErrReset: an end reset the stream or its TCP connection.
 	ErrReset = errors.New("reset")
+	// ErrCancelled is ErrReset by the peer's agent, and not by an end of the stream: CANCEL.
+	ErrCancelled = fmt.Errorf("%w: cancelled", ErrReset)
 	// ErrRevoked: Drain with abort.
 	ErrRevoked = errors.New("identity no longer allowed")
 	// ErrDraining: the engine is closing.

@@ -44,8 +44,17 @@ func Leaves(view *mesh.View, src *mesh.Workload, to netip.AddrPort, onNode OnNod
 
 // Allowed judges a connection, as its record says it, by a newer View, and gives
 // the reason why it must end, or what allows it, as Authorize does. A destination that
-// has left the View is not policy's to end: unenrolling drains it.
-func (j *Judge) Allowed(view *mesh.View, r *flow.Record, probe bool) (why mesh.Reason, ok bool, by *mesh.View) {
+// has left the View is not policy's to end: unenrolling drains it. Of one that was inside
+// the mesh, and of which an end is no more, what would be refused in plaintext is.
+func (j *Judge) Allowed(view *mesh.View, r *flow.Record, probe, inside bool) (why mesh.Reason, ok bool, by *mesh.View) {
+	why, ok, by = j.allowed(view, r, probe)
+	if ok && inside && !j.mayGoOn(view, r) {
+		return mesh.ReasonUnenrolled, false, nil
+	}
+	return why, ok, by
+}
+
+func (j *Judge) allowed(view *mesh.View, r *flow.Record, probe bool) (why mesh.Reason, ok bool, by *mesh.View) {
 	if r.Direction != flow.DirectionInbound {
 		if src, known := view.Workload(r.Source.Workload); known {
 			if _, ok := Leaves(view, src, hop(view, r, src), j.onNode); !ok {

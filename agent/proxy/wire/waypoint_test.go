@@ -91,7 +91,7 @@ func TestAllowedAtWaypoints(t *testing.T) {
 		r.Waypoint = waypoint
 		r.Source.Identity, r.Source.Addr = c.peer, netip.MustParseAddrPort("10.1.0.9:4000")
 		r.Destination.Workload, r.Destination.Addr = waypoint, to
-		if why, ok, _ := wire.NewJudge(mesh.NewStore(), "n", nil, time.Second).Allowed(view, r, false); ok != (c.ended == mesh.ReasonUnknown) || why != c.ended {
+		if why, ok, _ := wire.NewJudge(mesh.NewStore(), "n", nil, time.Second).Allowed(view, r, false, true); ok != (c.ended == mesh.ReasonUnknown) || why != c.ended {
 			t.Errorf("%s: goes on %v, %v; want %v", c.name, ok, why, c.ended)
 		}
 	}

@@ -342,6 +342,20 @@ func TestWarningsAreTheChanges(t *testing.T) {
 	}
 }
 
+// TestWarnsOfACutHistory: what is said of a history that may be cut is said with that.
+func TestWarnsOfACutHistory(t *testing.T) {
+	base := written(t, shop(""))
+	h := &past.History{Cut: "it may be cut"}
+	r, err := Simulate(model(t, base), model(t, base), h)
+	if err != nil || len(r.Warnings) != 1 || r.Warnings[0] != h.Cut {
+		t.Errorf("simulate: %v, %q", err, r.Warnings)
+	}
+	s, err := Suggest(model(t, base), h, "shop", true)
+	if err != nil || len(s.Notes) == 0 || s.Notes[0] != h.Cut {
+		t.Errorf("suggest: %v, %q", err, s.Notes)
+	}
+}
+
 func yamlOf(t *testing.T, s *Suggestion, h *past.History) string {
 	t.Helper()
 	var b bytes.Buffer

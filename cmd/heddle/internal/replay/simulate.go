@@ -59,7 +59,7 @@ type Result struct {
 	Opens    []Change   `json:"opens"`
 	Unjudged []Unjudged `json:"unjudged"`
 	// Warnings are of objects that the change leaves valid, but unlikely to do what is meant,
-	// such as a policy that selects nobody.
+	// such as a policy that selects nobody, and of a history that may be cut.
 	Warnings []string `json:"warnings,omitempty"`
 	// Judged, Connections and Datagrams are how many kinds were judged, how many
 	// connections those were, and how many flows of datagrams.
@@ -87,6 +87,9 @@ func Simulate(before, after *explain.Model, h *past.History) (*Result, error) {
 		return nil, err
 	}
 	r := &Result{Breaks: []Change{}, Opens: []Change{}, Unjudged: []Unjudged{}, Nodes: append([]past.Coverage{}, h.Nodes...), Warnings: fresh(before.Warnings(), after.Warnings())}
+	if h.Cut != "" {
+		r.Warnings = append(r.Warnings, h.Cut)
+	}
 	r.cover(h)
 	now, then := newJudge(before), newJudge(after)
 	for _, c := range all {

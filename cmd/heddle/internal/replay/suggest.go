@@ -32,6 +32,9 @@ func Suggest(m *explain.Model, h *past.History, namespace string, open bool) (*S
 		return nil, err
 	}
 	out := &Suggestion{Policies: []draft.Policy{}, Notes: []string{}}
+	if h.Cut != "" {
+		out.Notes = append(out.Notes, h.Cut)
+	}
 	groups := draft.Groups(m.Workloads(), namespace, ownerOf)
 	if len(groups) == 0 {
 		return nil, fmt.Errorf("namespace %q has no workload in the mesh: `heddle enroll %s` first", namespace, namespace)

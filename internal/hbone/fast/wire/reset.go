@@ -10,11 +10,19 @@ import (
 
 // ResetError is what the peer's RST_STREAM means to us, as a client or not.
 func ResetError(client bool, code http2.ErrCode) error {
-	class := hbone.ErrReset
+	class := reset(code)
 	if client {
 		class = resetClass(code)
 	}
 	return fmt.Errorf("%w: by the peer: %v", class, code)
+}
+
+// reset tells a peer that gave a stream up from one of its ends.
+func reset(code http2.ErrCode) error {
+	if code == http2.ErrCodeCancel {
+		return hbone.ErrCancelled
+	}
+	return hbone.ErrReset
 }
 
 // resetClass is what a server's RST_STREAM means to the client.
@@ -25,6 +33,6 @@ func resetClass(code http2.ErrCode) error {
 	case http2.ErrCodeProtocol, http2.ErrCodeFlowControl, http2.ErrCodeStreamClosed, http2.ErrCodeFrameSize, http2.ErrCodeCompression:
 		return hbone.ErrProtocol
 	default:
-		return hbone.ErrReset
+		return reset(code)
 	}
 }

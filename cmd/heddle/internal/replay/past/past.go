@@ -71,12 +71,16 @@ type Coverage struct {
 	Since   *time.Time `json:"since,omitempty"`
 	LeftOut uint64     `json:"leftOut,omitempty"`
 	Damaged []string   `json:"damaged,omitempty"`
+	// Lines is, in a file, how many such lines it has; 0 in one of a version before.
+	Lines int `json:"lines,omitempty"`
 }
 
 // History is what is known of the past.
 type History struct {
 	Summaries []Summary
 	Nodes     []Coverage
+	// Cut says why the file that it was read from may lack its end; "" when it is whole.
+	Cut string
 }
 
 // line is one of a file: a summary, or a coverage.
@@ -119,7 +123,9 @@ func (h *History) Write(out io.Writer) error {
 		}
 	}
 	for i := range h.Nodes {
-		if err := enc.Encode(line{Coverage: &h.Nodes[i]}); err != nil {
+		last := h.Nodes[i]
+		last.Lines = len(h.Nodes)
+		if err := enc.Encode(line{Coverage: &last}); err != nil {
 			return err
 		}
 	}
@@ -127,9 +133,11 @@ func (h *History) Write(out io.Writer) error {
 }
 
 // Read reads what Write wrote. Fields that this version does not know are passed
-// over; an error names the line, the field and what to do.
+// over; an error names the line, the field and what to do. What may be cut is told of in
+// History.Cut: it may as well be that somebody has filtered it.
 func Read(in io.Reader) (*History, error) {
 	h := &History{}
+	ended := false // the last line is one of those that come last
 	scanner := bufio.NewScanner(in)
 	scanner.Buffer(nil, maxLine)
 	for number := 1; scanner.Scan(); number++ {
@@ -141,7 +149,7 @@ func Read(in io.Reader) (*History, error) {
 		err := json.Unmarshal(text, &l)
 		switch {
 		case err == nil && l.Coverage != nil:
-			h.Nodes = append(h.Nodes, *l.Coverage)
+			h.Nodes, ended = append(h.Nodes, *l.Coverage), true
 			continue
 		case err == nil && len(h.Summaries) >= MaxSummaries:
 			err = fmt.Errorf("there are more than %d; remedy: write fewer hours, with --since", MaxSummaries)
@@ -151,7 +159,7 @@ func Read(in io.Reader) (*History, error) {
 		if err != nil {
 			return nil, fmt.Errorf("line %d: %w; remedy: the file is one that `heddle history -o json` writes", number, err)
 		}
-		h.Summaries = append(h.Summaries, *l.Summary)
+		h.Summaries, ended = append(h.Summaries, *l.Summary), false
 	}
 	if err := scanner.Err(); err != nil {
 		if errors.Is(err, bufio.ErrTooLong) {
@@ -162,6 +170,7 @@ func Read(in io.Reader) (*History, error) {
 	if len(h.Summaries)+len(h.Nodes) == 0 {
 		return nil, errors.New("is empty, which would let everything pass; remedy: write it with `heddle history -o json`, which has a line of each node even when that knows of no connection")
 	}
+	h.Cut = h.cutAt(ended)
 	return h, nil
 }
 

@@ -70,6 +70,40 @@ func TestReadIsWrite(t *testing.T) {
 	}
 }
 
+// TestReadTellsOfCuts: a file that ends at a line's end, and not at its own, is read, and told
+// of; so is what a version before wrote, where it can be known.
+func TestReadTellsOfCuts(t *testing.T) {
+	other := carried("192.0.2.1", "bank/till", 80, 1)
+	other.Node = "n2"
+	h := &History{Summaries: []Summary{carried("shop/web", "shop/db", 3306, 3), other}, Nodes: []Coverage{{Node: "n1"}, {Node: "n2"}}}
+	var b bytes.Buffer
+	if err := h.Write(&b); err != nil {
+		t.Fatal(err)
+	}
+	whole := strings.SplitAfter(strings.TrimSpace(b.String())+"\n", "\n")
+	whole = whole[:len(whole)-1]
+	older := strings.Split(strings.ReplaceAll(b.String(), `,"lines":2`, ""), "\n")
+	all := func(lines ...string) string { return strings.Join(lines, "\n") }
+	read := func(what, text, want string) {
+		t.Helper()
+		h, err := Read(strings.NewReader(text))
+		if err != nil || (h.Cut == "") != (want == "") || !strings.Contains(h.Cut, want) {
+			t.Errorf("%s: %v, cut %q, want %q", what, err, h.Cut, want)
+		}
+	}
+	for n := 1; n < len(whole); n++ {
+		read("cut", all(whole[:n]...), "may be cut")
+	}
+	read("whole", all(whole...), "")
+	read("two, one behind the other", all(append(whole, whole...)...), "")
+	read("two, the first with one node more", all(append(whole, `{"coverage":{"node":"n1","lines":1}}`)...), "")
+	read("two, the second cut", all(append(whole, whole[:3]...)...), "coverage of 3 nodes, and says that it is of 2")
+	read("of a version before", all(older...), "")
+	read("of a version before, cut before coverage", all(older[:2]...), "its last line")
+	read("of a version before, cut in coverage", all(older[:3]...), `connections of node "n2"`)
+	read("of a node that knows of nothing", `{"coverage":{"node":"n1","lines":1}}`, "")
+}
+
 func FuzzRead(f *testing.F) {
 	var b bytes.Buffer
 	if err := (&History{Summaries: []Summary{carried("shop/web", "shop/db", 3306, 3)}, Nodes: []Coverage{{Node: "n1"}}}).Write(&b); err != nil {
