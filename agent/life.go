@@ -10,6 +10,7 @@ import (
 	"github.com/heddle-mesh/heddle/agent/deed"
 	"github.com/heddle-mesh/heddle/agent/leftovers"
 	"github.com/heddle-mesh/heddle/agent/ready"
+	"github.com/heddle-mesh/heddle/agent/uplink"
 )
 
 func (a *Agent) deedPath() string { return filepath.Join(a.cfg.RunDir, "agent.lock") }
@@ -94,11 +95,8 @@ func (a *Agent) leaveNode(ctx context.Context, p *parts) error {
 func (c Config) removeFiles() error {
 	return named("remove the agent's files", leftovers.Remove(leftovers.Files{
 		KeyDir: c.KeyDir,
-		Paths: []string{
-			filepath.Join(c.StateDir, "node"), filepath.Join(c.StateDir, "last-good"), filepath.Join(c.StateDir, "flows"), c.CNI.List,
-			filepath.Join(c.StateDir, "federated-bundles"), filepath.Join(c.StateDir, "jwt-keys"),
-			filepath.Join(c.RunDir, "pods"), filepath.Join(c.RunDir, "agent.lock"),
-		},
+		Paths: append(uplink.Files(c.StateDir, c.KeyDir), filepath.Join(c.StateDir, "flows"), c.CNI.List,
+			filepath.Join(c.RunDir, "pods"), filepath.Join(c.RunDir, "agent.lock")),
 		Sockets: []string{filepath.Join(c.RunDir, "handover.sock"), c.AdminSocket, c.CNI.Socket},
 		Folders: []string{filepath.Join(c.StateDir, "cni"), c.StateDir, c.RunDir, filepath.Dir(c.AdminSocket)},
 		PinDir:  c.Kernel.PinDir,

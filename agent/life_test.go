@@ -68,6 +68,10 @@ func TestStayAfterHandOver(t *testing.T) {
 	if err != nil || len(objects) < 20 {
 		t.Errorf("of an agent with pods, pinned are %v, %v", objects, err)
 	}
+	spare := filepath.Join(w.dir, n.name, "node") // where the node's credential is when its disk was full
+	if err := errors.Join(os.Mkdir(spare, 0o700), os.WriteFile(filepath.Join(spare, "key"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
 	if err := n.end(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}

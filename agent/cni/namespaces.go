@@ -23,12 +23,22 @@ const (
 	listRetry  = 10 * time.Second
 )
 
+// A namespace counts as one of the mesh's for so long after the last of its pods that was in it has ended: where these
+// are labelled themselves, as a job's, the next one may come when nobody can say so. So many are remembered at most.
+const (
+	remembered    = 24 * time.Hour
+	maxRemembered = 1024
+)
+
 // namespaceList keeps the list of namespaces equal to the configuration, for
 // heddle-cni to decide by while no agent can be asked.
 type namespaceList struct {
 	path  string
 	store *mesh.Store
 	log   *slog.Logger
+
+	// before are the namespaces of the View before, with a pod of each that was in the mesh.
+	before map[string]mesh.Key
 
 	mu      sync.Mutex
 	current *cniwire.Namespaces
@@ -68,7 +78,7 @@ func (l *namespaceList) run(ctx context.Context) {
 		view, changed := l.store.Snapshot()
 		var again <-chan time.Time
 		if view.Synced() { // before, an empty configuration would make a list of nothing
-			next := namespacesOf(view)
+			next := l.next(view, time.Now())
 			l.mu.Lock()
 			l.current = next
 			l.mu.Unlock()
@@ -116,21 +126,53 @@ func (l *namespaceList) save(next *cniwire.Namespaces) bool {
 	return err == nil
 }
 
-// namespacesOf lists the namespaces by whether any of their pods is in the mesh:
-// one is enough to have the others wait for the agent, since the next pod may be
-// such a one. A namespace without pods is unknown.
-func namespacesOf(view *mesh.View) *cniwire.Namespaces {
-	enrolled := map[string]bool{}
+// next lists the namespaces by whether any of their pods is in the mesh: one is
+// enough to have the others wait for the agent, since the next pod may be such a
+// one. A namespace without pods is unknown, unless it is remembered.
+func (l *namespaceList) next(view *mesh.View, now time.Time) *cniwire.Namespaces {
+	in, all := map[string]mesh.Key{}, map[string]bool{}
 	for _, w := range view.Workloads() {
-		enrolled[w.Namespace] = enrolled[w.Namespace] || w.Enrolled
+		all[w.Namespace] = true
+		if w.Enrolled {
+			in[w.Namespace] = w.Key
+		}
 	}
-	list := &cniwire.Namespaces{}
-	for _, namespace := range slices.Sorted(maps.Keys(enrolled)) {
-		if enrolled[namespace] {
+	list, last := &cniwire.Namespaces{}, l.snapshot()
+	ended := l.ended(view, last, now)
+	for _, namespace := range slices.Sorted(maps.Keys(ended)) {
+		until := ended[namespace]
+		if _, again := in[namespace]; !again && now.Before(until) && len(list.Remembered) < maxRemembered {
+			if list.Remembered == nil {
+				list.Remembered = map[string]time.Time{}
+			}
+			list.Remembered[namespace] = until
+			all[namespace] = true
+		}
+	}
+	for _, namespace := range slices.Sorted(maps.Keys(all)) {
+		_, enrolled := in[namespace]
+		_, kept := list.Remembered[namespace]
+		if enrolled || kept {
 			list.Enrolled = append(list.Enrolled, namespace)
 		} else {
 			list.NotEnrolled = append(list.NotEnrolled, namespace)
 		}
 	}
+	l.before = in
 	return list
+}
+
+// ended are the namespaces whose last pod of the mesh has ended, with the time until which
+// that counts. One whose pods are there, and have left the mesh, was taken out of it.
+func (l *namespaceList) ended(view *mesh.View, last *cniwire.Namespaces, now time.Time) map[string]time.Time {
+	all := maps.Clone(last.Remembered)
+	if all == nil {
+		all = map[string]time.Time{}
+	}
+	for namespace, one := range l.before {
+		if _, there := view.Workload(one); !there {
+			all[namespace] = now.Add(remembered).UTC().Truncate(time.Second)
+		}
+	}
+	return all
 }

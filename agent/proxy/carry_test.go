@@ -497,6 +497,32 @@ func TestPlaintextInbound(t *testing.T) {
 	}
 }
 
+// TestProbesStayProbes: a probe that ends by RST, as kubelet's of TCP may, or with its pod, is
+// recorded as one, and how it ended beside that.
+func TestProbesStayProbes(t *testing.T) {
+	w := newWorld(t)
+	w.workload("db", "b", "198.18.2.1").ProbePorts = []uint16{7003}
+	w.publish()
+	b := w.node("b")
+	application(t, "198.18.2.1:7902", echo)
+	server := b.serve("db", "198.18.2.1", podOptions{
+		inbound: []string{"198.18.2.1:7003"}, noTunnel: true, apps: map[uint16]uint16{7003: 7902},
+		probe: func(_, _ netip.AddrPort) bool { return true },
+	})
+	for i, end := range []func(*net.TCPConn){func(c *net.TCPConn) { relay.Reset(c) }, func(*net.TCPConn) {
+		if err := server.stop(proxy.ErrUnenrolled); err != nil {
+			t.Error(err)
+		}
+	}} {
+		c := server.client("198.18.2.1:7003")
+		greeting(t, c)
+		end(c)
+		if r := b.flows.wait(t, i+1)[i]; r.Reason != mesh.ReasonProbe || r.Verdict != mesh.VerdictAllow || r.Detail == "" {
+			t.Errorf("%v %v (%s)", r.Verdict, r.Reason, r.Detail)
+		}
+	}
+}
+
 func TestDrainEndsWithTheCause(t *testing.T) {
 	for cause, reason := range map[error]mesh.Reason{nil: mesh.ReasonDraining, proxy.ErrUnenrolled: mesh.ReasonUnenrolled} {
 		eachPair(t, func(t *testing.T, engines map[string]string) {

@@ -103,11 +103,31 @@ func Meant(cfg Config) string {
 func (u *Uplink) TrustDomain() string { return u.node.TrustDomain().Name() }
 
 func join(ctx context.Context, cfg Config) (*nodeauth.Node, error) {
-	place := nodeauth.NodeConfig{Dir: filepath.Join(cfg.StateDir, "node"), Operator: cfg.Operator, Logger: cfg.Log}
+	place := nodeauth.NodeConfig{Dir: filepath.Join(cfg.StateDir, nodeDir), Operator: cfg.Operator, Logger: cfg.Log}
 	if cfg.TokenFile == "" {
 		return nodeauth.Join(ctx, nodeauth.JoinConfig{NodeConfig: place, Token: cfg.Token, Node: cfg.Node})
 	}
-	return nodeauth.JoinByAccount(ctx, nodeauth.AccountConfig{NodeConfig: place, Node: cfg.Node, TokenFile: cfg.TokenFile, RootsFile: cfg.RootsFile})
+	return nodeauth.JoinByAccount(ctx, nodeauth.AccountConfig{NodeConfig: place, Node: cfg.Node, TokenFile: cfg.TokenFile, RootsFile: cfg.RootsFile, Spare: spare(cfg.KeyDir)})
+}
+
+// The names of what is in StateDir.
+const (
+	nodeDir       = "node"
+	lastGoodFile  = "last-good"
+	federatedFile = "federated-bundles"
+	jwtKeysFile   = "jwt-keys"
+)
+
+// spare is where a node's credential is while its disk takes nothing: beside the workloads' keys.
+func spare(keyDir string) string { return filepath.Join(filepath.Dir(keyDir), nodeDir) }
+
+// Files are all that an Uplink leaves on a node, but for KeyDir.
+func Files(stateDir, keyDir string) []string {
+	all := []string{spare(keyDir)}
+	for _, name := range []string{nodeDir, lastGoodFile, federatedFile, jwtKeysFile} {
+		all = append(all, filepath.Join(stateDir, name))
+	}
+	return all
 }
 
 func (u *Uplink) prepare(ctx context.Context, cfg Config) error {
@@ -130,8 +150,8 @@ func (u *Uplink) prepare(ctx context.Context, cfg Config) error {
 	}
 	u.trust, err = trustfeed.NewFollower(trustfeed.FollowerConfig{
 		TrustDomain: u.node.TrustDomain(), Conn: u.node.Conn(), Node: u.node.Source(), Workloads: u.source, Given: u.given,
-		FederatedFile: filepath.Join(cfg.StateDir, "federated-bundles"),
-		JWT:           &u.jwt, JWTFile: filepath.Join(cfg.StateDir, "jwt-keys"), Amiss: func() int { return u.amiss() },
+		FederatedFile: filepath.Join(cfg.StateDir, federatedFile),
+		JWT:           &u.jwt, JWTFile: filepath.Join(cfg.StateDir, jwtKeysFile), Amiss: func() int { return u.amiss() },
 		Gated: func() (*meshpb.GatedPods, <-chan struct{}) { return u.gated() }, Logger: cfg.Log,
 	})
 	if err != nil {
@@ -141,7 +161,7 @@ func (u *Uplink) prepare(ctx context.Context, cfg Config) error {
 	u.client, err = discovery.NewClient(discovery.ClientConfig{
 		Node: u.node.Name(), Target: u.node.Operator(),
 		Credentials: nodeauth.NewClientCredentials(u.node.Certificate, u.node.Source(), operator),
-		Store:       u.store, LastGood: filepath.Join(cfg.StateDir, "last-good"),
+		Store:       u.store, LastGood: filepath.Join(cfg.StateDir, lastGoodFile),
 		Keys: u.node.ConfigurationKeys, Logger: cfg.Log,
 	})
 	return err

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
@@ -24,6 +25,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/apiserver"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/health"
 	"github.com/heddle-mesh/heddle/cmd/internal/startup"
 	"github.com/heddle-mesh/heddle/internal/admin"
 	"github.com/heddle-mesh/heddle/internal/flow"
@@ -188,6 +190,7 @@ func TestAgentsOfACluster(t *testing.T) {
 	w.expect(1, "agents: could not look", "check", "--context", "guest") // and the rest is looked at
 	w.expect(1, "may not list", "explain", "shop/n1", "shop/n2:80", "--context", "guest")
 	w.expect(2, "unknown command", "waypoint", "none")
+	w.mayOnlyLook()
 	w.follow()
 	w.expect(0, "shop/n2", "prove", "shop/n2", "--kubeconfig", w.withoutWebsockets())
 
@@ -207,6 +210,31 @@ metadata: {namespace: heddle-system, name: heddle-agent-none, labels: {app.kuber
 spec: {nodeName: n1, containers: [{name: agent, image: x}]}
 status: {phase: Pending, containerStatuses: [{name: agent, image: x, imageID: "", ready: false, restartCount: 0, state: {waiting: {reason: ErrImagePull, message: not found}}}]}`)
 	w.expect(3, "ErrImagePull: not found; remedy: kubectl -n heddle-system describe pod heddle-agent-none", "prove", "--node", "n1")
+}
+
+// mayOnlyLook: a guest who may read Heddle's pods, and may not execute anything in them, is told to ask for that right,
+// and not to start what runs.
+func (w *onCluster) mayOnlyLook() {
+	w.t.Helper()
+	w.Put(w.t, `{apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRole, metadata: {name: looks}, rules: [{apiGroups: ["*"], resources: ["*"], verbs: [list]}]}`)
+	w.Put(w.t, `{apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRoleBinding, metadata: {name: looks}, roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: looks}, subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: guest}]}`)
+	out := w.expect(3, "", "check", "--context", "guest", "--output", "json")
+	var said health.Report
+	if err := json.Unmarshal([]byte(out), &said); err != nil {
+		w.t.Fatalf("%v\n%s", err, out)
+	}
+	asked := 0
+	for _, f := range said.Findings {
+		if f.Name != "agent" && f.Name != "operator" || f.Part == "cluster" {
+			continue
+		}
+		if asked++; !strings.Contains(f.Detail, `cannot create resource "pods/exec"`) || !strings.HasPrefix(f.Remedy, "ask an administrator for this right") {
+			w.t.Errorf("of a program that a guest may not ask: %+v", f)
+		}
+	}
+	if asked < 3 {
+		w.t.Errorf("two agents and an operator may not be asked, and of %d it is said:\n%s", asked, out)
+	}
 }
 
 // withoutWebsockets is a kubeconfig by which the API server is reached through a

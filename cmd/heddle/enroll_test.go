@@ -137,6 +137,21 @@ func (w *onCluster) label() string {
 	return w.Get(w.t, "v1", "Namespace", "", "shop").GetLabels()["heddle.dev/mesh"]
 }
 
+// inIstio: a namespace of another mesh that runs is refused, and one whose pods it has left is not.
+func (w *onCluster) inIstio() {
+	w.t.Helper()
+	const istiod = `{apiVersion: v1, kind: Pod, metadata: {namespace: default, name: istiod, labels: {app: istiod}}, spec: {containers: [{name: discovery, image: x}]}}`
+	w.Put(w.t, istiod)
+	w.Put(w.t, `{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {istio-injection: enabled}}}`)
+	w.expect(1, "namespace shop is in Istio, which runs, by istio-injection=enabled", "enroll", "shop", "--fix")
+	if w.label() != "" {
+		w.t.Fatal("a namespace of another mesh was labelled")
+	}
+	w.Put(w.t, `{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {istio-injection: disabled}}}`)
+	w.expect(0, "could be enrolled", "enroll", "shop", "--dry-run", "--fix")
+	w.Delete(w.t, istiod)
+}
+
 func (w *onCluster) enrolled() {
 	t := w.t
 	t.Helper()
@@ -146,6 +161,7 @@ func (w *onCluster) enrolled() {
 	w.expect(1, "ask an administrator", "enroll", "shop", "--context", "guest")
 	w.expect(1, "heddle install", "enroll", "shop", "--system-namespace", "default")
 	w.expect(2, "accepts 1 arg", "enroll")
+	w.inIstio()
 	w.expect(1, "name: web-plaintext-8443", "enroll", "shop")
 	w.expect(1, "--fix does it", "enroll", "shop")
 	w.expect(0, "could be enrolled, with what is printed above", "enroll", "shop", "--dry-run", "--fix")

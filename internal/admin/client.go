@@ -25,6 +25,10 @@ const maxResponse = 64 << 20
 // or that this user may not connect to it.
 var ErrUnreachable = errors.New("admin socket does not answer")
 
+// ErrForbidden is matched by errors that mean that whoever asks may not, which says
+// nothing of whether the program runs.
+var ErrForbidden = errors.New("may not be asked")
+
 // Client talks to one admin socket.
 type Client struct {
 	conn *grpc.ClientConn

@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -32,6 +34,9 @@ type Namespaces struct {
 	Version     int      `json:"version"`
 	Enrolled    []string `json:"enrolled"`
 	NotEnrolled []string `json:"notEnrolled"`
+	// Remembered are those of Enrolled of which no pod is in the mesh any more, with the
+	// time until which they count; heddle-cni does not ask.
+	Remembered map[string]time.Time `json:"remembered,omitempty"`
 }
 
 // Standing looks a namespace up. One that is in both lists is enrolled.
@@ -47,7 +52,7 @@ func (n *Namespaces) Standing(namespace string) Standing {
 
 // Equal reports whether two lists say the same.
 func (n *Namespaces) Equal(o *Namespaces) bool {
-	return slices.Equal(n.Enrolled, o.Enrolled) && slices.Equal(n.NotEnrolled, o.NotEnrolled)
+	return slices.Equal(n.Enrolled, o.Enrolled) && slices.Equal(n.NotEnrolled, o.NotEnrolled) && maps.EqualFunc(n.Remembered, o.Remembered, time.Time.Equal)
 }
 
 // LoadNamespaces reads the list. An error means that nothing is known; it is

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
@@ -40,10 +41,13 @@ type AccountConfig struct {
 	// TokenFile has the token; it is read anew for every attempt, since the
 	// kubelet renews it. RootsFile has the mesh's roots in PEM.
 	TokenFile, RootsFile string
+	// Spare, on a tmpfs, has the credential when Dir's disk takes nothing: what is lost
+	// with it, the token gives again. "" is nowhere.
+	Spare string
 }
 
-// JoinByAccount returns the node's credential: the one in cfg.Dir when it is
-// valid and of this node and these roots, else one that it trades the token for.
+// JoinByAccount returns the node's credential: the one in cfg.Dir, or in cfg.Spare, when
+// it is valid and of this node and these roots, else one that it trades the token for.
 // It tries until ctx is done while the operator is out of reach.
 func JoinByAccount(ctx context.Context, cfg AccountConfig) (*Node, error) {
 	if cfg.Logger == nil {
@@ -56,21 +60,54 @@ func JoinByAccount(ctx context.Context, cfg AccountConfig) (*Node, error) {
 	if err != nil {
 		return nil, fmt.Errorf("join by service account: %w", err)
 	}
-	n, err := OpenNode(ctx, cfg.NodeConfig)
+	n, err := cfg.open(ctx, bundle)
 	if err == nil {
-		if err = n.isOf(bundle, cfg.Node); err == nil {
+		return n, nil
+	}
+	if spare, ok := cfg.spared(); ok && takesNothing(err) {
+		n, second := spare.open(ctx, bundle)
+		if second == nil {
 			return n, nil
 		}
-		err = errors.Join(fmt.Errorf("%w: %w", ErrNotJoined, err), n.Close())
+		if !takesNothing(second) {
+			return nil, second
+		}
 	}
-	if !errors.Is(err, ErrNotJoined) {
+	if !takesNothing(err) {
 		return nil, err
 	}
 	cfg.Logger.Info("join mesh", "node", cfg.Node, "operator", cfg.Operator, "reason", err)
-	if err := joinByAccount(ctx, cfg, bundle); err != nil {
+	if cfg.NodeConfig, err = joinByAccount(ctx, cfg, bundle); err != nil {
 		return nil, fmt.Errorf("join trust domain %s at %s as node %s: %w", bundle.TrustDomain(), cfg.Operator, cfg.Node, err)
 	}
 	return OpenNode(ctx, cfg.NodeConfig)
+}
+
+// open loads the credential in cfg.Dir. The error matches ErrNotJoined when it is none of
+// this node and these roots.
+func (cfg AccountConfig) open(ctx context.Context, bundle *x509bundle.Bundle) (*Node, error) {
+	n, err := OpenNode(ctx, cfg.NodeConfig)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.isOf(bundle, cfg.Node); err != nil {
+		return nil, errors.Join(fmt.Errorf("%w: %w", ErrNotJoined, err), n.Close())
+	}
+	return n, nil
+}
+
+// spared is cfg with Spare for its Dir.
+func (cfg AccountConfig) spared() (AccountConfig, bool) {
+	cfg.Dir = cfg.Spare
+	return cfg, cfg.Dir != ""
+}
+
+// takesNothing reports whether an error means that there is no credential, or no room for one.
+func takesNothing(err error) bool { return errors.Is(err, ErrNotJoined) || noRoom(err) }
+
+// noRoom reports whether a disk is full, or has become one that is only read.
+func noRoom(err error) bool {
+	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EROFS)
 }
 
 // ReadRoots reads a file of roots in PEM; they name their trust domain themselves.
@@ -110,28 +147,37 @@ func (n *Node) isOf(bundle *x509bundle.Bundle, name string) error {
 	return errors.New("stored credential is of another authority than the cluster's")
 }
 
-// joinByAccount trades the token for a credential and stores it.
-func joinByAccount(ctx context.Context, cfg AccountConfig, bundle *x509bundle.Bundle) error {
+// joinByAccount trades the token for a credential, stores it, and says where.
+func joinByAccount(ctx context.Context, cfg AccountConfig, bundle *x509bundle.Bundle) (NodeConfig, error) {
 	id, err := identity.NodeID(bundle.TrustDomain(), cfg.Node)
 	if err != nil {
-		return err
+		return NodeConfig{}, err
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return fmt.Errorf("generate node key: %w", err)
+		return NodeConfig{}, fmt.Errorf("generate node key: %w", err)
 	}
 	csr, err := identity.NewCSR(key, id)
 	if err != nil {
-		return err
+		return NodeConfig{}, err
 	}
 	none := func() (*tls.Certificate, error) { return &tls.Certificate{}, nil } // that is what is asked for
 	creds := NewClientCredentials(none, bundle, identity.OperatorID(bundle.TrustDomain()))
 	a, err := tradeAccount(ctx, cfg, creds, &meshpb.JoinRequest{Node: cfg.Node, Csr: csr})
 	if err != nil {
-		return err
+		return NodeConfig{}, err
 	}
 	entry := keystore.Entry{ID: id, Key: key, Chain: a.chain, Received: time.Now().Round(0)}
-	return storeAccount(ctx, cfg, bundle, entry, a)
+	err = storeAccount(ctx, cfg, bundle, entry, a)
+	spare, ok := cfg.spared()
+	switch {
+	case ok && noRoom(err):
+		cfg.Logger.Warn("node's credential is in memory only, and asked for anew after a reboot: make room on the node's disk", "error", err)
+		return spare.NodeConfig, storeAccount(ctx, spare, bundle, entry, a)
+	case ok && err == nil:
+		err = keystore.Remove(cfg.Spare) // it is older
+	}
+	return cfg.NodeConfig, err
 }
 
 // tradeAccount asks until there is an answer that will not change.

@@ -1,6 +1,7 @@
 package nodeauth
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"crypto/tls"
@@ -67,9 +68,13 @@ type Node struct {
 	conn     *grpc.ClientConn
 	client   *Client
 
+	log *slog.Logger
+
 	state struct {
 		sync.Mutex
 		nodeState
+		// unsaved says that they are not on disk as they are here.
+		unsaved bool
 	}
 }
 
@@ -80,7 +85,7 @@ func OpenNode(ctx context.Context, cfg NodeConfig) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{dir: keys.Dir()}
+	n := &Node{dir: keys.Dir(), log: cmp.Or(cfg.Logger, slog.New(slog.DiscardHandler))}
 	if err := n.load(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNotJoined, err)
 	}
@@ -207,26 +212,23 @@ func (n *Node) Sign(ctx context.Context, id spiffeid.ID, csr []byte) (chain, bun
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := n.setConfigurationKeys(a.configurationKeys); err != nil {
-		return nil, nil, err
-	}
+	n.setConfigurationKeys(a.configurationKeys)
 	return a.chain, a.bundle, nil
 }
 
 // setConfigurationKeys takes keys over when they differ. An operator that sends
-// none does not sign configuration, or is older; the keys stay.
-func (n *Node) setConfigurationKeys(keys []ed25519.PublicKey) error {
+// none does not sign configuration, or is older; the keys stay. A disk that takes
+// nothing keeps no certificate from being renewed: the next answer tries it again.
+func (n *Node) setConfigurationKeys(keys []ed25519.PublicKey) {
 	n.state.Lock()
 	defer n.state.Unlock()
 	same := slices.EqualFunc(keys, n.state.ConfigurationKeys, func(a, b ed25519.PublicKey) bool { return a.Equal(b) })
-	if same || len(keys) == 0 {
-		return nil
+	if same && !n.state.unsaved || len(keys) == 0 {
+		return
 	}
-	st := n.state.nodeState
-	st.ConfigurationKeys = keys
-	if err := saveNode(n.dir, st); err != nil {
-		return err
+	n.state.ConfigurationKeys = keys
+	err := saveNode(n.dir, n.state.nodeState)
+	if n.state.unsaved = err != nil; err != nil {
+		n.log.Error("keep configuration keys: an agent that starts without an operator goes by the ones before", "error", err)
 	}
-	n.state.nodeState = st
-	return nil
 }

@@ -23,6 +23,7 @@ const (
 	KindDatagrams     = "datagrams"
 	KindHook          = "lifecycle-hook"
 	KindNetworkPolicy = "network-policy"
+	KindOtherMesh     = "other-mesh"
 )
 
 // call is somebody without an identity of the mesh who connects to a service.

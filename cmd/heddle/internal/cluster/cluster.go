@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"net/url"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -26,6 +25,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/chart"
+	"github.com/heddle-mesh/heddle/internal/admin"
 )
 
 // FieldManager is the name by which this program owns fields of objects.
@@ -144,7 +144,7 @@ func (c *Cluster) List(ctx context.Context, resource schema.GroupVersionResource
 }
 
 // Explain says what was tried, and what to do about it. It matches ErrUnreachable
-// when the API server did not answer.
+// when the API server did not answer, and admin.ErrForbidden when this user may not.
 func (c *Cluster) Explain(what string, err error) error {
 	failed := (*url.Error)(nil)
 	switch {
@@ -152,8 +152,19 @@ func (c *Cluster) Explain(what string, err error) error {
 		return nil
 	case errors.As(err, &failed):
 		return fmt.Errorf("%w: %s: %w; remedy: is the cluster up, and the right context chosen? `kubectl --context NAME version`", ErrUnreachable, c.config.Host, err)
-	case apierrors.IsForbidden(err) || strings.Contains(err.Error(), "forbidden"):
-		return fmt.Errorf("%s: %w; remedy: ask an administrator for this right, or choose another context with --context", what, err)
+	case apierrors.IsForbidden(err):
+		return refuse(what, err)
 	}
 	return fmt.Errorf("%s: %w", what, err)
 }
+
+// refusal is what this user may not do; it matches admin.ErrForbidden.
+type refusal struct{ error }
+
+func refuse(what string, err error) error {
+	return refusal{fmt.Errorf("%s: %w; remedy: ask an administrator for this right, or choose another context with --context", what, err)}
+}
+
+func (refusal) Is(target error) bool { return target == admin.ErrForbidden }
+
+func (r refusal) Unwrap() error { return r.error }

@@ -128,7 +128,11 @@ func (c *Cluster) whyNot(p Program, err error, complaint string) error {
 	case complaint != "":
 		return fmt.Errorf("%w: pod %s: %s", admin.ErrUnreachable, p.Pod, complaint)
 	}
-	return fmt.Errorf("%w: %w", admin.ErrUnreachable, c.Explain("execute a command in pod "+p.Namespace+"/"+p.Pod, err))
+	what := "execute a command in pod " + p.Namespace + "/" + p.Pod
+	if strings.Contains(err.Error(), " is forbidden: ") { // all that client-go leaves of the API server's answer is its text
+		return fmt.Errorf("%w: %w", admin.ErrUnreachable, refuse(what, err))
+	}
+	return fmt.Errorf("%w: %w", admin.ErrUnreachable, c.Explain(what, err))
 }
 
 // execConn is a net.Conn of a command's standard input and output.

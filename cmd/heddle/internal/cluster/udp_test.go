@@ -12,8 +12,10 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/client-go/rest"
 	clienttesting "k8s.io/client-go/testing"
 
+	"github.com/heddle-mesh/heddle/internal/admin"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
 
@@ -59,5 +61,24 @@ func TestTakesUDP(t *testing.T) {
 	})
 	if _, err := (&Cluster{Core: refusing, namespace: "heddle-system"}).TakesUDP(t.Context()); err == nil || !strings.Contains(err.Error(), "ask an administrator") {
 		t.Errorf("without the right: %v", err)
+	}
+}
+
+// TestForbiddenIsAKind: what this user may not do is known by the API server's answer, and not by a word that may be a name.
+func TestForbiddenIsAKind(t *testing.T) {
+	c := &Cluster{config: &rest.Config{}}
+	pods := schema.GroupResource{Resource: "pods"}
+	for _, tc := range []struct {
+		err  error
+		want bool
+	}{
+		{c.Explain("list pods", apierrors.NewForbidden(pods, "", errors.New("no"))), true},
+		{c.Explain("get pod", apierrors.NewNotFound(pods, "forbidden")), false},
+		{c.whyNot(Program{Pod: "a"}, errors.New(`unable to upgrade connection: pods "a" is forbidden: User "guest" cannot create resource "pods/exec"`), ""), true},
+		{c.whyNot(Program{Pod: "a"}, errors.New("dial forbidden.example: no such host"), ""), false},
+	} {
+		if errors.Is(tc.err, admin.ErrForbidden) != tc.want || strings.Contains(tc.err.Error(), "ask an administrator") != tc.want {
+			t.Errorf("want it to be refused: %v, and it is: %v", tc.want, tc.err)
+		}
 	}
 }

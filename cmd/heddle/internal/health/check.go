@@ -2,6 +2,7 @@ package health
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -9,8 +10,10 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
+	"github.com/heddle-mesh/heddle/internal/admin"
 )
 
 // Finding is one line of a check.
@@ -291,16 +294,21 @@ func (r *Report) authority(part string, a *meshpb.OperatorAuthority) {
 	r.Good(part, "authority", "trust domain %s, root valid until %s", a.GetTrustDomain(), until.Format(time.DateOnly))
 }
 
-// Unseen warns that this user may not look at something of the cluster.
+// Unseen warns that something of the cluster could not be looked at, for want of a right to it for example, in the API
+// server's own words where it said why.
 func (r *Report) Unseen(name string, err error) {
-	r.Warn("cluster", name, "could not look: "+err.Error(), "have someone who may read it run `heddle check --cluster`")
+	text := err.Error()
+	if status := apierrors.APIStatus(nil); errors.As(err, &status) {
+		text = status.Status().Message
+	}
+	r.Warn("cluster", name, "could not look: "+text, "have someone who may read it run `heddle check --cluster`, or see to it yourself (docs/install.md, Preflight)")
 }
 
 // silent says of a program that it did not answer. Of one that this user may not ask it is not known that it does not
 // run, and what to do about it is what the error says.
 func (r *Report) silent(part, name string, err error, remedy string) {
 	detail := err.Error()
-	if refused, ask, has := strings.Cut(detail, "; remedy: "); has && strings.Contains(refused, "forbidden") {
+	if refused, ask, has := strings.Cut(detail, "; remedy: "); has && errors.Is(err, admin.ErrForbidden) {
 		detail, remedy = refused, ask
 	}
 	r.Bad(part, name, detail, remedy)

@@ -2,12 +2,14 @@ package health
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
+	"github.com/heddle-mesh/heddle/internal/admin"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
 
@@ -129,16 +131,20 @@ func TestFederatedWorkloads(t *testing.T) {
 
 // TestMayNotBeAsked: of a program that this user may not ask it is not said that it is to be started.
 func TestMayNotBeAsked(t *testing.T) {
-	for text, want := range map[string]string{
-		`pods "heddle-agent-1" is forbidden; remedy: ask an administrator`: "ask an administrator",
-		"no answer in time": "start",
+	for _, c := range []struct {
+		err        error
+		want, says string
+	}{
+		{fmt.Errorf("%w: pods; remedy: ask an administrator", admin.ErrForbidden), "ask an administrator", "may not be asked: pods"},
+		{errors.New("no answer in time"), "start", "no answer in time"},
+		{errors.New("pod heddle-agent-1 of a node forbidden.example; remedy: look"), "start", "forbidden.example; remedy: look"}, // a word is no kind
 	} {
 		r := New()
-		r.Agent("n1", nil, errors.New(text))
-		r.Operator("operator", nil, errors.New(text))
+		r.Agent("n1", nil, c.err)
+		r.Operator("operator", nil, c.err)
 		for _, f := range r.Findings {
-			if f.OK || !strings.HasPrefix(f.Remedy, want) || strings.Contains(f.Detail, "remedy") {
-				t.Errorf("%s: %+v", text, f)
+			if f.OK || !strings.HasPrefix(f.Remedy, c.want) || !strings.HasSuffix(f.Detail, c.says) {
+				t.Errorf("%v: %+v", c.err, f)
 			}
 		}
 	}

@@ -5,22 +5,18 @@ import (
 	"errors"
 	"fmt"
 
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-
 	"github.com/heddle-mesh/heddle/api/v1alpha1"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/health"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/othermesh"
 )
 
-const (
-	istio, linkerd = "Istio", "Linkerd"
-	otherMesh      = "other mesh"
-)
+const otherMesh = "other mesh"
 
 // rivals are the control planes of other meshes, by the labels of their Deployments.
 func rivals() []struct{ mesh, name, selector string } {
 	return []struct{ mesh, name, selector string }{
-		{istio, "Istio's istiod", "app=istiod"},
-		{linkerd, "Linkerd's control plane", "linkerd.io/control-plane-component=destination"},
+		{othermesh.Istio, "Istio's istiod", "app=istiod"},
+		{othermesh.Linkerd, "Linkerd's control plane", "linkerd.io/control-plane-component=destination"},
 		{"Kuma", "Kuma's control plane", "app=kuma-control-plane"},
 		{"Consul", "Consul's injector", "app=consul,component=connect-injector"},
 	}
@@ -33,7 +29,7 @@ func (c Cluster) otherMeshes(ctx context.Context, r *health.Report) error {
 	enrolled, err := c.List(ctx, core("Namespace"), "", v1alpha1.LabelMesh+"="+v1alpha1.MeshEnabled)
 	for i := range enrolled {
 		name := enrolled[i].GetName()
-		switch mesh, key, value := marked(&enrolled[i]); {
+		switch mesh, key, value := othermesh.Mark(enrolled[i].GetLabels(), enrolled[i].GetAnnotations()); {
 		case mesh == "":
 		case found[mesh]:
 			r.Bad(clusterPart, otherMesh, fmt.Sprintf("namespace %s is enrolled, and in another mesh by %s=%s: both would take its pods' connections", name, key, value),
@@ -63,28 +59,10 @@ func (c Cluster) findRivals(ctx context.Context, r *health.Report) (found map[st
 	sets, err := c.List(ctx, apps("DaemonSet"), "", "")
 	for i := range sets {
 		if name := sets[i].GetName(); name == "ztunnel" || name == "istio-cni-node" {
-			found[istio] = true
+			found[othermesh.Istio] = true
 			r.Warn(clusterPart, otherMesh, fmt.Sprintf("Istio's %s runs in namespace %s", name, sets[i].GetNamespace()),
 				"never enroll a namespace in both: one that has istio.io/dataplane-mode must not have heddle.dev/mesh")
 		}
 	}
 	return found, err
-}
-
-// marked says by which key a namespace is in another mesh; "" is in none. Istio looks at
-// istio.io/rev only where istio-injection is not there (its sidecar injector's webhooks).
-func marked(n *unstructured.Unstructured) (mesh, key, value string) {
-	of := n.GetLabels()
-	injects := "istio-injection"
-	if of[injects] == "" {
-		injects = "istio.io/rev"
-	}
-	for _, mark := range []struct{ mesh, key, value string }{
-		{istio, "istio.io/dataplane-mode", of["istio.io/dataplane-mode"]}, {istio, injects, of[injects]}, {linkerd, "linkerd.io/inject", n.GetAnnotations()["linkerd.io/inject"]},
-	} {
-		if mark.value != "" && mark.value != "disabled" && mark.value != "none" {
-			return mark.mesh, mark.key, mark.value
-		}
-	}
-	return "", "", ""
 }

@@ -9,10 +9,8 @@ package preflight
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
@@ -78,11 +76,7 @@ func Unseen(ctx context.Context, name string, err error, r *health.Report) error
 	if err == nil || ctx.Err() != nil {
 		return err
 	}
-	text := err.Error()
-	if status := apierrors.APIStatus(nil); errors.As(err, &status) { // in the API server's own words
-		text = status.Status().Message
-	}
-	r.Warn(clusterPart, name, "could not look: "+text, "have someone who may read it run `heddle check --cluster`, or see to it yourself (docs/install.md, Preflight)")
+	r.Unseen(name, err)
 	return nil
 }
 
