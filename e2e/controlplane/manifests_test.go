@@ -49,7 +49,8 @@ func TestManifests(t *testing.T) {
 }
 
 // asFolders has an API server and `heddle validate` judge the same objects: what one takes and
-// what one refuses, the other does.
+// what one refuses, the other does. The program is asked about some of what everyone refuses;
+// its own tests ask about all of it.
 func asFolders(t *testing.T, s *server) {
 	bin, folder := t.TempDir(), t.TempDir()
 	testenv.Build(t, ".", bin, "../../cmd/heddle")
@@ -59,15 +60,17 @@ func asFolders(t *testing.T, s *server) {
 		}
 	}
 	write("ns.yaml", corpus.Enrolled)
-	judge := func(kind, spec string, refused bool) {
+	judge := func(kind, spec string, refused, byFolder bool) {
 		text := corpus.Object(kind, spec)
 		write("it.yaml", text)
 		if write("mesh.yaml", corpus.Object("Mesh", corpus.GoodMesh)); kind == "Mesh" {
 			write("mesh.yaml", "")
 		}
-		out, err := exec.CommandContext(t.Context(), filepath.Join(bin, "heddle"), "validate", folder, "--udp-by-identity").CombinedOutput()
-		if (err != nil) != refused || refused && !strings.Contains(string(out), "error: it.yaml:") {
-			t.Errorf("%s %.200s: a folder: %v, want a refusal: %v\n%.500s", kind, spec, err, refused, out)
+		if byFolder {
+			out, err := exec.CommandContext(t.Context(), filepath.Join(bin, "heddle"), "validate", folder, "--udp-by-identity").CombinedOutput()
+			if (err != nil) != refused || refused && !strings.Contains(string(out), "error: it.yaml:") {
+				t.Errorf("%s %.200s: a folder: %v, want a refusal: %v\n%.500s", kind, spec, err, refused, out)
+			}
 		}
 		object, err := yaml.YAMLToJSON([]byte(text))
 		if err != nil {
@@ -84,11 +87,14 @@ func asFolders(t *testing.T, s *server) {
 	}
 	for kind, specs := range corpus.Accepted() {
 		for _, spec := range specs {
-			judge(kind, spec, false)
+			judge(kind, spec, false, true)
 		}
 	}
-	for _, c := range append(corpus.Refused(), corpus.Bounded()...) {
-		judge(c.Kind, c.Spec, true)
+	for _, c := range corpus.Bounded() {
+		judge(c.Kind, c.Spec, true, true)
+	}
+	for i, c := range corpus.Refused() {
+		judge(c.Kind, c.Spec, true, i%8 == 0)
 	}
 }
 

@@ -98,7 +98,7 @@ func (o *Objects) addDocument(u *unstructured.Unstructured, namespace string) er
 	}
 	items, isList := u.Object["items"].([]any)
 	if !isList {
-		if u.GetNamespace() == "" && u.GetKind() != "Namespace" {
+		if u.GetNamespace() == "" && u.GetKind() != "Namespace" && u.GetKind() != "Mesh" {
 			u.SetNamespace(namespace)
 		}
 		o.read++
