@@ -333,6 +333,8 @@ func TestWhichMesh(t *testing.T) {
 		{"", "flows --state-dir " + local + " --kubeconfig " + config + "x", 3, "name one with --kubeconfig"},
 		{config, "check --state-dir " + none, 3, "no cluster answers"},
 		{config, "check --state-dir " + local, 0, "All is well."},
+		{"", "check --state-dir " + none, 3, "none runs on this machine"},
+		{"", "check --state-dir " + none, 3, "start a mesh with `heddle local up --file FOLDER --create-pods`, or an agent; or name a cluster with --kubeconfig"},
 	} {
 		t.Setenv("HOME", none)
 		t.Setenv("KUBECONFIG", tc.env)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/folders"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/health"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/show"
 	"github.com/heddle-mesh/heddle/internal/kube"
@@ -75,8 +76,8 @@ func (a *app) up(ctx context.Context, f upFlags) error {
 		return fmt.Errorf("%w: --file is needed: the folder of configuration", errUsage)
 	}
 	plan, err := local.NewPlan(a.meshName(), f.folder, a.mesh.UDPByIdentity)
-	if err != nil {
-		return a.invalid(err)
+	if err = unfit(f.folder, err); err != nil {
+		return a.validating().Invalid(err, errToldInvalid)
 	}
 	if f.dryRun {
 		return a.printPlan(plan, f.createPods)
@@ -176,6 +177,24 @@ func (a *app) awaitHealth(ctx context.Context, folder string, patience time.Dura
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
+}
+
+// unfit adds to what keeps a folder from being a mesh, if anything does, what an API server
+// would refuse of it, which an operator takes.
+func unfit(folder string, err error) error {
+	_, refused, unread := folders.Load(folder)
+	switch {
+	case unread != nil && err == nil:
+		return unread
+	case unread != nil:
+		return folders.Invalid(err)
+	case err != nil && len(kube.Problems(err)) == 0:
+		if info, statErr := os.Stat(folder); statErr == nil && !info.IsDir() {
+			return folders.Invalid(err)
+		}
+		return err // of the plan, or of its name
+	}
+	return refused.Beyond(err)
 }
 
 // enrolledPods are the findings that a healthy mesh has for its pods.

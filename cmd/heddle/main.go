@@ -23,6 +23,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/chart"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/cluster"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/folders"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/plugin"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay"
@@ -40,10 +41,14 @@ const (
 	exitUsage       = 2
 	exitUnreachable = 3
 	exitBreaks      = 4
+	exitInvalid     = 5
 )
 
 // errNotWell ends a command whose output has said already what is wrong.
 var errNotWell = errors.New("not everything is well")
+
+// errToldInvalid is errNotWell of what a command was given of YAML.
+var errToldInvalid = fmt.Errorf("%w: %w", errNotWell, folders.ErrInvalid)
 
 // errUsage is matched by errors in what the person asked for.
 var errUsage = reach.ErrUsage
@@ -68,6 +73,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, color boo
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
+	refuseUnknown(root)
 	err := root.ExecuteContext(ctx)
 	code := exitCode(err, a.started)
 	switch {
@@ -76,6 +82,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, color boo
 		fmt.Fprintf(stderr, "heddle: %s\nSee `%s --help`, or `--help` after a command.\n", strings.TrimPrefix(err.Error(), errUsage.Error()+": "), name)
 	default:
 		fmt.Fprintf(stderr, "heddle: %v\n", err)
+		if code == exitInvalid && a.output == "json" {
+			if err := a.validating().Tell(err); err != nil {
+				fmt.Fprintf(stderr, "heddle: %v\n", err)
+			}
+		}
 	}
 	return code
 }
@@ -90,6 +101,8 @@ func exitCode(err error, started bool) int {
 		return exitUsage
 	case errors.Is(err, replay.ErrBreaks):
 		return exitBreaks
+	case errors.Is(err, folders.ErrInvalid):
+		return exitInvalid
 	case errors.Is(err, admin.ErrUnreachable) || errors.Is(err, local.ErrNoMesh) || errors.Is(err, cluster.ErrUnreachable):
 		return exitUnreachable
 	default:

@@ -6,6 +6,7 @@ import (
 	"io"
 	"runtime"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/show"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/validate"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/waypoint"
 	"github.com/heddle-mesh/heddle/internal/admin"
 )
@@ -40,7 +42,7 @@ whole meshes on one machine.
 
 Exit status: 0 all is well; 1 something is not, or was refused; 2 the command
 line is wrong; 3 nobody answers; 4 a simulated change would break connections, or
-datagrams.`,
+datagrams; 5 what was given of YAML cannot be read, or is not valid.`,
 		SilenceUsage: true, SilenceErrors: true,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			a.started = true
@@ -58,13 +60,45 @@ datagrams.`,
 	a.mesh.Log = a.log
 	flags.StringVarP(&a.output, "output", "o", "table", "table or json")
 	root.AddCommand(a.flows(), a.connections(), a.check(), a.prove(), a.local(), a.exec(), a.logs(),
-		a.joinToken(), a.validate(), a.version(), a.status(), a.explain(), a.analyze())
+		a.joinToken(), a.validating().Command(), a.version(), a.status(), a.explain(), a.analyze())
 	root.AddCommand(enroll.Commands(enroll.Program{Out: a.out, Log: a.log, Color: a.color, Mesh: &a.mesh, Output: &a.output})...)
 	root.AddCommand(replay.Commands(&replay.Program{Out: a.out, Log: a.log, Color: a.color, Mesh: &a.mesh, Output: &a.output, CompleteNamespaces: a.completeNamespaces})...)
 	root.AddCommand(certs.Command(certs.Program{Out: a.out, Log: a.log, Color: a.color, Mesh: &a.mesh, Output: &a.output, NotWell: errNotWell}))
 	root.AddCommand(waypoint.Command(waypoint.Program{Out: a.out, Log: a.log, Color: a.color, Cluster: &a.mesh.Cluster, Usage: errUsage, NotWell: errNotWell}))
 	root.AddCommand(installing(install.Commands(a.out, a.log, version))...)
 	return root
+}
+
+// validating says what is wrong with YAML.
+func (a *app) validating() *validate.Program {
+	return &validate.Program{Out: a.out, Color: a.color, Mesh: &a.mesh, Output: &a.output, NotWell: errNotWell}
+}
+
+// refuseUnknown has cobra's own commands refuse a topic and a shell that there are not, as
+// cobra does a command: a script that asks for completion of a new shell is not to write a
+// page of help where the completion was to be.
+func refuseUnknown(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	for _, cmd := range root.Commands() {
+		switch cmd.Name() {
+		case "help":
+			cmd.Args = func(_ *cobra.Command, topic []string) error {
+				if found, rest, err := root.Find(topic); err != nil || found == nil || len(rest) > 0 {
+					return fmt.Errorf("%w: there is no command %q to help with: `%s help` lists those that are", errUsage, strings.Join(topic, " "), root.CommandPath())
+				}
+				return nil
+			}
+		case "completion":
+			cmd.Args = func(_ *cobra.Command, shell []string) error {
+				if len(shell) > 0 {
+					return fmt.Errorf("%w: there is no completion for %q: there are bash, fish, powershell and zsh", errUsage, shell[0])
+				}
+				return nil
+			}
+			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+		}
+	}
 }
 
 // installing has the commands that bring Heddle to a cluster refuse the common flags that

@@ -4,11 +4,15 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"sigs.k8s.io/yaml"
+
+	"github.com/heddle-mesh/heddle/api/v1alpha1/corpus"
+	"github.com/heddle-mesh/heddle/internal/testenv"
 )
 
 // kubectlAlone returns a shell that has kubectl, and nothing of Heddle's.
@@ -41,6 +45,63 @@ func TestManifests(t *testing.T) {
 	k.on(s, "cd "+root+"\n"+commands)
 	k.on(s, "cd "+root+"\nkubectl apply --server-side --dry-run=server -k manifests")
 	t.Run("foreign policies", func(t *testing.T) { foreignPolicies(t, s) })
+	t.Run("the corpus", func(t *testing.T) { asFolders(t, s) })
+}
+
+// asFolders has an API server and `heddle validate` judge the same objects: what one takes and
+// what one refuses, the other does. The program is asked about some of what everyone refuses;
+// its own tests ask about all of it.
+func asFolders(t *testing.T, s *server) {
+	bin, folder := t.TempDir(), t.TempDir()
+	testenv.Build(t, ".", bin, "../../cmd/heddle")
+	write := func(name, text string) {
+		if err := os.WriteFile(filepath.Join(folder, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("ns.yaml", corpus.Enrolled)
+	judge := func(kind, spec string, refused, byFolder bool) {
+		text := corpus.Object(kind, spec)
+		write("it.yaml", text)
+		if write("mesh.yaml", corpus.Object("Mesh", corpus.GoodMesh)); kind == "Mesh" {
+			write("mesh.yaml", "")
+		}
+		if byFolder {
+			out, err := exec.CommandContext(t.Context(), filepath.Join(bin, "heddle"), "validate", folder, "--udp-by-identity").CombinedOutput()
+			if (err != nil) != refused || refused && !strings.Contains(string(out), "error: it.yaml:") {
+				t.Errorf("%s %.200s: a folder: %v, want a refusal: %v\n%.500s", kind, spec, err, refused, out)
+			}
+		}
+		object, err := yaml.YAMLToJSON([]byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		code, answer := s.do(http.MethodPost, "/apis/heddle.dev/v1alpha1/"+place(kind)+"?dryRun=All&fieldValidation=Ignore", object)
+		exists := kind == "Mesh" && code == http.StatusConflict // the schema is asked first
+		if taken := code == http.StatusCreated || exists; taken == refused || refused && code != http.StatusUnprocessableEntity && code != http.StatusBadRequest {
+			t.Errorf("%s %.200s: an API server: %d %v, want a refusal: %v", kind, spec, code, answer["message"], refused)
+		}
+	}
+	if code, answer := s.do(http.MethodPost, "/api/v1/namespaces", []byte(`{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}}`)); code != http.StatusCreated {
+		t.Fatalf("%d %v", code, answer)
+	}
+	for kind, specs := range corpus.Accepted() {
+		for _, spec := range specs {
+			judge(kind, spec, false, true)
+		}
+	}
+	for _, c := range corpus.Bounded() {
+		judge(c.Kind, c.Spec, true, true)
+	}
+	for i, c := range corpus.Refused() {
+		judge(c.Kind, c.Spec, true, i%8 == 0)
+	}
+}
+
+// place is the path of a kind's resource in namespace shop, or of the Mesh.
+func place(kind string) string {
+	return map[string]string{"AuthorizationPolicy": "namespaces/shop/authorizationpolicies", "PeerAuthentication": "namespaces/shop/peerauthentications",
+		"Mesh": "meshes", "Workload": "namespaces/shop/workloads"}[kind]
 }
 
 // foreignPolicies posts what other meshes' users write, as clients do that do not ask the

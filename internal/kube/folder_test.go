@@ -105,13 +105,13 @@ func TestLoadDirRefuses(t *testing.T) {
 
 func TestLoadFolderBounds(t *testing.T) {
 	fsys := fstest.MapFS{"a.yaml": {Data: []byte("# nothing\n")}, "b.yaml": {Data: []byte("# nothing\n")}}
-	if _, err := loadBounded(fsys, ".", 2, 20); err != nil {
+	if _, err := loadBounded(fsys, ".", 2, 20, nil); err != nil {
 		t.Errorf("at the bounds: %v", err)
 	}
-	if _, err := loadBounded(fsys, ".", 1, 20); err == nil || !strings.Contains(err.Error(), "b.yaml: is more than 1 files") {
+	if _, err := loadBounded(fsys, ".", 1, 20, nil); err == nil || !strings.Contains(err.Error(), "b.yaml: is more than 1 files") {
 		t.Errorf("too many files: %v", err)
 	}
-	if _, err := loadBounded(fsys, ".", 2, 19); err == nil || !strings.Contains(err.Error(), "b.yaml: makes the folder larger than 19 bytes") {
+	if _, err := loadBounded(fsys, ".", 2, 19, nil); err == nil || !strings.Contains(err.Error(), "b.yaml: makes the folder larger than 19 bytes") {
 		t.Errorf("too many bytes: %v", err)
 	}
 	many := fstest.MapFS{"a.yaml": {Data: []byte(strings.Repeat("---\n# nothing\n", folder.MaxDocuments+1) + "x\n")}}

@@ -50,21 +50,21 @@ type Objects struct {
 }
 
 // kinds are those that a folder may hold; what is read goes into objs.
-func kinds(objs *Objects) []folder.Kind {
+func kinds(objs *Objects, looks []Look) []folder.Kind {
 	heddle, gateway := v1alpha1.GroupVersion().String(), gatewayv1.GroupVersion.String()
 	return []folder.Kind{
-		{APIVersion: "v1", Name: "Namespace", Read: reader(&objs.Namespaces)},
-		{APIVersion: "v1", Name: "Service", Namespaced: true, Read: reader(&objs.Services)},
-		{APIVersion: networkingv1.SchemeGroupVersion.String(), Name: "NetworkPolicy", Namespaced: true, Read: reader(&objs.NetworkPolicies)},
-		{APIVersion: gateway, Name: "HTTPRoute", Namespaced: true, Read: reader(&objs.HTTPRoutes)},
-		{APIVersion: gateway, Name: "GRPCRoute", Namespaced: true, Read: reader(&objs.GRPCRoutes)},
-		{APIVersion: gateway, Name: "TLSRoute", Namespaced: true, Read: reader(&objs.TLSRoutes)},
-		{APIVersion: gateway, Name: "TCPRoute", Namespaced: true, Read: reader(&objs.TCPRoutes)},
-		{APIVersion: gateway, Name: "ReferenceGrant", Namespaced: true, Read: reader(&objs.Grants)},
-		{APIVersion: heddle, Name: "Mesh", Read: reader(&objs.Meshes)},
-		{APIVersion: heddle, Name: "Workload", Namespaced: true, Read: reader(&objs.Workloads)},
-		{APIVersion: heddle, Name: "PeerAuthentication", Namespaced: true, Read: reader(&objs.PeerAuthentications)},
-		{APIVersion: heddle, Name: "AuthorizationPolicy", Namespaced: true, Spec: true, Read: reader(&objs.AuthorizationPolicies)},
+		{APIVersion: "v1", Name: "Namespace", Read: reader(&objs.Namespaces, looks)},
+		{APIVersion: "v1", Name: "Service", Namespaced: true, Read: reader(&objs.Services, looks)},
+		{APIVersion: networkingv1.SchemeGroupVersion.String(), Name: "NetworkPolicy", Namespaced: true, Read: reader(&objs.NetworkPolicies, looks)},
+		{APIVersion: gateway, Name: "HTTPRoute", Namespaced: true, Read: reader(&objs.HTTPRoutes, looks)},
+		{APIVersion: gateway, Name: "GRPCRoute", Namespaced: true, Read: reader(&objs.GRPCRoutes, looks)},
+		{APIVersion: gateway, Name: "TLSRoute", Namespaced: true, Read: reader(&objs.TLSRoutes, looks)},
+		{APIVersion: gateway, Name: "TCPRoute", Namespaced: true, Read: reader(&objs.TCPRoutes, looks)},
+		{APIVersion: gateway, Name: "ReferenceGrant", Namespaced: true, Read: reader(&objs.Grants, looks)},
+		{APIVersion: heddle, Name: "Mesh", Read: reader(&objs.Meshes, looks)},
+		{APIVersion: heddle, Name: "Workload", Namespaced: true, Read: reader(&objs.Workloads, looks)},
+		{APIVersion: heddle, Name: "PeerAuthentication", Namespaced: true, Read: reader(&objs.PeerAuthentications, looks)},
+		{APIVersion: heddle, Name: "AuthorizationPolicy", Namespaced: true, Spec: true, Read: reader(&objs.AuthorizationPolicies, looks)},
 	}
 }
 
@@ -72,13 +72,16 @@ func kinds(objs *Objects) []folder.Kind {
 func reader[T any, P interface {
 	*T
 	metav1.Object
-}](list *[]Sourced[T]) func(*folder.Document) metav1.Object {
+}](list *[]Sourced[T], looks []Look) func(*folder.Document) metav1.Object {
 	return func(doc *folder.Document) metav1.Object {
 		value := P(new(T))
 		if !doc.Decode(value) {
 			return nil
 		}
 		*list = append(*list, Sourced[T]{Value: value, Origin: doc.Origin()})
+		for _, look := range looks {
+			look(doc)
+		}
 		return value
 	}
 }

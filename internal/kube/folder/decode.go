@@ -166,6 +166,14 @@ func (d *Document) report(field, remedy, format string, args ...any) {
 // its fields.
 func (d *Document) Origin() problem.Origin { return d.origin }
 
+// Plain returns a document that was decoded as the values that encoding/json takes.
+func (d *Document) Plain() map[string]any { return strict.Plain(d.root).(map[string]any) }
+
+// Invalid returns a problem about a field of the document.
+func (d *Document) Invalid(field, text, remedy string) *problem.Problem {
+	return &problem.Problem{Origin: d.origin.At(field), Ref: d.ref, Object: d.object, Field: field, Text: text, Remedy: remedy, Reason: problem.Invalid}
+}
+
 // Decode decodes the document into a pointer to a struct, or reports why not.
 func (d *Document) Decode(into any) bool {
 	result := strict.Decode(d.root, into)

@@ -117,6 +117,20 @@ func ByObject(problems []*Problem) map[Ref][]*Problem {
 	return by
 }
 
+// Covered says whether one of the problems is about the same field of the same object as p,
+// or about one around it or in it.
+func (p *Problem) Covered(by []*Problem) bool {
+	return slices.ContainsFunc(by, func(q *Problem) bool {
+		return q.Ref == p.Ref && (within(p.Field, q.Field) || within(q.Field, p.Field))
+	})
+}
+
+// within says whether a field is another, or in it.
+func within(field, around string) bool {
+	rest, ok := strings.CutPrefix(field, around)
+	return ok && (rest == "" || around == "" || rest[0] == '.' || rest[0] == '[')
+}
+
 // Join makes one error of problems, in order of place, or nil of none.
 func Join(problems []*Problem) error {
 	Sort(problems)

@@ -51,7 +51,7 @@ func Decode(node *yaml.Node, into any) Result {
 	if len(c.Findings) > 0 {
 		return c.Result
 	}
-	encoded, err := json.Marshal(plain(node))
+	encoded, err := json.Marshal(Plain(node))
 	if err == nil {
 		err = json.Unmarshal(encoded, into)
 	}
@@ -205,7 +205,7 @@ func (c *checker) custom(n *yaml.Node, t reflect.Type, field string, depth int) 
 	if !c.plainTree(n, field, depth) {
 		return
 	}
-	encoded, err := json.Marshal(plain(n))
+	encoded, err := json.Marshal(Plain(n))
 	if err == nil {
 		err = json.Unmarshal(encoded, reflect.New(t).Interface())
 	}
@@ -257,19 +257,19 @@ func jsonFields(t reflect.Type, into map[string]reflect.Type) {
 	}
 }
 
-// plain returns a checked node as the values that encoding/json takes.
-func plain(n *yaml.Node) any {
+// Plain returns a checked node as the values that encoding/json takes.
+func Plain(n *yaml.Node) any {
 	switch n.Kind {
 	case yaml.MappingNode:
 		m := make(map[string]any, len(n.Content)/2)
 		for i := 0; i+1 < len(n.Content); i += 2 {
-			m[n.Content[i].Value] = plain(n.Content[i+1])
+			m[n.Content[i].Value] = Plain(n.Content[i+1])
 		}
 		return m
 	case yaml.SequenceNode:
 		list := make([]any, len(n.Content))
 		for i, item := range n.Content {
-			list[i] = plain(item)
+			list[i] = Plain(item)
 		}
 		return list
 	}

@@ -152,10 +152,10 @@ spec:
 		t.Errorf("the fix is\n%s, want\n%s", all[0].Fix, fix)
 	}
 	// Where plaintext is taken anyway, or nothing is enrolled, nothing is cut off.
-	findings(t, read(t, shop, calls, "{apiVersion: heddle.dev/v1alpha1, kind: Mesh, metadata: {name: default}, spec: {defaults: {peerAuthentication: PERMISSIVE}}}"))
+	findings(t, read(t, shop, calls, "{apiVersion: heddle.dev/v1alpha1, kind: Mesh, metadata: {name: default}, spec: {trustDomain: m, clusterRanges: [10.0.0.0/8], defaults: {peerAuthentication: PERMISSIVE}}}"))
 	findings(t, read(t, strings.Replace(shop, "enabled", "disabled", 1), calls))
 	// What is asked is what would be.
-	o = read(t, strings.Replace(shop, "enabled", "disabled", 1), calls, "{apiVersion: heddle.dev/v1alpha1, kind: Mesh, metadata: {name: default}, spec: {defaults: {peerAuthentication: PERMISSIVE}}}")
+	o = read(t, strings.Replace(shop, "enabled", "disabled", 1), calls, "{apiVersion: heddle.dev/v1alpha1, kind: Mesh, metadata: {name: default}, spec: {trustDomain: m, clusterRanges: [10.0.0.0/8], defaults: {peerAuthentication: PERMISSIVE}}}")
 	o.Enroll("shop", false)
 	findings(t, o)
 	o.Enroll("shop", true)

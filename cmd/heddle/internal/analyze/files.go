@@ -12,6 +12,9 @@ import (
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/util/yaml"
+
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/folders"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/schemas"
 )
 
 // The bounds of what is read.
@@ -40,17 +43,17 @@ func FromFiles(paths []string, namespace string) (*Objects, error) {
 			return nil
 		})
 		if err != nil {
-			return nil, fmt.Errorf("read objects: %w", err)
+			return nil, folders.Invalid(fmt.Errorf("read objects: %w", err))
 		}
 	}
 	o := &Objects{}
 	for _, file := range files {
 		if err := o.readFile(file, namespace); err != nil {
-			return nil, fmt.Errorf("%s: %w", file, err)
+			return nil, folders.Invalid(fmt.Errorf("%s: %w", file, err))
 		}
 	}
 	if o.read == 0 { // of nothing it is not known that nothing is cut off
-		return nil, fmt.Errorf("there is no object in %s; remedy: name files of YAML or JSON, or folders with such", strings.Join(paths, ", "))
+		return nil, folders.Invalid(fmt.Errorf("there is no object in %s; remedy: name files of YAML or JSON, or folders with such", strings.Join(paths, ", ")))
 	}
 	return o, nil
 }
@@ -95,11 +98,11 @@ func (o *Objects) addDocument(u *unstructured.Unstructured, namespace string) er
 	}
 	items, isList := u.Object["items"].([]any)
 	if !isList {
-		if u.GetNamespace() == "" && u.GetKind() != "Namespace" {
+		if u.GetNamespace() == "" && u.GetKind() != "Namespace" && u.GetKind() != "Mesh" {
 			u.SetNamespace(namespace)
 		}
 		o.read++
-		return o.Add(u)
+		return errors.Join(o.Add(u), o.unfit(u))
 	}
 	for i, item := range items {
 		object, ok := item.(map[string]any)
@@ -114,4 +117,25 @@ func (o *Objects) addDocument(u *unstructured.Unstructured, namespace string) er
 		}
 	}
 	return nil
+}
+
+// unfit says what an API server would refuse of an object, by the schema of its kind: it could not
+// be where it is looked for.
+func (o *Objects) unfit(u *unstructured.Unstructured) error {
+	if o.schemas == nil {
+		o.schemas = schemas.New()
+	}
+	found, err := o.schemas.Refusals(u.Object)
+	if err != nil {
+		return err
+	}
+	var all []error
+	for _, r := range found {
+		field := ""
+		if r.Field != "" {
+			field = r.Field + ": "
+		}
+		all = append(all, fmt.Errorf("%s %s: %s%s; %s", u.GetKind(), nameOf(u.GetNamespace(), u.GetName()), field, r.Text, r.Remedy))
+	}
+	return errors.Join(all...)
 }

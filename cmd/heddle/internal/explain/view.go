@@ -30,9 +30,11 @@ type Model struct {
 }
 
 // Written is what people wrote. What cannot be compiled is left out when it is a
-// cluster's, and an error when it is a folder's.
+// cluster's, and an error when it is a folder's, as is what an API server would refuse.
 type Written struct {
 	*kube.Objects
+	// Unfit is what an API server would refuse of objects that came from no cluster.
+	Unfit   routed.Unfit
 	Cluster bool
 	// Routing has a cluster's routes; nil for those of Objects.
 	Routing *routed.Objects
@@ -45,8 +47,14 @@ func (w Written) Model() (*Model, error) {
 		compile = kube.CompileEach
 	}
 	compiled, err := compile(w.Objects)
+	if !w.Cluster {
+		err = w.Unfit.Beyond(err)
+	}
 	if err != nil {
 		return nil, err
+	}
+	if w.Cluster {
+		compiled.Refused = w.Unfit.Among(compiled.Refused)
 	}
 	m, err := modelOf(w.Objects, compiled)
 	if err == nil {
@@ -118,11 +126,11 @@ func modelOf(objects *kube.Objects, compiled *kube.Compiled) (*Model, error) {
 
 // ReadFolder reads a folder, whose policies may name UDP where that is said.
 func ReadFolder(folder string, udpByIdentity bool) (Written, error) {
-	objects, err := kube.LoadDir(folder)
+	objects, unfit, err := routed.ReadFolder(folder)
 	if err == nil {
 		objects.UDPByIdentity = udpByIdentity
 	}
-	return Written{Objects: objects}, err
+	return Written{Objects: objects, Unfit: unfit}, err
 }
 
 // Of reads the objects of a folder; or, without one, of the mesh that is meant: a local
@@ -135,7 +143,9 @@ func Of(ctx context.Context, m *reach.Mesh, folder, flag string) (Written, error
 		if err != nil {
 			return Written{}, fmt.Errorf("%w; or name a folder with %s", err, flag)
 		}
-		folder, udp = running.Status().Folder, udp || running.UDPByIdentity
+		written, err := ReadFolder(running.Status().Folder, udp || running.UDPByIdentity)
+		written.Unfit = nil // its operator has taken it
+		return written, err
 	}
 	if folder != "" {
 		return ReadFolder(folder, udp)
@@ -143,11 +153,11 @@ func Of(ctx context.Context, m *reach.Mesh, folder, flag string) (Written, error
 	objects, routing, err := routed.Connect(ctx, m.Cluster, udp, func(err error) {
 		fmt.Fprintf(m.Log, "heddle: policies about UDP are not taken, without --udp-by-identity: whether the operator does is not known: %v\n", err)
 	})
-	return Written{objects, true, routing}, err
+	return Written{Objects: objects, Cluster: true, Routing: routing}, err
 }
 
 // ReadCluster reads a cluster's objects, as an operator does whose policies may not name UDP.
 func ReadCluster(ctx context.Context, cfg *rest.Config) (Written, error) {
 	objects, routing, err := routed.ReadCluster(ctx, cfg, false)
-	return Written{objects, true, routing}, err
+	return Written{Objects: objects, Cluster: true, Routing: routing}, err
 }

@@ -2,31 +2,15 @@ package replay
 
 import (
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/folders"
 	"github.com/heddle-mesh/heddle/internal/kube"
 )
-
-// Load reads a file, or a folder and the folders below it.
-func Load(path string) (*kube.Objects, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, fmt.Errorf("read the change: %w", err)
-	}
-	if info.IsDir() {
-		return kube.LoadDir(path)
-	}
-	if ext := filepath.Ext(path); !slices.Contains([]string{".yaml", ".yml", ".json"}, ext) {
-		return nil, fmt.Errorf("read the change: %s is not named .yaml, .yml or .json; remedy: name it so", path)
-	}
-	return kube.LoadFile(path)
-}
 
 // Apply returns what is written with the changed objects added or in the place of those
 // of their names, and without those that are deleted, each KIND/NAMESPACE/NAME or, of
@@ -49,7 +33,7 @@ func Apply(written explain.Written, changed *kube.Objects, deleted []string) (ex
 			return explain.Written{}, fmt.Errorf("delete %q: there is no such object; write KIND/NAMESPACE/NAME, such as AuthorizationPolicy/shop/web", name)
 		}
 	}
-	return explain.Written{Objects: &out, Cluster: written.Cluster}, nil
+	return explain.Written{Objects: &out, Unfit: written.Unfit, Cluster: written.Cluster}, nil
 }
 
 // passedOver names the objects of a change that decide about requests only, and are not judged. Without any other the
@@ -66,7 +50,7 @@ func passedOver(o *kube.Objects, file string) (names []string, err error) {
 	if len(names) > 0 {
 		only = strings.Join(names, ", ") + ": routes are not judged"
 	}
-	return nil, fmt.Errorf("%s would change nothing that is judged: %s; remedy: name a file or folder with policies, Services, Namespaces, Workloads or a Mesh", file, only)
+	return nil, folders.Invalid(fmt.Errorf("%s would change nothing that is judged: %s; remedy: name a file or folder with policies, Services, Namespaces, Workloads or a Mesh", file, only))
 }
 
 func namesOf[T any, P interface {
@@ -109,20 +93,23 @@ func merge[T any, P interface {
 }
 
 // fresh are those of now that were not there before: the change's own.
-func fresh(before, now []*kube.Problem) (texts []string) {
-	for _, p := range now {
-		known := func(q *kube.Problem) bool { return q.Object == p.Object && q.Field == p.Field && q.Text == p.Text }
-		if !slices.ContainsFunc(before, known) {
-			texts = append(texts, p.Error())
-		}
+func fresh(before, now []*kube.Problem) []*kube.Problem {
+	return slices.DeleteFunc(slices.Clone(now), func(p *kube.Problem) bool {
+		return slices.ContainsFunc(before, func(q *kube.Problem) bool { return q.Object == p.Object && q.Field == p.Field && q.Text == p.Text })
+	})
+}
+
+func texts(problems []*kube.Problem) (all []string) {
+	for _, p := range problems {
+		all = append(all, p.Error())
 	}
-	return texts
+	return all
 }
 
 // problemsOf are the change's own, where a cluster's objects are compiled each by itself.
 func problemsOf(before, m *explain.Model) error {
-	if texts := fresh(before.Refused(), m.Refused()); len(texts) > 0 {
-		return fmt.Errorf("the change would be refused:\n%s", strings.Join(texts, "\n"))
+	if own := fresh(before.Refused(), m.Refused()); len(own) > 0 {
+		return folders.Refused("the change would be refused", own)
 	}
 	return nil
 }

@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/folders"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/past"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/show"
@@ -206,7 +208,7 @@ func (p *Program) models(ctx context.Context, against string, files, deleted []s
 	}
 	changed := written
 	for _, file := range files {
-		objects, err := Load(file)
+		objects, unfit, err := folders.Load(file)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -220,6 +222,7 @@ func (p *Program) models(ctx context.Context, against string, files, deleted []s
 		if changed, err = Apply(changed, objects, nil); err != nil {
 			return nil, nil, err
 		}
+		changed.Unfit = append(slices.Clone(changed.Unfit), unfit...)
 	}
 	if changed, err = Apply(changed, &kube.Objects{}, deleted); err != nil {
 		return nil, nil, fmt.Errorf("%w: %w", reach.ErrUsage, err)

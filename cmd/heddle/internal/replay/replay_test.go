@@ -2,7 +2,6 @@ package replay
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -60,7 +59,7 @@ func objects(t *testing.T, text string) *kube.Objects {
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	o, err := Load(file)
+	o, err := kube.LoadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -293,13 +292,6 @@ func TestStandIns(t *testing.T) {
 	got := names(simulate(t, base, h, fmt.Sprintf(dbFor, "api")).Breaks)
 	if want := []string{"shop/web>shop/db:3306*6 allow NoPolicy|deny PolicyNoMatch"}; !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
-	}
-}
-
-// TestLoad: a file that is not there is named.
-func TestLoad(t *testing.T) {
-	if _, err := Load(filepath.Join(t.TempDir(), "none.yaml")); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("%v", err)
 	}
 }
 

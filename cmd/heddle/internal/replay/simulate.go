@@ -86,7 +86,7 @@ func Simulate(before, after *explain.Model, h *past.History) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Result{Breaks: []Change{}, Opens: []Change{}, Unjudged: []Unjudged{}, Nodes: append([]past.Coverage{}, h.Nodes...), Warnings: fresh(before.Warnings(), after.Warnings())}
+	r := &Result{Breaks: []Change{}, Opens: []Change{}, Unjudged: []Unjudged{}, Nodes: append([]past.Coverage{}, h.Nodes...), Warnings: texts(fresh(before.Warnings(), after.Warnings()))}
 	if h.Cut != "" {
 		r.Warnings = append(r.Warnings, h.Cut)
 	}

@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	access "github.com/heddle-mesh/heddle/cmd/heddle/internal/cluster"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/folders"
 	"github.com/heddle-mesh/heddle/internal/kube"
 	"github.com/heddle-mesh/heddle/internal/kube/folderroutes"
 	"github.com/heddle-mesh/heddle/internal/kube/routes"
@@ -23,6 +24,12 @@ import (
 
 // Objects are what routes are compiled from.
 type Objects = routes.Objects
+
+// Unfit is what an API server would refuse of objects.
+type Unfit = folders.Refusals
+
+// ReadFolder reads the objects of a folder, or of a file.
+func ReadFolder(path string) (*kube.Objects, Unfit, error) { return folders.Load(path) }
 
 // Of compiles a cluster's routes, or without them those that a folder has.
 func Of(folder *kube.Objects, in *Objects) []route.Route {
