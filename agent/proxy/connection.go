@@ -231,16 +231,13 @@ func (c *connection) complete(cause error) {
 	c.finish(func(c *connection) {
 		r := &c.record
 		switch {
-		case c.ended == mesh.ReasonPolicyChanged || c.ended == mesh.ReasonIdentityRevoked:
-			r.Verdict, r.Reason = mesh.VerdictDeny, c.ended
+		case c.ended != mesh.ReasonUnknown && (r.Verdict == mesh.VerdictDeny || r.Reason != mesh.ReasonProbe):
+			r.Reason = c.ended
+		case cause == nil:
 		case r.Reason == mesh.ReasonProbe:
 			// It stays one, however it ends: kubelet ends some by RST, and the history knows by this what no policy is about.
-			if cause != nil {
-				r.Detail = cause.Error()
-			}
-		case c.ended != mesh.ReasonUnknown:
-			r.Reason = c.ended
-		case cause != nil:
+			r.Detail = cause.Error()
+		default:
 			r.Reason, r.Detail = wire.EndReason(cause), cause.Error()
 			if c.inside && wire.Cancelled(cause) && wire.Left(c.proxy.cfg.Store.View(), r) {
 				r.Reason = mesh.ReasonUnenrolled // as the peer's agent says that it ended it for
