@@ -14,7 +14,6 @@ import (
 	"k8s.io/apimachinery/pkg/util/yaml"
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/folders"
-	"github.com/heddle-mesh/heddle/cmd/heddle/internal/schemas"
 )
 
 // The bounds of what is read.
@@ -102,7 +101,7 @@ func (o *Objects) addDocument(u *unstructured.Unstructured, namespace string) er
 			u.SetNamespace(namespace)
 		}
 		o.read++
-		return errors.Join(o.Add(u), o.unfit(u))
+		return errors.Join(o.Add(u), o.schemas.Unfit(u))
 	}
 	for i, item := range items {
 		object, ok := item.(map[string]any)
@@ -117,25 +116,4 @@ func (o *Objects) addDocument(u *unstructured.Unstructured, namespace string) er
 		}
 	}
 	return nil
-}
-
-// unfit says what an API server would refuse of an object, by the schema of its kind: it could not
-// be where it is looked for.
-func (o *Objects) unfit(u *unstructured.Unstructured) error {
-	if o.schemas == nil {
-		o.schemas = schemas.New()
-	}
-	found, err := o.schemas.Refusals(u.Object)
-	if err != nil {
-		return err
-	}
-	var all []error
-	for _, r := range found {
-		field := ""
-		if r.Field != "" {
-			field = r.Field + ": "
-		}
-		all = append(all, fmt.Errorf("%s %s: %s%s; %s", u.GetKind(), nameOf(u.GetNamespace(), u.GetName()), field, r.Text, r.Remedy))
-	}
-	return errors.Join(all...)
 }

@@ -21,7 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/heddle-mesh/heddle/api/v1alpha1"
-	"github.com/heddle-mesh/heddle/cmd/heddle/internal/schemas"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/folders"
 )
 
 // Objects are what is analyzed.
@@ -36,7 +36,7 @@ type Objects struct {
 	calls      []call
 	read       int // of any kind
 	// schemas are for what comes from files: a cluster's objects have been judged by them.
-	schemas *schemas.Schemas
+	schemas folders.Schemas
 }
 
 // Add adds an object, if it is of a kind that matters. Workloads, such as

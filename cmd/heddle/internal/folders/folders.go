@@ -2,7 +2,7 @@
 // is wrong with it: what the operator would of a folder, and what an API server would, by the
 // schemas of the kinds. It compiles nothing.
 //
-// Its functions may be called from any goroutine.
+// Functions may be called from any goroutine.
 package folders
 
 import (
