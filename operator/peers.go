@@ -71,9 +71,9 @@ func newPeers(p *clusterParts) *peers {
 	return a
 }
 
-// nodes returns what all nodes have acknowledged and reported, to this replica and to
-// the others. A replica that does not answer is left out: its nodes count as they
-// were acknowledged elsewhere.
+// nodes returns what all nodes and all pods of waypoints have acknowledged and reported, to
+// this replica and to the others. A replica that does not answer is left out: its nodes count
+// as they were acknowledged elsewhere.
 func (a *peers) nodes(ctx context.Context) []report.Node {
 	newest := map[string]*meshpb.OperatorNode{}
 	take := func(nodes []*meshpb.OperatorNode) {
@@ -84,11 +84,13 @@ func (a *peers) nodes(ctx context.Context) []report.Node {
 		}
 	}
 	take(nodesOf(a.parts.discovery))
+	take(waypointsOf(a.parts.discovery))
 	pods := podsOf(a.parts.trust.Server)
 	for _, r := range replicas.Ask(ctx, a.Replicas, func(ctx context.Context, _ string, c meshpb.OperatorAdminClient) (*meshpb.OperatorState, error) {
 		return c.Status(ctx, &meshpb.OperatorStateRequest{})
 	}) {
 		take(r.Answer.GetNodes()) // nil, which has nothing, of one that does not answer
+		take(r.Answer.GetWaypoints())
 		pods = append(pods, r.Answer.GetPods()...)
 	}
 	return acknowledged(slices.Collect(maps.Values(newest)), pods)

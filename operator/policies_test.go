@@ -198,9 +198,9 @@ func TestPoliciesThatNoWaypointSees(t *testing.T) {
 	r.awaitReady(t)
 	n := r.mustJoin(t, s, "n2")
 	a := r.agent(t, n, "n2")
-	says := func(accepted string) {
+	says := func(accepted, live string) {
 		t.Helper()
-		for which, want := range map[string]string{v1alpha1.ConditionAccepted: accepted, v1alpha1.ConditionLive: "True Live: on all of 1 nodes"} {
+		for which, want := range map[string]string{v1alpha1.ConditionAccepted: accepted, v1alpha1.ConditionLive: live} {
 			testenv.Eventually(t, 30*time.Second, "the status says "+want, func() bool { return strings.HasPrefix(condition(s.Get(policies, "readers"), which), want) })
 		}
 		a.await(t, "n2 lets in nobody whose request it does not know", func(v *mesh.View) bool {
@@ -212,11 +212,12 @@ func TestPoliciesThatNoWaypointSees(t *testing.T) {
 			return d.Reason == mesh.ReasonRequestUnseen
 		})
 	}
-	says("True Accepted: in use")
+	const nobodyThere = "False Pending: on 1 of 2 nodes and pods of waypoints; not on waypoint shop/web (none of its pods is connected)"
+	says("True Accepted: in use", nobodyThere)
 	service("api", nil)
-	says("False Invalid: spec.rules[0].to[0]: is about requests to workload shop/api, and no waypoint sees these: what it names is refused there")
+	says("False Invalid: spec.rules[0].to[0]: is about requests to workload shop/api, and no waypoint sees these: what it names is refused there", "True Live: on all of 1 nodes")
 	service("api", object{v1alpha1.LabelWaypoint: "web"})
-	says("True Accepted: in use")
+	says("True Accepted: in use", nobodyThere)
 }
 
 func mustIdentity(t *testing.T, account string) spiffeid.ID {

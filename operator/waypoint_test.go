@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
+	"github.com/heddle-mesh/heddle/api/v1alpha1"
 	"github.com/heddle-mesh/heddle/internal/identity"
 	"github.com/heddle-mesh/heddle/internal/identity/jointoken"
 	"github.com/heddle-mesh/heddle/internal/identity/nodeauth"
@@ -271,11 +272,16 @@ func newGatedCluster(t testing.TB) *clustertest.Server {
 		s.Put(t, core+"/namespaces/shop/services", object{"apiVersion": "v1", "kind": "Service", "metadata": meta("shop", name, labels),
 			"spec": object{"clusterIP": []string{"10.1.0.1", "10.1.0.2"}[i], "selector": object{"app": []string{"gate", "web"}[i]}, "ports": []any{object{"port": 80, "targetPort": []int{15009, 8080}[i]}}}})
 	}
-	// A token is POD/UID@AUDIENCE of a pod of the namespace shop, and is what it says.
+	// A token is POD/UID@AUDIENCE of a pod of the namespace shop, and is what it says; without
+	// a UID it is a node's.
+	agents := s.Review
 	s.Review = func(token string, audiences []string) object {
 		pod, audience, _ := strings.Cut(token, "@")
 		name, uid, ok := strings.Cut(pod, "/")
-		if !ok || audience != audiences[0] {
+		if !ok {
+			return agents(token, audiences)
+		}
+		if audience != audiences[0] {
 			return object{"authenticated": false, "error": "token audiences are invalid for the target audiences"}
 		}
 		return object{"authenticated": true, "audiences": []string{audience}, "user": object{"username": "system:serviceaccount:shop:" + name,
@@ -363,6 +369,35 @@ func TestWaypointOfACluster(t *testing.T) {
 	if _, err := issuing.Sign(ctx, &meshpb.SignRequest{Identity: "spiffe://test.example/ns/shop/sa/gate", Csr: csrOf(t, "spiffe://test.example/ns/shop/sa/gate")}); status.Code(err) != codes.Unauthenticated {
 		t.Errorf("a certificate by a waypoint's token: %v", err)
 	}
+}
+
+// TestPolicyAboutRequestsIsLiveAtItsWaypoint: who enforces a policy about requests is the waypoint,
+// so that without it the policy is not live, whatever the nodes have.
+func TestPolicyAboutRequestsIsLiveAtItsWaypoint(t *testing.T) {
+	s := newGatedCluster(t)
+	policies := heddle + "/namespaces/shop/authorizationpolicies"
+	for name, to := range map[string]object{"readers": {"methods": []any{"GET"}}, "port": {"ports": []any{8080}}} {
+		s.Put(t, policies, object{"apiVersion": "heddle.dev/v1alpha1", "kind": "AuthorizationPolicy", "metadata": meta("shop", name, nil),
+			"spec": object{"selector": object{"matchLabels": object{"app": "web"}}, "rules": []any{object{"to": []any{to}}}}})
+	}
+	r := startReplica(t, s, "heddle-operator-0")
+	r.awaitReady(t)
+	r.agent(t, r.mustJoin(t, s, "n1"), "n1")
+	says := func(name, want string) {
+		t.Helper()
+		testenv.Eventually(t, 30*time.Second, name+" is "+want, func() bool { return condition(s.Get(policies, name), v1alpha1.ConditionLive) == want })
+	}
+	const nobodyThere = "False Pending: on 1 of 2 nodes and pods of waypoints; not on waypoint shop/gate (none of its pods is connected)"
+	says("port", "True Live: on all of 1 nodes")
+	says("readers", nobodyThere)
+	w := startFeed(t, mounted(t, s, r, "gate/uid-gate@heddle-operator"))
+	says("readers", "True Live: on all of 2 nodes and pods of waypoints")
+	s.Put(t, policies, object{"apiVersion": "heddle.dev/v1alpha1", "kind": "AuthorizationPolicy", "metadata": meta("shop", "writers", nil),
+		"spec": object{"selector": object{"matchLabels": object{"app": "web"}}, "rules": []any{object{"to": []any{object{"methods": []any{"PUT"}}}}}}})
+	says("writers", "True Live: on all of 2 nodes and pods of waypoints")
+	w.stop()
+	says("readers", nobodyThere)
+	says("port", "True Live: on all of 1 nodes")
 }
 
 // TestWaypointLearnsOfRoots: one that joined learns of a new root at once, before it signs,

@@ -123,7 +123,8 @@ type Status struct {
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
 }
 
-// NodeCount says on how many of the nodes that need an object it is enforced.
+// NodeCount says on how many of the nodes that need an object it is enforced. Pods of waypoints
+// that enforce it count as nodes do, and a waypoint that has none connected as one.
 type NodeCount struct {
 	// live nodes enforce the observed generation: their agents have read it back.
 	// +kubebuilder:validation:Minimum=0

@@ -126,10 +126,10 @@ func (v *View) IsWaypoint(w *Workload) bool {
 	return false
 }
 
-// waypointsOf calls f for each service with a waypoint that leads to a workload, all three
+// AnyWaypoint calls f for each service with a waypoint that leads to a workload, all three
 // of one namespace: who may write a service there decides about nobody else's workloads. It
 // ends when f returns true, and returns that.
-func (v *View) waypointsOf(w *Workload, f func(s, waypoint *Service) bool) bool {
+func (v *View) AnyWaypoint(w *Workload, f func(s, waypoint *Service) bool) bool {
 	for _, name := range v.endpoints.Bucket(index.OfTexts(w.Namespace, w.Name)) {
 		s := v.entry(*name)
 		if s == nil || !s.service.HasWaypoint() || w.Namespace != s.service.Namespace || !s.service.Owns(w.Key) {
@@ -148,7 +148,7 @@ func (v *View) SentOn(w *Workload, client spiffeid.ID, port uint16) bool {
 	if v.behind.Empty() || NamespaceOf(v.settings.TrustDomain, client) != w.Namespace {
 		return false // a waypoint's workloads are of its own namespace
 	}
-	return v.waypointsOf(w, func(s, waypoint *Service) bool {
+	return v.AnyWaypoint(w, func(s, waypoint *Service) bool {
 		return s.LeadsTo(w.Key, port) && slices.ContainsFunc(waypoint.Endpoints, func(key Key) bool {
 			from, ok := v.Workload(key)
 			return ok && from.Enrolled && from.Identity == client
@@ -167,7 +167,7 @@ type Sent struct {
 func (v *View) Sent(node string) map[Sent]bool {
 	all := map[Sent]bool{}
 	for _, w := range v.OnNode(node) {
-		v.waypointsOf(w, func(s, waypoint *Service) bool {
+		v.AnyWaypoint(w, func(s, waypoint *Service) bool {
 			last := spiffeid.ID{} // of most waypoints, all workloads have the same
 			for _, key := range waypoint.Endpoints {
 				from, ok := v.Workload(key)

@@ -27,7 +27,8 @@ const (
 )
 
 // Node is what one node's agent has acknowledged, and how many of its pods are not as
-// that says.
+// that says; or what a pod of a waypoint that is connected has, named as its waypoint is,
+// "namespace/name/pod".
 type Node struct {
 	Name, Revision string
 	Epoch          uint64
@@ -41,7 +42,8 @@ type Config struct {
 	// Outcome returns what compiling came to last, and a channel that is closed
 	// at the next time.
 	Outcome func() (publish.Outcome, <-chan struct{})
-	// Nodes returns all nodes' acknowledgements and reports, those to other replicas too.
+	// Nodes returns the acknowledgements and reports of all nodes and pods of waypoints,
+	// those to other replicas too.
 	Nodes func(context.Context) []Node
 	// Federation returns what is known of other trust domains.
 	Federation func() []v1alpha1.FederationStatus

@@ -64,6 +64,29 @@ type subject struct {
 	federation *[]v1alpha1.FederationStatus
 	// nodes returns those that enforce the object.
 	nodes func(*mesh.View) map[string]bool
+	// waypoints returns those that do, too; nil for none.
+	waypoints func(*mesh.View) map[mesh.Key]bool
+}
+
+// enforcers are the names of the nodes that enforce an object, and of the pods of waypoints:
+// of a waypoint that has none connected its own.
+func (s *subject) enforcers(v *mesh.View, connected map[string]Node) map[string]bool {
+	names := s.nodes(v)
+	if s.waypoints == nil {
+		return names
+	}
+	for waypoint := range s.waypoints(v) {
+		before := len(names)
+		for name := range connected {
+			if strings.HasPrefix(name, waypoint.String()+"/") {
+				names[name] = true
+			}
+		}
+		if len(names) == before {
+			names[waypoint.String()] = true
+		}
+	}
+	return names
 }
 
 // subjects lists the objects, sorted, so that what the limit leaves for later is
@@ -74,14 +97,14 @@ func subjects(objs *kube.Objects) []subject {
 		all = append(all, subject{kube.Ref{Kind: "Mesh", Name: m.Value.Name}, "meshes", &m.Value.ObjectMeta, &m.Value.Status.Status, &m.Value.Status.Federation,
 			func(v *mesh.View) map[string]bool {
 				return nodesWith(v.Workloads(), func(*mesh.Workload) bool { return true })
-			}})
+			}, nil})
 	}
 	for _, w := range objs.Workloads {
 		key := mesh.Key{Namespace: w.Value.Namespace, Name: w.Value.Name}
 		all = append(all, subject{refOf("Workload", &w.Value.ObjectMeta), "workloads", &w.Value.ObjectMeta, &w.Value.Status, nil,
 			func(v *mesh.View) map[string]bool {
 				return nodesWith(keyed.In(key.Namespace, v.Workloads()), func(w *mesh.Workload) bool { return w.Key == key })
-			}})
+			}, nil})
 	}
 	for _, p := range objs.PeerAuthentications {
 		selector := mesh.Policy{Key: mesh.Key{Namespace: p.Value.Namespace}}
@@ -91,7 +114,7 @@ func subjects(objs *kube.Objects) []subject {
 		all = append(all, subject{refOf("PeerAuthentication", &p.Value.ObjectMeta), "peerauthentications", &p.Value.ObjectMeta, &p.Value.Status, nil,
 			func(v *mesh.View) map[string]bool {
 				return nodesWith(keyed.In(selector.Namespace, v.Workloads()), selected(&selector))
-			}})
+			}, nil})
 	}
 	for _, p := range objs.AuthorizationPolicies {
 		selector := mesh.Policy{Key: mesh.Key{Namespace: p.Value.Namespace}}
@@ -101,6 +124,9 @@ func subjects(objs *kube.Objects) []subject {
 		all = append(all, subject{refOf("AuthorizationPolicy", &p.Value.ObjectMeta), "authorizationpolicies", &p.Value.ObjectMeta, &p.Value.Status, nil,
 			func(v *mesh.View) map[string]bool {
 				return nodesWith(keyed.In(selector.Namespace, v.Workloads()), selected(&selector))
+			},
+			func(v *mesh.View) map[mesh.Key]bool {
+				return waypointsWith(v, mesh.Key{Namespace: p.Value.Namespace, Name: p.Value.Name})
 			}})
 	}
 	for _, p := range objs.NetworkPolicies {
@@ -108,7 +134,7 @@ func subjects(objs *kube.Objects) []subject {
 		all = append(all, subject{refOf("NetworkPolicy", &p.Value.ObjectMeta), "", &p.Value.ObjectMeta, &v1alpha1.Status{}, nil,
 			func(v *mesh.View) map[string]bool {
 				return nodesWith(keyed.In(name.Namespace, v.Workloads()), isolated(v, name))
-			}})
+			}, nil})
 	}
 	slices.SortFunc(all, func(a, b subject) int {
 		return cmp.Or(cmp.Compare(a.ref.Kind, b.ref.Kind), cmp.Compare(a.ref.Namespace, b.ref.Namespace), cmp.Compare(a.ref.Name, b.ref.Name))
@@ -166,6 +192,25 @@ func nodesWith(workloads []*mesh.Workload, match func(*mesh.Workload) bool) map[
 	return nodes
 }
 
+// waypointsWith returns the waypoints of services that lead to the enrolled workloads of a policy
+// about requests; none of another.
+func waypointsWith(v *mesh.View, policy mesh.Key) map[mesh.Key]bool {
+	waypoints := map[mesh.Key]bool{}
+	p := keyed.Find(v.Policies(), policy)
+	if p == nil || !p.AboutRequests() {
+		return waypoints
+	}
+	for _, w := range keyed.In(policy.Namespace, v.Workloads()) {
+		if w.Enrolled && p.Selects(w.Namespace, w.Labels) && !v.IsWaypoint(w) { // who uses a waypoint is judged by the policies of those behind it
+			v.AnyWaypoint(w, func(_, waypoint *mesh.Service) bool {
+				waypoints[waypoint.Key] = true
+				return false
+			})
+		}
+	}
+	return waypoints
+}
+
 // reports says what there is to say. Objects that are newer than what was
 // compiled wait for the next time.
 func (r *Reporter) reports(outcome *publish.Outcome, objs *kube.Objects, acknowledged []Node) []objectReport {
@@ -196,7 +241,7 @@ func (r *Reporter) reports(outcome *publish.Outcome, objs *kube.Objects, acknowl
 		}
 		conditions := []metav1.Condition{accepted(refused[s.ref], warnings[s.ref])}
 		if outcome.Snapshot != nil && outcome.Err == nil {
-			live, count := r.live(&o, s.nodes(outcome.Snapshot.View()), nodes, outcome)
+			live, count := r.live(&o, s.enforcers(outcome.Snapshot.View(), nodes), nodes, outcome)
 			o.want.Nodes = &count
 			conditions = append(conditions, live)
 		}
@@ -243,8 +288,8 @@ func sentence(p *kube.Problem) string {
 	return alone.Error()
 }
 
-// live says on which of the nodes that need an object its generation is applied: to every
-// pod of the node, as agents do not say which are amiss.
+// live says on which of the nodes and pods of waypoints that need an object its generation is
+// applied: to every pod of a node, as agents do not say which are amiss.
 func (r *Reporter) live(o *objectReport, wanted map[string]bool, nodes map[string]Node, outcome *publish.Outcome) (metav1.Condition, v1alpha1.NodeCount) {
 	since, known := r.since[o.generation()]
 	if !known {
@@ -252,11 +297,16 @@ func (r *Reporter) live(o *objectReport, wanted map[string]bool, nodes map[strin
 		r.since[o.generation()] = since
 	}
 	revision := outcome.Snapshot.View().Revision()
+	behind := func(n Node) bool { return n.Revision != revision && (n.Epoch == 0 || n.Epoch < since) }
 	var missing, why []string
 	for _, name := range slices.Sorted(maps.Keys(wanted)) {
 		n, ok := nodes[name]
 		switch {
-		case !ok || n.Revision != revision && (n.Epoch == 0 || n.Epoch < since):
+		case !ok && strings.Count(name, "/") == 1:
+			missing, why = append(missing, name), append(why, fmt.Sprintf("waypoint %s (none of its pods is connected)", name))
+		case strings.Contains(name, "/") && behind(nodes[name]):
+			missing, why = append(missing, name), append(why, "waypoint pod "+name)
+		case !ok || behind(n):
 			missing, why = append(missing, name), append(why, name)
 		case n.Amiss > 0:
 			missing, why = append(missing, name), append(why, fmt.Sprintf("%s (%d of its pods not as they should be: `heddle check` there says why)", name, n.Amiss))
@@ -265,14 +315,18 @@ func (r *Reporter) live(o *objectReport, wanted map[string]bool, nodes map[strin
 	count := v1alpha1.NodeCount{Live: int32(len(wanted) - len(missing)), Wanted: int32(len(wanted))}
 	count.Summary = fmt.Sprintf("%d/%d", count.Live, count.Wanted)
 	o.pending = missing[:min(len(missing), maxNamed)]
+	places := fmt.Sprintf("%d nodes", len(wanted))
+	if slices.ContainsFunc(slices.Collect(maps.Keys(wanted)), func(name string) bool { return strings.Contains(name, "/") }) {
+		places += " and pods of waypoints"
+	}
 	c := metav1.Condition{Type: v1alpha1.ConditionLive, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonLive,
-		Message: fmt.Sprintf("on all of %d nodes", len(wanted))}
+		Message: "on all of " + places}
 	switch {
 	case len(wanted) == 0:
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, v1alpha1.ReasonNotNeeded, "no node has an enrolled workload that it is about"
 	case len(missing) > 0:
 		c.Status, c.Reason = metav1.ConditionFalse, v1alpha1.ReasonPending
-		c.Message = fmt.Sprintf("on %d of %d nodes; not on %s", count.Live, len(wanted), strings.Join(why[:len(o.pending)], ", "))
+		c.Message = fmt.Sprintf("on %d of %s; not on %s", count.Live, places, strings.Join(why[:len(o.pending)], ", "))
 		if more := len(missing) - maxNamed; more > 0 {
 			c.Message += fmt.Sprintf(" and %d more", more)
 		}
