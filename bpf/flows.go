@@ -170,22 +170,41 @@ func expired(f gateFlow, now uint64, idle time.Duration) bool {
 // grandfathered connections to waypoints, too.
 func (p *Pod) endRefusedFlows() error {
 	waypoint := p.node.config().WaypointPort
+	now, err := monotonic()
+	if err != nil {
+		return err
+	}
+	var revoked []FlowEntry
 	refused := func(t gateTuple, f gateFlow) bool {
-		return !p.cfg.admits(FlowKind(f.Kind), t.LocalPort) || FlowKind(f.Kind) == FlowGrandfathered && t.LocalPort == waypoint || !slices.Contains(p.cfg.Addresses, fromAddress(t.Local))
-	}
-	for _, name := range []string{gateMapFlows, gateMapTransient} {
-		if _, err := p.deleteFlows(name, refused); err != nil {
-			return err
+		old := FlowKind(f.Kind) == FlowGrandfathered
+		if old && p.cfg.Revoked && now < f.Deadline {
+			revoked = append(revoked, flowEntry(t, f, now))
 		}
+		return !p.cfg.admits(FlowKind(f.Kind), t.LocalPort) || old && t.LocalPort == waypoint || !slices.Contains(p.cfg.Addresses, fromAddress(t.Local))
 	}
-	return nil
+	if _, err := p.deleteFlows(gateMapFlows, refused); err != nil {
+		return err
+	}
+	p.ended = append(p.ended, revoked...) // not what is over already, and in the other table
+	_, err = p.deleteFlows(gateMapTransient, refused)
+	return err
+}
+
+// TakeEnded returns the connections that PodConfig.Revoked has ended since the
+// last call, in no order; they are kept until somebody calls it.
+func (p *Pod) TakeEnded() []FlowEntry {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	taken := p.ended
+	p.ended = nil
+	return taken
 }
 
 // Grandfather keeps the connections alive that the pod has open now: it marks
 // and stamps their sockets and seeds the flow table, and returns how many it
 // found that an earlier pass had not. Call it before the redirect's rules go
-// in, and again after. Connections to Config.WaypointPort are not kept: the gate
-// drops what comes on them and what leaves.
+// in, and again after. Connections to Config.WaypointPort are not kept, nor any of
+// a pod that is Revoked: the gate drops what comes on them and what leaves.
 func (p *Pod) Grandfather() (int, error) {
 	spec, err := loadEnroll()
 	if err != nil {
@@ -214,6 +233,11 @@ func (p *Pod) Grandfather() (int, error) {
 	found, err := p.iterate(coll.Programs[enrollProgIterTcp])
 	if err != nil {
 		return 0, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cfg.Revoked { // found all the same, so that TakeEnded has them
+		return 0, p.endRefusedFlows()
 	}
 	return seeded(found)
 }
