@@ -131,8 +131,8 @@ func (p *Pod) deleteFlows(name string, pick func(gateTuple, gateFlow) bool) (int
 }
 
 // ExpireFlows deletes entries whose connection is over or was silent for idle,
-// and grandfathered ones past their deadline, and returns how many live ones
-// went. An agent's socket that is alive after all makes its entry anew with
+// and grandfathered ones past their deadline, which TakeEnded has then, and returns
+// how many live ones went. An agent's socket that is alive after all makes its entry anew with
 // its next segment; keepalives (15 s) keep it from coming to that. Call it
 // every few seconds.
 func (p *Pod) ExpireFlows(idle time.Duration) (int, error) {
@@ -145,7 +145,19 @@ func (p *Pod) ExpireFlows(idle time.Duration) (int, error) {
 	}); err != nil {
 		return 0, err
 	}
-	return p.deleteFlows(gateMapFlows, func(_ gateTuple, f gateFlow) bool { return expired(f, now, idle) })
+	var late []FlowEntry
+	n, err := p.deleteFlows(gateMapFlows, func(t gateTuple, f gateFlow) bool {
+		if FlowKind(f.Kind) == FlowGrandfathered && now > f.Deadline {
+			late = append(late, flowEntry(t, f, now))
+		}
+		return expired(f, now, idle)
+	})
+	if err == nil && len(late) > 0 {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.ended = append(p.ended, late...)
+	}
+	return n, err
 }
 
 // expired says whether a live entry may go.
@@ -190,8 +202,9 @@ func (p *Pod) endRefusedFlows() error {
 	return err
 }
 
-// TakeEnded returns the connections that PodConfig.Revoked has ended since the
-// last call, in no order; they are kept until somebody calls it.
+// TakeEnded returns the grandfathered connections that the gate has ended since the
+// last call: at their deadline, when nothing Remaining is left, or before it because
+// of PodConfig.Revoked. They are in no order, and kept until somebody calls it.
 func (p *Pod) TakeEnded() []FlowEntry {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -326,6 +326,10 @@ func TestGrandfatherEnds(t *testing.T) {
 	if n, err := w.p.ExpireFlows(time.Hour); n != len(pods) || err != nil {
 		t.Errorf("expired %d, %v", n, err)
 	}
+	ended := w.p.TakeEnded()
+	if len(ended) != len(pods) || len(w.p.TakeEnded()) > 0 || slices.ContainsFunc(ended, func(e FlowEntry) bool { return e.Remaining > 0 }) {
+		t.Errorf("of %d connections whose time is over it says %+v", len(pods), ended)
+	}
 }
 
 func TestAdopt(t *testing.T) {

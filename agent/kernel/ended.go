@@ -14,7 +14,7 @@ import (
 // endedEvery is how often gates are asked what they ended; as drops are.
 const endedEvery = time.Second
 
-// recordEnded records the connections that gates end of pods whose identity is revoked,
+// recordEnded records the connections from before their pod's enrolment that gates end,
 // until ctx is done, and once more then.
 func (d *Datapath) recordEnded(ctx context.Context, store *mesh.Store, flows *flow.Drops) {
 	tick := time.NewTicker(endedEvery)
@@ -35,7 +35,7 @@ func (d *Datapath) recordEnded(ctx context.Context, store *mesh.Store, flows *fl
 				return nil
 			})
 			if err != nil && !errors.Is(err, podnet.ErrClosed) {
-				d.log.Warn("connections that ended with their pod's identity are not recorded", "workload", name, "error", err)
+				d.log.Warn("connections from before the pod's enrolment that its gate has ended are not recorded", "workload", name, "error", err)
 			}
 		}
 	}
@@ -51,6 +51,9 @@ func ended(view *mesh.View, pod mesh.Key, e bpf.FlowEntry) flow.Record {
 	r := flow.Record{
 		Start: time.Now(), Direction: flow.DirectionOutbound, Source: own, Destination: other, Transport: flow.TransportPlaintext,
 		Verdict: mesh.VerdictDeny, Reason: mesh.ReasonIdentityRevoked, Rule: -1, Detail: "was open before the pod was enrolled",
+	}
+	if e.Remaining == 0 {
+		r.Reason, r.Detail = mesh.ReasonGrandfathered, "the time of connections from before the pod was enrolled is over"
 	}
 	if e.Local.Port() < e.Remote.Port() {
 		r.Direction, r.Source, r.Destination = flow.DirectionInbound, other, own
