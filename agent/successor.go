@@ -183,13 +183,13 @@ type cautious struct {
 }
 
 // Enroll implements enroll.Datapath.
-func (c cautious) Enroll(ctx context.Context, w *mesh.Workload) (proxy.Pod, error) {
+func (c cautious) Enroll(ctx context.Context, w *mesh.Workload, revoked bool) (proxy.Pod, error) {
 	name := kernel.Name(w.Key)
 	if !c.pods[name] {
 		if err := wait(ctx, c.mine); err != nil {
 			return proxy.Pod{}, err
 		}
-		return c.Datapath.Enroll(ctx, w)
+		return c.Datapath.Enroll(ctx, w, revoked)
 	}
 	// The donor's modes are in force: what it has not heard of must not be, nor
 	// what it was told to give up.
@@ -209,7 +209,7 @@ func (c cautious) Enroll(ctx context.Context, w *mesh.Workload) (proxy.Pod, erro
 	if there.NetNS == "" {
 		there.NetNS, there.Addresses = w.NetNS, w.Addresses
 	}
-	pod, err := c.Datapath.Enroll(ctx, &there)
+	pod, err := c.Datapath.Enroll(ctx, &there, c.store.View().Revoked(now.Identity))
 	if err != nil || isDone(c.mine) {
 		return pod, err
 	}

@@ -31,10 +31,13 @@ func TestCheckReadsPairs(t *testing.T) {
 }
 
 // enrolls is a Datapath that remembers what it enrolled.
-type enrolls struct{ last *mesh.Workload }
+type enrolls struct {
+	last    *mesh.Workload
+	revoked bool
+}
 
-func (e *enrolls) Enroll(_ context.Context, w *mesh.Workload) (proxy.Pod, error) {
-	e.last = w
+func (e *enrolls) Enroll(_ context.Context, w *mesh.Workload, revoked bool) (proxy.Pod, error) {
+	e.last, e.revoked = w, revoked
 	return proxy.Pod{Key: w.Key}, nil
 }
 func (e *enrolls) Unenroll(context.Context, mesh.Key) error { return nil }
@@ -66,14 +69,22 @@ func TestSuccessorOnARuntimesNode(t *testing.T) {
 	c.store.Replace(view)
 	placed := said
 	placed.NetNS, placed.Addresses, placed.Mode = "/run/netns/a", []netip.Addr{netip.MustParseAddr("10.0.0.9")}, mesh.ModeStrict
-	if _, err := c.Enroll(t.Context(), &placed); err != nil {
+	if _, err := c.Enroll(t.Context(), &placed, false); err != nil {
 		t.Fatal(err)
 	}
 	if w := below.last; w.NetNS != placed.NetNS || w.Addresses[0] != placed.Addresses[0] || w.Mode != mesh.ModePermissive {
 		t.Errorf("enrolled in %q at %v as %s", w.NetNS, w.Addresses, w.Mode)
 	}
+	settings := mesh.Settings{TrustDomain: td, RevokedIdentities: []spiffeid.ID{said.Identity}}
+	if view, err = mesh.NewView("r2", settings, []mesh.Workload{said}, nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	c.store.Replace(view)
+	if _, err := c.Enroll(t.Context(), &placed, false); err != nil || !below.revoked {
+		t.Errorf("enrolled as one whose identity is not revoked, by an older word than the operator's: %v", err)
+	}
 	placed.UID = "another"
-	if _, err := c.Enroll(t.Context(), &placed); err == nil {
+	if _, err := c.Enroll(t.Context(), &placed, false); err == nil {
 		t.Error("a pod of the same name was taken for the donor's")
 	}
 

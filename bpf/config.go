@@ -107,6 +107,9 @@ type PodConfig struct {
 	CaptureDNS bool
 	// AllowEcho passes ICMP echo.
 	AllowEcho bool
+	// Revoked says that the pod's identity is: no connection of its own goes on that
+	// was open before it was enrolled. See TakeEnded.
+	Revoked bool
 }
 
 func (c PodConfig) validate() error {
@@ -158,6 +161,8 @@ func (c PodConfig) admits(kind FlowKind, port uint16) bool {
 		return permissive || flags&gatePortFlagsPORT_PROBE != 0
 	case FlowPermissive:
 		return permissive
+	case FlowGrandfathered: // judged by no policy, but there is no going on with whom nobody may speak
+		return !c.Revoked
 	default:
 		return true
 	}

@@ -131,8 +131,8 @@ func (p *Pod) deleteFlows(name string, pick func(gateTuple, gateFlow) bool) (int
 }
 
 // ExpireFlows deletes entries whose connection is over or was silent for idle,
-// and grandfathered ones past their deadline, and returns how many live ones
-// went. An agent's socket that is alive after all makes its entry anew with
+// and grandfathered ones past their deadline, which TakeEnded has then, and returns
+// how many live ones went. An agent's socket that is alive after all makes its entry anew with
 // its next segment; keepalives (15 s) keep it from coming to that. Call it
 // every few seconds.
 func (p *Pod) ExpireFlows(idle time.Duration) (int, error) {
@@ -145,7 +145,19 @@ func (p *Pod) ExpireFlows(idle time.Duration) (int, error) {
 	}); err != nil {
 		return 0, err
 	}
-	return p.deleteFlows(gateMapFlows, func(_ gateTuple, f gateFlow) bool { return expired(f, now, idle) })
+	var late []FlowEntry
+	n, err := p.deleteFlows(gateMapFlows, func(t gateTuple, f gateFlow) bool {
+		if FlowKind(f.Kind) == FlowGrandfathered && now > f.Deadline {
+			late = append(late, flowEntry(t, f, now))
+		}
+		return expired(f, now, idle)
+	})
+	if err == nil && len(late) > 0 {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.ended = append(p.ended, late...)
+	}
+	return n, err
 }
 
 // expired says whether a live entry may go.
@@ -170,22 +182,42 @@ func expired(f gateFlow, now uint64, idle time.Duration) bool {
 // grandfathered connections to waypoints, too.
 func (p *Pod) endRefusedFlows() error {
 	waypoint := p.node.config().WaypointPort
+	now, err := monotonic()
+	if err != nil {
+		return err
+	}
+	var revoked []FlowEntry
 	refused := func(t gateTuple, f gateFlow) bool {
-		return !p.cfg.admits(FlowKind(f.Kind), t.LocalPort) || FlowKind(f.Kind) == FlowGrandfathered && t.LocalPort == waypoint || !slices.Contains(p.cfg.Addresses, fromAddress(t.Local))
-	}
-	for _, name := range []string{gateMapFlows, gateMapTransient} {
-		if _, err := p.deleteFlows(name, refused); err != nil {
-			return err
+		old := FlowKind(f.Kind) == FlowGrandfathered
+		if old && p.cfg.Revoked && now < f.Deadline {
+			revoked = append(revoked, flowEntry(t, f, now))
 		}
+		return !p.cfg.admits(FlowKind(f.Kind), t.LocalPort) || old && t.LocalPort == waypoint || !slices.Contains(p.cfg.Addresses, fromAddress(t.Local))
 	}
-	return nil
+	if _, err := p.deleteFlows(gateMapFlows, refused); err != nil {
+		return err
+	}
+	p.ended = append(p.ended, revoked...) // not what is over already, and in the other table
+	_, err = p.deleteFlows(gateMapTransient, refused)
+	return err
+}
+
+// TakeEnded returns the grandfathered connections that the gate has ended since the
+// last call: at their deadline, when nothing Remaining is left, or before it because
+// of PodConfig.Revoked. They are in no order, and kept until somebody calls it.
+func (p *Pod) TakeEnded() []FlowEntry {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	taken := p.ended
+	p.ended = nil
+	return taken
 }
 
 // Grandfather keeps the connections alive that the pod has open now: it marks
 // and stamps their sockets and seeds the flow table, and returns how many it
 // found that an earlier pass had not. Call it before the redirect's rules go
-// in, and again after. Connections to Config.WaypointPort are not kept: the gate
-// drops what comes on them and what leaves.
+// in, and again after. Connections to Config.WaypointPort are not kept, nor any of
+// a pod that is Revoked: the gate drops what comes on them and what leaves.
 func (p *Pod) Grandfather() (int, error) {
 	spec, err := loadEnroll()
 	if err != nil {
@@ -214,6 +246,11 @@ func (p *Pod) Grandfather() (int, error) {
 	found, err := p.iterate(coll.Programs[enrollProgIterTcp])
 	if err != nil {
 		return 0, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cfg.Revoked { // found all the same, so that TakeEnded has them
+		return 0, p.endRefusedFlows()
 	}
 	return seeded(found)
 }

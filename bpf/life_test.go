@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -205,6 +206,113 @@ func TestConnectionsToWaypointsAreNotGrandfathered(t *testing.T) {
 	})
 }
 
+// TestRevokedKeepsNoOldConnection: when a pod's identity is revoked, the gate passes nothing
+// more of what was open before the pod was enrolled, whoever opened it, and says of each
+// connection once that it has ended; another pod's go on. Nothing brings them back: neither
+// a restart of the agent nor that the identity is revoked no longer.
+func TestRevokedKeepsNoOldConnection(t *testing.T) {
+	w := newWorld(t)
+	pods, peers := w.pairs(t)
+	other := w.config // the peer is another pod of the node
+	other.Name, other.ID, other.NetNS = "other", 8, w.peer.Fd()
+	other.HostIfindex, other.PodIfindex = ifindex(t, w.node, "vpeer"), ifindex(t, w.peer, "eth0")
+	other.Addresses = []netip.Addr{netip.MustParseAddr(peer4), netip.MustParseAddr(peer6)}
+	near, far := w.connect(t, w.node, w.peer, hostPort(peer4, 0))
+	var another *Pod
+	w.node.Must(t, func() (err error) {
+		another, err = w.bpf.Pod(other)
+		return err
+	})
+	t.Cleanup(func() { w.node.Must(t, another.Remove) })
+	if n, err := another.Grandfather(); err != nil || n != len(peers)+1 {
+		t.Fatalf("of the other pod %d, %v", n, err)
+	}
+	w.grandfather(t, len(pods))
+	w.attachGate(t)
+	w.node.Must(t, another.AttachGate)
+	for i := range pods {
+		if err := exchange(pods[i], peers[i], 3*time.Second); err != nil {
+			t.Fatalf("connection %d before: %v", i, err)
+		}
+	}
+
+	w.update(t, func(c *PodConfig) { c.Revoked = true })
+	before := w.counters(t).Grandfathered
+	ended := w.p.TakeEnded()
+	if len(ended) != len(pods) || len(w.p.TakeEnded()) > 0 {
+		t.Errorf("of %d connections that ended %d are told of: %+v", len(pods), len(ended), ended)
+	}
+	silent := func(when string) {
+		t.Helper()
+		for i := range pods {
+			if err := errors.Join(pods[i].SetDeadline(time.Time{}), peers[i].SetDeadline(time.Time{})); err != nil {
+				t.Fatal(err)
+			}
+			if !slices.ContainsFunc(ended, func(e FlowEntry) bool {
+				return e.Kind == FlowGrandfathered && e.Local == addrPort(pods[i].LocalAddr()) && e.Remote == addrPort(pods[i].RemoteAddr())
+			}) {
+				t.Errorf("%s: nothing says that connection %d has ended", when, i)
+			}
+			for name, ends := range map[string][2]net.Conn{"leaves": {pods[i], peers[i]}, "enters": {peers[i], pods[i]}} {
+				if _, err := ends[0].Write([]byte("secret")); err != nil {
+					t.Error(err)
+				}
+				if err := ends[1].SetReadDeadline(time.Now().Add(200 * time.Millisecond)); err != nil {
+					t.Fatal(err)
+				}
+				if n, err := ends[1].Read(make([]byte, 16)); err == nil {
+					t.Errorf("%s: %d bytes of connection %d: %s the pod", when, n, i, name)
+				}
+			}
+		}
+		if after := w.counters(t).Grandfathered; after != before {
+			t.Errorf("%s: packets passed: %+v, then %+v", when, before, after)
+		}
+		if err := exchange(near, far, 3*time.Second); err != nil {
+			t.Errorf("%s: a connection of another pod: %v", when, err)
+		}
+	}
+	silent("revoked")
+	w.grandfather(t, 0)
+	if err := w.p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	w.enroll(t) // as the next agent adopts it
+	silent("adopted")
+	w.update(t, func(c *PodConfig) { c.Revoked = false })
+	silent("revoked no longer")
+	if again := append(w.p.TakeEnded(), another.TakeEnded()...); len(again) > 0 {
+		t.Errorf("more have ended: %+v", again)
+	}
+}
+
+// TestRevokedIsEnrolledWithoutConnections: a pod whose identity is revoked before it is
+// enrolled loses what it has open as one that is enrolled.
+func TestRevokedIsEnrolledWithoutConnections(t *testing.T) {
+	w := newTopology(t)
+	w.bpf = newNode(t)
+	w.config.Revoked = true
+	w.enroll(t)
+	pods, peers := w.pairs(t)
+	w.grandfather(t, 0)
+	w.attachGate(t)
+	w.grandfather(t, 0)
+	if ended := w.p.TakeEnded(); len(ended) != len(pods) {
+		t.Errorf("of %d connections that ended %d are told of", len(pods), len(ended))
+	}
+	for i := range pods {
+		if err := exchange(pods[i], peers[i], 200*time.Millisecond); err == nil {
+			t.Errorf("connection %d goes on", i)
+		}
+		if err := exchange(peers[i], pods[i], 200*time.Millisecond); err == nil {
+			t.Errorf("connection %d goes on to the pod", i)
+		}
+	}
+	if c := w.counters(t).Grandfathered; c != (Traffic{}) {
+		t.Errorf("packets passed: %+v", c)
+	}
+}
+
 func TestGrandfatherEnds(t *testing.T) {
 	w := newWorld(t, func(c *Config) { c.GrandfatherFor = 500 * time.Millisecond })
 	pods, peers := w.pairs(t)
@@ -217,6 +325,10 @@ func TestGrandfatherEnds(t *testing.T) {
 	}
 	if n, err := w.p.ExpireFlows(time.Hour); n != len(pods) || err != nil {
 		t.Errorf("expired %d, %v", n, err)
+	}
+	ended := w.p.TakeEnded()
+	if len(ended) != len(pods) || len(w.p.TakeEnded()) > 0 || slices.ContainsFunc(ended, func(e FlowEntry) bool { return e.Remaining > 0 }) {
+		t.Errorf("of %d connections whose time is over it says %+v", len(pods), ended)
 	}
 }
 

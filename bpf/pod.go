@@ -32,6 +32,8 @@ type Pod struct {
 	cfg   PodConfig            // guarded by mu
 	wrote gatePodConfig        // guarded by mu; what cfg and the node's configuration came to
 	links map[string]link.Link // guarded by mu; by program name
+	// ended are the connections of TakeEnded; guarded by mu.
+	ended []FlowEntry
 
 	datagrams datagrams        // guarded by mu
 	look      *ebpf.Collection // guarded by mu; what digests rules, nil until that is needed

@@ -35,7 +35,9 @@ type Datapath interface {
 	// brings the modes of one that is enrolled up to date, or moves it to its new
 	// namespace or addresses, whose gate is not detached for it. An error leaves
 	// nothing half done: what was enrolled stays behind its gate.
-	Enroll(ctx context.Context, w *mesh.Workload) (proxy.Pod, error)
+	// Of one whose identity is revoked no connection goes on that was open before
+	// it was enrolled, and no query leaves unread.
+	Enroll(ctx context.Context, w *mesh.Workload, revoked bool) (proxy.Pod, error)
 	// Unenroll takes everything back. It works for pods of earlier agents and
 	// for those whose network namespace is gone, and may be repeated.
 	Unenroll(ctx context.Context, key mesh.Key) error
@@ -253,7 +255,7 @@ func (r *Reconciler) desired(view *mesh.View) map[mesh.Key]*target {
 		if w = r.placed(w); w == nil || w.NetNS == "" {
 			continue
 		}
-		t := &target{workload: unheard(view, w)}
+		t := &target{workload: w, revoked: view.Revoked(w.Identity)}
 		if first, taken := owner[w.NetNS]; taken {
 			t.conflict = first
 		} else {
@@ -262,17 +264,6 @@ func (r *Reconciler) desired(view *mesh.View) map[mesh.Key]*target {
 		all[w.Key] = t
 	}
 	return all
-}
-
-// unheard returns a workload whose queries leave unread as one whose are captured, when its
-// identity is revoked: whom it asks would hear from it.
-func unheard(view *mesh.View, w *mesh.Workload) *mesh.Workload {
-	if !view.Revoked(w.Identity) {
-		return w
-	}
-	captured := *w
-	captured.DNS = mesh.DNSCapture
-	return &captured
 }
 
 // want asks for the SVIDs of the node's workloads, also of those of which it is not

@@ -64,13 +64,16 @@ func (f *fake) setFail(what string, err error) {
 	f.fail[what] = err
 }
 
-func (f *fake) Enroll(_ context.Context, w *mesh.Workload) (proxy.Pod, error) {
+func (f *fake) Enroll(_ context.Context, w *mesh.Workload, revoked bool) (proxy.Pod, error) {
 	what := "enroll " + w.Name
 	if w.Mode == mesh.ModePermissive {
 		what += " permissive"
 	}
 	if w.DNS == mesh.DNSCapture {
 		what += " captured"
+	}
+	if revoked {
+		what += " revoked"
 	}
 	return proxy.Pod{Key: w.Key}, f.note(what)
 }
@@ -222,12 +225,11 @@ func TestPodsComeAndGo(t *testing.T) {
 	})
 }
 
-// TestRevokedIsNotHeard: queries of a pod whose identity is revoked are captured, whatever the
-// configuration says, and of no other; and are not when it is no longer.
-func TestRevokedIsNotHeard(t *testing.T) {
+// TestRevokedIsEnrolledAsThat: a pod whose identity is revoked is enrolled as one at once,
+// and no other; and as another again when it is no longer.
+func TestRevokedIsEnrolledAsThat(t *testing.T) {
 	reconciled(t, nil, func(f *fake, r *Reconciler, store *mesh.Store, stop func()) {
 		stolen, good := workload("stolen", "/ns/stolen", 1), workload("good", "/ns/good", 2)
-		stolen.DNS, good.DNS = mesh.DNSDirect, mesh.DNSDirect
 		revoked := func(ids ...spiffeid.ID) *mesh.View {
 			v, err := mesh.NewView("r", mesh.Settings{TrustDomain: stolen.Identity.TrustDomain(), RevokedIdentities: ids}, []mesh.Workload{stolen, good}, nil, nil)
 			if err != nil {
@@ -238,7 +240,7 @@ func TestRevokedIsNotHeard(t *testing.T) {
 		store.Replace(revoked())
 		f.took()
 		store.Replace(revoked(stolen.Identity))
-		expect(t, f.took(), "enroll stolen captured")
+		expect(t, f.took(), "enroll stolen revoked")
 		store.Replace(revoked())
 		expect(t, f.took(), "enroll stolen")
 	})

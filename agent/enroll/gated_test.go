@@ -43,9 +43,9 @@ func (o *observed) see() {
 	o.saw.Store(&said)
 }
 
-func (o *observed) Enroll(ctx context.Context, w *mesh.Workload) (proxy.Pod, error) {
+func (o *observed) Enroll(ctx context.Context, w *mesh.Workload, revoked bool) (proxy.Pod, error) {
 	o.see()
-	return o.fake.Enroll(ctx, w)
+	return o.fake.Enroll(ctx, w, revoked)
 }
 
 func (o *observed) Unenroll(ctx context.Context, key mesh.Key) error {

@@ -20,6 +20,7 @@ const exitTimeout = 10 * time.Second
 // target is what a pod should be.
 type target struct {
 	workload *mesh.Workload
+	revoked  bool // its identity is
 	// conflict is another workload that has the same network namespace.
 	conflict mesh.Key
 }
@@ -46,6 +47,7 @@ type worker struct {
 
 	// realized is what is enrolled; nil when nothing is.
 	realized *mesh.Workload
+	revoked  bool // it was enrolled as one whose identity is
 	// tried is the network namespace that the last step was about.
 	tried    string
 	failures int
@@ -250,11 +252,11 @@ func (w *worker) step(ctx context.Context) error {
 		// Not out of the mesh in between: if it cannot be enrolled where it is
 		// now, it stays closed where it was.
 		w.stopServing(proxy.ErrUnenrolled)
-		return w.enter(ctx, t.workload)
+		return w.enter(ctx, t)
 	case w.realized == nil || w.serving() == nil:
-		return w.enter(ctx, t.workload)
-	case w.doubted() || !sameModes(w.realized, t.workload):
-		if _, err := w.enroll(ctx, t.workload); err != nil {
+		return w.enter(ctx, t)
+	case w.doubted() || w.revoked != t.revoked || !sameModes(w.realized, t.workload):
+		if _, err := w.enroll(ctx, t); err != nil {
 			return err
 		}
 	}
@@ -276,18 +278,18 @@ func sameModes(a, b *mesh.Workload) bool {
 }
 
 // enter enrolls the pod and has it served.
-func (w *worker) enter(ctx context.Context, workload *mesh.Workload) error {
+func (w *worker) enter(ctx context.Context, t *target) error {
 	w.show(Enrolling, w.status().Err)
-	w.awaitCertificate(ctx, workload)
+	w.awaitCertificate(ctx, t.workload)
 	if w.realized == nil && w.target() == nil {
 		return nil // it has changed its mind
 	}
-	pod, err := w.enroll(ctx, workload)
+	pod, err := w.enroll(ctx, t)
 	if err != nil {
 		return err
 	}
-	w.realized = workload
-	w.setGated(workload)
+	w.realized = t.workload
+	w.setGated(t.workload)
 	serveCtx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	s := &serving{cancel: cancel, ended: make(chan error, 1)}
 	w.state.Lock()
@@ -298,12 +300,13 @@ func (w *worker) enter(ctx context.Context, workload *mesh.Workload) error {
 }
 
 // enroll calls the Datapath, and counts what failed unless the agent stops.
-func (w *worker) enroll(ctx context.Context, workload *mesh.Workload) (proxy.Pod, error) {
+func (w *worker) enroll(ctx context.Context, t *target) (proxy.Pod, error) {
 	w.setDoubted(false) // before: it may be doubted anew meanwhile
-	if was := w.status().Gated; was != nil && !samePlace(was, workload) {
+	if was := w.status().Gated; was != nil && !samePlace(was, t.workload) {
 		w.setGated(nil) // before its gate knows it by something else
 	}
-	pod, err := w.r.cfg.Datapath.Enroll(ctx, workload)
+	pod, err := w.r.cfg.Datapath.Enroll(ctx, t.workload, t.revoked)
+	w.revoked = t.revoked
 	if err != nil {
 		w.setDoubted(true)
 		w.setGated(nil)

@@ -168,8 +168,8 @@ func (d *Datapath) LostDrops() uint64 {
 }
 
 // Enroll implements enroll.Datapath.
-func (d *Datapath) Enroll(ctx context.Context, w *mesh.Workload) (proxy.Pod, error) {
-	pod, err := d.node.Enroll(ctx, podnet.SpecOf(w, d.captureDNS))
+func (d *Datapath) Enroll(ctx context.Context, w *mesh.Workload, revoked bool) (proxy.Pod, error) {
+	pod, err := d.node.Enroll(ctx, podnet.SpecOf(w, d.captureDNS, revoked))
 	if err != nil {
 		return proxy.Pod{}, err
 	}
@@ -245,7 +245,7 @@ func (d *Datapath) Prune(ctx context.Context, keep []mesh.Key) error {
 	return err
 }
 
-// Run records what the gates drop, and which datagrams they let pass, reports pods that
+// Run records what the gates drop and end, and which datagrams they let pass, reports pods that
 // went away, and keeps the kernel told of services that nobody serves and of who may
 // exchange datagrams, until ctx is done.
 func (d *Datapath) Run(ctx context.Context, store *mesh.Store, drops *flow.Drops, gone func(mesh.Key, error)) error {
@@ -253,6 +253,7 @@ func (d *Datapath) Run(ctx context.Context, store *mesh.Store, drops *flow.Drops
 	group.Go(func() error { d.kubelet.Run(ctx, d.node.SetKubelet); return nil })
 	group.Go(func() error { d.refuseVacant(ctx, store); return nil })
 	group.Go(func() error { d.passDatagrams(ctx, store, drops); return nil })
+	group.Go(func() error { d.recordEnded(ctx, store, drops); return nil })
 	group.Go(func() error { d.drift.Run(ctx); return nil })
 	group.Go(func() error {
 		err := d.node.Drops(ctx, func(drop podnet.Drop) { d.record(store.View(), drops, &drop) })

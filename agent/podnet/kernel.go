@@ -24,7 +24,7 @@ func kernelConfig(spec Spec, id uint32, p *Pod) bpf.PodConfig {
 		HostIfindex: p.link.Host, PodIfindex: p.link.Index,
 		Addresses: slices.Clone(p.addrs),
 		Mode:      kernelMode(spec.Mode), PortModes: modes, ProbePorts: slices.Clone(spec.ProbePorts),
-		CaptureDNS: p.names.captured.Load(),
+		CaptureDNS: p.names.captured.Load(), Revoked: spec.Revoked,
 	}
 }
 

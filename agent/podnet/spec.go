@@ -104,6 +104,9 @@ type Spec struct {
 	// datagrams to there leave the pod unread. It may change while the pod is
 	// enrolled.
 	CaptureDNS bool
+	// Revoked says that the pod's identity is: nothing goes on that was open before
+	// the pod was enrolled. It may change while the pod is enrolled.
+	Revoked bool
 }
 
 // maxName is the longest name of a pin folder.
@@ -133,15 +136,16 @@ func KeyOf(name string) (mesh.Key, bool) {
 }
 
 // SpecOf returns the Spec of a workload that is enrolled by path; captureDNS holds
-// when its configuration does not say.
-func SpecOf(w *mesh.Workload, captureDNS bool) Spec {
+// when its configuration does not say. Of one whose identity is revoked queries are
+// captured whatever that says: whom it asks would hear from it.
+func SpecOf(w *mesh.Workload, captureDNS, revoked bool) Spec {
 	if w.DNS != mesh.DNSDefault {
 		captureDNS = w.DNS == mesh.DNSCapture
 	}
 	return Spec{
 		Name: Name(w.Key), NetNSPath: w.NetNS, Addresses: slices.Clone(w.Addresses),
 		Mode: w.Mode, PortModes: maps.Clone(w.PortModes), ProbePorts: slices.Clone(w.ProbePorts),
-		CaptureDNS: captureDNS,
+		CaptureDNS: captureDNS || revoked, Revoked: revoked,
 	}
 }
 

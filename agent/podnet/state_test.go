@@ -82,3 +82,17 @@ func TestConfigRefuses(t *testing.T) {
 		}
 	}
 }
+
+// TestSpecOfRevoked: of a pod whose identity is revoked queries are captured, whatever the
+// configuration says, and of no other.
+func TestSpecOfRevoked(t *testing.T) {
+	for _, dns := range []mesh.DNSMode{mesh.DNSDefault, mesh.DNSDirect, mesh.DNSCapture} {
+		w := mesh.Workload{Key: mesh.Key{Namespace: "shop", Name: "web"}, DNS: dns}
+		if s := SpecOf(&w, false, true); !s.Revoked || !s.CaptureDNS {
+			t.Errorf("DNS mode %v, revoked: %+v", dns, s)
+		}
+		if s := SpecOf(&w, false, false); s.Revoked || s.CaptureDNS != (dns == mesh.DNSCapture) {
+			t.Errorf("DNS mode %v: %+v", dns, s)
+		}
+	}
+}

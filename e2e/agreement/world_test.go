@@ -215,7 +215,7 @@ func (w *world) apply(ctx context.Context, view *mesh.View, name string) (proxy.
 	if !ok {
 		return proxy.Pod{}, fmt.Errorf("shop/%s is not in the View", name)
 	}
-	return w.datapath.Enroll(ctx, workload)
+	return w.datapath.Enroll(ctx, workload, view.Revoked(workload.Identity))
 }
 
 // application echoes at an address of shop/server.

@@ -20,7 +20,7 @@ const (
 	dropsPerWindow = 128
 )
 
-// Drops coalesces what the gate reports, also of datagrams that it let pass (AddDatagrams), and queries (AddQuery). Equal drops within a second become one
+// Drops coalesces what the gate reports, also of datagrams that it let pass (AddDatagrams), and queries (AddQuery). AddEnded alone is of one connection each. Equal drops within a second become one
 // record with a count of packets, and what a pod's drops become in a second is
 // bounded, so that a pod that floods, even from changing ports to changing
 // addresses, cannot push other flows out of the Ring.
@@ -81,6 +81,10 @@ func (d *Drops) AddQuery(pod mesh.Key, r Record) {
 	r.Direction = DirectionDNS
 	d.add(pod, r, nil)
 }
+
+// AddEnded takes a connection that the gate had let pass, and ended. It becomes a record
+// at once, and on its own: there are no more of them than the pod had open.
+func (d *Drops) AddEnded(r Record) { d.sink.Add(r) }
 
 func (d *Drops) add(pod mesh.Key, r Record, explain func(*Record)) {
 	r.Packets = max(r.Packets, 1)

@@ -18,7 +18,8 @@ const ProtocolUDP = 17
 type Record struct {
 	// ID counts the records of one agent's life, from 1. The Ring gives it.
 	ID uint64
-	// Start is when the connection was accepted or the first packet dropped.
+	// Start is when the connection was accepted or the first packet dropped; of one
+	// that was open before its pod was enrolled, and that the gate ended, when it did.
 	Start time.Time
 	// Duration runs from Start to the end of the connection, or to the last
 	// of the dropped packets.

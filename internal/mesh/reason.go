@@ -42,7 +42,7 @@ const (
 	ReasonPermissive    // plaintext, admitted because the port is PERMISSIVE
 	ReasonEgressAllowed // destination outside the mesh; egress allows it
 	ReasonProbe         // kubelet probe to a declared port
-	ReasonGrandfathered // was open before its pod was enrolled
+	ReasonGrandfathered // was open before its pod was enrolled: had its time, which is over
 	ReasonWaypoint      // the waypoint decides about requests to the service, or has decided
 
 	// Refused by policy or configuration.
