@@ -285,7 +285,7 @@ func news(c, before bpf.Conversation, running time.Duration) (since bpf.Conversa
 func passed(view *mesh.View, own *mesh.Workload, c, since bpf.Conversation) flow.Record {
 	now := time.Now()
 	r := flow.Record{
-		Start: now.Add(-min(c.Opened, datagramsEvery)), Direction: flow.DirectionOutbound, Transport: flow.TransportPlaintext,
+		Start: now.Add(-min(c.Opened, datagramsEvery)), Direction: flow.DirectionOutbound, Wire: flow.Wire{Transport: flow.TransportPlaintext},
 		Packets: since.Out.Packets + since.In.Packets, Protocol: flow.ProtocolUDP,
 	}
 	r.Duration = max(0, now.Add(-c.LastSeen).Sub(r.Start))
@@ -313,7 +313,7 @@ func passed(view *mesh.View, own *mesh.Workload, c, since bpf.Conversation) flow
 		r.Reason = mesh.ReasonEgressAllowed
 	}
 	if decision.Verdict != mesh.VerdictDeny {
-		r.Verdict, r.Policy, r.Rule = decision.Verdict, decision.Policy, decision.Rule
+		r.Verdict, r.Policy, r.Rule, r.Audited = decision.Verdict, decision.Policy, decision.Rule, flow.NamesOf(decision.Audited)
 	}
 	return r
 }
@@ -330,6 +330,7 @@ func explainDatagram(view *mesh.View, own *mesh.Workload, drop *podnet.Drop, lef
 	} else {
 		decision, r.Service, _ = datagram.AuthorizeTo(view, own, drop.Destination)
 	}
+	r.Audited = flow.NamesOf(decision.Audited)
 	ungated := firstUngated(view, own, drop.Source.Addr(), drop.Destination.Addr())
 	switch {
 	case decision.Verdict != mesh.VerdictDeny && left > 0:

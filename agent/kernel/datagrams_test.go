@@ -76,7 +76,7 @@ func TestDatagramRecords(t *testing.T) {
 	in := bpf.Conversation{Local: server, Remote: client, Direction: bpf.Inbound, Out: bpf.Count{Packets: 1, Bytes: 70}, In: bpf.Count{Packets: 2, Bytes: 50}}
 	out := bpf.Conversation{Local: client, Remote: server, Direction: bpf.Outbound, Out: in.In, In: in.Out}
 	for direction, r := range map[flow.Direction]flow.Record{flow.DirectionInbound: passed(view, db, in, in), flow.DirectionOutbound: passed(view, web, out, out)} {
-		want := flow.Record{Start: r.Start, Duration: r.Duration, Direction: direction, Transport: flow.TransportPlaintext, Protocol: flow.ProtocolUDP, Packets: 3,
+		want := flow.Record{Start: r.Start, Duration: r.Duration, Direction: direction, Wire: flow.Wire{Transport: flow.TransportPlaintext}, Protocol: flow.ProtocolUDP, Packets: 3,
 			Source: flow.Endpoint{Workload: web.Key, Identity: web.Identity, Addr: client}, Destination: flow.Endpoint{Workload: db.Key, Identity: db.Identity, Addr: server},
 			Verdict: mesh.VerdictAllow, Reason: mesh.ReasonPolicyAllow, Policy: mesh.Key{Namespace: "bank", Name: "all"}, BytesSent: 50, BytesReceived: 70}
 		if r != want {
@@ -104,7 +104,7 @@ func TestDatagramRecordsOutside(t *testing.T) {
 	c := bpf.Conversation{Local: client, Remote: server, Direction: bpf.Outbound, Out: bpf.Count{Packets: 2, Bytes: 50}, In: bpf.Count{Packets: 1, Bytes: 70}}
 	for _, v := range []*mesh.View{opened, view} {
 		r := passed(v, web, c, c)
-		want := flow.Record{Start: r.Start, Duration: r.Duration, Direction: flow.DirectionOutbound, Transport: flow.TransportPlaintext, Protocol: flow.ProtocolUDP, Packets: 3,
+		want := flow.Record{Start: r.Start, Duration: r.Duration, Direction: flow.DirectionOutbound, Wire: flow.Wire{Transport: flow.TransportPlaintext}, Protocol: flow.ProtocolUDP, Packets: 3,
 			Source: flow.Endpoint{Workload: web.Key, Identity: web.Identity, Addr: client}, Destination: flow.Endpoint{Addr: server},
 			Verdict: mesh.VerdictAllow, Reason: mesh.ReasonEgressAllowed, Rule: -1, BytesSent: 50, BytesReceived: 70}
 		if r != want {
@@ -138,6 +138,35 @@ func TestDatagramDrops(t *testing.T) {
 		explainDatagram(view, c.own, &podnet.Drop{Drop: bpf.Drop{Direction: c.direction, Source: netip.MustParseAddrPort(c.source), Destination: netip.MustParseAddrPort(c.destination)}, Reason: mesh.ReasonKernelUDP}, c.left, &r)
 		if flow.KeyWord(r.Policy) != c.policy || r.Rule != c.rule || r.Detail != c.detail {
 			t.Errorf("%s: policy %v rule %d, %q", name, r.Policy, r.Rule, r.Detail)
+		}
+	}
+}
+
+// TestDatagramsAreAudited: what passes and what is refused names the AUDIT policies, at either end.
+func TestDatagramsAreAudited(t *testing.T) {
+	view := datagramView(t)
+	db, _ := view.Workload(mesh.Key{Namespace: "bank", Name: "db"})
+	audited := *db
+	audited.Datagrams = append(slices.Clone(db.Datagrams), &mesh.Policy{Key: mesh.Key{Namespace: "bank", Name: "watch"}, Action: mesh.ActionAudit, Rules: []mesh.Rule{{}}})
+	view, err := view.With("audited", mesh.Change{Workloads: []*mesh.Workload{&audited}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	web, _ := view.Workload(mesh.Key{Namespace: "shop", Name: "web"})
+	evil, _ := view.Workload(mesh.Key{Namespace: "shop", Name: "evil"})
+	server := netip.MustParseAddrPort("10.0.0.1:443")
+	for _, in := range []bool{true, false} {
+		c, own, other := bpf.Conversation{Local: server, Remote: netip.MustParseAddrPort("10.0.0.2:1000"), Direction: bpf.Inbound}, &audited, &audited
+		drop := &podnet.Drop{Drop: bpf.Drop{Direction: bpf.Inbound, Source: netip.MustParseAddrPort("10.0.0.3:9"), Destination: server}, Reason: mesh.ReasonKernelUDP}
+		if !in {
+			c.Local, c.Remote, c.Direction, drop.Direction, own, other = c.Remote, server, bpf.Outbound, bpf.Outbound, web, evil
+		}
+		if r := passed(view, own, c, c); r.Verdict != mesh.VerdictAudit || r.Audited != "bank/watch" || r.Policy.Name != "all" {
+			t.Errorf("passed, inbound %v: %+v", in, r)
+		}
+		r := flow.Record{Rule: -1}
+		if explainDatagram(view, other, drop, 0, &r); r.Audited != "bank/watch" || r.Policy.Name != "evil" {
+			t.Errorf("dropped, inbound %v: %+v", in, r)
 		}
 	}
 }

@@ -49,7 +49,7 @@ func ended(view *mesh.View, pod mesh.Key, e bpf.FlowEntry) flow.Record {
 		own.Identity = w.Identity
 	}
 	r := flow.Record{
-		Start: time.Now(), Direction: flow.DirectionOutbound, Source: own, Destination: other, Transport: flow.TransportPlaintext,
+		Start: time.Now(), Direction: flow.DirectionOutbound, Source: own, Destination: other, Wire: flow.Wire{Transport: flow.TransportPlaintext},
 		Verdict: mesh.VerdictDeny, Reason: mesh.ReasonIdentityRevoked, Rule: -1, Detail: "was open before the pod was enrolled",
 	}
 	if e.Remaining == 0 {

@@ -92,9 +92,7 @@ func (c *connection) edit(change func(*flow.Record)) {
 
 // decide puts a decision into the record.
 func (c *connection) decide(d mesh.Decision) {
-	c.edit(func(r *flow.Record) {
-		r.Verdict, r.Reason, r.Policy, r.Rule = d.Verdict, d.Reason, d.Policy, d.Rule
-	})
+	c.edit(func(r *flow.Record) { r.Decide(d) })
 }
 
 // watch makes the connection, which the View that was seen allows to go by a

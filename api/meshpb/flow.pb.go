@@ -765,7 +765,10 @@ type Flow struct {
 	// The destination's address is then the service's.
 	Waypoint string `protobuf:"bytes,24,opt,name=waypoint,proto3" json:"waypoint,omitempty"`
 	// Of a request.
-	Request       *FlowRequest `protobuf:"bytes,25,opt,name=request,proto3" json:"request,omitempty"`
+	Request *FlowRequest `protobuf:"bytes,25,opt,name=request,proto3" json:"request,omitempty"`
+	// NAMESPACE/NAME of the AUDIT policies that matched, whatever was decided: of the first eight.
+	// Empty of an agent or a waypoint of a version that does not say.
+	Audited       []string `protobuf:"bytes,26,rep,name=audited,proto3" json:"audited,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -971,6 +974,13 @@ func (x *Flow) GetWaypoint() string {
 func (x *Flow) GetRequest() *FlowRequest {
 	if x != nil {
 		return x.Request
+	}
+	return nil
+}
+
+func (x *Flow) GetAudited() []string {
+	if x != nil {
+		return x.Audited
 	}
 	return nil
 }
@@ -1284,7 +1294,7 @@ const file_flow_proto_rawDesc = "" +
 	" \x01(\x03R\asinceNs\x12\x18\n" +
 	"\amethods\x18\v \x03(\tR\amethods\x12\x1a\n" +
 	"\bstatuses\x18\f \x03(\tR\bstatuses\x12\x16\n" +
-	"\x06routes\x18\r \x03(\tR\x06routes\"\xcf\x06\n" +
+	"\x06routes\x18\r \x03(\tR\x06routes\"\xe9\x06\n" +
 	"\x04Flow\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x19\n" +
 	"\bstart_ns\x18\x02 \x01(\x03R\astartNs\x12\x1f\n" +
@@ -1314,7 +1324,8 @@ const file_flow_proto_rawDesc = "" +
 	"\x06detail\x18\x16 \x01(\tR\x06detail\x12;\n" +
 	"\asecured\x18\x17 \x01(\v2!.heddle.mesh.v1alpha1.FlowSecuredR\asecured\x12\x1a\n" +
 	"\bwaypoint\x18\x18 \x01(\tR\bwaypoint\x12;\n" +
-	"\arequest\x18\x19 \x01(\v2!.heddle.mesh.v1alpha1.FlowRequestR\arequestB\a\n" +
+	"\arequest\x18\x19 \x01(\v2!.heddle.mesh.v1alpha1.FlowRequestR\arequest\x12\x18\n" +
+	"\aaudited\x18\x1a \x03(\tR\aauditedB\a\n" +
 	"\x05_rule\"\xb8\x01\n" +
 	"\vFlowRequest\x12\x16\n" +
 	"\x06method\x18\x01 \x01(\tR\x06method\x12\x12\n" +

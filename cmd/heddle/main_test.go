@@ -86,7 +86,7 @@ func (f *fakeAgent) Prove(_ context.Context, pod string) (*meshpb.ProveResponse,
 func sampleFlow(node string, v mesh.Verdict, r mesh.Reason) flow.Record {
 	return flow.Record{
 		Start: time.Now().Add(-time.Second), Duration: time.Second, Node: node, Verdict: v, Reason: r, Rule: 0, Direction: flow.DirectionInbound,
-		Policy: mesh.Key{Namespace: "shop", Name: "only-api"}, Transport: flow.TransportTunnel, BytesSent: 1234,
+		Policy: mesh.Key{Namespace: "shop", Name: "only-api"}, Wire: flow.Wire{Transport: flow.TransportTunnel}, BytesSent: 1234,
 		Source: flow.Endpoint{Workload: mesh.Key{Namespace: "shop", Name: "web"}, Addr: netip.MustParseAddrPort("10.244.2.5:4000"),
 			Identity: spiffeid.RequireFromString("spiffe://demo.heddle.dev/ns/shop/sa/web")},
 		Destination: flow.Endpoint{Workload: mesh.Key{Namespace: "shop", Name: "db"}, Addr: netip.MustParseAddrPort("10.244.2.11:80")},

@@ -26,6 +26,7 @@ type datagramKey struct {
 	reason      mesh.Reason
 	policy      mesh.Key
 	rule        int
+	audited     Names
 }
 
 // exchange is what datagrams between two have come to since the last record.
@@ -39,7 +40,7 @@ type exchange struct {
 // ten seconds while there are any, with the number of datagrams, both ways together. It
 // does not wait for the sink.
 func (d *Drops) AddDatagrams(r Record) {
-	key := datagramKey{r.Direction, r.Source.Workload, r.Destination.Workload, r.Source.Addr.Addr(), r.Destination.Addr, r.Verdict, r.Reason, r.Policy, r.Rule}
+	key := datagramKey{r.Direction, r.Source.Workload, r.Destination.Workload, r.Source.Addr.Addr(), r.Destination.Addr, r.Verdict, r.Reason, r.Policy, r.Rule, r.Audited}
 	d.mu.Lock()
 	had := d.exchanges[key]
 	switch {

@@ -57,6 +57,23 @@ func TestDatagramsBecomeRecords(t *testing.T) {
 	}
 }
 
+// TestDatagramsThatAreAudited are a record of their own, which says by whom.
+func TestDatagramsThatAreAudited(t *testing.T) {
+	var sink collected
+	d := NewDrops(&sink)
+	for _, by := range []Names{"", "shop/all", "shop/all"} {
+		d.AddDatagrams(Record{Start: time.Now(), Direction: DirectionInbound, Verdict: mesh.VerdictAudit, Packets: 1, Audited: by})
+	}
+	d.flushDatagrams(time.Now(), true)
+	packets := map[Names]uint64{}
+	for _, r := range sink {
+		packets[r.Audited] += r.Packets
+	}
+	if len(sink) != 2 || packets[""] != 1 || packets["shop/all"] != 2 {
+		t.Errorf("%+v", sink)
+	}
+}
+
 // TestDropsAreExplainedOnce: of equal drops, the first is explained, and the record says so.
 func TestDropsAreExplainedOnce(t *testing.T) {
 	var got collected

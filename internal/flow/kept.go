@@ -33,6 +33,7 @@ type alike struct {
 	toward           unique.Handle[toward]
 	policy           mesh.Key
 	rule             int
+	audited          Names
 	direction        Direction
 	transport        Transport
 	protocol         uint8
@@ -65,7 +66,7 @@ func compact(r *Record) *kept {
 				service: r.Service, waypoint: r.Waypoint, node: r.Node,
 				sourceZone: r.Source.Addr.Addr().Zone(), destZone: r.Destination.Addr.Addr().Zone(),
 			}),
-			policy: r.Policy, rule: r.Rule,
+			policy: r.Policy, rule: r.Rule, audited: r.Audited,
 			direction: r.Direction, transport: r.Transport, protocol: r.Protocol, verdict: r.Verdict, reason: r.Reason, secured: r.Secured,
 		}),
 		detail: r.Detail, bytesSent: r.BytesSent, bytesReceived: r.BytesReceived, packets: r.Packets,
@@ -82,9 +83,9 @@ func (k *kept) record() Record {
 		ID: k.id, Start: timeOf(k.start), Duration: time.Duration(k.duration), Direction: a.direction,
 		Source:      Endpoint{Workload: a.source, Identity: a.sourceID, Addr: k.source.addrPort(to.sourceZone)},
 		Destination: Endpoint{Workload: a.dest, Identity: a.destID, Addr: k.dest.addrPort(to.destZone)},
-		Service:     to.service, Node: to.node, Verdict: a.verdict, Reason: a.reason, Policy: a.policy, Rule: a.rule,
-		BytesSent: k.bytesSent, BytesReceived: k.bytesReceived, Timing: k.timing, Wire: Wire{to.waypoint, k.retransmits, a.secured},
-		Transport: a.transport, Packets: k.packets, Protocol: a.protocol, Detail: k.detail,
+		Service:     to.service, Node: to.node, Verdict: a.verdict, Reason: a.reason, Policy: a.policy, Rule: a.rule, Audited: a.audited,
+		BytesSent: k.bytesSent, BytesReceived: k.bytesReceived, Timing: k.timing, Wire: Wire{to.waypoint, k.retransmits, a.transport, a.secured},
+		Packets: k.packets, Protocol: a.protocol, Detail: k.detail,
 	}
 }
 

@@ -29,9 +29,9 @@ func sample() Record {
 			Addr:     netip.MustParseAddrPort("[fd00::5]:3306"),
 		},
 		Service: mesh.Key{Namespace: "data", Name: "db"}, Node: "one", Verdict: mesh.VerdictAllow,
-		Reason: mesh.ReasonPolicyAllow, Policy: mesh.Key{Namespace: "data", Name: "web-reads"}, Rule: 0,
+		Reason: mesh.ReasonPolicyAllow, Policy: mesh.Key{Namespace: "data", Name: "web-reads"}, Rule: 0, Audited: "data/everything,data/writes",
 		BytesSent: 10, BytesReceived: 20,
 		Timing: Timing{Handshake: time.Millisecond, Connect: 2 * time.Millisecond, RTT: 30 * time.Microsecond},
-		Wire:   Wire{mesh.Key{Namespace: "shop", Name: "waypoint"}, 2, secured.Facts{Group: tls.X25519MLKEM768, Serial: "ab12", NotAfter: 1700086400}.By()}, Transport: TransportTunnel, Packets: 1, Protocol: 6, Detail: "a hint",
+		Wire:   Wire{mesh.Key{Namespace: "shop", Name: "waypoint"}, 2, TransportTunnel, secured.Facts{Group: tls.X25519MLKEM768, Serial: "ab12", NotAfter: 1700086400}.By()}, Packets: 1, Protocol: 6, Detail: "a hint",
 	}
 }

@@ -63,7 +63,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		connect:   histogram("heddle_connect_seconds", "From the application's connect until the far end accepted.", latencyBuckets()),
 		rtt:       histogram("heddle_tcp_rtt_seconds", "Smoothed TCP round-trip time of the wire leg at the end of a flow.", latencyBuckets()),
 		policyAudits: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "heddle_policy_audits_total", Help: "Connections that an AUDIT policy asked to be recorded.",
+			Name: "heddle_policy_audits_total", Help: "Flows that name an AUDIT policy, but for what the gate dropped.",
 		}),
 	}
 	reg.MustRegister(m.policyAudits)
@@ -88,13 +88,13 @@ func (m *Metrics) Observe(r *Record) {
 	direction := int(r.Direction)
 	if r.Protocol == ProtocolUDP {
 		m.datagrams.of(direction).Add(float64(r.Packets))
-		if r.Verdict == mesh.VerdictAudit {
+		if r.audited() {
 			m.policyAudits.Inc()
 		}
 		return
 	}
 	m.connections.of(direction, int(r.Verdict), int(r.Reason)).Add(float64(max(r.Packets, 1)))
-	if r.Verdict == mesh.VerdictAudit {
+	if r.audited() {
 		m.policyAudits.Inc()
 	}
 	m.bytes.of(direction, int(r.Transport)).Add(float64(r.BytesSent + r.BytesReceived))
@@ -106,6 +106,10 @@ func (m *Metrics) Observe(r *Record) {
 	observe(m.connect, direction, r.Timing.Connect)
 	observe(m.rtt, direction, r.Timing.RTT)
 }
+
+// audited reports whether an AUDIT policy matched. An agent of a version before, whose connections
+// this one goes on with, has not said which.
+func (r *Record) audited() bool { return r.Audited != "" || r.Verdict == mesh.VerdictAudit }
 
 // observe leaves out what was not measured.
 func observe(h *series[prometheus.Observer], direction int, d time.Duration) {

@@ -130,7 +130,7 @@ func TestSeriesOfUnknownValues(t *testing.T) {
 
 func BenchmarkObserve(b *testing.B) {
 	m := NewMetrics(prometheus.NewRegistry())
-	r := Record{Direction: DirectionInbound, Verdict: mesh.VerdictAllow, Transport: TransportTunnel, Duration: time.Millisecond, Timing: Timing{Connect: time.Millisecond}}
+	r := Record{Direction: DirectionInbound, Verdict: mesh.VerdictAllow, Wire: Wire{Transport: TransportTunnel}, Duration: time.Millisecond, Timing: Timing{Connect: time.Millisecond}}
 	b.ReportAllocs()
 	for b.Loop() {
 		m.Observe(&r)

@@ -38,6 +38,7 @@ func (r *Record) ToProto() *meshpb.Flow {
 		Protocol:      uint32(r.Protocol),
 		Detail:        r.Detail,
 		Waypoint:      KeyWord(r.Waypoint),
+		Audited:       r.Audited.List(),
 	}
 	if r.Secured != (Secured{}) {
 		by := r.Secured.Facts()
@@ -66,7 +67,7 @@ func (e *Endpoint) toProto() *meshpb.FlowEndpoint {
 func FromProto(p *meshpb.Flow) (r Record, err error) {
 	r = Record{
 		ID: p.GetId(), Start: timeOf(p.GetStartNs()), Duration: time.Duration(p.GetDurationNs()),
-		Service: wordKey(p.GetService()), Node: p.GetNode(), Policy: wordKey(p.GetPolicy()), Rule: -1,
+		Service: wordKey(p.GetService()), Node: p.GetNode(), Policy: wordKey(p.GetPolicy()), Rule: -1, Audited: NamesIn(p.GetAudited()),
 		BytesSent: p.GetBytesSent(), BytesReceived: p.GetBytesReceived(),
 		Timing: Timing{
 			Handshake: time.Duration(p.GetHandshakeNs()), Connect: time.Duration(p.GetConnectNs()), RTT: time.Duration(p.GetRttNs()),

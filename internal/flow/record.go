@@ -39,12 +39,13 @@ type Record struct {
 	// Policy and Rule (from 0) decided; the zero Key and -1 when none did.
 	Policy mesh.Key
 	Rule   int
+	// Audited are the AUDIT policies that matched, whatever was decided.
+	Audited Names
 	// BytesSent went from Source to Destination and BytesReceived back:
 	// payload of the application, without any framing.
 	BytesSent, BytesReceived uint64
 	Timing                   Timing
 	Wire
-	Transport Transport
 	// Packets is how many dropped packets, or datagrams, or queries, or connections that
 	// the kernel refused, the record stands for; 0 of a connection that the agent had.
 	Packets uint64
@@ -52,6 +53,11 @@ type Record struct {
 	Protocol uint8
 	// Detail is an error's text or another hint for a person; never parsed.
 	Detail string
+}
+
+// Decide puts a decision into the record.
+func (r *Record) Decide(d mesh.Decision) {
+	r.Verdict, r.Reason, r.Policy, r.Rule, r.Audited = d.Verdict, d.Reason, d.Policy, d.Rule, NamesOf(d.Audited)
 }
 
 // Wire is what is known of the wire leg.
@@ -63,6 +69,8 @@ type Wire struct {
 	// Retransmits counts segments that the kernel sent again
 	// (tcp_info.tcpi_total_retrans).
 	Retransmits uint32
+	// Transport is how the bytes travelled; it lies in the word of Retransmits.
+	Transport Transport
 	// Secured is the key exchange and the peer's certificate of the tunnel
 	// connection; zero of what went without one.
 	Secured Secured

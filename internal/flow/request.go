@@ -25,6 +25,8 @@ type Request struct {
 	// Policy and Rule (from 0) decided; the zero Key and -1 when none did.
 	Policy mesh.Key
 	Rule   int
+	// Audited are the AUDIT policies that matched, whatever was decided.
+	Audited Names
 	// BytesSent came from the client, BytesReceived went to it.
 	BytesSent, BytesReceived int64
 	HTTP
@@ -58,7 +60,7 @@ func (r *Request) ToProto(id uint64, replica string, waypoint mesh.Key) *meshpb.
 	p := &meshpb.Flow{
 		Id: id, StartNs: meshpb.Nanos(r.Start), DurationNs: int64(r.Duration), Direction: DirectionRequest.String(),
 		Source: r.Source.toProto(), Destination: r.Destination.toProto(), Service: service, Waypoint: KeyWord(waypoint), Node: replica,
-		Verdict: r.Verdict.String(), Reason: r.Reason, Policy: KeyWord(r.Policy),
+		Verdict: r.Verdict.String(), Reason: r.Reason, Policy: KeyWord(r.Policy), Audited: r.Audited.List(),
 		BytesSent: uint64(max(r.BytesSent, 0)), BytesReceived: uint64(max(r.BytesReceived, 0)),
 		// Its connections have flows of their own, at the agents that carry them.
 		Transport: TransportNone.String(),

@@ -18,7 +18,7 @@ func sampleRequest() Request {
 		Source: Endpoint{Workload: mesh.Key{Namespace: "shop", Name: "web"}, Identity: spiffeid.RequireFromString("spiffe://d/ns/shop/sa/web"), Addr: netip.MustParseAddrPort("10.1.0.1:4567")},
 		Destination: Endpoint{Workload: mesh.Key{Namespace: "shop", Name: "cart-1"}, Identity: spiffeid.RequireFromString("spiffe://d/ns/shop/sa/cart"),
 			Addr: netip.MustParseAddrPort("10.1.0.2:8080")},
-		Service: "shop/cart:80", Verdict: mesh.VerdictAllow, Reason: mesh.ReasonPolicyAllow.String(), Policy: mesh.Key{Namespace: "shop", Name: "p"}, Rule: 2,
+		Service: "shop/cart:80", Verdict: mesh.VerdictAllow, Reason: mesh.ReasonPolicyAllow.String(), Policy: mesh.Key{Namespace: "shop", Name: "p"}, Rule: 2, Audited: "shop/everything,shop/gets",
 		BytesSent: 100, BytesReceived: 2000,
 		HTTP: HTTP{Method: "GET", Path: "/cart/*", Status: 503, Route: "HTTPRoute shop/cart rules[1]", Backend: "shop/cart:80", Tries: 2, First: "BackendReset"},
 	}
@@ -31,7 +31,7 @@ func TestRequestOverTheWire(t *testing.T) {
 	want := &meshpb.Flow{Id: 7, StartNs: r.Start.UnixNano(), DurationNs: 12_000_000, Direction: "request",
 		Source:      &meshpb.FlowEndpoint{Workload: "shop/web", Identity: "spiffe://d/ns/shop/sa/web", Address: "10.1.0.1:4567"},
 		Destination: &meshpb.FlowEndpoint{Workload: "shop/cart-1", Identity: "spiffe://d/ns/shop/sa/cart", Address: "10.1.0.2:8080"},
-		Service:     "shop/cart", Node: "waypoint-1", Waypoint: "shop/waypoint", Verdict: "allow", Reason: "PolicyAllow", Policy: "shop/p", Rule: &rule,
+		Service:     "shop/cart", Node: "waypoint-1", Waypoint: "shop/waypoint", Verdict: "allow", Reason: "PolicyAllow", Policy: "shop/p", Rule: &rule, Audited: []string{"shop/everything", "shop/gets"},
 		BytesSent: 100, BytesReceived: 2000, Transport: "none",
 		Request: &meshpb.FlowRequest{Method: "GET", Path: "/cart/*", Status: 503, Route: "HTTPRoute shop/cart rules[1]", Backend: "shop/cart:80", Tries: 2, FirstError: "BackendReset"}}
 	if !proto.Equal(got, want) {

@@ -61,7 +61,7 @@ func (n *Connection) show(s *Sinks, c *plan.Client, protocol string, now time.Ti
 		Source:      flow.Endpoint{Workload: c.Workload, Identity: c.ID, Addr: c.Addr},
 		Destination: flow.Endpoint{Workload: n.to.workload, Identity: n.to.identity, Addr: n.to.at},
 		HTTP:        flow.HTTP{Method: protocol, Route: n.Passage.Route, Backend: n.Passage.Backend, Tries: n.Tries},
-		Verdict:     n.Decision.Verdict, Reason: n.Decision.Reason.String(), Policy: n.Decision.Policy, Rule: n.Decision.Rule}
+		Verdict:     n.Decision.Verdict, Reason: n.Decision.Reason.String(), Policy: n.Decision.Policy, Rule: n.Decision.Rule, Audited: flow.NamesOf(n.Decision.Audited)}
 	if n.Reason != "" && n.Reason != r.Reason {
 		r.Verdict, r.Reason, r.Policy, r.Rule = mesh.VerdictDeny, n.Reason, mesh.Key{}, -1
 	}

@@ -153,6 +153,7 @@ func (n *Note) show(s *Sinks, c *plan.Client, began, now time.Time) {
 		Destination: flow.Endpoint{Workload: n.to.workload, Identity: n.to.identity, Addr: n.to.at},
 		HTTP:        flow.HTTP{Method: n.method, Path: n.path, Status: n.Status, Own: n.Reason != "", Route: n.route, Backend: n.Backend, Tries: n.Tries, First: n.First}}
 	r.Verdict, r.Reason, r.Policy, r.Rule = n.verdict()
+	r.Audited = flow.NamesOf(n.Decision.Audited)
 	if n.shown || requests.Notable(&r) {
 		s.Flows.Add(&r)
 	}

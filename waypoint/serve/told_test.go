@@ -109,16 +109,24 @@ func TestFlows(t *testing.T) {
 					t.Fatalf("%s: %d", ask.path, resp.StatusCode)
 				}
 			}
-			w.policies = []mesh.Policy{{Key: mesh.Key{Namespace: "shop", Name: "nobody"}, Action: mesh.ActionDeny, Selector: map[string]string{"app": "cart"}, Rules: []mesh.Rule{{}}}}
+			about := func(name string, action mesh.Action) mesh.Policy {
+				return mesh.Policy{Key: mesh.Key{Namespace: "shop", Name: name}, Action: action, Selector: map[string]string{"app": "cart"}, Rules: []mesh.Rule{{}}}
+			}
+			w.policies = []mesh.Policy{about("watch", mesh.ActionAudit)}
+			w.set()
+			if resp, _ := w.get(c, "/v1/x"); resp.StatusCode != 200 {
+				t.Fatalf("a policy audits: %d", resp.StatusCode)
+			}
+			w.policies = append(w.policies, about("nobody", mesh.ActionDeny))
 			w.set()
 			if resp, _ := w.get(c, "/v1/x"); resp.StatusCode != 403 {
 				t.Fatalf("a policy says no: %d", resp.StatusCode)
 			}
 			var got []string
-			for _, f := range w.told(5, keep) {
+			for _, f := range w.told(6, keep) {
 				r := f.GetRequest()
-				got = append(got, fmt.Sprintf("%s %s %d %s tries=%d first=%q route=%q to=%s policy=%s[%d]", r.GetMethod(), r.GetPath(), r.GetStatus(), f.GetVerdict()+"/"+f.GetReason(),
-					r.GetTries(), r.GetFirstError(), r.GetRoute(), f.GetDestination().GetWorkload(), f.GetPolicy(), f.GetRule()))
+				got = append(got, fmt.Sprintf("%s %s %d %s tries=%d first=%q route=%q to=%s policy=%s[%d] %s", r.GetMethod(), r.GetPath(), r.GetStatus(), f.GetVerdict()+"/"+f.GetReason(),
+					r.GetTries(), r.GetFirstError(), r.GetRoute(), f.GetDestination().GetWorkload(), f.GetPolicy(), f.GetRule(), f.GetAudited()))
 				if f.GetSource().GetIdentity() != shopIdentity || f.GetSource().GetAddress() != "10.1.2.3:4567" || f.GetService() != "shop/cart" || f.GetWaypoint() != "shop/waypoint" || (r.GetTries() > 0 && f.GetDurationNs() <= 0) {
 					t.Errorf("a flow is %v", f)
 				}
@@ -127,11 +135,12 @@ func TestFlows(t *testing.T) {
 				}
 			}
 			want := []string{
-				`GET /v1/* 200 allow/NoPolicy tries=1 first="" route="HTTPRoute shop/cart all" to=shop/cart-0 policy=[0]`,
-				`GET /again/* 200 allow/NoPolicy tries=2 first="status 503" route="HTTPRoute shop/cart again" to=shop/cart-0 policy=[0]`,
-				`GET /old 301 allow/ tries=0 first="" route="HTTPRoute shop/cart gone" to= policy=[0]`,
-				`GET  404 deny/NoRoute tries=0 first="" route="" to= policy=[0]`,
-				`GET /v1/* 403 deny/PolicyDeny tries=0 first="" route="HTTPRoute shop/cart all" to= policy=shop/nobody[0]`,
+				`GET /v1/* 200 allow/NoPolicy tries=1 first="" route="HTTPRoute shop/cart all" to=shop/cart-0 policy=[0] []`,
+				`GET /again/* 200 allow/NoPolicy tries=2 first="status 503" route="HTTPRoute shop/cart again" to=shop/cart-0 policy=[0] []`,
+				`GET /old 301 allow/ tries=0 first="" route="HTTPRoute shop/cart gone" to= policy=[0] []`,
+				`GET  404 deny/NoRoute tries=0 first="" route="" to= policy=[0] []`,
+				`GET /v1/* 200 audit/NoPolicy tries=1 first="" route="HTTPRoute shop/cart all" to=shop/cart-0 policy=[0] [shop/watch]`,
+				`GET /v1/* 403 deny/PolicyDeny tries=0 first="" route="HTTPRoute shop/cart all" to= policy=shop/nobody[0] [shop/watch]`,
 			}
 			if fmt.Sprint(got) != fmt.Sprint(want) {
 				t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))

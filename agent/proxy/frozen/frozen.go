@@ -24,8 +24,8 @@ const version = 1
 
 // What Decode accepts at most, in bytes: everything; a name; an identity (SPIFFE
 // ID, section 2.3); the zone of a link-local address, which is an interface's
-// name (IFNAMSIZ).
-const maxState, maxName, maxIdentity, maxZone = 16 << 10, 512, 2048, 16
+// name (IFNAMSIZ); what names AUDIT policies, two names each.
+const maxState, maxName, maxIdentity, maxZone, maxAudited = 16 << 10, 512, 2048, 16, flow.MaxNames * 2 * (maxName + 1)
 
 // errState is why a state is not decoded.
 var errState = errors.New("not the state of a live connection")
@@ -63,6 +63,7 @@ type state struct {
 	Probe       bool     `json:"probe,omitempty"`
 	tunnelled
 	hop
+	audited
 }
 
 // tunnelled is of a tunnel, as secured.Facts has it; a version before knows none of it.
@@ -77,6 +78,11 @@ type tunnelled struct {
 type hop struct {
 	Waypoint *key   `json:"waypoint,omitempty"`
 	Newer    string `json:"newerReason,omitempty"`
+}
+
+// audited are the AUDIT policies that matched; a version before knows none of them.
+type audited struct {
+	Audited []string `json:"audited,omitempty"`
 }
 
 type key struct {
@@ -108,7 +114,7 @@ func (c *Connection) Encode() ([]byte, error) {
 		Verdict: r.Verdict.String(), Reason: r.Reason.String(), Policy: key(r.Policy), Rule: r.Rule,
 		Handshake: int64(r.Timing.Handshake), Connect: int64(r.Timing.Connect),
 		Sent: c.Sent, Received: c.Received, Balanced: c.Balanced, Probe: c.Probe,
-		tunnelled: tunnelled{uint16(by.Group), by.Serial, by.NotAfter},
+		tunnelled: tunnelled{uint16(by.Group), by.Serial, by.NotAfter}, audited: audited{r.Audited.List()},
 	}
 	if r.Waypoint != (mesh.Key{}) {
 		s.Waypoint = (*key)(&r.Waypoint)
@@ -163,7 +169,7 @@ func (s *state) connection() (*Connection, error) {
 		return nil, errors.New("it was refused")
 	case s.Start <= 0 || s.Handshake < 0 || s.Connect < 0 || s.Rule < -1:
 		return nil, fmt.Errorf("numbers out of range: %d, %d, %d, %d", s.Start, s.Handshake, s.Connect, s.Rule)
-	case s.Service.tooLong() || s.Policy.tooLong() || s.Waypoint != nil && s.Waypoint.tooLong():
+	case s.Service.tooLong() || s.Policy.tooLong() || s.Waypoint != nil && s.Waypoint.tooLong() || len(flow.NamesIn(s.Audited)) > maxAudited:
 		return nil, errors.New("a name is too long")
 	}
 	r.Start = time.Unix(0, s.Start)
@@ -174,6 +180,7 @@ func (s *state) connection() (*Connection, error) {
 		r.Waypoint = mesh.Key(*s.Waypoint)
 	}
 	r.Service, r.Policy, r.Rule = mesh.Key(s.Service), mesh.Key(s.Policy), s.Rule
+	r.Audited = flow.NamesIn(s.Audited)
 	r.Timing = flow.Timing{Handshake: time.Duration(s.Handshake), Connect: time.Duration(s.Connect)}
 	return c, nil
 }

@@ -34,7 +34,7 @@ func secure() *frozen.Connection {
 func carried() *frozen.Connection {
 	return &frozen.Connection{
 		Record: flow.Record{
-			Start: time.Unix(1700000000, 123456789), Direction: flow.DirectionInbound, Transport: flow.TransportTunnel,
+			Start: time.Unix(1700000000, 123456789), Direction: flow.DirectionInbound, Wire: flow.Wire{Transport: flow.TransportTunnel},
 			Source: flow.Endpoint{
 				Workload: mesh.Key{Namespace: "shop", Name: "web"}, Identity: spiffeid.RequireFromString("spiffe://example.test/ns/shop/sa/web"),
 				Addr: netip.MustParseAddrPort("[2001:db8::1]:4321"),
@@ -59,11 +59,14 @@ func TestRoundTrip(t *testing.T) {
 			c.Record.Waypoint, c.Record.Reason = mesh.Key{Namespace: "shop", Name: "waypoint"}, mesh.ReasonWaypoint
 		},
 		func(c *frozen.Connection) {
+			c.Record.Verdict, c.Record.Audited = mesh.VerdictAudit, "shop/all,shop/web"
+		},
+		func(c *frozen.Connection) {
 			c.Record.Direction, c.Record.Transport = flow.DirectionLocal, flow.TransportSplice
 		},
 		func(c *frozen.Connection) {
 			c.Record = flow.Record{
-				Start: time.Unix(5, 0), Direction: flow.DirectionOutbound, Transport: flow.TransportPlaintext,
+				Start: time.Unix(5, 0), Direction: flow.DirectionOutbound, Wire: flow.Wire{Transport: flow.TransportPlaintext},
 				Verdict: mesh.VerdictAudit, Rule: -1, Reason: mesh.ReasonEgressAllowed,
 				Source: flow.Endpoint{Addr: netip.MustParseAddrPort("[fe80::1%eth0]:0")}, Destination: flow.Endpoint{Addr: netip.MustParseAddrPort("192.0.2.1:80")},
 			}
@@ -157,6 +160,7 @@ func TestDecodeRefuses(t *testing.T) {
 		"a negative wait": {`"connectNs":`, `"connectNs":-`},
 		"a long name":     {`database`, strings.Repeat("x", 600)},
 		"too much":        {`database`, strings.Repeat("x", 20000)},
+		"long audits":     {`"probe":`, `"audited":["` + strings.Repeat("x", 10000) + `"],"probe":`},
 		"half of it":      {`"sent":`, ``},
 	} {
 		bad := bytes.Replace(good, []byte(change[0]), []byte(change[1]), 1)

@@ -79,7 +79,7 @@ func (a *Arrival) Describe(r *flow.Record) {
 	if a.Client.IsValid() {
 		r.Source.Addr = a.Client
 	}
-	if d := &a.Decision; a.By != nil {
-		r.Verdict, r.Reason, r.Policy, r.Rule = d.Verdict, d.Reason, d.Policy, d.Rule
+	if a.By != nil {
+		r.Decide(a.Decision)
 	}
 }

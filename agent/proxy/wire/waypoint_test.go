@@ -87,7 +87,7 @@ func TestAllowedAtWaypoints(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r := &flow.Record{Direction: flow.DirectionInbound, Transport: flow.TransportTunnel}
+		r := &flow.Record{Direction: flow.DirectionInbound, Wire: flow.Wire{Transport: flow.TransportTunnel}}
 		r.Waypoint = waypoint
 		r.Source.Identity, r.Source.Addr = c.peer, netip.MustParseAddrPort("10.1.0.9:4000")
 		r.Destination.Workload, r.Destination.Addr = waypoint, to

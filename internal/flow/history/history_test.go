@@ -59,7 +59,7 @@ func in(t *testing.T, dir string, c *clock, change ...func(*Config)) *History {
 
 func connection(c *clock, from string) flow.Record {
 	return flow.Record{
-		Start: c.Now().Add(-time.Second), Duration: time.Second, Node: "n1", Direction: flow.DirectionInbound, Transport: flow.TransportTunnel,
+		Start: c.Now().Add(-time.Second), Duration: time.Second, Node: "n1", Direction: flow.DirectionInbound, Wire: flow.Wire{Transport: flow.TransportTunnel},
 		Source: flow.Endpoint{Workload: mesh.Key{Namespace: "shop", Name: from}, Addr: netip.MustParseAddrPort("[::ffff:10.1.0.2]:40001"),
 			Identity: spiffeid.RequireFromString("spiffe://m/ns/shop/sa/" + from)},
 		Destination: flow.Endpoint{Workload: mesh.Key{Namespace: "shop", Name: "db"}, Addr: netip.MustParseAddrPort("10.1.0.3:3306"),

@@ -30,14 +30,14 @@ type FlowJSON struct {
 	Reason        string       `json:"reason"`
 	Policy        string       `json:"policy,omitempty"`
 	Rule          *int32       `json:"rule,omitempty"`
+	Audited       []string     `json:"audited,omitempty"`
 	BytesSent     uint64       `json:"bytesSent"`
 	BytesReceived uint64       `json:"bytesReceived"`
 	Timing        timingJSON   `json:"timing"`
 	wireJSON
-	Transport string `json:"transport"`
-	Packets   uint64 `json:"packets,omitempty"`
-	Protocol  uint32 `json:"protocol,omitempty"`
-	Detail    string `json:"detail,omitempty"`
+	Packets  uint64 `json:"packets,omitempty"`
+	Protocol uint32 `json:"protocol,omitempty"`
+	Detail   string `json:"detail,omitempty"`
 }
 
 // requestJSON is what is told of a request at a waypoint.
@@ -75,6 +75,7 @@ type wireJSON struct {
 	Retransmits uint32       `json:"retransmits"`
 	Secured     *securedJSON `json:"secured,omitempty"`
 	Request     *requestJSON `json:"request,omitempty"`
+	Transport   string       `json:"transport"`
 }
 
 // securedJSON is what secures the tunnel connection.
@@ -109,10 +110,10 @@ func ToJSON(f *meshpb.Flow) FlowJSON {
 	return FlowJSON{
 		ID: f.GetId(), Time: time.Unix(0, f.GetStartNs()).UTC(), Duration: seconds(f.GetDurationNs()), Direction: f.GetDirection(),
 		Source: end(f.GetSource()), Destination: end(f.GetDestination()), Service: f.GetService(), Node: f.GetNode(),
-		Verdict: f.GetVerdict(), Reason: f.GetReason(), Policy: f.GetPolicy(), Rule: f.Rule,
+		Verdict: f.GetVerdict(), Reason: f.GetReason(), Policy: f.GetPolicy(), Rule: f.Rule, Audited: f.GetAudited(),
 		BytesSent: f.GetBytesSent(), BytesReceived: f.GetBytesReceived(),
 		Timing:   timingJSON{seconds(f.GetHandshakeNs()), seconds(f.GetConnectNs()), seconds(f.GetRttNs())},
-		wireJSON: wireJSON{f.GetWaypoint(), f.GetRetransmits(), toSecured(f.GetSecured()), toRequest(f.GetRequest())}, Transport: f.GetTransport(), Packets: f.GetPackets(), Protocol: f.GetProtocol(), Detail: f.GetDetail(),
+		wireJSON: wireJSON{f.GetWaypoint(), f.GetRetransmits(), toSecured(f.GetSecured()), toRequest(f.GetRequest()), f.GetTransport()}, Packets: f.GetPackets(), Protocol: f.GetProtocol(), Detail: f.GetDetail(),
 	}
 }
 
@@ -240,8 +241,16 @@ func certificateText(s *meshpb.FlowSecured) string {
 	return s.GetPeerSerial() + " until " + time.Unix(0, s.GetPeerNotAfterNs()).Format("2006-01-02 15:04")
 }
 
-// reasonText is the reason, and the policy and rule that decided.
+// reasonText is the reason, the policy and rule that decided, and those that audit.
 func reasonText(f *meshpb.Flow) string {
+	text := decidedText(f)
+	if audited := f.GetAudited(); len(audited) > 0 {
+		text += ", audited by " + strings.Join(audited, ", ")
+	}
+	return text
+}
+
+func decidedText(f *meshpb.Flow) string {
 	if f.GetPolicy() == "" {
 		return f.GetReason()
 	}

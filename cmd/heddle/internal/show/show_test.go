@@ -2,6 +2,7 @@ package show
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -166,6 +167,26 @@ func TestFlowSecured(t *testing.T) {
 	f.Secured = nil
 	if got := text(f, true); strings.Contains(got, "secured") {
 		t.Error(got)
+	}
+}
+
+// TestFlowAudited: the AUDIT policies that matched are told, beside what decided.
+func TestFlowAudited(t *testing.T) {
+	rule := int32(1)
+	f := &meshpb.Flow{Verdict: "deny", Reason: "PolicyDeny", Policy: "shop/nobody", Rule: &rule, Audited: []string{"shop/all", "shop/web"}}
+	if got := reasonText(f); got != "PolicyDeny shop/nobody[1], audited by shop/all, shop/web" {
+		t.Error(got)
+	}
+	text, err := json.Marshal(ToJSON(f))
+	if err != nil || !strings.Contains(string(text), `"rule":1,"audited":["shop/all","shop/web"],`) {
+		t.Errorf("%s, %v", text, err)
+	}
+	f.Audited = nil
+	if got := reasonText(f); got != "PolicyDeny shop/nobody[1]" {
+		t.Error(got)
+	}
+	if text, err := json.Marshal(ToJSON(f)); err != nil || strings.Contains(string(text), "audited") {
+		t.Errorf("%s, %v", text, err)
 	}
 }
 
