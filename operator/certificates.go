@@ -18,7 +18,6 @@ import (
 	"github.com/heddle-mesh/heddle/internal/fips"
 	"github.com/heddle-mesh/heddle/internal/identity"
 	"github.com/heddle-mesh/heddle/internal/identity/jointoken"
-	"github.com/heddle-mesh/heddle/internal/identity/nodeauth"
 	"github.com/heddle-mesh/heddle/internal/identity/trustfeed"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/operator/federation"
@@ -66,7 +65,7 @@ func (p *parts) openTrust(kept federation.Store, store *mesh.Store) (err error) 
 	if err := p.openFederation(kept, store.Snapshot); err != nil {
 		return err
 	}
-	p.trust.Server, err = trustfeed.NewServer(trustfeed.ServerConfig{Authenticate: nodeauth.PeerNode, Authority: p.said, Federation: p.federation.Said,
+	p.trust.Server, err = trustfeed.NewServer(trustfeed.ServerConfig{Authenticate: p.trust.callers.Node, Authority: p.said, Federation: p.federation.Said,
 		TellGated: p.cfg.UDPByIdentity, Logger: p.cfg.Logger})
 	if err != nil {
 		return err
@@ -92,7 +91,7 @@ func nodesOfReports(reports []trustfeed.Report) map[string]rotation.Node {
 
 // folderFleet is everybody whom a rotation waits for: the nodes whose agents were
 // connected since the start, those that have workloads and joined, and those that
-// joined lately.
+// joined lately; nobody whose identity is revoked, who is told nothing.
 func (p *parts) folderFleet(view *mesh.View) rotation.Fleet {
 	nodes := nodesOfReports(p.trust.Reports())
 	for _, n := range p.discovery.Nodes() {
@@ -112,6 +111,7 @@ func (p *parts) folderFleet(view *mesh.View) rotation.Fleet {
 			nodes[r.Node] = rotation.Node{Name: r.Node}
 		}
 	}
+	maps.DeleteFunc(nodes, func(name string, _ rotation.Node) bool { return p.trust.callers.Revoked(name) })
 	return rotation.Fleet{Nodes: slices.Collect(maps.Values(nodes)), Overlap: p.overlap(), Waypoints: p.waypointsLearn(view, joinedLearn)}
 }
 
@@ -134,7 +134,7 @@ func (p *parts) waypointsLearn(view *mesh.View, learn time.Duration) time.Durati
 
 // fleet is everybody whom a rotation waits for: the other replicas, the nodes that
 // have an agent's pod, and those whose agents are or were connected and that are
-// there still.
+// there still; nobody whose identity is revoked, who is told nothing.
 func (a *peers) fleet(ctx context.Context) rotation.Fleet {
 	k := a.parts.cfg.Kubernetes
 	nodes := nodesOfReports(a.parts.trust.Reports())
@@ -159,7 +159,7 @@ func (a *peers) fleet(ctx context.Context) rotation.Fleet {
 		}
 	}
 	for name, n := range nodes {
-		if a.parts.source.HasNode(name) {
+		if a.parts.source.HasNode(name) && !a.parts.trust.callers.Revoked(name) {
 			f.Nodes = append(f.Nodes, n)
 		}
 	}

@@ -27,6 +27,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/identity/nodeauth"
 	"github.com/heddle-mesh/heddle/internal/identity/trustfeed"
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/operator/callers"
 	"github.com/heddle-mesh/heddle/operator/federation"
 	"github.com/heddle-mesh/heddle/operator/gated"
 	"github.com/heddle-mesh/heddle/operator/issuing"
@@ -143,10 +144,12 @@ type parts struct {
 	authority *rotation.Live
 	rotator   *rotation.Rotator
 	spire     *spire.Follower // nil of an authority of its own
-	// trust is told what agents hold; gates, nil without UDP, is what it hears of gates.
+	// trust is told what agents hold; gates, nil without UDP, is what it hears of gates, and
+	// callers is who is believed, here and by discovery.
 	trust struct {
 		*trustfeed.Server
-		gates *gated.Ledger
+		gates   *gated.Ledger
+		callers *callers.Callers
 	}
 	federation *federation.Follower
 	key        ed25519.PrivateKey
@@ -284,7 +287,8 @@ func (p *parts) open(ctx context.Context, first publish.Loaded) error {
 // openDiscovery makes the server of the configuration, for agents, and waypoints as these
 // prove who they are.
 func (p *parts) openDiscovery(store *mesh.Store, pods subscriber.Pods, meant func(mesh.Key) bool, tokens subscriber.Tokens) error {
-	who, err := subscriber.New(subscriber.Config{TrustDomain: p.authority.TrustDomain(), View: func() subscriber.View { return store.View() }, Pods: pods, Meant: meant, Tokens: tokens, Logger: p.cfg.Logger})
+	p.trust.callers = callers.New(p.authority.TrustDomain(), store.Snapshot)
+	who, err := subscriber.New(subscriber.Config{Node: p.trust.callers.Node, View: func() subscriber.View { return store.View() }, Pods: pods, Meant: meant, Tokens: tokens, Logger: p.cfg.Logger})
 	if err != nil {
 		return err
 	}
@@ -318,6 +322,7 @@ func (p *parts) serveAgents(ctx context.Context, listener net.Listener) error {
 	healthy := health.NewServer()
 	grpc_health_v1.RegisterHealthServer(server, healthy)
 	var g errgroup.Group
+	g.Go(func() error { return p.trust.callers.Run(ctx) })
 	served := make(chan struct{})
 	g.Go(func() error {
 		defer close(served)

@@ -185,6 +185,8 @@ func TestEveryKindHasAStatus(t *testing.T) {
 // more says so in its status, and stays in force: it lets nobody in there.
 func TestPoliciesThatNoWaypointSees(t *testing.T) {
 	s := newCluster(t)
+	const gatewayGroup = "gateway.networking.k8s.io/v1"
+	s.Serve(gatewayGroup, "gatewayclasses", "gateways", "httproutes", "grpcroutes", "tlsroutes", "tcproutes", "referencegrants")
 	service := func(name string, labels object) {
 		s.Put(t, core+"/namespaces/shop/services", object{"apiVersion": "v1", "kind": "Service", "metadata": meta("shop", name, labels),
 			"spec": object{"clusterIP": map[string]any{"api": "10.96.0.7", "web": "10.96.0.8"}[name], "selector": object{"app": name}, "ports": []any{object{"name": "http", "port": 80, "targetPort": map[string]any{"api": 8080, "web": mesh.WaypointPort}[name]}}}})
@@ -218,6 +220,18 @@ func TestPoliciesThatNoWaypointSees(t *testing.T) {
 	says("False Invalid: spec.rules[0].to[0]: is about requests to workload shop/api, and no waypoint sees these: what it names is refused there", "True Live: on all of 1 nodes")
 	service("api", object{v1alpha1.LabelWaypoint: "web"})
 	says("True Accepted: in use", nobodyThere)
+	// A route that has connections passed on as they are, with the requests in them.
+	for resource, spec := range map[string]object{"tcproutes": {"kind": "TCPRoute"}, "tlsroutes": {"kind": "TLSRoute", "hostnames": []any{"api.example.com"}}} {
+		kind := spec["kind"]
+		delete(spec, "kind")
+		spec["parentRefs"] = []any{object{"group": "", "kind": "Service", "name": "api", "port": 80}}
+		spec["rules"] = []any{object{"backendRefs": []any{object{"name": "api", "port": 80}}}}
+		routes := "/apis/" + gatewayGroup + "/namespaces/shop/" + resource
+		s.Put(t, routes, object{"apiVersion": gatewayGroup, "kind": kind, "metadata": meta("shop", "api", nil), "spec": spec})
+		says("False Invalid: spec.rules[0].to[0]: is about requests to workload shop/api, and no waypoint sees these: what it names is refused there", nobodyThere)
+		s.Delete(routes, "api")
+		says("True Accepted: in use", nobodyThere)
+	}
 }
 
 func mustIdentity(t *testing.T, account string) spiffeid.ID {

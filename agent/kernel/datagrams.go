@@ -298,6 +298,7 @@ func passed(view *mesh.View, own *mesh.Workload, c, since bpf.Conversation) flow
 		}
 	}
 	var decision mesh.Decision
+	outside := false
 	if c.Direction == bpf.Inbound {
 		r.Direction, r.Source, r.Destination = flow.DirectionInbound, other, mine
 		r.BytesSent, r.BytesReceived = since.In.Bytes, since.Out.Bytes
@@ -305,14 +306,16 @@ func passed(view *mesh.View, own *mesh.Workload, c, since bpf.Conversation) flow
 	} else {
 		r.Source, r.Destination = mine, other
 		r.BytesSent, r.BytesReceived = since.Out.Bytes, since.In.Bytes
-		decision, r.Service, _ = datagram.AuthorizeTo(view, own, c.Remote)
+		if outside = !ok && datagram.IsOutside(view, c.Remote.Addr()); !outside { // no policy has a say there
+			decision, r.Service, _ = datagram.AuthorizeTo(view, own, c.Remote)
+		}
 	}
 	// The gate let it pass, by what it was told: policy may have changed since.
 	r.Verdict, r.Reason, r.Rule = mesh.VerdictAllow, mesh.ReasonPolicyAllow, -1
-	if !ok && c.Direction == bpf.Outbound && datagram.IsOutside(view, c.Remote.Addr()) {
+	if outside {
 		r.Reason = mesh.ReasonEgressAllowed
 	}
-	if decision.Verdict != mesh.VerdictDeny {
+	if !outside && decision.Verdict != mesh.VerdictDeny {
 		r.Verdict, r.Policy, r.Rule, r.Audited = decision.Verdict, decision.Policy, decision.Rule, flow.NamesOf(decision.Audited)
 	}
 	return r

@@ -8,6 +8,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/api/v1alpha1"
 	"github.com/heddle-mesh/heddle/internal/kube/folder"
+	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
 // Sourced is an object and where it was read.
@@ -38,6 +39,9 @@ type Objects struct {
 	Pods   []*Pod
 	Slices []*EndpointSlice
 	Zones  map[string]string
+	// Relayed are the ports, sorted, of services at which TLSRoutes and TCPRoutes have
+	// connections passed on as they are, for all clients: routes.Relayed. No request is seen there.
+	Relayed map[mesh.Key][]uint16
 	// Digest is a hash of what was read, in hexadecimal: equal folders have
 	// equal ones. Empty unless the objects came from a folder.
 	Digest string

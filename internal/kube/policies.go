@@ -54,6 +54,6 @@ func (c *compiler) seeRequests() {
 			}
 		}
 		selected := slices.DeleteFunc(slices.Clone(c.members[p.Namespace]), func(w *mesh.Workload) bool { return !p.Selects(w.Namespace, w.Labels) })
-		policies.Unseen(policies.Subject{Subject: c.subject("AuthorizationPolicy", ap.Value, ap.Origin).Subject, Found: &c.found}, ap.Value, selected, byNamespace[p.Namespace])
+		policies.Unseen(policies.Subject{Subject: c.subject("AuthorizationPolicy", ap.Value, ap.Origin).Subject, Found: &c.found}, ap.Value, selected, byNamespace[p.Namespace], c.objs.Relayed)
 	}
 }

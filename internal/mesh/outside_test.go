@@ -118,11 +118,28 @@ func TestMoreInsideThanAGateHolds(t *testing.T) {
 		w.Name, w.Node = fmt.Sprintf("w%d", i), "n1"
 		all = append(all, w)
 	}
-	few := mustView(t, s, slices.Clone(all[:10]), nil, nil)
-	if rules := datagram.Rules(few, "n1"); len(rules) != 10 {
-		t.Errorf("%d workloads have rules", len(rules))
+	// Each address is inside once more, translated.
+	fits := func(n int) bool {
+		return len(datagram.Inside(mustView(t, s, slices.Clone(all[:n]), nil, nil))) <= datagram.MaxInside
 	}
-	if rules := datagram.Rules(mustView(t, s, all, nil, nil), "n1"); len(rules) != 0 {
-		t.Errorf("%d workloads have rules", len(rules))
+	most := 1
+	for fits(2 * most) {
+		most *= 2
+	}
+	for step := most / 2; step > 0; step /= 2 {
+		if fits(most + step) {
+			most += step
+		}
+	}
+	to := netip.MustParseAddrPort("192.0.2.7:443")
+	for n, want := range map[int]mesh.Reason{10: mesh.ReasonEgressAllowed, most: mesh.ReasonEgressAllowed, most + 1: mesh.ReasonKernelUDP, len(all): mesh.ReasonKernelUDP} {
+		v := mustView(t, s, slices.Clone(all[:n]), nil, nil)
+		out := map[bool]int{true: n}[want == mesh.ReasonEgressAllowed]
+		if rules := datagram.Rules(v, "n1"); len(rules) != out {
+			t.Errorf("of %d workloads, %d have rules, want %d", n, len(rules), out)
+		}
+		if d, _, _ := datagram.AuthorizeTo(v, v.OnNode("n1")[0], to); d.Reason != want {
+			t.Errorf("with %d workloads: %v, want %v", n, d.Reason, want)
+		}
 	}
 }

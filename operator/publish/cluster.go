@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -267,6 +268,10 @@ func (c *Cluster) compileChanges(now *Outcome) *Outcome {
 	if now.Snapshot == nil || now.Err != nil {
 		return nil
 	}
+	// Policies of any namespace may be about what is seen at these.
+	if !maps.EqualFunc(now.Objects.Relayed, c.routing.Relayed(), slices.Equal) {
+		return nil
+	}
 	changes, epoch, mark, ok := c.cfg.Source.Since(c.mark)
 	if !ok {
 		return nil
@@ -294,7 +299,7 @@ func (c *Cluster) compileChanges(now *Outcome) *Outcome {
 func (c *Cluster) compileAll(now *Outcome) (*Outcome, error) {
 	objs, epoch := c.cfg.Source.Objects()
 	c.mark = objs.Mark
-	objs.UDPByIdentity = c.cfg.UDPByIdentity
+	objs.UDPByIdentity, objs.Relayed = c.cfg.UDPByIdentity, c.routing.Relayed()
 	small := *objs
 	small.Pods, small.Services, small.Slices = nil, nil, nil
 	next := &Outcome{Snapshot: now.Snapshot, Published: now.Published, Checked: now.Checked, Objects: &small}

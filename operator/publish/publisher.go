@@ -41,6 +41,7 @@ func Load(dir string, udpByIdentity bool) Loaded {
 		return Loaded{err: refusal{err, problem.Unreadable.String()}}
 	}
 	objs.UDPByIdentity = udpByIdentity
+	routed.Relay(objs)
 	compiled, err := kube.Compile(objs)
 	if err != nil {
 		return Loaded{err: err}

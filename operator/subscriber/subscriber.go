@@ -20,13 +20,11 @@ import (
 	"sync"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc/metadata"
 
 	"github.com/heddle-mesh/heddle/api/v1alpha1"
 	"github.com/heddle-mesh/heddle/internal/discovery"
 	"github.com/heddle-mesh/heddle/internal/identity/jointoken"
-	"github.com/heddle-mesh/heddle/internal/identity/nodeauth"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/operator/issuing"
 	"github.com/heddle-mesh/heddle/operator/tokenreview"
@@ -62,8 +60,8 @@ type Tokens interface {
 
 // Config says how waypoints prove who they are: one of Pods and Tokens is set.
 type Config struct {
-	// TrustDomain is the nodes'.
-	TrustDomain spiffeid.TrustDomain
+	// Node returns the name of the node that calls, by its SVID.
+	Node func(context.Context) (string, error)
 	// View returns the mesh as it is now, never nil.
 	View   func() View
 	Pods   Pods
@@ -95,8 +93,8 @@ const maxStreams = 8
 
 // New checks the configuration.
 func New(cfg Config) (*Authenticator, error) {
-	if cfg.TrustDomain.IsZero() || cfg.View == nil || cfg.Logger == nil || (cfg.Pods == nil) == (cfg.Tokens == nil) || (cfg.Pods == nil) != (cfg.Meant == nil) {
-		return nil, errors.New("new authenticator: TrustDomain, View, Logger, and one of Pods, with Meant, and Tokens are needed")
+	if cfg.Node == nil || cfg.View == nil || cfg.Logger == nil || (cfg.Pods == nil) == (cfg.Tokens == nil) || (cfg.Pods == nil) != (cfg.Meant == nil) {
+		return nil, errors.New("new authenticator: Node, View, Logger, and one of Pods, with Meant, and Tokens are needed")
 	}
 	a := &Authenticator{cfg: cfg, rarely: issuing.LimitByAddress(tryRate, tryBurst)}
 	a.streams.of = map[follower]int{}
@@ -109,7 +107,7 @@ func (a *Authenticator) Caller(ctx context.Context) (discovery.Caller, error) {
 	md, _ := metadata.FromIncomingContext(ctx)
 	claimed := md.Get(discovery.WaypointHeader)
 	if len(claimed) == 0 {
-		node, err := nodeauth.PeerNodeOf(ctx, a.cfg.TrustDomain)
+		node, err := a.cfg.Node(ctx)
 		if err == nil {
 			err = a.enter(ctx, follower{node: node})
 		}

@@ -57,6 +57,7 @@ func (f *Feed) Load() error {
 	if objs.Digest == f.digest {
 		return nil
 	}
+	folderroutes.Relay(objs)
 	compiled, err := kube.Compile(objs)
 	if err != nil {
 		return err

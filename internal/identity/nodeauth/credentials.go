@@ -138,6 +138,7 @@ type PeerInfo struct {
 	credentials.TLSInfo
 	peer     spiffeid.ID // zero: the other end presented nothing
 	notAfter time.Time
+	end      func() error // closes the connection; nil where peer is zero
 }
 
 // Peer returns the other end's identity; zero when it presented none.
@@ -190,7 +191,9 @@ func describe(conn net.Conn, info credentials.AuthInfo, err error) (net.Conn, cr
 		return nil, nil, errors.Join(err, conn.Close())
 	}
 	p.notAfter = leaf.NotAfter
-	return endAt(conn, leaf.NotAfter), p, nil
+	ending := endAt(conn, leaf.NotAfter)
+	p.end = ending.Close
+	return ending, p, nil
 }
 
 // endingConn is closed when its time has come.

@@ -85,6 +85,17 @@ func PeerNodeOf(ctx context.Context, td spiffeid.TrustDomain) (string, error) {
 	return name, nil
 }
 
+// EndPeer closes the connection of whoever called, where that presented an SVID, and with it
+// all that goes on over it. It may be called more than once, and waits for some seconds at most for the other
+// end to take the end of TLS.
+func EndPeer(ctx context.Context) {
+	if p, ok := peer.FromContext(ctx); ok {
+		if info, ok := p.AuthInfo.(PeerInfo); ok && info.end != nil {
+			_ = info.end() // the reader and the writer see the error
+		}
+	}
+}
+
 func peerNode(ctx context.Context) (PeerInfo, error) {
 	p, ok := peer.FromContext(ctx)
 	if !ok {

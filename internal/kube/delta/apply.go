@@ -266,7 +266,7 @@ func (a *concern) subset() (*kube.Objects, bool) {
 			pods[key], spaces[key.Namespace] = p, true
 		}
 	}
-	objs := &kube.Objects{Meshes: a.objects.Meshes, Zones: a.objects.Zones, UDPByIdentity: a.objects.UDPByIdentity}
+	objs := &kube.Objects{Meshes: a.objects.Meshes, Zones: a.objects.Zones, UDPByIdentity: a.objects.UDPByIdentity, Relayed: a.objects.Relayed}
 	for key, s := range a.services {
 		if s == nil {
 			continue

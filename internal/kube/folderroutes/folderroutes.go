@@ -47,6 +47,13 @@ func Compile(objs *kube.Objects) (compiled *routes.Compiled, warnings []*problem
 // Origins are where the routes of a folder are written.
 type Origins map[route.ID]problem.Origin
 
+// Relay notes in the objects of a folder which ports its routes have connections passed on
+// at, for kube.Compile. It is to be called before that.
+func Relay(objs *kube.Objects) {
+	in, _ := Objects(objs)
+	objs.Relayed = routes.Relayed(routes.Compile(in, nil).Routes)
+}
+
 // Objects returns what package routes compiles of a folder, and where each route of it is written.
 func Objects(objs *kube.Objects) (in *routes.Objects, origins Origins) {
 	origins = Origins{}

@@ -80,11 +80,12 @@ func (s Subject) atMost(field string, n, most int) {
 
 // Unseen reports where requests that a policy names would be seen by no waypoint: workloads
 // that it selects, and ports of them, to which no service leads that is behind one, or none
-// over HTTP. Services are those of its namespace. Waypoints' own workloads are left out, as
+// over HTTP. Services are those of its namespace; relayed are the ports of services that are
+// routed as connections (kube.Objects.Relayed). Waypoints' own workloads are left out, as
 // who uses a waypoint is judged by the policies of the workloads behind it.
 //
 // The policy is told all the same: of what its requests are about, nobody is let in there.
-func Unseen(s Subject, ap *v1alpha1.AuthorizationPolicy, selected []*mesh.Workload, services []*mesh.Service) {
+func Unseen(s Subject, ap *v1alpha1.AuthorizationPolicy, selected []*mesh.Workload, services []*mesh.Service, relayed map[mesh.Key][]uint16) {
 	come := "what it names is refused there"
 	if ap.Spec.Action == v1alpha1.ActionAudit {
 		come = "all that it could name is audited there"
@@ -93,7 +94,7 @@ func Unseen(s Subject, ap *v1alpha1.AuthorizationPolicy, selected []*mesh.Worklo
 		if !w.Enrolled || slices.ContainsFunc(services, func(front *mesh.Service) bool { return front.Owns(w.Key) && isWaypoint(front, services) }) {
 			continue
 		}
-		seen := seenPorts(w, services)
+		seen := seenPorts(w, services, relayed)
 		for i := range ap.Spec.Rules {
 			for j := range ap.Spec.Rules[i].To {
 				if !s.seen(fmt.Sprintf("spec.rules[%d].to[%d]", i, j), &ap.Spec.Rules[i].To[j], w, seen, come) {
@@ -109,14 +110,14 @@ func isWaypoint(front *mesh.Service, services []*mesh.Service) bool {
 }
 
 // seenPorts are the ports of a workload at which a waypoint sees requests.
-func seenPorts(w *mesh.Workload, services []*mesh.Service) (ports []uint16) {
+func seenPorts(w *mesh.Workload, services []*mesh.Service, relayed map[mesh.Key][]uint16) (ports []uint16) {
 	for _, s := range services {
 		if !s.HasWaypoint() || !s.Owns(w.Key) {
 			continue
 		}
 		one := *s
 		for i := range s.Ports {
-			if said, _ := spoken.Port(s.Ports[i].Name, s.Ports[i].AppProtocol); said == spoken.Opaque {
+			if said, _ := spoken.Port(s.Ports[i].Name, s.Ports[i].AppProtocol); said == spoken.Opaque || slices.Contains(relayed[s.Key], s.Ports[i].Port) {
 				continue
 			}
 			one.Ports = s.Ports[i : i+1]
@@ -129,7 +130,7 @@ func seenPorts(w *mesh.Workload, services []*mesh.Service) (ports []uint16) {
 // seen reports a destination whose requests no waypoint sees at a workload, and what will come
 // of that.
 func (s Subject) seen(at string, to *v1alpha1.Destination, w *mesh.Workload, seen []uint16, come string) bool {
-	const remedy = "put the Service behind a waypoint (the label heddle.dev/waypoint), with a port that is HTTP, or narrow the selector or the ports"
+	const remedy = "put the Service behind a waypoint (the label heddle.dev/waypoint), with a port that is HTTP and of no TLSRoute or TCPRoute, or narrow the selector or the ports"
 	if !ofRequests(to) || isUDP(to) {
 		return true
 	}

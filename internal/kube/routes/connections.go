@@ -9,6 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
+	"github.com/heddle-mesh/heddle/internal/mesh/keyed"
 	"github.com/heddle-mesh/heddle/internal/mesh/route"
 )
 
@@ -68,6 +69,25 @@ func checkConnections(s *source) *fault {
 		}
 	}
 	return nil
+}
+
+// Relayed returns the ports of services, sorted, at which routes in force have connections
+// passed on as they are, for all clients: those of another namespace than the service are for
+// clients of that namespace alone.
+func Relayed(all []route.Route) map[keyed.Key][]uint16 {
+	ports := map[keyed.Key][]uint16{}
+	for i := range all {
+		for _, p := range all[i].Parents {
+			if !all[i].Kind.Requests() && all[i].Namespace == p.Service.Namespace {
+				ports[p.Service] = append(ports[p.Service], p.Port)
+			}
+		}
+	}
+	for service, some := range ports {
+		slices.Sort(some)
+		ports[service] = slices.Compact(some)
+	}
+	return ports
 }
 
 // serverNames returns the names that checkConnections has nothing against, each once.

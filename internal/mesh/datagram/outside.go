@@ -127,7 +127,7 @@ func IsOutside(v *mesh.View, addr netip.Addr) bool {
 }
 
 // authorizeOutside decides about what a workload opens with an address that is nobody's in
-// the mesh.
+// the mesh. It counts what is inside where all else lets the workload out.
 func authorizeOutside(v *mesh.View, source *mesh.Workload, to netip.AddrPort) mesh.Decision {
 	switch e := egressOf(v.Settings(), source.Namespace); {
 	case !source.Enrolled || !IsOutside(v, to.Addr()) || ClosedPort(to.Port()):
@@ -136,14 +136,34 @@ func authorizeOutside(v *mesh.View, source *mesh.Workload, to netip.AddrPort) me
 		return refused(mesh.ReasonIdentityRevoked)
 	case !e.Allow || len(e.Ports) > 0 && !slices.Contains(e.Ports, to.Port()):
 		return refused(mesh.ReasonEgressDenied)
+	case !InsideFits(v):
+		return refused(mesh.ReasonKernelUDP)
 	}
 	return mesh.Decision{Verdict: mesh.VerdictAllow, Reason: mesh.ReasonEgressAllowed, Rule: -1}
 }
 
-// outsideFits reports whether something may leave the mesh: not where there is more inside
-// than a gate holds.
-func outsideFits(v *mesh.View) bool {
-	return LeavesMesh(v.Settings()) && len(Inside(v)) <= MaxInside
+// outsideFits reports whether something may leave the mesh.
+func outsideFits(v *mesh.View) bool { return LeavesMesh(v.Settings()) && InsideFits(v) }
+
+// InsideFits reports whether a gate has room for all that is inside, MaxInside blocks: where
+// it has not, nothing leaves the mesh. It costs a look at every address of the mesh, and a sort
+// of those beyond its ranges where they are many.
+func InsideFits(v *mesh.View) bool {
+	n := len(special) + len(v.Settings().ClusterRanges)
+	count := func(addrs []netip.Addr) {
+		for _, addr := range addrs {
+			if !v.InCluster(addr) {
+				n++
+			}
+		}
+	}
+	for _, w := range v.Workloads() {
+		count(w.Addresses)
+	}
+	for _, s := range v.Services() {
+		count(s.Addresses)
+	}
+	return 2*n <= MaxInside || len(Inside(v)) <= MaxInside // each may be there translated, too
 }
 
 // outside adds what a workload may open with whoever is not in the mesh.

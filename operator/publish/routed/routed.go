@@ -13,6 +13,7 @@ import (
 	"github.com/heddle-mesh/heddle/internal/kube"
 	"github.com/heddle-mesh/heddle/internal/kube/folderroutes"
 	"github.com/heddle-mesh/heddle/internal/kube/routes"
+	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/internal/mesh/route"
 )
 
@@ -91,6 +92,17 @@ func reasons(all []route.Route, told *discovery.Routes, untold []error) map[rout
 // Compiled returns what was compiled last; nil where there are no routes, or before the
 // first Refresh.
 func (r *Routing) Compiled() *Compiled { return r.compiled }
+
+// Relayed are the ports at which connections are passed on as they are, see kube.Objects.
+func (r *Routing) Relayed() map[mesh.Key][]uint16 {
+	if r.compiled == nil {
+		return nil
+	}
+	return routes.Relayed(r.compiled.Routes)
+}
+
+// Relay notes those of a folder in its objects, before they are compiled.
+func Relay(objs *kube.Objects) { folderroutes.Relay(objs) }
 
 // Changed returns a channel that is closed when a Refresh would compile; nil before the first.
 func (r *Routing) Changed() <-chan struct{} { return r.changed }

@@ -24,6 +24,8 @@ func (m *Model) datagramsOutside(src *mesh.Workload, to netip.AddrPort) string {
 		note += fmt.Sprintf("; spec.egress.udp of the Mesh does not let namespace %s out to this port", src.Namespace)
 	case d.Reason == mesh.ReasonKernelUDP && !datagram.IsOutside(m.View, to.Addr()):
 		note += fmt.Sprintf("; no datagram leaves to %v, which is loopback, link-local, a group's or reserved", to.Addr())
+	case d.Reason == mesh.ReasonKernelUDP && !datagram.ClosedPort(to.Port()):
+		note += fmt.Sprintf("; more addresses of the mesh lie outside of spec.clusterRanges of the Mesh than the %d blocks that gates have room for, and nothing leaves it: extend that", datagram.MaxInside)
 	case d.Reason == mesh.ReasonKernelUDP:
 		note += "; this port stays closed"
 	}

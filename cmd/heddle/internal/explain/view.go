@@ -46,7 +46,9 @@ func (w Written) Model() (*Model, error) {
 	if w.Cluster {
 		compile = kube.CompileEach
 	}
-	compiled, err := compile(w.Objects)
+	objects, routes := *w.Objects, routed.Of(w.Objects, w.Routing)
+	routed.Relay(&objects, routes)
+	compiled, err := compile(&objects)
 	if !w.Cluster {
 		err = w.Unfit.Beyond(err)
 	}
@@ -56,9 +58,9 @@ func (w Written) Model() (*Model, error) {
 	if w.Cluster {
 		compiled.Refused = w.Unfit.Among(compiled.Refused)
 	}
-	m, err := modelOf(w.Objects, compiled)
+	m, err := modelOf(&objects, compiled)
 	if err == nil {
-		m.routes = routed.Of(w.Objects, w.Routing)
+		m.routes = routes
 	}
 	return m, err
 }

@@ -66,6 +66,7 @@ Exit status 1 when there are any problems, 5 when there is nothing to read.`,
 // compileAll compiles what connections and what requests are decided by. The error has what
 // is wrong with either; routes is how many are in force.
 func compileAll(objects *kube.Objects) (compiled *kube.Compiled, routes int, err error) {
+	folderroutes.Relay(objects)
 	compiled, err = kube.Compile(objects)
 	if err == nil {
 		_, err = compiled.View("validate")

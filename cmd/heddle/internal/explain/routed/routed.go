@@ -39,6 +39,9 @@ func Of(folder *kube.Objects, in *Objects) []route.Route {
 	return routes.Compile(in, nil).Routes
 }
 
+// Relay notes in objects at which ports routes have connections passed on as they are.
+func Relay(objects *kube.Objects, all []route.Route) { objects.Relayed = routes.Relayed(all) }
+
 // readBound bounds how long a cluster's objects are read.
 const readBound = time.Minute
 
