@@ -316,7 +316,7 @@ func (x *Exchange) Reply(dst []byte, status int, reason string, fields []Field, 
 func (x *Exchange) reply(dst []byte, status int, fields []Field, body []byte) []byte {
 	x.now.answered, x.now.responseDone, x.now.reusable = true, true, false
 	x.now.closing = x.now.closing || !x.now.begun // what has come of a head is not waited for
-	x.responses.restart() // what the backend has begun to say is nobody's
+	x.responses.restart()                         // what the backend has begun to say is nobody's
 	x.responses.Ask(nil)
 	dst = appendStatus(dst, status, http.StatusText(status))
 	for _, f := range fields {
