@@ -76,14 +76,14 @@ func (s *subject) enforcers(v *mesh.View, connected map[string]Node) map[string]
 		return names
 	}
 	for waypoint := range s.waypoints(v) {
-		before := len(names)
+		before, own := len(names), waypoint.String()
 		for name := range connected {
-			if strings.HasPrefix(name, waypoint.String()+"/") {
+			if strings.HasPrefix(name, own+"/") {
 				names[name] = true
 			}
 		}
 		if len(names) == before {
-			names[waypoint.String()] = true
+			names[own] = true
 		}
 	}
 	return names
@@ -288,6 +288,9 @@ func sentence(p *kube.Problem) string {
 	return alone.Error()
 }
 
+// ofWaypoint reports whether a name of enforcers is a waypoint's, or of a pod of one: a node's has no slash.
+func ofWaypoint(name string) bool { return strings.Contains(name, "/") }
+
 // live says on which of the nodes and pods of waypoints that need an object its generation is
 // applied: to every pod of a node, as agents do not say which are amiss.
 func (r *Reporter) live(o *objectReport, wanted map[string]bool, nodes map[string]Node, outcome *publish.Outcome) (metav1.Condition, v1alpha1.NodeCount) {
@@ -297,17 +300,23 @@ func (r *Reporter) live(o *objectReport, wanted map[string]bool, nodes map[strin
 		r.since[o.generation()] = since
 	}
 	revision := outcome.Snapshot.View().Revision()
-	behind := func(n Node) bool { return n.Revision != revision && (n.Epoch == 0 || n.Epoch < since) }
 	var missing, why []string
-	for _, name := range slices.Sorted(maps.Keys(wanted)) {
+	places := fmt.Sprintf("%d nodes", len(wanted))
+	names := slices.Sorted(maps.Keys(wanted))
+	if slices.ContainsFunc(names, ofWaypoint) {
+		places += " and pods of waypoints"
+	}
+	for _, name := range names {
 		n, ok := nodes[name]
+		said := name
+		if ofWaypoint(name) {
+			said = "waypoint pod " + name
+		}
 		switch {
 		case !ok && strings.Count(name, "/") == 1:
 			missing, why = append(missing, name), append(why, fmt.Sprintf("waypoint %s (none of its pods is connected)", name))
-		case strings.Contains(name, "/") && behind(nodes[name]):
-			missing, why = append(missing, name), append(why, "waypoint pod "+name)
-		case !ok || behind(n):
-			missing, why = append(missing, name), append(why, name)
+		case !ok || n.Revision != revision && (n.Epoch == 0 || n.Epoch < since):
+			missing, why = append(missing, name), append(why, said)
 		case n.Amiss > 0:
 			missing, why = append(missing, name), append(why, fmt.Sprintf("%s (%d of its pods not as they should be: `heddle check` there says why)", name, n.Amiss))
 		}
@@ -315,10 +324,6 @@ func (r *Reporter) live(o *objectReport, wanted map[string]bool, nodes map[strin
 	count := v1alpha1.NodeCount{Live: int32(len(wanted) - len(missing)), Wanted: int32(len(wanted))}
 	count.Summary = fmt.Sprintf("%d/%d", count.Live, count.Wanted)
 	o.pending = missing[:min(len(missing), maxNamed)]
-	places := fmt.Sprintf("%d nodes", len(wanted))
-	if slices.ContainsFunc(slices.Collect(maps.Keys(wanted)), func(name string) bool { return strings.Contains(name, "/") }) {
-		places += " and pods of waypoints"
-	}
 	c := metav1.Condition{Type: v1alpha1.ConditionLive, Status: metav1.ConditionTrue, Reason: v1alpha1.ReasonLive,
 		Message: "on all of " + places}
 	switch {
