@@ -11,6 +11,9 @@ GOTESTSUM := go tool gotestsum --format pkgname-and-test-fails --hide-summary=sk
 # compiled: `make check` does that once, for all.
 GOTESTSUM_AGAIN = scripts/again "$(1)" -vet=off
 export CGO_ENABLED ?= 0
+# The standard library is part of the programs: they are built with the one whose mends are known, whatever Go is
+# installed. The Go module proxy has it.
+export GOTOOLCHAIN := $(shell sed -n 's/^toolchain //p' go.mod)
 # One form of each compiled package for the programs, the tests and the analysers.
 export GOFLAGS := $(filter-out -trimpath,$(GOFLAGS)) -trimpath
 
