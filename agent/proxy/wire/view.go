@@ -102,19 +102,31 @@ func (j *Judge) allowed(view *mesh.View, r *flow.Record, probe bool) (why mesh.R
 	}
 }
 
-// staysOutside judges a connection that left the mesh in plaintext, as Route would a new one.
+// staysOutside judges a connection that left the mesh in plaintext, as Route would a new one. But
+// where the destination is enrolled since, it is one from before, which the gate there bounds.
 func staysOutside(view *mesh.View, r *flow.Record) (why mesh.Reason, ok bool) {
 	src, known := view.Workload(r.Source.Workload)
 	if !known { // what its namespace may holds for it until it is gone
 		src = &mesh.Workload{Key: r.Source.Workload}
 	}
-	switch view.Egress(src) {
-	case mesh.ReasonEgressAllowed:
-		return mesh.ReasonUnknown, true
-	case mesh.ReasonIdentityRevoked:
-		return mesh.ReasonIdentityRevoked, false
+	switch why := view.Egress(src); {
+	case why == mesh.ReasonIdentityRevoked:
+		return why, false
+	case why != mesh.ReasonEgressAllowed, claimed(view, r.Destination):
+		return mesh.ReasonPolicyChanged, false
 	}
-	return mesh.ReasonPolicyChanged, false
+	return mesh.ReasonUnknown, true
+}
+
+// claimed reports whether where a connection went in plaintext is the mesh's by now: a
+// declared workload of another trust domain, or, of one that went to no workload, an address
+// inside the cluster ranges that nobody has.
+func claimed(view *mesh.View, to flow.Endpoint) bool {
+	if _, foreign := view.ForeignAt(to.Addr.Addr()); foreign {
+		return true
+	}
+	_, known := view.WorkloadAt(to.Addr.Addr())
+	return to.Workload == (mesh.Key{}) && !known && view.InCluster(to.Addr.Addr())
 }
 
 // TrustedClient returns the client's address as far as it is proved. The TLS
