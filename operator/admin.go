@@ -109,7 +109,7 @@ func podsOf(server *trustfeed.Server) []*meshpb.NodePods {
 	var all []*meshpb.NodePods
 	for _, r := range server.Reports() {
 		if r.Report != nil {
-			all = append(all, &meshpb.NodePods{Node: r.Node, Amiss: r.Report.GetPodsAmiss(), ReportedNs: meshpb.Nanos(r.Received)})
+			all = append(all, &meshpb.NodePods{Node: r.Node, Amiss: r.Report.GetPodsAmiss(), ReportedNs: meshpb.Nanos(r.Received), Gone: !r.Connected})
 		}
 	}
 	return all

@@ -78,9 +78,12 @@ func (a *peers) nodes(ctx context.Context) []report.Node {
 	newest := map[string]*meshpb.OperatorNode{}
 	take := func(nodes []*meshpb.OperatorNode) {
 		for _, n := range nodes {
-			if known := newest[n.GetName()]; known == nil || known.GetAppliedNs() < n.GetAppliedNs() {
+			known := newest[n.GetName()]
+			connected := n.GetConnected() || known.GetConnected() // to any replica
+			if known == nil || known.GetAppliedNs() < n.GetAppliedNs() {
 				newest[n.GetName()] = n
 			}
+			newest[n.GetName()].Connected = connected
 		}
 	}
 	take(nodesOf(a.parts.discovery))
@@ -97,17 +100,19 @@ func (a *peers) nodes(ctx context.Context) []report.Node {
 }
 
 // acknowledged is what nodes have applied, with the newest of what was reported of each
-// one's pods.
+// one's pods, and whether it is still heard of both.
 func acknowledged(nodes []*meshpb.OperatorNode, pods []*meshpb.NodePods) []report.Node {
-	newest := map[string]*meshpb.NodePods{}
+	newest, reports := map[string]*meshpb.NodePods{}, map[string]bool{}
 	for _, p := range pods {
+		reports[p.GetNode()] = reports[p.GetNode()] || !p.GetGone()
 		if known := newest[p.GetNode()]; known == nil || known.GetReportedNs() < p.GetReportedNs() {
 			newest[p.GetNode()] = p
 		}
 	}
 	all := make([]report.Node, 0, len(nodes))
 	for _, n := range nodes {
-		all = append(all, report.Node{Name: n.GetName(), Revision: n.GetRevision(), Epoch: n.GetEpoch(), Amiss: newest[n.GetName()].GetAmiss()})
+		all = append(all, report.Node{Name: n.GetName(), Revision: n.GetRevision(), Epoch: n.GetEpoch(), Amiss: newest[n.GetName()].GetAmiss(),
+			Connected: n.GetConnected(), Reports: reports[n.GetName()]})
 	}
 	return all
 }

@@ -283,9 +283,9 @@ func TestPodsAmiss(t *testing.T) {
 // TestNewestReportCounts: agents that have gone to another replica leave their old
 // reports behind.
 func TestNewestReportCounts(t *testing.T) {
-	nodes := []*meshpb.OperatorNode{{Name: "n1", Epoch: 7}, {Name: "n2", Epoch: 7}, {Name: "n3", Epoch: 7}}
-	pods := []*meshpb.NodePods{{Node: "n1", Amiss: 2, ReportedNs: 1}, {Node: "n2", ReportedNs: 1}, {Node: "n1", ReportedNs: 2}, {Node: "n2", Amiss: 1, ReportedNs: 2}, {Node: "n2", ReportedNs: 1}}
-	want := []report.Node{{Name: "n1", Epoch: 7}, {Name: "n2", Epoch: 7, Amiss: 1}, {Name: "n3", Epoch: 7}}
+	nodes := []*meshpb.OperatorNode{{Name: "n1", Epoch: 7, Connected: true}, {Name: "n2", Epoch: 7}, {Name: "n3", Epoch: 7}}
+	pods := []*meshpb.NodePods{{Node: "n1", Amiss: 2, ReportedNs: 1}, {Node: "n2", ReportedNs: 1, Gone: true}, {Node: "n1", ReportedNs: 2, Gone: true}, {Node: "n2", Amiss: 1, ReportedNs: 2, Gone: true}, {Node: "n2", ReportedNs: 1, Gone: true}}
+	want := []report.Node{{Name: "n1", Epoch: 7, Connected: true, Reports: true}, {Name: "n2", Epoch: 7, Amiss: 1}, {Name: "n3", Epoch: 7}}
 	if got := acknowledged(nodes, pods); !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
 	}

@@ -287,16 +287,21 @@ func (r *Report) PodStates() map[string]int {
 	return count
 }
 
+// slow is for how long a pod may be on its way into the mesh before it is one that is not
+// as it should be.
+const slow = 2 * time.Second
+
 // PodsAmiss counts the node's pods that are not as the configuration says: those that
-// could not be enrolled, or changed, and those whose maps drift. What is being deleted
-// may be half gone.
+// could not be enrolled, or changed, those that are not yet after 2 s, and those whose maps
+// drift. What is being deleted may be half gone.
 func (r *Report) PodsAmiss() int {
 	amiss := 0
 	for _, s := range r.Enrolments.Status() {
 		if s.Workload != nil && s.Workload.Leaving {
 			continue
 		}
-		if s.Err != nil || r.Drift.Drifting(podnet.Name(s.Key)) {
+		late := s.State == enroll.Enrolling && time.Since(s.Since) > slow
+		if s.Err != nil || late || r.Drift.Drifting(podnet.Name(s.Key)) {
 			amiss++
 		}
 	}

@@ -1389,8 +1389,10 @@ type NodePods struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Node  string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	// As in TrustReport.
-	Amiss         uint32 `protobuf:"varint,2,opt,name=amiss,proto3" json:"amiss,omitempty"`
-	ReportedNs    int64  `protobuf:"varint,3,opt,name=reported_ns,json=reportedNs,proto3" json:"reported_ns,omitempty"`
+	Amiss      uint32 `protobuf:"varint,2,opt,name=amiss,proto3" json:"amiss,omitempty"`
+	ReportedNs int64  `protobuf:"varint,3,opt,name=reported_ns,json=reportedNs,proto3" json:"reported_ns,omitempty"`
+	// Set when the stream on which it was said has ended.
+	Gone          bool `protobuf:"varint,4,opt,name=gone,proto3" json:"gone,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1444,6 +1446,13 @@ func (x *NodePods) GetReportedNs() int64 {
 		return x.ReportedNs
 	}
 	return 0
+}
+
+func (x *NodePods) GetGone() bool {
+	if x != nil {
+		return x.Gone
+	}
+	return false
 }
 
 // OperatorAPIServer is how the API server has answered this operator lately.
@@ -2434,12 +2443,13 @@ const file_operator_proto_rawDesc = "" +
 	"\tworkloads\x18\x02 \x01(\rR\tworkloads\x12\x1c\n" +
 	"\taddresses\x18\x03 \x01(\rR\taddresses\x12+\n" +
 	"\x12roots_not_after_ns\x18\x04 \x01(\x03R\x0frootsNotAfterNs\x12\x14\n" +
-	"\x05error\x18\x05 \x01(\tR\x05error\"U\n" +
+	"\x05error\x18\x05 \x01(\tR\x05error\"i\n" +
 	"\bNodePods\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
 	"\x05amiss\x18\x02 \x01(\rR\x05amiss\x12\x1f\n" +
 	"\vreported_ns\x18\x03 \x01(\x03R\n" +
-	"reportedNs\"j\n" +
+	"reportedNs\x12\x12\n" +
+	"\x04gone\x18\x04 \x01(\bR\x04gone\"j\n" +
 	"\x11OperatorAPIServer\x12&\n" +
 	"\x0fsilent_since_ns\x18\x01 \x01(\x03R\rsilentSinceNs\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\x12\x17\n" +

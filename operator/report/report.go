@@ -33,6 +33,8 @@ type Node struct {
 	Name, Revision string
 	Epoch          uint64
 	Amiss          uint32
+	// Connected is set while any replica has its stream, Reports while any hears of its pods.
+	Connected, Reports bool
 }
 
 // Config says what is reported, and how.
@@ -63,6 +65,8 @@ type Reporter struct {
 	told  map[string]time.Time
 	// recorded is what the record says of each object; nil before the first look.
 	recorded map[kube.Ref]*recorded
+	// heard is when each node was last.
+	heard heard
 	// policies are those of the last look.
 	policies atomic.Pointer[[]*meshpb.OperatorPolicy]
 }
@@ -84,7 +88,7 @@ func New(cfg Config) (*Reporter, error) {
 
 // Run reports until ctx ends. What cannot be written now is written later.
 func (r *Reporter) Run(ctx context.Context) error {
-	r.since, r.told, r.recorded = map[generation]uint64{}, map[string]time.Time{}, nil
+	r.since, r.told, r.recorded, r.heard = map[generation]uint64{}, map[string]time.Time{}, nil, heard{}
 	for {
 		began := time.Now()
 		outcome, _ := r.cfg.Outcome()
@@ -106,7 +110,9 @@ func (r *Reporter) pass(ctx context.Context, outcome *publish.Outcome) {
 		return
 	}
 	objs, _ := r.cfg.Objects()
-	reports := r.reports(outcome, objs, r.cfg.Nodes(ctx))
+	nodes := r.cfg.Nodes(ctx)
+	r.heard.listen(nodes, time.Now())
+	reports := r.reports(outcome, objs, nodes)
 	policies := policiesOf(reports)
 	r.policies.Store(&policies)
 	r.audit(reports, objs, outcome) // before the statuses, by which another leader knows of it
