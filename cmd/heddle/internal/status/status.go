@@ -22,6 +22,7 @@ import (
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/cluster"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/health"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
+	"github.com/heddle-mesh/heddle/internal/kube/problem"
 )
 
 // Summary is how a mesh is.
@@ -120,10 +121,7 @@ type Policy struct {
 
 // String returns "NetworkPolicy shop/db".
 func (p *Policy) String() string {
-	if p.Namespace == "" {
-		return p.Kind + " " + p.Name
-	}
-	return p.Kind + " " + p.Namespace + "/" + p.Name
+	return problem.ObjectName(p.Kind, p.Namespace, p.Name)
 }
 
 // well reports whether a policy is in force wherever it is to be.
