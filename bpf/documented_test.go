@@ -31,7 +31,11 @@ func documentedRows() []documentedRow {
 	segment6 := func(port uint16) []byte { return quote(ip(pod6, peer6, protoTCP, tcp(port, 15008, ack)), 48) }
 	const link, all, routers = "fe80::1", "ff02::1", "ff02::2"
 	long := make([]byte, 100)
-	mld := func(from, to string, kind byte) []byte { return routerAlert(control(from, to, kind, 1, long[:16]...)) }
+	const listeners, group = "ff02::16", "ff02::fb"
+	mld := func(from, to string, message []byte) []byte {
+		return routerAlert(set(ip(from, to, protoICMPv6, message), 7, 1))
+	}
+	withData := append(mld2Report(group), long...)
 	never := func(f ...[]byte) documentedCell { return documentedCell{drop: f} }
 	return []documentedRow{
 		{"ARP", documentedCell{frames(arp(1, pod4, node4), arp(1, "0.0.0.0", pod4)), frames(arp(2, node4, peer4))},
@@ -44,9 +48,10 @@ func documentedRows() []documentedRow {
 			documentedCell{frames(control(node6, pod6, 135, 255, at(pod6)...), control(node6, pod6, 136, 255, at(node6)...)), frames(control(node6, pod6, 136, 64, at(node6)...))}},
 		{"IPv6 router advertisement", never(control(link, all, 134, 255)),
 			documentedCell{frames(control(link, all, 134, 255)), frames(control(link, all, 134, 64))}},
-		{"MLD report, done", documentedCell{frames(mld(link, "ff02::16", 143), mld(link, "ff02::16", 131), mld(link, routers, 132)), frames(control(link, "ff02::16", 143, 1))},
-			documentedCell{frames(mld(node6, "ff02::16", 143)), frames(control(node6, "ff02::16", 143, 1))}},
-		{"MLD query", never(mld(link, all, 130)), documentedCell{frames(mld(node6, all, 130)), frames(control(node6, all, 130, 1))}},
+		{"MLD report, done",
+			documentedCell{frames(mld(link, listeners, mld2Report(group)), mld(link, group, mldReport(131, group)), mld(link, routers, mldReport(132, group))), frames(mld(link, listeners, withData))},
+			documentedCell{frames(mld(node6, listeners, mld2Report(group))), frames(mld(node6, listeners, withData))}},
+		{"MLD query", never(mld(link, all, mldReport(130, "::"))), documentedCell{frames(mld(node6, all, mldReport(130, "::"))), frames(control(node6, all, 130, 1))}},
 		{"ICMP errors: unreachable, too big, time exceeded",
 			never(ip(pod4, peer4, protoICMP, icmp(3, segment(1000)...))),
 			documentedCell{frames(ip(node4, pod4, protoICMP, icmp(3, segment(1000)...)), ip(node4, pod4, protoICMP, icmp(11, segment(1000)...)),

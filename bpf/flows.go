@@ -26,7 +26,7 @@ func (p *Pod) Flow(local, remote netip.AddrPort) (FlowEntry, bool, error) {
 		return FlowEntry{}, false, err
 	}
 	key := toTuple(local, remote)
-	for _, name := range []string{gateMapFlows, gateMapTransient} {
+	for _, name := range []string{gateMapTransient, gateMapFlows, gateMapTransient} {
 		var flow gateFlow
 		err := p.maps[name].Lookup(key, &flow)
 		if errors.Is(err, ebpf.ErrKeyNotExist) {
@@ -187,19 +187,30 @@ func (p *Pod) endRefusedFlows() error {
 		return err
 	}
 	var revoked []FlowEntry
-	refused := func(t gateTuple, f gateFlow) bool {
+	err = p.endFlows(func(table string, t gateTuple, f gateFlow) bool {
 		old := FlowKind(f.Kind) == FlowGrandfathered
-		if old && p.cfg.Revoked && now < f.Deadline {
+		if old && p.cfg.Revoked && now < f.Deadline && table == gateMapFlows { // else it is over already
 			revoked = append(revoked, flowEntry(t, f, now))
 		}
 		return !p.cfg.admits(FlowKind(f.Kind), t.LocalPort) || old && t.LocalPort == waypoint || !slices.Contains(p.cfg.Addresses, fromAddress(t.Local))
+	})
+	if err == nil {
+		p.ended = append(p.ended, revoked...)
 	}
-	if _, err := p.deleteFlows(gateMapFlows, refused); err != nil {
-		return err
-	}
-	p.ended = append(p.ended, revoked...) // not what is over already, and in the other table
-	_, err = p.deleteFlows(gateMapTransient, refused)
 	return err
+}
+
+// endFlows deletes the entries that refused picks, from both tables. Packets move them
+// meanwhile: a half-open connection to the live ones when it is answered, a live one back
+// when it is over. Each is written to where it goes before it leaves where it was, so that
+// passes in the order of these moves miss none.
+func (p *Pod) endFlows(refused func(table string, t gateTuple, f gateFlow) bool) error {
+	for _, table := range []string{gateMapTransient, gateMapFlows, gateMapTransient} {
+		if _, err := p.deleteFlows(table, func(t gateTuple, f gateFlow) bool { return refused(table, t, f) }); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // TakeEnded returns the grandfathered connections that the gate has ended since the

@@ -288,3 +288,31 @@ func TestSockCreateStamps(t *testing.T) {
 		t.Errorf("a socket of the agent's cgroup was not counted as egress: %+v", c)
 	}
 }
+
+// TestMovingFlowsEnd: what a packet moves from one table to the other while refused
+// connections are ended does not stay for that. Each packet comes once its entry was seen.
+func TestMovingFlowsEnd(t *testing.T) {
+	p := lonePod(t)
+	permissive := uint8(FlowPermissive)
+	for _, c := range []struct {
+		name, from string
+		entry      gateFlow
+		packet     byte
+	}{
+		{"a half-open one that is answered", gateMapTransient, gateFlow{Kind: permissive, Half: 2}, ack},
+		{"a live one that is over", gateMapFlows, gateFlow{Kind: permissive, FinOut: 1}, fin | ack},
+	} {
+		seed(t, p, c.from, hostPort(pod4, 80), hostPort(peer4, 999), c.entry)
+		seen := 0
+		err := p.endFlows(func(string, gateTuple, gateFlow) bool {
+			if seen++; seen == 1 {
+				runCases(t, p, []packetCase{{name: c.name, in: true, frame: ip(peer4, pod4, protoTCP, tcp(999, 80, c.packet)), as: FlowPermissive}})
+			}
+			return true
+		})
+		flow, found, e := p.Flow(netip.MustParseAddrPort(hostPort(pod4, 80)), netip.MustParseAddrPort(hostPort(peer4, 999)))
+		if err != nil || e != nil || found || seen != 2 {
+			t.Errorf("%s: %+v is left: %v, seen %d times; %v, %v", c.name, flow, found, seen, err, e)
+		}
+	}
+}

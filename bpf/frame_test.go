@@ -59,6 +59,21 @@ func icmp(kind byte, rest ...byte) []byte {
 	return append([]byte{kind, 0, 0, 0, 0, 0, 0, 0}, rest...)
 }
 
+// mldReport is an MLDv1 report or done: eight bytes of header and the group (RFC 2710, section 3).
+func mldReport(kind byte, group string, rest ...byte) []byte {
+	return icmp(kind, append(netip.MustParseAddr(group).AsSlice(), rest...)...)
+}
+
+// mld2Report is an MLDv2 report that leaves groups (RFC 3810, section 5.2).
+func mld2Report(groups ...string) []byte {
+	m := icmp(143)
+	binary.BigEndian.PutUint16(m[6:], uint16(len(groups)))
+	for _, g := range groups {
+		m = append(append(m, 3, 0, 0, 0), netip.MustParseAddr(g).AsSlice()...)
+	}
+	return m
+}
+
 func arp(operation byte, sender, target string) []byte {
 	b := []byte{0, 1, 8, 0, 6, 4, 0, operation}
 	b = append(append(b, make([]byte, 6)...), netip.MustParseAddr(sender).AsSlice()...)

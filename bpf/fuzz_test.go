@@ -19,7 +19,8 @@ func FuzzOutbound(f *testing.F) {
 		ip(pod4, peer4, protoTCP, tcp(1, 80, syn)), ip(pod6, peer6, protoTCP, tcp(1, 15008, ack, 'x')),
 		ipOptions(ip(pod4, peer4, protoTCP, tcp(1, 80, syn))), extension(ip(pod6, peer6, protoTCP, tcp(1, 80, syn)), 60),
 		set(ip(pod6, node6, protoICMPv6, icmp(135, make([]byte, 16)...)), 7, 255),
-		routerAlert(set(ip("fe80::1", "ff02::16", protoICMPv6, icmp(143, make([]byte, 20)...)), 7, 1)),
+		routerAlert(set(ip("fe80::1", "ff02::16", protoICMPv6, mld2Report("ff02::fb", "ff02::1:ff00:2")), 7, 1)),
+		routerAlert(set(ip("fe80::1", "ff02::fb", protoICMPv6, mldReport(131, "ff02::fb")), 7, 1)),
 		ip(pod4, peer4, protoICMP, icmp(8)),
 	} {
 		f.Add(frame)
@@ -50,9 +51,18 @@ func mayLeave(f []byte) bool {
 			return false
 		}
 		return f[20] == protoICMPv6 || f[20] == protoUDP && binary.BigEndian.Uint16(f[56:]) == 53 ||
-			f[20] == 0 && f[54] == protoICMPv6 && f[38] == 0xff && f[39] == 0x02
+			f[20] == 0 && f[54] == protoICMPv6 && f[38] == 0xff && f[39] == 0x02 && mayReport(f[62:])
 	}
 	return false
+}
+
+// mayReport judges what MLD says by its length: a header and one group, or up to 16
+// records of a group each.
+func mayReport(m []byte) bool {
+	if len(m) < 24 || m[0] != 143 {
+		return len(m) == 24
+	}
+	return len(m) == 8+20*int(m[7]) && m[7] <= 16
 }
 
 // FuzzDropRecord feeds the decoder of the ring's records.

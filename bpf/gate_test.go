@@ -2,8 +2,13 @@ package bpf
 
 import (
 	"fmt"
+	"net"
+	"os"
 	"testing"
 	"time"
+
+	"github.com/heddle-mesh/heddle/internal/testenv"
+	"golang.org/x/sys/unix"
 )
 
 // dropped is how often the reason was given so far.
@@ -50,4 +55,55 @@ func TestGateStampedPasses(t *testing.T) {
 	if t.Failed() {
 		fmt.Printf("%+v\n", w.counters(t))
 	}
+}
+
+// TestMulticastListenersPass: what this kernel itself says of groups that a socket of the
+// pod joins and leaves, in both versions of MLD, passes. Changes of several share a report.
+func TestMulticastListenersPass(t *testing.T) {
+	w := newWorld(t)
+	w.attachGate(t)
+	for version, kinds := range map[string][]byte{"1": {131, 132}, "2": {143}} {
+		said := map[byte]int{}
+		look := capture(t, w.node, ifindex(t, w.node, "vpod"), func(f []byte) bool {
+			if len(f) > 62 && f[20] == 0 && f[54] == protoICMPv6 {
+				said[f[62]]++
+			}
+			return true
+		})
+		before := w.counters(t)
+		fd := joinGroups(t, w, version)
+		testenv.Eventually(t, 5*time.Second, "a report", func() bool { look(); return said[kinds[0]] > 0 })
+		last := kinds[len(kinds)-1]
+		joined := said[last]
+		unix.Close(fd) // leaves them
+		testenv.Eventually(t, 5*time.Second, "a report of leaving", func() bool { look(); return said[last] > joined })
+		if n := dropped(w.counters(t), DropICMP) - dropped(before, DropICMP); n != 0 {
+			t.Errorf("version %s: of %v, by type, %d were dropped", version, said, n)
+		}
+	}
+}
+
+// joinGroups has a socket of the pod join eight groups.
+func joinGroups(t *testing.T, w *world, version string) (fd int) {
+	t.Helper()
+	w.pod.Must(t, func() (err error) {
+		if err := os.WriteFile("/proc/sys/net/ipv6/conf/eth0/force_mld_version", []byte(version), 0o644); err != nil {
+			return err
+		}
+		link, err := net.InterfaceByName("eth0")
+		if err != nil {
+			return err
+		}
+		if fd, err = unix.Socket(unix.AF_INET6, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+			return err
+		}
+		for i := range 8 {
+			group := &unix.IPv6Mreq{Multiaddr: [16]byte{0xff, 0x02, 15: byte(0xa0 + i)}, Interface: uint32(link.Index)}
+			if err := unix.SetsockoptIPv6Mreq(fd, unix.IPPROTO_IPV6, unix.IPV6_JOIN_GROUP, group); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return fd
 }

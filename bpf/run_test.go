@@ -2,6 +2,7 @@ package bpf
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -250,7 +251,7 @@ func TestRunControl(t *testing.T) {
 	ours := quote(ip(pod4, peer4, protoTCP, tcp(1000, 15008, ack)), 28)
 	foreign := quote(ip(pod4, peer4, protoTCP, tcp(1001, 15008, ack)), 28)
 	ours6 := quote(ip(pod6, peer6, protoTCP, tcp(1000, 15008, ack)), 48)
-	ll := "fe80::1"
+	ll, solicited := "fe80::1", "ff02::1:ff00:2"
 	hop := func(f []byte, limit byte) []byte { return set(f, 7, limit) }
 	target := func(a string) []byte { return netip.MustParseAddr(a).AsSlice() }
 	runCases(t, p, []packetCase{
@@ -284,11 +285,65 @@ func TestRunControl(t *testing.T) {
 		{name: "router advertisement in", in: true, frame: hop(ip(ll, "ff02::1", protoICMPv6, icmp(134)), 255), as: FlowControl},
 		{name: "neighbour advertisement in", in: true, frame: hop(ip(node6, pod6, protoICMPv6, icmp(136, target(node6)...)), 255), as: FlowControl},
 		{name: "routed advertisement in", in: true, frame: ip(node6, pod6, protoICMPv6, icmp(136, target(node6)...)), drop: DropICMP},
-		{name: "mld report", frame: routerAlert(hop(ip(ll, "ff02::16", protoICMPv6, icmp(143, make([]byte, 20)...)), 1)), as: FlowControl},
-		{name: "mld report off the link", frame: routerAlert(hop(ip(pod6, peer6, protoICMPv6, icmp(143, make([]byte, 20)...)), 1)), drop: DropICMP},
-		{name: "mld without router alert", frame: hop(ip(ll, "ff02::16", protoICMPv6, icmp(143)), 1), drop: DropICMP},
+		{name: "mld report off the link", frame: routerAlert(hop(ip(pod6, peer6, protoICMPv6, mld2Report(solicited)), 1)), drop: DropICMP},
+		{name: "mld without router alert", frame: hop(ip(ll, "ff02::16", protoICMPv6, mld2Report(solicited)), 1), drop: DropICMP},
+		{name: "mld report from a forged source", frame: routerAlert(hop(ip(strange6, "ff02::16", protoICMPv6, mld2Report(solicited)), 1)), drop: DropForgedSource},
 		{name: "mld query in", in: true, frame: routerAlert(hop(ip(ll, "ff02::1", protoICMPv6, icmp(130, make([]byte, 16)...)), 1)), as: FlowControl},
 		{name: "echo with router alert", frame: routerAlert(ip(pod6, peer6, protoICMPv6, icmp(128))), drop: DropICMP},
 		{name: "truncated icmp", frame: ip(pod4, peer4, protoICMP, []byte{8}), drop: DropMalformed},
 	})
+}
+
+// TestRunMulticastListeners: reports and dones of both versions of MLD pass as a kernel
+// sends them, in both directions, and carry nothing else.
+func TestRunMulticastListeners(t *testing.T) {
+	p := lonePod(t)
+	const solicited, all, reports, routers = "ff02::1:ff00:2", "ff02::fb", "ff02::16", "ff02::2"
+	data := make([]byte, 16)
+	many := func(n int) []byte { return mld2Report(slices.Repeat([]string{solicited}, n)...) }
+	changed := func(m []byte, at int, value byte) []byte { m[at] = value; return m }
+	var cases []packetCase
+	for _, c := range []struct {
+		name    string
+		to      string
+		message []byte
+		passes  bool
+	}{
+		{"v1 report", solicited, mldReport(131, solicited), true},
+		{"v1 report with data", solicited, mldReport(131, solicited, data...), false},
+		{"v1 report that is short", solicited, icmp(131, data[:15]...), false},
+		{"v1 report of another group", solicited, mldReport(131, all), false},
+		{"v1 report with a delay", solicited, changed(mldReport(131, solicited), 4, 1), false},
+		{"v1 report with its reserved bytes in use", solicited, changed(mldReport(131, solicited), 7, 1), false},
+		{"v1 report with a code", solicited, changed(mldReport(131, solicited), 1, 1), false},
+		{"v1 done", routers, mldReport(132, all), true},
+		{"v1 done to a group", all, mldReport(132, all), false},
+		{"v1 done with data", routers, mldReport(132, all, data...), false},
+		{"v1 done of no group", routers, icmp(132, data...), false},
+		{"v2 report", reports, mld2Report(solicited), true},
+		{"v2 report of several groups", reports, mld2Report(solicited, all, "ff05::1:3"), true},
+		{"v2 report of as many groups as fit", reports, many(16), true},
+		{"v2 report of more groups", reports, many(17), false},
+		{"v2 report of none", reports, mld2Report(), false},
+		{"v2 report to a group", all, mld2Report(all), false},
+		{"v2 report with data behind", reports, append(mld2Report(solicited), data...), false},
+		{"v2 report that says more records than it has", reports, changed(mld2Report(solicited), 7, 2), false},
+		{"v2 report that says fewer", reports, changed(mld2Report(solicited, all), 7, 1), false},
+		{"v2 report with sources", reports, append(changed(mld2Report(all), 11, 1), data...), false},
+		{"v2 report whose last record says sources", reports, changed(many(16), 8+15*20+3, 1), false},
+		{"v2 report with auxiliary data", reports, append(changed(mld2Report(all), 9, 4), data...), false},
+		{"v2 report of no group", reports, changed(mld2Report(all), 12, 0xfe), false},
+		{"v2 report of no known kind", reports, changed(mld2Report(all), 8, 7), false},
+		{"v2 report with its reserved bytes in use", reports, changed(mld2Report(all), 5, 1), false},
+	} {
+		frame := routerAlert(set(ip("fe80::1", c.to, protoICMPv6, c.message), 7, 1))
+		want := packetCase{name: c.name, frame: frame, as: FlowControl}
+		if !c.passes {
+			want = packetCase{name: c.name, frame: frame, drop: DropICMP}
+		}
+		cases = append(cases, want)
+		want.name, want.in = want.name+" in", true
+		cases = append(cases, want)
+	}
+	runCases(t, p, cases)
 }

@@ -9,7 +9,9 @@
  *   ARP                        sender is the pod (or a probe)  well-formed, sender is not the pod
  *   ND: RS, NS, NA             own or link-local source, <=64  -
  *   ND: RA, RS, NS, NA         -                               hop limit 255
- *   MLD report, done           router alert, hop limit 1       as outbound
+ *   MLD report, done           router alert, hop limit 1, its  as outbound
+ *                              exact length, to where it is
+ *                              due; see check_mld
  *   MLD query                  -                               router alert, hop limit 1
  *   ICMP errors                no: they carry the pod's bytes  quote a flow, a conversation or a DNS query of
  *                                                              the pod
@@ -25,6 +27,8 @@
 #include "stamps.h"
 
 #define LARGEST_NEIGHBOUR_MESSAGE 64
+/* Groups in one report. A pod has one for each of its addresses, and those that it listens to. */
+#define MOST_MLD_RECORDS 16
 
 #define ICMP_ECHO_REPLY 0
 #define ICMP_UNREACHABLE 3
@@ -64,6 +68,22 @@ struct arp_packet {
 	__u8 target_hardware[6];
 	__be32 target;
 } __attribute__((packed));
+
+/* ICMPv6 and MLD, what reports of both versions begin with (RFC 2710, section 3; RFC 3810, section 5.2). */
+struct mld_header {
+	__u8 type;
+	__u8 code;
+	__be16 checksum;
+	__be16 delay;   /* of a query; 0 in all others */
+	__be16 records; /* of MLDv2; 0 before */
+};
+
+struct mld_record {
+	__u8 type;
+	__u8 auxiliary_length;
+	__be16 sources;
+	struct address group;
+};
 
 static __always_inline enum drop_reason
 check_arp(struct __sk_buff *skb, struct packet *p, struct pod_config *pod, enum direction direction)
@@ -110,6 +130,68 @@ static __always_inline bool is_neighbour(struct pod_config *pod, const struct ad
 	return is_link_local(a) || is_pod_address(pod, a);
 }
 
+static __always_inline bool is_link_group(const struct address *a, __u32 last)
+{
+	return a->word[0] == bpf_htonl(0xff020000) && !a->word[1] && !a->word[2] && a->word[3] == bpf_htonl(last);
+}
+
+/* MLDv1: one group, which a report goes to itself, and a done to all routers (RFC 2710, section 8). */
+static __always_inline bool is_mld1(struct __sk_buff *skb, const struct packet *p, const struct address *to, __u8 type)
+{
+	struct address group;
+
+	if (p->length + ETH_LEN - p->l4 != sizeof(struct mld_header) + sizeof(group) ||
+	    bpf_skb_load_bytes(skb, p->l4 + sizeof(struct mld_header), &group, sizeof(group)))
+		return false;
+	if (type == MLD_DONE)
+		return is_link_group(to, 2) && bpf_ntohl(group.word[0]) >> 24 == 0xff;
+	return same_address(to, &group);
+}
+
+/*
+ * MLDv2: records of one group each, to ff02::16 (RFC 3810, section 5.2.14).
+ * Neither auxiliary data, which nothing defines, nor sources: what a pod may say
+ * freely are never more than the 15 bytes of a group.
+ */
+static __always_inline bool is_mld2(struct __sk_buff *skb, const struct packet *p, const struct address *to, __u32 records)
+{
+	struct mld_record record;
+	__u32 i;
+
+	if (!records || records > MOST_MLD_RECORDS || !is_link_group(to, 0x16) ||
+	    p->length + ETH_LEN - p->l4 != sizeof(struct mld_header) + records * sizeof(record))
+		return false;
+	for (i = 0; i < MOST_MLD_RECORDS && i < records; i++) {
+		if (bpf_skb_load_bytes(skb, p->l4 + sizeof(struct mld_header) + i * sizeof(record), &record, sizeof(record)))
+			return false;
+		if (record.type < 1 || record.type > 6 || record.auxiliary_length || record.sources ||
+		    bpf_ntohl(record.group.word[0]) >> 24 != 0xff)
+			return false;
+	}
+	return true;
+}
+
+/*
+ * MLD's reports and dones, to ff02::/16 only, so that they do not leave the link.
+ * Neighbours on it get them all, and their gates let them in: nothing but what the
+ * protocol says fits in.
+ */
+static __noinline int check_mld(struct __sk_buff *skb, struct packet *p, const struct address *to)
+{
+	struct mld_header header;
+	bool fits;
+
+	if (!p || !to || !p->router_alert || p->hop_limit != 1 || bpf_ntohl(to->word[0]) >> 16 != 0xff02)
+		return DROP_ICMP;
+	if (bpf_skb_load_bytes(skb, p->l4, &header, sizeof(header)) || header.code || header.delay)
+		return DROP_ICMP;
+	if (header.type == MLD2_REPORT)
+		fits = is_mld2(skb, p, to, bpf_ntohs(header.records));
+	else
+		fits = !header.records && is_mld1(skb, p, to, header.type);
+	return fits ? DROP_NONE : DROP_ICMP;
+}
+
 /* Neighbour discovery and MLD from the pod. */
 static __always_inline enum drop_reason
 check_neighbour_outbound(struct __sk_buff *skb, struct packet *p, struct pod_config *pod, __u8 type)
@@ -122,10 +204,7 @@ check_neighbour_outbound(struct __sk_buff *skb, struct packet *p, struct pod_con
 	case MLD_REPORT:
 	case MLD_DONE:
 	case MLD2_REPORT:
-		/* To ff02::/16 only, so it does not leave the link. */
-		if (!p->router_alert || p->hop_limit != 1 || (bpf_ntohl(p->tuple.remote.word[0]) >> 16) != 0xff02)
-			return DROP_ICMP;
-		return DROP_NONE;
+		return check_mld(skb, p, &p->tuple.remote);
 	case ND_ROUTER_SOLICITATION:
 	case ND_NEIGHBOUR_SOLICITATION:
 	case ND_NEIGHBOUR_ADVERTISEMENT:
@@ -143,13 +222,14 @@ check_neighbour_outbound(struct __sk_buff *skb, struct packet *p, struct pod_con
 	return is_neighbour(pod, &target) ? DROP_NONE : DROP_FORGED_SOURCE;
 }
 
-static __always_inline enum drop_reason check_neighbour_inbound(struct packet *p, __u8 type)
+static __always_inline enum drop_reason check_neighbour_inbound(struct __sk_buff *skb, struct packet *p, __u8 type)
 {
 	switch (type) {
-	case MLD_QUERY:
 	case MLD_REPORT:
 	case MLD_DONE:
 	case MLD2_REPORT:
+		return check_mld(skb, p, &p->tuple.local);
+	case MLD_QUERY:
 		return p->router_alert && p->hop_limit == 1 ? DROP_NONE : DROP_ICMP;
 	case ND_ROUTER_SOLICITATION:
 	case ND_ROUTER_ADVERTISEMENT:
@@ -237,7 +317,7 @@ check_icmp(struct __sk_buff *skb, struct packet *p, struct pod_config *pod, enum
 	if (p->ethertype == ETHERTYPE_IPV4)
 		return DROP_ICMP;
 	return direction == OUTBOUND ? check_neighbour_outbound(skb, p, pod, type)
-				     : check_neighbour_inbound(p, type);
+				     : check_neighbour_inbound(skb, p, type);
 }
 
 /* From a UDP socket that the agent made to ask for the pod? A raw one that carries UDP is none. */

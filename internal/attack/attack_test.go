@@ -2,12 +2,13 @@ package attack
 
 import (
 	"context"
-	"net"
 	"net/netip"
 	"os"
 	"sync/atomic"
 	"testing"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/gopacket/gopacket"
 	"github.com/gopacket/gopacket/layers"
 	"github.com/heddle-mesh/heddle/internal/testenv"
@@ -140,30 +141,33 @@ func TestWithoutAGateEverythingGetsThrough(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if tried != 42 {
-		t.Errorf("%d attacks, want 42", tried)
+	if tried != 44 {
+		t.Errorf("%d attacks, want 44", tried)
 	}
 }
 
-// TestBehindAWallNothingGetsThrough has the node forward nothing from or to the
-// pod.
-func TestBehindAWallNothingGetsThrough(t *testing.T) {
-	cfg := world(t)
-	var reads atomic.Uint64
-	cfg.Dropped = func(context.Context) (map[string]uint64, error) {
-		return map[string]uint64{"KernelUnstamped": (reads.Add(1) + 1) / 2}, nil
+// wall drops every frame at the host side of the pod's veth.
+func wall(t *testing.T, node string) {
+	t.Helper()
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.SchedCLS, License: "BSD", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, int32(netlink.TC_ACT_SHOT)), asm.Return()},
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
-	err := inside(cfg.Target.Node, func() error {
-		for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-			rule := netlink.NewRule()
-			rule.Family, rule.Priority, rule.IifName, rule.Type = family, 10, "pod0", unix.FR_ACT_BLACKHOLE
-			if err := netlink.RuleAdd(rule); err != nil {
-				return err
-			}
+	defer prog.Close()
+	err = inside(node, func() error {
+		pod, err := netlink.LinkByName("pod0")
+		if err != nil {
+			return err
 		}
-		for _, addr := range cfg.Target.Addresses {
-			only := &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(addr.BitLen(), addr.BitLen())}
-			if err := netlink.RouteAdd(&netlink.Route{Dst: only, Type: unix.RTN_BLACKHOLE}); err != nil {
+		at := netlink.QdiscAttrs{LinkIndex: pod.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}
+		if err := netlink.QdiscAdd(&netlink.Clsact{QdiscAttrs: at}); err != nil {
+			return err
+		}
+		for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
+			attrs := netlink.FilterAttrs{LinkIndex: pod.Attrs().Index, Parent: parent, Handle: 1, Priority: 1, Protocol: unix.ETH_P_ALL}
+			if err := netlink.FilterAdd(&netlink.BpfFilter{FilterAttrs: attrs, Fd: prog.FD(), Name: "wall", DirectAction: true}); err != nil {
 				return err
 			}
 		}
@@ -172,6 +176,16 @@ func TestBehindAWallNothingGetsThrough(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestBehindAWallNothingGetsThrough has nothing pass from or to the pod.
+func TestBehindAWallNothingGetsThrough(t *testing.T) {
+	cfg := world(t)
+	var reads atomic.Uint64
+	cfg.Dropped = func(context.Context) (map[string]uint64, error) {
+		return map[string]uint64{"KernelUnstamped": (reads.Add(1) + 1) / 2}, nil
+	}
+	wall(t, cfg.Target.Node)
 	if err := Run(t.Context(), cfg, func(r Result) {
 		if !r.Held() {
 			t.Errorf("%s %s %s: %+v", r.Direction, r.Family, r.Name, r)
@@ -179,7 +193,7 @@ func TestBehindAWallNothingGetsThrough(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	err = inside(cfg.Target.Node, func() error {
+	err := inside(cfg.Target.Node, func() error {
 		if _, err := netlink.LinkByName(openLinkName); err == nil {
 			t.Error("the link without a gate was left behind")
 		}

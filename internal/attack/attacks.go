@@ -27,7 +27,12 @@ type try struct {
 	// the gate is a SYN.
 	connect func(ctx context.Context, from, to netip.AddrPort) error
 	to      netip.AddrPort
+	// link says that the packet is for neighbours on the pod's link, and goes no further.
+	link bool
 }
+
+// listeners is where MLD reports go to (RFC 3810, section 5.2.14).
+func listeners() netip.Addr { return netip.AddrFrom16([16]byte{0xff, 0x02, 15: 0x16}) }
 
 // aim is what the attacks of one address family are made of.
 type aim struct {
@@ -54,7 +59,7 @@ func (a aim) outbound() []try {
 			return p
 		}}
 	}
-	return []try{
+	tries := []try{
 		{name: "agent's mark", what: "a socket with the agent's mark connects to the peer", connect: a.markedConnect, to: a.at(a.port)},
 		{name: "mark to 15008", what: "a socket with the agent's mark connects to the tunnel port, to speak plaintext", connect: a.markedConnect, to: a.at(a.tunnelPort)},
 		raw("plaintext to 15008", "a crafted segment with data to the tunnel port", func(p *packet) { p.destination = a.at(a.tunnelPort) }),
@@ -75,6 +80,24 @@ func (a aim) outbound() []try {
 		raw("UDP", "a datagram, not to DNS", func(p *packet) { p.protocol = unix.IPPROTO_UDP }),
 		raw("other protocol", "SCTP, which nothing carries", func(p *packet) { p.protocol = unix.IPPROTO_SCTP }),
 	}
+	if a.pod.Is6() {
+		tries = append(tries, a.report(false))
+	}
+	return tries
+}
+
+// report is the way over the link for what multicast listeners say, which passes in both directions.
+func (a aim) report(inbound bool) try {
+	source := a.pod
+	if inbound {
+		source = a.peer
+	}
+	return try{
+		name: "MLD report", what: "data as the sources of an IPv6 group, in a report to all on the link", inbound: inbound, link: true,
+		craft: func(_ uint16, marker []byte) packet {
+			return packet{source: netip.AddrPortFrom(source, 0), destination: netip.AddrPortFrom(listeners(), 0), protocol: unix.IPPROTO_ICMPV6, payload: marker}
+		},
+	}
 }
 
 func (a aim) optionsName() string {
@@ -93,7 +116,7 @@ func (a aim) inbound() []try {
 			return p
 		}}
 	}
-	return []try{
+	tries := []try{
 		raw("plaintext", "a SYN to the application's port", func(p *packet) { p.flags, p.payload = flagSYN, nil }),
 		raw("raw ACK", "data of no connection", func(p *packet) { p.flags = flagACK }),
 		raw("passthru tuple", "data on the tuple that the agent uses towards the application, from the wire", func(p *packet) {
@@ -106,6 +129,10 @@ func (a aim) inbound() []try {
 		raw("fragments", "data in two fragments", func(p *packet) { p.fragments = true }),
 		raw("UDP", "a datagram that answers nothing", func(p *packet) { p.protocol = unix.IPPROTO_UDP }),
 	}
+	if a.pod.Is6() {
+		tries = append(tries, a.report(true))
+	}
+	return tries
 }
 
 // markedConnect is what a pod with NET_ADMIN can do: mark its socket so that

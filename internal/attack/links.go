@@ -39,10 +39,10 @@ type port struct {
 	own, to net.HardwareAddr
 }
 
-// podPort finds the link on which a pod's address is, and the host side's index
-// in the node's namespace.
-func podPort(pod, node string, addr netip.Addr) (p port, host int, err error) {
-	p.netns = pod
+// podPort finds the link on which a pod's address is, and its host side in the
+// node's namespace.
+func podPort(pod, node string, addr netip.Addr) (p, host port, err error) {
+	p.netns, host.netns = pod, node
 	err = inside(pod, func() error {
 		links, err := netlink.LinkList()
 		if err != nil {
@@ -55,7 +55,7 @@ func podPort(pod, node string, addr netip.Addr) (p port, host int, err error) {
 			}
 			for _, a := range addrs {
 				if have, ok := netip.AddrFromSlice(a.IP); ok && have.Unmap() == addr {
-					p.index, host, p.own = l.Attrs().Index, l.Attrs().ParentIndex, l.Attrs().HardwareAddr
+					p.index, host.index, p.own = l.Attrs().Index, l.Attrs().ParentIndex, l.Attrs().HardwareAddr
 					return nil
 				}
 			}
@@ -63,14 +63,15 @@ func podPort(pod, node string, addr netip.Addr) (p port, host int, err error) {
 		return fmt.Errorf("no link of %s has the address %s", pod, addr)
 	})
 	if err != nil {
-		return p, 0, err
+		return p, host, err
 	}
 	err = inside(node, func() error {
-		l, err := netlink.LinkByIndex(host)
+		l, err := netlink.LinkByIndex(host.index)
 		if err != nil {
 			return fmt.Errorf("find the host side of the pod's veth in %s: %w", node, err)
 		}
 		p.to = l.Attrs().HardwareAddr
+		host.own, host.to = p.to, p.own
 		return nil
 	})
 	return p, host, err
@@ -141,7 +142,11 @@ func (p port) send(packets [][]byte, bypass bool) error {
 			if ip[0]>>4 == 6 {
 				ethertype = unix.ETH_P_IPV6
 			}
-			frame := append(append(append([]byte{}, p.to...), p.own...), byte(ethertype>>8), byte(ethertype))
+			to := p.to
+			if ethertype == unix.ETH_P_IPV6 && ip[24] == 0xff { // RFC 2464, section 7
+				to = append(net.HardwareAddr{0x33, 0x33}, ip[36:40]...)
+			}
+			frame := append(append(append([]byte{}, to...), p.own...), byte(ethertype>>8), byte(ethertype))
 			if err == nil {
 				err = unix.Sendto(fd, append(frame, ip...), 0, &unix.SockaddrLinklayer{Ifindex: p.index, Protocol: ethertype>>8 | ethertype<<8})
 			}

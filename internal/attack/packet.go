@@ -21,7 +21,9 @@ type packet struct {
 	source, destination netip.AddrPort
 	protocol            uint8 // of the transport header; 0 means TCP
 	flags               uint8 // TCP
-	payload             []byte
+	// payload follows the ports. Of ICMPv6, which is then an MLD report about the group
+	// that it goes to, it is the addresses of sources.
+	payload []byte
 	// options makes IPv4 options, or an IPv6 destination options header.
 	options bool
 	// fragments cuts the packet in two.
@@ -56,9 +58,20 @@ func (p packet) transport() []byte {
 	case unix.IPPROTO_UDP:
 		h := binary.BigEndian.AppendUint16(ports, uint16(8+len(p.payload)))
 		return p.checked(append(append(h, 0, 0), p.payload...), unix.IPPROTO_UDP, 6)
+	case unix.IPPROTO_ICMPV6:
+		return p.checked(p.report(), unix.IPPROTO_ICMPV6, 2)
 	default:
 		return append(ports, p.payload...)
 	}
+}
+
+// report is an MLDv2 report of one group, by sources (RFC 3810, section 5.2).
+func (p packet) report() []byte {
+	const kind, allow, address = 143, 5, 16
+	sources := (len(p.payload) + address - 1) / address
+	m := append([]byte{kind, 0, 0, 0, 0, 0, 0, 1, allow, 0, byte(sources >> 8), byte(sources)}, p.destination.Addr().AsSlice()...)
+	m = append(m, p.payload...)
+	return append(m, make([]byte, sources*address-len(p.payload))...)
 }
 
 // checked puts the transport checksum at the given offset.
@@ -113,8 +126,12 @@ func (p packet) wrap6(body []byte, protocol uint8, offset int, more bool) []byte
 	if p.options {
 		body, next = append([]byte{next, 0, 1, 4, 0, 0, 0, 0}, body...), unix.IPPROTO_DSTOPTS // PadN
 	}
+	limit := byte(64)
+	if protocol == unix.IPPROTO_ICMPV6 { // a router alert, and not off the link
+		body, next, limit = append([]byte{next, 0, 5, 2, 0, 0, 1, 0}, body...), unix.IPPROTO_HOPOPTS, 1
+	}
 	header := make([]byte, 40)
-	header[0], header[6], header[7] = 0x60, next, 64
+	header[0], header[6], header[7] = 0x60, next, limit
 	binary.BigEndian.PutUint16(header[4:], uint16(len(body)))
 	copy(header[8:], p.source.Addr().AsSlice())
 	copy(header[24:], p.destination.Addr().AsSlice())

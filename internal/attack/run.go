@@ -84,9 +84,11 @@ func (r Result) Held() bool {
 
 // runner is one run of the attacks.
 type runner struct {
-	cfg       Config
-	pod, open port
-	wire, in  *tap
+	cfg             Config
+	pod, host, open port
+	// wire is behind the gate for what leaves the pod, neighbour for what stays on its
+	// link, and in for what comes to the pod.
+	wire, neighbour, in *tap
 }
 
 // Run tries everything in turn and reports each outcome. Its error says that an
@@ -102,8 +104,8 @@ func Run(ctx context.Context, cfg Config, report func(Result)) (err error) {
 		return errors.New("attack: the target has no address")
 	}
 	r := &runner{cfg: cfg}
-	var host, receives int
-	if r.pod, host, err = podPort(cfg.Target.NetNS, cfg.Target.Node, cfg.Target.Addresses[0]); err != nil {
+	var receives int
+	if r.pod, r.host, err = podPort(cfg.Target.NetNS, cfg.Target.Node, cfg.Target.Addresses[0]); err != nil {
 		return err
 	}
 	var remove func() error
@@ -111,22 +113,57 @@ func Run(ctx context.Context, cfg Config, report func(Result)) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, remove()) }()
-	err = inside(cfg.Target.Node, func() (err error) { r.wire, err = openTap(host, receives, r.open.index); return err })
-	if err != nil {
+	defer func() { err = errors.Join(err, r.closeTaps()) }()
+	if err := r.openTaps(receives); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, r.wire.close()) }()
-	err = inside(cfg.Target.NetNS, func() (err error) { r.in, err = openTap(); return err })
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, r.in.close()) }()
 	for _, own := range cfg.Target.Addresses {
 		if err := r.family(ctx, own, report); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// openTaps opens a tap for each way; receives is the index of the link that the twins
+// arrive at.
+func (r *runner) openTaps(receives int) error {
+	for _, place := range []struct {
+		netns string
+		tap   **tap
+		open  func() (*tap, error)
+	}{
+		{r.cfg.Target.Node, &r.wire, func() (*tap, error) { return openTap(r.host.index, receives, r.open.index) }},
+		{r.cfg.Target.Node, &r.neighbour, func() (*tap, error) { return openListener(r.host.index, receives) }},
+		{r.cfg.Target.NetNS, &r.in, func() (*tap, error) { return openTap() }},
+	} {
+		if err := inside(place.netns, func() (err error) { *place.tap, err = place.open(); return err }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *runner) closeTaps() error {
+	var errs []error
+	for _, t := range []*tap{r.wire, r.neighbour, r.in} {
+		if t != nil {
+			errs = append(errs, t.close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// behind is the tap that sees what gets through the gate.
+func (r *runner) behind(t try) *tap {
+	switch {
+	case t.inbound:
+		return r.in
+	case t.link:
+		return r.neighbour
+	default:
+		return r.wire
+	}
 }
 
 // family runs the attacks of one of the target's addresses.
@@ -223,10 +260,7 @@ func (r *runner) try(ctx context.Context, a aim, t try) (Result, error) {
 	if err != nil {
 		return result, err
 	}
-	watch := r.wire
-	if t.inbound {
-		watch = r.in
-	}
+	watch := r.behind(t)
 	source, marker := freshPort(), freshMarker()
 	watch.expect(signOf(a, t, source, marker))
 	if err := r.attempt(ctx, a, t, source, marker); err != nil {
@@ -244,6 +278,8 @@ func (r *runner) attempt(ctx context.Context, a aim, t try, source uint16, marke
 	switch {
 	case t.connect != nil:
 		return inside(r.cfg.Target.NetNS, func() error { return t.connect(ctx, a.from(source), t.to) })
+	case t.inbound && t.link:
+		return r.host.send(t.craft(source, marker).encode(), false)
 	case t.inbound:
 		return r.open.send(t.craft(source, marker).encode(), false)
 	default:
@@ -267,13 +303,14 @@ func (r *runner) control(ctx context.Context, a aim, t try) (bool, error) {
 		// A client of the same node has a gate of its own, before the tap.
 		p.destination = netip.AddrPortFrom(a.peer, a.client.Port())
 	}
-	r.wire.expect(signOf(a, t, source, marker))
-	defer r.wire.expect()
+	watch := r.behind(t)
+	watch.expect(signOf(a, t, source, marker))
+	defer watch.expect()
 	if err := r.open.send(p.encode(), false); err != nil {
 		return false, err
 	}
 	// The first packet may have to wait for a neighbour's address.
-	for deadline := time.Now().Add(arrive); r.wire.count() == 0; {
+	for deadline := time.Now().Add(arrive); watch.count() == 0; {
 		if time.Now().After(deadline) {
 			return false, nil
 		}

@@ -2,6 +2,7 @@ package attack
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -10,14 +11,15 @@ import (
 	"sync"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
 // tapWait bounds how long a tap blocks before it looks whether to stop.
 const tapWait = 50 * time.Millisecond
 
-// tap sees every frame of a network namespace (packet(7)) and counts those that
-// carry what it was told to look for.
+// tap sees every frame of a network namespace (packet(7)), or what a listener gets, and
+// counts those that carry what it was told to look for.
 type tap struct {
 	fd       int
 	stop     chan struct{}
@@ -44,8 +46,35 @@ func openTap(ignored ...int) (*tap, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open tap: %w", err)
 	}
+	return startTap(fd, ignored)
+}
+
+// openListener must be called inside the namespace. It is a tap in the place of a router
+// that listens for MLD reports on the links, or on the bridges that they are ports of:
+// what a gate drops on its way in does not come as far.
+func openListener(links ...int) (*tap, error) {
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMPV6)
+	if err != nil {
+		return nil, fmt.Errorf("open listener: %w", err)
+	}
+	for _, index := range links {
+		l, err := netlink.LinkByIndex(index)
+		if err == nil {
+			group := &unix.IPv6Mreq{Multiaddr: listeners().As16(), Interface: uint32(cmp.Or(l.Attrs().MasterIndex, index))}
+			err = unix.SetsockoptIPv6Mreq(fd, unix.IPPROTO_IPV6, unix.IPV6_JOIN_GROUP, group)
+		}
+		// ENODEV: a link without IPv6, where nobody hears anything.
+		if err != nil && !errors.Is(err, unix.ENODEV) {
+			return nil, errors.Join(fmt.Errorf("listen for reports on interface %d: %w", index, err), unix.Close(fd))
+		}
+	}
+	return startTap(fd, nil)
+}
+
+// startTap has a tap read from the socket, which it closes in the end.
+func startTap(fd int, ignored []int) (*tap, error) {
 	limit := unix.NsecToTimeval(tapWait.Nanoseconds())
-	err = errors.Join(
+	err := errors.Join(
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit),
 		// A busy node must not push the attack's packets out.
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 8<<20),
@@ -73,11 +102,14 @@ func (t *tap) read() {
 		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) || errors.Is(err, unix.ENETDOWN) {
 			continue // nothing yet, or a link went down
 		}
-		link, ok := from.(*unix.SockaddrLinklayer)
-		if err != nil || !ok {
+		if err != nil {
 			return
 		}
-		t.look(buf[:n], link.Ifindex)
+		index := 0
+		if link, ok := from.(*unix.SockaddrLinklayer); ok {
+			index = link.Ifindex
+		}
+		t.look(buf[:n], index)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"io"
+	"maps"
 	"math/big"
 	"net"
 	"net/http"
@@ -327,6 +328,47 @@ func TestTLSRoute(t *testing.T) {
 	}
 	w.stop()
 	has(t, "the access log", w.log.String(), `"route":"TLSRoute shop/others rules[0]","backend":"shop/canary:80","workload":"shop/canary-0","method":"TLS","host":"a.cart.example.com"`)
+}
+
+// TestPassagesAreAudited: the flow of a connection by either route names the AUDIT policies of the workload that it goes to,
+// and of one that policy refuses, too.
+func TestPassagesAreAudited(t *testing.T) {
+	about := func(name string, action mesh.Action) mesh.Policy {
+		return mesh.Policy{Key: mesh.Key{Namespace: "shop", Name: name}, Action: action, Selector: map[string]string{"app": "cart"}, Rules: []mesh.Rule{{}}}
+	}
+	for kind, cart := range map[route.Kind]func(testing.TB, string, netip.Addr) *backend{route.TCP: greeting, route.TLS: secured} {
+		var keep *requests.Log
+		w := newWorld(t, []*backend{cart(t, "cart", cartAddr)}, flows(8), func(cfg *serve.Config) { keep = cfg.Sinks.Flows })
+		w.routes = []route.Route{passing(kind, "shop", "all", nil, map[string]uint32{"cart": 1})}
+		ask := func() error {
+			w.set()
+			if kind == route.TCP {
+				_, err := w.greeted()
+				return err
+			}
+			_, err := w.asked(&tls.Config{ServerName: "cart.example.com"}, 0)
+			return err
+		}
+		if err := ask(); err != nil {
+			t.Errorf("%v: %v", kind, err)
+		}
+		w.policies = []mesh.Policy{about("watch", mesh.ActionAudit), about("also", mesh.ActionAudit)}
+		if err := ask(); err != nil {
+			t.Errorf("%v while policies audit: %v", kind, err)
+		}
+		w.policies = append(w.policies, about("nobody", mesh.ActionDeny))
+		if err := ask(); err == nil {
+			t.Errorf("%v: let in, though policy denies it", kind)
+		}
+		got := map[string]int{}
+		for _, f := range w.told(3, keep) {
+			got[fmt.Sprint(f.GetVerdict(), "/", f.GetReason(), " ", f.GetPolicy(), f.GetAudited())]++
+		}
+		want := map[string]int{"allow/NoPolicy []": 1, "audit/NoPolicy [shop/also shop/watch]": 1, "deny/PolicyDeny shop/nobody[shop/also shop/watch]": 1}
+		if !maps.Equal(got, want) {
+			t.Errorf("%v: told of %v, want %v", kind, got, want)
+		}
+	}
 }
 
 // TestTLSRouteRefuses: who asks for nobody, or for one of whom no route knows, is told by an alert, and it is said why.
