@@ -149,8 +149,8 @@ func TestConnectionsToAForeignWorkload(t *testing.T) {
 		t.Fatal(err)
 	}
 	client := netip.MustParseAddr("10.244.1.10")
-	if found := capture.Stop(t, secret, func(a netip.Addr) bool { return a == client }); found.Markers > 0 || found.PlaintextBytes > 0 {
-		t.Errorf("plaintext on the wire: %s", found)
+	if err := capture.Stop(t, secret, func(a netip.Addr) bool { return a == client }).Sealed(); err != nil {
+		testenv.ForGood(t, "%v", err)
 	}
 	f.simulated(t)
 

@@ -43,8 +43,8 @@ func TestTraffic(t *testing.T) {
 			!strings.HasSuffix(a.String(), ".90") && !strings.HasSuffix(a.String(), ":90")
 	}
 	found := capture.Stop(t, secret, shop)
-	if found.PlaintextBytes > 0 || found.Markers > 0 || found.UDPPayloads > 0 {
-		t.Errorf("plaintext of the shop on the wire: %s: %v", found, found.PlaintextFlows)
+	if err := found.Sealed(); err != nil || found.UDPPayloads > 0 {
+		testenv.ForGood(t, "of the shop, and %d datagrams: %v", found.UDPPayloads, err)
 	}
 	if found.TLSBytes < 10_000 {
 		t.Errorf("the capture saw too little: %s", found)

@@ -193,6 +193,9 @@ func serve(ctx context.Context, o options, stderr io.Writer) error {
 	} else if cfg.Folder == "" {
 		return errors.New("--folder or --kubernetes is needed")
 	}
+	if may, heap := startup.KeepMemory(log, 0, "set GOMEMLIMIT"); may > 0 { // when all nodes join at once
+		log.Info("memory is kept within", "limit", may, "heap", heap)
+	}
 	op, err := operator.New(cfg)
 	if err != nil {
 		return err

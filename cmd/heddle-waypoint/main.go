@@ -16,7 +16,6 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/heddle-mesh/heddle/cmd/internal/startup"
-	"github.com/heddle-mesh/heddle/internal/memory"
 	"github.com/heddle-mesh/heddle/waypoint"
 	"github.com/heddle-mesh/heddle/waypoint/accesslog"
 )
@@ -172,18 +171,11 @@ func (o *options) run(ctx context.Context, stdout, stderr io.Writer) error {
 // keep has the process stay within the memory that it may have, where that is known: what is held for requests is shed before
 // the kernel ends it.
 func (o *options) keep(log *slog.Logger) {
-	may := o.memory
-	if may == 0 {
-		var err error
-		if may, err = memory.Limit(os.DirFS("/")); err != nil {
-			log.Warn("no limit of memory is kept", "error", err, "remedy", "give --memory")
-			return
-		}
-	}
+	may, heap := startup.KeepMemory(log, o.memory, "give --memory")
 	if may == 0 {
 		return
 	}
 	bytes := &o.cfg.Serve.Limits.Bytes
 	*bytes = min(*bytes, may/5*2) // half of it with what requests under way may have beyond
-	log.Info("memory is kept within", "limit", may, "heap", memory.Keep(may), "requests", *bytes)
+	log.Info("memory is kept within", "limit", may, "heap", heap, "requests", *bytes)
 }

@@ -117,11 +117,11 @@ func TestChaos(t *testing.T) {
 		return a.String() == "10.244.1.10" || a.String() == "10.244.2.10" || a.String() == "fd00:244:1::10" || a.String() == "fd00:244:2::10"
 	})
 	t.Logf("%d kills, %d exchanges carried, %d refused; enrolled pods on the wire: %s", kills, carried.Load(), refused.Load(), found)
-	if found.PlaintextBytes > 0 || found.Markers > 0 || found.UDPPayloads > 0 {
-		t.Errorf("plaintext of enrolled pods on the wire: %s: %v", found, found.PlaintextFlows)
+	if err := found.Sealed(); err != nil || found.UDPPayloads > 0 {
+		testenv.ForGood(t, "of enrolled pods, and %d datagrams: %v", found.UDPPayloads, err)
 	}
 	if leaked.Load() > 0 {
-		t.Errorf("a pod outside the mesh reached a STRICT one %d times", leaked.Load())
+		testenv.ForGood(t, "a pod outside the mesh reached a STRICT one %d times", leaked.Load())
 	}
 	if carried.Load() < int64(kills) || found.TLSBytes < 100*kills {
 		t.Errorf("too little traffic to show anything: %d exchanges, %s", carried.Load(), found)

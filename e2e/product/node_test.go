@@ -77,9 +77,7 @@ func (w *world) testRewrite(t *testing.T, server string) {
 	if n := strings.Count(said, "written\n"); n < 20 || strings.Contains(said, "open") {
 		t.Errorf("%d rewrites; a runtime saw:\n%s", n, strings.ReplaceAll(said, "written\n", ""))
 	}
-	if found := c.Stop(t, "first\n", among(w.addresses(t, names))); found.Markers != 0 || found.PlaintextBytes != 0 || found.TLSBytes == 0 {
-		t.Errorf("of those pods' first packets: %s %v", found, found.PlaintextFlows)
-	}
+	onlyInTheTunnel(t, "those pods' first packets", c.Stop(t, "first\n", among(w.addresses(t, names))))
 	w.kubectl(t, append([]string{"-n", "shop", "delete", "--now", "pod"}, names...)...)
 	w.testTakenOut(t, server)
 }
@@ -258,8 +256,11 @@ func (w *world) reboot(t *testing.T, n int) int {
 	t.Logf("reboot %d: from the power cut to the first answer and the first question: %v; at these pods' addresses, before, between and after them others': %s", n, time.Since(started).Round(time.Second), found)
 	leaves := leaving(addresses, w.apiServer(t))
 	left := slices.DeleteFunc(slices.Clone(found.PlaintextFlows), func(flow string) bool { return !leaves(flow) })
-	if found.Markers != 0 || len(left) > 0 || len(found.PlaintextFlows) == wire.MaxNamed || found.TLSBytes == 0 {
-		t.Errorf("around reboot %d: %s; left these pods in plaintext: %v", n, found, left)
+	if found.Markers != 0 || len(left) > 0 {
+		testenv.ForGood(t, "around reboot %d: %s; left these pods in plaintext: %v", n, found, left)
+	}
+	if len(found.PlaintextFlows) == wire.MaxNamed || found.TLSBytes == 0 {
+		t.Errorf("around reboot %d: too much, or nothing, to judge by: %s", n, found)
 	}
 	return found.TLSBytes
 }

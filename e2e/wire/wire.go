@@ -40,6 +40,15 @@ type Findings struct {
 	UDPPayloads, Other int
 }
 
+// Sealed is nil when nothing of TCP, nor the marker, was seen outside TLS records, or else
+// an error with what was. Whether there was anything at all, TLSBytes says.
+func (f Findings) Sealed() error {
+	if f.PlaintextBytes == 0 && f.Markers == 0 {
+		return nil
+	}
+	return fmt.Errorf("plaintext on the wire: %s: %v", f, f.PlaintextFlows)
+}
+
 // MaxNamed bounds PlaintextFlows.
 const MaxNamed = 10_000
 

@@ -93,6 +93,9 @@ func TestRead(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			if (found.Sealed() == nil) != (test.plaintext == 0) {
+				t.Errorf("said of %+v: %v", found, found.Sealed())
+			}
 			if found.TLSBytes != test.tls || found.PlaintextBytes != test.plaintext {
 				t.Errorf("got %d TLS and %d plaintext bytes, want %d and %d", found.TLSBytes, found.PlaintextBytes, test.tls, test.plaintext)
 			}
@@ -103,11 +106,11 @@ func TestRead(t *testing.T) {
 func TestReadMarkerAndSelection(t *testing.T) {
 	packets := []packet{{1, 80, 99, true, nil}, {1, 80, 100, false, []byte("a marker here")}}
 	found, err := Read(capture(t, packets...), []byte("marker"), nil)
-	if err != nil || found.Markers != 1 {
+	if err != nil || found.Markers != 1 || found.Sealed() == nil {
 		t.Errorf("markers %d, error %v: want 1, nil", found.Markers, err)
 	}
 	found, err = Read(capture(t, packets...), []byte("marker"), func(a netip.Addr) bool { return a == netip.MustParseAddr("10.9.9.9") })
-	if err != nil || found.Markers != 0 || found.PlaintextBytes != 0 {
+	if err != nil || found.Markers != 0 || found.PlaintextBytes != 0 || found.Sealed() != nil {
 		t.Errorf("other addresses' packets were judged: %+v, %v", found, err)
 	}
 }
