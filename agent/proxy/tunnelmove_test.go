@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -182,8 +183,8 @@ func TestIdleTunnelMoves(t *testing.T) {
 	}
 }
 
-// TestManyMove has more connections than one batch, all idle: each answers when
-// asked afterwards, and is recorded once.
+// TestManyMove has more connections than one batch, all idle: none has a goroutine in the
+// process that it has come to, each answers when asked afterwards, and is recorded once.
 func TestManyMove(t *testing.T) {
 	const each = 150
 	m := newMoving(t, engine.Loop)
@@ -197,7 +198,7 @@ func TestManyMove(t *testing.T) {
 			conns = append(conns, c)
 		}
 	}
-	charged := m.old.proxy.Charges()
+	charged, goroutines := m.old.proxy.Charges(), runtime.NumGoroutine()
 	h, _ := m.old.takeOver(t, m.renewed, m.web, m.near)
 	start := time.Now()
 	h.move()
@@ -205,6 +206,10 @@ func TestManyMove(t *testing.T) {
 	if now := m.renewed.proxy.Charges(); now != charged || m.renewed.proxy.Open() != len(conns) {
 		t.Errorf("charged %+v for %d, was %+v", now, m.renewed.proxy.Open(), charged)
 	}
+	testenv.Eventually(t, 5*time.Second, "no goroutine for a connection that moved", func() bool {
+		return runtime.NumGoroutine() < goroutines+each/3 // one transport's would be as many as each; the pods' are few
+	})
+	t.Logf("%d goroutines, %d before the move", runtime.NumGoroutine(), goroutines)
 	for _, c := range conns {
 		c.Write([]byte("alive\n"))
 	}

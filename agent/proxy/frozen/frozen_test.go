@@ -30,6 +30,15 @@ func secure() *frozen.Connection {
 	return c
 }
 
+// hopped is carried to a waypoint, as agents of version 1 write it that know of them and
+// of AUDIT policies.
+func hopped() *frozen.Connection {
+	c := secure()
+	c.Record.Waypoint, c.Record.Reason = mesh.Key{Namespace: "shop", Name: "waypoint"}, mesh.ReasonWaypoint
+	c.Record.Verdict, c.Record.Audited = mesh.VerdictAudit, "shop/all,shop/web"
+	return c
+}
+
 // carried has something in every field that the first agents of version 1 kept.
 func carried() *frozen.Connection {
 	return &frozen.Connection{
@@ -103,11 +112,32 @@ var golden []byte
 //go:embed testdata/v1-secured.json
 var goldenSecured []byte
 
+// goldenHopped is hopped, written so for ever.
+//
+//go:embed testdata/v1-hopped.json
+var goldenHopped []byte
+
 // TestGolden: what was written once is read, and written again with all that
 // was in it.
 func TestGolden(t *testing.T) {
 	sameAs(t, golden, carried())
 	sameAs(t, goldenSecured, secure())
+	sameAs(t, goldenHopped, hopped())
+}
+
+// TestGoldenFields: hopped sets every field there is, so that its recording has all of them. One that
+// gets another name would be passed over by a reader of either version; one that is new needs a recording.
+func TestGoldenFields(t *testing.T) {
+	text, err := hopped().Encode()
+	var then, now map[string]any
+	if err := errors.Join(err, json.Unmarshal(goldenHopped, &then), json.Unmarshal(text, &now)); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range frozen.Fields() {
+		if then[name] == nil || now[name] == nil {
+			t.Errorf("%s is %v in the recording, and would be written as %v", name, then[name], now[name])
+		}
+	}
 }
 
 func sameAs(t *testing.T, golden []byte, want *frozen.Connection) {

@@ -26,7 +26,7 @@ func limitTests() []test {
 	for name, f := range floods() {
 		tests = append(tests, test{"flood of " + name, func(t *testing.T, make New) { testFlood(t, make, f) }})
 	}
-	return tests
+	return append(tests, serverFloodTests()...)
 }
 
 func testConnectionLimit(t *testing.T, make New) {

@@ -17,11 +17,13 @@ import (
 	"github.com/heddle-mesh/heddle/internal/hbone/tlsrecord"
 )
 
-// What one idle stream may cost, both ends of the tunnel together, the
-// sockets' and the application's share of Go's heap included.
 const (
-	maxIdleBytes     = 2 * 12 << 10
-	maxMessageAllocs = 0
+	// maxIdleBytes is what one idle stream may cost, both ends of the tunnel together, the
+	// sockets' and the application's share of Go's heap included.
+	maxIdleBytes = 2 * 12 << 10
+	// maxAllocs is what a record or a message may cost on average, of both ends: the
+	// windows that grow and the buffers beyond those that a loop keeps are few.
+	maxAllocs = 0.02
 )
 
 // bench is an engine that serves itself, before an application that echoes.
@@ -154,22 +156,46 @@ func footprint() (bytes, goroutines int) {
 	return int(m.HeapInuse + m.StackInuse), runtime.NumGoroutine()
 }
 
-// TestMessageAllocations holds the ceiling of allocations for one message there
-// and back.
-func TestMessageAllocations(t *testing.T) {
-	c := newBench(t, fast.New(fast.Config{})).open()
-	buf := make([]byte, 1000)
-	allocs := testing.AllocsPerRun(500, func() { ping(t, c, buf) })
-	t.Logf("a message there and back: %.2f allocations", allocs)
-	if allocs > maxMessageAllocs {
-		t.Errorf("a message there and back: %.2f allocations, more than %d", allocs, maxMessageAllocs)
+// mallocs is how many objects do allocates, in the whole process. testing.AllocsPerRun
+// rounds down to an integer for each run, this does not.
+func mallocs(do func()) float64 {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	do()
+	runtime.ReadMemStats(&after)
+	return float64(after.Mallocs - before.Mallocs)
+}
+
+// fewestAllocs measures until it is no more than most, five times at most: what a busy
+// machine makes of a run, which lets a reader fall behind, is not the engine's.
+func fewestAllocs(t *testing.T, what string, most float64, measure func() float64) {
+	t.Helper()
+	fewest := measure()
+	for range 4 {
+		if fewest > most {
+			fewest = min(fewest, measure())
+		}
+	}
+	t.Logf("%s: %.4f allocations", what, fewest)
+	if fewest > most && !enginetest.Race {
+		t.Errorf("%s: %.4f allocations, more than %v", what, fewest, most)
 	}
 }
 
-// maxRecordAllocs is what one record of a large flow may cost on average: none, but
-// for windows that grow, and for buffers beyond those that a loop keeps, while a
-// busy machine lets a reader fall behind.
-const maxRecordAllocs = 0.25
+// TestMessageAllocations holds the ceiling of allocations for one message there
+// and back, on average: none, but for what the runtime does of its own.
+func TestMessageAllocations(t *testing.T) {
+	const messages = 5000
+	c := newBench(t, fast.New(fast.Config{})).open()
+	buf := make([]byte, 1000)
+	pings := func() {
+		for range messages {
+			ping(t, c, buf)
+		}
+	}
+	pings() // buffers become as many as they need to be
+	fewestAllocs(t, "a message there and back", maxAllocs, func() float64 { return mallocs(pings) / messages })
+}
 
 // TestBulkAllocations holds the ceiling of allocations for a record of a large flow,
 // which one end seals and the other one opens.
@@ -196,16 +222,8 @@ func TestBulkAllocations(t *testing.T) {
 	}
 	move(32 << 20) // windows and free buffers become as many as they need to be
 	const bulk = 64 << 20
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	move(bulk)
-	runtime.ReadMemStats(&after)
-	records := float64(2 * bulk / tlsrecord.MaxPlaintext) // there and back, at least
-	allocs := float64(after.Mallocs-before.Mallocs) / records
-	t.Logf("a record of a large flow: %.4f allocations, %.0f bytes", allocs, float64(after.TotalAlloc-before.TotalAlloc)/records)
-	if allocs > maxRecordAllocs && !enginetest.Race {
-		t.Errorf("a record of a large flow: %.4f allocations, more than %v", allocs, maxRecordAllocs)
-	}
+	const records = 2 * bulk / tlsrecord.MaxPlaintext // there and back, at least
+	fewestAllocs(t, "a record of a large flow", maxAllocs, func() float64 { return mallocs(func() { move(bulk) }) / records })
 }
 
 // engines are what the benchmarks compare, in one run.

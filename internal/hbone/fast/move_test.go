@@ -14,6 +14,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/internal/hbone"
 	"github.com/heddle-mesh/heddle/internal/hbone/fast"
+	"github.com/heddle-mesh/heddle/internal/hbone/fast/frozen"
 )
 
 // moves is how often the tests move a site. The demand is 20.
@@ -197,6 +198,51 @@ func TestMoveKeyUpdate(t *testing.T) {
 		if err := f.echo(fmt.Sprint("key ", i)); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if err := f.finish(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestMoveAtKeyLimit moves a connection of which both ends have sealed nearly as many
+// records under a key as they may (RFC 8446 section 5.5): each changes its key of its own accord, both
+// follow, and nothing is lost.
+func TestMoveAtKeyLimit(t *testing.T) {
+	const limit, messages = 1 << 24, 12
+	w := newWorld(t, newFastEngine, newFastEngine)
+	f := w.mustOpen()
+	if err := f.echo("before"); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(50 * time.Millisecond) // nothing is on its way that is sealed by another number
+	at := func(f *hbone.Frozen, in, out uint64) {
+		z, err := frozen.Decode(f.State, f.Data, len(f.Files))
+		if err == nil {
+			z.Session.In.Sequence, z.Session.Out.Sequence = in, out
+			f.State, f.Data, err = z.Encode()
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	w.client.mustMove(func(client *hbone.Frozen) {
+		at(client, limit-5, limit-3)
+		w.server.mustMove(func(server *hbone.Frozen) { at(server, limit-3, limit-5) }) // while the client rests
+	})
+	for i := range messages {
+		if err := f.echo(fmt.Sprint("message ", i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, s := range []*site{w.client, w.server} {
+		s.mustMove(func(f *hbone.Frozen) {
+			z, err := frozen.Decode(f.State, f.Data, len(f.Files))
+			if err != nil {
+				t.Error(err)
+			} else if in, out := z.Session.In.Sequence, z.Session.Out.Sequence; in > 2*messages || out > 2*messages {
+				t.Errorf("%d records came and %d went under the keys of now: one has not changed", in, out)
+			}
+		})
 	}
 	if err := f.finish(); err != nil {
 		t.Error(err)
@@ -414,8 +460,10 @@ func TestCutAtRest(t *testing.T) {
 	}
 }
 
-// TestMovePause moves many connections while some of them are used, and wants
-// each to rest for far less than the 100 ms that a user may notice.
+// TestMovePause moves many connections while some of them are used, and wants half
+// of their batches to rest for no more than half of the 100 ms that a user may notice.
+// The longest is said, and not judged: in one process with both ends, and with other
+// tests, it is the machine's. e2e/handover judges the longest.
 func TestMovePause(t *testing.T) {
 	const pods, talkers = 128, 8
 	w := newWorld(t, newFastEngine, newFastEngine)
@@ -471,6 +519,6 @@ func TestMovePause(t *testing.T) {
 		t.Errorf("%d and %d connections moved, want %d each", w.client.moved, w.server.moved, 3*pods)
 	}
 	if median > 50*time.Millisecond {
-		t.Errorf("connections are at rest for %v", median)
+		t.Errorf("half of the connections are at rest for more than %v", median)
 	}
 }

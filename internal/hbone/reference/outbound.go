@@ -197,6 +197,7 @@ func (o *outbound) roundTrip(ctx context.Context, c *clientConn, header http.Hea
 		Method: http.MethodConnect, URL: &url.URL{Scheme: "http", Host: authority}, Host: authority,
 		Header: header, Body: o.body, ContentLength: -1,
 	}
+	c.wire.guard.asked.Add(1)
 	answer, err := c.http.RoundTrip(req.WithContext(ctx))
 	if err != nil {
 		o.body.stop()
@@ -273,6 +274,9 @@ func (o *outbound) receive() {
 func tunnelFailure(err error) error {
 	if se := (http2.StreamError{}); errors.As(err, &se) {
 		return fmt.Errorf("%w: by the peer: %w", streamFailure(se), err)
+	}
+	if errors.Is(err, hbone.ErrLimit) { // a flood of the peer's
+		return fmt.Errorf("connection lost: %w", err)
 	}
 	return fmt.Errorf("%w: connection lost: %w", hbone.ErrProtocol, err)
 }

@@ -366,12 +366,14 @@ func (p *pool) drain(match hbone.Match, cause error) {
 }
 
 // wireConn is the connection as the HTTP/2 client sees it. It tells when the
-// client has read what came first, and when it closes.
+// client has read what came first, and when it closes, and bounds what comes.
 type wireConn struct {
 	*tls.Conn
 	data io.Reader // of Conn
 	tcp  *net.TCPConn
 	leaf *x509.Certificate // ours
+	// guard ends reading when the peer floods.
+	guard floodGuard
 	// ready is closed when the client asks for more after its first bytes: it
 	// has then taken in the SETTINGS that a server must begin with (RFC 9113
 	// section 3.4), and knows how many streams it may open.
@@ -389,10 +391,19 @@ func (w *wireConn) Read(p []byte) (int, error) {
 		close(w.ready)
 	}
 	n, err := w.data.Read(p)
+	if tooMuch := w.guard.read(p[:n]); tooMuch != nil {
+		n, err = 0, fmt.Errorf("%w: %w", hbone.ErrLimit, tooMuch)
+	}
 	if err != nil {
 		w.failure.CompareAndSwap(nil, &err)
 	}
 	return n, err
+}
+
+// Write may be called by any goroutine.
+func (w *wireConn) Write(p []byte) (int, error) {
+	w.guard.wrote(len(p))
+	return w.Conn.Write(p)
 }
 
 // Close does not wait for a peer that does not read.

@@ -88,7 +88,8 @@ func (c *Conn) checkStreams() error {
 }
 
 // checkSpans wants every span inside of the data, and no byte twice: what is
-// made of a connection is then no larger than it.
+// made of a connection is then no larger than it. Nor may a byte be of no span: it would
+// be of a field that this version does not know, and be lost.
 func (c *Conn) checkSpans() error {
 	left := len(c.data)
 	spans := []Span{c.Partial, c.Out}
@@ -102,6 +103,9 @@ func (c *Conn) checkSpans() error {
 		if left -= s.N; left < 0 {
 			return errors.New("more bytes than there are")
 		}
+	}
+	if left > 0 {
+		return fmt.Errorf("%d bytes of which nothing is said", left)
 	}
 	return nil
 }

@@ -4,7 +4,8 @@
 //
 // The bytes are JSON, so that one version reads what another wrote: a field that
 // the reader does not know is ignored, one that is missing is its zero value,
-// which is always a safe one. What would not be safe to ignore raises Least.
+// which is always a safe one. What would not be safe to ignore raises Least; bulk bytes
+// of which no known field speaks are refused without it.
 package frozen
 
 import (
