@@ -25,6 +25,12 @@ func TestOptions(t *testing.T) {
 	if !slices.Equal(full.subjects, world.Subjects()) || full.repeats != 5 || len(full.metrics) != 10 {
 		t.Errorf("without flags: %+v", full)
 	}
+	if full.repeatsOf("lat") != 9 || full.repeatsOf("rps") != 5 {
+		t.Errorf("lat is measured %d times and rps %d, want 9 and 5", full.repeatsOf("lat"), full.repeatsOf("rps"))
+	}
+	if two, err := options([]string{"-repeats", "2", "-metrics", "lat"}); err != nil || two.repeatsOf("lat") != 2 || two.repeatsOf("rps") != 0 {
+		t.Errorf("two repeats of lat: %+v, %v", two, err)
+	}
 	quick, err := options([]string{"-quick", "-subjects", "envoy"})
 	if err != nil {
 		t.Fatal(err)

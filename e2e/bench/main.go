@@ -57,6 +57,7 @@ type bench struct {
 	name              string
 	subjects, metrics []string
 	repeats           int
+	latencyRepeats    int // of p50 and p99, whose tails need more
 	sizes             measure.Sizes
 	docs              string
 	started           time.Time
@@ -84,7 +85,7 @@ func options(args []string) (*bench, error) {
 	quick := flags.Bool("quick", false, "three repeats of "+quickMetrics+" for "+quickSubjects+", two seconds each")
 	subjects := flags.String("subjects", "", "which of "+strings.Join(world.Subjects(), ",")+"; empty for all")
 	metrics := flags.String("metrics", "", "which of "+strings.Join(names, ",")+"; empty for all")
-	flags.IntVar(&b.repeats, "repeats", 0, "how often each is measured; 0 is 5, or 3 with -quick")
+	flags.IntVar(&b.repeats, "repeats", 0, "how often each is measured; 0 is 5, and 9 for lat, or 3 with -quick")
 	flags.DurationVar(&b.sizes.Duration, "duration", 0, "how long each load lasts; 0 is 3s, or 2s with -quick")
 	flags.DurationVar(&b.sizes.RateDuration, "rate-duration", 0, "how long the load at a fixed rate lasts; 0 is 4s, or 3s with -quick")
 	flags.StringVar(&b.docs, "docs", "", "folder for benchmarks.md, bench.json and flame graphs; empty writes none")
@@ -120,8 +121,9 @@ func (b *bench) defaults(quick bool) {
 		}
 		return full
 	}
+	b.latencyRepeats = b.repeats
 	if b.repeats == 0 {
-		b.repeats = pick(5, 3)
+		b.repeats, b.latencyRepeats = pick(5, 3), pick(9, 3)
 	}
 	if b.sizes.Duration == 0 {
 		b.sizes.Duration = time.Duration(pick(3, 2)) * time.Second
@@ -228,16 +230,16 @@ func (b *bench) warmUp(ctx context.Context) error {
 // follow each other closely, forwards in one repeat and backwards in the next, so
 // that what the machine does besides falls on all alike.
 func (b *bench) measure(ctx context.Context) error {
-	for repeat := range b.repeats {
+	for repeat := range max(b.repeats, b.repeatsOf("lat")) {
 		order := slices.Clone(b.subjects)
 		if repeat%2 == 1 {
 			slices.Reverse(order)
 		}
 		for _, t := range measure.Tests() {
-			if !slices.Contains(b.metrics, t.Name) {
+			if repeat >= b.repeatsOf(t.Name) {
 				continue
 			}
-			b.say("repeat %d of %d: %s", repeat+1, b.repeats, t.Title)
+			b.say("repeat %d of %d: %s", repeat+1, b.repeatsOf(t.Name), t.Title)
 			for _, subject := range order {
 				if err := b.take(ctx, repeat, subject, t); err != nil {
 					return err
@@ -246,6 +248,17 @@ func (b *bench) measure(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// repeatsOf is how often a test is run: not at all if it was not asked for.
+func (b *bench) repeatsOf(test string) int {
+	switch {
+	case !slices.Contains(b.metrics, test):
+		return 0
+	case test == "lat":
+		return b.latencyRepeats
+	}
+	return b.repeats
 }
 
 // take takes one measurement. One that fails counts as an error of its subject;

@@ -93,7 +93,11 @@ func limits(profiles []measure.Profile) string {
 
 // facts are of the machine and the run, without what names the machine.
 func (b *bench) facts() []result.Fact {
-	facts := []result.Fact{{Name: "measured", Value: fmt.Sprintf("%s, %d repeats in %v", b.started.UTC().Format(time.DateOnly), b.repeats, time.Since(b.started).Round(time.Second))}}
+	repeats := fmt.Sprintf("%d repeats", b.repeats)
+	if n := b.repeatsOf("lat"); n > b.repeats {
+		repeats += fmt.Sprintf(", %d of the latency,", n)
+	}
+	facts := []result.Fact{{Name: "measured", Value: fmt.Sprintf("%s, %s in %v", b.started.UTC().Format(time.DateOnly), repeats, time.Since(b.started).Round(time.Second))}}
 	facts = append(facts, machine.Facts(b.root)...)
 	if slices.Contains(b.subjects, "envoy") {
 		value := "unknown"

@@ -45,8 +45,8 @@ ratio is taken within each repeat, in which the subjects follow each other close
   multiplexed HTTP/2, and its other end. Without policy, access log or discovery.
 
 Verdicts: **stretch** and **holds** reach a floor that the project set itself; **better** is better than Envoy where there is no floor;
-**MISSED** is better than Envoy, but not by the floor; **LOST** is worse than Envoy, or more than a bound; **ERRORS** had failed requests or
-runs, and cannot win.
+**unsure** does so by the median, but not with all of the interval; **MISSED** is better than Envoy, but not by the floor; **LOST** is worse
+than Envoy, or more than a bound; **ERRORS** had failed requests or runs, and cannot win.
 `
 
 const method = `
@@ -55,7 +55,9 @@ const method = `
 Two network namespaces are the nodes, joined by a bridge in a third; 20 pods with clients on one, 10 with servers on the other, each in a
 namespace of its own behind a veth. Every subject has such a world, all are up at once, and those that are not measured sleep. The subjects
 of one metric run one after the other, forwards in one repeat and backwards in the next. An interval goes from the k-th smallest to the k-th
-largest value, for the largest k that covers the median with 90 % at least; with fewer than five values it is their range.
+largest value, for the largest k that covers the median with 90 % at least; with fewer than five values it is their range. A good verdict is
+of the whole interval: the worse end of it (of the ratio to Envoy, or of the value where the floor is a value) has to reach the floor, too, and
+the stretch goal for **stretch**; otherwise the row is **unsure**. A bad one is of the median alone.
 
 - Requests and connections: wrk, one thread, nginx with one worker, an answer of 64 bytes. A new connection carries one request.
 - Throughput: iperf3.
@@ -102,18 +104,21 @@ func (r Report) Document(out io.Writer) error {
 	return err
 }
 
-// lost lists what Heddle does not win.
+// lost lists what Heddle does not win, or not for sure.
 func lost(all []Summary) string {
 	var b strings.Builder
 	for _, s := range all {
 		m := metric(s.Metric)
 		verdict := Judge(m, s)
-		if s.Subject != "heddle" || !slices.Contains([]Verdict{Missed, Lost, Failed}, verdict) {
+		if s.Subject != "heddle" || !slices.Contains([]Verdict{Unsure, Missed, Lost, Failed}, verdict) {
 			continue
 		}
 		fmt.Fprintf(&b, "- **%s** %s: %s %s", verdict, m.Title, number(s.Median), m.Unit)
 		if s.ToEnvoy != nil {
 			fmt.Fprintf(&b, ", %.2f × Envoy", *s.ToEnvoy)
+		}
+		if s.ToEnvoyBetween != nil && verdict == Unsure {
+			fmt.Fprintf(&b, " (%.2f–%.2f)", s.ToEnvoyBetween[0], s.ToEnvoyBetween[1])
 		}
 		if f := floor(m); f != "" {
 			fmt.Fprintf(&b, ", wanted %s", f)
@@ -126,7 +131,7 @@ func lost(all []Summary) string {
 	if b.Len() == 0 {
 		return ""
 	}
-	return "\n## What Heddle does not win\n\n" + b.String()
+	return "\n## What Heddle does not win, or not for sure\n\n" + b.String()
 }
 
 // leftOut lists what a run of some metrics or subjects has no figures of, so that a part is not read as the whole.
