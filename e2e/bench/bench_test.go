@@ -38,6 +38,16 @@ func TestOptions(t *testing.T) {
 	if !slices.Equal(quick.subjects, []string{"envoy"}) || quick.repeats != 3 || strings.Join(quick.metrics, ",") != quickMetrics {
 		t.Errorf("quick: %+v", quick)
 	}
+	other, err := options([]string{"-congestion", "cubic"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if document, figures := fileNames(other.congestion); document != "benchmarks-cubic.md" || figures != "bench-cubic.json" {
+		t.Errorf("another congestion control is written to %s and %s", document, figures)
+	}
+	if strings.Join(other.metrics, ",") != quickMetrics || other.repeats != 5 || other.wentBy() != "cubic" || full.wentBy() == "cubic" {
+		t.Errorf("another congestion control: %+v", other)
+	}
 	for _, args := range [][]string{{"-subjects", "linkerd"}, {"-metrics", "rps,joy"}, {"-repeats", "x"}} {
 		if _, err := options(args); err == nil {
 			t.Errorf("%q were taken", args)

@@ -60,6 +60,7 @@ type bench struct {
 	latencyRepeats    int // of p50 and p99, whose tails need more
 	sizes             measure.Sizes
 	docs              string
+	congestion        string // empty for the machine's
 	started           time.Time
 	loadAtStart       string
 	worlds            map[string]*world.World
@@ -89,20 +90,21 @@ func options(args []string) (*bench, error) {
 	flags.DurationVar(&b.sizes.Duration, "duration", 0, "how long each load lasts; 0 is 3s, or 2s with -quick")
 	flags.DurationVar(&b.sizes.RateDuration, "rate-duration", 0, "how long the load at a fixed rate lasts; 0 is 4s, or 3s with -quick")
 	flags.StringVar(&b.docs, "docs", "", "folder for benchmarks.md, bench.json and flame graphs; empty writes none")
+	flags.StringVar(&b.congestion, "congestion", "", "congestion control in all namespaces, in place of the machine's; without -metrics only "+quickMetrics+" are measured then, and what is written is named by it")
 	if err := flags.Parse(args); err != nil {
 		return nil, err
 	}
-	set := func(list *string, short, all string) []string {
+	set := func(list *string, isShort bool, short, all string) []string {
 		if *list == "" {
 			*list = all
-			if *quick {
+			if isShort {
 				*list = short
 			}
 		}
 		return strings.Split(*list, ",")
 	}
-	b.subjects = set(subjects, quickSubjects, strings.Join(world.Subjects(), ","))
-	b.metrics = set(metrics, quickMetrics, strings.Join(names, ","))
+	b.subjects = set(subjects, *quick, quickSubjects, strings.Join(world.Subjects(), ","))
+	b.metrics = set(metrics, *quick || b.congestion != "", quickMetrics, strings.Join(names, ","))
 	b.defaults(*quick)
 	for _, check := range []struct{ chosen, known []string }{{b.subjects, world.Subjects()}, {b.metrics, names}} {
 		for _, name := range check.chosen {
@@ -163,17 +165,15 @@ func (b *bench) run(ctx context.Context) (err error) {
 	if err := os.CopyFS(binaries, os.DirFS(b.bin)); err != nil {
 		return err
 	}
-	for _, subject := range b.subjects {
-		b.say("setting up %s", subject)
-		folder := filepath.Join(scratch, subject)
-		if err := os.Mkdir(folder, 0o755); err != nil {
-			return err
+	if b.congestion != "" {
+		undo, allowErr := world.AllowCongestion(b.congestion)
+		if allowErr != nil {
+			return allowErr
 		}
-		w, err := world.Up(ctx, world.Config{Name: b.name + "-" + subject, Subject: subject, Root: b.root, Binaries: binaries, Scratch: folder, Self: b.self})
-		b.worlds[subject] = w
-		if err != nil {
-			return err
-		}
+		defer func() { err = errors.Join(err, undo()) }()
+	}
+	if err := b.up(ctx, scratch, binaries); err != nil {
+		return err
 	}
 	if err := b.warmUp(ctx); err != nil {
 		return err
@@ -188,6 +188,23 @@ func (b *bench) run(ctx context.Context) (err error) {
 		return nil
 	}
 	return b.write(ctx, scratch)
+}
+
+// up sets up a world of each subject.
+func (b *bench) up(ctx context.Context, scratch, binaries string) error {
+	for _, subject := range b.subjects {
+		b.say("setting up %s", subject)
+		folder := filepath.Join(scratch, subject)
+		if err := os.Mkdir(folder, 0o755); err != nil {
+			return err
+		}
+		w, err := world.Up(ctx, world.Config{Name: b.name + "-" + subject, Subject: subject, Root: b.root, Binaries: binaries, Scratch: folder, Self: b.self, Congestion: b.congestion})
+		b.worlds[subject] = w
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // lock keeps a second run of a name from taking this one's worlds for an earlier

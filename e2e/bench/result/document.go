@@ -20,13 +20,21 @@ type Kind struct {
 	Preamble, Method string
 }
 
-// Mesh is the benchmark of two nodes.
-func Mesh() Kind { return Kind{Metrics(), preamble, method} }
+// Mesh is the benchmark of two nodes, under the congestion control that was asked for; empty for the machine's.
+func Mesh(congestion string) Kind {
+	k := Kind{Metrics(), preamble, method}
+	if congestion != "" {
+		k.Preamble = strings.NewReplacer("# Benchmarks\n", "# Benchmarks with "+congestion+"\n", "`make bench`", "`make bench CONGESTION="+congestion+"`").Replace(k.Preamble)
+	}
+	return k
+}
 
 // Report is everything that a run has to say.
 type Report struct {
 	Kind
 	Facts []Fact
+	// Congestion is the congestion control that all figures are of; empty if it was not looked at.
+	Congestion string
 	// Subjects were measured, of All that there are.
 	Subjects, All []string
 	Rows          []Row
@@ -63,7 +71,8 @@ the stretch goal for **stretch**; otherwise the row is **unsure**. A bad one is 
 - Throughput: iperf3.
 - Latency: a generator of this repository, 32 connections, timed from when a request was due to its answer's last byte.
 - CPU: user and system time of both proxies, by the kernel's clock ticks of 10 ms. What the kernel does for them in interrupts is nobody's.
-- Memory: VmRSS of fresh proxies; the idle connections are of eight pods, and have echoed a byte.
+- Memory: VmRSS of fresh proxies, after 7 s of rest; the idle connections are of eight pods, have echoed a byte, and have had 7 s of rest, too.
+  Heddle gives back what it does not need after three quiet seconds ([ADR 40](decisions/0040-memory-at-rest.md)); right after a load it has more.
 - 50 ms: each way is held back 25 ms by a process between two TUN devices, which takes single segments of 1,500 bytes and loses at random
   those that go from client to server. Its own limit is the figure of "none". Fresh proxies; the first two seconds do not count.
 - Noise: a quiet pod asks 400 times per second, without and with a neighbour that sends four bulk streams and opens connections, 16 at a
@@ -71,6 +80,12 @@ the stretch goal for **stretch**; otherwise the row is **unsure**. A bad one is 
   500 Mbit/s and a connection every 33 ms of each of 16, which leaves the machine room.
 - Envoy is given each easy way out: the servers' addresses are its listeners', so that nothing is redirected; it connects from the node's
   namespace, a link less than Heddle; windows of 4 and 16 MiB; as many workers as cores; no policy, access log or flow records.
+- Congestion control: all namespaces go by the one that is named above. Where that is BBR, Heddle does not: it takes Reno within pods, at the
+  programs' ends too, and CUBIC for tunnels of less than a millisecond ([ADR 31](decisions/0031-what-is-near-is-not-paced.md)), while the sockets of "none", of Envoy and of
+  its programs stay with BBR, as they come. Much of what Heddle is ahead by on such a node is this choice. With BBR everywhere (` + "`--system-congestion`" + `) ADR 31 has, on
+  another machine, 1.23 × Envoy in place of 1.88 × for one stream, 1.05 × for 1.34 × with eight, 1.12 × for 1.20 × in requests/s, 0.68 × for 0.73 × in p50, and
+  CPU per GB of 0.79 × for 0.51 × and 0.83 × for 0.63 ×. Where the default is another, as Linux's own, CUBIC, Heddle changes nothing: ` + "`make bench CONGESTION=cubic`" + `
+  measures requests, throughput, connections, latency and CPU so, into ` + "`benchmarks-cubic.md`" + `.
 - The load, the servers and the subject share the cores.
 `
 
@@ -162,5 +177,9 @@ func (r Report) leftOut() string {
 func (r Report) JSON(out io.Writer) error {
 	encoder := json.NewEncoder(out)
 	encoder.SetIndent("", "  ")
-	return encoder.Encode(Summarise(r.Rows, r.Subjects))
+	all := Summarise(r.Rows, r.Subjects)
+	for i := range all {
+		all[i].Congestion = r.Congestion
+	}
+	return encoder.Encode(all)
 }

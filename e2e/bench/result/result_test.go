@@ -139,7 +139,7 @@ func TestJSON(t *testing.T) {
 
 func TestDocument(t *testing.T) {
 	r := Report{
-		Kind: Mesh(), Facts: []Fact{{"cores", "2"}}, Subjects: []string{"none", "heddle", "envoy"}, All: []string{"none", "heddle", "reference", "envoy"},
+		Kind: Mesh("cubic"), Congestion: "cubic", Facts: []Fact{{"cores", "2"}}, Subjects: []string{"none", "heddle", "envoy"}, All: []string{"none", "heddle", "reference", "envoy"},
 		Rows:     append(rows(), Row{1, "heddle", "p99", 250, 3}, Row{1, "envoy", "p99", 200, 0}),
 		Sections: []Section{{"Where the time goes", "Nowhere.\n"}},
 	}
@@ -148,7 +148,7 @@ func TestDocument(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		"- cores: 2\n", "## Not in this run\n", "\n- reference\n", "\n- throughput, 8 streams\n", "## Where the time goes\n\nNowhere.\n", "| p99 | heddle | 90.0, 250! |\n", "| rps | envoy | 100, 200 |\n",
+		"# Benchmarks with cubic\n\nWritten by `make bench CONGESTION=cubic`, as measured", "- cores: 2\n", "## Not in this run\n", "\n- reference\n", "\n- throughput, 8 streams\n", "## Where the time goes\n\nNowhere.\n", "| p99 | heddle | 90.0, 250! |\n", "| rps | envoy | 100, 200 |\n",
 		"- **ERRORS** latency at 1,600 requests/s, p99: 170 µs, 1.07 × Envoy, wanted ≤ 0.8 (0.6) × Envoy, 3 errors\n",
 	} {
 		if !strings.Contains(b.String(), want) {
@@ -165,7 +165,7 @@ func TestDocument(t *testing.T) {
 		t.Fatal(err)
 	}
 	var all []Summary
-	if err := json.Unmarshal([]byte(again.String()), &all); err != nil || len(all) != 5 || all[1].Median != 245 {
+	if err := json.Unmarshal([]byte(again.String()), &all); err != nil || len(all) != 5 || all[1].Median != 245 || all[1].Congestion != "cubic" {
 		t.Errorf("bench.json: %v, %+v", err, all)
 	}
 }

@@ -70,7 +70,7 @@ goal for **stretch**; otherwise the row is **unsure**. A bad one is of the media
   and a server that takes 50 ms over each: they have room for 640 requests/s, and the machine for more. One, two and three times that are sent, each request at its time whether or not
   the ones before it were answered: of HTTP/1.1 by the generator of this repository on 256 connections, of HTTP/2 by h2load on 16. Answers of 200 within a second count. A 503 is a
   request that was shed, and no error. What is served of the first is shown as a share of 640/s, and what is served of the other two as shares of that.
-- Memory: VmRSS of fresh proxies, after a request; the idle connections have had an answer each, and some seconds of rest.
+- Memory: VmRSS of fresh proxies, after a request and 7 s of rest; the idle connections have had an answer each, and as much rest.
 - A change of a route: from renaming a file of configuration into its place to the first answer that goes by it, asked for every 2 ms. Heddle reads a folder of
   YAML; Envoy has its routes from a file (RDS) in a watched folder. In a cluster the operator streams the routes; what that adds is not in it.
 - heddle-waypoint is run with ` + "`--direct`" + `, so that neither is told who its client is by a PROXY header. No policy is asked but PeerAuthentication, and Envoy has none.
