@@ -82,11 +82,11 @@ demo: ## Run a small shop in a mesh of two nodes on this machine, and show what 
 
 .PHONY: bench
 BENCH ?= full
-bench: ## Measure beside no mesh, the reference engine and Envoy, then the waypoint; BENCH=quick for a short look that writes nothing (root)
+bench: ## Measure beside no mesh, the reference engine and Envoy, then the waypoint; BENCH=quick for a short look that writes nothing; CONGESTION=cubic for docs/benchmarks-cubic.md, 7 min (root)
 	@scripts/deps bench
 	@$(MAKE) --no-print-directory build
-	@go build -trimpath -o bin/bench ./e2e/bench && bin/bench $(if $(filter quick,$(BENCH)),-quick,-docs docs) $(BENCHFLAGS)
-	$(if $(BENCHFLAGS),,@$(MAKE) --no-print-directory bench-waypoint)
+	@go build -trimpath -o bin/bench ./e2e/bench && bin/bench $(if $(filter quick,$(BENCH)),-quick,-docs docs) $(if $(CONGESTION),-congestion $(CONGESTION)) $(BENCHFLAGS)
+	$(if $(BENCHFLAGS)$(CONGESTION),,@$(MAKE) --no-print-directory bench-waypoint)
 
 .PHONY: bench-waypoint
 bench-waypoint: ## Measure the waypoint beside Envoy as the same proxy, 8 min; BENCH=quick for a short look that writes nothing

@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -54,6 +55,49 @@ func TestAgain(t *testing.T) {
 		out, err := cmd.CombinedOutput()
 		if (err == nil) != (loses == "") || !strings.HasSuffix(string(out), want) || !strings.Contains(string(out), "too slow") {
 			t.Errorf("loses %q: %v\n%s", loses, err, out)
+		}
+	}
+}
+
+// fakeGo stands for go where scripts/fuzz asks it: the programs that it builds say what the fuzzer would, and FuzzVerdict
+// has no time left after its corpus.
+const fakeGo = `#!/bin/sh
+case $1 in
+env) echo /no/such/cache ;;
+list) echo package ;;
+test)
+  while [ "$1" != -o ]; do shift; done
+  cat >"$2" <<'EOF'
+#!/bin/sh
+case "$*" in
+*FuzzVerdict*-test.fuzztime*2s*) execs=0 ;;
+*) execs=123 ;;
+esac
+echo "fuzz: elapsed: 2s, execs: $execs (61/sec), new interesting: 1 (total: 9)"
+EOF
+  chmod +x "$2" ;;
+esac
+`
+
+func TestFuzzSaysWhatItRan(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "go"), []byte(fakeGo), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("scripts/fuzz", "2s")
+	cmd.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"))
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("scripts/fuzz: %v: %s", err, out)
+	}
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	last := regexp.MustCompile(`^(\d+) of (\d+) fuzz targets ran (\d+) for 2s each and 1, which had no time left after their corpus, for 1000x instead, \d+ s in all$`).FindStringSubmatch(lines[len(lines)-1])
+	if last == nil || last[1] != last[2] {
+		t.Errorf("it ends with %q", lines[len(lines)-1])
+	}
+	for target, want := range map[string]string{"FuzzVerdict": "1000x", "FuzzParser": "2s"} {
+		if !regexp.MustCompile(`(?m)^\./internal/hbone/h2 ` + target + ` .* 9 inputs, ` + want + `$`).Match(out) {
+			t.Errorf("%s is not said to have run for %s", target, want)
 		}
 	}
 }

@@ -25,12 +25,28 @@ func TestOptions(t *testing.T) {
 	if !slices.Equal(full.subjects, world.Subjects()) || full.repeats != 5 || len(full.metrics) != 10 {
 		t.Errorf("without flags: %+v", full)
 	}
+	if full.repeatsOf("lat") != 9 || full.repeatsOf("rps") != 5 {
+		t.Errorf("lat is measured %d times and rps %d, want 9 and 5", full.repeatsOf("lat"), full.repeatsOf("rps"))
+	}
+	if two, err := options([]string{"-repeats", "2", "-metrics", "lat"}); err != nil || two.repeatsOf("lat") != 2 || two.repeatsOf("rps") != 0 {
+		t.Errorf("two repeats of lat: %+v, %v", two, err)
+	}
 	quick, err := options([]string{"-quick", "-subjects", "envoy"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if !slices.Equal(quick.subjects, []string{"envoy"}) || quick.repeats != 3 || strings.Join(quick.metrics, ",") != quickMetrics {
 		t.Errorf("quick: %+v", quick)
+	}
+	other, err := options([]string{"-congestion", "cubic"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if document, figures := fileNames(other.congestion); document != "benchmarks-cubic.md" || figures != "bench-cubic.json" {
+		t.Errorf("another congestion control is written to %s and %s", document, figures)
+	}
+	if strings.Join(other.metrics, ",") != quickMetrics || other.repeats != 5 || other.wentBy() != "cubic" || full.wentBy() == "cubic" {
+		t.Errorf("another congestion control: %+v", other)
 	}
 	for _, args := range [][]string{{"-subjects", "linkerd"}, {"-metrics", "rps,joy"}, {"-repeats", "x"}} {
 		if _, err := options(args); err == nil {

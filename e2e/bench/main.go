@@ -57,8 +57,10 @@ type bench struct {
 	name              string
 	subjects, metrics []string
 	repeats           int
+	latencyRepeats    int // of p50 and p99, whose tails need more
 	sizes             measure.Sizes
 	docs              string
+	congestion        string // empty for the machine's
 	started           time.Time
 	loadAtStart       string
 	worlds            map[string]*world.World
@@ -84,24 +86,25 @@ func options(args []string) (*bench, error) {
 	quick := flags.Bool("quick", false, "three repeats of "+quickMetrics+" for "+quickSubjects+", two seconds each")
 	subjects := flags.String("subjects", "", "which of "+strings.Join(world.Subjects(), ",")+"; empty for all")
 	metrics := flags.String("metrics", "", "which of "+strings.Join(names, ",")+"; empty for all")
-	flags.IntVar(&b.repeats, "repeats", 0, "how often each is measured; 0 is 5, or 3 with -quick")
+	flags.IntVar(&b.repeats, "repeats", 0, "how often each is measured; 0 is 5, and 9 for lat, or 3 with -quick")
 	flags.DurationVar(&b.sizes.Duration, "duration", 0, "how long each load lasts; 0 is 3s, or 2s with -quick")
 	flags.DurationVar(&b.sizes.RateDuration, "rate-duration", 0, "how long the load at a fixed rate lasts; 0 is 4s, or 3s with -quick")
 	flags.StringVar(&b.docs, "docs", "", "folder for benchmarks.md, bench.json and flame graphs; empty writes none")
+	flags.StringVar(&b.congestion, "congestion", "", "congestion control in all namespaces, in place of the machine's; without -metrics only "+quickMetrics+" are measured then, and what is written is named by it")
 	if err := flags.Parse(args); err != nil {
 		return nil, err
 	}
-	set := func(list *string, short, all string) []string {
+	set := func(list *string, isShort bool, short, all string) []string {
 		if *list == "" {
 			*list = all
-			if *quick {
+			if isShort {
 				*list = short
 			}
 		}
 		return strings.Split(*list, ",")
 	}
-	b.subjects = set(subjects, quickSubjects, strings.Join(world.Subjects(), ","))
-	b.metrics = set(metrics, quickMetrics, strings.Join(names, ","))
+	b.subjects = set(subjects, *quick, quickSubjects, strings.Join(world.Subjects(), ","))
+	b.metrics = set(metrics, *quick || b.congestion != "", quickMetrics, strings.Join(names, ","))
 	b.defaults(*quick)
 	for _, check := range []struct{ chosen, known []string }{{b.subjects, world.Subjects()}, {b.metrics, names}} {
 		for _, name := range check.chosen {
@@ -120,8 +123,9 @@ func (b *bench) defaults(quick bool) {
 		}
 		return full
 	}
+	b.latencyRepeats = b.repeats
 	if b.repeats == 0 {
-		b.repeats = pick(5, 3)
+		b.repeats, b.latencyRepeats = pick(5, 3), pick(9, 3)
 	}
 	if b.sizes.Duration == 0 {
 		b.sizes.Duration = time.Duration(pick(3, 2)) * time.Second
@@ -161,17 +165,15 @@ func (b *bench) run(ctx context.Context) (err error) {
 	if err := os.CopyFS(binaries, os.DirFS(b.bin)); err != nil {
 		return err
 	}
-	for _, subject := range b.subjects {
-		b.say("setting up %s", subject)
-		folder := filepath.Join(scratch, subject)
-		if err := os.Mkdir(folder, 0o755); err != nil {
-			return err
+	if b.congestion != "" {
+		undo, allowErr := world.AllowCongestion(b.congestion)
+		if allowErr != nil {
+			return allowErr
 		}
-		w, err := world.Up(ctx, world.Config{Name: b.name + "-" + subject, Subject: subject, Root: b.root, Binaries: binaries, Scratch: folder, Self: b.self})
-		b.worlds[subject] = w
-		if err != nil {
-			return err
-		}
+		defer func() { err = errors.Join(err, undo()) }()
+	}
+	if err := b.up(ctx, scratch, binaries); err != nil {
+		return err
 	}
 	if err := b.warmUp(ctx); err != nil {
 		return err
@@ -186,6 +188,23 @@ func (b *bench) run(ctx context.Context) (err error) {
 		return nil
 	}
 	return b.write(ctx, scratch)
+}
+
+// up sets up a world of each subject.
+func (b *bench) up(ctx context.Context, scratch, binaries string) error {
+	for _, subject := range b.subjects {
+		b.say("setting up %s", subject)
+		folder := filepath.Join(scratch, subject)
+		if err := os.Mkdir(folder, 0o755); err != nil {
+			return err
+		}
+		w, err := world.Up(ctx, world.Config{Name: b.name + "-" + subject, Subject: subject, Root: b.root, Binaries: binaries, Scratch: folder, Self: b.self, Congestion: b.congestion})
+		b.worlds[subject] = w
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // lock keeps a second run of a name from taking this one's worlds for an earlier
@@ -228,16 +247,16 @@ func (b *bench) warmUp(ctx context.Context) error {
 // follow each other closely, forwards in one repeat and backwards in the next, so
 // that what the machine does besides falls on all alike.
 func (b *bench) measure(ctx context.Context) error {
-	for repeat := range b.repeats {
+	for repeat := range max(b.repeats, b.repeatsOf("lat")) {
 		order := slices.Clone(b.subjects)
 		if repeat%2 == 1 {
 			slices.Reverse(order)
 		}
 		for _, t := range measure.Tests() {
-			if !slices.Contains(b.metrics, t.Name) {
+			if repeat >= b.repeatsOf(t.Name) {
 				continue
 			}
-			b.say("repeat %d of %d: %s", repeat+1, b.repeats, t.Title)
+			b.say("repeat %d of %d: %s", repeat+1, b.repeatsOf(t.Name), t.Title)
 			for _, subject := range order {
 				if err := b.take(ctx, repeat, subject, t); err != nil {
 					return err
@@ -246,6 +265,17 @@ func (b *bench) measure(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// repeatsOf is how often a test is run: not at all if it was not asked for.
+func (b *bench) repeatsOf(test string) int {
+	switch {
+	case !slices.Contains(b.metrics, test):
+		return 0
+	case test == "lat":
+		return b.latencyRepeats
+	}
+	return b.repeats
 }
 
 // take takes one measurement. One that fails counts as an error of its subject;

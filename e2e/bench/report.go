@@ -22,11 +22,13 @@ import (
 const flamesFolder = "flames"
 
 // write writes the document, bench.json and the flame graphs. Without flame
-// graphs it writes the others all the same.
+// graphs it writes the others all the same. Under a congestion control that is not the
+// machine's the document is one of its own, beside the other, and has no flame graphs.
 func (b *bench) write(ctx context.Context, scratch string) error {
-	r := result.Report{Kind: result.Mesh(), Facts: b.facts(), Subjects: b.subjects, All: world.Subjects(), Rows: b.measured}
+	r := result.Report{Kind: result.Mesh(b.congestion), Facts: b.facts(), Congestion: b.wentBy(), Subjects: b.subjects, All: world.Subjects(), Rows: b.measured}
 	var profileErr error
-	if w := b.worlds["heddle"]; w != nil {
+	document, figures := fileNames(b.congestion)
+	if w := b.worlds["heddle"]; w != nil && b.congestion == "" {
 		b.say("profiling the agents")
 		profiles, err := measure.Profiles(ctx, w, b.sizes, scratch)
 		if err == nil {
@@ -36,14 +38,30 @@ func (b *bench) write(ctx context.Context, scratch string) error {
 		profileErr = err
 	}
 	err := errors.Join(
-		writeFile(filepath.Join(b.docs, "benchmarks.md"), r.Document),
-		writeFile(filepath.Join(b.docs, "bench.json"), r.JSON),
+		writeFile(filepath.Join(b.docs, document), r.Document),
+		writeFile(filepath.Join(b.docs, figures), r.JSON),
 		profileErr,
 	)
 	if err == nil {
-		b.say("written: benchmarks.md, bench.json and %s in %s", flamesFolder, b.docs)
+		b.say("written: %s and %s in %s, and %s of the machine's congestion control", document, figures, b.docs, flamesFolder)
 	}
 	return err
+}
+
+// fileNames are of the document and its figures.
+func fileNames(congestion string) (document, figures string) {
+	if congestion != "" {
+		congestion = "-" + congestion
+	}
+	return "benchmarks" + congestion + ".md", "bench" + congestion + ".json"
+}
+
+// wentBy is the congestion control of all namespaces.
+func (b *bench) wentBy() string {
+	if b.congestion != "" {
+		return b.congestion
+	}
+	return machine.CongestionControl()
 }
 
 func writeFile(path string, write func(io.Writer) error) error {
@@ -93,7 +111,11 @@ func limits(profiles []measure.Profile) string {
 
 // facts are of the machine and the run, without what names the machine.
 func (b *bench) facts() []result.Fact {
-	facts := []result.Fact{{Name: "measured", Value: fmt.Sprintf("%s, %d repeats in %v", b.started.UTC().Format(time.DateOnly), b.repeats, time.Since(b.started).Round(time.Second))}}
+	repeats := fmt.Sprintf("%d repeats", b.repeats)
+	if n := b.repeatsOf("lat"); n > b.repeats {
+		repeats += fmt.Sprintf(", %d of the latency,", n)
+	}
+	facts := []result.Fact{{Name: "measured", Value: fmt.Sprintf("%s, %s in %v", b.started.UTC().Format(time.DateOnly), repeats, time.Since(b.started).Round(time.Second))}}
 	facts = append(facts, machine.Facts(b.root)...)
 	if slices.Contains(b.subjects, "envoy") {
 		value := "unknown"
@@ -105,7 +127,7 @@ func (b *bench) facts() []result.Fact {
 	return append(facts,
 		result.Fact{Name: "wrk, iperf3, nginx", Value: strings.Join([]string{
 			machine.Said(".", `\d+\.\d+\.\d+`, "wrk", "-v"), machine.Said(".", `\d+\.\d+`, "iperf3", "--version"), machine.Said(".", `\d+\.\d+\.\d+`, "nginx", "-v")}, ", ")},
-		result.Fact{Name: "congestion control", Value: machine.CongestionControl()},
+		result.Fact{Name: "congestion control", Value: b.wentBy()},
 		result.Fact{Name: "load of the machine at the start, 1 minute", Value: b.loadAtStart},
 	)
 }

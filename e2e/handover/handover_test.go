@@ -109,6 +109,7 @@ func TestHandOver(t *testing.T) {
 		{"out of n1, IPv6", "shop/api", "[fd00:246:2::10]:7000"},
 	})
 	defer end()
+	begun := time.Now()
 	time.Sleep(3 * time.Second)
 	check(t, res, "before the first hand-over")
 	meshed, past := res.pauses()
@@ -122,25 +123,33 @@ func TestHandOver(t *testing.T) {
 		if i/2%2 == 1 {
 			binary = filepath.Join(b.Binaries, "heddle-agent")
 		}
-		begun := time.Now()
+		since := time.Now()
 		worst.add(t, handOver(t, b, node, binary))
 		time.Sleep(500 * time.Millisecond)
-		res.tell(t, begun)
+		res.tell(t, since)
 		check(t, res, fmt.Sprintf("hand-over %d, of %s", i+1, node))
 	}
+	w := work{rate: n.rate, elapsed: time.Since(begun), requests: res.requests.Load(), control: res.control.Load(), controls: controls(n.connections)}
 	end()
 	check(t, res, "at the end")
 	meshed, past = res.pauses()
-	t.Logf("%d hand-overs: %d connections at most, at rest for %v at most; the longest answer: %v, past the agents %v; %d messages, %d requests, %d connections opened, %d MB",
-		n.handOvers, worst.connections, worst.pause, meshed, past, res.messages.Load(), res.requests.Load(), res.connections.Load(), res.bytes.Load()>>20)
-	if meshed > maxPause+past {
-		t.Errorf("a connection stood still for %v, want at most %v beyond the %v that the machine itself takes: %v", meshed, maxPause, past, res.longest)
-	}
+	t.Logf("%d hand-overs: %d connections at most, at rest for %v at most; the longest answer: %v, past the agents %v; %d messages, %d requests in %v, %d connections opened, %d MB",
+		n.handOvers, worst.connections, worst.pause, meshed, past, res.messages.Load(), w.requests, w.elapsed.Round(time.Millisecond), res.connections.Load(), res.bytes.Load()>>20)
+	said(t, judgePauses(meshed, past), res.longest)
 	if worst.pause > maxPause || worst.pause <= 0 {
 		t.Errorf("the agents had a connection at rest for %v, want at most %v", worst.pause, maxPause)
 	}
-	if want := int64(n.rate) * int64(n.handOvers) / 2; res.requests.Load() < want {
-		t.Errorf("%d requests, want %d at least: too little traffic to show anything", res.requests.Load(), want)
+	said(t, w.judge(testenv.Overloaded(t)), "")
+}
+
+// said fails the test for a judgement, or logs that there is none.
+func said(t *testing.T, err error, more any) {
+	t.Helper()
+	switch {
+	case errors.Is(err, errInconclusive):
+		t.Log(err)
+	case err != nil:
+		t.Error(err, more)
 	}
 }
 

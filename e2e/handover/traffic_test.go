@@ -65,6 +65,7 @@ func receive(r io.Reader, buf []byte) (conn, seq uint32, whole []byte, err error
 type results struct {
 	messages, requests, connections atomic.Int64
 	bytes                           atomic.Int64
+	control                         atomic.Int64 // messages past the agents
 
 	mu     sync.Mutex
 	failed []error
@@ -246,6 +247,9 @@ func (k *client) tick(ctx context.Context, every time.Duration) {
 			return
 		}
 		k.res.waited(k.what, time.Since(begun))
+		if k.what == pastAgents {
+			k.res.control.Add(1)
+		}
 	}
 }
 
@@ -349,6 +353,9 @@ const (
 	idleEvery  = 4 * time.Second
 )
 
+// controls is how many connections past the agents there are beside so many through them.
+func controls(connections int) int { return min(connections/5, closely) }
+
 // begin opens the long-lived connections and starts all traffic; the returned
 // function ends it.
 func begin(t *testing.T, b *testbed.Bed, res *results, connections, rate int, control path, paths []path) (end func()) {
@@ -358,7 +365,7 @@ func begin(t *testing.T, b *testbed.Bed, res *results, connections, rate int, co
 	var running sync.WaitGroup
 	// Some of the connections are looked at closely: more would take the machine's
 	// time from what is measured.
-	close := min(connections/5, closely)
+	close := controls(connections)
 	for i := range connections + close {
 		p := control
 		if i < connections {

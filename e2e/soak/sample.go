@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -24,6 +25,7 @@ const (
 // sample is one look at a process.
 type sample struct {
 	at    time.Duration // since the traffic began
+	pid   int
 	value [quantities]float64
 }
 
@@ -81,6 +83,12 @@ func slope(samples []sample, q int) float64 {
 	return 0
 }
 
+// one reports whether all samples are of one process. The sawtooth of several that follow each other has a slope by
+// where it is cut off; what each leaves to the next is seen in the thirds.
+func one(samples []sample) bool {
+	return !slices.ContainsFunc(samples, func(s sample) bool { return s.pid != samples[0].pid })
+}
+
 // judge says what grew beyond its bound, and a table of everything.
 func judge(runs map[string][]sample, order []string, long bool) (table string, err error) {
 	var b strings.Builder
@@ -91,7 +99,7 @@ func judge(runs map[string][]sample, order []string, long bool) (table string, e
 			err = errors.Join(err, fmt.Errorf("%s: %d samples say nothing", name, len(samples)))
 			continue
 		}
-		steady := samples[len(samples)-1].at-samples[0].at >= steadyRun-steadyRun/10
+		steady := samples[len(samples)-1].at-samples[0].at >= steadyRun-steadyRun/10 && one(samples)
 		for q, limit := range bounds(long) {
 			h, hourly := thirds(samples, q), slope(samples, q)/limit.unit
 			fmt.Fprintf(&b, "%-12s %-14s %10.1f %10.1f %10.1f %+12.1f %8d\n", name, limit.name,
@@ -111,6 +119,7 @@ func judge(runs map[string][]sample, order []string, long bool) (table string, e
 // goroutines and heap from its metrics, by a client that reaches them; nil leaves
 // them out.
 func look(pid int, client *http.Client, metrics string) (s sample, err error) {
+	s.pid = pid
 	status, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "status"))
 	if err != nil {
 		return s, err

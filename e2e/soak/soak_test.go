@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -35,6 +34,11 @@ spec: {trustDomain: soak.heddle.dev, clusterRanges: ["10.244.0.0/16", "fd00:244:
 apiVersion: v1
 kind: Namespace
 metadata: {name: shop, labels: {heddle.dev/mesh: enabled}}
+---
+apiVersion: heddle.dev/v1alpha1
+kind: PeerAuthentication
+metadata: {namespace: shop, name: strict}
+spec: {mode: STRICT}
 ---
 apiVersion: heddle.dev/v1alpha1
 kind: Workload
@@ -65,9 +69,15 @@ const (
 // counts are what the traffic came to.
 type counts struct{ echoes, resets, bulks, bytes, failed atomic.Int64 }
 
+// targets are what the traffic goes to.
+func targets() []string {
+	return []string{"10.244.2.10:7000", "[fd00:244:2::10]:7000", "10.244.1.11:7000"}
+}
+
 // TestSoak keeps a mesh of two nodes under churn: connections opened, used,
 // ended in order or by a reset, large transfers with checksums, idle ones, and
-// certificates that rotate. Nothing may fail, and nothing may grow.
+// certificates that rotate; in long runs also a pod that comes and goes, a policy
+// that does, and agents that hand over to the next. Nothing may fail, and nothing may grow.
 func TestSoak(t *testing.T) {
 	run := shortRun
 	if text := os.Getenv("HEDDLE_SOAK"); text != "" {
@@ -80,13 +90,16 @@ func TestSoak(t *testing.T) {
 	t.Setenv("HEDDLE_CERTIFICATE_TTL", validity.String()) // the operator's
 	// The agents', so that what they keep of flows is full before the second third.
 	t.Setenv("HEDDLE_FLOW_RECORDS", "1000")
-	b := testbed.Up(t, "../..", "soak", meshYAML)
-	for pod, address := range map[string]string{"shop/server": ":7000", "shop/near": ":7000"} {
-		serve(b.Listen(t, pod, address))
+	b := testbed.Up(t, "../..", "soak", meshYAML+guestYAML)
+	for _, l := range []struct{ pod, address string }{{"shop/server", ":7000"}, {"shop/near", ":7000"}, {"shop/server", ":7001"}} {
+		serve(b.Listen(t, l.pod, l.address))
 	}
-	targets := []string{"10.244.2.10:7000", "[fd00:244:2::10]:7000", "10.244.1.11:7000"}
+	targets := targets()
+	p := programsOf(b)
+	before := lookAtAll(t, p)
 
 	var n counts
+	var changed changes
 	var idle []*net.TCPConn
 	for i := range idleOnes {
 		idle = append(idle, b.MustDial(t, "shop/client", targets[i%len(targets)]))
@@ -100,17 +113,26 @@ func TestSoak(t *testing.T) {
 	for i := range 2 {
 		traffic.Go(func() { bulk(ctx, t, b, targets[i%len(targets)], &n) })
 	}
-	runs, order := watch(ctx, t, b, run)
+	if run > handOverEvery {
+		traffic.Go(func() { changed = change(ctx, t, b, p) })
+	}
+	runs := watch(ctx, t, p, run)
 	traffic.Wait()
 	for i, c := range idle {
 		if err := echo(c, []byte("after all this time")); err != nil {
 			t.Errorf("idle connection %d: %v", i, err)
 		}
+		c.Close()
 	}
-	table, err := judge(runs, order, run >= longRun)
-	t.Logf("%v: %d echoes, %d resets, %d transfers, %d MiB in all, %d failed\n%s", run, n.echoes.Load(), n.resets.Load(), n.bulks.Load(), n.bytes.Load()>>20, n.failed.Load(), table)
+	table, err := judge(runs, p.names, run >= longRun)
+	t.Logf("%v: %d echoes, %d resets, %d transfers, %d MiB in all, %d failed; a pod came or went %d times, a policy %d, %d hand-overs\n%s",
+		run, n.echoes.Load(), n.resets.Load(), n.bulks.Load(), n.bytes.Load()>>20, n.failed.Load(), changed.pods, changed.policies, changed.handOvers, table)
 	if err != nil {
 		t.Error(err)
+	}
+	settled(t, p, before)
+	if turns := int(run / changeEvery); run > handOverEvery && (changed.pods < turns || changed.handOvers < 1) {
+		t.Errorf("%+v in %d turns: too few changes to show anything", changed, turns)
 	}
 	if n.failed.Load() > 0 || n.echoes.Load() < int64(run.Seconds()) || n.resets.Load() == 0 || n.bulks.Load() == 0 {
 		t.Error("connections failed, or there were too few to show anything")
@@ -118,33 +140,27 @@ func TestSoak(t *testing.T) {
 }
 
 // watch samples the agents and the operator until ctx is done.
-func watch(ctx context.Context, t *testing.T, b *testbed.Bed, run time.Duration) (runs map[string][]sample, order []string) {
+func watch(ctx context.Context, t *testing.T, p *programs, run time.Duration) map[string][]sample {
 	t.Helper()
 	every := min(5*time.Second, run/30)
-	runs = map[string][]sample{}
-	pids := map[string]int{}
-	clients := map[string]*http.Client{}
-	for _, node := range b.Mesh.Plan.Nodes {
-		order = append(order, node.Name)
-		pids[node.Name] = b.Mesh.Agents[node.Name].PID
-		clients[node.Name] = clientIn(filepath.Join("/run/netns", node.NetNS))
-	}
-	order = append(order, "operator")
-	pids["operator"] = b.Mesh.Operator.PID // its metrics do not tell the rest
+	runs := map[string][]sample{}
 	start := time.Now()
 	ticks := time.NewTicker(every)
 	defer ticks.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return runs, order
+			return runs
 		case <-ticks.C:
 		}
-		for _, name := range order {
-			s, err := look(pids[name], clients[name], "http://127.0.0.1:15020/metrics")
+		for _, name := range p.names {
+			s, err := p.look(name)
+			if errors.Is(err, errReplaced) {
+				continue
+			}
 			if err != nil {
 				t.Errorf("look at %s: %v", name, err)
-				return runs, order
+				return runs
 			}
 			s.at = time.Since(start)
 			runs[name] = append(runs[name], s)
@@ -351,6 +367,51 @@ func TestJudgeSlowLeaks(t *testing.T) {
 		table, err := judge(map[string][]sample{"n1": samples}, []string{"n1"}, true)
 		if (c.says == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), c.says) {
 			t.Errorf("%s: %v\n%s", name, err, table)
+		}
+	}
+}
+
+// TestJudgeFollowers: the slope is of one process. Of several that follow each other what one leaves to the next counts.
+func TestJudgeFollowers(t *testing.T) {
+	for name, c := range map[string]struct {
+		left float64 // of each to the next, descriptors
+		pids int
+		says string // empty: well
+	}{
+		"each grows, and leaves nothing":  {pids: 6},
+		"each leaves as much as it grows": {pids: 6, left: 200, says: "fds grew from"},
+		"one grows":                       {pids: 1, says: "fds grew by"},
+	} {
+		const run = 30 * time.Minute
+		var samples []sample
+		for at := 5 * time.Second; at < run; at += 5 * time.Second {
+			of := int(at * time.Duration(c.pids) / run)
+			age := at - time.Duration(of)*run/time.Duration(c.pids)
+			s := sample{at: at, pid: 100 + of}
+			s.value[files] = 1000 + c.left*float64(of) + 40*age.Minutes()
+			if c.pids == 1 {
+				s.value[files] = 1000 + 2*age.Minutes() // too slowly for the thirds
+			}
+			samples = append(samples, s)
+		}
+		table, err := judge(map[string][]sample{"n2": samples}, []string{"n2"}, true)
+		if (c.says == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: %v\n%s", name, err, table)
+		}
+	}
+}
+
+// TestSettles: what is left when all has ended is judged in short runs, too.
+func TestSettles(t *testing.T) {
+	of := func(fds, gos float64) sample {
+		return sample{value: [quantities]float64{files: fds, goroutines: gos}}
+	}
+	if err := settles(of(100, 50), of(130, 80)); err != nil {
+		t.Error(err)
+	}
+	for _, after := range []sample{of(141, 50), of(100, 91)} {
+		if err := settles(of(100, 50), after); err == nil {
+			t.Errorf("%v are left of 100 and 50, and all is well", after.value)
 		}
 	}
 }

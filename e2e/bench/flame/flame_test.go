@@ -57,6 +57,34 @@ func TestShares(t *testing.T) {
 	}
 }
 
+// TestKinds names a function of each place that an agent's time goes to, as the profiles have them.
+func TestKinds(t *testing.T) {
+	for name, want := range map[string]string{
+		"internal/runtime/syscall/linux.Syscall6":                            "system calls",
+		"golang.org/x/sys/unix.Syscall":                                      "system calls",
+		"crypto/internal/fips140/aes/gcm.gcmAesEnc":                          "cryptography",
+		"crypto/internal/fips140/mlkem.nttMul":                               "cryptography",
+		"github.com/heddle-mesh/heddle/internal/hbone/aesgcm.open":           "cryptography",
+		"github.com/heddle-mesh/heddle/internal/hbone/aesgcm.(*vector).Seal": "cryptography",
+		"golang.org/x/crypto/chacha20poly1305.(*chacha20poly1305).Open":      "cryptography",
+		"runtime.memmove": "Go's runtime",
+		"internal/runtime/maps.(*Map).getWithoutKeySmallFastStr":                 "Go's runtime",
+		"github.com/heddle-mesh/heddle/internal/hbone/tlsrecord.(*Half).Open":    "Heddle",
+		"github.com/heddle-mesh/heddle/internal/hbone/fast/tunnel.(*Conn).Ready": "Heddle",
+		"internal/poll.(*FD).RawRead":                                            "Heddle",
+	} {
+		root, err := Read(strings.NewReader("-----\n      10ms   " + name + "\n-----\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range Shares(root) {
+			if spent := s.Part == 1; spent != strings.HasPrefix(s.Of, want) {
+				t.Errorf("%s: %v of its time is said to be %s; it is %s", name, s.Part, s.Of, want)
+			}
+		}
+	}
+}
+
 func TestDraw(t *testing.T) {
 	root, err := Read(strings.NewReader(traces))
 	if err != nil {

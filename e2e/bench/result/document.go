@@ -20,13 +20,21 @@ type Kind struct {
 	Preamble, Method string
 }
 
-// Mesh is the benchmark of two nodes.
-func Mesh() Kind { return Kind{Metrics(), preamble, method} }
+// Mesh is the benchmark of two nodes, under the congestion control that was asked for; empty for the machine's.
+func Mesh(congestion string) Kind {
+	k := Kind{Metrics(), preamble, method}
+	if congestion != "" {
+		k.Preamble = strings.NewReplacer("# Benchmarks\n", "# Benchmarks with "+congestion+"\n", "`make bench`", "`make bench CONGESTION="+congestion+"`").Replace(k.Preamble)
+	}
+	return k
+}
 
 // Report is everything that a run has to say.
 type Report struct {
 	Kind
 	Facts []Fact
+	// Congestion is the congestion control that all figures are of; empty if it was not looked at.
+	Congestion string
 	// Subjects were measured, of All that there are.
 	Subjects, All []string
 	Rows          []Row
@@ -45,8 +53,8 @@ ratio is taken within each repeat, in which the subjects follow each other close
   multiplexed HTTP/2, and its other end. Without policy, access log or discovery.
 
 Verdicts: **stretch** and **holds** reach a floor that the project set itself; **better** is better than Envoy where there is no floor;
-**MISSED** is better than Envoy, but not by the floor; **LOST** is worse than Envoy, or more than a bound; **ERRORS** had failed requests or
-runs, and cannot win.
+**unsure** does so by the median, but not with all of the interval; **MISSED** is better than Envoy, but not by the floor; **LOST** is worse
+than Envoy, or more than a bound; **ERRORS** had failed requests or runs, and cannot win.
 `
 
 const method = `
@@ -55,13 +63,16 @@ const method = `
 Two network namespaces are the nodes, joined by a bridge in a third; 20 pods with clients on one, 10 with servers on the other, each in a
 namespace of its own behind a veth. Every subject has such a world, all are up at once, and those that are not measured sleep. The subjects
 of one metric run one after the other, forwards in one repeat and backwards in the next. An interval goes from the k-th smallest to the k-th
-largest value, for the largest k that covers the median with 90 % at least; with fewer than five values it is their range.
+largest value, for the largest k that covers the median with 90 % at least; with fewer than five values it is their range. A good verdict is
+of the whole interval: the worse end of it (of the ratio to Envoy, or of the value where the floor is a value) has to reach the floor, too, and
+the stretch goal for **stretch**; otherwise the row is **unsure**. A bad one is of the median alone.
 
 - Requests and connections: wrk, one thread, nginx with one worker, an answer of 64 bytes. A new connection carries one request.
 - Throughput: iperf3.
 - Latency: a generator of this repository, 32 connections, timed from when a request was due to its answer's last byte.
 - CPU: user and system time of both proxies, by the kernel's clock ticks of 10 ms. What the kernel does for them in interrupts is nobody's.
-- Memory: VmRSS of fresh proxies; the idle connections are of eight pods, and have echoed a byte.
+- Memory: VmRSS of fresh proxies, after 7 s of rest; the idle connections are of eight pods, have echoed a byte, and have had 7 s of rest, too.
+  Heddle gives back what it does not need after three quiet seconds ([ADR 40](decisions/0040-memory-at-rest.md)); right after a load it has more.
 - 50 ms: each way is held back 25 ms by a process between two TUN devices, which takes single segments of 1,500 bytes and loses at random
   those that go from client to server. Its own limit is the figure of "none". Fresh proxies; the first two seconds do not count.
 - Noise: a quiet pod asks 400 times per second, without and with a neighbour that sends four bulk streams and opens connections, 16 at a
@@ -69,6 +80,12 @@ largest value, for the largest k that covers the median with 90 % at least; with
   500 Mbit/s and a connection every 33 ms of each of 16, which leaves the machine room.
 - Envoy is given each easy way out: the servers' addresses are its listeners', so that nothing is redirected; it connects from the node's
   namespace, a link less than Heddle; windows of 4 and 16 MiB; as many workers as cores; no policy, access log or flow records.
+- Congestion control: all namespaces go by the one that is named above. Where that is BBR, Heddle does not: it takes Reno within pods, at the
+  programs' ends too, and CUBIC for tunnels of less than a millisecond ([ADR 31](decisions/0031-what-is-near-is-not-paced.md)), while the sockets of "none", of Envoy and of
+  its programs stay with BBR, as they come. Much of what Heddle is ahead by on such a node is this choice. With BBR everywhere (` + "`--system-congestion`" + `) ADR 31 has, on
+  another machine, 1.23 × Envoy in place of 1.88 × for one stream, 1.05 × for 1.34 × with eight, 1.12 × for 1.20 × in requests/s, 0.68 × for 0.73 × in p50, and
+  CPU per GB of 0.79 × for 0.51 × and 0.83 × for 0.63 ×. Where the default is another, as Linux's own, CUBIC, Heddle changes nothing: ` + "`make bench CONGESTION=cubic`" + `
+  measures requests, throughput, connections, latency and CPU so, into ` + "`benchmarks-cubic.md`" + `.
 - The load, the servers and the subject share the cores.
 `
 
@@ -102,18 +119,21 @@ func (r Report) Document(out io.Writer) error {
 	return err
 }
 
-// lost lists what Heddle does not win.
+// lost lists what Heddle does not win, or not for sure.
 func lost(all []Summary) string {
 	var b strings.Builder
 	for _, s := range all {
 		m := metric(s.Metric)
 		verdict := Judge(m, s)
-		if s.Subject != "heddle" || !slices.Contains([]Verdict{Missed, Lost, Failed}, verdict) {
+		if s.Subject != "heddle" || !slices.Contains([]Verdict{Unsure, Missed, Lost, Failed}, verdict) {
 			continue
 		}
 		fmt.Fprintf(&b, "- **%s** %s: %s %s", verdict, m.Title, number(s.Median), m.Unit)
 		if s.ToEnvoy != nil {
 			fmt.Fprintf(&b, ", %.2f × Envoy", *s.ToEnvoy)
+		}
+		if s.ToEnvoyBetween != nil && verdict == Unsure {
+			fmt.Fprintf(&b, " (%.2f–%.2f)", s.ToEnvoyBetween[0], s.ToEnvoyBetween[1])
 		}
 		if f := floor(m); f != "" {
 			fmt.Fprintf(&b, ", wanted %s", f)
@@ -126,7 +146,7 @@ func lost(all []Summary) string {
 	if b.Len() == 0 {
 		return ""
 	}
-	return "\n## What Heddle does not win\n\n" + b.String()
+	return "\n## What Heddle does not win, or not for sure\n\n" + b.String()
 }
 
 // leftOut lists what a run of some metrics or subjects has no figures of, so that a part is not read as the whole.
@@ -157,5 +177,9 @@ func (r Report) leftOut() string {
 func (r Report) JSON(out io.Writer) error {
 	encoder := json.NewEncoder(out)
 	encoder.SetIndent("", "  ")
-	return encoder.Encode(Summarise(r.Rows, r.Subjects))
+	all := Summarise(r.Rows, r.Subjects)
+	for i := range all {
+		all[i].Congestion = r.Congestion
+	}
+	return encoder.Encode(all)
 }

@@ -84,9 +84,19 @@ func TestVerdicts(t *testing.T) {
 		{"more is worse", down, Summary{ToEnvoy: of(1.01)}, Lost},
 		{"no floor", Metric{}, Summary{ToEnvoy: of(1.2)}, Better},
 		{"errors do not win", up, Summary{ToEnvoy: of(3), Errors: 1}, Failed},
-		{"own bound", Metric{LessIsBetter: true, Most: 40}, Summary{Median: 39}, Held},
+		{"stretch, and its interval is above the floor", up, Summary{ToEnvoy: of(2.1), ToEnvoyBetween: &[2]float64{1.5, 2.4}}, Held},
+		{"stretch, with all of its interval", up, Summary{ToEnvoy: of(2.1), ToEnvoyBetween: &[2]float64{2, 2.4}}, Stretched},
+		{"stretch, and its interval crosses the floor", up, Summary{ToEnvoy: of(2.1), ToEnvoyBetween: &[2]float64{1.3, 2.4}}, Unsure},
+		{"less is better, and its interval crosses the floor", down, Summary{ToEnvoy: of(0.73), ToEnvoyBetween: &[2]float64{0.26, 1.2}}, Unsure},
+		{"less is better, and its interval ends at the floor", down, Summary{ToEnvoy: of(0.7), ToEnvoyBetween: &[2]float64{0.53, 0.8}}, Held},
+		{"missed, and its interval crosses the floor", up, Summary{ToEnvoy: of(1.1), ToEnvoyBetween: &[2]float64{0.9, 1.6}}, Missed},
+		{"lost, and its interval crosses all", up, Summary{ToEnvoy: of(0.9), ToEnvoyBetween: &[2]float64{0.5, 3}}, Lost},
+		{"no floor, and its interval has Envoy's", Metric{}, Summary{ToEnvoy: of(1.2), ToEnvoyBetween: &[2]float64{0.9, 1.4}}, Unsure},
+		{"own bound within the interval", Metric{LessIsBetter: true, Most: 40}, Summary{Median: 39, Between: [2]float64{38, 41}}, Unsure},
+		{"own bound below, within the interval", Metric{Least: 0.7}, Summary{Median: 0.8, Between: [2]float64{0.6, 0.9}}, Unsure},
+		{"own bound", Metric{LessIsBetter: true, Most: 40}, Summary{Median: 39, Between: [2]float64{38, 40}}, Held},
 		{"above its own bound, below Envoy", Metric{LessIsBetter: true, Most: 40}, Summary{Median: 41, ToEnvoy: of(0.5)}, Lost},
-		{"own bound below", Metric{Least: 0.7}, Summary{Median: 0.7, ToEnvoy: of(0.9)}, Held},
+		{"own bound below", Metric{Least: 0.7}, Summary{Median: 0.7, Between: [2]float64{0.7, 0.8}, ToEnvoy: of(0.9)}, Held},
 		{"below its own bound, above Envoy", Metric{Least: 0.7}, Summary{Median: 0.69, ToEnvoy: of(2)}, Lost},
 		{"Envoy was not there", up, Summary{Median: 1}, Unknown},
 		{"no judge of itself", up, Summary{Subject: "envoy", ToEnvoy: of(1)}, Unknown},
@@ -129,7 +139,7 @@ func TestJSON(t *testing.T) {
 
 func TestDocument(t *testing.T) {
 	r := Report{
-		Kind: Mesh(), Facts: []Fact{{"cores", "2"}}, Subjects: []string{"none", "heddle", "envoy"}, All: []string{"none", "heddle", "reference", "envoy"},
+		Kind: Mesh("cubic"), Congestion: "cubic", Facts: []Fact{{"cores", "2"}}, Subjects: []string{"none", "heddle", "envoy"}, All: []string{"none", "heddle", "reference", "envoy"},
 		Rows:     append(rows(), Row{1, "heddle", "p99", 250, 3}, Row{1, "envoy", "p99", 200, 0}),
 		Sections: []Section{{"Where the time goes", "Nowhere.\n"}},
 	}
@@ -138,7 +148,7 @@ func TestDocument(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		"- cores: 2\n", "## Not in this run\n", "\n- reference\n", "\n- throughput, 8 streams\n", "## Where the time goes\n\nNowhere.\n", "| p99 | heddle | 90.0, 250! |\n", "| rps | envoy | 100, 200 |\n",
+		"# Benchmarks with cubic\n\nWritten by `make bench CONGESTION=cubic`, as measured", "- cores: 2\n", "## Not in this run\n", "\n- reference\n", "\n- throughput, 8 streams\n", "## Where the time goes\n\nNowhere.\n", "| p99 | heddle | 90.0, 250! |\n", "| rps | envoy | 100, 200 |\n",
 		"- **ERRORS** latency at 1,600 requests/s, p99: 170 µs, 1.07 × Envoy, wanted ≤ 0.8 (0.6) × Envoy, 3 errors\n",
 	} {
 		if !strings.Contains(b.String(), want) {
@@ -155,7 +165,7 @@ func TestDocument(t *testing.T) {
 		t.Fatal(err)
 	}
 	var all []Summary
-	if err := json.Unmarshal([]byte(again.String()), &all); err != nil || len(all) != 5 || all[1].Median != 245 {
+	if err := json.Unmarshal([]byte(again.String()), &all); err != nil || len(all) != 5 || all[1].Median != 245 || all[1].Congestion != "cubic" {
 		t.Errorf("bench.json: %v, %+v", err, all)
 	}
 }

@@ -33,6 +33,8 @@ type Summary struct {
 	ToNone         *float64    `json:"ratio_to_none,omitempty"`
 	// Errors counts failed requests, connections and runs in all repeats.
 	Errors int `json:"errors"`
+	// Congestion is the congestion control that TCP went by in all namespaces.
+	Congestion string `json:"congestion_control,omitempty"`
 }
 
 // Summarise orders summaries by metric as Metrics and WaypointMetrics do, and by subject as given.

@@ -15,6 +15,7 @@ const (
 	Stretched Verdict = "stretch"
 	Held      Verdict = "holds"
 	Better    Verdict = "better" // than Envoy; there is no floor
+	Unsure    Verdict = "unsure" // by the median one of the above, and not by all of the interval
 	Missed    Verdict = "MISSED" // better than Envoy, but not by the floor
 	Lost      Verdict = "LOST"   // worse than Envoy, or beyond the bound
 	Failed    Verdict = "ERRORS" // a subject with errors does not win
@@ -22,7 +23,9 @@ const (
 )
 
 // Judge says what a summary is worth, if it is a subject's that carries
-// connections; Envoy is not judged by itself.
+// connections; Envoy is not judged by itself. What is good is so with all of its
+// interval: the worse end of it is judged as the median is. What is bad is so by the
+// median alone.
 func Judge(m Metric, s Summary) Verdict {
 	if s.Subject == "none" || s.Subject == "envoy" {
 		return Unknown
@@ -30,18 +33,48 @@ func Judge(m Metric, s Summary) Verdict {
 	if s.Errors > 0 {
 		return Failed
 	}
+	wins := func(v Verdict) bool { return slices.Contains([]Verdict{Stretched, Held, Better}, v) }
+	verdict := judge(m, s.Median, s.ToEnvoy)
+	if !wins(verdict) {
+		return verdict
+	}
+	if sure := judge(m, worse(m, s.Between), worseRatio(m, s)); wins(sure) {
+		return sure
+	}
+	return Unsure
+}
+
+// worse is the end of an interval that is further from what is wanted.
+func worse(m Metric, between [2]float64) float64 {
+	if m.LessIsBetter {
+		return between[1]
+	}
+	return between[0]
+}
+
+// worseRatio is the same of the ratio to Envoy; nil without one.
+func worseRatio(m Metric, s Summary) *float64 {
+	if s.ToEnvoyBetween == nil {
+		return s.ToEnvoy
+	}
+	ratio := worse(m, *s.ToEnvoyBetween)
+	return &ratio
+}
+
+// judge says what a value is worth that comes to so much of Envoy's; nil where that was not measured.
+func judge(m Metric, value float64, toEnvoy *float64) Verdict {
 	reaches := func(bound float64) bool {
 		if m.LessIsBetter {
-			return *s.ToEnvoy <= bound
+			return *toEnvoy <= bound
 		}
-		return *s.ToEnvoy >= bound
+		return *toEnvoy >= bound
 	}
 	switch {
-	case m.Most > 0 && s.Median > m.Most, s.Median < m.Least:
+	case m.Most > 0 && value > m.Most, value < m.Least:
 		return Lost
 	case m.Most > 0, m.Least > 0:
 		return Held
-	case s.ToEnvoy == nil:
+	case toEnvoy == nil:
 		return Unknown
 	case m.Stretch > 0 && reaches(m.Stretch):
 		return Stretched

@@ -44,8 +44,8 @@ ratio is taken within each repeat, in which the subjects follow each other close
 Both have the same twelve routes, metrics by route and backend, and a line of JSON in the access log, with the same fields, for each request.
 
 Verdicts: **stretch** and **holds** reach a floor that the project set itself; **better** is better than Envoy where there is no floor;
-**MISSED** is better than Envoy, but not by the floor; **LOST** is worse than Envoy, or beyond a bound; **ERRORS** had failed requests or
-runs, and cannot win.
+**unsure** does so by the median, but not with all of the interval; **MISSED** is better than Envoy, but not by the floor; **LOST** is worse
+than Envoy, or beyond a bound; **ERRORS** had failed requests or runs, and cannot win.
 `
 
 const waypointMethod = `
@@ -53,7 +53,9 @@ const waypointMethod = `
 
 All over loopback, of one machine: the load, the proxy and the server share its cores. The subjects of one metric run one after the other,
 forwards in one repeat and backwards in the next; who is not measured sleeps. An interval goes from the k-th smallest to the k-th largest value,
-for the largest k that covers the median with 90 % at least; with fewer than five values it is their range.
+for the largest k that covers the median with 90 % at least; with fewer than five values it is their range. A good verdict is of the whole
+interval: the worse end of it (of the ratio to Envoy, or of the value where the floor is a value) has to reach the floor, too, and the stretch
+goal for **stretch**; otherwise the row is **unsure**. A bad one is of the median alone.
 
 - Server: nginx, one worker: an answer of 64 bytes by HTTP/1.1 and by HTTP/2 with prior knowledge, and a message of gRPC with its trailers. Before
   anything is measured, a call by grpc-go has to get that message, and each kind of request its answer.
@@ -68,7 +70,7 @@ for the largest k that covers the median with 90 % at least; with fewer than fiv
   and a server that takes 50 ms over each: they have room for 640 requests/s, and the machine for more. One, two and three times that are sent, each request at its time whether or not
   the ones before it were answered: of HTTP/1.1 by the generator of this repository on 256 connections, of HTTP/2 by h2load on 16. Answers of 200 within a second count. A 503 is a
   request that was shed, and no error. What is served of the first is shown as a share of 640/s, and what is served of the other two as shares of that.
-- Memory: VmRSS of fresh proxies, after a request; the idle connections have had an answer each, and some seconds of rest.
+- Memory: VmRSS of fresh proxies, after a request and 7 s of rest; the idle connections have had an answer each, and as much rest.
 - A change of a route: from renaming a file of configuration into its place to the first answer that goes by it, asked for every 2 ms. Heddle reads a folder of
   YAML; Envoy has its routes from a file (RDS) in a watched folder. In a cluster the operator streams the routes; what that adds is not in it.
 - heddle-waypoint is run with ` + "`--direct`" + `, so that neither is told who its client is by a PROXY header. No policy is asked but PeerAuthentication, and Envoy has none.

@@ -263,6 +263,7 @@ func (b *bench) write() error {
 		result.Fact{Name: "Envoy", Value: version(`\d+\.\d+\.\d+`, b.proxies[1].binary(b), "--version")},
 		result.Fact{Name: "wrk, h2load, nginx", Value: version(`\d+\.\d+\.\d+`, "wrk", "-v") + ", " + version(`\d+\.\d+\.\d+`, "h2load", "--version") + ", " + version(`\d+\.\d+\.\d+`, nginx(), "-v")},
 		result.Fact{Name: "idle connections", Value: fmt.Sprint(b.held)},
+		result.Fact{Name: "congestion control", Value: machine.CongestionControl()},
 		result.Fact{Name: "load of the machine at the start, 1 minute", Value: b.loadAtStart})
 	r := result.Report{Kind: result.Waypoint(), Facts: facts, Subjects: b.subjects(), All: b.subjects(), Rows: b.rows}
 	var text, figures strings.Builder

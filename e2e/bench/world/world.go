@@ -70,6 +70,8 @@ type Config struct {
 	Scratch string
 	// Self is this program, for its own generators.
 	Self string
+	// Congestion is what TCP goes by in all of the world's namespaces, if it was allowed; empty for the machine's.
+	Congestion string
 }
 
 // World is one subject with its pods.
@@ -179,6 +181,11 @@ func (w *World) eachNetNS(fn func(name string) error) error {
 // tune lets many connections come and go in a namespace: the ports of those
 // that ended are given out again after a second, and none is a listener's.
 func (w *World) tune(name string) error {
+	if w.cfg.Congestion != "" {
+		if err := w.chooseCongestion(name); err != nil {
+			return err
+		}
+	}
 	return inNetNS(name, "sysctl", "-qw", "net.ipv4.tcp_tw_reuse=1", "net.ipv4.ip_local_port_range=20000 65000")
 }
 
@@ -192,6 +199,12 @@ func inNetNS(name string, args ...string) error {
 
 func (w *World) startProxies(ctx context.Context) error {
 	switch {
+	case w.isHeddle() && w.cfg.Congestion != "":
+		// The agents began when their namespaces went by the machine's.
+		if err := w.waitHealthy(ctx); err != nil {
+			return err
+		}
+		return w.RestartProxies(ctx)
 	case w.isHeddle():
 		return w.waitHealthy(ctx)
 	case w.Subject == "envoy":

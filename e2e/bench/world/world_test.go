@@ -17,8 +17,8 @@ import (
 
 func TestMain(m *testing.M) { testenv.Main(m) }
 
-// up sets a world up for a test, with the programs of this checkout.
-func up(t *testing.T, subject string) *World {
+// up sets a world up for a test, with the programs of this checkout, and the machine's congestion control if none is given.
+func up(t *testing.T, subject, congestion string) *World {
 	t.Helper()
 	testenv.NeedRoot(t)
 	dir := t.TempDir()
@@ -31,7 +31,7 @@ func up(t *testing.T, subject string) *World {
 	if err := testbed.Build("../../..", binaries); err != nil {
 		t.Fatal(err)
 	}
-	w, err := Up(t.Context(), Config{Name: "benchworld-" + subject, Subject: subject, Root: "../../..", Binaries: binaries, Scratch: dir, Self: self})
+	w, err := Up(t.Context(), Config{Name: "benchworld-" + subject, Subject: subject, Root: "../../..", Binaries: binaries, Scratch: dir, Self: self, Congestion: congestion})
 	t.Cleanup(func() {
 		if err := w.Down(); err != nil {
 			t.Error(err)
@@ -65,7 +65,7 @@ func roundTrip(t *testing.T, w *World) time.Duration {
 
 // TestMoveApart also shows that the plain world has no proxy, and serves.
 func TestMoveApart(t *testing.T) {
-	w := up(t, "none")
+	w := up(t, "none", "")
 	if len(w.Proxies()) != 0 {
 		t.Errorf("the world without mesh has proxies: %v", w.Proxies())
 	}
@@ -99,7 +99,7 @@ func TestMoveApart(t *testing.T) {
 func TestRestartProxies(t *testing.T) {
 	for _, subject := range []string{"heddle", "envoy"} {
 		t.Run(subject, func(t *testing.T) {
-			w := up(t, subject)
+			w := up(t, subject, "")
 			before := w.Proxies()
 			ask(t, w)
 			if err := w.RestartProxies(t.Context()); err != nil {
