@@ -43,7 +43,7 @@ func (b *bench) write(ctx context.Context, scratch string) error {
 		profileErr,
 	)
 	if err == nil {
-		b.say("written: %s and %s in %s, and %s of the machine's congestion control", document, figures, b.docs, flamesFolder)
+		b.say("written in %s: %s, %s and the flame graphs that were drawn, in %s", b.docs, document, figures, flamesFolder)
 	}
 	return err
 }

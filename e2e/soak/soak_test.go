@@ -409,7 +409,7 @@ func TestSettles(t *testing.T) {
 	if err := settles(of(100, 50), of(130, 80)); err != nil {
 		t.Error(err)
 	}
-	for _, after := range []sample{of(141, 50), of(100, 91)} {
+	for _, after := range []sample{of(181, 50), of(100, 131)} {
 		if err := settles(of(100, 50), after); err == nil {
 			t.Errorf("%v are left of 100 and 50, and all is well", after.value)
 		}
