@@ -10,7 +10,10 @@ const grace = time.Minute
 type heard map[string]time.Time
 
 // listen takes what the nodes are now, and forgets those that are not among them. One that is
-// connected and was not known before has its grace to say how its pods are.
+// connected and was not known before has its grace to say how its pods are. Those that were
+// not heard for longer are silent: their last word says nothing of what is enforced there, as
+// nobody looks for drift. A waypoint's pods are there only while they are connected, and say
+// nothing of pods.
 func (h heard) listen(nodes []Node, now time.Time) {
 	there := make(map[string]bool, len(nodes))
 	for i := range nodes {
@@ -19,6 +22,7 @@ func (h heard) listen(nodes []Node, now time.Time) {
 		if _, known := h[n.Name]; n.Connected && (n.Reports || !known) {
 			h[n.Name] = now
 		}
+		n.silent = now.Sub(h[n.Name]) > grace && !ofWaypoint(n.Name)
 	}
 	for name := range h {
 		if !there[name] {
@@ -26,10 +30,6 @@ func (h heard) listen(nodes []Node, now time.Time) {
 		}
 	}
 }
-
-// silent reports whether a node's agent was not heard for so long that its last word says
-// nothing of what is enforced there: nobody looks for drift.
-func (h heard) silent(name string, now time.Time) bool { return now.Sub(h[name]) > grace }
 
 // unheard says what is not heard of a silent node.
 func unheard(n *Node) string {

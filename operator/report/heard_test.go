@@ -54,8 +54,9 @@ func TestSilentNodes(t *testing.T) {
 			}
 		}
 		c.now.Name, c.now.Revision = "n1", "r7"
-		r.heard.listen([]Node{c.now}, at)
-		status, count := r.live(&objectReport{}, map[string]bool{"n1": true}, map[string]Node{"n1": c.now}, &publish.Outcome{Snapshot: snapshot})
+		now := []Node{c.now}
+		r.heard.listen(now, at)
+		status, count := r.live(&objectReport{}, map[string]bool{"n1": true}, map[string]Node{"n1": now[0]}, &publish.Outcome{Snapshot: snapshot})
 		want := "on all of 1 nodes"
 		if c.want != "" {
 			want = "on 0 of 1 nodes; not on " + c.want

@@ -35,6 +35,8 @@ type Node struct {
 	Amiss          uint32
 	// Connected is set while any replica has its stream, Reports while any hears of its pods.
 	Connected, Reports bool
+	// silent is set of a node whose last word does not count any more.
+	silent bool
 }
 
 // Config says what is reported, and how.

@@ -317,7 +317,7 @@ func (r *Reporter) live(o *objectReport, wanted map[string]bool, nodes map[strin
 			missing, why = append(missing, name), append(why, fmt.Sprintf("waypoint %s (none of its pods is connected)", name))
 		case !ok || n.Revision != revision && (n.Epoch == 0 || n.Epoch < since):
 			missing, why = append(missing, name), append(why, said)
-		case !ofWaypoint(name) && r.heard.silent(name, time.Now()):
+		case n.silent:
 			missing, why = append(missing, name), append(why, name+" ("+unheard(&n)+")")
 		case n.Amiss > 0:
 			missing, why = append(missing, name), append(why, fmt.Sprintf("%s (%d of its pods not as they should be: `heddle check` there says why)", name, n.Amiss))
