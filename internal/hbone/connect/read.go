@@ -374,6 +374,9 @@ func (c *Conn) readFields(f *http2.HeadersFrame) (requestFields, error) {
 		}
 		ended = more.HeadersEnded()
 	}
+	if err := c.guard.SpendHeader(len(block)); err != nil {
+		return requestFields{}, err
+	}
 	var fields requestFields
 	size := 0
 	c.wire.decoder.SetEmitFunc(func(f hpack.HeaderField) {

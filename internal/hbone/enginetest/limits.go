@@ -359,6 +359,8 @@ func floods() map[string]func(c *raw) error {
 		"trailers on closed streams": func(c *raw) error {
 			return c.tryConnect(1, true, "x", "y")
 		},
+		"header bombs": headerBomb,
+		"table sizes":  func(c *raw) error { return c.headers(1, strings.Repeat("\x20", 15_000)) },
 	}
 }
 

@@ -15,8 +15,6 @@ import (
 func serverFloodTests() (tests []test) {
 	all := floods()
 	all["CONTINUATION"] = endlessAnswer
-	all["header bombs"] = headerBomb
-	all["table sizes"] = func(c *raw) error { return c.headers(1, strings.Repeat("\x20", 15_000)) }
 	for name, f := range all {
 		tests = append(tests, test{"server's flood of " + name, func(t *testing.T, make New) { testServerFlood(t, make, f, false) }})
 	}

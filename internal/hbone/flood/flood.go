@@ -97,6 +97,18 @@ func (g *Guard) Spend(kind Kind) error {
 	return nil
 }
 
+// headerBytes is what each header may have for nothing, headerFrames what each further
+// such part counts as: a byte may be a field, or a change of the table (RFC 7541).
+const headerBytes, headerFrames = 2 << 10, 8
+
+// SpendHeader counts what a header of n compressed bytes costs beyond that of a frame.
+func (g *Guard) SpendHeader(n int) (err error) {
+	for i := 0; i < n/headerBytes*headerFrames && err == nil; i++ {
+		err = g.Spend(Other)
+	}
+	return err
+}
+
 // updateBytes is what a receiver may have taken of a stream when it gives that back, to
 // the stream and to the connection. There are some that do so each time that their
 // application has read 4 KiB (golang.org/x/net/http2, flow.go).

@@ -37,6 +37,25 @@ func TestGuard(t *testing.T) {
 	})
 }
 
+// TestGuardOfHeaders: what honest requests need costs nothing, larger ones by their size.
+func TestGuardOfHeaders(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var g Guard
+		for range 100_000 {
+			if err := g.SpendHeader(headerBytes - 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		n := 0
+		for g.SpendHeader(8*headerBytes) == nil {
+			n++
+		}
+		if want := int(rates[Other].burst) / (8 * headerFrames); n != want {
+			t.Errorf("%d headers of 16 KiB, want %d", n, want)
+		}
+	})
+}
+
 func TestGuardEarns(t *testing.T) {
 	var g Guard
 	for range 10 * int(rates[WindowUpdate].burst) {

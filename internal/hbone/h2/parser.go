@@ -69,6 +69,7 @@ type Header struct {
 	Fields  []hpack.HeaderField // to be read until Headers returns
 	TooLong bool                // fields were left out
 	End     bool                // END_STREAM
+	Bytes   int                 // compressed
 }
 
 // Parser is one direction of a connection. The zero value reads what a server
@@ -375,6 +376,7 @@ func (p *Parser) continuation(b []byte, v Visitor) error {
 
 // decode decodes a header whatever becomes of it: the table must stay in step.
 func (p *Parser) decode(h Header, block []byte, v Visitor) error {
+	h.Bytes = len(block)
 	if p.isBareOK(block) {
 		h.Fields = append(p.fields[:0], hpack.HeaderField{Name: ":status", Value: "200"})
 		return p.give(h, v)

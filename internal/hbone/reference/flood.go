@@ -12,9 +12,6 @@ import (
 
 // What a frame counts of those "without meaning" (flood.Other).
 const (
-	// headerUnit is how many bytes of a compressed header count as one frame: each may be
-	// a field, or a change of the table.
-	headerUnit = 256
 	// answerUnits is what a request of ours entitles the peer to: an answer, what informs
 	// before it, and trailers.
 	answerUnits = 8
@@ -69,7 +66,10 @@ func (g *floodGuard) frame(kind http2.FrameType, flags http2.Flags) error {
 		return g.guard.Spend(flood.EmptyData)
 	case http2.FrameHeaders, http2.FrameContinuation:
 		g.guard.Earn(flood.Other, float64(answerUnits*g.asked.Swap(0)))
-		return g.spend(1 + g.left/headerUnit)
+		if err := g.guard.SpendHeader(g.left); err != nil {
+			return err
+		}
+		return g.guard.Spend(flood.Other)
 	case http2.FrameWindowUpdate:
 		g.guard.Earn(flood.WindowUpdate, float64(g.updates.Swap(0)))
 		return g.guard.Spend(flood.WindowUpdate)
@@ -80,16 +80,11 @@ func (g *floodGuard) frame(kind http2.FrameType, flags http2.Flags) error {
 	case http2.FrameSettings:
 		return g.guard.Spend(flood.Settings)
 	default:
-		return g.spend(unknownUnits)
-	}
-}
-
-// spend counts frames without meaning.
-func (g *floodGuard) spend(units int) (err error) {
-	for range units {
-		if err = g.guard.Spend(flood.Other); err != nil {
-			break
+		for range unknownUnits - 1 {
+			if err := g.guard.Spend(flood.Other); err != nil {
+				return err
+			}
 		}
+		return g.guard.Spend(flood.Other)
 	}
-	return err
 }

@@ -91,14 +91,16 @@ func (c *Conn) DataEnds(padding int, end bool) error {
 
 // Headers implements h2.Visitor.
 func (c *Conn) Headers(h h2.Header) error {
+	if err := c.guard.SpendHeader(h.Bytes); err != nil {
+		return err
+	}
 	s := c.streams[h.ID]
 	switch {
 	case !c.client && h.ID%2 == 1 && h.ID > c.lastID:
 		return c.request(h)
 	case s == nil && c.idle(h.ID):
 		return wire.IdleStream()
-	case s == nil:
-		return c.guard.Spend(flood.Other) // over; the peer may not know yet
+	case s == nil: // over; the peer may not know yet
 	case c.client && !s.answered:
 		return s.answer(h)
 	case s.recvEnd:
