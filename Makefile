@@ -36,8 +36,8 @@ deps: ## Install what the tests, the demo and the generators need (idempotent)
 build: $(BINARIES:%=bin/%) ## Build the programs into bin/
 
 .PHONY: images
-images: ## Build the images of both architectures, with an SBOM of each program, into bin/images (reproducible)
-	@go run ./manifests/images -version $(VERSION)
+images: ## Build the images of both architectures, with SBOMs, into bin/images (reproducible); PUSH=registry.example/heddle pushes them there
+	@go run ./manifests/images -version $(VERSION) $(if $(PUSH),-push -registry $(PUSH))
 
 .PHONY: always
 bin/%: always

@@ -462,6 +462,8 @@ func (p *podNS) serve(port int, app func(*net.TCPConn)) {
 		l, err = net.Listen("tcp", fmt.Sprintf(":%d", port))
 		return err
 	})
+	// A client whose gate has cut it off does not get its end here for minutes.
+	ended, end := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for {
@@ -469,10 +471,11 @@ func (p *podNS) serve(port int, app func(*net.TCPConn)) {
 			if err != nil {
 				return
 			}
-			wg.Go(func() { defer c.Close(); app(c.(*net.TCPConn)) })
+			stop := context.AfterFunc(ended, func() { c.Close() })
+			wg.Go(func() { defer stop(); defer c.Close(); app(c.(*net.TCPConn)) })
 		}
 	})
-	p.w.t.Cleanup(func() { l.Close(); wg.Wait() })
+	p.w.t.Cleanup(func() { l.Close(); end(); wg.Wait() })
 }
 
 // dial connects from inside the pod.

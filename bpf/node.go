@@ -36,6 +36,7 @@ type Node struct {
 	// kubelet is Config.KubeletCgroup as of now.
 	kubelet  atomic.Uint64
 	vacantMu sync.Mutex // held while vacant is read and written
+	spare    spare
 }
 
 // Load creates the node's maps or adopts the pinned ones, and stamps from now
@@ -52,7 +53,7 @@ func Load(cfg Config) (*Node, error) {
 	if err := mountBPFFS(cfg.PinDir); err != nil {
 		return nil, err
 	}
-	n := &Node{cfg: cfg, dir: filepath.Join(cfg.PinDir, Layout)}
+	n := &Node{cfg: cfg, dir: filepath.Join(cfg.PinDir, Layout), spare: spare{taken: make(chan struct{}, 1)}}
 	n.kubelet.Store(cfg.KubeletCgroup)
 	if err := os.MkdirAll(filepath.Join(n.dir, "pods"), 0o700); err != nil {
 		return nil, fmt.Errorf("make the folder of pins: %w", err)

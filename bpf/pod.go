@@ -55,13 +55,23 @@ func (n *Node) Pod(cfg PodConfig) (*Pod, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	p := &Pod{node: n, dir: n.podDir(cfg.Name), maps: map[string]*ebpf.Map{}, links: map[string]link.Link{}}
-	_, err := os.Stat(p.dir)
+	dir := n.podDir(cfg.Name)
+	_, err := os.Stat(dir)
 	fresh := errors.Is(err, os.ErrNotExist)
-	if err := os.MkdirAll(p.dir, 0o700); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the folder of pod %s: %w", cfg.Name, err)
 	}
-	if err = p.load(); err == nil {
+	var p *Pod
+	if fresh {
+		p = n.takeSpare()
+	}
+	if p != nil {
+		err = p.settle(dir)
+	} else {
+		p = n.newPod(dir)
+		err = p.load()
+	}
+	if err == nil {
 		err = p.adoptDatagrams() // nobody else has the Pod yet
 	}
 	if err == nil {
@@ -78,6 +88,10 @@ func (n *Node) Pod(cfg PodConfig) (*Pod, error) {
 		errs = append(errs, unpinFolder(p.dir))
 	}
 	return nil, errors.Join(errs...)
+}
+
+func (n *Node) newPod(dir string) *Pod {
+	return &Pod{node: n, dir: dir, maps: map[string]*ebpf.Map{}, links: map[string]link.Link{}}
 }
 
 // load creates or adopts the maps and loads the programs on them.
@@ -103,7 +117,7 @@ func (p *Pod) load() error {
 }
 
 // collection loads an object on existing maps and on the pod's pinned ones,
-// which it adds to p.maps.
+// which it adds to p.maps. One without a folder has no pins, yet.
 func (p *Pod) collection(spec *ebpf.CollectionSpec, existing map[string]*ebpf.Map) (*ebpf.Collection, error) {
 	// Only pointers are in there that keep types in BTF.
 	delete(spec.Maps, ".bss")
@@ -123,7 +137,9 @@ func (p *Pod) collection(spec *ebpf.CollectionSpec, existing map[string]*ebpf.Ma
 				return nil, err
 			}
 		}
-		m.Pinning = ebpf.PinByName
+		if p.dir != "" {
+			m.Pinning = ebpf.PinByName
+		}
 	}
 	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{
 		Maps:            ebpf.MapOptions{PinPath: p.dir},
@@ -143,6 +159,9 @@ func (p *Pod) collection(spec *ebpf.CollectionSpec, existing map[string]*ebpf.Ma
 // sizeFlows bounds the flow table; one that is adopted keeps its bound.
 func (p *Pod) sizeFlows(spec *ebpf.MapSpec) error {
 	spec.MaxEntries = p.node.cfg.FlowsPerPod
+	if p.dir == "" {
+		return nil
+	}
 	old, err := ebpf.LoadPinnedMap(filepath.Join(p.dir, gateMapFlows), nil)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil

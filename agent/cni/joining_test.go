@@ -95,7 +95,7 @@ func newJoining(t *testing.T) *joining {
 	ctx, cancel := context.WithCancel(context.Background())
 	var parts sync.WaitGroup
 	parts.Go(func() { j.server.Follow(ctx) })
-	for _, run := range []func(context.Context) error{j.pods.Run, func(ctx context.Context) error { return j.server.Run(ctx, false) }} {
+	for _, run := range []func(context.Context) error{j.pods.Run, j.kernel.Pods().KeepSpare, func(ctx context.Context) error { return j.server.Run(ctx, false) }} {
 		parts.Go(func() {
 			if err := run(ctx); err != nil {
 				t.Error(err)

@@ -246,12 +246,13 @@ func (d *Datapath) Prune(ctx context.Context, keep []mesh.Key) error {
 }
 
 // Run records what the gates drop and end, and which datagrams they let pass, reports pods that
-// went away, and keeps the kernel told of services that nobody serves and of who may
-// exchange datagrams, until ctx is done.
+// went away, keeps the kernel told of services that nobody serves and of who may exchange
+// datagrams, and the next pod's programs loaded, until ctx is done.
 func (d *Datapath) Run(ctx context.Context, store *mesh.Store, drops *flow.Drops, gone func(mesh.Key, error)) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { d.kubelet.Run(ctx, d.node.SetKubelet); return nil })
 	group.Go(func() error { d.refuseVacant(ctx, store); return nil })
+	group.Go(func() error { d.keepSpare(ctx); return nil })
 	group.Go(func() error { d.passDatagrams(ctx, store, drops); return nil })
 	group.Go(func() error { d.recordEnded(ctx, store, drops); return nil })
 	group.Go(func() error { d.drift.Run(ctx); return nil })
@@ -268,6 +269,13 @@ func (d *Datapath) Run(ctx context.Context, store *mesh.Store, drops *flow.Drops
 		return unlessDone(ctx, err)
 	})
 	return group.Wait()
+}
+
+// keepSpare makes enrolment fast, not possible: a pod whose programs do not load says so.
+func (d *Datapath) keepSpare(ctx context.Context) {
+	if err := d.node.KeepSpare(ctx); err != nil {
+		d.log.Warn("the programs of the next pod are not loaded ahead: it takes longer to enroll", "error", err)
+	}
 }
 
 func unlessDone(ctx context.Context, err error) error {

@@ -3,6 +3,7 @@ package kernel
 import (
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -22,6 +23,11 @@ func TestOnNode(t *testing.T) {
 			return err
 		}
 		return netlink.AddrAdd(link, addr)
+	})
+	// The kernel routes to a new IPv6 address when it gets to it (addrconf_dad_work).
+	testenv.Eventually(t, 5*time.Second, "the node has its IPv6 address", func() (is bool) {
+		node.Must(t, func() error { is = OnNode(netip.MustParseAddr("fd00:1::1")); return nil })
+		return is
 	})
 	for text, want := range map[string]bool{
 		"10.244.1.1": true, "::ffff:10.244.1.1": true, "fd00:1::1": true,

@@ -11,6 +11,7 @@ import (
 	"github.com/heddle-mesh/heddle/agent/podnet/ledger"
 	"github.com/heddle-mesh/heddle/agent/podnet/listener"
 	"github.com/heddle-mesh/heddle/agent/podnet/proof"
+	"github.com/heddle-mesh/heddle/agent/podnet/tuples"
 	"github.com/heddle-mesh/heddle/agent/steer"
 )
 
@@ -95,7 +96,7 @@ type enrolment struct {
 }
 
 func (e *enrolment) run(ctx context.Context) error {
-	for _, step := range []func(context.Context) error{e.look, e.record, e.gate, e.listen, e.prove, e.capture} {
+	for _, step := range []func(context.Context) error{e.look, e.record, e.gate, e.pod.listen, e.prove, e.capture} {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -207,9 +208,6 @@ func (e *enrolment) prove(ctx context.Context) error {
 	return gate.Prove(ctx)
 }
 
-// listen opens the listeners and hands them to the kernel.
-func (e *enrolment) listen(ctx context.Context) error { return e.pod.listen(ctx) }
-
 // capture starts redirection: inbound with the program, outbound with the
 // rules. Connections that came up since the first pass are saved by the second.
 func (e *enrolment) capture(context.Context) error {
@@ -234,14 +232,13 @@ func (e *enrolment) capture(context.Context) error {
 // that an earlier agent had enrolled might show sockets that it has made look
 // established in the meantime (TCP_REPAIR).
 func (e *enrolment) grandfather() error {
-	if e.adopted {
+	if e.adopted || tuples.None(e.pod.ns) {
 		return nil
 	}
 	count, err := e.pod.kernel.Grandfather()
-	if err != nil {
+	if e.grandfathered += count; err != nil {
 		return fmt.Errorf("save live connections: %w", err)
 	}
-	e.grandfathered += count
 	return nil
 }
 

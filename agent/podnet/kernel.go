@@ -104,6 +104,9 @@ func (n *Node) SetVacant(services []netip.AddrPort) (left int, err error) {
 	return n.kernel.SetVacant(services)
 }
 
+// KeepSpare keeps the next pod's programs loaded until ctx is done. See bpf.Node.KeepSpare.
+func (n *Node) KeepSpare(ctx context.Context) error { return n.kernel.KeepSpare(ctx) }
+
 // HoldVacant lets the list of SetVacant hold for another bpf.VacantFor.
 func (n *Node) HoldVacant() error { return n.kernel.HoldVacant() }
 

@@ -180,12 +180,12 @@ func TestNothingToJudge(t *testing.T) {
 		code    int
 		says    string
 	}{
-		{"simulate -f " + comment + simulate, exitFailed, "there is no object in it"},
-		{"simulate -f " + t.TempDir() + simulate, exitFailed, "there is no object in it"},
-		{"simulate -f " + routes + simulate, exitFailed, "HTTPRoute shop/web: routes are not judged"},
+		{"simulate -f " + comment + simulate, exitInvalid, "there is no object in it"},
+		{"simulate -f " + t.TempDir() + simulate, exitInvalid, "there is no object in it"},
+		{"simulate -f " + routes + simulate, exitInvalid, "HTTPRoute shop/web: routes are not judged"},
 		{"simulate -f " + both + simulate, exitOK, "not judged: HTTPRoute shop/web"},
-		{"analyze -f " + comment, exitFailed, "there is no object in " + comment},
-		{"analyze -f " + t.TempDir(), exitFailed, "there is no object in "},
+		{"analyze -f " + comment, exitInvalid, "there is no object in " + comment},
+		{"analyze -f " + t.TempDir(), exitInvalid, "there is no object in "},
 		{"analyze -f " + both, exitOK, "Nothing is cut off."},
 	} {
 		var out, log bytes.Buffer

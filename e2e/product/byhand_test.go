@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/yaml"
 
+	"github.com/heddle-mesh/heddle/api/v1alpha1"
 	"github.com/heddle-mesh/heddle/e2e/kernelstate"
 	"github.com/heddle-mesh/heddle/e2e/scenario/kubernetes"
 	"github.com/heddle-mesh/heddle/internal/testenv"
@@ -40,7 +41,7 @@ func (w *world) testByHand(t *testing.T, files string) {
 	w.waitReady(t, "kept")
 	for _, command := range w.documented(t, "helm upgrade heddle ") {
 		if strings.HasPrefix(command, "helm ") {
-			command += " --set agent.podAnnotations.run=helm --wait --timeout 3m"
+			command += " --set agent.podAnnotations.run=helm --set operator.startupTaint=true --wait --timeout 3m"
 		}
 		w.shell(t, command)
 	}
@@ -52,6 +53,10 @@ func (w *world) testByHand(t *testing.T, files string) {
 	})
 	w.unharmed(t, "n1", "kept", true)
 	w.kubectl(t, "-n", "shop", "delete", "pod", "kept", "--now")
+	w.kubectl(t, "taint", "node", "n2", v1alpha1.TaintAgentNotReady+"=true:NoSchedule") // as a kubelet registers its node
+	testenv.Eventually(t, patience, "the operator takes the taint of a node whose agent is ready", func() bool {
+		return !strings.Contains(w.kubectl(t, "get", "node", "n2", "-o", "jsonpath={.spec.taints}"), v1alpha1.TaintAgentNotReady)
+	})
 
 	w.left(t, func() {
 		w.cli(t, "unenroll", "shop", "--wait")
@@ -78,9 +83,11 @@ func (w *world) testByKubectl(t *testing.T, files string) {
 	w.enrolled(t, "n1", "shop/client")
 	w.enrolled(t, "n2", "shop/server")
 	w.works(t, "client", w.pod(t, "server").Status.PodIP+":7000")
+	w.testRolls(t)
+	w.reboots(t, 1)
 
 	w.left(t, func() {
-		w.cli(t, "unenroll", "shop", "--wait")
+		w.kubectl(t, "label", "namespace", "shop", "heddle.dev/mesh-")
 		commands := w.documented(t, "helm uninstall heddle ")
 		commands[len(commands)-1] = w.documented(t, "kubectl delete -k ")[0]
 		for _, command := range commands {

@@ -17,12 +17,14 @@ import (
 // testRuntimeRestart: while containerd dies and comes back, traffic goes on; new pods
 // are enrolled afterwards, and when they are gone the agent holds what it held before.
 func (w *world) testRuntimeRestart(t *testing.T, server string) {
+	w.apply(t, podYAML("carried", "n1", itsShare, "load", server+":7000", "2", "10"))
+	w.waitReady(t, "carried")
 	before := w.steady(t, "n1")
 	for n := range 3 {
 		if _, err := w.node(t, "n1").Exec(t.Context(), "bash", "-c", "kill -9 $(pidof containerd)"); err != nil {
 			t.Fatal(err)
 		}
-		w.works(t, "client", server+":7000")
+		w.unharmed(t, "n1", "carried", true)
 		name := fmt.Sprintf("after-%d", n)
 		w.apply(t, podYAML(name, "n1", "", "dial", server+":7000"))
 		w.waitReady(t, name)
@@ -36,6 +38,8 @@ func (w *world) testRuntimeRestart(t *testing.T, server string) {
 		}
 		return now.above(before)
 	})
+	w.unharmed(t, "n1", "carried", true)
+	w.kubectl(t, "-n", "shop", "delete", "pod", "carried", "--now")
 }
 
 // network is the file of the cluster's CNI configuration, copied is the agent's copy of
@@ -145,7 +149,10 @@ func (w *world) testTakenOut(t *testing.T, server string) {
 // while it boots, and they come up before, beside or after its agent, not a byte leaves
 // them in plaintext. The cluster's CNI writes its file anew at each boot. `make chaos` sets more than two,
 // and has it shown before that the same capture sees them without the copy.
-func (w *world) testReboot(t *testing.T) {
+func (w *world) testReboot(t *testing.T) { w.reboots(t, fromEnvironment(t, "HEDDLE_REBOOTS", 2)) }
+
+func (w *world) reboots(t *testing.T, reboots int) {
+	t.Helper()
 	w.apply(t, serviceOf("server"))
 	service := w.kubectl(t, "-n", "shop", "get", "service", "server", "-o", "jsonpath={.spec.clusterIP}")
 	w.apply(t, podYAML("anchor", "n1", itsShare, "serve")+podYAML("pursuer", "n1", itsShare, "load", service+":7000", "2", "10"))
@@ -156,7 +163,7 @@ func (w *world) testReboot(t *testing.T) {
 	if os.Getenv("HEDDLE_REBOOT_CONTROL") != "" {
 		w.rebootWithoutCopy(t)
 	}
-	reboots, encrypted := fromEnvironment(t, "HEDDLE_REBOOTS", 2), 0
+	encrypted := 0
 	for n := range reboots {
 		encrypted += w.reboot(t, n+1)
 	}

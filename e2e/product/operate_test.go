@@ -85,16 +85,43 @@ func (w *world) testFaults(t *testing.T, server string) {
 }
 
 // testKilledMidway kills a node's agent while heddle-cni waits for its answer about a
-// new pod: the pod starts behind its gate all the same, and nothing is left of the
-// first try when it is gone.
+// new pod, before the agent has read the question and after it has put the gate: the pod
+// starts behind its gate all the same, and nothing is left of the first try when it is gone.
 func (w *world) testKilledMidway(t *testing.T, server string) {
 	before := w.steady(t, "n1")
-	c := w.capture(t)
+	for _, when := range []struct {
+		name string
+		kill func(*testing.T, string, func())
+	}{{"unread", w.killUnread}, {"gated", w.killGated}} {
+		c := w.capture(t)
+		when.kill(t, when.name, func() { w.apply(t, podYAML(when.name, "n1", "", "dial", server+":7000")) })
+		w.waitReady(t, when.name)
+		w.enrolled(t, "n1", "shop/"+when.name)
+		pod := w.pod(t, when.name).Status.PodIP
+		onlyInTheTunnel(t, "a pod whose agent died while it started", c.Stop(t, "first\n", only(pod)))
+		w.kubectl(t, "-n", "shop", "delete", "pod", when.name, "--now")
+	}
+	eventually(t, patience, "nothing is left of the pods", func() error {
+		now, err := w.held(t, "n1")
+		if err != nil {
+			return err
+		}
+		// Each container of the agent has a stamp of its own cgroup. The kernel lets go of a
+		// dead one's in its own time, and the next agent to start collects it.
+		stamps := regexp.MustCompile(`(?m)^.*/sock_create_\d+\n`)
+		before.pins, now.pins = stamps.ReplaceAllString(before.pins, ""), stamps.ReplaceAllString(now.pins, "")
+		return now.above(before)
+	})
+}
+
+// killUnread stops n1's agent, has a pod start, and kills it when heddle-cni has asked.
+func (w *world) killUnread(t *testing.T, _ string, start func()) {
+	t.Helper()
 	n1 := w.node(t, "n1")
 	if out, err := n1.Exec(t.Context(), "bash", "-c", agentPID+"; kill -STOP $pid"); err != nil {
 		t.Fatal(err, out)
 	}
-	w.apply(t, podYAML("midway", "n1", "", "dial", server+":7000"))
+	start()
 	eventually(t, patience, "heddle-cni asks the agent", func() error {
 		out, err := n1.Exec(t.Context(), "pgrep", "-x", "heddle-cni")
 		if err != nil {
@@ -106,22 +133,28 @@ func (w *world) testKilledMidway(t *testing.T, server string) {
 	if out, err := n1.Exec(t.Context(), "bash", "-c", "pgrep -x heddle-cni && "+agentPID+" && kill -9 $pid"); err != nil {
 		t.Fatalf("kill the agent while heddle-cni waits: %v %s", err, out)
 	}
-	w.waitReady(t, "midway")
-	w.enrolled(t, "n1", "shop/midway")
-	midway := w.pod(t, "midway").Status.PodIP
-	onlyInTheTunnel(t, "a pod whose agent died while it started", c.Stop(t, "first\n", only(midway)))
-	w.kubectl(t, "-n", "shop", "delete", "pod", "midway", "--now")
-	eventually(t, patience, "nothing is left of the pod", func() error {
-		now, err := w.held(t, "n1")
+}
+
+// killGated kills n1's agent as soon as the last link of a pod's gate is pinned, while
+// heddle-cni waits: the test packet, the rules and the answer are still to come.
+func (w *world) killGated(t *testing.T, name string, start func()) {
+	t.Helper()
+	ready, killed := make(chan struct{}), make(chan error, 1)
+	go func() {
+		close(ready)
+		out, err := w.node(t, "n1").Exec(t.Context(), "timeout", "120", "bash", "-c", agentPID+`
+			until compgen -G "/sys/fs/bpf/heddle/*/pods/shop_`+name+`/pod_inbound" >/dev/null; do :; done
+			kill -STOP $pid; pgrep -x heddle-cni; asked=$?; kill -9 $pid; exit $asked`)
 		if err != nil {
-			return err
+			err = fmt.Errorf("%w %s", err, out)
 		}
-		// Each container of the agent has a stamp of its own cgroup. The kernel lets go of a
-		// dead one's in its own time, and the next agent to start collects it.
-		stamps := regexp.MustCompile(`(?m)^.*/sock_create_\d+\n`)
-		before.pins, now.pins = stamps.ReplaceAllString(before.pins, ""), stamps.ReplaceAllString(now.pins, "")
-		return now.above(before)
-	})
+		killed <- err
+	}()
+	<-ready
+	start()
+	if err := <-killed; err != nil {
+		t.Fatalf("kill the agent between the gate and its answer: %v", err)
+	}
 }
 
 // killAgent kills a node's agent; kubelet starts it again.

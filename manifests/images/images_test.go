@@ -4,12 +4,19 @@ import (
 	"bytes"
 	"debug/buildinfo"
 	"encoding/json"
+	"io"
 	"io/fs"
+	"log"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
 
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
@@ -149,5 +156,50 @@ func TestOneImageIsChosen(t *testing.T) {
 	}
 	if _, err := choose(images(), "waypoint"); err == nil || !strings.Contains(err.Error(), "heddle-waypoint") {
 		t.Errorf("a name that none has: %v", err)
+	}
+}
+
+// TestPush: what is pushed has the digest that is printed, for every architecture.
+func TestPush(t *testing.T) {
+	server := httptest.NewServer(registry.New(registry.Logger(log.New(t.Output(), "", 0))))
+	defer server.Close()
+	at := strings.TrimPrefix(server.URL, "http://") + "/heddle"
+	var out bytes.Buffer
+	b := builder{root: "../..", folder: t.TempDir(), registry: at, version: "v1", architectures: []string{"amd64", "arm64"}, push: true, out: &out}
+	if err := b.run(t.Context(), small()); err != nil {
+		t.Fatal(err)
+	}
+	reference, err := name.ParseReference(at + "/probe:v1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pushed, err := remote.Index(reference)
+	if err != nil {
+		t.Fatal(err)
+	}
+	digest, err := pushed.Digest()
+	if err != nil || strings.TrimSpace(out.String()) != at+"/probe:v1@"+digest.String() {
+		t.Errorf("at the registry %s, %v; printed %q", digest, err, out.String())
+	}
+	list, err := pushed.IndexManifest()
+	if err != nil || len(list.Manifests) != 2 {
+		t.Fatalf("%v, %v", list, err)
+	}
+	for _, m := range list.Manifests {
+		img, err := pushed.Image(m.Digest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if layers, err := img.Layers(); err != nil || len(layers) != 1 {
+			t.Errorf("%s: %v, %v", m.Platform, layers, err)
+		} else if content, err := layers[0].Compressed(); err != nil {
+			t.Error(err)
+		} else if _, err := io.Copy(io.Discard, content); err != nil { // whose digest is looked at
+			t.Errorf("%s: %v", m.Platform, err)
+		}
+	}
+	server.Close()
+	if err := b.run(t.Context(), small()); err == nil || !strings.Contains(err.Error(), at+"/probe:v1") {
+		t.Errorf("a registry that is gone: %v", err)
 	}
 }

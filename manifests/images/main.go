@@ -1,7 +1,7 @@
 // Command images builds the images of Heddle's programs out of this checkout, for
 // amd64 and arm64, each with a list of what it was made of (an SBOM, SPDX 2.3), and
 // writes both into a folder. The same checkout, Go and version give the same
-// bytes. It pushes nothing.
+// bytes. It pushes them if it is told to.
 package main
 
 import (
@@ -26,6 +26,7 @@ func main() {
 	flag.StringVar(&b.registry, "registry", "ghcr.io/heddle-mesh", "what comes before the images' names")
 	all := flag.String("architectures", "amd64,arm64", "which to build, separated by commas: those of one only are for trying")
 	flag.StringVar(&b.version, "version", "dev", "the images' tag, and the programs' version")
+	flag.BoolVar(&b.push, "push", false, "push each image to -registry, logged in as docker and podman are; the digest there is the one that is printed")
 	only := flag.String("image", "", "the one image to build, such as heddle-waypoint; empty builds all")
 	flag.Parse()
 	b.architectures = strings.Split(*all, ",")
@@ -76,6 +77,7 @@ func choose(all []spec, name string) ([]spec, error) {
 type builder struct {
 	root, folder, registry, version string
 	architectures                   []string
+	push                            bool
 	out                             io.Writer
 }
 
@@ -136,6 +138,11 @@ func (b *builder) image(ctx context.Context, work string, s spec) error {
 	for _, bom := range boms {
 		if err := os.WriteFile(filepath.Join(b.folder, bom.Path), bom.Content, 0o644); err != nil {
 			return fmt.Errorf("write SBOM: %w", err)
+		}
+	}
+	if b.push {
+		if err := built.Push(ctx); err != nil {
+			return err
 		}
 	}
 	_, err = fmt.Fprintf(b.out, "%s@%s\n", out.Reference, digest)

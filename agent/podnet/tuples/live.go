@@ -31,6 +31,17 @@ func Live(families []int) (map[Tuple]bool, error) {
 	return live, nil
 }
 
+// None reports that a network namespace has no such socket, as one of a pod that
+// starts: false, too, when the kernel does not say.
+func None(ns interface{ Do(func() error) error }) bool {
+	var live map[Tuple]bool
+	err := ns.Do(func() (err error) {
+		live, err = Live([]int{unix.AF_INET, unix.AF_INET6})
+		return err
+	})
+	return err == nil && len(live) == 0
+}
+
 // query is struct inet_diag_req_v2 (include/uapi/linux/inet_diag.h), without what
 // makes the kernel tell more of a socket than its addresses: after a burst of
 // connections a namespace has tens of thousands in TIME_WAIT, of which nothing is
