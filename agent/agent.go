@@ -243,7 +243,7 @@ func (a *Agent) wire(cfg Config, p *parts, files uint64) (err error) {
 	p.watch = newPausable(func(ctx context.Context) error { return p.kernel.Run(ctx, store, p.drops, p.pods.Gone) })
 	p.report = &report.Report{
 		Node: cfg.Node, Version: cfg.Version, Started: time.Now(), Uplink: p.uplink, Datapath: p.kernel.Pods(),
-		Enrolments: p.pods, Carrier: p.proxy, MaxFiles: files, Engine: cfg.Engine, Crypto: engine.Describe(cfg.Engine, cfg.Crypto), FIPS140: fips.Describe(), HandOver: p.handOver.Load, History: p.history.Problem, Kubelet: p.kernel.Kubelet(), Drift: p.kernel.Drift(), Room: p.kernel.Room(), NameServers: names.Checks, WorkloadAPI: p.svids.Checks, NewPods: p.newPods.checks,
+		Enrolments: p.pods, Carrier: p.proxy, MaxFiles: files, PodConnections: cfg.Budget.Alone(), Engine: cfg.Engine, Crypto: engine.Describe(cfg.Engine, cfg.Crypto), FIPS140: fips.Describe(), HandOver: p.handOver.Load, History: p.history.Problem, Kubelet: p.kernel.Kubelet(), Drift: p.kernel.Drift(), Room: p.kernel.Room(), NameServers: names.Checks, WorkloadAPI: p.svids.Checks, NewPods: p.newPods.checks,
 	}
 	p.uplink.Tell(p.report.PodsAmiss, p.report.Gated)
 	p.admin, err = admin.NewServer(admin.Config{Node: cfg.Node, Socket: cfg.AdminSocket, Ring: p.ring, History: p.history, Agent: p.report, Log: cfg.Log})

@@ -185,8 +185,6 @@ func Defaults() Config {
 
 // complete fills what follows from other fields.
 func (c Config) complete() Config {
-	// Two seconds' worth at most, whatever the rate is set to.
-	c.Budget.HandshakeBurst = min(c.Budget.HandshakeBurst, 2*c.Budget.Handshakes)
 	if c.RunDir == "" {
 		c.RunDir = filepath.Dir(c.AdminSocket)
 	}
@@ -284,6 +282,7 @@ func (c Config) validateNumbers(bad func(field, wrong, remedy string)) {
 		{"Budget.Connections", "--max-connections", c.Budget.Connections, 1 << 20},
 		{"Budget.PeerConnections", "--max-peer-connections", c.Budget.PeerConnections, 1 << 20},
 		{"Budget.Handshakes", "--max-handshakes", c.Budget.Handshakes, 1 << 20},
+		{"Budget.OutboundHandshakes", "--max-outbound-handshakes", c.Budget.OutboundHandshakes, 1 << 20},
 	} {
 		if n.value < 1 || n.value > n.max {
 			bad(n.field, fmt.Sprintf("%d is out of range", n.value), fmt.Sprintf("give %s 1 to %d", n.flag, n.max))

@@ -44,6 +44,8 @@ func TestConfigurationErrorsNameFieldAndRemedy(t *testing.T) {
 		{func(c *agent.Config) { c.Kernel.Kubelet = "kubelet.service" }, []string{"Kernel.Kubelet:", "--kubelet-cgroup"}},
 		{func(c *agent.Config) { c.Budget.Connections = 0 }, []string{"Budget.Connections:", "--max-connections"}},
 		{func(c *agent.Config) { c.Budget.PeerConnections = 0 }, []string{"Budget.PeerConnections:", "--max-peer-connections"}},
+		{func(c *agent.Config) { c.Budget.Handshakes = 0 }, []string{"Budget.Handshakes:", "--max-handshakes"}},
+		{func(c *agent.Config) { c.Budget.OutboundHandshakes = 0 }, []string{"Budget.OutboundHandshakes:", "--max-outbound-handshakes"}},
 		{func(c *agent.Config) { c.Budget.BufferedBytes = 4096 }, []string{"Budget.BufferedBytes:", "--max-buffered-bytes"}},
 		{func(c *agent.Config) { c.Flows.Records = -1 }, []string{"Flows.Records:", "--flow-records"}},
 		{func(c *agent.Config) { c.Flows.History.MaxBytes = 5 }, []string{"Flows.History.MaxBytes:", "--history-bytes"}},

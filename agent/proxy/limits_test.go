@@ -124,13 +124,16 @@ func TestRevocationCutsOnEitherSide(t *testing.T) {
 func TestBudgetOfConnections(t *testing.T) {
 	w := newWorld(t)
 	w.workload("web", "a", "198.18.1.1")
+	w.workload("api", "a", "198.18.1.2")
 	w.workload("db", "b", "198.18.2.1")
+	w.service("db2", "198.18.9.2", 7000, 7001, "db")
 	w.service("db", "198.18.9.1", 7000, 7001, "db")
 	w.publish()
 	application(t, "198.18.2.1:7001", echo)
 	a := w.node("a", func(c *proxy.Config) { c.Budget.Connections = 3 })
 	b := w.node("b")
 	client := a.serve("web", "198.18.1.1", podOptions{outbound: []string{vip}})
+	neighbour := a.serve("api", "198.18.1.2", podOptions{outbound: []string{"198.18.9.2:7000"}})
 	b.serve("db", "198.18.2.1", podOptions{})
 	for range 3 {
 		greeting(t, client.client(vip))
@@ -139,6 +142,73 @@ func TestBudgetOfConnections(t *testing.T) {
 	if r := a.flows.wait(t, 1)[0]; r.Reason != mesh.ReasonBudgetExceeded || r.Verdict != mesh.VerdictDeny {
 		t.Errorf("%v", r.Reason)
 	}
+	for range 3 { // another pod has its own
+		greeting(t, neighbour.client("198.18.9.2:7000"))
+	}
+}
+
+// TestBudgetOfSockets: a pod whose connections would take all of the node's sockets is
+// refused while there are as many left for others as it has connections, by whichever
+// way these go.
+func TestBudgetOfSockets(t *testing.T) {
+	for kind, c := range map[string]struct {
+		node, web, api string // of the server, and where each pod goes
+		want           int    // connections of the greedy pod, of 12 sockets
+	}{
+		"tunnel":    {"b", "198.18.9.1:7000", "198.18.9.2:7000", 6}, // a socket each
+		"splice":    {"a", "198.18.9.1:7000", "198.18.9.2:7000", 4}, // two each
+		"plaintext": {"b", "203.0.113.1:7001", "203.0.113.2:7001", 4},
+	} {
+		t.Run(kind, func(t *testing.T) {
+			w := newWorld(t)
+			w.workload("web", "a", "198.18.1.1")
+			w.workload("api", "a", "198.18.1.2")
+			w.workload("db", c.node, "198.18.2.1")
+			w.workload("other", c.node, "198.18.2.2")
+			w.service("db", "198.18.9.1", 7000, 7001, "db")
+			w.service("other", "198.18.9.2", 7000, 7001, "other")
+			w.publish()
+			server := map[string]*node{"a": w.node("a", func(c *proxy.Config) { c.Budget.Sockets = 12 }), "b": w.node("b")}
+			a := server["a"]
+			for i, name := range []string{"db", "other"} {
+				server[c.node].serve(name, fmt.Sprintf("198.18.2.%d", i+1), podOptions{})
+				application(t, fmt.Sprintf("198.18.2.%d:7001", i+1), echo)
+			}
+			sockets := podSockets(kind == "plaintext")
+			web := a.serve("web", "198.18.1.1", podOptions{outbound: []string{c.web}, sockets: sockets("198.18.1.1")})
+			api := a.serve("api", "198.18.1.2", podOptions{outbound: []string{c.api}, sockets: sockets("198.18.1.2")})
+			for range c.want {
+				greeting(t, web.client(c.web))
+			}
+			for range 10 {
+				web.refused(c.web)
+			}
+			for _, r := range a.flows.wait(t, 10) {
+				if r.Reason != mesh.ReasonBudgetExceeded || r.Source.Workload.Name != "web" {
+					t.Errorf("%v of %v: %s", r.Reason, r.Source.Workload, r.Detail)
+				}
+			}
+			greeting(t, api.client(c.api))
+		})
+	}
+}
+
+// podSockets makes the sockets of a pod at an address; outside, what leaves the mesh
+// goes to an application that is not where it was dialled, as that is a listener's.
+func podSockets(outside bool) func(addr string) proxy.Sockets {
+	return func(addr string) proxy.Sockets {
+		s := sockets{addr: netip.MustParseAddr(addr)}
+		if outside {
+			return egressing{s}
+		}
+		return s
+	}
+}
+
+type egressing struct{ sockets }
+
+func (e egressing) DialEgress(ctx context.Context, _ netip.AddrPort) (*net.TCPConn, error) {
+	return e.sockets.DialEgress(ctx, netip.MustParseAddrPort("198.18.2.1:7001"))
 }
 
 // watched is an engine whose memory budgets a test sees.
@@ -207,7 +277,7 @@ func TestBudgetOfHandshakes(t *testing.T) {
 	w := newWorld(t)
 	w.workload("db", "b", "198.18.2.1")
 	w.publish()
-	b := w.node("b", func(c *proxy.Config) { c.Budget.Handshakes, c.Budget.HandshakeBurst = 1, 2 })
+	b := w.node("b", func(c *proxy.Config) { c.Budget.Handshakes = 1 })
 	p := b.serve("db", "198.18.2.1", podOptions{})
 	for range 10 {
 		if c, err := dialFrom(t.Context(), netip.AddrPortFrom(p.addr, 0), netip.MustParseAddrPort("198.18.2.1:15008")); err == nil {
@@ -223,6 +293,71 @@ func TestBudgetOfHandshakes(t *testing.T) {
 		}
 		return n >= 7 // one more may have been allowed as time passed
 	})
+}
+
+// TestBudgetOfOutboundHandshakes: a pod whose connections go to where each handshake
+// fails makes its agent begin no more than it has; another pod of the node has its own.
+func TestBudgetOfOutboundHandshakes(t *testing.T) {
+	for _, kind := range []string{engine.Loop, engine.Reference} {
+		t.Run(kind, func(t *testing.T) {
+			w := newWorld(t)
+			w.engines = map[string]string{"a": kind}
+			w.workload("web", "a", "198.18.1.1")
+			w.workload("api", "a", "198.18.1.2")
+			w.workload("broken", "b", "198.18.2.1")
+			w.workload("db", "b", "198.18.2.2")
+			w.service("broken", "198.18.9.1", 7000, 7001, "broken")
+			w.service("broken2", "198.18.9.2", 7000, 7001, "broken")
+			w.service("db", "198.18.9.3", 7000, 7001, "db")
+			w.publish()
+			application(t, "198.18.2.2:7001", echo)
+			var dialled atomic.Int32
+			application(t, "198.18.2.1:15008", func(*net.TCPConn) { dialled.Add(1) }) // closes in place of a handshake
+			a := w.node("a", func(c *proxy.Config) { c.Budget.OutboundHandshakes = 1 })
+			w.node("b").serve("db", "198.18.2.2", podOptions{})
+			web := a.serve("web", "198.18.1.1", podOptions{outbound: []string{"198.18.9.1:7000"}})
+			api := a.serve("api", "198.18.1.2", podOptions{outbound: []string{"198.18.9.2:7000", "198.18.9.3:7000"}})
+			for range 20 {
+				web.refused("198.18.9.1:7000")
+			}
+			over := 0
+			for _, r := range a.flows.wait(t, 20) {
+				if r.Reason == mesh.ReasonBudgetExceeded && r.Verdict == mesh.VerdictDeny && r.Destination.Workload.Name == "broken" {
+					over++
+				} else if r.Reason != mesh.ReasonPeerRefused {
+					t.Errorf("%v: %s", r.Reason, r.Detail)
+				}
+			}
+			if n := dialled.Load(); n < 1 || n > 4 || over != 20-int(n) { // as time passed, there were more
+				t.Errorf("%d connections over the budget and %d handshakes begun, of 20 and 1", over, n)
+			}
+			api.refused("198.18.9.2:7000")
+			if r := a.flows.wait(t, 21)[20]; r.Reason != mesh.ReasonPeerRefused {
+				t.Errorf("the other pod's: %v: %s", r.Reason, r.Detail)
+			}
+			greeting(t, api.client("198.18.9.3:7000"))
+		})
+	}
+}
+
+// TestBudgetOfWarmConnections: tunnel connections that are dialled ahead, or for
+// another loop, are a few for hundreds of an honest pod's connections.
+func TestBudgetOfWarmConnections(t *testing.T) {
+	w := newWorld(t)
+	w.workload("web", "a", "198.18.1.1")
+	w.workload("db", "b", "198.18.2.1")
+	w.service("db", "198.18.9.1", 7000, 7001, "db")
+	w.publish()
+	application(t, "198.18.2.1:7001", echo)
+	a := w.node("a", func(c *proxy.Config) { c.Budget.OutboundHandshakes = 8 })
+	client := a.serve("web", "198.18.1.1", podOptions{outbound: []string{vip}})
+	w.node("b").serve("db", "198.18.2.1", podOptions{})
+	for range 400 {
+		greeting(t, client.client(vip))
+	}
+	if refused := a.flows.all(); len(refused) > 0 {
+		t.Errorf("%v: %s", refused[0].Reason, refused[0].Detail)
+	}
 }
 
 // TestSilentSourceKeepsNobodyOut: a peer that opens 1,000 connections to a pod's

@@ -341,7 +341,7 @@ func (p *Proxy) mayLeave(d *departure, to netip.AddrPort) mesh.Reason {
 func (p *Proxy) plain(d *departure, w *mesh.Workload, target netip.AddrPort) (mesh.Reason, error, bool) {
 	conn, err := p.dialPlain(d, target)
 	if err != nil {
-		return wire.DialReason(err, mesh.ReasonPeerUnreachable), err, true
+		return wire.DialReason(err, mesh.ReasonPeerUnreachable), err, wire.Elsewhere(err)
 	}
 	p.balancer.Reached(w.Key)
 	p.balance(d.connection, w.Key)
@@ -364,7 +364,7 @@ func (p *Proxy) egress(d *departure) {
 }
 
 func (p *Proxy) dialPlain(d *departure, target netip.AddrPort) (*net.TCPConn, error) {
-	if !p.chargeSocket() {
+	if !p.chargeSocket(d.pod) {
 		return nil, wire.ErrSockets
 	}
 	ctx, cancel := context.WithTimeout(d.scope.Context(), p.cfg.Timeouts.Connect)

@@ -27,7 +27,7 @@ func (p *Proxy) tunnel(d *departure, w *mesh.Workload, target netip.AddrPort) (m
 	if !d.view.Foreign(w.Identity) { // what this mesh says of its workloads is for nobody else
 		baggage = d.pod.described.Of(d.src)
 	}
-	c, sockets := d.connection, d.pod.Sockets
+	c, allowed, sockets := d.connection, d.pod.Allowance, d.pod.Sockets
 	endpoint := netip.AddrPortFrom(target.Addr(), mesh.TunnelPort)
 	var answer chan *hbone.Outcome
 	if d.incoming != nil {
@@ -45,7 +45,9 @@ func (p *Proxy) tunnel(d *departure, w *mesh.Workload, target netip.AddrPort) (m
 		Key:         hbone.Key{Source: d.pod.name, Leaf: d.pod.printed.Of(cert), Peer: w.Identity, Endpoint: endpoint},
 		Certificate: cert, Bundles: p.cfg.Identities,
 		Authority: d.asked(target), Forwarded: d.client, Baggage: baggage, TraceParent: wire.TraceParent(),
-		Dial:    func(ctx context.Context) (*net.TCPConn, error) { return sockets.DialTunnel(ctx, endpoint) },
+		Dial: func(ctx context.Context) (*net.TCPConn, error) {
+			return allowed.DialTunnel(ctx, endpoint, sockets.DialTunnel)
+		},
 		Timeout: p.cfg.Timeouts.Connect, Memory: d.pod.Memory,
 		Progress: &c.counters, Cutter: &c.cutter, Owner: c,
 		Established: c.established, Unanswered: c.unanswered, Done: c.tunnelled,

@@ -47,8 +47,10 @@ type Report struct {
 	Datapath      *podnet.Node
 	Enrolments    Enrolments
 	Carrier       Carrier
-	// MaxFiles is the limit of open descriptors that the agent runs with.
-	MaxFiles uint64
+	// MaxFiles is the limit of open descriptors that the agent runs with, and
+	// PodConnections how many connections a pod has within it while others have none.
+	MaxFiles       uint64
+	PodConnections int
 	// Engine carries the tunnels; Crypto says whose AES-GCM it seals with, and why.
 	Engine, Crypto string
 	// FIPS140 is the process's FIPS 140-3 mode.
@@ -160,14 +162,14 @@ func (r *Report) certificate(s identity.Status) *meshpb.CertificateStatus {
 	return c
 }
 
-// minFiles is what 5,000 connections of one pod need with some to spare.
+// minFiles is what 4,000 connections of one pod need, and leaves as many sockets to others.
 const minFiles = 16384
 
 // checks looks at the agent's surroundings, and at every pod's gate.
 func (r *Report) checks() []*meshpb.Check {
-	files := &meshpb.Check{Name: "open files", Ok: r.MaxFiles >= minFiles, Detail: fmt.Sprintf("the limit is %d", r.MaxFiles)}
+	files := &meshpb.Check{Name: "open files", Ok: r.MaxFiles >= minFiles, Detail: fmt.Sprintf("the limit is %d: enough for %d connections of one pod while others have none", r.MaxFiles, r.PodConnections)}
 	if !files.Ok {
-		files.Remedy = "raise it with LimitNOFILE= in the unit, or `ulimit -n`; each connection takes two"
+		files.Remedy = "raise it with LimitNOFILE= in the unit, or `ulimit -n`; each connection takes one or two"
 	}
 	checks := []*meshpb.Check{files, {Name: "engine", Ok: true, Detail: r.Engine + "; " + r.Crypto}, {Name: "FIPS 140-3", Ok: true, Detail: r.FIPS140}}
 	if why := r.Uplink.Discovery().Status().UnsavedError; why != "" {

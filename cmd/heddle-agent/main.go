@@ -145,6 +145,7 @@ func (o *options) register(flags *pflag.FlagSet) {
 	flags.IntVar(&c.Budget.Connections, "max-connections", c.Budget.Connections, "connections of one pod at once")
 	flags.IntVar(&c.Budget.PeerConnections, "max-peer-connections", c.Budget.PeerConnections, "tunnel connections of one peer's identity that one pod accepts at once")
 	flags.IntVar(&c.Budget.Handshakes, "max-handshakes", c.Budget.Handshakes, "tunnel handshakes that one pod accepts per second")
+	flags.IntVar(&c.Budget.OutboundHandshakes, "max-outbound-handshakes", c.Budget.OutboundHandshakes, "tunnel handshakes that are begun for one pod per second")
 	flags.Int64Var(&c.Budget.BufferedBytes, "max-buffered-bytes", c.Budget.BufferedBytes, "bytes that tunnels hold for one pod's slow readers")
 	flags.DurationVar(&c.Timeouts.Hold, "hold", c.Timeouts.Hold, "how long a connection to an unknown address of the cluster waits for discovery")
 	flags.DurationVar(&c.Timeouts.Connect, "connect-timeout", c.Timeouts.Connect, "bound of each try to reach a destination")

@@ -106,7 +106,9 @@ type ConnectRequest struct {
 	Baggage, TraceParent string
 	// Dial opens the TCP connection to Endpoint, in the source pod's network
 	// namespace, when the pool has none to offer. It may also be called for those
-	// who come next, beside the stream or after its end.
+	// who come next, beside the stream or after its end. An error of its own that
+	// matches ErrLimit is that of all who wait for the connection, as it is; others
+	// are ErrUnreachable.
 	Dial func(ctx context.Context) (*net.TCPConn, error)
 	// Timeout bounds everything until the peer's answer: dial, handshake and
 	// CONNECT together.

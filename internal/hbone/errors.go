@@ -2,8 +2,10 @@ package hbone
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync/atomic"
 )
 
@@ -41,6 +43,18 @@ var (
 	// ErrDraining: the engine is closing.
 	ErrDraining = errors.New("draining")
 )
+
+// DialError is the error of those who wait for a connection that ConnectRequest.Dial
+// failed to open within its context.
+func DialError(ctx context.Context, endpoint netip.AddrPort, err error) error {
+	switch {
+	case ctx.Err() != nil:
+		return fmt.Errorf("%w: dial %s", context.Cause(ctx), endpoint)
+	case errors.Is(err, ErrLimit):
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrUnreachable, err)
+}
 
 // StatusError is a CONNECT that was answered with something other than 200:
 // 400 bad request, 401 denied, 503 upstream unreachable.

@@ -5,6 +5,9 @@
 package budget
 
 import (
+	"context"
+	"net"
+	"net/netip"
 	"sync/atomic"
 
 	"github.com/heddle-mesh/heddle/internal/hbone"
@@ -20,11 +23,12 @@ type Budget struct {
 	// at once. All pods of a service account are one identity, and each has one or a
 	// few with every pod that it talks to: a DaemonSet has as many as there are nodes.
 	PeerConnections int
-	// Handshakes is how many tunnel connections per second a pod accepts;
-	// HandshakeBurst how many at once.
-	Handshakes, HandshakeBurst int
+	// Handshakes is how many tunnel connections per second a pod accepts,
+	// OutboundHandshakes how many are begun for it; two seconds' worth at once.
+	Handshakes, OutboundHandshakes int
 	// Sockets bounds the sockets of all pods' connections together, one or two
-	// for each; it follows from the limit of open descriptors.
+	// for each; it follows from the limit of open descriptors. No pod has more
+	// connections than there are sockets left.
 	Sockets int
 	// BufferedBytes is how much tunnels hold for a pod: what its applications, or
 	// its peers, have not taken.
@@ -34,9 +38,9 @@ type Budget struct {
 }
 
 // Default allows 20,000 connections, half of them tunnel connections of one peer's
-// identity, 1,000 handshakes per second and 256 MiB to a pod.
+// identity, 1,000 handshakes per second each way and 256 MiB to a pod.
 func Default() Budget {
-	return Budget{Connections: 20000, PeerConnections: 10000, Handshakes: 1000, HandshakeBurst: 2000, Sockets: 200000, BufferedBytes: 256 << 20, Pipes: 512}
+	return Budget{Connections: 20000, PeerConnections: 10000, Handshakes: 1000, OutboundHandshakes: 1000, Sockets: 200000, BufferedBytes: 256 << 20, Pipes: 512}
 }
 
 // OrDefaults fills the zero fields.
@@ -46,7 +50,8 @@ func (b Budget) OrDefaults() Budget {
 		field *int
 		value int
 	}{
-		{&b.Connections, d.Connections}, {&b.PeerConnections, d.PeerConnections}, {&b.Handshakes, d.Handshakes}, {&b.HandshakeBurst, d.HandshakeBurst},
+		{&b.Connections, d.Connections}, {&b.PeerConnections, d.PeerConnections}, {&b.Handshakes, d.Handshakes},
+		{&b.OutboundHandshakes, d.OutboundHandshakes},
 		{&b.Sockets, d.Sockets}, {&b.Pipes, d.Pipes},
 	} {
 		if *f.field <= 0 {
@@ -59,11 +64,20 @@ func (b Budget) OrDefaults() Budget {
 	return b
 }
 
+// Alone is how many connections of one pod are carried while no other pod has any,
+// whichever they are: with two sockets each it has as many as a third of Sockets.
+func (b Budget) Alone() int {
+	b = b.OrDefaults()
+	return min(b.Connections, b.Sockets/3)
+}
+
 // Allowance is what one pod has of a Budget, and has taken of it.
 type Allowance struct {
 	// Memory bounds what the engine holds for the pod.
-	Memory     *hbone.Memory
-	Handshakes *Handshakes
+	Memory *hbone.Memory
+	// Handshakes are those of tunnel connections that the pod accepts, by who opens
+	// them, and Outbound those that are begun for it, by where they go.
+	Handshakes, Outbound *Handshakes
 	// Connections counts those that are carried.
 	Connections atomic.Int64
 	// waiting counts those that are in Wait, at most of which may.
@@ -73,7 +87,19 @@ type Allowance struct {
 
 // Allowance returns that of a pod that has taken nothing.
 func (b Budget) Allowance() *Allowance {
-	return &Allowance{Memory: hbone.NewMemory(b.BufferedBytes), Handshakes: NewHandshakes(b.Handshakes, b.HandshakeBurst), most: int64(max(b.Connections/8, 1))}
+	return &Allowance{
+		Memory: hbone.NewMemory(b.BufferedBytes), most: int64(max(b.Connections/8, 1)),
+		Handshakes: NewHandshakes(b.Handshakes, 2*b.Handshakes), Outbound: NewHandshakes(b.OutboundHandshakes, 2*b.OutboundHandshakes),
+	}
+}
+
+// DialTunnel calls dial for a tunnel connection to an endpoint, which costs the pod a
+// handshake whether or not it comes to one. Without one left the error matches ErrOver.
+func (a *Allowance) DialTunnel(ctx context.Context, endpoint netip.AddrPort, dial func(context.Context, netip.AddrPort) (*net.TCPConn, error)) (*net.TCPConn, error) {
+	if err := a.Outbound.Take(endpoint.Addr()); err != nil {
+		return nil, err
+	}
+	return dial(ctx, endpoint)
 }
 
 // Wait calls wait, which waits until a connection can be decided about, unless an eighth of

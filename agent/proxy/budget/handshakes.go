@@ -1,28 +1,29 @@
 package budget
 
 import (
-	"errors"
 	"fmt"
 	"hash/maphash"
 	"net"
 	"net/netip"
 
 	"golang.org/x/time/rate"
+
+	"github.com/heddle-mesh/heddle/internal/hbone"
 )
 
-// ErrOver is what the errors of Handshakes.Take match.
-var ErrOver = errors.New("too many tunnel handshakes per second")
+// ErrOver is what the errors of Handshakes.Take match. It is an hbone.ErrLimit.
+var ErrOver = fmt.Errorf("%w: too many tunnel handshakes per second", hbone.ErrLimit)
 
-// sources is into how many shares sources are sorted. Two that meet in one share
+// peers is into how many shares peers are sorted. Two that meet in one share
 // it; the seed is random, so nobody can choose whom to meet.
-const sources = 64
+const peers = 64
 
-// Handshakes bounds a pod's handshakes per second. A source, which is an IPv4
+// Handshakes bounds a pod's handshakes per second. A peer, which is an IPv4
 // address or an IPv6 /64, has at most half of them, so that there are some left
 // for others whatever it does. It is safe for concurrent use.
 type Handshakes struct {
 	all    *rate.Limiter
-	shares [sources]*rate.Limiter
+	shares [peers]*rate.Limiter
 	seed   maphash.Seed
 }
 
@@ -36,10 +37,10 @@ func NewHandshakes(perSecond, burst int) *Handshakes {
 }
 
 // Take takes one handshake from the budget, or says why there is none.
-func (h *Handshakes) Take(from netip.Addr) error {
+func (h *Handshakes) Take(peer netip.Addr) error {
 	// What the share refuses costs the others nothing.
-	if !h.shares[maphash.Comparable(h.seed, prefix(from))%sources].Allow() {
-		return fmt.Errorf("%w from %s", ErrOver, from)
+	if !h.shares[maphash.Comparable(h.seed, prefix(peer))%peers].Allow() {
+		return fmt.Errorf("%w with %s", ErrOver, peer)
 	}
 	if !h.all.Allow() {
 		return ErrOver

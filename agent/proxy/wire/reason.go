@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/heddle-mesh/heddle/agent/proxy/budget"
 	"github.com/heddle-mesh/heddle/agent/relay"
 	"github.com/heddle-mesh/heddle/internal/hbone"
 	"github.com/heddle-mesh/heddle/internal/mesh"
@@ -98,8 +99,8 @@ func EndReason(err error) mesh.Reason {
 	}
 }
 
-// ErrSockets says that the node's budget is used up.
-var ErrSockets = errors.New("too many sockets on this node at once")
+// ErrSockets says that the node's budget is used up, or the pod's share of it.
+var ErrSockets = errors.New("too few sockets are left on this node for another one of this pod")
 
 // DialReason says why a dial failed; unreachable is what an ordinary failure
 // means here.
@@ -130,13 +131,14 @@ func AppReason(err error) mesh.Reason {
 // Elsewhere reports whether a try that failed so may be repeated at another
 // candidate: the peer, or its application, was not there, which servers other than
 // ours may call a 502 or a 504. A peer that answered with a refusal would be asked again
-// for nothing.
+// for nothing; and what the pod's own budget has no room for says nothing of the peer,
+// which other pods would be kept from.
 func Elsewhere(err error) bool {
 	var status *hbone.StatusError
 	if errors.As(err, &status) {
 		return status.Code >= http.StatusBadGateway && status.Code <= http.StatusGatewayTimeout
 	}
-	return !errors.Is(err, hbone.ErrReset) && !errors.Is(err, hbone.ErrRevoked)
+	return !errors.Is(err, hbone.ErrReset) && !errors.Is(err, hbone.ErrRevoked) && !errors.Is(err, budget.ErrOver) && !errors.Is(err, ErrSockets)
 }
 
 // Reset closes a connection with RST.

@@ -12,6 +12,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/sys/unix"
 
+	"github.com/heddle-mesh/heddle/agent/proxy/budget"
 	"github.com/heddle-mesh/heddle/agent/proxy/wire"
 	"github.com/heddle-mesh/heddle/agent/relay"
 	"github.com/heddle-mesh/heddle/internal/hbone"
@@ -53,6 +54,11 @@ func TestReasons(t *testing.T) {
 // TestElsewhere: whoever was not reached may be asked for at another place, however the
 // peer says so; whoever refuses may not.
 func TestElsewhere(t *testing.T) {
+	for _, own := range []error{budget.ErrOver, wire.ErrSockets} { // says nothing of the peer
+		if wire.Elsewhere(fmt.Errorf("x: %w", own)) {
+			t.Errorf("%v: another peer is asked", own)
+		}
+	}
 	for code, want := range map[int]bool{400: false, 401: false, 403: false, 429: false, 431: false, 500: false, 502: true, 503: true, 504: true, 505: false} {
 		if got := wire.Elsewhere(&hbone.StatusError{Code: code}); got != want {
 			t.Errorf("%d: %v", code, got)

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,7 +21,7 @@ import (
 
 func poolTests() []test {
 	return []test{
-		{"shares by key", testSharing}, {"single dial", testSingleDial}, {"grows at the peer's limit", testGrows},
+		{"shares by key", testSharing}, {"single dial", testSingleDial}, {"dial that its caller refuses", testRefusedDial}, {"grows at the peer's limit", testGrows},
 		{"never mixes identities", testNeverMixes}, {"key names its certificate", testKeyCertificate}, {"idle close", testIdleClose}, {"idle close by the server", testServerIdleClose},
 		{"rotation", testRotation}, {"expiry", testExpiry}, {"bundle change", testBundleChange},
 	}
@@ -80,6 +81,39 @@ func testSingleDial(t *testing.T, make New) {
 	}
 	if n := r.dialed(); n != 1 || pooled != 49 {
 		t.Errorf("%d connections, %d streams on pooled ones; want 1, 49", n, pooled)
+	}
+}
+
+// testRefusedDial: what a dial is refused for by its caller is told as it is to those
+// who wait. Streams of the connection that is there open, whatever became of one that
+// was dialled ahead of them.
+func testRefusedDial(t *testing.T, make New) {
+	r := newRig(t, make, Options{}, limits(hbone.Limits{Streams: 16}))
+	refusal := fmt.Errorf("%w: of the caller's", hbone.ErrLimit)
+	var refuses atomic.Bool
+	request := func() *hbone.ConnectRequest {
+		req := r.request()
+		req.Dial = func(ctx context.Context) (*net.TCPConn, error) {
+			if refuses.Load() {
+				return nil, refusal
+			}
+			return r.dial(ctx)
+		}
+		return req
+	}
+	first := r.open(request())
+	refuses.Store(true)
+	for range 15 {
+		r.open(request())
+	}
+	if o := r.start(request()).outcome(); !errors.Is(o.Err, refusal) || errors.Is(o.Err, hbone.ErrUnreachable) {
+		t.Errorf("the 17th: %v", o.Err)
+	}
+	refuses.Store(false)
+	r.open(request()).echo("later")
+	first.echo("first")
+	if n := r.dialed(); n != 2 {
+		t.Errorf("%d connections, want 2", n)
 	}
 }
 

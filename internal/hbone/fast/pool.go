@@ -168,10 +168,7 @@ func (e *Engine) dial(req *hbone.ConnectRequest) (*tunnel.Secured, hbone.Timing,
 	tcp, err := req.Dial(ctx)
 	timing.Dial = time.Since(start)
 	if err != nil {
-		if ctx.Err() != nil {
-			return nil, timing, fmt.Errorf("%w: dial %s", context.Cause(ctx), req.Endpoint)
-		}
-		return nil, timing, fmt.Errorf("%w: %w", hbone.ErrUnreachable, err)
+		return nil, timing, hbone.DialError(ctx, req.Endpoint, err)
 	}
 	start = time.Now()
 	session, state, err := tlsrecord.Client(ctx, tcp, hbone.ClientTLS(req.Certificate, req.Bundles, req.Peer), e.cfg.GCM)

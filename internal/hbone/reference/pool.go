@@ -243,11 +243,7 @@ func (p *pool) open(ctx context.Context, req *hbone.ConnectRequest, timing *hbon
 	tcp, err := req.Dial(ctx)
 	timing.Dial = time.Since(start)
 	if err != nil {
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
-			return nil, fmt.Errorf("%w: dial %s", err, req.Endpoint)
-		}
-		return nil, fmt.Errorf("%w: %w", hbone.ErrUnreachable, err)
+		return nil, hbone.DialError(ctx, req.Endpoint, err)
 	}
 	start = time.Now()
 	defer func() { timing.Handshake = time.Since(start) }()
