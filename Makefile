@@ -138,17 +138,17 @@ cluster-down: ## Take that cluster down; nothing is left
 	@go build -trimpath -o bin/cluster ./e2e/cluster/cmd/cluster && bin/cluster down $(CLUSTER)
 
 .PHONY: cluster-programs
-cluster-programs: ## Build the programs of clusters, Kubernetes' own among them, and Helm (12 min the first time)
+cluster-programs: ## Build the programs of clusters, Kubernetes' own among them, kube-router and Helm (16 min the first time)
 	@scripts/deps cluster
-	@go build -trimpath -o bin/cluster ./e2e/cluster/cmd/cluster && bin/cluster build
+	@go build -trimpath -o bin/cluster ./e2e/cluster/cmd/cluster && bin/cluster build --enforcer
 	@cd e2e/helm && go build -trimpath -ldflags '-s -w' -o ../../.cache/helm/helm helm.sh/helm/v3/cmd/helm
 
 .PHONY: e2e-cluster
-e2e-cluster: cluster-programs ## Test whole clusters, the operator and `heddle install` on a real API server (root; first time 12 min)
+e2e-cluster: cluster-programs ## Test whole clusters, the operator and `heddle install` on a real API server (root; first time 16 min)
 	$(call GOTESTSUM_AGAIN,$(CLUSTER_PACKAGES)) -count=1 -timeout 25m -p 2 -parallel 4
 
 .PHONY: e2e
-e2e: deps build ## Everything end to end: meshes in network namespaces, then whole clusters (root; first time 12 min more)
+e2e: deps build ## Everything end to end: meshes in network namespaces, then whole clusters (root; first time 16 min more)
 	$(GOTESTSUM) -count=1 -timeout 15m -p 1 $$(go list ./e2e/... | grep -vE '/e2e/(idle|cluster|controlplane|product)$$')
 	@$(MAKE) --no-print-directory e2e-cluster
 	@$(MAKE) --no-print-directory e2e-gateway

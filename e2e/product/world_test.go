@@ -83,18 +83,24 @@ func (w *world) loadImages(t *testing.T, folder, tag string) {
 // putCLI copies the CLI onto a node, to ask its agent.
 func (w *world) putCLI(t *testing.T, n *cluster.Node) {
 	t.Helper()
-	file, err := os.Open(w.heddle)
+	w.put(t, n, w.heddle, onNode)
+}
+
+// put copies a file onto a node, as a program. to is a path without blanks; its folder is made.
+func (w *world) put(t *testing.T, n *cluster.Node, source, to string) {
+	t.Helper()
+	file, err := os.Open(source)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer file.Close()
-	cmd, err := n.Command(t.Context(), "sh", "-c", "cat > "+onNode+" && chmod 755 "+onNode)
+	cmd, err := n.Command(t.Context(), "sh", "-c", "mkdir -p "+filepath.Dir(to)+" && cat > "+to+" && chmod 755 "+to)
 	if err != nil {
 		t.Fatal(err)
 	}
 	cmd.Stdin = file
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("copy the CLI to %s: %v: %s", n.Name(), err, out)
+		t.Fatalf("copy %s to %s: %v: %s", source, n.Name(), err, out)
 	}
 }
 

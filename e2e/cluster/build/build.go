@@ -103,6 +103,33 @@ func Ensure(ctx context.Context, root string, say func(string)) (Programs, error
 	return p, nil
 }
 
+// enforcerPath is the folder of the module that has what enforces NetworkPolicies.
+const enforcerPath = "e2e/cluster/enforcer"
+
+// Enforcer builds kube-router, once, which enforces NetworkPolicies on the node that it runs
+// on, by iptables and ipset, with "--run-firewall" alone. No cluster needs it to come up.
+func Enforcer(ctx context.Context, root string, say func(string)) (file string, err error) {
+	module := filepath.Join(root, enforcerPath)
+	key, err := cacheKey(ctx, module)
+	if err != nil {
+		return "", fmt.Errorf("build kube-router: %w", err)
+	}
+	file = filepath.Join(root, ".cache", "cluster-enforcer-"+key, "kube-router")
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		return "", fmt.Errorf("build kube-router: %w", err)
+	}
+	unlock, err := lock(filepath.Join(filepath.Dir(file), "lock"), say)
+	if err != nil {
+		return "", fmt.Errorf("build kube-router: %w", err)
+	}
+	defer unlock()
+	if _, err := os.Stat(file); err == nil {
+		return file, nil
+	}
+	say("building kube-router (once; about four minutes of a core)")
+	return file, goBuild(ctx, module, file, "", "github.com/cloudnativelabs/kube-router/v2/cmd/kube-router")
+}
+
 // target is one program of the module.
 type target struct {
 	file, pkg, size string

@@ -87,7 +87,8 @@ func (t *tool) up(ctx context.Context, o cluster.Options) error {
 }
 
 func (t *tool) buildCommand() *cobra.Command {
-	return &cobra.Command{
+	var enforcer bool
+	command := &cobra.Command{
 		Use: "build", Args: args(cobra.NoArgs),
 		Short: "Build the programs that clusters run, and print their folder",
 		Long: `Build the programs that clusters run, and print their folder. They are kept in
@@ -102,10 +103,17 @@ interrupted build goes on where it was: the Go build cache keeps the rest.`,
 			if err != nil {
 				return err
 			}
+			if enforcer {
+				if _, err := build.Enforcer(cmd.Context(), root, t.say); err != nil {
+					return err
+				}
+			}
 			fmt.Println(programs.Dir)
 			return nil
 		},
 	}
+	command.Flags().BoolVar(&enforcer, "enforcer", false, "build kube-router too, which enforces NetworkPolicies in a test (four minutes more)")
+	return command
 }
 
 func (t *tool) downCommand() *cobra.Command {
