@@ -143,7 +143,7 @@ func (w *world) killGated(t *testing.T, name string, start func()) {
 	go func() {
 		close(ready)
 		out, err := w.node(t, "n1").Exec(t.Context(), "timeout", "120", "bash", "-c", agentPID+`
-			until compgen -G "/sys/fs/bpf/heddle/*/pods/shop_`+name+`/pod_inbound" >/dev/null; do :; done
+			until compgen -G "/sys/fs/bpf/heddle/*/v1/pods/shop_`+name+`/pod_inbound" >/dev/null; do :; done
 			kill -STOP $pid; pgrep -x heddle-cni; asked=$?; kill -9 $pid; exit $asked`)
 		if err != nil {
 			err = fmt.Errorf("%w %s", err, out)
