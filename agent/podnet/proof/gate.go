@@ -7,6 +7,9 @@ import (
 	"net/netip"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
 	"github.com/heddle-mesh/heddle/agent/netns"
 	"github.com/heddle-mesh/heddle/agent/steer"
 	"github.com/heddle-mesh/heddle/bpf"
@@ -38,24 +41,38 @@ func (g *Gate) Prove(ctx context.Context) error {
 	family := steer.Families(g.Addrs)[0]
 	local, remote := steer.AddressOf(g.Addrs, family), Address(family)
 	port := uint16(32768 + rand.IntN(28000))
-	for _, way := range []struct {
-		direction bpf.Direction
-		where     *netns.Namespace
-		frame     []byte
-		link      int
-		bypass    bool
-		from      string
-	}{
+	// Both at once: the kernel makes whoever closes a packet socket wait for a grace period.
+	group, ctx := errgroup.WithContext(ctx)
+	for _, w := range []way{
 		{bpf.Outbound, g.Pod, Frame(g.Link.HostMAC, g.Link.MAC, local, remote, port), g.Link.Index, true, g.Link.Name},
 		{bpf.Inbound, g.Host, Frame(g.Link.MAC, g.Link.HostMAC, remote, local, port), g.Link.Host, false, g.Link.HostName},
 	} {
-		if err := way.where.Do(func() error { return Send(way.link, family, way.frame, way.bypass) }); err != nil {
-			return fmt.Errorf("send test packet on %s: %w", way.from, err)
-		}
-		if err := g.awaitDrop(ctx, way.direction, remote, port); err != nil {
-			return fmt.Errorf("the gate did not see the %s test packet on %s; the network's fast path skips it, or another program comes first: remove that program, or leave the pod out of the mesh: %w",
-				way.direction, g.Link.HostName, err)
-		}
+		group.Go(func() error { return g.proveWay(ctx, w, netip.AddrPortFrom(remote, port)) })
+	}
+	return group.Wait()
+}
+
+// way is one direction of a link, and the frame that is to be dropped there.
+type way struct {
+	direction bpf.Direction
+	where     *netns.Namespace
+	frame     []byte
+	link      int
+	bypass    bool
+	from      string
+}
+
+func (g *Gate) proveWay(ctx context.Context, w way, remote netip.AddrPort) error {
+	family := unix.AF_INET6
+	if remote.Addr().Is4() {
+		family = unix.AF_INET
+	}
+	if err := w.where.Do(func() error { return Send(w.link, family, w.frame, w.bypass) }); err != nil {
+		return fmt.Errorf("send test packet on %s: %w", w.from, err)
+	}
+	if err := g.awaitDrop(ctx, w.direction, remote.Addr(), remote.Port()); err != nil {
+		return fmt.Errorf("the gate did not see the %s test packet on %s; the network's fast path skips it, or another program comes first: remove that program, or leave the pod out of the mesh: %w",
+			w.direction, g.Link.HostName, err)
 	}
 	return nil
 }
