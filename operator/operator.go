@@ -201,6 +201,8 @@ func (o *Operator) runFolder(ctx context.Context) (err error) {
 		}
 		return err
 	}
+	folder := report.NewFolder(p.publisher.Outcome, func() []report.Node { return acknowledged(nodesOf(p.discovery), podsOf(p.trust.Server)) })
+	p.policies = folder.Policies
 	listener := o.cfg.Listener
 	if listener == nil {
 		if listener, err = net.Listen("tcp", o.cfg.Listen); err != nil {
@@ -213,6 +215,7 @@ func (o *Operator) runFolder(ctx context.Context) (err error) {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return p.serveAgents(ctx, listener) })
 	g.Go(func() error { return p.publisher.Follow(ctx) })
+	g.Go(func() error { return folder.Run(ctx) })
 	g.Go(func() error { return p.trust.gates.Run(ctx) })
 	g.Go(func() error { return p.keepGates(ctx) })
 	g.Go(func() error { return p.authority.Run(ctx) })
@@ -274,10 +277,6 @@ func (p *parts) open(ctx context.Context, first publish.Loaded) error {
 	p.publisher = publish.New(publish.Config{Folder: p.cfg.Folder, Debounce: p.cfg.Debounce, Relist: p.cfg.Relist, UDPByIdentity: p.cfg.UDPByIdentity, Gates: p.trust.gates, State: p.state,
 		Key: p.key, Store: store, Server: p.discovery, Logger: p.cfg.Logger})
 	p.configuration = func() *meshpb.OperatorConfiguration { return folderConfiguration(p.cfg.Folder, p.publisher.Status()) }
-	p.policies = func() []*meshpb.OperatorPolicy {
-		outcome := p.publisher.Outcome()
-		return report.OfFolder(&outcome, acknowledged(nodesOf(p.discovery), podsOf(p.trust.Server)))
-	}
 	if err := p.register(p.publisher); err != nil {
 		return err
 	}

@@ -224,6 +224,26 @@ func TestSpliceRefusesRevoked(t *testing.T) {
 	}
 }
 
+// TestSpliceToADeletedPodEndsForRevoked: it goes on while the pod's processes do, but not when
+// its client's identity is revoked.
+func TestSpliceToADeletedPodEndsForRevoked(t *testing.T) {
+	w, a, client := sameNode(t, echo)
+	c := client.client(vip)
+	greeting(t, c)
+	w.workloads, w.services = w.workloads[:1], nil
+	w.publish()
+	c.Write([]byte("still here\n"))
+	if got := greeting(t, c); got != "still here" {
+		t.Fatalf("%q", got)
+	}
+	w.settings.RevokedIdentities = append(w.settings.RevokedIdentities, w.workloads[0].Identity)
+	w.publish()
+	refused(t, c)
+	if r := a.flows.wait(t, 1)[0]; r.Transport != flow.TransportSplice || r.Reason != mesh.ReasonIdentityRevoked || r.Verdict != mesh.VerdictDeny {
+		t.Errorf("%+v", r)
+	}
+}
+
 func TestEgressAndPlainWorkloads(t *testing.T) {
 	w := newWorld(t)
 	w.workload("web", "a", "198.18.1.1")

@@ -2,7 +2,10 @@ package report
 
 import (
 	"cmp"
+	"context"
 	"slices"
+	"sync"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -27,11 +30,54 @@ func (r *Reporter) Policies() []*meshpb.OperatorPolicy {
 	return nil
 }
 
-// OfFolder returns what became of each policy of a folder, whose objects have no
-// status. What is refused has kept the folder from being served as it is now: an
-// older version of the object may be live. A policy is live on a node when its agent
-// has applied what is served.
-func OfFolder(outcome *publish.Outcome, nodes []Node) []*meshpb.OperatorPolicy {
+// Folder says what became of each policy of a folder, whose objects have no status.
+type Folder struct {
+	outcome func() publish.Outcome
+	nodes   func() []Node
+	mu      sync.Mutex
+	heard   heard
+}
+
+// NewFolder returns the Folder of an operator: outcome is what is served and refused now,
+// nodes what agents have acknowledged and reported. Both are called from any goroutine.
+func NewFolder(outcome func() publish.Outcome, nodes func() []Node) *Folder {
+	return &Folder{outcome: outcome, nodes: nodes, heard: heard{}}
+}
+
+// Run listens to the nodes until ctx ends, so that it is known when an agent was heard last,
+// whenever somebody asks. It returns nil.
+func (f *Folder) Run(ctx context.Context) error {
+	every := time.NewTicker(grace / 12)
+	defer every.Stop()
+	for {
+		f.listen(time.Now())
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-every.C:
+		}
+	}
+}
+
+// listen returns the nodes as they are now, with those that are silent.
+func (f *Folder) listen(now time.Time) []Node {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	nodes := f.nodes()
+	f.heard.listen(nodes, now)
+	return nodes
+}
+
+// Policies returns what became of each policy. It may be called from any goroutine.
+func (f *Folder) Policies() []*meshpb.OperatorPolicy {
+	outcome := f.outcome()
+	return ofFolder(&outcome, f.listen(time.Now()))
+}
+
+// ofFolder returns what became of each policy. What is refused has kept the folder from
+// being served as it is now: an older version of the object may be live. A policy is live on
+// a node when its agent has applied what is served, and is not silent.
+func ofFolder(outcome *publish.Outcome, nodes []Node) []*meshpb.OperatorPolicy {
 	objs := outcome.Objects
 	if objs == nil {
 		objs = &kube.Objects{} // what is served is known from before a restart

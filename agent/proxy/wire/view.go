@@ -44,8 +44,9 @@ func Leaves(view *mesh.View, src *mesh.Workload, to netip.AddrPort, onNode OnNod
 
 // Allowed judges a connection, as its record says it, by a newer View, and gives
 // the reason why it must end, or what allows it, as Authorize does. A destination that
-// has left the View is not policy's to end: unenrolling drains it. Of one that was inside
-// the mesh, and of which an end is no more, what would be refused in plaintext is.
+// has left the View is not policy's to end, as unenrolling drains it, but the deny-list's.
+// Of one that was inside the mesh, and of which an end is no more, what would be refused in
+// plaintext is.
 func (j *Judge) Allowed(view *mesh.View, r *flow.Record, probe, inside bool) (why mesh.Reason, ok bool, by *mesh.View) {
 	why, ok, by = j.allowed(view, r, probe)
 	if ok && inside && !j.mayGoOn(view, r) {
@@ -66,7 +67,7 @@ func (j *Judge) allowed(view *mesh.View, r *flow.Record, probe bool) (why mesh.R
 	case r.Direction == flow.DirectionOutbound && r.Transport == flow.TransportTunnel:
 		// The destination's agent watches over its policy.
 		src, known := view.Workload(r.Source.Workload)
-		if view.Revoked(r.Destination.Identity) || known && view.Revoked(src.Identity) {
+		if revoked(view, r) || known && view.Revoked(src.Identity) {
 			return mesh.ReasonIdentityRevoked, false, nil
 		}
 		if to := r.Destination; view.Synced() && view.Foreign(to.Identity) && !view.Declared(to.Identity, to.Addr.Addr()) {
@@ -78,7 +79,10 @@ func (j *Judge) allowed(view *mesh.View, r *flow.Record, probe bool) (why mesh.R
 		return why, ok, view
 	}
 	w, known := view.Workload(r.Destination.Workload)
-	if !known {
+	switch {
+	case !known && revoked(view, r) && r.Reason != mesh.ReasonProbe: // nobody is asked who a prober is
+		return mesh.ReasonIdentityRevoked, false, nil
+	case !known:
 		return mesh.ReasonUnknown, true, view
 	}
 	connection := asked(r, w)
@@ -102,6 +106,12 @@ func (j *Judge) allowed(view *mesh.View, r *flow.Record, probe bool) (why mesh.R
 	}
 }
 
+// revoked reports whether an end of a connection is on the deny-list, as who it was when the
+// connection was allowed: a pod that is deleted leaves the View before its processes end.
+func revoked(view *mesh.View, r *flow.Record) bool {
+	return view.Revoked(r.Source.Identity) || view.Revoked(r.Destination.Identity)
+}
+
 // staysOutside judges a connection that left the mesh in plaintext, as Route would a new one. But
 // where the destination is enrolled since, it is one from before, which the gate there bounds.
 func staysOutside(view *mesh.View, r *flow.Record) (why mesh.Reason, ok bool) {
@@ -110,8 +120,8 @@ func staysOutside(view *mesh.View, r *flow.Record) (why mesh.Reason, ok bool) {
 		src = &mesh.Workload{Key: r.Source.Workload}
 	}
 	switch why := view.Egress(src); {
-	case why == mesh.ReasonIdentityRevoked:
-		return why, false
+	case why == mesh.ReasonIdentityRevoked, !known && view.Revoked(r.Source.Identity):
+		return mesh.ReasonIdentityRevoked, false
 	case why != mesh.ReasonEgressAllowed, claimed(view, r.Destination):
 		return mesh.ReasonPolicyChanged, false
 	}
