@@ -21,8 +21,8 @@ type packet struct {
 	source, destination netip.AddrPort
 	protocol            uint8 // of the transport header; 0 means TCP
 	flags               uint8 // TCP
-	// payload follows the ports. Of ICMPv6, which is then an MLD report about the group
-	// that it goes to, it is the addresses of sources.
+	// payload follows the ports. Of ICMPv6 it is the addresses of sources in an MLD report about
+	// the group that it goes to, or what follows the header of a neighbour solicitation.
 	payload []byte
 	// options makes IPv4 options, or an IPv6 destination options header.
 	options bool
@@ -59,6 +59,9 @@ func (p packet) transport() []byte {
 		h := binary.BigEndian.AppendUint16(ports, uint16(8+len(p.payload)))
 		return p.checked(append(append(h, 0, 0), p.payload...), unix.IPPROTO_UDP, 6)
 	case unix.IPPROTO_ICMPV6:
+		if !p.destination.Addr().IsMulticast() {
+			return p.checked(append([]byte{135, 0, 0, 0, 0, 0, 0, 0}, p.payload...), unix.IPPROTO_ICMPV6, 2)
+		}
 		return p.checked(p.report(), unix.IPPROTO_ICMPV6, 2)
 	default:
 		return append(ports, p.payload...)
@@ -127,7 +130,11 @@ func (p packet) wrap6(body []byte, protocol uint8, offset int, more bool) []byte
 		body, next = append([]byte{next, 0, 1, 4, 0, 0, 0, 0}, body...), unix.IPPROTO_DSTOPTS // PadN
 	}
 	limit := byte(64)
-	if protocol == unix.IPPROTO_ICMPV6 { // a router alert, and not off the link
+	switch {
+	case protocol != unix.IPPROTO_ICMPV6:
+	case !p.destination.Addr().IsMulticast():
+		limit = 255 // RFC 4861, section 7.1
+	default: // a router alert, and not off the link
 		body, next, limit = append([]byte{next, 0, 5, 2, 0, 0, 1, 0}, body...), unix.IPPROTO_HOPOPTS, 1
 	}
 	header := make([]byte, 40)
