@@ -50,10 +50,20 @@ func mayLeave(f []byte) bool {
 		if int(binary.BigEndian.Uint16(f[18:])) != len(f)-54 {
 			return false
 		}
-		return f[20] == protoICMPv6 || f[20] == protoUDP && binary.BigEndian.Uint16(f[56:]) == 53 ||
+		return f[20] == protoICMPv6 && maySolicit(f[54:]) || f[20] == protoUDP && binary.BigEndian.Uint16(f[56:]) == 53 ||
 			f[20] == 0 && f[54] == protoICMPv6 && f[38] == 0xff && f[39] == 0x02 && mayReport(f[62:])
 	}
 	return false
+}
+
+// maySolicit judges what neighbour discovery says by its length: a header, the address that
+// it is about, and an option of eight bytes.
+func maySolicit(m []byte) bool {
+	fixed := 24
+	if m[0] == 133 {
+		fixed = 8
+	}
+	return m[0] >= 133 && m[0] <= 136 && (len(m) == fixed || len(m) == fixed+8 && m[fixed+1] == 1)
 }
 
 // mayReport judges what MLD says by its length: a header and one group, or up to 16

@@ -347,3 +347,70 @@ func TestRunMulticastListeners(t *testing.T) {
 	}
 	runCases(t, p, cases)
 }
+
+// TestRunSolicitations: neighbour discovery leaves a pod in the forms that Linux sends
+// (net/ipv6/ndisc.c), and with nothing in it that is the pod's to choose.
+func TestRunSolicitations(t *testing.T) {
+	p := lonePod(t)
+	const (
+		link, routers, all, group = "fe80::1", "ff02::2", "ff02::1", "ff02::1:ff00:1" // of node6
+		rs, ns, na                = 133, 135, 136
+		own, theirs, nonce        = 1, 2, 14 // options
+	)
+	option := func(kind byte) []byte { return []byte{kind, 1, 2, 4, 6, 8, 10, 12} }
+	about := func(a string, rest ...byte) []byte { return append(netip.MustParseAddr(a).AsSlice(), rest...) }
+	secret := []byte("SECRET..")
+	for _, c := range []struct {
+		name, from, to string
+		kind           byte
+		rest           []byte
+		flags          [4]byte
+		passes         bool
+	}{
+		{"router solicitation", link, routers, rs, nil, [4]byte{}, true},
+		{"router solicitation with its address", link, routers, rs, option(own), [4]byte{}, true},
+		{"router solicitation of nobody", "::", routers, rs, nil, [4]byte{}, true},
+		{"router solicitation of nobody with an address", "::", routers, rs, option(own), [4]byte{}, false},
+		{"router solicitation with a load", link, routers, rs, secret, [4]byte{}, false},
+		{"router solicitation with two options", link, routers, rs, append(option(own), option(own)...), [4]byte{}, false},
+		{"router solicitation to elsewhere", pod6, strange6, rs, option(own), [4]byte{}, false},
+		{"router solicitation to all", link, all, rs, nil, [4]byte{}, false},
+		{"router solicitation with reserved bytes", link, routers, rs, nil, [4]byte{0, 0, 0, 1}, false},
+		{"solicitation", pod6, group, ns, about(node6, option(own)...), [4]byte{}, true},
+		{"solicitation of a neighbour that is known", pod6, node6, ns, about(node6, option(own)...), [4]byte{}, true},
+		{"solicitation without its address", pod6, node6, ns, about(node6), [4]byte{}, true},
+		{"solicitation elsewhere", pod6, strange6, ns, about(node6, option(own)...), [4]byte{}, false},
+		{"solicitation in another group", pod6, "ff02::1:ff00:2", ns, about(node6), [4]byte{}, false},
+		{"solicitation of all", link, all, ns, about(node6), [4]byte{}, false},
+		{"solicitation with a load", pod6, node6, ns, about(node6, secret...), [4]byte{}, false},
+		{"solicitation with a longer option", pod6, node6, ns, about(node6, append(append([]byte{own, 2}, secret...), 0, 0, 0, 0, 0, 0)...), [4]byte{}, false},
+		{"solicitation with a nonce that is none", pod6, group, ns, about(node6, option(nonce)...), [4]byte{}, false},
+		{"solicitation that is short", pod6, node6, ns, about(node6)[:15], [4]byte{}, false},
+		{"solicitation with reserved bytes", pod6, node6, ns, about(node6), [4]byte{1}, false},
+		{"duplicate address detection with a nonce", "::", "ff02::1:ff00:2", ns, about(pod6, option(nonce)...), [4]byte{}, true},
+		{"duplicate address detection of another's", "::", group, ns, about(node6), [4]byte{}, false},
+		{"duplicate address detection to an address", "::", pod6, ns, about(pod6), [4]byte{}, false},
+		{"advertisement to who asked", pod6, node6, na, about(pod6), [4]byte{0x60}, true},
+		{"advertisement of a router, with its address", pod6, node6, na, about(pod6, option(theirs)...), [4]byte{0xe0}, true},
+		{"advertisement to all", pod6, all, na, about(pod6, option(theirs)...), [4]byte{0x20}, true},
+		{"advertisement to a group", pod6, group, na, about(pod6, option(theirs)...), [4]byte{0x20}, false},
+		{"advertisement with a load", pod6, strange6, na, about(pod6, secret...), [4]byte{0x60}, false},
+		{"advertisement with another option", pod6, node6, na, about(pod6, option(own)...), [4]byte{0x60}, false},
+		{"advertisement with reserved bits", pod6, node6, na, about(pod6), [4]byte{0x61}, false},
+		{"advertisement with reserved bytes", pod6, node6, na, about(pod6), [4]byte{0x60, 0, 1}, false},
+	} {
+		message := icmp(c.kind, c.rest...)
+		copy(message[4:8], c.flags[:])
+		one := packetCase{name: c.name, frame: set(ip(c.from, c.to, protoICMPv6, message), 7, 255), as: FlowControl}
+		if !c.passes {
+			one.as, one.drop = 0, DropICMP
+			switch c.name {
+			case "solicitation that is short":
+				one.drop = DropMalformed
+			case "duplicate address detection of another's":
+				one.drop = DropForgedSource
+			}
+		}
+		runCases(t, p, []packetCase{one})
+	}
+}

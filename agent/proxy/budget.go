@@ -32,10 +32,10 @@ func (p *Proxy) charge(pod *pod) bool {
 }
 
 // chargeSocket takes one more socket from the node's budget, for a connection of a
-// pod, which has no more connections than there are sockets left: whatever some pods
-// do, another one finds some (docs/decisions/0034).
+// pod, which has no more connections than four times the sockets left: whatever some
+// pods do, another one finds some (docs/decisions/0034).
 func (p *Proxy) chargeSocket(of *pod) bool {
-	if p.sockets.Add(1)+of.Connections.Load() > int64(p.cfg.Budget.Sockets) {
+	if p.sockets.Add(1)+(of.Connections.Load()+3)/4 > int64(p.cfg.Budget.Sockets) {
 		p.sockets.Add(-1)
 		return false
 	}

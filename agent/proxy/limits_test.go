@@ -153,11 +153,11 @@ func TestBudgetOfConnections(t *testing.T) {
 func TestBudgetOfSockets(t *testing.T) {
 	for kind, c := range map[string]struct {
 		node, web, api string // of the server, and where each pod goes
-		want           int    // connections of the greedy pod, of 12 sockets
+		want           int    // connections of the greedy pod, of 24 sockets
 	}{
-		"tunnel":    {"b", "198.18.9.1:7000", "198.18.9.2:7000", 6}, // a socket each
-		"splice":    {"a", "198.18.9.1:7000", "198.18.9.2:7000", 4}, // two each
-		"plaintext": {"b", "203.0.113.1:7001", "203.0.113.2:7001", 4},
+		"tunnel":    {"b", "198.18.9.1:7000", "198.18.9.2:7000", 19}, // a socket each
+		"splice":    {"a", "198.18.9.1:7000", "198.18.9.2:7000", 10}, // two each
+		"plaintext": {"b", "203.0.113.1:7001", "203.0.113.2:7001", 10},
 	} {
 		t.Run(kind, func(t *testing.T) {
 			w := newWorld(t)
@@ -168,7 +168,7 @@ func TestBudgetOfSockets(t *testing.T) {
 			w.service("db", "198.18.9.1", 7000, 7001, "db")
 			w.service("other", "198.18.9.2", 7000, 7001, "other")
 			w.publish()
-			server := map[string]*node{"a": w.node("a", func(c *proxy.Config) { c.Budget.Sockets = 12 }), "b": w.node("b")}
+			server := map[string]*node{"a": w.node("a", func(c *proxy.Config) { c.Budget.Sockets = 24 }), "b": w.node("b")}
 			a := server["a"]
 			for i, name := range []string{"db", "other"} {
 				server[c.node].serve(name, fmt.Sprintf("198.18.2.%d", i+1), podOptions{})

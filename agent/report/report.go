@@ -162,7 +162,7 @@ func (r *Report) certificate(s identity.Status) *meshpb.CertificateStatus {
 	return c
 }
 
-// minFiles is what 4,000 connections of one pod need, and leaves as many sockets to others.
+// minFiles is what 5,000 connections of one pod need with some to spare.
 const minFiles = 16384
 
 // checks looks at the agent's surroundings, and at every pod's gate.

@@ -7,7 +7,10 @@
  *
  *   protocol                   outbound                        inbound
  *   ARP                        sender is the pod (or a probe)  well-formed, sender is not the pod
- *   ND: RS, NS, NA             own or link-local source, <=64  -
+ *   ND: RS, NS, NA             own or link-local source, hop   -
+ *                              limit 255, its exact length,
+ *                              to where it is due; see
+ *                              check_solicitation
  *   ND: RA, RS, NS, NA         -                               hop limit 255
  *   MLD report, done           router alert, hop limit 1, its  as outbound
  *                              exact length, to where it is
@@ -26,7 +29,6 @@
 #include "datagrams.h"
 #include "stamps.h"
 
-#define LARGEST_NEIGHBOUR_MESSAGE 64
 /* Groups in one report. A pod has one for each of its addresses, and those that it listens to. */
 #define MOST_MLD_RECORDS 16
 
@@ -48,6 +50,12 @@
 #define ND_NEIGHBOUR_SOLICITATION 135
 #define ND_NEIGHBOUR_ADVERTISEMENT 136
 #define MLD2_REPORT 143
+
+/* Options of neighbour discovery (RFC 4861, section 4.6; RFC 3971, section 5.3.2). */
+#define ND_SOURCE_LINK_ADDRESS 1
+#define ND_TARGET_LINK_ADDRESS 2
+#define ND_NONCE 14
+#define ND_OPTION_LEN 8 /* of each of them on Ethernet */
 
 /* UDP tuples that the pod opened. An LRU: an evicted one costs a DNS retry. */
 struct {
@@ -76,6 +84,14 @@ struct mld_header {
 	__be16 checksum;
 	__be16 delay;   /* of a query; 0 in all others */
 	__be16 records; /* of MLDv2; 0 before */
+};
+
+/* What solicitations and neighbour advertisements begin with (RFC 4861, sections 4.1, 4.3 and 4.4). */
+struct nd_header {
+	__u8 type;
+	__u8 code;
+	__be16 checksum;
+	__be32 flags; /* R, S and O of an advertisement; reserved otherwise */
 };
 
 struct mld_record {
@@ -192,13 +208,76 @@ static __noinline int check_mld(struct __sk_buff *skb, struct packet *p, const s
 	return fits ? DROP_NONE : DROP_ICMP;
 }
 
+static __always_inline bool is_solicited_group(const struct address *a, const struct address *target)
+{
+	return a->word[0] == bpf_htonl(0xff020000) && !a->word[1] && a->word[2] == bpf_htonl(1) &&
+	       a->word[3] == (target->word[3] | bpf_htonl(0xff000000));
+}
+
+/* Is this where such a message goes? A solicitation without a source asks whether an address is free. */
+static __always_inline bool
+is_due(__u8 type, const struct address *to, const struct address *target, bool nobody)
+{
+	if (type == ND_ROUTER_SOLICITATION)
+		return is_link_group(to, 2);
+	if (type == ND_NEIGHBOUR_SOLICITATION)
+		return is_solicited_group(to, target) || (!nobody && same_address(to, target));
+	return is_link_group(to, 1) || bpf_ntohl(to->word[0]) >> 24 != 0xff;
+}
+
+/* Only what Linux sends: one option at most, the sender's address on the link, or the nonce of RFC 7527. */
+static __always_inline bool fits_option(struct __sk_buff *skb, __u32 at, __u32 length, __u8 type, bool nobody)
+{
+	__u8 option[2];
+
+	if (!length)
+		return true;
+	if (length != ND_OPTION_LEN || bpf_skb_load_bytes(skb, at, option, sizeof(option)) || option[1] != 1)
+		return false;
+	if (type == ND_NEIGHBOUR_ADVERTISEMENT)
+		return option[0] == ND_TARGET_LINK_ADDRESS;
+	if (nobody)
+		return type == ND_NEIGHBOUR_SOLICITATION && option[0] == ND_NONCE;
+	return option[0] == ND_SOURCE_LINK_ADDRESS;
+}
+
+/*
+ * Solicitations and neighbour advertisements of the pod, of whose own addresses
+ * target has to be where it speaks of one. A node forwards those to an address
+ * elsewhere as any packet: but for the six bytes of an option no byte is the pod's to choose.
+ */
+static __noinline int check_solicitation(struct __sk_buff *skb, struct packet *p, struct address *target)
+{
+	__u32 length, fixed = sizeof(struct nd_header);
+	struct nd_header header;
+	bool nobody;
+
+	if (!p || !target || p->router_alert || p->hop_limit != 255 || bpf_skb_load_bytes(skb, p->l4, &header, sizeof(header)))
+		return DROP_ICMP;
+	if (header.code || header.flags & (header.type == ND_NEIGHBOUR_ADVERTISEMENT ? bpf_htonl(0x1fffffff) : ~0U))
+		return DROP_ICMP;
+	if (header.type != ND_ROUTER_SOLICITATION) {
+		if (bpf_skb_load_bytes(skb, p->l4 + sizeof(header), target, sizeof(*target)))
+			return DROP_MALFORMED;
+		fixed += sizeof(*target);
+	}
+	length = p->length + ETH_LEN - p->l4;
+	nobody = is_unspecified(&p->tuple.local);
+	if (length < fixed || !is_due(header.type, &p->tuple.remote, target, nobody) ||
+	    !fits_option(skb, p->l4 + fixed, length - fixed, header.type, nobody))
+		return DROP_ICMP;
+	return DROP_NONE;
+}
+
 /* Neighbour discovery and MLD from the pod. */
 static __always_inline enum drop_reason
 check_neighbour_outbound(struct __sk_buff *skb, struct packet *p, struct pod_config *pod, __u8 type)
 {
-	struct address target;
+	bool nobody = is_unspecified(&p->tuple.local);
+	struct address target = {};
+	int reason;
 
-	if (!is_neighbour(pod, &p->tuple.local) && !is_unspecified(&p->tuple.local))
+	if (!nobody && !is_neighbour(pod, &p->tuple.local))
 		return DROP_FORGED_SOURCE;
 	switch (type) {
 	case MLD_REPORT:
@@ -208,18 +287,16 @@ check_neighbour_outbound(struct __sk_buff *skb, struct packet *p, struct pod_con
 	case ND_ROUTER_SOLICITATION:
 	case ND_NEIGHBOUR_SOLICITATION:
 	case ND_NEIGHBOUR_ADVERTISEMENT:
-		/* 255 cannot have been routed (RFC 4861, section 7.1), and would not be. */
-		if (p->router_alert || p->hop_limit != 255 || p->length - IPV6_LEN > LARGEST_NEIGHBOUR_MESSAGE)
-			return DROP_ICMP;
+		reason = check_solicitation(skb, p, &target);
+		if (reason)
+			return reason;
 		break;
 	default:
 		return DROP_ICMP;
 	}
-	if (type != ND_NEIGHBOUR_ADVERTISEMENT)
-		return DROP_NONE;
-	if (bpf_skb_load_bytes(skb, p->l4 + 8, &target, sizeof(target)))
-		return DROP_MALFORMED;
-	return is_neighbour(pod, &target) ? DROP_NONE : DROP_FORGED_SOURCE;
+	if (type == ND_NEIGHBOUR_ADVERTISEMENT || (type == ND_NEIGHBOUR_SOLICITATION && nobody))
+		return is_neighbour(pod, &target) ? DROP_NONE : DROP_FORGED_SOURCE;
+	return DROP_NONE;
 }
 
 static __always_inline enum drop_reason check_neighbour_inbound(struct __sk_buff *skb, struct packet *p, __u8 type)

@@ -81,7 +81,9 @@ func (a aim) outbound() []try {
 		raw("other protocol", "SCTP, which nothing carries", func(p *packet) { p.protocol = unix.IPPROTO_SCTP }),
 	}
 	if a.pod.Is6() {
-		tries = append(tries, a.report(false))
+		tries = append(tries, a.report(false), raw("neighbour solicitation", "data as an option of a neighbour solicitation, which nodes forward", func(p *packet) {
+			p.protocol = unix.IPPROTO_ICMPV6
+		}))
 	}
 	return tries
 }

@@ -21,8 +21,8 @@ type packet struct {
 	source, destination netip.AddrPort
 	protocol            uint8 // of the transport header; 0 means TCP
 	flags               uint8 // TCP
-	// payload follows the ports. Of ICMPv6, which is then an MLD report about the group
-	// that it goes to, it is the addresses of sources.
+	// payload follows the ports. Of ICMPv6 it is the addresses of sources in an MLD report about
+	// the group that it goes to, or an option of a neighbour solicitation.
 	payload []byte
 	// options makes IPv4 options, or an IPv6 destination options header.
 	options bool
@@ -59,10 +59,23 @@ func (p packet) transport() []byte {
 		h := binary.BigEndian.AppendUint16(ports, uint16(8+len(p.payload)))
 		return p.checked(append(append(h, 0, 0), p.payload...), unix.IPPROTO_UDP, 6)
 	case unix.IPPROTO_ICMPV6:
+		if !p.destination.Addr().IsMulticast() {
+			return p.checked(p.solicitation(), unix.IPPROTO_ICMPV6, 2)
+		}
 		return p.checked(p.report(), unix.IPPROTO_ICMPV6, 2)
 	default:
 		return append(ports, p.payload...)
 	}
+}
+
+// solicitation asks for the neighbour that it goes to, and has an option that nothing defines
+// (RFC 4861, sections 4.3 and 4.6; RFC 4727, section 5.1.3).
+func (p packet) solicitation() []byte {
+	const kind, experiment, unit = 135, 253, 8
+	units := (2 + len(p.payload) + unit - 1) / unit
+	m := append([]byte{kind, 0, 0, 0, 0, 0, 0, 0}, p.destination.Addr().AsSlice()...)
+	m = append(append(m, experiment, byte(units)), p.payload...)
+	return append(m, make([]byte, units*unit-2-len(p.payload))...)
 }
 
 // report is an MLDv2 report of one group, by sources (RFC 3810, section 5.2).
@@ -127,7 +140,11 @@ func (p packet) wrap6(body []byte, protocol uint8, offset int, more bool) []byte
 		body, next = append([]byte{next, 0, 1, 4, 0, 0, 0, 0}, body...), unix.IPPROTO_DSTOPTS // PadN
 	}
 	limit := byte(64)
-	if protocol == unix.IPPROTO_ICMPV6 { // a router alert, and not off the link
+	switch {
+	case protocol != unix.IPPROTO_ICMPV6:
+	case !p.destination.Addr().IsMulticast():
+		limit = 255 // RFC 4861, section 7.1
+	default: // a router alert, and not off the link
 		body, next, limit = append([]byte{next, 0, 5, 2, 0, 0, 1, 0}, body...), unix.IPPROTO_HOPOPTS, 1
 	}
 	header := make([]byte, 40)

@@ -1,13 +1,14 @@
 package proof
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"sync"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/heddle-mesh/heddle/agent/netns"
@@ -42,14 +43,16 @@ func (g *Gate) Prove(ctx context.Context) error {
 	local, remote := steer.AddressOf(g.Addrs, family), Address(family)
 	port := uint16(32768 + rand.IntN(28000))
 	// Both at once: the kernel makes whoever closes a packet socket wait for a grace period.
-	group, ctx := errgroup.WithContext(ctx)
-	for _, w := range []way{
+	var errs [2]error
+	var ended sync.WaitGroup
+	for i, w := range []way{
 		{bpf.Outbound, g.Pod, Frame(g.Link.HostMAC, g.Link.MAC, local, remote, port), g.Link.Index, true, g.Link.Name},
 		{bpf.Inbound, g.Host, Frame(g.Link.MAC, g.Link.HostMAC, remote, local, port), g.Link.Host, false, g.Link.HostName},
 	} {
-		group.Go(func() error { return g.proveWay(ctx, w, netip.AddrPortFrom(remote, port)) })
+		ended.Go(func() { errs[i] = g.proveWay(ctx, w, netip.AddrPortFrom(remote, port)) })
 	}
-	return group.Wait()
+	ended.Wait()
+	return cmp.Or(errs[0], errs[1])
 }
 
 // way is one direction of a link, and the frame that is to be dropped there.

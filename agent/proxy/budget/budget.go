@@ -28,7 +28,7 @@ type Budget struct {
 	Handshakes, OutboundHandshakes int
 	// Sockets bounds the sockets of all pods' connections together, one or two
 	// for each; it follows from the limit of open descriptors. No pod has more
-	// connections than there are sockets left.
+	// connections than four times the sockets left.
 	Sockets int
 	// BufferedBytes is how much tunnels hold for a pod: what its applications, or
 	// its peers, have not taken.
@@ -65,10 +65,10 @@ func (b Budget) OrDefaults() Budget {
 }
 
 // Alone is how many connections of one pod are carried while no other pod has any,
-// whichever they are: with two sockets each it has as many as a third of Sockets.
+// whichever they are: with two sockets each it has as many as four ninths of Sockets.
 func (b Budget) Alone() int {
 	b = b.OrDefaults()
-	return min(b.Connections, b.Sockets/3)
+	return min(b.Connections, 4*b.Sockets/9)
 }
 
 // Allowance is what one pod has of a Budget, and has taken of it.

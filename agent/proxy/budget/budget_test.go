@@ -64,7 +64,7 @@ func TestOneIdentityIsALargeCluster(t *testing.T) {
 // TestAlone: the documented connections of a pod are within a limit of 65,536 open
 // files (docs/configuration.md).
 func TestAlone(t *testing.T) {
-	for sockets, want := range map[int]int{12288: 4096, 61440: 20000, 1044480: 20000} {
+	for sockets, want := range map[int]int{12288: 5461, 61440: 20000, 1044480: 20000} {
 		b := budget.Default()
 		if b.Sockets = sockets; b.Alone() != want {
 			t.Errorf("of %d: %d, want %d", sockets, b.Alone(), want)
