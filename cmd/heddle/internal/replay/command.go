@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -15,6 +14,7 @@ import (
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/folders"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/draft"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/past"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/show"
 	"github.com/heddle-mesh/heddle/internal/kube"
@@ -181,7 +181,7 @@ Try them with simulate before you apply them.`,
 			if err != nil {
 				return err
 			}
-			suggestion, err := Suggest(model, h, args[0], open)
+			suggestion, err := Suggest(model, h, args[0], open, draft.RoutesOf(written.Objects, written.Routing)...)
 			if err != nil {
 				return err
 			}
@@ -241,12 +241,12 @@ func (p *Program) read(cmd *cobra.Command, s *source) (h *past.History, partly, 
 	}
 	since := time.Now().Add(-s.since)
 	if s.file != "" {
-		h, err = readFile(cmd.InOrStdin(), s.file)
+		h, err = past.ReadFile(cmd.InOrStdin(), s.file)
 		if !cmd.Flags().Changed("since") {
 			since = time.Time{} // the file's age is its writer's affair
 		}
 	} else {
-		h, partly, err = p.ask(cmd.Context(), since, s.total)
+		h, partly, err = past.Ask(cmd.Context(), p.Mesh, since, s.total)
 	}
 	if err != nil {
 		return nil, nil, err
@@ -257,46 +257,4 @@ func (p *Program) read(cmd *cobra.Command, s *source) (h *past.History, partly, 
 	h.Only(s.namespace, since)
 	h.Sort()
 	return h, partly, nil
-}
-
-func readFile(stdin io.Reader, path string) (*past.History, error) {
-	if path == "-" {
-		h, err := past.Read(stdin)
-		if err != nil {
-			return nil, fmt.Errorf("read standard input: %w", err)
-		}
-		return h, nil
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("read the history: %w", err)
-	}
-	h, err := past.Read(f)
-	if err = errors.Join(err, f.Close()); err != nil {
-		return nil, fmt.Errorf("read %s: %w", path, err)
-	}
-	return h, nil
-}
-
-// ask asks every agent of the mesh that is meant.
-func (p *Program) ask(ctx context.Context, since time.Time, total bool) (all *past.History, partly, err error) {
-	answers, err := p.Mesh.History(ctx, since, total, past.MaxSummaries)
-	if err != nil {
-		return nil, nil, err
-	}
-	all = &past.History{}
-	answered := false
-	for _, answer := range answers {
-		if answer.Err != nil {
-			continue
-		}
-		answered = true
-		for _, m := range answer.Value {
-			all.Add(m)
-		}
-	}
-	if partly = reach.Errors(answers); !answered {
-		return nil, nil, partly
-	}
-	return all, partly, nil
 }

@@ -2,7 +2,6 @@ package replay
 
 import (
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 
@@ -25,8 +24,9 @@ type Suggestion struct {
 // Suggest writes, for each workload of a namespace, the policy that admits those that
 // reached it and are allowed to now, and no others; and one that admits nobody for
 // the rest, unless open is set. The same for datagrams, in policies of their own, where
-// policies may be about UDP.
-func Suggest(m *explain.Model, h *past.History, namespace string, open bool) (*Suggestion, error) {
+// policies may be about UDP. Routes are those that waypoints go by: who came to one needs to be let
+// in by whomever these lead to.
+func Suggest(m *explain.Model, h *past.History, namespace string, open bool, routes ...draft.Route) (*Suggestion, error) {
 	all, err := h.Connections()
 	if err != nil {
 		return nil, err
@@ -43,21 +43,14 @@ func Suggest(m *explain.Model, h *past.History, namespace string, open bool) (*S
 		out.Policies = append(out.Policies, draft.Closed(namespace, DefaultDeny))
 	}
 	j := newJudge(m)
-	datagrams := newDatagramNeeds(j, groups, namespace)
+	connections, datagrams := &connectionNeeds{j, groups, namespace, routes}, newDatagramNeeds(j, groups, namespace)
 	for _, c := range all {
 		if c.UDP {
 			out.Notes = append(out.Notes, datagrams.consider(c)...)
 			continue
 		}
-		if c.Destination.Workload.Namespace != namespace && !c.Anywhere() || c.Carried() == 0 {
-			continue
-		}
-		decision, unclear := j.decide(c)
-		if unclear == judged && !decision.denied() {
-			unclear = admit(j, groups, c)
-		}
-		if unclear != judged {
-			out.Notes = append(out.Notes, fmt.Sprintf("%s of %s to %s not considered: %s", counted(c.Carried(), "connection"), nameOf(&c.Source), to(who(&c.Destination, c), c.Port), unclear))
+		if note := connections.consider(c); note != "" {
+			out.Notes = append(out.Notes, note)
 		}
 	}
 	out.Notes = append(out.Notes, datagrams.settle()...)
@@ -125,46 +118,4 @@ func (j *judge) named(src *mesh.Workload, namespace string) draft.Client {
 	default:
 		return draft.Client{Account: ns + "/" + account}
 	}
-}
-
-// admit notes that a connection is to be let in.
-func admit(j *judge, groups []*draft.Group, c *past.Connection) why {
-	servers := j.servers(c)
-	if len(servers) == 0 {
-		return goneServer
-	}
-	src, addr, unclear := j.client(c)
-	if unclear != judged {
-		return unclear
-	}
-	from := draft.Client{}
-	switch {
-	case src != nil && src.Enrolled:
-		from = j.named(src, servers[0].Namespace)
-	case addr.IsValid():
-		from.Block = netip.PrefixFrom(addr, addr.BitLen()).String()
-	default:
-		return unknownClient
-	}
-	need := func(w *mesh.Workload, port uint16) {
-		for _, g := range groups {
-			if slices.Contains(g.Members, w) {
-				g.TCP.Add(from, port, c.Carried())
-			}
-		}
-	}
-	for _, w := range servers {
-		switch behind := j.behind(c, w); {
-		case behind.IsValid(): // the waypoint asks about the client, for one of the service's own
-			past := j.model.Past(src, behind)
-			for _, own := range past.Candidates {
-				need(own, past.PortOf(own))
-			}
-			return judged
-		case src != nil && j.model.SentOn(w, src.Identity, c.Port): // nobody asks about the waypoint
-		default:
-			need(w, c.Port)
-		}
-	}
-	return judged
 }

@@ -7,8 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"sigs.k8s.io/yaml"
-
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/past"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/show"
 )
@@ -195,7 +193,7 @@ func (s *Suggestion) Print(out io.Writer, of *past.History) error {
 		fmt.Fprintf(&b, "# - %s\n", strings.ReplaceAll(note, "\n", " "))
 	}
 	for _, p := range s.Policies {
-		text, err := yaml.Marshal(p.Policy)
+		text, err := p.YAML()
 		if err != nil {
 			return err
 		}
@@ -207,25 +205,10 @@ func (s *Suggestion) Print(out io.Writer, of *past.History) error {
 			}
 			fmt.Fprintf(&b, "# rules[%d]: %s\n", i, counted(n, what))
 		}
-		b.Write(strip(text))
+		b.Write(text)
 	}
 	_, err := io.WriteString(out, b.String())
 	return err
-}
-
-// strip leaves out what only a cluster fills in.
-func strip(text []byte) []byte {
-	var kept []string
-	for line := range strings.Lines(string(text)) {
-		if line == "  creationTimestamp: null\n" {
-			continue
-		}
-		if line == "status: {}\n" {
-			break
-		}
-		kept = append(kept, line)
-	}
-	return []byte(strings.Join(kept, ""))
 }
 
 func counted[T int | uint64](n T, what string) string {

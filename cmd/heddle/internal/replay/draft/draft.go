@@ -1,5 +1,5 @@
-// Package draft writes AuthorizationPolicies from who needs to be admitted to what. It
-// decides nothing, and what it returns is the caller's.
+// Package draft writes AuthorizationPolicies from who needs to be admitted to what, and says
+// where waypoints send who came to them. It decides nothing, and what it returns is the caller's.
 package draft
 
 import (
@@ -11,6 +11,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
 
 	"github.com/heddle-mesh/heddle/api/v1alpha1"
 	"github.com/heddle-mesh/heddle/internal/kube/fit"
@@ -90,6 +91,15 @@ func (n Needs) Least() Needs {
 		return Needs{from: {port: n[from][port]}}
 	}
 	return nil
+}
+
+// Admit notes for the groups of a workload that it is to admit a client over TCP.
+func Admit(groups []*Group, from Client, w *mesh.Workload, port uint16, count uint64) {
+	for _, g := range groups {
+		if slices.Contains(g.Members, w) {
+			g.TCP.Add(from, port, count)
+		}
+	}
 }
 
 // Groups parts the enrolled workloads of a namespace by what owns them, as far as labels
@@ -295,4 +305,25 @@ func sources(clients []Client) (from []v1alpha1.Source) {
 		from = append(from, v1alpha1.Source{IPBlocks: some})
 	}
 	return from
+}
+
+// YAML is the policy as people write it.
+func (p *Policy) YAML() ([]byte, error) {
+	text, err := yaml.Marshal(p.Policy)
+	return strip(text), err
+}
+
+// strip leaves out what only a cluster fills in.
+func strip(text []byte) []byte {
+	var kept []string
+	for line := range strings.Lines(string(text)) {
+		if line == "  creationTimestamp: null\n" {
+			continue
+		}
+		if line == "status: {}\n" {
+			break
+		}
+		kept = append(kept, line)
+	}
+	return []byte(strings.Join(kept, ""))
 }

@@ -317,9 +317,11 @@ func (h *History) Connections() ([]*Connection, error) {
 		client, server      netip.Addr
 		port                uint16
 		udp                 bool
-		service             mesh.Key // of datagrams to its address, which another may have had
+		// service is of datagrams to its address, which another may have had, and of connections
+		// to its waypoint, which may be that of others.
+		service mesh.Key
 	}
-	found := map[alike]*Connection{}
+	found, apart := map[alike]*Connection{}, h.apart()
 	var all []*Connection
 	for i := range h.Summaries {
 		s := &h.Summaries[i]
@@ -333,7 +335,8 @@ func (h *History) Connections() ([]*Connection, error) {
 		k := alike{source: c.Source.Workload, destination: c.Destination.Workload, port: c.Port, server: c.Destination.Address, udp: c.UDP}
 		if c.Destination.Workload != (mesh.Key{}) {
 			k.server = netip.Addr{}
-		} else if c.UDP {
+		}
+		if c.Destination.Workload == (mesh.Key{}) && c.UDP || apart(s) {
 			k.service = c.Service
 		}
 		if c.Source.Workload == (mesh.Key{}) { // of one that is known, the server's agent may know less
@@ -349,6 +352,31 @@ func (h *History) Connections() ([]*Connection, error) {
 		have.add(&c)
 	}
 	return all, nil
+}
+
+// apart returns what tells whether connections to a workload are to be told apart by the
+// service that was dialled: to a waypoint, where each service has a port and policies of its own.
+// There, both ends name the service. Elsewhere the server's agent knows of none, and what the
+// client's counted is the same again. Where no agent of a server says anything, nothing is
+// counted twice.
+func (h *History) apart() func(*Summary) bool {
+	type place struct {
+		workload string
+		port     uint16
+	}
+	waypoints, itself := map[string]bool{}, map[place]bool{}
+	for i := range h.Summaries {
+		s := &h.Summaries[i]
+		switch inbound := s.Direction == flow.DirectionInbound.String(); {
+		case s.Service != "" && (inbound || s.Reason == mesh.ReasonWaypoint.String()):
+			waypoints[s.Destination.Workload] = true
+		case inbound:
+			itself[place{s.Destination.Workload, s.Port}] = true
+		}
+	}
+	return func(s *Summary) bool {
+		return !s.datagrams() && s.Destination.Workload != "" && (waypoints[s.Destination.Workload] || !itself[place{s.Destination.Workload, s.Port}])
+	}
 }
 
 func (c *Connection) add(other *Connection) {

@@ -2,6 +2,8 @@ package past
 
 import (
 	"bytes"
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -102,6 +104,37 @@ func TestReadTellsOfCuts(t *testing.T) {
 	read("of a version before, cut before coverage", all(older[:2]...), "its last line")
 	read("of a version before, cut in coverage", all(older[:3]...), `connections of node "n2"`)
 	read("of a node that knows of nothing", `{"coverage":{"node":"n1","lines":1}}`, "")
+}
+
+// TestServicesOfAWaypoint: what went to a waypoint is one for each service; what went to a
+// workload itself is one, by whichever of its services, of which its agent does not know.
+func TestServicesOfAWaypoint(t *testing.T) {
+	line := func(direction, to, service, reason string, count uint64) Summary {
+		s := carried("shop/web", to, 80, count)
+		s.Direction, s.Service, s.Reason = direction, service, reason
+		return s
+	}
+	scraped := line("inbound", "shop/waypoint", "", "NoPolicy", 9)
+	scraped.Port = 9090
+	h := &History{Summaries: []Summary{
+		line("outbound", "shop/waypoint", "shop/db", "NoPolicy", 1), line("inbound", "shop/waypoint", "shop/db", "Waypoint", 2),
+		line("inbound", "shop/waypoint", "shop/api", "Waypoint", 3), line("outbound", "shop/waypoint", "shop/api", "NoPolicy", 3), scraped,
+		line("outbound", "shop/db", "shop/db", "NoPolicy", 4), line("outbound", "shop/db", "shop/both", "NoPolicy", 5), line("inbound", "shop/db", "", "NoPolicy", 9),
+		line("local", "shop/near", "shop/db", "Waypoint", 6), line("local", "shop/near", "shop/api", "Waypoint", 7),
+		line("outbound", "shop/unasked", "shop/db", "NoPolicy", 1), line("outbound", "shop/unasked", "shop/api", "NoPolicy", 2),
+	}}
+	all, err := h.Connections()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, c := range all {
+		got = append(got, fmt.Sprintf("%s:%d %s %d", c.Destination.Workload, c.Port, c.Service.Name, c.Carried()))
+	}
+	want := []string{"shop/waypoint:80 db 2", "shop/waypoint:80 api 3", "shop/waypoint:9090  9", "shop/db:80 db 9", "shop/near:80 db 6", "shop/near:80 api 7", "shop/unasked:80 db 1", "shop/unasked:80 api 2"}
+	if !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
 }
 
 func FuzzRead(f *testing.F) {

@@ -1,0 +1,138 @@
+package replay
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/draft"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/past"
+	"github.com/heddle-mesh/heddle/internal/mesh"
+)
+
+// connectionNeeds finds out who needs to be admitted over TCP to the workloads of a namespace.
+type connectionNeeds struct {
+	judge     *judge
+	groups    []*draft.Group
+	namespace string
+	routes    []draft.Route
+}
+
+// consider takes connections, and returns why they cannot be considered; "" when they were, or
+// need no rule.
+func (n *connectionNeeds) consider(c *past.Connection) string {
+	if c.Carried() == 0 {
+		return ""
+	}
+	p := n.past(c)
+	if c.Destination.Workload.Namespace != n.namespace && !c.Anywhere() && !p.leadsTo(n.namespace) {
+		return ""
+	}
+	unclear := judged
+	if p != nil {
+		unclear = n.admitPast(c, p)
+	} else {
+		var decision Decision
+		if decision, unclear = n.judge.decide(c); unclear == judged && !decision.denied() {
+			unclear = n.admit(c)
+		}
+	}
+	if unclear == judged {
+		return ""
+	}
+	return fmt.Sprintf("%s of %s to %s not considered: %s", counted(c.Carried(), "connection"), nameOf(&c.Source), to(who(&c.Destination, c), c.Port), unclear)
+}
+
+// from is how a policy names a client; false for one of which too little is known.
+func (n *connectionNeeds) from(src *mesh.Workload, addr netip.Addr) (draft.Client, bool) {
+	switch {
+	case src != nil && src.Enrolled:
+		return n.judge.named(src, n.namespace), true
+	case addr.IsValid():
+		return draft.Client{Block: netip.PrefixFrom(addr, addr.BitLen()).String()}, true
+	}
+	return draft.Client{}, false
+}
+
+// admit notes that a connection to a workload itself is to be let in.
+func (n *connectionNeeds) admit(c *past.Connection) why {
+	servers := n.judge.servers(c)
+	if len(servers) == 0 {
+		return goneServer
+	}
+	src, addr, unclear := n.judge.client(c)
+	if unclear != judged {
+		return unclear
+	}
+	from, ok := n.from(src, addr)
+	if !ok {
+		return unknownClient
+	}
+	for _, w := range servers {
+		if src == nil || !n.judge.model.SentOn(w, src.Identity, c.Port) { // nobody asks about the waypoint
+			draft.Admit(n.groups, from, w, c.Port, c.Carried())
+		}
+	}
+	return judged
+}
+
+// passage is a connection to a service behind a waypoint, past that.
+type passage struct {
+	src      *mesh.Workload
+	addr     netip.Addr
+	waypoint *mesh.Workload
+	dialled  netip.AddrPort
+	// ends are where the waypoint may send what comes with it.
+	ends []draft.End
+}
+
+// past is nil for a connection that went to no waypoint, or from nobody who may come to one.
+func (n *connectionNeeds) past(c *past.Connection) *passage {
+	src, addr, unclear := n.judge.client(c)
+	if unclear != judged || src == nil || !src.Enrolled || c.Port == 0 {
+		return nil
+	}
+	for _, w := range n.judge.servers(c) {
+		if dialled := n.judge.behind(c, w); dialled.IsValid() {
+			m := n.judge.model
+			namespace := mesh.NamespaceOf(m.Settings().TrustDomain, src.Identity)
+			return &passage{src, addr, w, dialled, draft.Ends(m.View, n.routes, src, namespace, m.Past(src, dialled), c.Port)}
+		}
+	}
+	return nil
+}
+
+// leadsTo reports whether the waypoint may send it to a workload of a namespace: routes may lead to
+// another than the waypoint's.
+func (p *passage) leadsTo(namespace string) bool {
+	return p != nil && slices.ContainsFunc(p.ends, func(end draft.End) bool { return end.Namespace == namespace })
+}
+
+// admitPast notes that a connection is to be let in by all whom the waypoint asks about its client, and
+// that let it in now.
+func (n *connectionNeeds) admitPast(c *past.Connection, p *passage) why {
+	m := n.judge.model
+	leg := m.At(p.src, p.addr, p.waypoint, c.Port, p.dialled)
+	if decisionOf(&leg).denied() {
+		return judged
+	}
+	unclear, from := judged, n.judge.named(p.src, n.namespace)
+	for _, end := range p.ends {
+		_, d := m.Authorize(mesh.Connection{Peer: p.src.Identity, Source: p.addr, Destination: end.Workload, Port: end.Port})
+		switch {
+		case end.Namespace != n.namespace:
+		case n.judge.aboutRequests(end.Workload):
+			unclear = byRequest
+		case d.Verdict != mesh.VerdictDeny:
+			draft.Admit(n.groups, from, end.Workload, end.Port, c.Carried())
+		}
+	}
+	return unclear
+}
+
+// aboutRequests reports whether policies that are about requests decide who comes to a workload.
+func (j *judge) aboutRequests(w *mesh.Workload) bool {
+	return j.model.AboutRequests(w) && slices.ContainsFunc(j.model.Policies(), func(p *mesh.Policy) bool {
+		return p.Action != mesh.ActionAudit && p.AboutRequests() && p.Selects(w.Namespace, w.Labels)
+	})
+}
