@@ -142,6 +142,7 @@ type Reconciler struct {
 		sync.Mutex
 		workers map[mesh.Key]*worker
 		gating  gating
+		missing map[mesh.Key]Status
 		// changed is closed, and replaced, when a pod's Status changes.
 		changed chan struct{}
 	}
@@ -195,6 +196,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 			if hold := r.assign(ctx, view, desired, &workers); hold > 0 {
 				settled = time.After(hold)
 			}
+			r.setMissing(view, desired, placed)
 			if placed && confirmed && len(r.unplaced(view, desired)) == 0 {
 				r.setAssigned()
 			}
@@ -397,11 +399,14 @@ func (r *Reconciler) Gone(key mesh.Key, why error) {
 	}
 }
 
-// Status returns the enrolment of every pod, sorted by key.
+// Status returns the enrolment of every pod, sorted by key; Failed, too, of one that is Ready and
+// that nobody finds on the node.
 func (r *Reconciler) Status() []Status {
 	r.pods.Lock()
 	defer r.pods.Unlock()
-	return r.statusLocked()
+	all := append(r.statusLocked(), r.missingLocked()...)
+	slices.SortFunc(all, func(a, b Status) int { return a.Key.Compare(b.Key) })
+	return all
 }
 
 func (r *Reconciler) statusLocked() []Status {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/heddle-mesh/heddle/internal/mesh"
@@ -74,6 +75,57 @@ func TestPodIsEnrolledWhereItIsFound(t *testing.T) {
 		s.change(func() { delete(s.netNS, "web") })
 		if did := f.took(); did != "drain web; unenroll web" {
 			t.Errorf("its sandbox is deleted: %q", did)
+		}
+	})
+}
+
+// TestReadyPodThatNobodyFinds: it runs, outside the mesh, and is one that failed, as long as that is so. One that
+// has not started, or is being deleted, is none, and neither is any before it is known what runs.
+func TestReadyPodThatNobodyFinds(t *testing.T) {
+	inPlaces(t, func(f *fake, r *Reconciler, store *mesh.Store, s *somewhere) {
+		web, begins, leaves, out := workload("web", "", 1), workload("begins", "", 2), workload("leaves", "", 3), workload("out", "", 4)
+		begins.Ready, leaves.Leaving, out.Enrolled = false, true, false
+		store.Replace(view(t, web, begins, leaves, out))
+		failed := func(when, want string) {
+			t.Helper()
+			synctest.Wait()
+			got := ""
+			for _, one := range r.Status() {
+				if one.State == Failed && one.Err != nil {
+					got += one.Key.Name
+				}
+			}
+			if got != want {
+				t.Errorf("%s: failed are %q, want %q", when, got, want)
+			}
+		}
+		time.Sleep(time.Minute)
+		failed("before places are known", "")
+		s.change(func() { s.synced = true })
+		time.Sleep(time.Second)
+		failed("at first", "")
+		time.Sleep(2 * time.Second)
+		failed("later", "web")
+		if !r.Settled() {
+			t.Error("the agent waits for a pod that it does not find")
+		}
+		if pods, _, _ := r.Gated(); len(pods) != 0 {
+			t.Errorf("behind their gates, or looked at, are %+v", pods)
+		}
+		begins.Ready = true
+		store.Replace(view(t, web, begins, leaves, out))
+		time.Sleep(3 * time.Second)
+		failed("when the other is Ready", "beginsweb")
+		s.change(func() { s.netNS["web"] = "/run/netns/a" })
+		failed("one is found", "begins")
+		s.change(func() { delete(s.netNS, "web") })
+		time.Sleep(3 * time.Second)
+		failed("it is lost again", "beginsweb")
+		s.change(func() { s.netNS["web"] = "/run/netns/a" })
+		store.Replace(view(t, web))
+		failed("the other is deleted", "")
+		if all := r.Status(); len(all) != 1 || all[0].State != Enrolled {
+			t.Errorf("%+v", all)
 		}
 	})
 }

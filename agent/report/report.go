@@ -294,7 +294,7 @@ func (r *Report) PodStates() map[string]int {
 const slow = 2 * time.Second
 
 // PodsAmiss counts the node's pods that are not as the configuration says: those that
-// could not be enrolled, or changed, those that are not yet after 2 s, and those whose maps
+// could not be enrolled, or changed, or found where they run, those that are not yet after 2 s, and those whose maps
 // drift. What is being deleted may be half gone.
 func (r *Report) PodsAmiss() int {
 	amiss := 0

@@ -47,7 +47,7 @@ func (n *connectionNeeds) consider(c *past.Connection) string {
 func (n *connectionNeeds) from(src *mesh.Workload, addr netip.Addr) (draft.Client, bool) {
 	switch {
 	case src != nil && src.Enrolled:
-		return n.judge.named(src, n.namespace), true
+		return draft.Named(n.judge.model.Settings().TrustDomain, src.Identity, n.namespace), true
 	case addr.IsValid():
 		return draft.Client{Block: netip.PrefixFrom(addr, addr.BitLen()).String()}, true
 	}
@@ -116,23 +116,16 @@ func (n *connectionNeeds) admitPast(c *past.Connection, p *passage) why {
 	if decisionOf(&leg).denied() {
 		return judged
 	}
-	unclear, from := judged, n.judge.named(p.src, n.namespace)
+	unclear, from := judged, draft.Named(m.Settings().TrustDomain, p.src.Identity, n.namespace)
 	for _, end := range p.ends {
 		_, d := m.Authorize(mesh.Connection{Peer: p.src.Identity, Source: p.addr, Destination: end.Workload, Port: end.Port})
 		switch {
 		case end.Namespace != n.namespace:
-		case n.judge.aboutRequests(end.Workload):
+		case draft.AboutRequests(m.View, end.Workload):
 			unclear = byRequest
 		case d.Verdict != mesh.VerdictDeny:
 			draft.Admit(n.groups, from, end.Workload, end.Port, c.Carried())
 		}
 	}
 	return unclear
-}
-
-// aboutRequests reports whether policies that are about requests decide who comes to a workload.
-func (j *judge) aboutRequests(w *mesh.Workload) bool {
-	return j.model.AboutRequests(w) && slices.ContainsFunc(j.model.Policies(), func(p *mesh.Policy) bool {
-		return p.Action != mesh.ActionAudit && p.AboutRequests() && p.Selects(w.Namespace, w.Labels)
-	})
 }

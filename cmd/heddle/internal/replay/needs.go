@@ -131,7 +131,7 @@ func (n *datagramNeeds) admit(c *past.Connection, targets []target, service bool
 	if unclear != judged || src == nil { // nobody lets such in
 		return unclear
 	}
-	from := n.judge.named(src, n.namespace)
+	from := draft.Named(n.judge.model.Settings().TrustDomain, src.Identity, n.namespace)
 	for _, t := range targets {
 		switch g := n.groupOf(t.Workload); {
 		case g == nil:
@@ -231,7 +231,7 @@ func (n *datagramNeeds) fate(c *past.Connection) (f fate, ok bool) {
 		}
 		owners = append(owners, g.Owners...)
 		switch own := service != nil && t.Key == src.Key; {
-		case own && len(g.UDP) > 0 || !own && g.UDP.Has(n.judge.named(src, n.namespace), t.port):
+		case own && len(g.UDP) > 0 || !own && g.UDP.Has(draft.Named(n.judge.model.Settings().TrustDomain, src.Identity, n.namespace), t.port):
 		case own || n.judge.datagram(src, netip.AddrPortFrom(ofFamily(t.Addresses, client), t.port)).denied():
 			covered = false
 		}

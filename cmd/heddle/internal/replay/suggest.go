@@ -8,7 +8,6 @@ import (
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/draft"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/past"
-	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
 // DefaultDeny is the name of the policy that admits nobody.
@@ -72,7 +71,7 @@ func Suggest(m *explain.Model, h *past.History, namespace string, open bool, rou
 			}
 		}
 	}
-	out.remaining(m, groups, namespace)
+	out.Notes = append(out.Notes, draft.Remaining(m.View, groups, out.Policies, namespace)...)
 	slices.Sort(out.Notes)
 	out.Notes = slices.Compact(out.Notes)
 	return out, nil
@@ -82,40 +81,5 @@ func (out *Suggestion) add(p draft.Policy) {
 	out.Policies = append(out.Policies, p)
 	if len(p.Counts) > draft.MaxRules {
 		out.Notes = append(out.Notes, fmt.Sprintf("AuthorizationPolicy %s/%s has more than the %d rules that a cluster takes: split it", p.Policy.Namespace, p.Policy.Name, draft.MaxRules))
-	}
-}
-
-// remaining notes the policies that are there, and stay.
-func (out *Suggestion) remaining(m *explain.Model, groups []*draft.Group, namespace string) {
-	all := slices.Clone(m.Policies())
-	for _, g := range groups {
-		for _, w := range g.Members {
-			all = append(all, w.Datagrams...)
-		}
-	}
-	for _, p := range all {
-		suggested := func(s draft.Policy) bool { return s.Policy.Name == p.Name }
-		if p.Namespace == namespace && p.AboutRequests() {
-			out.Notes = append(out.Notes, fmt.Sprintf("AuthorizationPolicy %s is about requests, of which connections tell nothing: it stays, and nothing is suggested in its place", p.Key))
-			continue
-		}
-		if p.Namespace == namespace && p.Action == mesh.ActionAllow && !slices.ContainsFunc(out.Policies, suggested) {
-			out.Notes = append(out.Notes, fmt.Sprintf("AuthorizationPolicy %s admits what it did: try to do without, with --delete AuthorizationPolicy/%s", p.Key, p.Key))
-		}
-	}
-}
-
-// named is how a policy of a namespace names who has an identity.
-func (j *judge) named(src *mesh.Workload, namespace string) draft.Client {
-	id := src.Identity.String()
-	// The short form is for identities that a service account of this mesh has.
-	ns := mesh.NamespaceOf(j.model.Settings().TrustDomain, src.Identity)
-	switch account := id[strings.LastIndexByte(id, '/')+1:]; ns {
-	case "":
-		return draft.Client{Identity: id}
-	case namespace:
-		return draft.Client{Account: account}
-	default:
-		return draft.Client{Account: ns + "/" + account}
 	}
 }

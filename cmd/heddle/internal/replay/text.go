@@ -193,19 +193,9 @@ func (s *Suggestion) Print(out io.Writer, of *past.History) error {
 		fmt.Fprintf(&b, "# - %s\n", strings.ReplaceAll(note, "\n", " "))
 	}
 	for _, p := range s.Policies {
-		text, err := p.YAML()
-		if err != nil {
+		if err := p.Write(&b); err != nil {
 			return err
 		}
-		b.WriteString("---\n")
-		for i, n := range p.Counts {
-			what := "connection"
-			if p.OverUDP(i) {
-				what = "flow"
-			}
-			fmt.Fprintf(&b, "# rules[%d]: %s\n", i, counted(n, what))
-		}
-		b.Write(text)
 	}
 	_, err := io.WriteString(out, b.String())
 	return err

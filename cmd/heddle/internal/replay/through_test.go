@@ -102,8 +102,8 @@ spec: {selector: {matchLabels: {app: api}}, rules: [{to: [{methods: [GET]}]}]}
 	}
 }
 
-// routed is a service behind a waypoint, and others to which routes lead from it.
-const routed = behindWaypoint + `---
+// toBackends are a service behind a waypoint, and others to which routes may lead from it.
+const toBackends = behindWaypoint + `---
 apiVersion: v1
 kind: Service
 metadata: {namespace: shop, name: canary}
@@ -150,7 +150,7 @@ func TestSuggestBehindRoutes(t *testing.T) {
 		{"connections", routeOf("TCPRoute", "shop", `[{backendRefs: [{name: canary, port: 80}]}]`), []string{"shop/api:8080"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			base := waypointed(t, routed+tc.route)
+			base := waypointed(t, toBackends+tc.route)
 			h := &past.History{Summaries: append(viaWaypoint("shop/web", "shop/db", 5), carried("shop/waypoint", "shop/api", 8080, 5), carried("shop/waypoint", "bank/till", 8081, 5))}
 			routes := draft.RoutesOf(base.Objects, base.Routing)
 			var text string
@@ -160,6 +160,9 @@ func TestSuggestBehindRoutes(t *testing.T) {
 					t.Fatal(err)
 				}
 				text += yamlOf(t, s, h)
+			}
+			if r := simulate(t, base, h, text); len(r.Breaks) > 0 {
+				t.Errorf("breaks %q\n%s", names(r.Breaks), text)
 			}
 			after, err := Apply(base, objects(t, text), nil)
 			if err != nil {
@@ -204,7 +207,7 @@ func TestSuggestBehindRoutes(t *testing.T) {
 // TestSuggestBehindRoutesOpensNothing: a backend that refuses the client now gets no rule for it, and neither does one with
 // policies about requests, of which a note says so.
 func TestSuggestBehindRoutesOpensNothing(t *testing.T) {
-	base := waypointed(t, routed+routeOf("HTTPRoute", "shop", `[{backendRefs: [{name: canary, port: 80}, {name: db, port: 80}]}]`)+"---\n"+`apiVersion: heddle.dev/v1alpha1
+	base := waypointed(t, toBackends+routeOf("HTTPRoute", "shop", `[{backendRefs: [{name: canary, port: 80}, {name: db, port: 80}]}]`)+"---\n"+`apiVersion: heddle.dev/v1alpha1
 kind: AuthorizationPolicy
 metadata: {namespace: shop, name: nobody}
 spec: {selector: {matchLabels: {app: api}}}

@@ -5,6 +5,7 @@ package draft
 import (
 	"cmp"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"strings"
@@ -41,6 +42,19 @@ type Policy struct {
 // Client is who may come: a service account, NAME or NAMESPACE/NAME, or another identity,
 // or a block of addresses.
 type Client struct{ Account, Identity, Block string }
+
+// Named is how a policy of a namespace names who has an identity: short where a service account of the trust domain has it.
+func Named(trustDomain spiffeid.TrustDomain, who spiffeid.ID, namespace string) Client {
+	id, ns := who.String(), mesh.NamespaceOf(trustDomain, who)
+	switch account := id[strings.LastIndexByte(id, '/')+1:]; ns {
+	case "":
+		return Client{Identity: id}
+	case namespace:
+		return Client{Account: account}
+	default:
+		return Client{Account: ns + "/" + account}
+	}
+}
 
 func compareClients(a, b Client) int {
 	return cmp.Or(strings.Compare(a.Account, b.Account), strings.Compare(a.Identity, b.Identity), strings.Compare(a.Block, b.Block))
@@ -307,10 +321,27 @@ func sources(clients []Client) (from []v1alpha1.Source) {
 	return from
 }
 
-// YAML is the policy as people write it.
-func (p *Policy) YAML() ([]byte, error) {
+// Write writes a document of YAML, with what each rule is for.
+func (p *Policy) Write(out io.Writer) error {
 	text, err := yaml.Marshal(p.Policy)
-	return strip(text), err
+	if err != nil {
+		return err
+	}
+	var b strings.Builder
+	b.WriteString("---\n")
+	for i, n := range p.Counts {
+		what := "connection"
+		if p.OverUDP(i) {
+			what = "flow"
+		}
+		if n != 1 {
+			what += "s"
+		}
+		fmt.Fprintf(&b, "# rules[%d]: %d %s\n", i, n, what)
+	}
+	b.Write(strip(text))
+	_, err = io.WriteString(out, b.String())
+	return err
 }
 
 // strip leaves out what only a cluster fills in.
