@@ -1,7 +1,9 @@
 package bpf
 
 import (
+	"bytes"
 	"encoding/binary"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -18,7 +20,8 @@ func FuzzOutbound(f *testing.F) {
 		arp(1, pod4, node4), ip(pod4, peer4, protoUDP, udp(1, 53, 'q')), ip(pod6, peer6, protoUDP, udp(1, 53)),
 		ip(pod4, peer4, protoTCP, tcp(1, 80, syn)), ip(pod6, peer6, protoTCP, tcp(1, 15008, ack, 'x')),
 		ipOptions(ip(pod4, peer4, protoTCP, tcp(1, 80, syn))), extension(ip(pod6, peer6, protoTCP, tcp(1, 80, syn)), 60),
-		set(ip(pod6, node6, protoICMPv6, icmp(135, make([]byte, 16)...)), 7, 255),
+		set(ip(pod6, node6, protoICMPv6, icmp(135, netip.MustParseAddr(node6).AsSlice()...)), 7, 255),
+		set(ip(pod6, node6, protoICMPv6, icmp(136, netip.MustParseAddr(pod6).AsSlice()...)), 7, 255), set(ip(pod6, strange6, protoICMPv6, icmp(136, netip.MustParseAddr("fe80::5").AsSlice()...)), 7, 255),
 		routerAlert(set(ip("fe80::1", "ff02::16", protoICMPv6, mld2Report("ff02::fb", "ff02::1:ff00:2")), 7, 1)),
 		routerAlert(set(ip("fe80::1", "ff02::fb", protoICMPv6, mldReport(131, "ff02::fb")), 7, 1)),
 		ip(pod4, peer4, protoICMP, icmp(8)),
@@ -50,20 +53,28 @@ func mayLeave(f []byte) bool {
 		if int(binary.BigEndian.Uint16(f[18:])) != len(f)-54 {
 			return false
 		}
-		return f[20] == protoICMPv6 && maySolicit(f[54:]) || f[20] == protoUDP && binary.BigEndian.Uint16(f[56:]) == 53 ||
+		return f[20] == protoICMPv6 && maySolicit(f[22:38], f[38:54], f[54:]) || f[20] == protoUDP && binary.BigEndian.Uint16(f[56:]) == 53 ||
 			f[20] == 0 && f[54] == protoICMPv6 && f[38] == 0xff && f[39] == 0x02 && mayReport(f[62:])
 	}
 	return false
 }
 
 // maySolicit judges what neighbour discovery says by its length: a header, the address that
-// it is about, and an option of eight bytes.
-func maySolicit(m []byte) bool {
+// it is about, and an option of eight bytes; and by where it goes to: the link's groups, or,
+// when nothing in that is free, one address.
+func maySolicit(from, to, m []byte) bool {
 	fixed := 24
 	if m[0] == 133 {
 		fixed = 8
 	}
-	return m[0] >= 133 && m[0] <= 136 && (len(m) == fixed || len(m) == fixed+8 && m[fixed+1] == 1)
+	if m[0] < 133 || m[0] > 136 || len(m) != fixed && (len(m) != fixed+8 || m[fixed+1] != 1) {
+		return false
+	}
+	if to[0] == 0xff {
+		return to[1] == 0x02
+	}
+	return m[0] == 135 && bytes.Equal(m[8:24], to) ||
+		m[0] == 136 && (bytes.Equal(m[8:24], from) || bytes.Equal(m[8:24], netip.MustParseAddr(pod6).AsSlice()))
 }
 
 // mayReport judges what MLD says by its length: a header and one group, or up to 16

@@ -349,7 +349,8 @@ func TestRunMulticastListeners(t *testing.T) {
 }
 
 // TestRunSolicitations: neighbour discovery leaves a pod in the forms that Linux sends
-// (net/ipv6/ndisc.c), and with nothing in it that is the pod's to choose.
+// (net/ipv6/ndisc.c), and with nothing in it that is the pod's to choose. It comes in the
+// same forms, about any address.
 func TestRunSolicitations(t *testing.T) {
 	p := lonePod(t)
 	const (
@@ -393,6 +394,15 @@ func TestRunSolicitations(t *testing.T) {
 		{"advertisement to who asked", pod6, node6, na, about(pod6), [4]byte{0x60}, true},
 		{"advertisement of a router, with its address", pod6, node6, na, about(pod6, option(theirs)...), [4]byte{0xe0}, true},
 		{"advertisement to all", pod6, all, na, about(pod6, option(theirs)...), [4]byte{0x20}, true},
+		{"advertisement to all routers", pod6, routers, na, about(pod6, option(theirs)...), [4]byte{0x20}, true},
+		{"advertisement to all as if they had asked", pod6, all, na, about(pod6, option(theirs)...), [4]byte{0x60}, false},
+		{"advertisement to a group beyond the link", pod6, "ff05::1", na, about(pod6), [4]byte{0x20}, false},
+		{"advertisement of nobody", "::", all, na, about(pod6), [4]byte{0x20}, false},
+		{"advertisement of a link-local address", link, node6, na, about(link, option(theirs)...), [4]byte{0x60}, true},
+		{"advertisement of another link-local address", pod6, strange6, na, about("fe80::5365:6372:6574"), [4]byte{0x60}, false},
+		{"solicitation of a group", pod6, "ff0e::5365:6372:6574", ns, about("ff0e::5365:6372:6574"), [4]byte{}, false},
+		{"solicitation of a link-local address", pod6, "ff02::1:ff00:9", ns, about("fe80::9", option(own)...), [4]byte{}, true},
+		{"duplicate address detection of a link-local address", "::", group, ns, about(link, option(nonce)...), [4]byte{}, true},
 		{"advertisement to a group", pod6, group, na, about(pod6, option(theirs)...), [4]byte{0x20}, false},
 		{"advertisement with a load", pod6, strange6, na, about(pod6, secret...), [4]byte{0x60}, false},
 		{"advertisement with another option", pod6, node6, na, about(pod6, option(own)...), [4]byte{0x60}, false},
@@ -407,10 +417,15 @@ func TestRunSolicitations(t *testing.T) {
 			switch c.name {
 			case "solicitation that is short":
 				one.drop = DropMalformed
-			case "duplicate address detection of another's":
+			case "duplicate address detection of another's", "advertisement of another link-local address":
 				one.drop = DropForgedSource
 			}
 		}
-		runCases(t, p, []packetCase{one})
+		in := one
+		in.name, in.in = c.name+" in", true
+		if one.drop == DropForgedSource { // the sender's gate knows, the receiver's does not
+			in.drop, in.as = 0, FlowControl
+		}
+		runCases(t, p, []packetCase{one, in})
 	}
 }

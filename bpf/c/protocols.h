@@ -7,11 +7,11 @@
  *
  *   protocol                   outbound                        inbound
  *   ARP                        sender is the pod (or a probe)  well-formed, sender is not the pod
- *   ND: RS, NS, NA             own or link-local source, hop   -
+ *   ND: RS, NS, NA             own or link-local source, hop   as outbound, of anybody
  *                              limit 255, its exact length,
  *                              to where it is due; see
  *                              check_solicitation
- *   ND: RA, RS, NS, NA         -                               hop limit 255
+ *   ND: RA                     -                               hop limit 255
  *   MLD report, done           router alert, hop limit 1, its  as outbound
  *                              exact length, to where it is
  *                              due; see check_mld
@@ -56,6 +56,9 @@
 #define ND_TARGET_LINK_ADDRESS 2
 #define ND_NONCE 14
 #define ND_OPTION_LEN 8 /* of each of them on Ethernet */
+/* Flags of an advertisement: router, solicited, override. */
+#define ND_FLAGS 0xe0000000
+#define ND_SOLICITED 0x40000000
 
 /* UDP tuples that the pod opened. An LRU: an evicted one costs a DNS retry. */
 struct {
@@ -208,21 +211,34 @@ static __noinline int check_mld(struct __sk_buff *skb, struct packet *p, const s
 	return fits ? DROP_NONE : DROP_ICMP;
 }
 
+static __always_inline bool is_group(const struct address *a)
+{
+	return bpf_ntohl(a->word[0]) >> 24 == 0xff;
+}
+
 static __always_inline bool is_solicited_group(const struct address *a, const struct address *target)
 {
 	return a->word[0] == bpf_htonl(0xff020000) && !a->word[1] && a->word[2] == bpf_htonl(1) &&
 	       a->word[3] == (target->word[3] | bpf_htonl(0xff000000));
 }
 
-/* Is this where such a message goes? A solicitation without a source asks whether an address is free. */
+/*
+ * Is this where such a message goes? A solicitation without a source asks whether an
+ * address is free. An advertisement that nobody asked for goes to all nodes, or all
+ * routers (RFC 9131).
+ */
 static __always_inline bool
-is_due(__u8 type, const struct address *to, const struct address *target, bool nobody)
+is_due(const struct nd_header *header, const struct address *to, const struct address *target, bool nobody)
 {
-	if (type == ND_ROUTER_SOLICITATION)
+	if (header->type == ND_ROUTER_SOLICITATION)
 		return is_link_group(to, 2);
-	if (type == ND_NEIGHBOUR_SOLICITATION)
+	if (is_group(target))
+		return false;
+	if (header->type == ND_NEIGHBOUR_SOLICITATION)
 		return is_solicited_group(to, target) || (!nobody && same_address(to, target));
-	return is_link_group(to, 1) || bpf_ntohl(to->word[0]) >> 24 != 0xff;
+	if (nobody)
+		return false;
+	return !is_group(to) || (!(header->flags & bpf_htonl(ND_SOLICITED)) && (is_link_group(to, 1) || is_link_group(to, 2)));
 }
 
 /* Only what Linux sends: one option at most, the sender's address on the link, or the nonce of RFC 7527. */
@@ -242,19 +258,21 @@ static __always_inline bool fits_option(struct __sk_buff *skb, __u32 at, __u32 l
 }
 
 /*
- * Solicitations and neighbour advertisements of the pod, of whose own addresses
- * target has to be where it speaks of one. A node forwards those to an address
- * elsewhere as any packet: but for the six bytes of an option no byte is the pod's to choose.
+ * Solicitations and neighbour advertisements, of which target is read. A node forwards
+ * those to an address elsewhere as any packet: but for the six bytes of an option, and
+ * the target of an advertisement, which may_claim judges, no byte is the pod's to choose.
  */
-static __noinline int check_solicitation(struct __sk_buff *skb, struct packet *p, struct address *target)
+static __noinline int
+check_solicitation(struct __sk_buff *skb, struct packet *p, struct address *target, enum direction direction)
 {
+	const struct address *from, *to;
 	__u32 length, fixed = sizeof(struct nd_header);
 	struct nd_header header;
 	bool nobody;
 
 	if (!p || !target || p->router_alert || p->hop_limit != 255 || bpf_skb_load_bytes(skb, p->l4, &header, sizeof(header)))
 		return DROP_ICMP;
-	if (header.code || header.flags & (header.type == ND_NEIGHBOUR_ADVERTISEMENT ? bpf_htonl(0x1fffffff) : ~0U))
+	if (header.code || header.flags & (header.type == ND_NEIGHBOUR_ADVERTISEMENT ? bpf_htonl(~ND_FLAGS) : ~0U))
 		return DROP_ICMP;
 	if (header.type != ND_ROUTER_SOLICITATION) {
 		if (bpf_skb_load_bytes(skb, p->l4 + sizeof(header), target, sizeof(*target)))
@@ -262,11 +280,26 @@ static __noinline int check_solicitation(struct __sk_buff *skb, struct packet *p
 		fixed += sizeof(*target);
 	}
 	length = p->length + ETH_LEN - p->l4;
-	nobody = is_unspecified(&p->tuple.local);
-	if (length < fixed || !is_due(header.type, &p->tuple.remote, target, nobody) ||
+	from = direction == OUTBOUND ? &p->tuple.local : &p->tuple.remote;
+	to = direction == OUTBOUND ? &p->tuple.remote : &p->tuple.local;
+	nobody = is_unspecified(from);
+	if (length < fixed || !is_due(&header, to, target, nobody) ||
 	    !fits_option(skb, p->l4 + fixed, length - fixed, header.type, nobody))
 		return DROP_ICMP;
 	return DROP_NONE;
+}
+
+/*
+ * May the pod say that it has the target, or ask whether it may take it? In a
+ * link-local address all but ten bits are free: where it goes to one address, it is the
+ * source, too, as it is with Linux, and no router forwards that (RFC 4291, section 2.5.6).
+ */
+static __always_inline bool
+may_claim(struct pod_config *pod, const struct address *from, const struct address *target)
+{
+	if (is_link_local(target))
+		return is_unspecified(from) || same_address(from, target);
+	return is_pod_address(pod, target);
 }
 
 /* Neighbour discovery and MLD from the pod. */
@@ -287,7 +320,7 @@ check_neighbour_outbound(struct __sk_buff *skb, struct packet *p, struct pod_con
 	case ND_ROUTER_SOLICITATION:
 	case ND_NEIGHBOUR_SOLICITATION:
 	case ND_NEIGHBOUR_ADVERTISEMENT:
-		reason = check_solicitation(skb, p, &target);
+		reason = check_solicitation(skb, p, &target, OUTBOUND);
 		if (reason)
 			return reason;
 		break;
@@ -295,12 +328,14 @@ check_neighbour_outbound(struct __sk_buff *skb, struct packet *p, struct pod_con
 		return DROP_ICMP;
 	}
 	if (type == ND_NEIGHBOUR_ADVERTISEMENT || (type == ND_NEIGHBOUR_SOLICITATION && nobody))
-		return is_neighbour(pod, &target) ? DROP_NONE : DROP_FORGED_SOURCE;
+		return may_claim(pod, &p->tuple.local, &target) ? DROP_NONE : DROP_FORGED_SOURCE;
 	return DROP_NONE;
 }
 
 static __always_inline enum drop_reason check_neighbour_inbound(struct __sk_buff *skb, struct packet *p, __u8 type)
 {
+	struct address target = {};
+
 	switch (type) {
 	case MLD_REPORT:
 	case MLD_DONE:
@@ -309,9 +344,10 @@ static __always_inline enum drop_reason check_neighbour_inbound(struct __sk_buff
 	case MLD_QUERY:
 		return p->router_alert && p->hop_limit == 1 ? DROP_NONE : DROP_ICMP;
 	case ND_ROUTER_SOLICITATION:
-	case ND_ROUTER_ADVERTISEMENT:
 	case ND_NEIGHBOUR_SOLICITATION:
 	case ND_NEIGHBOUR_ADVERTISEMENT:
+		return check_solicitation(skb, p, &target, INBOUND);
+	case ND_ROUTER_ADVERTISEMENT:
 		return !p->router_alert && p->hop_limit == 255 ? DROP_NONE : DROP_ICMP;
 	}
 	return DROP_ICMP;

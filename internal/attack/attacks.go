@@ -81,9 +81,7 @@ func (a aim) outbound() []try {
 		raw("other protocol", "SCTP, which nothing carries", func(p *packet) { p.protocol = unix.IPPROTO_SCTP }),
 	}
 	if a.pod.Is6() {
-		tries = append(tries, a.report(false), raw("neighbour solicitation", "data as an option of a neighbour solicitation, which nodes forward", func(p *packet) {
-			p.protocol = unix.IPPROTO_ICMPV6
-		}))
+		tries = append(tries, a.report(false), a.solicitation(false))
 	}
 	return tries
 }
@@ -98,6 +96,21 @@ func (a aim) report(inbound bool) try {
 		name: "MLD report", what: "data as the sources of an IPv6 group, in a report to all on the link", inbound: inbound, link: true,
 		craft: func(_ uint16, marker []byte) packet {
 			return packet{source: netip.AddrPortFrom(source, 0), destination: netip.AddrPortFrom(listeners(), 0), protocol: unix.IPPROTO_ICMPV6, payload: marker}
+		},
+	}
+}
+
+// solicitation is a question for one neighbour, which nodes forward. What comes to the pod
+// is sent on its link, as routed ones drop for that.
+func (a aim) solicitation(inbound bool) try {
+	from, to := a.pod, a.peer
+	if inbound {
+		from, to = to, from
+	}
+	return try{
+		name: "neighbour solicitation", what: "data as an option of a neighbour solicitation, which nodes forward", inbound: inbound, link: inbound,
+		craft: func(_ uint16, marker []byte) packet {
+			return packet{source: netip.AddrPortFrom(from, 0), destination: netip.AddrPortFrom(to, 0), protocol: unix.IPPROTO_ICMPV6, payload: marker}
 		},
 	}
 }
@@ -132,7 +145,7 @@ func (a aim) inbound() []try {
 		raw("UDP", "a datagram that answers nothing", func(p *packet) { p.protocol = unix.IPPROTO_UDP }),
 	}
 	if a.pod.Is6() {
-		tries = append(tries, a.report(true))
+		tries = append(tries, a.report(true), a.solicitation(true))
 	}
 	return tries
 }
