@@ -4,8 +4,12 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain/asked"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
+
+// Behind is what a waypoint decides for a client at the workloads behind it.
+type Behind = asked.Behind
 
 // hintBehind says what to do about a refusal of the waypoint's, whatever is asked for.
 func (a *Answer) hintBehind() []string {

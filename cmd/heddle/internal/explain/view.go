@@ -97,7 +97,7 @@ func (m *Model) Requests(src *mesh.Workload, behind netip.AddrPort) (found []*me
 
 // BehindWaypoint is what a service's waypoint decides about a client of the mesh at the workloads behind it, as far as that is so
 // whatever the client asks for; the waypoint is asked for the service's address and port.
-func (m *Model) BehindWaypoint(src *mesh.Workload, client netip.Addr, behind netip.AddrPort) *asked.Behind {
+func (m *Model) BehindWaypoint(src *mesh.Workload, client netip.Addr, behind netip.AddrPort) *Behind {
 	w, c := m.asking(src, client, behind)
 	return w.Behind(c)
 }

@@ -47,7 +47,7 @@ func (r *Result) Print(out io.Writer, color bool) error {
 	}
 	verdict := show.Painted("Nothing would break.", show.Green, color)
 	switch {
-	case len(r.Breaks) == 0 && slices.ContainsFunc(r.Unjudged, func(u Unjudged) bool { return u.Why == string(byRequest) }):
+	case len(r.Breaks) == 0 && slices.ContainsFunc(r.Unjudged, func(u Unjudged) bool { return u.Why == string(byRequest) || u.Why == string(byRouting) }):
 		verdict = show.Painted("Nothing else would break: where it depends on the request, this cannot say.", show.Yellow, color)
 	case len(r.Breaks) > 0:
 		verdict = show.Painted(counted(len(r.Breaks), "kind")+" of "+kinds(r.Breaks)+" would break.", show.Red, color)
