@@ -296,6 +296,18 @@ func TestStandIns(t *testing.T) {
 	}
 }
 
+// TestNotJudgedIsSaid: that nothing would break is not said of what could not be judged.
+func TestNotJudgedIsSaid(t *testing.T) {
+	known, gone := carried("shop/web", "shop/db", 3306, 3), carried("shop/web", "shop/gone", 80, 2)
+	base := written(t, shop(""))
+	for want, summaries := range map[string][]past.Summary{"Nothing would break.": {known}, "Nothing that could be judged would break.": {known, gone}, "There is no recorded connection to judge by.": {gone}} {
+		var b bytes.Buffer
+		if err := simulate(t, base, &past.History{Summaries: summaries}, fmt.Sprintf(dbFor, "web")).Print(&b, false); err != nil || !strings.Contains(b.String(), "\n"+want+"\n") {
+			t.Errorf("%v, no %q in\n%s", err, want, &b)
+		}
+	}
+}
+
 // TestRefusedChange: what would not be in force is not tried.
 func TestRefusedChange(t *testing.T) {
 	base := written(t, shop(""))

@@ -53,6 +53,8 @@ func (r *Result) Print(out io.Writer, color bool) error {
 		verdict = show.Painted(counted(len(r.Breaks), "kind")+" of "+kinds(r.Breaks)+" would break.", show.Red, color)
 	case r.Judged == 0:
 		verdict = show.Painted("There is no recorded connection to judge by.", show.Yellow, color)
+	case len(r.Unjudged) > 0:
+		verdict = show.Painted("Nothing that could be judged would break.", show.Yellow, color)
 	}
 	fmt.Fprintf(&b, "\n%s\n", verdict)
 	_, err := io.WriteString(out, b.String())
