@@ -53,6 +53,7 @@ const (
 	byRouting     why = "it depends on the request: routes say to which workloads it goes, and these do not decide alike"
 	partly        why = "some of the workloads behind the waypoint let it in, and others refuse it"
 	nobodyBehind  why = "nobody is ready behind the waypoint"
+	redirected    why = "the service that was dialled changes: nobody knows where they would go"
 	several       why = "the destination is gone, and those that took its place do not decide alike"
 )
 
@@ -158,24 +159,17 @@ func sentOn(hop Decision, b *explain.Behind) (Decision, why) {
 	case b.Verdict == "request":
 		return hop, byRouting
 	}
-	d := Decision{Verdict: b.Verdict, Reason: b.Reason, Rule: -1}
 	e := b.Refusing()
 	if e == nil {
-		return d, nobodyBehind
+		return Decision{Verdict: b.Verdict, Reason: b.Reason, Rule: -1}, nobodyBehind
 	}
+	d := decisionOf(&explain.Endpoint{Verdict: b.Verdict, Reason: b.Reason, Policy: e.Policy, Rule: e.Rule})
 	namespace, name, _ := strings.Cut(e.Workload, "/")
-	d.Policy, d.Endpoint = e.Policy, ownerOf(mesh.Key{Namespace: namespace, Name: name}).String()
-	if e.Rule != nil {
-		d.Rule = *e.Rule
-	}
+	d.Endpoint = ownerOf(mesh.Key{Namespace: namespace, Name: name}).String()
 	if d.Verdict != "mixed" {
 		return d, judged
 	}
-	for _, e := range b.Endpoints {
-		if e.Verdict == "deny" {
-			d.refusing += e.Workload + " "
-		}
-	}
+	d.refusing = b.AllRefusing()
 	return d, partly
 }
 

@@ -128,6 +128,9 @@ func (r *Result) judge(now, then *judge, c *past.Connection) {
 			unclear = still
 		}
 	}
+	if unclear == judged && !after.denied() && !c.UDP && c.Destination.Workload != (mesh.Key{}) && now.model.Redirects(then.model, c.Service) {
+		unclear = redirected
+	}
 	if unclear != judged {
 		u := Unjudged{who(&c.Source, c), who(&c.Destination, c), c.Port, protocolOf(c), count, c.Last, string(unclear)}
 		if c.UDP && c.Carried() == 0 {

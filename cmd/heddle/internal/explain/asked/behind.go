@@ -37,6 +37,16 @@ func (b *Behind) Refusing() *Endpoint {
 	return nil
 }
 
+// AllRefusing are all workloads that refuse, each with a blank behind it.
+func (b *Behind) AllRefusing() (all string) {
+	for _, e := range b.Endpoints {
+		if e.Verdict == Deny {
+			all += e.Workload + " "
+		}
+	}
+	return all
+}
+
 // Behind asks the policies of the workloads behind the waypoint about a client, of whose requests nothing is known.
 func (w *Waypoint) Behind(c *Client) *Behind {
 	from, _ := w.View.WorkloadAt(c.Addr.Addr())
