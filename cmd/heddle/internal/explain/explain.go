@@ -35,8 +35,12 @@ type Answer struct {
 	// Waypoint is NAMESPACE/NAME of the service's waypoint, where the connection goes to
 	// that: the endpoints are its.
 	Waypoint string `json:"waypoint,omitempty"`
-	// Requests are the policies, NAMESPACE/NAME, by which the waypoint judges each request of
-	// the connection: what the verdict is about is the connection alone.
+	// Behind is what the waypoint decides at the workloads behind it, whatever the connection's requests
+	// are; nil where the connection does not come to one. Where it refuses, or where some of the
+	// workloads do, so do Verdict and Reason.
+	Behind *asked.Behind `json:"behind,omitempty"`
+	// Requests are the policies, NAMESPACE/NAME, about requests that the waypoint asks: where these
+	// decide, the verdict is about the connection alone.
 	Requests []string `json:"requests,omitempty"`
 	// Request is what becomes of the request that was asked about; nil without one.
 	Request *asked.Answer `json:"request,omitempty"`
@@ -209,6 +213,7 @@ func (a *Answer) decide(m *Model, src *mesh.Workload, client netip.Addr, target 
 			a.requests(m, src, behind)
 		}
 		a.conclude()
+		a.askBehind(m, src, client, behind)
 		a.beyond(m, src, route.Candidates[0])
 	case mesh.RouteEgress:
 		a.Route, a.Verdict = "egress", "allow"
@@ -244,6 +249,20 @@ func (a *Answer) requests(m *Model, src *mesh.Workload, behind netip.AddrPort) {
 	if len(a.Requests) > 0 {
 		a.Notes = append(a.Notes, dependsOnRequest+"AuthorizationPolicies about requests are asked at the waypoint: "+strings.Join(a.Requests, ", ")+
 			"; --method, --path, --host and --header ask about one; `heddle flows --direction request` shows what it decided")
+	}
+}
+
+// askBehind asks what the waypoint does for the client, if the connection comes to it.
+func (a *Answer) askBehind(m *Model, src *mesh.Workload, client netip.Addr, behind netip.AddrPort) {
+	if !behind.IsValid() || a.Verdict == "deny" {
+		return
+	}
+	a.Behind = m.BehindWaypoint(src, client, behind)
+	switch b := a.Behind; {
+	case b.Verdict == asked.Deny, b.Verdict == asked.Mixed && a.Verdict == "allow":
+		a.Verdict, a.Reason = b.Verdict, b.Reason
+	case b.Verdict == asked.ByRequest && len(a.Requests) == 0:
+		a.Notes = append(a.Notes, dependsOnRequest+"routes say to which workloads it goes, and not all of these let it in; --method, --path, --host and --header ask about one")
 	}
 }
 
@@ -387,11 +406,7 @@ func (m *Model) authorize(e *Endpoint, src *mesh.Workload, client netip.Addr, w 
 	for _, key := range decision.Audited {
 		e.Audited = append(e.Audited, key.String())
 	}
-	for _, p := range m.Policies() {
-		if p.Selects(w.Namespace, w.Labels) {
-			e.Selecting = append(e.Selecting, p.Action.String()+" "+p.Key.String())
-		}
-	}
+	e.Selecting = asked.Selecting(m.View, w)
 }
 
 // conclude sums the endpoints up.
@@ -416,18 +431,14 @@ func hint(a *Answer) []string {
 	var e Endpoint
 	if i := slices.IndexFunc(a.Endpoints, func(e Endpoint) bool { return e.Verdict == "deny" && e.Reason == a.Reason }); i >= 0 {
 		e = a.Endpoints[i]
+	} else if a.Behind != nil && a.Behind.Verdict != asked.Allow {
+		return a.hintBehind()
 	}
 	switch a.Reason {
 	case mesh.ReasonStrictPlaintext.String():
 		return []string{"the source has no identity of the mesh, and the port takes no plaintext: enroll the source, or let the port be PERMISSIVE by a PeerAuthentication"}
 	case mesh.ReasonPolicyNoMatch.String():
-		var allowing []string
-		for _, p := range e.Selecting {
-			if name, ok := strings.CutPrefix(p, "ALLOW "); ok {
-				allowing = append(allowing, name)
-			}
-		}
-		return []string{fmt.Sprintf("no rule of %s admits it: add one that names the source and the port", strings.Join(allowing, ", "))}
+		return []string{unmatched(e.Selecting)}
 	case mesh.ReasonForeignIdentity.String():
 		return []string{"an identity of another trust domain is let in by an ALLOW policy that names it, in from.identities, and by nothing else"}
 	case mesh.ReasonNotFederated.String():

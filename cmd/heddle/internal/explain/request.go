@@ -14,19 +14,12 @@ import (
 // none is.
 func (a *Answer) request(m *Model, src *mesh.Workload, client netip.Addr, t target, behind netip.AddrPort, r *asked.Request) error {
 	host := a.host(t)
-	if !behind.IsValid() || a.Verdict == "deny" {
+	if a.Behind == nil {
 		a.Request = r.Unseen(host, a.Verdict, a.Reason)
 		a.Notes = append(a.Notes, a.unseen(src, behind))
 		return nil
 	}
-	w := &asked.Waypoint{View: m.View, Routes: m.routes}
-	if s, ok := m.ServiceAt(behind.Addr()); ok {
-		w.Service = s.Waypoint
-	}
-	if !client.IsValid() && len(src.Addresses) > 0 {
-		client = src.Addresses[0]
-	}
-	c := &asked.Client{Addr: netip.AddrPortFrom(client, 0), To: behind, ID: src.Identity, Namespace: mesh.NamespaceOf(m.Settings().TrustDomain, src.Identity), Workload: src.Key}
+	w, c := m.asking(src, client, behind)
 	opaque, err := w.Opaque(c)
 	switch {
 	case err != nil:

@@ -32,6 +32,9 @@ func Print(out io.Writer, color bool, a *Answer) error {
 			return err
 		}
 	}
+	if err := printBehind(out, color, a); err != nil {
+		return err
+	}
 	if err := printRequest(out, color, a.Request); err != nil {
 		return err
 	}
@@ -49,6 +52,29 @@ func Print(out io.Writer, color bool, a *Answer) error {
 		}
 	}
 	return nil
+}
+
+// printBehind says what the waypoint decides at the workloads behind it; nothing without one, or where a request says it.
+func printBehind(out io.Writer, color bool, a *Answer) error {
+	if a.Behind == nil || a.Request != nil && a.Request.Seen || len(a.Behind.Endpoints) == 0 {
+		return nil
+	}
+	if _, err := fmt.Fprintf(out, "\nbehind waypoint %s, whatever is asked for:\n", a.Waypoint); err != nil {
+		return err
+	}
+	t := show.NewTable(out, color, "ENDPOINT", "VERDICT", "REASON", "POLICIES")
+	for i := range a.Behind.Endpoints {
+		e := &a.Behind.Endpoints[i]
+		paint, verdict := show.Green, e.Verdict
+		switch e.Verdict {
+		case asked.Deny:
+			paint = show.Red
+		case asked.ByRequest:
+			paint, verdict = show.Yellow, "depends on the request"
+		}
+		t.Add(show.Text(fmt.Sprintf("%s port %d", e.Workload, e.Port)), show.In(verdict, paint), show.Text(because(e.Reason, e.Policy, e.Rule)), show.Text(strings.Join(e.Selecting, ", ")))
+	}
+	return t.Flush()
 }
 
 // printRequest says what becomes of the request that was asked about; nothing without one.

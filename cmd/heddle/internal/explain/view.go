@@ -24,9 +24,10 @@ type Model struct {
 	networkPolicies map[mesh.Key]*networkingv1.NetworkPolicy
 	refused         []*kube.Problem
 	warnings        []*kube.Problem
-	// routes are those that waypoints go by.
-	routes asked.Routes
-	udp    bool
+	// waypoints is what waypoints decide by, who are told of no NetworkPolicies; routes are those that they go by.
+	waypoints *mesh.View
+	routes    asked.Routes
+	udp       bool
 }
 
 // Written is what people wrote. What cannot be compiled is left out when it is a
@@ -94,6 +95,26 @@ func (m *Model) Requests(src *mesh.Workload, behind netip.AddrPort) (found []*me
 	return found
 }
 
+// BehindWaypoint is what a service's waypoint decides about a client of the mesh at the workloads behind it, as far as that is so
+// whatever the client asks for; the waypoint is asked for the service's address and port.
+func (m *Model) BehindWaypoint(src *mesh.Workload, client netip.Addr, behind netip.AddrPort) *Behind {
+	w, c := m.asking(src, client, behind)
+	return w.Behind(c)
+}
+
+// asking is the waypoint that a client asks for a service's address and port, and the client as that knows it: it has the
+// address from which its agent has heard.
+func (m *Model) asking(src *mesh.Workload, client netip.Addr, behind netip.AddrPort) (*asked.Waypoint, *asked.Client) {
+	w := &asked.Waypoint{View: m.waypoints, Routes: m.routes}
+	if s, ok := m.ServiceAt(behind.Addr()); ok {
+		w.Service = s.Waypoint
+	}
+	if own, ok := src.AddressFor(behind.Addr(), nil); ok && (!client.IsValid() || client.Is4() != behind.Addr().Is4()) {
+		client = own
+	}
+	return w, &asked.Client{Addr: netip.AddrPortFrom(client, 0), To: behind, ID: src.Identity, Namespace: mesh.NamespaceOf(m.Settings().TrustDomain, src.Identity), Workload: src.Key}
+}
+
 // UDP reports whether policies may be about UDP. Where not, nothing passes over it, and
 // nothing is to be said about it.
 func (m *Model) UDP() bool { return m.udp }
@@ -119,7 +140,14 @@ func modelOf(objects *kube.Objects, compiled *kube.Compiled) (*Model, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Model{View: view, networkPolicies: map[mesh.Key]*networkingv1.NetworkPolicy{}, refused: compiled.Refused, warnings: compiled.Warnings, udp: objects.UDPByIdentity}
+	m := &Model{View: view, waypoints: view, networkPolicies: map[mesh.Key]*networkingv1.NetworkPolicy{}, refused: compiled.Refused, warnings: compiled.Warnings, udp: objects.UDPByIdentity}
+	if len(objects.NetworkPolicies) > 0 {
+		each := *compiled
+		each.Network = mesh.Network{}
+		if m.waypoints, err = each.View("explain"); err != nil {
+			return nil, err
+		}
+	}
 	for _, p := range objects.NetworkPolicies {
 		m.networkPolicies[mesh.Key{Namespace: p.Value.Namespace, Name: p.Value.Name}] = p.Value
 	}

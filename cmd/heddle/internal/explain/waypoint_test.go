@@ -48,7 +48,7 @@ func TestExplainWaypoint(t *testing.T) {
 	for _, c := range []struct{ from, to, waypoint, endpoint, verdict, reason, path string }{
 		{"shop/web", "shop/db", "shop/waypoint", "shop/w1", "allow", "Waypoint", PathTunnel},
 		{"shop/w1", "shop/db", "", "shop/db", "allow", "Waypoint", PathTunnel},
-		{"shop/db", "shop/db:3306", "shop/waypoint", "shop/w1", "allow", "Waypoint", PathTunnel},
+		{"shop/db", "shop/db:3306", "shop/waypoint", "shop/w1", "deny", "PolicyNoMatch", PathTunnel}, // at the waypoint
 		{"shop/web", "10.1.0.3:15009", "", "", "deny", "ReservedPort", ""},
 		{"plain/old", "shop/db", "", "shop/db", "deny", "StrictPlaintext", PathRefused}, // nobody takes it to a waypoint
 	} {

@@ -33,7 +33,7 @@ func Apply(written explain.Written, changed *kube.Objects, deleted []string) (ex
 			return explain.Written{}, fmt.Errorf("delete %q: there is no such object; write KIND/NAMESPACE/NAME, such as AuthorizationPolicy/shop/web", name)
 		}
 	}
-	return explain.Written{Objects: &out, Unfit: written.Unfit, Cluster: written.Cluster}, nil
+	return explain.Written{Objects: &out, Unfit: written.Unfit, Cluster: written.Cluster, Routing: written.Routing}, nil
 }
 
 // passedOver names the objects of a change that decide about requests only, and are not judged. Without any other the

@@ -107,7 +107,8 @@ local mesh, or with --against of a folder; connections are those that agents kee
 with --flows those of a file that history wrote.
 
 Exit status 4 when a connection that was carried, or datagrams that passed, and are
-allowed now, would be refused.`,
+allowed now, would be refused. What could not be judged is listed, and changes no exit
+status.`,
 		Example: `  heddle simulate -f policy.yaml
   heddle simulate -f policy.yaml --delete AuthorizationPolicy/shop/old -n shop
   heddle simulate -f change/ --against mesh/ --flows flows.json -o json`,

@@ -13,17 +13,30 @@ import (
 
 // Decision is what becomes of a connection, and who decides it.
 type Decision struct {
-	// Verdict is "allow" or "deny", Reason one of mesh.Reasons.
+	// Verdict is "allow" or "deny", or "mixed" when some of the workloads behind a waypoint let it in, and
+	// others refuse. Reason is one of mesh.Reasons, or what a waypoint has for one.
 	Verdict string `json:"verdict"`
 	Reason  string `json:"reason"`
 	// Policy is NAMESPACE/NAME, Rule its rule from 0; "" and -1 when none decides.
 	Policy string `json:"policy,omitempty"`
 	Rule   int    `json:"rule"`
-	// Endpoint is of datagrams to a service, NAMESPACE/NAME of whose workload refuses them.
+	// Endpoint is NAMESPACE/NAME of the workload that refuses: of those of a service that datagrams
+	// were sent to, or that are behind the waypoint.
 	Endpoint string `json:"endpoint,omitempty"`
+	// refusing are, of a mixed one, all workloads that refuse, each with a blank behind it.
+	refusing string
 }
 
 func (d Decision) denied() bool { return d.Verdict == "deny" }
+
+// less reports whether something is refused that another decision lets in.
+func (d Decision) less(other Decision) bool {
+	order := []string{"deny", "mixed", "allow"}
+	if by := slices.Index(order, d.Verdict) - slices.Index(order, other.Verdict); by != 0 {
+		return by < 0
+	}
+	return slices.ContainsFunc(strings.Fields(d.refusing), func(w string) bool { return !strings.Contains(other.refusing, w+" ") })
+}
 
 // why is why a connection cannot be judged.
 type why string
@@ -37,6 +50,10 @@ const (
 	goneClient    why = "the client was in no mesh, and is gone"
 	goneSender    why = "the sender is gone, and no agent said who it was"
 	byRequest     why = "it depends on the request: policies about requests are asked at the waypoint"
+	byRouting     why = "it depends on the request: routes say to which workloads it goes, and these do not decide alike"
+	partly        why = "some of the workloads behind the waypoint let it in, and others refuse it"
+	nobodyBehind  why = "nobody is ready behind the waypoint"
+	redirected    why = "the service that was dialled changes: nobody knows where they would go"
 	several       why = "the destination is gone, and those that took its place do not decide alike"
 )
 
@@ -88,8 +105,8 @@ func (j *judge) decide(c *past.Connection) (Decision, why) {
 		if a.Verdict == "mixed" { // some of a service's workloads
 			d.Verdict = "deny"
 		}
-		if len(a.Requests) > 0 && a.Verdict == "allow" {
-			return d, byRequest
+		if b := a.Behind; b != nil && b.Verdict != "allow" && (a.Verdict == "allow" || a.Verdict == b.Verdict) {
+			return sentOn(d, b)
 		}
 		for _, e := range a.Endpoints {
 			if e.Verdict == d.Verdict && e.Reason == d.Reason {
@@ -104,12 +121,9 @@ func (j *judge) decide(c *past.Connection) (Decision, why) {
 	}
 	var first Decision
 	for i, w := range servers {
-		behind := j.behind(c, w)
-		e := j.model.At(src, client, w, c.Port, behind)
-		d := decisionOf(&e)
-		switch {
-		case j.dependsOnRequest(c, src, d, behind):
-			return d, byRequest
+		switch d, unclear := j.at(c, src, client, w); {
+		case unclear != judged:
+			return d, unclear
 		case i == 0:
 			first = d
 		case d.Verdict != first.Verdict:
@@ -119,14 +133,44 @@ func (j *judge) decide(c *past.Connection) (Decision, why) {
 	return first, judged
 }
 
-// dependsOnRequest reports whether policies about requests are asked at a waypoint: of a connection
-// that went to it, or would go to it, as what went to the service's workloads by its name would.
-func (j *judge) dependsOnRequest(c *past.Connection, src *mesh.Workload, d Decision, behind netip.AddrPort) bool {
-	if behind.IsValid() {
-		return !d.denied() && len(j.model.Requests(src, behind)) > 0
+// at says what becomes of a connection at one workload; at a waypoint, of what that sends on for it, too. What went
+// to a service's workloads by its name would go to its waypoint, which sees requests.
+func (j *judge) at(c *past.Connection, src *mesh.Workload, client netip.Addr, w *mesh.Workload) (Decision, why) {
+	behind := j.behind(c, w)
+	e := j.model.At(src, client, w, c.Port, behind)
+	d := decisionOf(&e)
+	if behind.IsValid() && !d.denied() {
+		return sentOn(d, j.model.BehindWaypoint(src, client, behind))
 	}
 	s, ok := j.model.Service(c.Service)
-	return ok && s.HasWaypoint() && d.Reason == mesh.ReasonRequestUnseen.String()
+	if !behind.IsValid() && ok && s.HasWaypoint() && d.Reason == mesh.ReasonRequestUnseen.String() {
+		return d, byRequest
+	}
+	return d, judged
+}
+
+// sentOn is what becomes of a connection that comes to a waypoint, as hop says, by what that decides of it.
+func sentOn(hop Decision, b *explain.Behind) (Decision, why) {
+	switch {
+	case b.Verdict == "allow":
+		return hop, judged
+	case b.Verdict == "request" && b.Reason == mesh.ReasonRequestUnseen.String():
+		return hop, byRequest
+	case b.Verdict == "request":
+		return hop, byRouting
+	}
+	e := b.Refusing()
+	if e == nil {
+		return Decision{Verdict: b.Verdict, Reason: b.Reason, Rule: -1}, nobodyBehind
+	}
+	d := decisionOf(&explain.Endpoint{Verdict: b.Verdict, Reason: b.Reason, Policy: e.Policy, Rule: e.Rule})
+	namespace, name, _ := strings.Cut(e.Workload, "/")
+	d.Endpoint = ownerOf(mesh.Key{Namespace: namespace, Name: name}).String()
+	if d.Verdict != "mixed" {
+		return d, judged
+	}
+	d.refusing = b.AllRefusing()
+	return d, partly
 }
 
 // behind returns the address and port of the service for which a connection went to w as

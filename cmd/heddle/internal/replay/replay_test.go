@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -295,6 +296,18 @@ func TestStandIns(t *testing.T) {
 	}
 }
 
+// TestNotJudgedIsSaid: that nothing would break is not said of what could not be judged.
+func TestNotJudgedIsSaid(t *testing.T) {
+	known, gone := carried("shop/web", "shop/db", 3306, 3), carried("shop/web", "shop/gone", 80, 2)
+	base := written(t, shop(""))
+	for want, summaries := range map[string][]past.Summary{"Nothing would break.": {known}, "Nothing that could be judged would break.": {known, gone}, "There is no recorded connection to judge by.": {gone}} {
+		var b bytes.Buffer
+		if err := simulate(t, base, &past.History{Summaries: summaries}, fmt.Sprintf(dbFor, "web")).Print(&b, false); err != nil || !strings.Contains(b.String(), "\n"+want+"\n") {
+			t.Errorf("%v, no %q in\n%s", err, want, &b)
+		}
+	}
+}
+
 // TestRefusedChange: what would not be in force is not tried.
 func TestRefusedChange(t *testing.T) {
 	base := written(t, shop(""))
@@ -492,12 +505,29 @@ func TestSuggestedIsEnoughAndNoMore(t *testing.T) {
 	t.Logf("seed %d: %d rules, %d of them over UDP; %d drops let in, and said", seed, rules, overUDP, opened)
 }
 
+// behindAt is the address of Service shop/behind of a generated mesh, which is behind a waypoint and leads to behindPort.
+var behindAt = netip.MustParseAddrPort("10.96.1.1:8")
+
+const behindPort = 81
+
+const generatedWaypoint = `---
+apiVersion: v1
+kind: Service
+metadata: {namespace: shop, name: behind, labels: {heddle.dev/waypoint: waypoint}}
+spec: {selector: {app: same}, clusterIP: 10.96.1.1, ports: [{port: 8, targetPort: 81}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {namespace: shop, name: waypoint}
+spec: {selector: {app: waypoint}, clusterIP: 10.96.1.2, ports: [{port: 15009}]}
+`
+
 // generate makes a mesh, in which some ports are PERMISSIVE and some clients are denied,
-// and what has been recorded in it.
+// some workloads are behind a waypoint, and what has been recorded in it.
 func generate(t *testing.T, r *rand.Rand) (explain.Written, *past.History) {
 	t.Helper()
 	text := head
-	var pods []string
+	var pods, behind []string
 	for i := range 2 + r.IntN(6) {
 		namespace := []string{"shop", "shop", "bank", "out"}[r.IntN(4)]
 		if i < 2 {
@@ -507,6 +537,12 @@ func generate(t *testing.T, r *rand.Rand) (explain.Written, *past.History) {
 		labels := []string{"", "app: " + name, "app: same", "app: same, tier: " + name}[r.IntN(4)]
 		text += pod(namespace, name, name, fmt.Sprintf("10.%d.0.%d", 1+i, 1+i), labels, "")
 		pods = append(pods, namespace+"/"+name)
+		if namespace == "shop" && strings.HasPrefix(labels, "app: same") {
+			behind = append(behind, namespace+"/"+name)
+		}
+	}
+	if len(behind) > 0 {
+		text += pod("shop", "waypoint", "waypoint", "10.1.9.9", "app: waypoint", "") + generatedWaypoint
 	}
 	text += []string{"", "---\napiVersion: heddle.dev/v1alpha1\nkind: PeerAuthentication\nmetadata: {namespace: shop, name: p}\nspec: {mode: PERMISSIVE}\n"}[r.IntN(2)]
 	if r.IntN(3) == 0 {
@@ -526,6 +562,15 @@ func generate(t *testing.T, r *rand.Rand) (explain.Written, *past.History) {
 			s.Verdict, s.Reason = "deny", "StrictPlaintext"
 		}
 		h.Summaries = append(h.Summaries, s)
+	}
+	for range r.IntN(4) * min(len(behind), 1) {
+		from := pods[r.IntN(len(pods))]
+		if strings.HasPrefix(from, "out/") {
+			continue
+		}
+		s, on := carried(from, "shop/waypoint", behindAt.Port(), uint64(1+r.IntN(9))), carried("shop/waypoint", behind[r.IntN(len(behind))], behindPort, 1)
+		s.Reason, s.Service, on.Reason = "Waypoint", "shop/behind", "Waypoint"
+		h.Summaries = append(h.Summaries, s, on)
 	}
 	return written(t, text), h
 }

@@ -53,9 +53,10 @@ type Unjudged struct {
 
 // Result is what a change would come to.
 type Result struct {
-	// Breaks were carried, are allowed now, and would be refused.
+	// Breaks were carried, are allowed now, and would be refused: behind a waypoint, by some of the
+	// workloads at least that let them in now.
 	Breaks []Change `json:"breaks"`
-	// Opens are refused now, and would be allowed.
+	// Opens are refused now, by some at least, and would be allowed.
 	Opens    []Change   `json:"opens"`
 	Unjudged []Unjudged `json:"unjudged"`
 	// Warnings are of objects that the change leaves valid, but unlikely to do what is meant,
@@ -120,14 +121,15 @@ func (r *Result) judge(now, then *judge, c *past.Connection) {
 	count := max(c.Carried(), c.Refused())
 	before, unclear := now.decide(c)
 	var after Decision
-	if unclear == judged || unclear == byRequest {
-		decided, still := then.decide(c)
-		if still == goneServer { // the change takes it away
-			decided, still = Decision{Verdict: "deny", Reason: mesh.ReasonUnknownDestination.String(), Rule: -1}, judged
-		}
-		if after = decided; unclear == judged || still == judged && after.denied() { // whatever its requests are
+	switch unclear {
+	case judged, partly, byRequest, byRouting:
+		decided, still := then.afterwards(c)
+		if after = decided; unclear == judged || unclear == partly || still == judged && after.denied() { // whatever its requests are
 			unclear = still
 		}
+	}
+	if unclear == judged && !after.denied() && !c.UDP && c.Destination.Workload != (mesh.Key{}) && now.model.Redirects(then.model, c.Service) {
+		unclear = redirected
 	}
 	if unclear != judged {
 		u := Unjudged{who(&c.Source, c), who(&c.Destination, c), c.Port, protocolOf(c), count, c.Last, string(unclear)}
@@ -145,11 +147,23 @@ func (r *Result) judge(now, then *judge, c *past.Connection) {
 	}
 	change := Change{who(&c.Source, c), who(&c.Destination, c), c.Port, protocolOf(c), count, c.Last, before, after}
 	switch {
-	case !before.denied() && after.denied() && c.Carried() > 0:
+	case after.less(before) && c.Carried() > 0:
 		change.Count = c.Carried()
 		r.Breaks = append(r.Breaks, change)
-	case before.denied() && !after.denied():
+	case before.less(after):
 		r.Opens = append(r.Opens, change)
+	}
+}
+
+// afterwards is decide of a model that a change has made: who is not there is gone by that.
+func (j *judge) afterwards(c *past.Connection) (Decision, why) {
+	switch d, unclear := j.decide(c); unclear {
+	case goneServer:
+		return Decision{Verdict: "deny", Reason: mesh.ReasonUnknownDestination.String(), Rule: -1}, judged
+	case partly, nobodyBehind:
+		return d, judged
+	default:
+		return d, unclear
 	}
 }
 

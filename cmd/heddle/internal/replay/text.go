@@ -45,12 +45,14 @@ func (r *Result) Print(out io.Writer, color bool) error {
 	}
 	verdict := show.Painted("Nothing would break.", show.Green, color)
 	switch {
-	case len(r.Breaks) == 0 && slices.ContainsFunc(r.Unjudged, func(u Unjudged) bool { return u.Why == string(byRequest) }):
+	case len(r.Breaks) == 0 && slices.ContainsFunc(r.Unjudged, func(u Unjudged) bool { return u.Why == string(byRequest) || u.Why == string(byRouting) }):
 		verdict = show.Painted("Nothing else would break: where it depends on the request, this cannot say.", show.Yellow, color)
 	case len(r.Breaks) > 0:
 		verdict = show.Painted(counted(len(r.Breaks), "kind")+" of "+kinds(r.Breaks)+" would break.", show.Red, color)
 	case r.Judged == 0:
 		verdict = show.Painted("There is no recorded connection to judge by.", show.Yellow, color)
+	case len(r.Unjudged) > 0:
+		verdict = show.Painted("Nothing that could be judged would break.", show.Yellow, color)
 	}
 	fmt.Fprintf(&b, "\n%s\n", verdict)
 	_, err := io.WriteString(out, b.String())

@@ -1,10 +1,16 @@
 package replay
 
 import (
+	"fmt"
+	"math/rand/v2"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain/routed"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/past"
+	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
 const behindWaypoint = `---
@@ -19,21 +25,63 @@ metadata: {namespace: shop, name: waypoint}
 spec: {selector: {app: waypoint}, clusterIP: 10.96.0.2, ports: [{port: 15009}]}
 `
 
-// TestWaypoints: what went through a waypoint is allowed as agents and waypoint allow it,
-// and what is suggested names who was behind it.
+// TestWaypoints: what went through a waypoint is judged as agents and waypoint judge it, by the policies of
+// the workloads behind it and about the client; and what is suggested names who was behind it.
 func TestWaypoints(t *testing.T) {
 	through := carried("shop/web", "shop/waypoint", 80, 5)
 	through.Reason, through.Service = "Waypoint", "shop/db"
 	h := &past.History{Summaries: []past.Summary{through, carried("shop/waypoint", "shop/db", 3306, 5)}}
-	base := written(t, shop(pod("shop", "waypoint", "waypoint", "10.1.0.9", "app: waypoint", "")+behindWaypoint))
-	deny := `apiVersion: heddle.dev/v1alpha1
-kind: AuthorizationPolicy
-metadata: {namespace: shop, name: nobody}
-spec: {}
+	const second = `---
+apiVersion: heddle.dev/v1alpha1
+kind: Workload
+metadata: {namespace: shop, name: db-1, labels: {app: db, second: "true"}}
+spec: {node: n1, serviceAccount: db, addresses: ["10.1.0.8"], networkNamespace: /run/netns/db-1}
 `
-	if r := simulate(t, base, h, deny); len(r.Breaks) > 0 {
-		t.Errorf("what the waypoint judges breaks at the agents: %q", names(r.Breaks))
+	policy := func(spec string) string {
+		return "---\napiVersion: heddle.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {namespace: shop, name: p}\nspec: " + spec + "\n"
 	}
+	without := []string{"AuthorizationPolicy/shop/p"}
+	const hop, nothing = "shop/web>shop/waypoint:80*5 ", "# nothing\n"
+	for name, c := range map[string]struct {
+		have, change  string
+		deleted       []string
+		breaks, opens string
+		why           why
+	}{
+		"a default deny":                    {change: policy(`{}`), breaks: hop + "allow Waypoint|deny PolicyNoMatch at its endpoint shop/db"},
+		"a default deny of it":              {change: policy(`{selector: {matchLabels: {app: db}}}`), breaks: hop + "allow Waypoint|deny PolicyNoMatch at its endpoint shop/db"},
+		"a DENY":                            {change: policy(`{action: DENY, selector: {matchLabels: {app: db}}, rules: [{to: [{ports: [3306]}]}]}`), breaks: hop + "allow Waypoint|deny PolicyDeny shop/p[0] at its endpoint shop/db"},
+		"of the service's port":             {change: policy(`{action: DENY, rules: [{to: [{ports: [80, 15009]}]}]}`)},
+		"of the waypoint's pods":            {change: policy(`{selector: {matchLabels: {app: waypoint}}}`)},
+		"a rule for the client":             {change: policy(`{rules: [{from: [{serviceAccounts: [web]}], to: [{ports: [3306]}]}]}`)},
+		"a rule for others":                 {change: policy(`{rules: [{from: [{serviceAccounts: [waypoint, api]}]}]}`), breaks: hop + "allow Waypoint|deny PolicyNoMatch at its endpoint shop/db"},
+		"taken back":                        {have: policy(`{}`), change: nothing, deleted: without, opens: hop + "deny PolicyNoMatch at its endpoint shop/db|allow Waypoint"},
+		"one of two":                        {have: second, change: policy(`{action: DENY, selector: {matchLabels: {second: "true"}}, rules: [{}]}`), breaks: hop + "allow Waypoint|mixed PolicyDeny shop/p[0] at its endpoint shop/db"},
+		"the other, too":                    {have: second + policy(`{action: DENY, selector: {matchLabels: {second: "true"}}, rules: [{}]}`), change: policy(`{action: DENY, rules: [{}]}`), breaks: hop + "mixed PolicyDeny shop/p[0] at its endpoint shop/db|deny PolicyDeny shop/p[0] at its endpoint shop/db"},
+		"neither of two":                    {have: second + policy(`{action: DENY, selector: {matchLabels: {second: "true"}}, rules: [{}]}`), change: nothing, deleted: without, opens: hop + "mixed PolicyDeny shop/p[0] at its endpoint shop/db|allow Waypoint"},
+		"about requests, and of the client": {change: policy(`{selector: {matchLabels: {app: db}}, rules: [{to: [{methods: [GET]}]}, {from: [{serviceAccounts: [web]}]}]}`)},
+		"about requests of others":          {change: policy(`{selector: {matchLabels: {app: db}}, rules: [{from: [{serviceAccounts: [api]}], to: [{methods: [GET]}]}]}`), breaks: hop + "allow Waypoint|deny PolicyNoMatch at its endpoint shop/db"},
+		"about requests":                    {change: policy(`{selector: {matchLabels: {app: db}}, rules: [{to: [{methods: [GET]}]}]}`), why: byRequest},
+		"routed to api":                     {have: routedTo("api"), change: policy(`{selector: {matchLabels: {app: db}}}`)},
+		"of api, routed there":              {have: routedTo("api"), change: policy(`{selector: {matchLabels: {app: api}}}`), breaks: hop + "allow Waypoint|deny PolicyNoMatch at its endpoint shop/api"},
+		"of one of two routes":              {have: routedTo("api", "db"), change: policy(`{selector: {matchLabels: {app: api}}}`), why: byRouting},
+		"nobody is ready":                   {have: "---\napiVersion: v1\nkind: Service\nmetadata: {namespace: shop, name: db, labels: {heddle.dev/waypoint: waypoint}}\nspec: {selector: {app: none}, clusterIP: 10.96.0.1, ports: [{port: 80, targetPort: 3306}]}\n", change: policy(`{selector: {matchLabels: {app: web}}}`), why: nobodyBehind},
+	} {
+		text := behindWaypoint
+		if name == "nobody is ready" {
+			text = text[strings.LastIndex(text, "---"):]
+		}
+		base := written(t, shop(pod("shop", "waypoint", "waypoint", "10.1.0.9", "app: waypoint", "")+text+c.have))
+		r := simulate(t, base, h, c.change, c.deleted...)
+		var unjudged why
+		if len(r.Unjudged) > 0 {
+			unjudged = why(r.Unjudged[0].Why)
+		}
+		if breaks, opens := strings.Join(names(r.Breaks), ","), strings.Join(names(r.Opens), ","); breaks != c.breaks || opens != c.opens || unjudged != c.why {
+			t.Errorf("%s: breaks %q, opens %q, not judged %+v", name, breaks, opens, r.Unjudged)
+		}
+	}
+	base := written(t, shop(pod("shop", "waypoint", "waypoint", "10.1.0.9", "app: waypoint", "")+behindWaypoint))
 	s, err := Suggest(model(t, base), h, "shop", true)
 	if err != nil {
 		t.Fatal(err)
@@ -41,6 +89,37 @@ spec: {}
 	text := yamlOf(t, s, h)
 	if len(s.Policies) != 1 || s.Policies[0].Policy.Name != "db-clients" || !strings.Contains(text, "- web\n") || !strings.Contains(text, "- 3306\n") || strings.Contains(text, "- waypoint") {
 		t.Errorf("suggested\n%s", text)
+	}
+}
+
+// routedTo is a route of Service shop/db with a rule for each of these services: api is there for it.
+func routedTo(services ...string) string {
+	text := `---
+apiVersion: v1
+kind: Service
+metadata: {namespace: shop, name: api}
+spec: {selector: {app: api}, clusterIP: 10.96.0.4, ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {namespace: shop, name: db}
+spec:
+  parentRefs: [{kind: Service, group: "", name: db, port: 80}]
+  rules:
+`
+	for _, name := range services {
+		text += "  - {matches: [{path: {value: /" + name + "}}], backendRefs: [{name: " + name + ", port: 80}]}\n"
+	}
+	return text
+}
+
+// TestRoutesOfAClusterStay: a change has the routes of the cluster that it is made to.
+func TestRoutesOfAClusterStay(t *testing.T) {
+	base := written(t, shop(""))
+	base.Routing = &routed.Objects{}
+	after, err := Apply(base, objects(t, "# nothing\n"), nil)
+	if err != nil || after.Routing != base.Routing {
+		t.Errorf("%v, %v", err, after.Routing)
 	}
 }
 
@@ -110,4 +189,92 @@ spec: {selector: {matchLabels: {app: api}}, rules: [{to: [{methods: [GET]}]}]}
 			t.Errorf("%s: %v", what, err)
 		}
 	}
+}
+
+// TestWaypointsAgree: of generated meshes and changes, a connection through a waypoint breaks, and is let in, exactly
+// where the evaluator, asked as the waypoint asks it, refuses more or fewer of the workloads behind it.
+func TestWaypointsAgree(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	r := rand.New(rand.NewPCG(seed, 2))
+	seen := map[string]int{}
+	for round := range 150 {
+		base, h := generate(t, r)
+		change := ""
+		for i := range 1 + r.IntN(3) {
+			change += fmt.Sprintf("---\napiVersion: heddle.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {namespace: shop, name: c%d}\nspec: {action: %s, selector: {matchLabels: {%s}}, rules: [{from: [{serviceAccounts: [%s]}], to: [{ports: [%d]}]}]}\n", i,
+				[]string{"ALLOW", "DENY"}[r.IntN(2)], []string{"app: same", "tier: pa", "tier: pb", "tier: pc"}[r.IntN(4)], []string{"pa", "pb", "pa, pb, pc, pd"}[r.IntN(3)], 80+r.IntN(3))
+		}
+		after, err := Apply(base, objects(t, change), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		was, is := model(t, base), model(t, after)
+		agree := func(was, is *explain.Model) {
+			result, err := Simulate(was, is, h)
+			if err != nil {
+				t.Fatal(err)
+			}
+			told := map[string]string{}
+			for what, changes := range map[string][]Change{"breaks": result.Breaks, "opens": result.Opens} {
+				for _, c := range changes {
+					if c.Destination.Service == "shop/behind" {
+						told[c.Source.Workload] = what
+					}
+				}
+			}
+			for _, s := range h.Summaries {
+				if s.Service != "shop/behind" {
+					continue
+				}
+				want := ofEvaluator(t, was, is, s.Source.Workload)
+				if seen[want]++; told[s.Source.Workload] != want {
+					t.Fatalf("seed %d, round %d: %s is told to be %q, the evaluator says %q of\n%s", seed, round, s.Source.Workload, told[s.Source.Workload], want, change)
+				}
+			}
+		}
+		agree(was, is)
+		agree(is, was)
+	}
+	if seen["breaks"] < 10 || seen["opens"] < 10 || seen[""] < 10 {
+		t.Errorf("seed %d: too few: %v", seed, seen)
+	}
+	t.Logf("seed %d: %v", seed, seen)
+}
+
+// ofEvaluator says what becomes of what a client asks a waypoint for, by the evaluator that this asks: one of
+// the workloads behind Service shop/behind refuses it that did not, or else one does no more.
+func ofEvaluator(t *testing.T, was, is *explain.Model, client string) string {
+	t.Helper()
+	denied := func(m *explain.Model, to mesh.Key) bool {
+		_, d := m.Authorize(asWaypoint(t, m, client, to))
+		return d.Verdict == mesh.VerdictDeny
+	}
+	more, fewer := 0, 0
+	for _, w := range was.Past(nil, behindAt).Candidates {
+		switch before, then := denied(was, w.Key), denied(is, w.Key); {
+		case before && !then:
+			fewer++
+		case then && !before:
+			more++
+		}
+	}
+	switch {
+	case more > 0:
+		return "breaks"
+	case fewer > 0:
+		return "opens"
+	}
+	return ""
+}
+
+// asWaypoint is what a waypoint asks about a client, by NAMESPACE/NAME, and a workload behind Service shop/behind.
+func asWaypoint(t *testing.T, m *explain.Model, client string, to mesh.Key) mesh.Connection {
+	t.Helper()
+	namespace, name, _ := strings.Cut(client, "/")
+	src, ok := m.Workload(mesh.Key{Namespace: namespace, Name: name})
+	w, there := m.Workload(to)
+	if !ok || !there {
+		t.Fatalf("no %s, or no %s", client, to)
+	}
+	return mesh.Connection{Peer: src.Identity, Source: src.Addresses[0], Destination: w, Port: behindPort}
 }

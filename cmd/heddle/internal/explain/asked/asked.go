@@ -15,7 +15,6 @@ import (
 
 	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/internal/mesh/route"
-	"github.com/heddle-mesh/heddle/internal/mesh/spoken"
 	"github.com/heddle-mesh/heddle/waypoint/http1"
 	"github.com/heddle-mesh/heddle/waypoint/plan"
 	"github.com/heddle-mesh/heddle/waypoint/reason"
@@ -156,6 +155,8 @@ type Endpoint struct {
 	Policy  string   `json:"policy,omitempty"`
 	Rule    *int     `json:"rule,omitempty"`
 	Audited []string `json:"audited,omitempty"`
+	// Selecting are the policies that the workload is selected by, of a Behind only.
+	Selecting []string `json:"selecting,omitempty"`
 }
 
 // Routes are what a waypoint is told of routes.
@@ -173,20 +174,15 @@ type Waypoint struct {
 
 // Opaque says why a client's connection is passed on as it is, so that its requests are not seen; "" when it is not.
 func (w *Waypoint) Opaque(c *plan.Client) (string, error) {
-	p, snap, err := w.planner(w.Routes)
+	p, _, err := w.planner(w.Routes)
 	if err != nil {
 		return "", err
 	}
 	if kind, ok := p.Kind(c); ok && !kind.Requests() {
 		return fmt.Sprintf("%ss are about the port: the waypoint passes its connections on as they are", kind), nil
 	}
-	at, _, ok := p.Parent(c)
-	if s, known := snap.View.Service(at.Service); ok && known {
-		for _, port := range s.Ports {
-			if is, _ := spoken.Port(port.Name, port.AppProtocol); port.Port == at.Port && is == spoken.Opaque {
-				return fmt.Sprintf("the service says by name or appProtocol that port %d is no HTTP: the waypoint passes its connections on as they are", at.Port), nil
-			}
-		}
+	if at, to, ok := p.Parent(c); ok && opaque(to.Service, at.Port) && !w.seen(at) {
+		return fmt.Sprintf("the service says by name or appProtocol that port %d is no HTTP: the waypoint passes its connections on as they are", at.Port), nil
 	}
 	return "", nil
 }
@@ -345,24 +341,10 @@ func (a *Answer) conclude() {
 	}
 }
 
-// Passed is what becomes of a request whose connection the waypoint passes on, at the workloads of the service.
+// Passed is what becomes of a request whose connection the waypoint passes on, at the workloads that this may go to.
 func (w *Waypoint) Passed(c *Client, r *Request, host string) *Answer {
-	from, _ := w.View.WorkloadAt(c.Addr.Addr())
-	to := w.View.Past(from, c.To)
-	a := r.Unseen(host, "deny", to.Reason.String())
-	for i, at := range to.Candidates {
-		d := plan.Authorize(w.View, c, at, to.PortOf(at), nil)
-		verdict := "allow"
-		if d.Verdict == mesh.VerdictDeny {
-			verdict = "deny"
-		}
-		if i == 0 {
-			a.Verdict, a.Reason = verdict, d.Reason.String()
-		} else if verdict != a.Verdict {
-			a.Verdict = "mixed"
-		}
-	}
-	return a
+	b := w.Behind(c)
+	return r.Unseen(host, b.Verdict, b.Reason)
 }
 
 // Hint says what to do about a request that is refused; "" for nothing.

@@ -1,0 +1,68 @@
+package replay
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/past"
+)
+
+// TestChangedServices: what was dialled at a service that would lead elsewhere, or nowhere, is not judged, as the
+// workload that it went to tells nothing of that; what that refuses breaks all the same.
+func TestChangedServices(t *testing.T) {
+	service := func(name, more, spec string) string {
+		return "---\napiVersion: v1\nkind: Service\nmetadata: {namespace: shop, name: " + name + more + "}\nspec: {" + spec + "}\n"
+	}
+	const (
+		to       = "selector: {app: db}, clusterIP: 10.96.0.1, ports: [{port: 80, targetPort: 3306}]"
+		hops     = "selector: {app: waypoint}, clusterIP: 10.96.0.2, ports: [{port: 15009}]"
+		labelled = ", labels: {heddle.dev/waypoint: waypoint}"
+		nothing  = "# nothing\n"
+		deny     = "---\napiVersion: heddle.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {namespace: shop, name: nobody}\nspec: {selector: {matchLabels: {app: db}}}\n"
+	)
+	direct, through := carried("shop/web", "shop/db", 3306, 5), carried("shop/web", "shop/waypoint", 80, 5)
+	direct.Service, direct.Direction = "shop/db", "outbound"
+	through.Service, through.Reason = "shop/db", "Waypoint"
+	plain, behind := service("db", "", to), pod("shop", "waypoint", "waypoint", "10.1.0.9", "app: waypoint", "")+service("db", labelled, to)+service("waypoint", "", hops)
+	for name, c := range map[string]struct {
+		have     string
+		recorded past.Summary
+		change   string
+		deleted  []string
+		breaks   int
+		why      why
+	}{
+		"the same":                        {plain, direct, plain, nil, 0, judged},
+		"kept with one endpoint":          {plain, direct, service("db", "", to+", sessionAffinity: ClientIP"), nil, 0, judged},
+		"another service":                 {plain, direct, service("api", "", "selector: {app: api}, clusterIP: 10.96.0.9, ports: [{port: 80}]"), nil, 0, judged},
+		"gone":                            {plain, direct, nothing, []string{"Service/shop/db"}, 0, redirected},
+		"another port":                    {plain, direct, strings.Replace(plain, "port: 80", "port: 81", 1), nil, 0, redirected},
+		"another target":                  {plain, direct, strings.Replace(plain, "3306", "3307", 1), nil, 0, redirected},
+		"another address":                 {plain, direct, strings.Replace(plain, "10.96.0.1", "10.96.0.7", 1), nil, 0, redirected},
+		"other workloads":                 {plain, direct, strings.Replace(plain, "app: db", "app: api", 1), nil, 0, redirected},
+		"nobody":                          {plain, direct, strings.Replace(plain, "app: db", "app: nobody", 1), nil, 0, redirected},
+		"one workload more":               {plain, direct, pod("shop", "db2", "db2", "10.1.0.7", "app: db", ""), nil, 0, redirected},
+		"a waypoint that is not there":    {plain, direct, service("db", labelled, to), nil, 0, redirected},
+		"a policy beside it":              {plain, direct, deny + strings.Replace(plain, "port: 80", "port: 81", 1), nil, 1, judged},
+		"the workload is gone":            {plain, direct, nothing, []string{"Workload/shop/db"}, 1, judged},
+		"behind a waypoint: the same":     {behind, through, service("db", labelled, to), nil, 0, judged},
+		"behind a waypoint: no more":      {behind, through, plain, nil, 0, redirected},
+		"behind a waypoint: gone":         {behind, through, nothing, []string{"Service/shop/db"}, 0, redirected},
+		"behind a waypoint: that is gone": {behind, through, nothing, []string{"Service/shop/waypoint"}, 0, redirected},
+		"behind a waypoint: of others":    {behind, through, service("waypoint", "", strings.Replace(hops, "app: waypoint", "app: api", 1)), nil, 0, redirected},
+		"behind a waypoint: a policy":     {behind, through, deny, nil, 1, judged},
+	} {
+		r := simulate(t, written(t, shop(c.have)), &past.History{Summaries: []past.Summary{c.recorded}}, c.change, c.deleted...)
+		var unjudged why
+		if len(r.Unjudged) > 0 {
+			unjudged = why(r.Unjudged[0].Why)
+		}
+		if len(r.Breaks) != c.breaks || unjudged != c.why || len(r.Opens) > 0 {
+			t.Errorf("%s: breaks %q, opens %q, not judged %+v", name, names(r.Breaks), names(r.Opens), r.Unjudged)
+		}
+		var text strings.Builder
+		if err := r.Print(&text, false); err != nil || strings.Contains(text.String(), "Nothing would break.") != (c.why == judged && c.breaks == 0) {
+			t.Errorf("%s: %v\n%s", name, err, &text)
+		}
+	}
+}
