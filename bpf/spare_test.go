@@ -18,7 +18,10 @@ func flowsID(t *testing.T, p *Pod) uint32 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	id, _ := info.ID()
+	id, known := info.ID()
+	if !known {
+		t.Fatal("the kernel does not say a map's number")
+	}
 	return uint32(id)
 }
 

@@ -102,11 +102,16 @@ func (g *Guard) Spend(kind Kind) error {
 const headerBytes, headerFrames = 2 << 10, 8
 
 // SpendHeader counts what a header of n compressed bytes costs beyond that of a frame.
-func (g *Guard) SpendHeader(n int) (err error) {
-	for i := 0; i < n/headerBytes*headerFrames && err == nil; i++ {
-		err = g.Spend(Other)
+func (g *Guard) SpendHeader(n int) error { return g.SpendMany(Other, n/headerBytes*headerFrames) }
+
+// SpendMany counts a frame that is as much work as n.
+func (g *Guard) SpendMany(kind Kind, n int) error {
+	for range n {
+		if err := g.Spend(kind); err != nil {
+			return err
+		}
 	}
-	return err
+	return nil
 }
 
 // updateBytes is what a receiver may have taken of a stream when it gives that back, to

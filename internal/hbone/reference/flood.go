@@ -80,11 +80,6 @@ func (g *floodGuard) frame(kind http2.FrameType, flags http2.Flags) error {
 	case http2.FrameSettings:
 		return g.guard.Spend(flood.Settings)
 	default:
-		for range unknownUnits - 1 {
-			if err := g.guard.Spend(flood.Other); err != nil {
-				return err
-			}
-		}
-		return g.guard.Spend(flood.Other)
+		return g.guard.SpendMany(flood.Other, unknownUnits)
 	}
 }

@@ -55,7 +55,7 @@ func (w *Waypoint) Behind(c *Client) *Behind {
 		return &Behind{Verdict: Deny, Reason: to.Reason.String()}
 	}
 	at := route.Parent{Service: to.Service.Key, Port: c.To.Port()}
-	routes := w.about(at, c.Namespace)
+	routes := route.At(w.Routes, at, c.Namespace)
 	passed := opaque(to.Service, at.Port) && !w.seen(at)
 	if len(routes) > 0 && !routes[0].Kind.Requests() { // all of them are of one kind
 		passed = true
@@ -89,24 +89,6 @@ type leads struct {
 	passed bool
 	// nobody is why there is no workload, as long as there is none.
 	nobody string
-}
-
-// about are the routes that a client's connections to a service and port go by, as a waypoint has it (route.Table).
-func (w *Waypoint) about(at route.Parent, namespace string) []*route.Route {
-	var producers, consumers []*route.Route
-	for i := range w.Routes {
-		switch r := &w.Routes[i]; {
-		case !slices.Contains(r.Parents, at):
-		case r.Namespace == at.Service.Namespace:
-			producers = append(producers, r)
-		case r.Namespace == namespace:
-			consumers = append(consumers, r)
-		}
-	}
-	if len(consumers) > 0 {
-		return consumers
-	}
-	return producers
 }
 
 // seen reports whether routes are about requests to a port, of whatever client: it is HTTP then, whatever its name says.

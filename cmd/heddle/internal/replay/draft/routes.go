@@ -35,7 +35,7 @@ func Ends(v *mesh.View, routes []Route, src *mesh.Workload, namespace string, di
 	if dialled.Service == nil {
 		return nil
 	}
-	about := at(routes, route.Parent{Service: dialled.Service.Key, Port: port}, namespace)
+	about := route.At(routes, route.Parent{Service: dialled.Service.Key, Port: port}, namespace)
 	if len(about) == 0 || v.Foreign(src.Identity) {
 		add(dialled)
 	}
@@ -47,25 +47,6 @@ func Ends(v *mesh.View, routes []Route, src *mesh.Workload, namespace string, di
 		}
 	}
 	return ends
-}
-
-// at are the routes at a parent that are for clients of a namespace, as route.Table has them: a consumer's take the place
-// of all producers'.
-func at(routes []Route, parent route.Parent, namespace string) []*Route {
-	var producers, consumers []*Route
-	for i := range routes {
-		switch r := &routes[i]; {
-		case !slices.Contains(r.Parents, parent):
-		case r.Namespace == parent.Service.Namespace:
-			producers = append(producers, r)
-		case r.Namespace == namespace:
-			consumers = append(consumers, r)
-		}
-	}
-	if len(consumers) > 0 {
-		return consumers
-	}
-	return producers
 }
 
 // backends are those that a rule sends anything to, and those that get a copy. What its filters, or a backend's, answer
