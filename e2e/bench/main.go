@@ -65,6 +65,7 @@ type bench struct {
 	loadAtStart       string
 	worlds            map[string]*world.World
 	measured          []result.Row
+	steadied          steadied
 }
 
 // quickMetrics and quickSubjects are what -quick takes.
@@ -281,7 +282,7 @@ func (b *bench) repeatsOf(test string) int {
 // take takes one measurement. One that fails counts as an error of its subject;
 // the run goes on.
 func (b *bench) take(ctx context.Context, repeat int, subject string, t measure.Test) error {
-	samples, err := t.Run(ctx, b.worlds[subject], b.sizes)
+	samples, err := b.steadied.run(t.Brief, func() ([]measure.Sample, error) { return t.Run(ctx, b.worlds[subject], b.sizes) })
 	if ctx.Err() != nil {
 		return fmt.Errorf("stopped: %w", ctx.Err())
 	}

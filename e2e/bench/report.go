@@ -129,5 +129,6 @@ func (b *bench) facts() []result.Fact {
 			machine.Said(".", `\d+\.\d+\.\d+`, "wrk", "-v"), machine.Said(".", `\d+\.\d+`, "iperf3", "--version"), machine.Said(".", `\d+\.\d+\.\d+`, "nginx", "-v")}, ", ")},
 		result.Fact{Name: "congestion control", Value: b.wentBy()},
 		result.Fact{Name: "load of the machine at the start, 1 minute", Value: b.loadAtStart},
+		result.Fact{Name: "taken by the hypervisor", Value: b.steadied.String()},
 	)
 }

@@ -42,6 +42,18 @@ func CPU(pid int) (time.Duration, error) {
 	return time.Duration(ticks) * clockTick, nil
 }
 
+// Stolen is the time that the hypervisor has given to others of what this machine's cores
+// wanted, all cores together, since it started (steal of proc(5)); 0 on a machine of its own.
+func Stolen() (time.Duration, error) {
+	line := firstMatch("/proc/stat", `(?m)^cpu (.+)$`)
+	fields := strings.Fields(line)
+	if len(fields) < 8 {
+		return 0, fmt.Errorf("/proc/stat says nothing of time that was stolen: %q", line)
+	}
+	ticks, err := strconv.ParseUint(fields[7], 10, 64)
+	return time.Duration(ticks) * clockTick, err
+}
+
 // Resident is the memory of a process in bytes (VmRSS of proc(5)).
 func Resident(pid int) (int, error) {
 	found := firstMatch(fmt.Sprintf("/proc/%d/status", pid), `(?m)^VmRSS:\s+(\d+) kB$`)

@@ -29,6 +29,16 @@ func TestProcess(t *testing.T) {
 	}
 }
 
+func TestStolen(t *testing.T) {
+	before, err := Stolen()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := Stolen(); err != nil || again < before || before > time.Since(time.Unix(0, 0)) {
+		t.Errorf("%v was stolen, and %v after that, %v", before, again, err)
+	}
+}
+
 func TestFacts(t *testing.T) {
 	for _, f := range Facts("../../..") {
 		if f.Value == "" || f.Value == "unknown" && f.Name != "Heddle" {

@@ -49,21 +49,23 @@ type Test struct {
 	Title string
 	// Run returns what it could measure also with an error.
 	Run func(ctx context.Context, w *world.World, s Sizes) ([]Sample, error)
+	// Brief ones take seconds: a moment without the cores spoils them.
+	Brief bool
 }
 
 // Tests are all measurements, in the order in which they are taken.
 func Tests() []Test {
 	return []Test{
-		{"rps", "rps", "requests on 32 kept-alive connections", requests},
-		{"bulk1", "bulk1", "one bulk stream", bulk(1)},
-		{"bulk8", "bulk8", "eight bulk streams", bulk(8)},
-		{"conn", "conn", "a request per connection, 16 at a time", connections},
-		{"lat", "p50", "latency at a fixed rate", latency},
-		{"pods", "pods_rps", "requests from 20 pods to 5", manyPods},
-		{"noise", "noise", "a quiet pod beside a loud one", noise},
-		{"some_noise", "some_noise", "a quiet pod beside one that leaves the machine room", boundedNoise},
-		{"wan", "wan0_1", "throughput over 50 ms, without and with loss", farAway},
-		{"rss", "rss_idle", "memory, idle and with idle connections", memory},
+		{"rps", "rps", "requests on 32 kept-alive connections", requests, true},
+		{"bulk1", "bulk1", "one bulk stream", bulk(1), true},
+		{"bulk8", "bulk8", "eight bulk streams", bulk(8), true},
+		{"conn", "conn", "a request per connection, 16 at a time", connections, true},
+		{"lat", "p50", "latency at a fixed rate", latency, true},
+		{"pods", "pods_rps", "requests from 20 pods to 5", manyPods, true},
+		{"noise", "noise", "a quiet pod beside a loud one", noise, true},
+		{"some_noise", "some_noise", "a quiet pod beside one that leaves the machine room", boundedNoise, true},
+		{"wan", "wan0_1", "throughput over 50 ms, without and with loss", farAway, false},
+		{"rss", "rss_idle", "memory, idle and with idle connections", memory, false},
 	}
 }
 

@@ -70,6 +70,8 @@ the stretch goal for **stretch**; otherwise the row is **unsure**. A bad one is 
 - Requests and connections: wrk, one thread, nginx with one worker, an answer of 64 bytes. A new connection carries one request.
 - Throughput: iperf3.
 - Latency: a generator of this repository, 32 connections, timed from when a request was due to its answer's last byte.
+- A machine that is a guest loses its cores for moments of 10 to 50 ms, which is what a p99 shows then. A measurement of seconds is made again, twice at most, where
+  the hypervisor took more than 1 % of it, and the one counts of which it took least: what was measured has no say. One with errors counts as it is.
 - CPU: user and system time of both proxies, by the kernel's clock ticks of 10 ms. What the kernel does for them in interrupts is nobody's.
 - Memory: VmRSS of fresh proxies, after 7 s of rest; the idle connections are of eight pods, have echoed a byte, and have had 7 s of rest, too.
   Heddle gives back what it does not need after three quiet seconds ([ADR 40](decisions/0040-memory-at-rest.md)); right after a load it has more.
