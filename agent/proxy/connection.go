@@ -74,7 +74,7 @@ func (p *Proxy) begin(ctx context.Context, pod *pod, record flow.Record) (*conne
 	record.Verdict = mesh.VerdictDeny
 	c := &connection{proxy: p, pod: pod, record: record, opening: &opening{scope: wire.Scope{Parent: ctx}}}
 	pod.busy.Add(1)
-	if !p.charge(pod) {
+	if !pod.Charge() {
 		c.finish(refused(mesh.ReasonBudgetExceeded, errors.New("too many connections at once")))
 		return c, false
 	}
