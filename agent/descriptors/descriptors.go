@@ -25,8 +25,8 @@ func RaiseLimit() (uint64, error) {
 }
 
 // ForSockets is how many sockets of connections fit into a limit of open descriptors:
-// the rest is kept for pipes, tunnels, listeners, maps, and the up to 512 sockets that
-// are made ahead in pods.
+// the rest is kept for pipes, listeners, maps, and the up to 512 sockets that are made
+// ahead in pods. Tunnel connections are among the sockets.
 func ForSockets(limit uint64) int {
 	const kept = 4096
 	if limit <= 2*kept {

@@ -18,28 +18,7 @@ func (p *Proxy) allowanceOf(key mesh.Key) *budget.Allowance {
 	if before, ok := p.podOf(key); ok && before.Connections.Load() > 0 {
 		return before.Allowance
 	}
-	return p.cfg.Budget.Allowance()
-}
-
-// charge takes one connection from the pod's budget, and one socket from the
-// node's; false means that one of them is used up, or the pod's share is.
-func (p *Proxy) charge(pod *pod) bool {
-	if pod.Connections.Add(1) <= int64(p.cfg.Budget.Connections) && p.chargeSocket(pod) {
-		return true
-	}
-	pod.Connections.Add(-1)
-	return false
-}
-
-// chargeSocket takes one more socket from the node's budget, for a connection of a
-// pod, which has no more connections than four times the sockets left: whatever some
-// pods do, another one finds some (docs/decisions/0034).
-func (p *Proxy) chargeSocket(of *pod) bool {
-	if p.sockets.Add(1)+(of.Connections.Load()+3)/4 > int64(p.cfg.Budget.Sockets) {
-		p.sockets.Add(-1)
-		return false
-	}
-	return true
+	return p.cfg.Budget.Allowance(&p.sockets)
 }
 
 func (p *Proxy) dischargeSocket() { p.sockets.Add(-1) }

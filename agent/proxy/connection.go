@@ -45,7 +45,7 @@ type connection struct {
 	// balanced says that the balancer counts it for the record's destination, given
 	// that Freeze wrote it down here.
 	balanced, probe, done, given bool
-	// inside says that both ends were seen enrolled since it is watched (wire.Inside).
+	// inside says that both ends were seen enrolled since it is watched (wire.Inside), here or by an agent before.
 	inside bool
 }
 
@@ -74,7 +74,7 @@ func (p *Proxy) begin(ctx context.Context, pod *pod, record flow.Record) (*conne
 	record.Verdict = mesh.VerdictDeny
 	c := &connection{proxy: p, pod: pod, record: record, opening: &opening{scope: wire.Scope{Parent: ctx}}}
 	pod.busy.Add(1)
-	if !p.charge(pod) {
+	if !pod.Charge() {
 		c.finish(refused(mesh.ReasonBudgetExceeded, errors.New("too many connections at once")))
 		return c, false
 	}
@@ -100,7 +100,7 @@ func (c *connection) decide(d mesh.Decision) {
 func (c *connection) watch(seen *mesh.View, by flow.Transport) {
 	c.mu.Lock()
 	c.record.Transport, c.seen = by, seen
-	c.inside = wire.Inside(seen, &c.record)
+	c.inside = c.inside || wire.Inside(seen, &c.record)
 	c.mu.Unlock()
 	// The View may have been replaced between the decision and this moment,
 	// and the sweep for it may have passed by.
@@ -110,7 +110,7 @@ func (c *connection) watch(seen *mesh.View, by flow.Transport) {
 // unwatch is for a try that failed: the next one decides anew.
 func (c *connection) unwatch() {
 	c.mu.Lock()
-	c.record.Transport, c.seen = flow.TransportNone, nil
+	c.record.Transport, c.seen, c.inside = flow.TransportNone, nil, false
 	c.mu.Unlock()
 }
 

@@ -8,17 +8,19 @@ func (p *Proxy) Serves(key mesh.Key) bool {
 	return ok
 }
 
-// Charges is what connections have taken from the budgets.
-type Charges struct{ Connections, Sockets, Balanced int64 }
+// Charges is what connections have taken from the budgets; Tunnels are tunnel connections, whose
+// sockets are not among the others.
+type Charges struct{ Connections, Sockets, Balanced, Tunnels int64 }
 
 // Charges adds up all pods'; Balanced is that of the workloads of connections.
 func (p *Proxy) Charges() (c Charges) {
 	for _, key := range p.keys() {
 		if pod, ok := p.podOf(key); ok {
 			c.Connections += pod.Connections.Load()
+			c.Tunnels += pod.Tunnels.Load()
 		}
 	}
-	c.Sockets = p.sockets.Load()
+	c.Sockets = p.sockets.Load() - c.Tunnels
 	for _, w := range p.cfg.Store.View().Workloads() {
 		c.Balanced += int64(p.balancer.Active(w.Key))
 	}

@@ -166,7 +166,7 @@ func (p *Proxy) adopt(state []byte, tunnelOf *mesh.Key) (*connection, error) {
 	if !ok || !pod.enter() {
 		return nil, fmt.Errorf("%s is not served", of)
 	}
-	c := &connection{proxy: p, pod: pod, record: *r, probe: f.Probe, sockets: 1}
+	c := &connection{proxy: p, pod: pod, record: *r, probe: f.Probe, inside: f.Inside, sockets: 1}
 	c.counters.Sent.Store(f.Sent)
 	c.counters.Received.Store(f.Received)
 	if r.Transport != flow.TransportTunnel {
@@ -196,7 +196,7 @@ func (c *connection) Freeze() ([]byte, error) {
 		return nil, errors.New("the connection is not carried")
 	}
 	f := frozen.Connection{
-		Record: c.record, Sent: c.counters.Sent.Load(), Received: c.counters.Received.Load(), Balanced: c.balanced, Probe: c.probe,
+		Record: c.record, Sent: c.counters.Sent.Load(), Received: c.counters.Received.Load(), Balanced: c.balanced, Probe: c.probe, Inside: c.inside,
 	}
 	c.given = true
 	return f.Encode()

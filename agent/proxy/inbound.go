@@ -208,7 +208,7 @@ func (p *Proxy) plaintext(served *pod, remote *net.TCPConn) {
 		refuse(decision.Reason, nil)
 		return
 	}
-	if !p.chargeSocket(served) {
+	if !served.ChargeSocket() {
 		refuse(mesh.ReasonBudgetExceeded, wire.ErrSockets)
 		return
 	}

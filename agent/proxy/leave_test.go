@@ -155,6 +155,68 @@ func TestLeavingServerEndsWhatMayNotLeave(t *testing.T) {
 	}
 }
 
+// tell publishes to one Store alone.
+func (w *world) tell(store *mesh.Store) {
+	w.t.Helper()
+	kept := w.store
+	w.store = store
+	w.publish()
+	w.store = kept
+}
+
+// TestLeavingBetweenTwoAgents: an end leaves while an agent hands over, so that the successor has
+// never seen it in the mesh: it ends what the one before would have, and nothing else.
+func TestLeavingBetweenTwoAgents(t *testing.T) {
+	for name, c := range map[string]struct {
+		serverNode, moves string
+		leaves            int // of the world's workloads
+		egress            mesh.EgressMode
+		ends              []int // ports of the server
+	}{
+		"the client":             {"b", "b", 0, mesh.EgressAllow, []int{leaveStrict, leavePrincipal}},
+		"the client of a splice": {"a", "a", 0, mesh.EgressAllow, []int{leaveStrict, leavePrincipal}},
+		"the server":             {"b", "a", 2, mesh.EgressDeny, []int{leaveStrict, leaveOpen, leavePrincipal}},
+		"the server of a splice": {"a", "a", 2, mesh.EgressDeny, []int{leaveStrict, leaveOpen, leavePrincipal}},
+		"a server that may":      {"b", "a", 2, mesh.EgressAllow, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newLeaving(t, nil, c.serverNode, nil)
+			n.w.settings.EgressNamespaces = map[string]mesh.EgressMode{"shop": c.egress}
+			n.w.publish()
+			open := map[int]*net.TCPConn{}
+			for _, port := range []int{leaveStrict, leaveOpen, leavePrincipal} {
+				open[port] = n.web.open(leaveAddr(port))
+			}
+			n.w.workloads[c.leaves].Enrolled = false
+			told := mesh.NewStore()
+			n.w.tell(told)
+			renewed := n.w.node(c.moves, func(cfg *proxy.Config) { cfg.Store = told })
+			old, pods := n.a, []*pod{n.web, n.twin}
+			switch {
+			case c.serverNode == "a":
+				pods = append(pods, n.db)
+			case c.moves == "b":
+				old, pods = n.server, []*pod{n.db}
+			}
+			h, _ := old.takeOver(t, renewed, pods...)
+			h.move()
+			for _, port := range c.ends {
+				refused(t, open[port])
+				delete(open, port)
+			}
+			for _, r := range renewed.flows.wait(t, len(c.ends)) {
+				if r.Reason != mesh.ReasonUnenrolled || r.Verdict != mesh.VerdictDeny {
+					t.Errorf("%v %v to %v", r.Verdict, r.Reason, r.Destination.Addr)
+				}
+			}
+			time.Sleep(100 * time.Millisecond)
+			for port, conn := range open {
+				goesOn(t, leaveAddr(port), conn)
+			}
+		})
+	}
+}
+
 // TestWhoJoinsHasNotLeft: a client that proves who it is, and of whom the server's node is
 // not told yet that it has joined, is not taken for one that left; once it is told, it is.
 func TestWhoJoinsHasNotLeft(t *testing.T) {
@@ -162,10 +224,8 @@ func TestWhoJoinsHasNotLeft(t *testing.T) {
 	n := newLeaving(t, nil, "b", late)
 	before := func(enrolled bool) {
 		t.Helper()
-		kept := n.w.store
-		n.w.store, n.w.workloads[0].Enrolled = late, enrolled
-		n.w.publish()
-		n.w.store = kept
+		n.w.workloads[0].Enrolled = enrolled
+		n.w.tell(late)
 	}
 	before(false)
 	c := n.web.open(leaveAddr(leaveStrict))

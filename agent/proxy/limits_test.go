@@ -155,7 +155,7 @@ func TestBudgetOfSockets(t *testing.T) {
 		node, web, api string // of the server, and where each pod goes
 		want           int    // connections of the greedy pod, of 24 sockets
 	}{
-		"tunnel":    {"b", "198.18.9.1:7000", "198.18.9.2:7000", 19}, // a socket each
+		"tunnel":    {"b", "198.18.9.1:7000", "198.18.9.2:7000", 18}, // a socket each, and one of the tunnel connection
 		"splice":    {"a", "198.18.9.1:7000", "198.18.9.2:7000", 10}, // two each
 		"plaintext": {"b", "203.0.113.1:7001", "203.0.113.2:7001", 10},
 	} {
@@ -190,6 +190,125 @@ func TestBudgetOfSockets(t *testing.T) {
 			}
 			greeting(t, api.client(c.api))
 		})
+	}
+}
+
+// crowd is a pod of node a that has to do with many of node b, one after the other, and its
+// neighbour, which has to do with the last of them.
+type crowd struct {
+	a           *node
+	from        []*pod
+	to          []string
+	neighbour   *pod
+	neighbourTo string
+}
+
+func newCrowd(t *testing.T, kind string, inbound bool, peers, sockets int) *crowd {
+	w := newWorld(t)
+	w.engines = map[string]string{"a": kind}
+	w.workload("web", "a", "198.18.1.1")
+	w.workload("api", "a", "198.18.1.2")
+	addresses := []string{"198.18.1.1", "198.18.1.2"}
+	g := &crowd{neighbourTo: "198.18.9.201:7000"}
+	for i := range peers {
+		name := fmt.Sprint("peer-", i)
+		addresses = append(addresses, fmt.Sprintf("198.18.2.%d", i+1))
+		w.workload(name, "b", addresses[i+2])
+		service := fmt.Sprintf("198.18.9.%d", i+1)
+		g.to = append(g.to, service+":7000")
+		if inbound {
+			w.service("to-"+name, service, 7000, 7001, "web")
+		} else {
+			w.service("to-"+name, service, 7000, 7001, name)
+		}
+	}
+	last := fmt.Sprint("peer-", peers-1)
+	if inbound {
+		last = "api"
+	}
+	w.service("neighbour", "198.18.9.201", 7000, 7001, last)
+	w.publish()
+	for _, addr := range addresses {
+		application(t, addr+":7001", echo)
+	}
+	g.a = w.node("a", func(c *proxy.Config) { c.Budget.Sockets = sockets })
+	b := w.node("b")
+	var ofWeb, ofAPI podOptions
+	if !inbound {
+		ofWeb.outbound, ofAPI.outbound = g.to, []string{g.neighbourTo}
+	}
+	web := g.a.serve("web", addresses[0], ofWeb)
+	g.neighbour = g.a.serve("api", addresses[1], ofAPI)
+	for i := range peers {
+		var o podOptions
+		if inbound {
+			o.outbound = g.to[i : i+1]
+			if i == peers-1 {
+				o.outbound = append([]string{g.neighbourTo}, o.outbound...)
+			}
+		}
+		peer := b.serve(fmt.Sprint("peer-", i), addresses[i+2], o)
+		if !inbound {
+			peer = web
+		} else if i == peers-1 {
+			g.neighbour = peer
+		}
+		g.from = append(g.from, peer)
+	}
+	return g
+}
+
+// says reports whether a connection opens, and closes it.
+func (p *pod) says(t *testing.T, dst string) bool {
+	c, err := p.dial(dst)
+	if err != nil {
+		return false
+	}
+	defer c.Close()
+	n, err := c.Read(make([]byte, 1))
+	return n == 1 && err == nil
+}
+
+// TestBudgetOfTunnels: a pod that goes to many others, one at a time, makes its agent keep no
+// more tunnel connections, which are idle, than its share of sockets; nor does one that many
+// come to. Another pod of the node finds some.
+func TestBudgetOfTunnels(t *testing.T) {
+	for _, kind := range []string{engine.Loop, engine.Reference} {
+		for _, inbound := range []bool{false, true} {
+			t.Run(fmt.Sprint(kind, " inbound ", inbound), func(t *testing.T) {
+				const peers = 30
+				most := 12 // of 24 sockets: so many are left
+				if !inbound {
+					most = 11 // with the connection that it is for
+				}
+				g := newCrowd(t, kind, inbound, peers, 24)
+				opened := 0
+				for i, from := range g.from {
+					if from.says(t, g.to[i]) {
+						opened++
+					}
+					testenv.Eventually(t, 5*time.Second, "it has ended", func() bool { return g.a.proxy.Charges().Connections == 0 })
+				}
+				if n := g.a.proxy.Charges().Tunnels; opened != most || int(n) != most {
+					t.Errorf("%d of %d peers were reached, by %d tunnel connections, want %d", opened, peers, n, most)
+				}
+				over := 0
+				for _, r := range g.a.flows.all() {
+					if r.Reason == mesh.ReasonBudgetExceeded && r.Verdict == mesh.VerdictDeny {
+						over++
+					}
+				}
+				if over < peers-most {
+					t.Errorf("%d were refused as over the budget", over)
+				}
+				if !g.from[0].says(t, g.to[0]) {
+					t.Error("what has a tunnel connection is refused")
+				}
+				if !g.neighbour.says(t, g.neighbourTo) {
+					t.Error("the neighbour is refused")
+				}
+			})
+		}
 	}
 }
 

@@ -364,7 +364,7 @@ func (p *Proxy) egress(d *departure) {
 }
 
 func (p *Proxy) dialPlain(d *departure, target netip.AddrPort) (*net.TCPConn, error) {
-	if !p.chargeSocket(d.pod) {
+	if !d.pod.ChargeSocket() {
 		return nil, wire.ErrSockets
 	}
 	ctx, cancel := context.WithTimeout(d.scope.Context(), p.cfg.Timeouts.Connect)
@@ -429,7 +429,7 @@ func (p *Proxy) splice(d *departure, w *mesh.Workload, target netip.AddrPort) (m
 	if !permit.Valid() {
 		return decision.Reason, nil, false
 	}
-	if !p.charge(there) {
+	if !there.Charge() {
 		return mesh.ReasonBudgetExceeded, fmt.Errorf("too many connections of %s", w.Key), true
 	}
 	app, err := p.deliver(d.scope.Context(), permit, there, wire.InFamily(wire.Placed(d.src, d.pod.Addresses), d.client, target.Addr()), target.Addr())

@@ -81,7 +81,7 @@ type Proxy struct {
 	balancer *balance.Balancer
 	live     *registry
 	judge    *wire.Judge
-	// sockets counts those of all pods' connections, against Budget.Sockets.
+	// sockets counts those of all pods' connections and tunnel connections, against Budget.Sockets.
 	sockets atomic.Int64
 	// unsettled counts accept loops, and the connections that they took and that
 	// are neither carried nor refused.

@@ -30,7 +30,7 @@ func TestEverythingMoves(t *testing.T) {
 		talks[name] = k
 	}
 	before, charged := m.old.proxy.Live(), m.old.proxy.Charges()
-	if want := (proxy.Charges{Connections: 6, Sockets: 8, Balanced: 3}); charged != want {
+	if want := (proxy.Charges{Connections: 6, Sockets: 8, Balanced: 3, Tunnels: 2}); charged != want {
 		t.Errorf("charged %+v, want %+v", charged, want)
 	}
 	h, _ := m.old.takeOver(t, m.renewed, m.web, m.near)

@@ -54,6 +54,13 @@ func (h *Handshakes) Begin(peer netip.Addr, cut func()) (*Handshake, error) {
 	return hs, nil
 }
 
+// BeginIn is Begin for a connection that needs a place of a pod's as well, which is the
+// caller's to give back when it has ended.
+func (h *Handshakes) BeginIn(m *Memory, peer netip.Addr, cut func()) (hs *Handshake, err error) {
+	err = m.Within(func() (err error) { hs, err = h.Begin(peer, cut); return err })
+	return hs, err
+}
+
 // End gives the place back. It returns an error that matches ErrLimit if the
 // handshake had lost it to a newcomer, whatever came of it.
 func (h *Handshakes) End(hs *Handshake) error {

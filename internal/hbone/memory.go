@@ -27,6 +27,7 @@ import (
 // unlimited. It is safe for concurrent use.
 type Memory struct {
 	limit    int64
+	places   Places // nil does not bound connections
 	used     atomic.Int64
 	promised [2]atomic.Int64
 	waits    atomic.Bool // somebody does

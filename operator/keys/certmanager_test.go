@@ -23,9 +23,10 @@ import (
 // secrets is an API server with one Secret.
 type secrets struct {
 	typedcorev1.SecretInterface
-	kept    *corev1.Secret
-	first   func() // runs before an update: somebody else is first
-	updates int
+	typedcorev1.PodsGetter // nil: nobody asks for pods while there are keys
+	kept                   *corev1.Secret
+	first                  func() // runs before an update: somebody else is first
+	updates                int
 }
 
 func (s *secrets) Secrets(string) typedcorev1.SecretInterface { return s }

@@ -14,7 +14,8 @@
 // # Rights
 //
 // In the operator's own namespace: create on secrets, get and update on the one of
-// the name; create on configmaps, and get and patch on the one of the name.
+// the name; create on configmaps, and get and patch on the one of the name. In all: list
+// on pods.
 //
 // Functions may be called from any goroutine.
 package keys
@@ -63,14 +64,20 @@ type Kept struct {
 	EpochBase     uint64
 }
 
+// Client reads and writes Secrets, and sees pods.
+type Client interface {
+	typedcorev1.SecretsGetter
+	typedcorev1.PodsGetter
+}
+
 // First makes the texts of a new authority.
 type First func(context.Context) (map[string][]byte, error)
 
 // Open returns what the Secret in a namespace has in it, and makes it when there
-// is none: first says of what, nil a root. In the Secret that is there a configuration key is
-// put when it has none, as cert-manager's has not, and with first a CA in the place of one that
+// is none, unless another Heddle runs (ErrAnother): first says of what, nil a root. In the
+// Secret that is there a configuration key is put when it has none, as cert-manager's has not, and with first a CA in the place of one that
 // has ended; else it is not changed: one that cannot be read is an error.
-func Open(ctx context.Context, client typedcorev1.SecretsGetter, namespace string, cfg identity.AuthorityConfig, first First) (*Kept, error) {
+func Open(ctx context.Context, client Client, namespace string, cfg identity.AuthorityConfig, first First) (*Kept, error) {
 	given := first
 	if first == nil {
 		first = func(context.Context) (map[string][]byte, error) { return identity.NewAuthorityTexts(cfg) }
@@ -78,6 +85,9 @@ func Open(ctx context.Context, client typedcorev1.SecretsGetter, namespace strin
 	secrets := client.Secrets(namespace)
 	secret, err := secrets.Get(ctx, SecretName, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
+		if err := alone(ctx, client, namespace); err != nil {
+			return nil, err
+		}
 		secret, err = create(ctx, secrets, first)
 	} else if err == nil && given != nil {
 		secret, err = renew(ctx, secrets, secret, given)

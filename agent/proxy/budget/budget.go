@@ -27,8 +27,9 @@ type Budget struct {
 	// OutboundHandshakes how many are begun for it; two seconds' worth at once.
 	Handshakes, OutboundHandshakes int
 	// Sockets bounds the sockets of all pods' connections together, one or two
-	// for each; it follows from the limit of open descriptors. No pod has more
-	// connections than four times the sockets left.
+	// for each, and of their tunnel connections; it follows from the limit of open
+	// descriptors. No pod has more connections than four times the sockets left,
+	// or more tunnel connections than are left.
 	Sockets int
 	// BufferedBytes is how much tunnels hold for a pod: what its applications, or
 	// its peers, have not taken.
@@ -65,7 +66,8 @@ func (b Budget) OrDefaults() Budget {
 }
 
 // Alone is how many connections of one pod are carried while no other pod has any,
-// whichever they are: with two sockets each it has as many as four ninths of Sockets.
+// whichever they are: with two sockets each it has as many as four ninths of Sockets. Those by
+// tunnels take one, and one of the tunnel connection that many of them share.
 func (b Budget) Alone() int {
 	b = b.OrDefaults()
 	return min(b.Connections, 4*b.Sockets/9)
@@ -78,19 +80,26 @@ type Allowance struct {
 	// Handshakes are those of tunnel connections that the pod accepts, by who opens
 	// them, and Outbound those that are begun for it, by where they go.
 	Handshakes, Outbound *Handshakes
-	// Connections counts those that are carried.
-	Connections atomic.Int64
+	// Connections counts those that are carried, Tunnels the tunnel connections by which
+	// they go and come.
+	Connections, Tunnels atomic.Int64
+	// node counts the sockets of all pods, and may have no more than sockets.
+	node                 *atomic.Int64
+	connections, sockets int64
 	// waiting counts those that are in Wait, at most of which may.
 	waiting atomic.Int64
 	most    int64
 }
 
-// Allowance returns that of a pod that has taken nothing.
-func (b Budget) Allowance() *Allowance {
-	return &Allowance{
-		Memory: hbone.NewMemory(b.BufferedBytes), most: int64(max(b.Connections/8, 1)),
+// Allowance returns that of a pod that has taken nothing, and counts its sockets among the
+// node's.
+func (b Budget) Allowance(node *atomic.Int64) *Allowance {
+	a := &Allowance{
+		node: node, connections: int64(b.Connections), sockets: int64(b.Sockets), most: int64(max(b.Connections/8, 1)),
 		Handshakes: NewHandshakes(b.Handshakes, 2*b.Handshakes), Outbound: NewHandshakes(b.OutboundHandshakes, 2*b.OutboundHandshakes),
 	}
+	a.Memory = hbone.NewMemory(b.BufferedBytes).WithPlaces((*tunnels)(a))
+	return a
 }
 
 // DialTunnel calls dial for a tunnel connection to an endpoint, which costs the pod a

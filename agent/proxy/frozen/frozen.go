@@ -41,6 +41,8 @@ type Connection struct {
 	// Balanced says that the balancer counts it for its destination; Probe that
 	// it came as a kubelet's probe.
 	Balanced, Probe bool
+	// Inside says that both of its ends were seen in the mesh while it was carried.
+	Inside bool
 }
 
 type state struct {
@@ -63,7 +65,7 @@ type state struct {
 	Probe       bool     `json:"probe,omitempty"`
 	tunnelled
 	hop
-	audited
+	judged
 }
 
 // tunnelled is of a tunnel, as secured.Facts has it; a version before knows none of it.
@@ -80,9 +82,11 @@ type hop struct {
 	Newer    string `json:"newerReason,omitempty"`
 }
 
-// audited are the AUDIT policies that matched; a version before knows none of them.
-type audited struct {
+// judged is what was seen of it as it was judged: the AUDIT policies that matched, and both ends in the
+// mesh. A version before knows none of it: what leaves the mesh has its drain there.
+type judged struct {
 	Audited []string `json:"audited,omitempty"`
+	Inside  bool     `json:"inside,omitempty"`
 }
 
 type key struct {
@@ -114,7 +118,7 @@ func (c *Connection) Encode() ([]byte, error) {
 		Verdict: r.Verdict.String(), Reason: r.Reason.String(), Policy: key(r.Policy), Rule: r.Rule,
 		Handshake: int64(r.Timing.Handshake), Connect: int64(r.Timing.Connect),
 		Sent: c.Sent, Received: c.Received, Balanced: c.Balanced, Probe: c.Probe,
-		tunnelled: tunnelled{uint16(by.Group), by.Serial, by.NotAfter}, audited: audited{r.Audited.List()},
+		tunnelled: tunnelled{uint16(by.Group), by.Serial, by.NotAfter}, judged: judged{r.Audited.List(), c.Inside},
 	}
 	if r.Waypoint != (mesh.Key{}) {
 		s.Waypoint = (*key)(&r.Waypoint)
@@ -150,7 +154,7 @@ func Decode(text []byte) (*Connection, error) {
 }
 
 func (s *state) connection() (*Connection, error) {
-	c := &Connection{Sent: s.Sent, Received: s.Received, Balanced: s.Balanced, Probe: s.Probe}
+	c := &Connection{Sent: s.Sent, Received: s.Received, Balanced: s.Balanced, Probe: s.Probe, Inside: s.Inside}
 	r := &c.Record
 	var errs [6]error
 	r.Direction, errs[0] = flow.ParseDirection(s.Direction)

@@ -138,7 +138,7 @@ func Elsewhere(err error) bool {
 	if errors.As(err, &status) {
 		return status.Code >= http.StatusBadGateway && status.Code <= http.StatusGatewayTimeout
 	}
-	return !errors.Is(err, hbone.ErrReset) && !errors.Is(err, hbone.ErrRevoked) && !errors.Is(err, budget.ErrOver) && !errors.Is(err, ErrSockets)
+	return !errors.Is(err, hbone.ErrReset) && !errors.Is(err, hbone.ErrRevoked) && !errors.Is(err, budget.ErrOver) && !errors.Is(err, budget.ErrTunnels) && !errors.Is(err, ErrSockets)
 }
 
 // Reset closes a connection with RST.

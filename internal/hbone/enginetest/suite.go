@@ -22,6 +22,7 @@ func RunPair(t *testing.T, make New) {
 		{"pool", poolTests()},
 		{"life", lifeTests()},
 		{"limits", limitTests()},
+		{"places", placeTests()},
 		{"wire", wireTests()},
 		{"opening", openingTests()},
 		{"early", earlyTests()},

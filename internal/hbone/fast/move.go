@@ -417,10 +417,11 @@ func (w *worker) thaw(z *frozen.Conn, t *frozen.Thawing, key hbone.Key, files []
 		}
 		owners[i] = tunnel.Adopted{Owner: o, Progress: a.Progress, Cutter: a.Cutter}
 	}
-	side := &clientSide{w: w, key: key}
+	side := &clientSide{w: w, key: key, memory: t.Memory}
 	if side.conn, err = w.Thaw(t, files, w.eng.clientConfig(t.Memory), side, owners); err != nil {
 		return err
 	}
+	t.Memory.Opened()
 	for range owners {
 		w.eng.hold()
 	}
@@ -477,6 +478,7 @@ func (s *serving) take(peer spiffeid.ID) bool {
 		return false
 	}
 	s.peers.Keep(peer)
+	s.srv.Memory.Opened()
 	s.connection.Add(1)
 	return true
 }

@@ -21,6 +21,8 @@ type clientSide struct {
 	conn *tunnel.Conn
 	key  hbone.Key
 	dial *dialing // until the peer's SETTINGS are there
+	// memory is the pod's, where the connection has its place.
+	memory *hbone.Memory
 	// moving says that a Freeze waits for its streams to be answered.
 	moving bool
 }
@@ -130,7 +132,9 @@ func (w *worker) place(o *outbound) {
 func (w *worker) begin(req *hbone.ConnectRequest, d *dialing) {
 	w.entry(req.Key).dialing = d
 	w.eng.spawn(func() {
-		s, timing, err := w.eng.dial(req)
+		var s *tunnel.Secured
+		var timing hbone.Timing
+		err := req.Memory.Within(func() (err error) { s, timing, err = w.eng.dial(req); return err })
 		w.Post(func() { w.dialed(req, d, s, timing, err) })
 	})
 }
@@ -207,6 +211,7 @@ func (w *worker) dialed(req *hbone.ConnectRequest, d *dialing, s *tunnel.Secured
 	d.start = w.Now()
 	if err == nil && w.eng.closing() {
 		s.Abort()
+		req.Memory.Closed()
 		err = hbone.ErrDraining
 	}
 	if err != nil {
@@ -215,9 +220,10 @@ func (w *worker) dialed(req *hbone.ConnectRequest, d *dialing, s *tunnel.Secured
 	}
 	cfg := w.eng.clientConfig(req.Memory)
 	cfg.Patience = w.eng.timeoutOf(req)
-	side := &clientSide{w: w, key: req.Key, dial: d}
+	side := &clientSide{w: w, key: req.Key, dial: d, memory: req.Memory}
 	if side.conn, err = w.Add(s, cfg, side); err != nil {
 		s.Abort()
+		req.Memory.Closed()
 		w.dialFailed(req.Key, d, fmt.Errorf("%w: %w", hbone.ErrLimit, err))
 		return
 	}
@@ -303,7 +309,7 @@ func (side *clientSide) Request(*tunnel.Stream, h2.Header) tunnel.Owner { return
 func (side *clientSide) Refuse(error) {}
 
 // Ended implements tunnel.Role.
-func (side *clientSide) Ended() { side.w.eng.release() }
+func (side *clientSide) Ended() { side.memory.Closed(); side.w.eng.release() }
 
 // Freeze implements tunnel.Role.
 func (side *clientSide) Freeze(z *frozen.Conn) { z.Pool = &frozen.Pool{Endpoint: side.key.Endpoint} }

@@ -103,7 +103,7 @@ func (s *serving) admit(conn net.Conn) {
 		refused = fmt.Errorf("%w: %d connections", hbone.ErrLimit, s.limits.Connections)
 	default:
 		peer := connect.AddrPort(conn.RemoteAddr()).Addr()
-		handshake, refused = s.pending.Begin(peer, func() { relay.Abort(conn) })
+		handshake, refused = s.pending.BeginIn(s.srv.Memory, peer, func() { relay.Abort(conn) })
 	}
 	if refused == nil {
 		s.connection.Add(1)
@@ -137,6 +137,7 @@ func (s *serving) run(conn net.Conn, handshake *hbone.Handshake) {
 			secured.Session.Wipe()
 		}
 		s.refuseConn(conn, peer, err)
+		s.srv.Memory.Closed()
 		s.connection.Done()
 		return
 	}
@@ -188,6 +189,7 @@ func (s *serving) left(peer spiffeid.ID) {
 	s.mu.Lock()
 	s.peers.Leave(peer)
 	s.mu.Unlock()
+	s.srv.Memory.Closed()
 	s.connection.Done()
 }
 

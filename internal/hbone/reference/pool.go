@@ -63,7 +63,7 @@ type pool struct {
 
 	mu      sync.Mutex
 	entries map[hbone.Key]*entry
-	live    map[*clientConn]struct{} // open, in the pool or retired
+	live    map[*clientConn]*hbone.Memory // open, in the pool or retired, and where each has its place
 }
 
 // entry is the connections of one key, and the one dial that may be under way.
@@ -207,7 +207,8 @@ func (c *clientConn) trusted(bundles x509bundle.Source) bool {
 func (p *pool) dial(req *hbone.ConnectRequest, d *dialing) {
 	ctx, cancel := context.WithTimeoutCause(p.eng.hard, p.eng.timeoutOf(req), hbone.ErrTimeout)
 	defer cancel()
-	c, err := p.open(ctx, req, &d.timing)
+	var c *clientConn
+	err := req.Memory.Within(func() (err error) { c, err = p.open(ctx, req, &d.timing); return err })
 	p.mu.Lock()
 	ent := p.entry(req.Key)
 	ent.dialing, d.err = nil, err
@@ -215,7 +216,7 @@ func (p *pool) dial(req *hbone.ConnectRequest, d *dialing) {
 		c.gone = false
 		c.expiry = time.AfterFunc(time.Until(hbone.NotAfter(c.wire.leaf, c.chain[0])), func() { p.eng.spawn(func() { p.retire(c, nil) }) })
 		ent.conns = append(ent.conns, c)
-		p.live[c] = struct{}{}
+		p.live[c] = req.Memory
 	}
 	p.forget(req.Key, ent)
 	p.mu.Unlock()
@@ -323,6 +324,9 @@ func (p *pool) lost(c *clientConn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.remove(c)
+	if memory, ok := p.live[c]; ok {
+		memory.Closed()
+	}
 	delete(p.live, c)
 }
 

@@ -112,7 +112,7 @@ func New(cfg Config) *Engine {
 	e.hard, e.cut = context.WithCancelCause(context.Background())
 	e.live.servers = map[*serving]struct{}{}
 	e.transport = newTransport(cfg)
-	e.pool = &pool{eng: e, entries: map[hbone.Key]*entry{}, live: map[*clientConn]struct{}{}}
+	e.pool = &pool{eng: e, entries: map[hbone.Key]*entry{}, live: map[*clientConn]*hbone.Memory{}}
 	return e
 }
 

@@ -83,7 +83,7 @@ func (s *serving) admit(conn net.Conn) {
 		refused = fmt.Errorf("%w: %d connections", hbone.ErrLimit, limits.Connections)
 	default:
 		peer := connect.AddrPort(conn.RemoteAddr()).Addr()
-		handshake, refused = s.pending.Begin(peer, func() { relay.Abort(conn) })
+		handshake, refused = s.pending.BeginIn(s.srv.Memory, peer, func() { relay.Abort(conn) })
 	}
 	if refused == nil {
 		s.connection.Add(1)
@@ -96,6 +96,7 @@ func (s *serving) admit(conn net.Conn) {
 	}
 	s.eng.spawn(func() {
 		defer s.connection.Done()
+		defer s.srv.Memory.Closed()
 		s.run(conn, handshake)
 	})
 }

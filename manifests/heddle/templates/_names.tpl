@@ -20,6 +20,12 @@ app.kubernetes.io/component: {{ . }}
 {{- end -}}
 {{- end }}
 
+{{- /* What the whole cluster has of the operator. It has the namespace in its name, so that
+       what is applied for another one takes nothing from this one. */ -}}
+{{- define "heddle.clusterName" -}}
+heddle-operator{{ if ne .Release.Namespace "heddle-system" }}-{{ .Release.Namespace }}{{ end }}
+{{- end }}
+
 {{/* A duration, such as 1m30s, in whole seconds. */}}
 {{- define "heddle.seconds" -}}
 {{- $total := 0.0 -}}

@@ -245,6 +245,50 @@ func TestOperator(t *testing.T) {
 	}
 }
 
+// operatorAsUser is the operator's service account as a cluster-wide binding names it.
+func operatorAsUser(namespace string) rbacv1.Subject {
+	return rbacv1.Subject{Kind: "User", APIGroup: "rbac.authorization.k8s.io", Name: "system:serviceaccount:" + namespace + ":heddle-operator"}
+}
+
+// TestASecondTakesNothingFromTheFirst: what belongs to the whole cluster has another name where
+// the chart is rendered for another namespace; and kustomize's `namespace`, which cannot give it
+// one, leaves it as it is, so that applying it changes nothing.
+func TestASecondTakesNothingFromTheFirst(t *testing.T) {
+	first := map[string]bool{}
+	bindings := 0
+	for _, o := range render(t) {
+		if o.GetNamespace() != "" || o.GetKind() == "CustomResourceDefinition" || o.GetKind() == "Mesh" { // of these a cluster has one
+			continue
+		}
+		first[o.GetKind()+" "+o.GetName()] = true
+		if o.GetKind() != "ClusterRoleBinding" {
+			continue
+		}
+		bindings++
+		binding := typed[rbacv1.ClusterRoleBinding](t, o)
+		if binding.Name != "heddle-operator" || len(binding.Subjects) != 1 || binding.Subjects[0] != operatorAsUser(Namespace) {
+			t.Errorf("%s is of %v: one of a service account is another's with another namespace", binding.Name, binding.Subjects)
+		}
+	}
+	_, files, err := Render(Options{Namespace: "second", Values: map[string]any{"namespace": map[string]any{"create": true}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := Objects(files...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range second {
+		if o.GetNamespace() == "" && first[o.GetKind()+" "+o.GetName()] {
+			t.Errorf("both have %s %s", o.GetKind(), o.GetName())
+		}
+	}
+	binding := one[rbacv1.ClusterRoleBinding](t, second, "ClusterRoleBinding", "heddle-operator-second")
+	if bindings != 1 || len(first) != 3 || binding.RoleRef.Name != one[rbacv1.ClusterRole](t, second, "ClusterRole", "heddle-operator-second").Name || binding.Subjects[0] != operatorAsUser("second") {
+		t.Errorf("%v; the second binds %s to %v", first, binding.RoleRef.Name, binding.Subjects)
+	}
+}
+
 // The agent has no rights; the operator's have no wildcard, and each rule says in
 // a comment what each of its verbs is for.
 func TestRights(t *testing.T) {
@@ -268,7 +312,7 @@ func TestRights(t *testing.T) {
 			subjects = typed[rbacv1.RoleBinding](t, o).Subjects
 		}
 		for _, s := range subjects {
-			if s.Name != "heddle-operator" || s.Kind != "ServiceAccount" {
+			if s != (rbacv1.Subject{Kind: "ServiceAccount", Name: "heddle-operator", Namespace: Namespace}) && s != operatorAsUser(Namespace) {
 				t.Errorf("%s %s gives rights to %s %s", o.GetKind(), o.GetName(), s.Kind, s.Name)
 			}
 		}

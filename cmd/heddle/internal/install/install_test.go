@@ -481,6 +481,46 @@ func TestAlertsNeedTheirKind(t *testing.T) {
 	}
 }
 
+// Before, an installation into another namespace had cluster-wide roles without that in their
+// names: an upgrade takes them away, once the new ones are there.
+func TestRolesOfTheVersionBefore(t *testing.T) {
+	w := newWorld(t)
+	w.put(`{apiVersion: v1, kind: Node, metadata: {name: n1}, spec: {podCIDRs: [10.244.1.0/24]}}`)
+	w.must("install", "--system-namespace", "first", "--wait", "0")
+	last, err := w.readRecord(t.Context(), "first")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var renamed []ref
+	for i, o := range last.Objects {
+		if o.Name != "heddle-operator-first" {
+			continue
+		}
+		renamed = append(renamed, o)
+		if _, err := w.remove(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+		last.Objects[i].Name = "heddle-operator"
+	}
+	w.put(`{apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRole, metadata: {name: heddle-operator, labels: {app.kubernetes.io/managed-by: heddle}}, rules: []}`)
+	w.put(`{apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRoleBinding, metadata: {name: heddle-operator, labels: {app.kubernetes.io/managed-by: heddle}}, roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: heddle-operator},
+  subjects: [{kind: ServiceAccount, name: heddle-operator, namespace: first}]}`)
+	if err := w.writeRecord(t.Context(), "first", last); err != nil {
+		t.Fatal(err)
+	}
+	out, log := w.must("upgrade", "--system-namespace", "first", "--wait", "0")
+	said := out + log
+	for _, o := range renamed {
+		created, deleted := strings.Index(said, o.String()+": created"), strings.Index(said, strings.TrimSuffix(o.String(), "-first")+": deleted, no longer wanted")
+		if created < 0 || deleted < created || !w.has(o.kind(), "", o.Name) || w.has(o.kind(), "", "heddle-operator") {
+			t.Errorf("%s: created at %d, the old one deleted at %d of\n%s", o, created, deleted, said)
+		}
+	}
+	if len(renamed) != 2 {
+		t.Errorf("%v have the namespace in their names", renamed)
+	}
+}
+
 // A second mesh is refused, whatever tells of the first one; nothing is made.
 func TestAnotherMeshIsRefused(t *testing.T) {
 	w := newWorld(t)
@@ -511,6 +551,9 @@ func TestAnotherMeshIsRefused(t *testing.T) {
 	w.put(`{apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRoleBinding, metadata: {name: heddle-operator}, roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: heddle-operator},
   subjects: [{kind: ServiceAccount, name: heddle-operator, namespace: second}]}`)
 	w.refused("heddle uninstall --system-namespace second", "install", "--wait", "0")
+	w.put(`{apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRoleBinding, metadata: {name: heddle-operator}, roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: heddle-operator},
+  subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: "system:serviceaccount:third:heddle-operator"}]}`)
+	w.refused("heddle uninstall --system-namespace third", "install", "--wait", "0")
 	roles, err := w.resource(role, "")
 	if err != nil {
 		t.Fatal(err)

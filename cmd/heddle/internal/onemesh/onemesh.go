@@ -103,8 +103,7 @@ func (c Cluster) Find(ctx context.Context, namespace string) (*Another, error) {
 		}
 		for _, s := range subjects {
 			subject, _ := s.(map[string]any)
-			where, _ := subject["namespace"].(string)
-			note(binding, where)
+			note(binding, namespaceOf(subject))
 		}
 	}
 	for where, by := range found {
@@ -112,4 +111,18 @@ func (c Cluster) Find(ctx context.Context, namespace string) (*Another, error) {
 		return &Another{where, slices.Compact(by)}, nil
 	}
 	return nil, nil
+}
+
+// namespaceOf is that of a service account, by its name and namespace or by the user that it is
+// to an API server (serviceaccount.MakeUsername of k8s.io/apiserver); "" of anybody else.
+func namespaceOf(subject map[string]any) string {
+	if where, _ := subject["namespace"].(string); where != "" {
+		return where
+	}
+	user, _ := subject["name"].(string)
+	account, ok := strings.CutPrefix(user, "system:serviceaccount:")
+	if where, _, named := strings.Cut(account, ":"); ok && named {
+		return where
+	}
+	return ""
 }
