@@ -82,6 +82,7 @@ func (w *world) testFaults(t *testing.T, server string) {
 	t.Run("containerd is restarted", func(t *testing.T) { w.testRuntimeRestart(t, server) })
 	t.Run("the CNI configuration is written anew", func(t *testing.T) { w.testRewrite(t, server) })
 	t.Run("the agent is killed during CNI ADD", func(t *testing.T) { w.testKilledMidway(t, server) })
+	t.Run("a disk is full", func(t *testing.T) { w.testFullDisk(t, server) })
 }
 
 // testKilledMidway kills a node's agent while heddle-cni waits for its answer about a

@@ -287,15 +287,20 @@ type world struct {
 
 func newFastEngine() hbone.Engine { return fast.New(fast.Config{Loops: 2}) }
 
-func newWorld(t testing.TB, clientEngine, serverEngine func() hbone.Engine) *world {
+// newWorld changes the server before it serves.
+func newWorld(t testing.TB, clientEngine, serverEngine func() hbone.Engine, change ...func(*hbone.Server)) *world {
 	ca := enginetest.NewCA(t, "mesh.test")
 	w := &world{t: t, ca: ca, cert: ca.SVID(t, "client"), apps: make(chan *net.TCPConn, 4096), inbound: make(chan hbone.Outcome, 4096)}
 	cert := ca.SVID(t, "server")
-	w.server = newSite(t, serverEngine, &hbone.Server{
+	server := &hbone.Server{
 		Local: "server", Bundles: ca.Bundle(), Certificate: func() (*tls.Certificate, error) { return cert, nil },
 		Limits: hbone.Limits{Streams: 1000},
 		Accept: w.accept,
-	})
+	}
+	for _, c := range change {
+		c(server)
+	}
+	w.server = newSite(t, serverEngine, server)
 	w.client = newSite(t, clientEngine, nil)
 	return w
 }

@@ -45,9 +45,8 @@ func (w *world) inPieces() (*tls.Conn, int) {
 // TestPiecesAreAccounted: a pod's budget knows of a header and a frame that have not
 // ended, in this process and in the next one.
 func TestPiecesAreAccounted(t *testing.T) {
-	w := newWorld(t, newFastEngine, newFastEngine)
 	memory := hbone.NewMemory(64 << 20)
-	w.server.server.Memory = memory
+	w := newWorld(t, newFastEngine, newFastEngine, func(s *hbone.Server) { s.Memory = memory })
 	c, size := w.inPieces()
 	held := func() bool { used := memory.Used(); return used >= int64(size) && used <= int64(4*size) }
 	testenv.Eventually(t, moveWait, "the pieces in the account", held)
@@ -64,9 +63,8 @@ func TestPiecesAreAccounted(t *testing.T) {
 // what they say as a whole do not.
 func TestPiecesBeyondBudget(t *testing.T) {
 	const limit, most = 1 << 20, 100
-	w := newWorld(t, newFastEngine, newFastEngine)
 	memory := hbone.NewMemory(limit)
-	w.server.server.Memory = memory
+	w := newWorld(t, newFastEngine, newFastEngine, func(s *hbone.Server) { s.Memory = memory })
 	var refused atomic.Int64
 	w.server.server.Refused = func(r hbone.Refusal) {
 		if !errors.Is(r.Err, hbone.ErrLimit) || r.Peer != w.ca.ID("client") {

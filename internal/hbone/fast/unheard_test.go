@@ -47,9 +47,8 @@ func stuff(t *testing.T, c *net.TCPConn) {
 // TestThawedMemory: a pod's budget knows at once what a thawed connection's slow
 // readers hold.
 func TestThawedMemory(t *testing.T) {
-	w := newWorld(t, newFastEngine, newFastEngine)
 	memory := hbone.NewMemory(64 << 20)
-	w.server.server.Memory = memory // no connection is there to ask for it
+	w := newWorld(t, newFastEngine, newFastEngine, func(s *hbone.Server) { s.Memory = memory })
 	f := w.mustOpen()
 	stuff(t, f.program)
 	data := 0
