@@ -161,7 +161,7 @@ func (c PodConfig) admits(kind FlowKind, port uint16) bool {
 		return permissive || flags&gatePortFlagsPORT_PROBE != 0
 	case FlowPermissive:
 		return permissive
-	case FlowGrandfathered: // judged by no policy, but there is no going on with whom nobody may speak
+	case FlowGrandfathered: // what policies say is EndGrandfathered's; but there is no going on with whom nobody may speak
 		return !c.Revoked
 	default:
 		return true

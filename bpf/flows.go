@@ -58,12 +58,21 @@ func flowEntry(t gateTuple, f gateFlow, now uint64) FlowEntry {
 		Remote: netip.AddrPortFrom(fromAddress(t.Remote), t.RemotePort),
 		Kind:   FlowKind(f.Kind), LastSeen: since(f.LastSeen, now),
 		BytesOut: f.BytesOut, BytesIn: f.BytesIn,
-		Closed: f.FinIn == 2 || f.FinIn != 0 && f.FinOut != 0,
+		Closed: f.FinIn == 2 || f.FinIn != 0 && f.FinOut != 0, Opened: openedBy(t, f),
 	}
 	if f.Deadline > now {
 		e.Remaining = time.Duration(f.Deadline - now)
 	}
 	return e
+}
+
+// openedBy guesses of a flow that an earlier version found: the lower port is the server's.
+func openedBy(t gateTuple, f gateFlow) Direction {
+	switch by := gateServed(f.Served); {
+	case by == gateServedSERVED_BY_POD, by == gateServedSERVED_UNKNOWN && t.LocalPort < t.RemotePort:
+		return Inbound
+	}
+	return Outbound
 }
 
 // since is now-then, 0 when another CPU wrote then a tick later.
@@ -145,13 +154,20 @@ func (p *Pod) ExpireFlows(idle time.Duration) (int, error) {
 	}); err != nil {
 		return 0, err
 	}
+	seedings := p.olds.passes()
+	found := false
 	var late []FlowEntry
 	n, err := p.deleteFlows(gateMapFlows, func(t gateTuple, f gateFlow) bool {
-		if FlowKind(f.Kind) == FlowGrandfathered && now > f.Deadline {
+		old := FlowKind(f.Kind) == FlowGrandfathered
+		found = found || old
+		if old && now > f.Deadline {
 			late = append(late, flowEntry(t, f, now))
 		}
 		return expired(f, now, idle)
 	})
+	if err == nil && !found {
+		p.olds.none(seedings)
+	}
 	if err == nil && len(late) > 0 {
 		p.mu.Lock()
 		defer p.mu.Unlock()
@@ -198,6 +214,33 @@ func (p *Pod) endRefusedFlows() error {
 		p.ended = append(p.ended, revoked...)
 	}
 	return err
+}
+
+// EndGrandfathered ends the grandfathered connections that refused picks, which it may ask
+// more than once about one: the gate passes nothing more of them. It returns those that
+// were live, in no order; TakeEnded does not. Of a pod that is known to have none, it looks
+// at nothing: Grandfather makes them, and ExpireFlows finds that they are gone.
+func (p *Pod) EndGrandfathered(refused func(FlowEntry) bool) (ended []FlowEntry, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.olds.known() {
+		return nil, nil
+	}
+	now, err := monotonic()
+	if err != nil {
+		return nil, err
+	}
+	err = p.endFlows(func(table string, t gateTuple, f gateFlow) bool {
+		e := flowEntry(t, f, now)
+		if e.Kind != FlowGrandfathered || e.Remaining == 0 || !refused(e) {
+			return false
+		}
+		if table == gateMapFlows { // else it is over already
+			ended = append(ended, e)
+		}
+		return true
+	})
+	return ended, err
 }
 
 // endFlows deletes the entries that refused picks, from both tables. Packets move them
@@ -255,6 +298,7 @@ func (p *Pod) Grandfather() (int, error) {
 	}
 	defer coll.Close()
 	found, err := p.iterate(coll.Programs[enrollProgIterTcp])
+	p.olds.pass()
 	if err != nil {
 		return 0, err
 	}

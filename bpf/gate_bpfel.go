@@ -144,7 +144,8 @@ type gateFlow struct {
 	FinOut   uint8
 	FinIn    uint8
 	Half     uint8
-	Pad      uint32
+	Served   uint8
+	Pad      [3]uint8
 }
 
 type gateFlowKind uint32
@@ -219,6 +220,14 @@ const (
 	gatePortFlagsPORT_PERMISSIVE gatePortFlags = 1
 	gatePortFlagsPORT_STRICT     gatePortFlags = 2
 	gatePortFlagsPORT_PROBE      gatePortFlags = 4
+)
+
+type gateServed uint32
+
+const (
+	gateServedSERVED_UNKNOWN   gateServed = 0
+	gateServedSERVED_BY_POD    gateServed = 1
+	gateServedSERVED_ELSEWHERE gateServed = 2
 )
 
 type gateService struct {
@@ -310,6 +319,7 @@ const (
 	gateVarPassthruStateType = "passthru_state_type"
 	gateVarPodFlagsType      = "pod_flags_type"
 	gateVarPortFlagsType     = "port_flags_type"
+	gateVarServedType        = "served_type"
 	gateVarServiceType       = "service_type"
 	gateVarSlotType          = "slot_type"
 	gateVarStampClassType    = "stamp_class_type"
@@ -401,6 +411,7 @@ type gateVariableSpecs struct {
 	PassthruStateType *ebpf.VariableSpec `ebpf:"passthru_state_type"`
 	PodFlagsType      *ebpf.VariableSpec `ebpf:"pod_flags_type"`
 	PortFlagsType     *ebpf.VariableSpec `ebpf:"port_flags_type"`
+	ServedType        *ebpf.VariableSpec `ebpf:"served_type"`
 	ServiceType       *ebpf.VariableSpec `ebpf:"service_type"`
 	SlotType          *ebpf.VariableSpec `ebpf:"slot_type"`
 	StampClassType    *ebpf.VariableSpec `ebpf:"stamp_class_type"`
@@ -480,6 +491,7 @@ type gateVariables struct {
 	PassthruStateType *ebpf.Variable `ebpf:"passthru_state_type"`
 	PodFlagsType      *ebpf.Variable `ebpf:"pod_flags_type"`
 	PortFlagsType     *ebpf.Variable `ebpf:"port_flags_type"`
+	ServedType        *ebpf.Variable `ebpf:"served_type"`
 	ServiceType       *ebpf.Variable `ebpf:"service_type"`
 	SlotType          *ebpf.Variable `ebpf:"slot_type"`
 	StampClassType    *ebpf.Variable `ebpf:"stamp_class_type"`

@@ -34,6 +34,7 @@ type Pod struct {
 	links map[string]link.Link // guarded by mu; by program name
 	// ended are the connections of TakeEnded; guarded by mu.
 	ended []FlowEntry
+	olds  olds
 
 	datagrams datagrams        // guarded by mu
 	look      *ebpf.Collection // guarded by mu; what digests rules, nil until that is needed

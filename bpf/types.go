@@ -218,6 +218,9 @@ type FlowEntry struct {
 	Remaining         time.Duration // grandfathered: until the gate ends it; else 0
 	BytesOut, BytesIn uint64        // of IP packets
 	Closed            bool          // FINs both ways, or a reset
+	// Opened is by whom a grandfathered one was, as far as is known: by the other end
+	// where a socket of the pod listened at its port when it was found.
+	Opened Direction
 }
 
 // Count counts packets, and their bytes from the IP header on.

@@ -35,7 +35,10 @@ func TestEndedByTheGate(t *testing.T) {
 		{"10.0.0.1:40000", "192.0.2.1:443", 0, flow.DirectionOutbound, mesh.ReasonGrandfathered},
 		{"10.0.0.1:80", "192.0.2.1:50000", 0, flow.DirectionInbound, mesh.ReasonGrandfathered},
 	} {
-		e := bpf.FlowEntry{Local: netip.MustParseAddrPort(c.local), Remote: netip.MustParseAddrPort(c.remote), Kind: bpf.FlowGrandfathered, Remaining: c.remaining}
+		e := bpf.FlowEntry{Opened: bpf.Outbound, Local: netip.MustParseAddrPort(c.local), Remote: netip.MustParseAddrPort(c.remote), Kind: bpf.FlowGrandfathered, Remaining: c.remaining}
+		if c.direction == flow.DirectionInbound {
+			e.Opened = bpf.Inbound
+		}
 		r := ended(view, web.Key, e)
 		own, other := r.Source, r.Destination
 		if c.direction == flow.DirectionInbound {

@@ -87,6 +87,7 @@ type Datapath struct {
 	log        *slog.Logger
 	captureDNS bool          // unless a workload's configuration says
 	enrolled   chan struct{} // of one: a pod was enrolled
+	judged     *mesh.View    // of endRefused: the last by which it has judged
 	keys       struct {
 		sync.RWMutex
 		byName map[string]mesh.Key
@@ -245,8 +246,8 @@ func (d *Datapath) Prune(ctx context.Context, keep []mesh.Key) error {
 	return err
 }
 
-// Run records what the gates drop and end, and which datagrams they let pass, reports pods that
-// went away, keeps the kernel told of services that nobody serves and of who may exchange
+// Run records what the gates drop and end, and which datagrams they let pass, ends what was
+// open before enrolment and policy no longer allows, reports pods that went away, keeps the kernel told of services that nobody serves and of who may exchange
 // datagrams, and the next pod's programs loaded, until ctx is done.
 func (d *Datapath) Run(ctx context.Context, store *mesh.Store, drops *flow.Drops, gone func(mesh.Key, error)) error {
 	group, ctx := errgroup.WithContext(ctx)
@@ -255,6 +256,7 @@ func (d *Datapath) Run(ctx context.Context, store *mesh.Store, drops *flow.Drops
 	group.Go(func() error { d.keepSpare(ctx); return nil })
 	group.Go(func() error { d.passDatagrams(ctx, store, drops); return nil })
 	group.Go(func() error { d.recordEnded(ctx, store, drops); return nil })
+	group.Go(func() error { d.endRefused(ctx, store, drops); return nil })
 	group.Go(func() error { d.drift.Run(ctx); return nil })
 	group.Go(func() error {
 		err := d.node.Drops(ctx, func(drop podnet.Drop) { d.record(store.View(), drops, &drop) })

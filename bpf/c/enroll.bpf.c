@@ -20,6 +20,9 @@ const volatile __u32 mark_mask = 0xfff00000;
 /* Where a waypoint believes what comes first on a connection: only the agent may say it. */
 const volatile __u16 waypoint_port = 15009;
 
+/* Ports at which sockets of the pod listen, a bit each. The walk shows these sockets first. */
+static __u8 listening[65536 / 8];
+
 /* States of a socket whose connection is up: neither handshake nor LISTEN nor CLOSE. */
 static __always_inline bool is_established(__u8 state)
 {
@@ -83,6 +86,8 @@ int iter_tcp(struct bpf_iter__tcp *ctx)
 	if (!sk || !pod)
 		return 0;
 	done.state = sk->skc_state;
+	if (done.state == BPF_TCP_LISTEN)
+		listening[sk->skc_num / 8] |= 1 << sk->skc_num % 8;
 	live = is_established(done.state);
 	/* Never LISTEN: accepted sockets inherit its mark and would bypass the redirect for good. */
 	if (!live && done.state != TCP_TIME_WAIT)
@@ -97,6 +102,7 @@ int iter_tcp(struct bpf_iter__tcp *ctx)
 	flow.last_seen = bpf_ktime_get_ns();
 	flow.deadline = flow.last_seen + pod->grandfather_for;
 	flow.kind = FLOW_GRANDFATHERED;
+	flow.served = listening[t.local_port / 8] & 1 << t.local_port % 8 ? SERVED_BY_POD : SERVED_ELSEWHERE;
 	if (live) {
 		/* Whatever is left of an earlier connection on this tuple goes. */
 		done.seeded = !bpf_map_update_elem(&flows, &t, &flow, BPF_ANY);

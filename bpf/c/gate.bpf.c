@@ -47,6 +47,7 @@ const enum port_flags *port_flags_type __attribute__((unused));
 const enum passthru_state *passthru_state_type __attribute__((unused));
 const enum slot *slot_type __attribute__((unused));
 const enum dns_slot *dns_slot_type __attribute__((unused));
+const enum served *served_type __attribute__((unused));
 const struct enrolled *enrolled_type __attribute__((unused));
 
 /* One packet on its way through a hook. */

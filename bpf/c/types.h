@@ -79,6 +79,13 @@ struct service {
 	__u16 pad;
 };
 
+/* Whether a socket of the pod listened at a connection's port when that was grandfathered. */
+enum served {
+	SERVED_UNKNOWN, /* an earlier version did not ask */
+	SERVED_BY_POD,
+	SERVED_ELSEWHERE,
+};
+
 /*
  * One TCP connection of the pod. Each direction writes fields of its own only,
  * so no lock is needed.
@@ -92,7 +99,8 @@ struct flow {
 	__u8 fin_out;    /* FIN or RST seen from the pod */
 	__u8 fin_in;     /* FIN (1) or RST (2) seen from the wire */
 	__u8 half;       /* 1: SYN came in; 2: SYN-ACK went out; 0: not half-open */
-	__u32 pad;
+	__u8 served;     /* grandfathered: enum served */
+	__u8 pad[3];
 };
 
 /*

@@ -39,7 +39,8 @@ func (p Program) enroll() *cobra.Command {
 	cmd := p.enrolling(&r, Enroll)
 	cmd.Use, cmd.Short = "enroll NAMESPACE", "Bring the pods of a namespace into the mesh"
 	cmd.Long = `Label a namespace heddle.dev/mesh=enabled: its pods join the mesh as they are,
-without a restart, and their open connections live on.
+without a restart, and their open connections live on, in plaintext: for an hour,
+or until a later change of policy refuses what was allowed.
 
 Before that, look for what would be cut off: what the control plane itself calls
 (admission webhooks, aggregated APIs such as metrics-server), scrapes, clients

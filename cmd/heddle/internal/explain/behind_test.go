@@ -59,6 +59,7 @@ func TestExplainBehindWaypoint(t *testing.T) {
 		"a rule that needs no request":     {nil, readers + web, "allow", "Waypoint", "allow PolicyAllow", "PolicyAllow shop/only-web[0]"},
 		"a DENY beside one about requests": {nil, readers + never, "deny", "PolicyDeny", "deny PolicyDeny", "shop/never"},
 		"no HTTP":                          {tcp, readers, "deny", "RequestUnseen", "deny RequestUnseen", "is about requests, which the waypoint does not see"},
+		"no HTTP by its name, but routed":  {tcp, readers + strings.Replace(routed, "RULES", toDB, 1), "allow", "Waypoint", "request RequestUnseen", "what becomes of a request depends on the request"},
 		"a NetworkPolicy for the waypoint": {nil, isolated, "allow", "Waypoint", "allow NoPolicy", "behind waypoint"},
 		"routed elsewhere":                 {nil, nobody + strings.Replace(routed, "RULES", "", 1), "allow", "Waypoint", "allow NoPolicy", "shop/web port 80"},
 		"routed there as well":             {nil, nobody + strings.Replace(routed, "RULES", toDB, 1), "allow", "Waypoint", "request PolicyNoMatch", "routes say to which workloads it goes"},

@@ -61,7 +61,7 @@ func Suggest(m *explain.Model, h *past.History, namespace string, open bool, rou
 		}
 		if len(p.Counts) > 0 {
 			out.add(p)
-		} else if !open && !slices.ContainsFunc(g.Members, m.AboutRequests) {
+		} else if !open && !slices.ContainsFunc(g.Members, m.AboutRequests) && !slices.ContainsFunc(g.Members, m.IsWaypoint) { // whose clients no policy keeps from it
 			out.Notes = append(out.Notes, fmt.Sprintf("nobody has reached %s%s: %s closes it", strings.Join(g.Owners, ", "), over, DefaultDeny))
 		}
 		if len(udp.Counts) > 0 {

@@ -164,7 +164,7 @@ spec: {action: ACTION, selector: {matchLabels: {app: db}}, rules: [{to: [{method
 			t.Errorf("what would let in more than the policy about requests is suggested:\n%s", yamlOf(t, s, h))
 		}
 	}
-	if !strings.Contains(notes, "depends on the request") || !strings.Contains(notes, "AuthorizationPolicy shop/readers is about requests") || strings.Contains(notes, "nobody has reached db") || strings.Contains(notes, "--delete AuthorizationPolicy/shop/readers") {
+	if !strings.Contains(notes, "depends on the request") || !strings.Contains(notes, "AuthorizationPolicy shop/readers is about requests") || strings.Contains(notes, "nobody has reached db") || strings.Contains(notes, "nobody has reached waypoint") || strings.Contains(notes, "--delete AuthorizationPolicy/shop/readers") {
 		t.Errorf("notes are\n%s", notes)
 	}
 }
@@ -197,18 +197,24 @@ func TestWaypointsAgree(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	r := rand.New(rand.NewPCG(seed, 2))
 	seen := map[string]int{}
-	for round := range 150 {
+	for round := range 400 {
 		base, h := generate(t, r)
+		opaque, routed := r.IntN(2) == 0, r.IntN(2) == 0
+		base = speaking(t, base, opaque, routed)
+		http := !opaque || routed // what the name says counts while no route says otherwise
 		change := ""
 		for i := range 1 + r.IntN(3) {
-			change += fmt.Sprintf("---\napiVersion: heddle.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {namespace: shop, name: c%d}\nspec: {action: %s, selector: {matchLabels: {%s}}, rules: [{from: [{serviceAccounts: [%s]}], to: [{ports: [%d]}]}]}\n", i,
-				[]string{"ALLOW", "DENY"}[r.IntN(2)], []string{"app: same", "tier: pa", "tier: pb", "tier: pc"}[r.IntN(4)], []string{"pa", "pb", "pa, pb, pc, pd"}[r.IntN(3)], 80+r.IntN(3))
+			change += fmt.Sprintf("---\napiVersion: heddle.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {namespace: shop, name: c%d}\nspec: {action: %s, selector: {matchLabels: {%s}}, rules: [{from: [{serviceAccounts: [%s]}], to: [{ports: [%d]%s}]}]}\n", i,
+				[]string{"ALLOW", "DENY"}[r.IntN(2)], []string{"app: same", "tier: pa", "tier: pb", "tier: pc"}[r.IntN(4)], []string{"pa", "pb", "pa, pb, pc, pd"}[r.IntN(3)], 80+r.IntN(3), []string{"", "", ", methods: [GET]"}[r.IntN(3)])
 		}
 		after, err := Apply(base, objects(t, change), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		was, is := model(t, base), model(t, after)
+		was, is, ok := models(t, base, after)
+		if !ok {
+			continue // about requests that no waypoint sees
+		}
 		agree := func(was, is *explain.Model) {
 			result, err := Simulate(was, is, h)
 			if err != nil {
@@ -222,11 +228,25 @@ func TestWaypointsAgree(t *testing.T) {
 					}
 				}
 			}
+			for _, c := range result.Unjudged {
+				if c.Destination.Service == "shop/behind" {
+					told[c.Source.Workload] = "unjudged"
+				}
+			}
 			for _, s := range h.Summaries {
 				if s.Service != "shop/behind" {
 					continue
 				}
 				want := ofEvaluator(t, was, is, s.Source.Workload)
+				before, _ := byTheRequest(t, was, s.Source.Workload, routed)
+				after, refused := byTheRequest(t, is, s.Source.Workload, routed)
+				switch {
+				case !http:
+				case before && !after && refused: // whatever its requests are
+					want = "breaks"
+				case before || after:
+					want = "unjudged"
+				}
 				if seen[want]++; told[s.Source.Workload] != want {
 					t.Fatalf("seed %d, round %d: %s is told to be %q, the evaluator says %q of\n%s", seed, round, s.Source.Workload, told[s.Source.Workload], want, change)
 				}
@@ -235,10 +255,62 @@ func TestWaypointsAgree(t *testing.T) {
 		agree(was, is)
 		agree(is, was)
 	}
-	if seen["breaks"] < 10 || seen["opens"] < 10 || seen[""] < 10 {
+	if seen["breaks"] < 10 || seen["opens"] < 10 || seen["unjudged"] == 0 || seen[""] < 10 {
 		t.Errorf("seed %d: too few: %v", seed, seen)
 	}
 	t.Logf("seed %d: %v", seed, seen)
+}
+
+// speaking has Service shop/behind say of its port that it is no HTTP, and an HTTPRoute be about it.
+func speaking(t *testing.T, base explain.Written, opaque, routed bool) explain.Written {
+	t.Helper()
+	m := model(t, base)
+	if _, ok := m.Service(mesh.Key{Namespace: "shop", Name: "behind"}); !ok {
+		return base
+	}
+	text := strings.Replace(generatedWaypoint, "[{port: 8,", "[{name: http, port: 9, targetPort: 81}, {name: any, port: 8,", 1)
+	if opaque {
+		text = strings.Replace(text, "name: any", "name: tcp", 1)
+	}
+	with, err := Apply(base, objects(t, text), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if routed { // no change may have one
+		with.Objects.HTTPRoutes = objects(t, "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {namespace: shop, name: behind}\nspec: {parentRefs: [{group: '', kind: Service, name: behind, port: 8}], rules: [{backendRefs: [{name: behind, port: 8}]}]}\n").HTTPRoutes
+	}
+	return with
+}
+
+// models are those of before and after a change; false where the change is turned down, as no waypoint would see the
+// requests that it is about.
+func models(t *testing.T, base, after explain.Written) (was, is *explain.Model, ok bool) {
+	t.Helper()
+	was = model(t, base)
+	is, err := after.Model()
+	if err != nil && strings.Contains(err.Error(), "no waypoint sees these") {
+		return nil, nil, false
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return was, is, true
+}
+
+// byTheRequest reports whether it depends on the request what becomes of a client's at Service shop/behind, or, of one
+// that is routed, on where it goes; and whether every workload refuses it.
+func byTheRequest(t *testing.T, m *explain.Model, client string, routed bool) (depends, refused bool) {
+	t.Helper()
+	all := m.Past(nil, behindAt).Candidates
+	denied, unseen := 0, false
+	for _, w := range all {
+		_, d := m.Authorize(asWaypoint(t, m, client, w.Key))
+		unseen = unseen || d.Reason == mesh.ReasonRequestUnseen
+		if d.Verdict == mesh.VerdictDeny {
+			denied++
+		}
+	}
+	return unseen || routed && denied > 0 && denied < len(all), denied == len(all)
 }
 
 // ofEvaluator says what becomes of what a client asks a waypoint for, by the evaluator that this asks: one of
