@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -96,18 +97,32 @@ func (p *Pod) AttachGate() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, pl := range places() {
-		if p.links[pl.name] != nil {
-			continue
+		if err := p.attachAt(pl); err != nil {
+			return err
 		}
-		if err := p.at(pl, func(ifindex int) error { return p.attach(pl, ifindex) }); err != nil {
-			return fmt.Errorf("attach %s: %w", pl.name, err)
-		}
+	}
+	p.held = nil
+	return nil
+}
+
+// attachAt attaches what belongs in a place, unless it is there; mu is held.
+func (p *Pod) attachAt(pl place) error {
+	if p.links[pl.name] != nil && !slices.Contains(p.held, pl) {
+		return nil
+	}
+	if err := p.at(pl, func(ifindex int) error { return p.attach(pl, ifindex) }); err != nil {
+		return fmt.Errorf("attach %s: %w", pl.name, err)
 	}
 	return nil
 }
 
-// attach uses tcx, and clsact on kernels before 6.6.
+// attach uses tcx, and clsact on kernels before 6.6. A filter of HoldGate's goes
+// when the program is where it stays: for a moment packets pass both.
 func (p *Pod) attach(pl place, ifindex int) error {
+	if p.links[pl.name] != nil {
+		_, err := takeFilter(pl, ifindex)
+		return err
+	}
 	l, err := link.AttachTCX(link.TCXOptions{
 		Interface: ifindex, Program: p.program(pl.name), Attach: pl.attachType(), Anchor: link.Head(),
 	})
@@ -121,36 +136,41 @@ func (p *Pod) attach(pl place, ifindex int) error {
 		return errors.Join(err, l.Close())
 	}
 	p.links[pl.name] = l
-	return nil
+	_, err = takeFilter(pl, ifindex)
+	return err
 }
 
 func attachFilter(pl place, ifindex int, prog *ebpf.Program) error {
-	qdisc := &netlink.GenericQdisc{
-		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: ifindex, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT},
-		QdiscType:  "clsact",
-	}
-	if err := addClsact(ifindex, qdisc); err != nil {
+	if err := addClsact(ifindex); err != nil && !errors.Is(err, unix.EEXIST) {
 		return err
 	}
+	return putFilter(pl, ifindex, prog)
+}
+
+func putFilter(pl place, ifindex int, prog *ebpf.Program) error {
 	if err := netlink.FilterReplace(filterAt(pl, ifindex, prog.FD())); err != nil {
 		return fmt.Errorf("add the filter: %w", err)
 	}
 	return nil
 }
 
-// addClsact adds the qdisc unless it is there. With the first qdisc the kernel
+func clsact(ifindex int) *netlink.GenericQdisc {
+	return &netlink.GenericQdisc{
+		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: ifindex, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT},
+		QdiscType:  "clsact",
+	}
+}
+
+// addClsact adds the qdisc; the error is EEXIST if it is there. With the first qdisc the kernel
 // gives a device without a queue, as a veth is, a queue length of 1000
 // (net/sched/sch_api.c, qdisc_create): that is taken back, so that the device
 // is after removal what it was before.
-func addClsact(ifindex int, qdisc *netlink.GenericQdisc) error {
+func addClsact(ifindex int) error {
 	before, err := netlink.LinkByIndex(ifindex)
 	if err != nil {
 		return fmt.Errorf("look at interface %d: %w", ifindex, err)
 	}
-	if err := netlink.QdiscAdd(qdisc); err != nil {
-		if errors.Is(err, unix.EEXIST) {
-			return nil
-		}
+	if err := netlink.QdiscAdd(clsact(ifindex)); err != nil {
 		return fmt.Errorf("add clsact: %w", err)
 	}
 	after, err := netlink.LinkByIndex(ifindex)
@@ -192,22 +212,24 @@ func ourFilter(pl place, ifindex int) (ours *netlink.BpfFilter, first bool, err 
 	return nil, false, nil
 }
 
-// adoptFilters gives filters of an earlier agent this one's programs.
+// adoptFilters gives filters of an earlier agent this one's programs. One that was killed on
+// its way from filters to where the gate stays may have left some beside what it had attached.
 func (p *Pod) adoptFilters() error {
 	all := places()
 	if p.links[redirectProgRedirect] != nil {
 		all = append(all, refusal())
 	}
 	for _, pl := range all {
-		if p.links[pl.name] != nil {
-			continue
-		}
 		err := p.at(pl, func(ifindex int) error {
+			if p.links[pl.name] != nil {
+				_, err := takeFilter(pl, ifindex)
+				return err
+			}
 			ours, _, err := ourFilter(pl, ifindex)
 			if ours == nil || err != nil {
 				return err
 			}
-			return attachFilter(pl, ifindex, p.program(pl.name))
+			return putFilter(pl, ifindex, p.program(pl.name))
 		})
 		if err != nil && !pl.loopback { // AttachRefusal says what is wrong with that
 			return fmt.Errorf("adopt %s: %w", pl.name, err)
@@ -217,14 +239,23 @@ func (p *Pod) adoptFilters() error {
 }
 
 func removeFilter(pl place, ifindex int) error {
-	ours, _, err := ourFilter(pl, ifindex)
-	if ours == nil || err != nil {
+	found, err := takeFilter(pl, ifindex)
+	if !found || err != nil {
 		return err
 	}
-	if err := netlink.FilterDel(ours); err != nil {
-		return fmt.Errorf("remove the filter: %w", err)
-	}
 	return removeEmptyClsact(ifindex)
+}
+
+// takeFilter removes the filter, and not its qdisc.
+func takeFilter(pl place, ifindex int) (found bool, err error) {
+	ours, _, err := ourFilter(pl, ifindex)
+	if ours == nil || err != nil {
+		return false, err
+	}
+	if err := netlink.FilterDel(ours); err != nil {
+		return true, fmt.Errorf("remove the filter: %w", err)
+	}
+	return true, nil
 }
 
 // removeEmptyClsact leaves the interface as it was found: without a clsact,
@@ -240,11 +271,7 @@ func removeEmptyClsact(ifindex int) error {
 			return nil
 		}
 	}
-	err := netlink.QdiscDel(&netlink.GenericQdisc{
-		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: ifindex, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT},
-		QdiscType:  "clsact",
-	})
-	if err != nil {
+	if err := netlink.QdiscDel(clsact(ifindex)); err != nil {
 		return fmt.Errorf("remove clsact: %w", err)
 	}
 	return nil
@@ -272,6 +299,7 @@ func removeHostFilters(dir string) error {
 		for _, pl := range places()[:2] {
 			errs = append(errs, removeFilter(pl, int(cfg.HostIfindex)))
 		}
+		errs = append(errs, removeOwnClsact(dir, false, int(cfg.HostIfindex)))
 	}
 	return errors.Join(errs...)
 }
@@ -284,13 +312,22 @@ func (p *Pod) DetachGate() error {
 	for _, pl := range places() {
 		errs = append(errs, p.detach(pl))
 	}
-	return errors.Join(errs...)
+	for _, inPod := range []bool{false, true} {
+		errs = append(errs, p.at(place{inPod: inPod}, func(ifindex int) error { return removeOwnClsact(p.dir, inPod, ifindex) }))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	p.held = nil
+	return nil
 }
 
 // detach takes a program off its hook; mu is held.
 func (p *Pod) detach(pl place) error {
 	if p.links[pl.name] != nil {
-		return p.drop(pl.name)
+		if err := p.drop(pl.name); err != nil || !slices.Contains(p.held, pl) {
+			return err
+		}
 	}
 	err := p.at(pl, func(ifindex int) error { return removeFilter(pl, ifindex) })
 	if err != nil && !errors.Is(err, unix.ENODEV) {
@@ -324,12 +361,8 @@ func (p *Pod) AttachRedirect() error {
 func (p *Pod) AttachRefusal() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	pl := refusal()
-	if p.links[pl.name] != nil {
-		return nil
-	}
-	if err := p.at(pl, func(ifindex int) error { return p.attach(pl, ifindex) }); err != nil {
-		return fmt.Errorf("attach %s to the loopback interface: %w", pl.name, err)
+	if err := p.attachAt(refusal()); err != nil {
+		return fmt.Errorf("on the loopback interface: %w", err)
 	}
 	return nil
 }

@@ -127,7 +127,7 @@ func BenchmarkDatagramRules(b *testing.B) {
 }
 
 // memory is what the kernel has for a map, in bytes.
-func memory(b *testing.B, m *ebpf.Map) int {
+func memory(b testing.TB, m *ebpf.Map) int {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", m.FD()))
 	if err != nil {
 		b.Fatal(err)

@@ -48,7 +48,7 @@ func (p *Pod) checkPlace(pl place, ifindex int) error {
 		case !first:
 			return errors.New("another tc filter comes before the gate: give it a priority above 1")
 		}
-		return nil
+		return checkForemost(pl, ifindex)
 	}
 	result, err := link.QueryPrograms(link.QueryOptions{Target: ifindex, Attach: pl.attachType()})
 	if err != nil {

@@ -42,7 +42,14 @@ func runDoomedAgent(t *testing.T, args []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := p.AttachGate(); err != nil {
+	if moved := number(args[6]); moved < 0 {
+		err = p.AttachGate()
+	} else if err = p.HoldGate(); err == nil {
+		for range moved {
+			_, err = p.AttachNext()
+		}
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 	if err := p.AttachRedirect(); err != nil {

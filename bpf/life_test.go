@@ -525,11 +525,19 @@ func TestCheckGate(t *testing.T) {
 // TestDeathOfAgent is the fail-closed promise: an agent that is killed leaves a
 // pod from which nothing gets out or in.
 func TestDeathOfAgent(t *testing.T) {
+	for name, moved := range map[string]int{"attached": -1, "held": 0, "one moved": 1, "two moved": 2, "three moved": 3} {
+		t.Run(name, func(t *testing.T) { deathOfAgent(t, moved) })
+	}
+}
+
+// deathOfAgent kills an agent that has moved so many of the filters by which it has held the gate
+// to where they stay; -1: that has attached it at once.
+func deathOfAgent(t *testing.T, moved int) {
 	w := newTopology(t)
 	w.bpf = newNode(t)
 	cmd := exec.Command(os.Args[0], "-test.run=^TestAgentProcess$", "-test.v")
 	cmd.Env = append(os.Environ(), "HEDDLE_TEST_AGENT="+strings.Join([]string{
-		w.bpf.cfg.PinDir, w.bpf.cfg.CgroupPath, w.node.Path, w.pod.Path, fmt.Sprint(w.config.HostIfindex), fmt.Sprint(w.config.PodIfindex),
+		w.bpf.cfg.PinDir, w.bpf.cfg.CgroupPath, w.node.Path, w.pod.Path, fmt.Sprint(w.config.HostIfindex), fmt.Sprint(w.config.PodIfindex), fmt.Sprint(moved),
 	}, ","))
 	alive, err := cmd.StdinPipe()
 	if err != nil {
@@ -572,6 +580,8 @@ func TestDeathOfAgent(t *testing.T) {
 		t.Errorf("pins: %v %v", names, err)
 	}
 	w.enroll(t) // and the next agent adopts it
+	w.attachGate(t)
+	w.wantWhole(t)
 	if c := w.counters(t); len(c.Dropped) == 0 {
 		t.Errorf("no drops were counted while the agent was dead: %+v", c)
 	}
@@ -581,7 +591,7 @@ func TestDeathOfAgent(t *testing.T) {
 // does nothing.
 func TestAgentProcess(t *testing.T) {
 	args := strings.Split(os.Getenv("HEDDLE_TEST_AGENT"), ",")
-	if len(args) != 6 {
+	if len(args) != 7 {
 		return
 	}
 	runDoomedAgent(t, args)

@@ -246,7 +246,7 @@ func (n *Node) RenamePod(from, to string) error {
 
 // RemovePod takes out what is pinned for a pod that is gone, or whose
 // namespace is: it needs no PodConfig. A clsact filter on the pod's own
-// interface (kernels before 6.6) goes with that interface only.
+// interface goes with that interface, or by RemoveFilters.
 func (n *Node) RemovePod(name string) error {
 	if strings.ContainsAny(name, "/.") || name == "" {
 		return fmt.Errorf("pod name %q is not one of ours", name)

@@ -32,6 +32,8 @@ type Pod struct {
 	cfg   PodConfig            // guarded by mu
 	wrote gatePodConfig        // guarded by mu; what cfg and the node's configuration came to
 	links map[string]link.Link // guarded by mu; by program name
+	// held are the places that HoldGate has filters in; guarded by mu.
+	held []place
 	// ended are the connections of TakeEnded; guarded by mu.
 	ended []FlowEntry
 	olds  olds

@@ -9,70 +9,103 @@ import (
 	"time"
 )
 
-// spareDelay is how long after a spare was taken the next is made: the pod that took it is
-// waited for, and is enrolled by then.
-const spareDelay = 200 * time.Millisecond
+// Spares is how many pods' maps and programs are kept ready: as many as may start at once
+// without waiting for the verifier. The maps of one take 3.5 MiB.
+const Spares = 10
 
-// spare is what a pod has in the kernel, made before it is needed: the verifier takes most
+const (
+	// spareDelay is how long after a spare was taken another is made: the pods that took
+	// some are waited for, and are enrolled by then.
+	spareDelay = 200 * time.Millisecond
+	// stockDelay is as much while there is one: a quarter of a second of a processor may wait.
+	stockDelay = time.Second
+)
+
+// spare is what pods have in the kernel, made before it is needed: the verifier takes most
 // of the time of a pod's enrolment. Nothing of it is pinned or attached.
 type spare struct {
 	mu    sync.Mutex
-	pod   *Pod          // guarded by mu; nil if there is none
-	taken chan struct{} // has room for one
+	pods  []*Pod        // guarded by mu; the oldest first
+	taken chan struct{} // has room for one: some were
+	hasty bool          // for tests: stockDelay is none
 }
 
-// KeepSpare keeps the maps and programs of one pod ready, for the next that is new to the
-// node, until ctx is done. It fails when they cannot be loaded, as that pod would.
+// KeepSpare keeps the maps and programs of Spares pods ready, for the next that are new to the
+// node, until ctx is done. It fails when they cannot be loaded, as those pods would.
 func (n *Node) KeepSpare(ctx context.Context) error {
 	for {
-		p := n.newPod("")
-		if err := p.load(); err != nil {
-			return errors.Join(fmt.Errorf("load the next pod's programs: %w", err), p.Close())
+		if n.spares() < Spares {
+			p := n.newPod("")
+			if err := p.load(); err != nil {
+				return errors.Join(fmt.Errorf("load the next pod's programs: %w", err), p.Close(), n.dropSpares())
+			}
+			n.putSpare(p)
+		} else {
+			select {
+			case <-ctx.Done():
+			case <-n.spare.taken:
+			}
 		}
-		n.putSpare(p)
-		select {
-		case <-ctx.Done():
-			return n.dropSpare()
-		case <-n.spare.taken:
-		}
-		select {
-		case <-ctx.Done():
-			return nil // there is none
-		case <-time.After(spareDelay):
+		if !n.awaitSpareDelay(ctx) {
+			return n.dropSpares()
 		}
 	}
+}
+
+// awaitSpareDelay returns when nothing was taken for a while; false when ctx is done.
+func (n *Node) awaitSpareDelay(ctx context.Context) bool {
+	for {
+		delay := spareDelay
+		if n.spares() > 0 && !n.spare.hasty {
+			delay = stockDelay
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-n.spare.taken:
+		case <-time.After(delay):
+			return ctx.Err() == nil
+		}
+	}
+}
+
+func (n *Node) spares() int {
+	n.spare.mu.Lock()
+	defer n.spare.mu.Unlock()
+	return len(n.spare.pods)
 }
 
 func (n *Node) putSpare(p *Pod) {
 	n.spare.mu.Lock()
 	defer n.spare.mu.Unlock()
-	n.spare.pod = p
+	n.spare.pods = append(n.spare.pods, p)
 }
 
 // takeSpare returns nil if there is none.
 func (n *Node) takeSpare() *Pod {
 	n.spare.mu.Lock()
 	defer n.spare.mu.Unlock()
-	p := n.spare.pod
-	if n.spare.pod = nil; p != nil {
-		n.spare.taken <- struct{}{} // KeepSpare has read the one before: it made this
+	if len(n.spare.pods) == 0 {
+		return nil
+	}
+	p := n.spare.pods[0]
+	n.spare.pods = n.spare.pods[1:]
+	select {
+	case n.spare.taken <- struct{}{}:
+	default: // KeepSpare is told already
 	}
 	return p
 }
 
-func (n *Node) dropSpare() error {
+func (n *Node) dropSpares() error {
 	n.spare.mu.Lock()
-	p := n.spare.pod
-	n.spare.pod = nil
-	n.spare.mu.Unlock()
-	select {
-	case <-n.spare.taken: // at the last moment
-	default:
+	defer n.spare.mu.Unlock()
+	var errs []error
+	for _, p := range n.spare.pods {
+		errs = append(errs, p.Close())
 	}
-	if p == nil {
-		return nil
-	}
-	return p.Close()
+	n.spare.pods = nil
+	return errors.Join(errs...)
 }
 
 // settle gives a spare the folder of a pod.

@@ -45,6 +45,7 @@ func (carrier) Changed() <-chan struct{} { return nil }
 // which pods come into the mesh.
 type joining struct {
 	t      *testing.T
+	node   *testenv.NetNS
 	pod    *testenv.NetNS
 	store  *mesh.Store
 	kernel *kernel.Datapath
@@ -65,7 +66,7 @@ func (j *joining) Running(context.Context) ([]cni.Place, error) {
 func newJoining(t *testing.T) *joining {
 	t.Helper()
 	node := testenv.NewNetNS(t, "node")
-	j := &joining{t: t, pod: testenv.NewNetNS(t, "pod"), store: mesh.NewStore(), socket: filepath.Join(t.TempDir(), "cni.sock")}
+	j := &joining{t: t, node: node, pod: testenv.NewNetNS(t, "pod"), store: mesh.NewStore(), socket: filepath.Join(t.TempDir(), "cni.sock")}
 	testenv.Veth(t, node, "vpod", []string{"10.67.1.1/24"}, j.pod, "eth0", []string{"10.67.1.2/24"})
 	testenv.DefaultRoute(t, j.pod, "10.67.1.1")
 	own, err := cgroup.Enter("cni-test", "")
@@ -95,7 +96,7 @@ func newJoining(t *testing.T) *joining {
 	ctx, cancel := context.WithCancel(context.Background())
 	var parts sync.WaitGroup
 	parts.Go(func() { j.server.Follow(ctx) })
-	for _, run := range []func(context.Context) error{j.pods.Run, j.kernel.Pods().KeepSpare, func(ctx context.Context) error { return j.server.Run(ctx, false) }} {
+	for _, run := range []func(context.Context) error{j.pods.Run, j.kernel.Pods().KeepSpare, j.kernel.Finish, func(ctx context.Context) error { return j.server.Run(ctx, false) }} {
 		parts.Go(func() {
 			if err := run(ctx); err != nil {
 				t.Error(err)
@@ -116,14 +117,24 @@ func newJoining(t *testing.T) *joining {
 // configure makes shop/web what the operator says of it.
 func (j *joining) configure(enrolled bool) {
 	j.t.Helper()
+	j.tell(enrolled, j.web())
+}
+
+// tell makes pods what the operator says of them.
+func (j *joining) tell(enrolled bool, pods ...newcomer) {
+	j.t.Helper()
 	td := spiffeid.RequireTrustDomainFromString("example.test")
 	id, err := mesh.IdentityFor(td, "shop", "web")
 	if err != nil {
 		j.t.Fatal(err)
 	}
-	view, err := mesh.NewView("1", mesh.Settings{TrustDomain: td}, []mesh.Workload{{
-		Key: mesh.Key{Namespace: "shop", Name: "web"}, ServiceAccount: "web", Node: "n1", UID: "u1", Identity: id, Enrolled: enrolled,
-	}}, nil, nil)
+	var workloads []mesh.Workload
+	for _, p := range pods {
+		workloads = append(workloads, mesh.Workload{
+			Key: mesh.Key{Namespace: "shop", Name: p.name}, ServiceAccount: "web", Node: "n1", UID: p.uid, Identity: id, Enrolled: enrolled,
+		})
+	}
+	view, err := mesh.NewView("1", mesh.Settings{TrustDomain: td}, workloads, nil, nil)
 	if err != nil {
 		j.t.Fatal(err)
 	}
@@ -191,6 +202,7 @@ func TestNewPodIsBehindItsGate(t *testing.T) {
 			t.Fatalf("%+v, protected: %v", r, j.protected())
 		}
 	}
+	j.whole("shop_web")
 	j.ask(cniwire.OpDel, "s1", "10.67.1.2") // of the sandbox before
 	time.Sleep(100 * time.Millisecond)
 	if !j.protected() {

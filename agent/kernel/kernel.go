@@ -88,6 +88,7 @@ type Datapath struct {
 	captureDNS bool          // unless a workload's configuration says
 	enrolled   chan struct{} // of one: a pod was enrolled
 	judged     *mesh.View    // of endRefused: the last by which it has judged
+	finishing  finishing
 	keys       struct {
 		sync.RWMutex
 		byName map[string]mesh.Key
@@ -135,7 +136,7 @@ func Open(ctx context.Context, cfg Config) (*Datapath, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Datapath{node: node, name: cfg.Node, kubelet: probes, drift: drift.New(node, cfg.Log), room: newRoom(), log: cfg.Log, captureDNS: cfg.CaptureDNS, enrolled: make(chan struct{}, 1)}
+	d := &Datapath{node: node, name: cfg.Node, kubelet: probes, drift: drift.New(node, cfg.Log), room: newRoom(), log: cfg.Log, captureDNS: cfg.CaptureDNS, enrolled: make(chan struct{}, 1), finishing: finishing{due: make(chan struct{}, 1)}}
 	d.keys.byName = map[string]mesh.Key{}
 	return d, nil
 }
@@ -170,7 +171,7 @@ func (d *Datapath) LostDrops() uint64 {
 
 // Enroll implements enroll.Datapath.
 func (d *Datapath) Enroll(ctx context.Context, w *mesh.Workload, revoked bool) (proxy.Pod, error) {
-	pod, err := d.node.Enroll(ctx, podnet.SpecOf(w, d.captureDNS, revoked))
+	pod, err := d.enrollPrompt(ctx, podnet.SpecOf(w, d.captureDNS, revoked))
 	if err != nil {
 		return proxy.Pod{}, err
 	}
@@ -254,6 +255,7 @@ func (d *Datapath) Run(ctx context.Context, store *mesh.Store, drops *flow.Drops
 	group.Go(func() error { d.kubelet.Run(ctx, d.node.SetKubelet); return nil })
 	group.Go(func() error { d.refuseVacant(ctx, store); return nil })
 	group.Go(func() error { d.keepSpare(ctx); return nil })
+	group.Go(func() error { return d.Finish(ctx) })
 	group.Go(func() error { d.passDatagrams(ctx, store, drops); return nil })
 	group.Go(func() error { d.recordEnded(ctx, store, drops); return nil })
 	group.Go(func() error { d.endRefused(ctx, store, drops); return nil })

@@ -91,6 +91,7 @@ type enrolment struct {
 	state ledger.Pod
 	// adopted means that an earlier agent had finished enrolling the pod.
 	adopted       bool
+	silent        bool // it had no connection, and is new
 	grandfathered int
 	undo          []func() error
 }
@@ -192,20 +193,29 @@ func (e *enrolment) gate(context.Context) (err error) {
 	if err := e.grandfather(); err != nil {
 		return err
 	}
-	if err := p.inheritTuples(); err != nil {
+	if err := p.inheritTuples(p.kernel); err != nil {
 		return err
 	}
-	if err := n.home.Do(p.kernel.AttachGate); err != nil {
+	return n.home.Do(e.attach)
+}
+
+// attach puts the gate around the pod and looks at it, and leaves what takes time for Finish if
+// it may, and nobody can notice: see bpf.Pod.HoldGate.
+func (e *enrolment) attach() error {
+	p := e.pod
+	if e.spec.Prompt && e.silent && p.kernel.HoldGate() == nil {
+		p.unfinished.Store(true)
+	} else if err := p.kernel.AttachGate(); err != nil {
 		return fmt.Errorf("attach gate to %s: %w", p.link.HostName, err)
 	}
-	return n.home.Do(p.kernel.CheckGate)
+	return p.kernel.CheckGate()
 }
 
 // prove finds out whether the gate sees the pod's traffic.
 func (e *enrolment) prove(ctx context.Context) error {
 	p := e.pod
-	gate := proof.Gate{Pod: p.ns, Host: e.node.home, Link: p.link, Addrs: p.addrs, Dropped: p.kernel.DropPeers}
-	return gate.Prove(ctx)
+	p.proven = &proof.Gate{Pod: p.ns, Host: e.node.home, Link: p.link, Addrs: p.addrs, Dropped: p.kernel.DropPeers}
+	return p.proven.Prove(ctx)
 }
 
 // capture starts redirection: inbound with the program, outbound with the
@@ -215,8 +225,8 @@ func (e *enrolment) capture(context.Context) error {
 	if err := p.kernel.AttachRedirect(); err != nil {
 		return fmt.Errorf("attach redirection to %s: %w", p.ns.Path(), err)
 	}
-	if p.unrefused = p.kernel.AttachRefusal(); p.unrefused != nil {
-		e.node.config.Log.Warn("pod accepts and resets connections to services that nobody serves, and does not refuse them", "pod", p.name, "error", p.unrefused)
+	if !p.unfinished.Load() {
+		p.refuse()
 	}
 	e.undo = append(e.undo, func() error { return steer.Uninstall(p.links) })
 	if err := p.reroute(); err != nil {
@@ -232,7 +242,7 @@ func (e *enrolment) capture(context.Context) error {
 // that an earlier agent had enrolled might show sockets that it has made look
 // established in the meantime (TCP_REPAIR).
 func (e *enrolment) grandfather() error {
-	if e.adopted || tuples.None(e.pod.ns) {
+	if e.silent = !e.adopted && tuples.None(e.pod.ns); e.adopted || e.silent {
 		return nil
 	}
 	count, err := e.pod.kernel.Grandfather()

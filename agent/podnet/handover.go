@@ -61,11 +61,18 @@ func (n *Node) takeInherited(name string, want Inherited) (fd int, ok bool) {
 // Reclaim is for an agent that was to be succeeded and goes on: its programs, and
 // the modes and addresses of its pods, are put back where the other put its own.
 func (n *Node) Reclaim() error {
-	errs := []error{n.kernel.Reclaim()}
+	return errors.Join(n.kernel.Reclaim(), n.each("reclaim it", func(p *Pod, k *bpf.Pod) error {
+		return errors.Join(n.home.Do(k.Reclaim), p.reroute())
+	}))
+}
+
+// each calls fn with every enrolled pod, as Kernel does, but for those that leave meanwhile.
+func (n *Node) each(what string, fn func(*Pod, *bpf.Pod) error) error {
+	var errs []error
 	for _, p := range n.Pods() {
-		err := p.Kernel(func(k *bpf.Pod) error { return errors.Join(n.home.Do(k.Reclaim), p.reroute()) })
+		err := p.Kernel(func(k *bpf.Pod) error { return fn(p, k) })
 		if err != nil && !errors.Is(err, ErrClosed) {
-			errs = append(errs, p.errorf("%w", err))
+			errs = append(errs, p.errorf("%s: %w", what, err))
 		}
 	}
 	return errors.Join(errs...)
@@ -74,13 +81,7 @@ func (n *Node) Reclaim() error {
 // SetKubelet changes Config.KubeletCgroup, for the enrolled pods, too.
 func (n *Node) SetKubelet(cgroup uint64) error {
 	n.kernel.SetKubeletCgroup(cgroup)
-	var errs []error
-	for _, p := range n.Pods() {
-		if err := p.Kernel((*bpf.Pod).Refresh); err != nil && !errors.Is(err, ErrClosed) {
-			errs = append(errs, p.errorf("tell it of kubelet's cgroup: %w", err))
-		}
-	}
-	return errors.Join(errs...)
+	return n.each("tell it of kubelet's cgroup", func(_ *Pod, k *bpf.Pod) error { return k.Refresh() })
 }
 
 // reroute puts the pod's rules and routes back.
@@ -121,27 +122,17 @@ func (n *Node) DropInherited() {
 // inheritTuples takes over the tuples that are entered in the kernel and not
 // this agent's own: those of connections that came from another agent, and those
 // that one left when it died. They are forgotten when no socket has them.
-func (p *Pod) inheritTuples() error {
-	return p.Kernel(func(k *bpf.Pod) error {
-		entered, err := k.Passthrus()
-		if err == nil {
-			p.passthru.Inherit(entered)
-		}
-		return err
-	})
+func (p *Pod) inheritTuples(k *bpf.Pod) error {
+	entered, err := k.Passthrus()
+	if err == nil {
+		p.passthru.Inherit(entered)
+	}
+	return err
 }
 
 // InheritTuples looks for tuples that another agent has entered in the kernel
 // until now, in every pod. Enroll does it for the pod.
-func (n *Node) InheritTuples() error {
-	var errs []error
-	for _, p := range n.Pods() {
-		if err := p.inheritTuples(); err != nil && !errors.Is(err, ErrClosed) {
-			errs = append(errs, p.errorf("take over its tuples: %w", err))
-		}
-	}
-	return errors.Join(errs...)
-}
+func (n *Node) InheritTuples() error { return n.each("take over its tuples", (*Pod).inheritTuples) }
 
 // forgetTuples forgets the tuples that no socket in the pod has any more. It lists
 // the sockets, and only while there are tuples of which it is not known.

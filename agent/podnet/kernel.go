@@ -3,7 +3,6 @@ package podnet
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -45,15 +44,6 @@ func (p *Pod) update(spec Spec) error {
 		return fmt.Errorf("update pod %s: %w", p.name, err)
 	}
 	return nil
-}
-
-// Update brings the modes of the pod up to date; its name, namespace and
-// addresses cannot change. Enroll with the same name does as much.
-func (p *Pod) Update(spec Spec) error {
-	if err := spec.validate(); err != nil {
-		return err
-	}
-	return p.update(spec)
 }
 
 // FlowKind returns what the gate let a connection of the pod pass as, such as
@@ -114,17 +104,12 @@ func (n *Node) HoldVacant() error { return n.kernel.HoldVacant() }
 // each was enrolled: records are bounded per pod, and the ring may be full.
 func (n *Node) LostDrops() (uint64, error) {
 	var lost uint64
-	for _, p := range n.Pods() {
-		err := p.Kernel(func(k *bpf.Pod) error {
-			c, err := k.Counters()
-			lost += c.LostDrops
-			return err
-		})
-		if err != nil && !errors.Is(err, ErrClosed) {
-			return 0, p.errorf("read counters: %w", err)
-		}
-	}
-	return lost, nil
+	err := n.each("read counters", func(_ *Pod, k *bpf.Pod) error {
+		c, err := k.Counters()
+		lost += c.LostDrops
+		return err
+	})
+	return lost, err
 }
 
 // ReasonOf returns the twin of a reason of the kernel's.

@@ -6,11 +6,13 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/vishvananda/netlink"
 
 	"github.com/heddle-mesh/heddle/agent/netns"
 	"github.com/heddle-mesh/heddle/agent/podnet/listener"
+	"github.com/heddle-mesh/heddle/agent/podnet/proof"
 	"github.com/heddle-mesh/heddle/agent/podnet/tuples"
 	"github.com/heddle-mesh/heddle/agent/steer"
 	"github.com/heddle-mesh/heddle/bpf"
@@ -35,8 +37,10 @@ type Pod struct {
 	kernel    *bpf.Pod     // nil once the Pod is closed
 	listeners Listeners
 
-	unrefused error            // set before the Pod is anybody's; see Unrefused
-	options   listener.Options // likewise: of all of the agent's sockets in the pod
+	unfinished atomic.Bool           // see Finish
+	unrefused  atomic.Pointer[error] // see Unrefused
+	proven     *proof.Gate           // set before the Pod is anybody's
+	options    listener.Options      // likewise: of all of the agent's sockets in the pod
 }
 
 // ErrClosed says that the pod was unenrolled, or its Node closed.
@@ -99,7 +103,40 @@ func (p *Pod) lost() error {
 
 // Unrefused says why connections to services that nobody serves are accepted and reset
 // in this pod instead of refused; nil when they are refused. Nothing else is amiss.
-func (p *Pod) Unrefused() error { return p.unrefused }
+func (p *Pod) Unrefused() error {
+	if err := p.unrefused.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// refuse has such connections refused from now on; the pod is as safe without.
+func (p *Pod) refuse() {
+	err := p.kernel.AttachRefusal()
+	if p.unrefused.Store(&err); err != nil {
+		p.node.config.Log.Warn("pod accepts and resets connections to services that nobody serves, and does not refuse them", "pod", p.name, "error", err)
+	}
+}
+
+// Unfinished reports whether the pod is behind filters, and not yet where its gate stays: see Finish.
+func (p *Pod) Unfinished() bool { return p.unfinished.Load() }
+
+// Finish does a part of what Spec.Prompt has left, until the pod is not Unfinished any more. It
+// waits for a grace period of RCU. After an error it may be called again; the pod stays closed.
+func (p *Pod) Finish() error {
+	s, unlock := p.node.lock(p.name)
+	defer unlock()
+	if s.pod.Load() != p || !p.Unfinished() {
+		return nil // another has its place now, or nobody
+	}
+	left := false
+	err := p.node.home.Do(func() (err error) { left, err = p.kernel.AttachNext(); return err })
+	if err == nil && !left {
+		p.refuse()
+		p.unfinished.Store(false)
+	}
+	return err
+}
 
 func (p *Pod) steering() steer.Steering {
 	return steer.Steering{Mark: p.node.config.Mark, Mask: p.node.config.MarkMask, Table: p.node.config.Table, Addrs: p.addrs, DNS: p.names.captured.Load(), Congestion: p.options.Congestion.Route()}
@@ -123,6 +160,9 @@ func (p *Pod) close(remove bool) error {
 		errs = append(errs, p.kernel.Close())
 	}
 	p.kernel = nil
+	if p.proven != nil {
+		p.proven.Wait()
+	}
 	return errors.Join(append(errs, p.listeners.Close(), p.names.former.Close(), p.sockets[0].Close(), p.sockets[1].Close(), p.ns.Close())...)
 }
 

@@ -297,7 +297,7 @@ func TestUpdate(t *testing.T) {
 	if err := try(); err != nil {
 		t.Errorf("plaintext to a PERMISSIVE port: %v", err)
 	}
-	if err := p.Update(w.spec()); err != nil {
+	if err := p.update(w.spec()); err != nil {
 		t.Error(err)
 	}
 	if err := try(); err == nil {
@@ -315,7 +315,7 @@ func TestUpdate(t *testing.T) {
 	mustPing(t, c)
 	other := w.spec()
 	other.Addresses = []netip.Addr{ext4}
-	if err := p.Update(other); err == nil || !strings.Contains(err.Error(), "unenroll it first") {
+	if err := p.update(other); err == nil || !strings.Contains(err.Error(), "unenroll it first") {
 		t.Errorf("update of addresses: %v", err)
 	}
 }

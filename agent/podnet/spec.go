@@ -107,6 +107,10 @@ type Spec struct {
 	// Revoked says that the pod's identity is: nothing goes on that was open before
 	// the pod was enrolled. It may change while the pod is enrolled.
 	Revoked bool
+	// Prompt has Enroll return as soon as a pod that is new and has no connection is
+	// behind its gate and that is proven: Pod.Finish is to be called then, for as long as
+	// the pod is Unfinished. An agent that dies before leaves it closed, for the next to finish.
+	Prompt bool
 }
 
 // maxName is the longest name of a pin folder.

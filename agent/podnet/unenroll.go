@@ -2,9 +2,9 @@ package podnet
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
-	"github.com/heddle-mesh/heddle/agent/netns"
 	"github.com/heddle-mesh/heddle/agent/podnet/ledger"
 	"github.com/heddle-mesh/heddle/agent/steer"
 )
@@ -57,7 +57,7 @@ func (n *Node) takeBack(name string) error {
 		return err
 	}
 	if stated {
-		if err := uninstallAt(st); err != nil {
+		if err := n.uninstallAt(st); err != nil {
 			return err
 		}
 	}
@@ -74,21 +74,13 @@ func (n *Node) takeBack(name string) error {
 	return n.state.Remove(name)
 }
 
-// uninstallAt removes rules and routes from the namespace that st names. That
+// uninstallAt removes rules, routes and filters from the namespace that st names. That
 // it is gone, or that another is at its path, is no error: they went with it.
-func uninstallAt(st ledger.Pod) error {
-	ns, err := netns.Open(st.Path)
-	if err != nil || ns.ID() != st.Namespace {
-		if ns != nil {
-			return ns.Close()
-		}
+func (n *Node) uninstallAt(st ledger.Pod) error {
+	ns := st.There()
+	if ns == nil {
 		return nil
 	}
 	defer ns.Close()
-	h, err := ns.Netlink()
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	return steer.Uninstall(h)
+	return errors.Join(steer.UninstallIn(ns), ns.Do(func() error { return n.kernel.RemoveFilters(st.Name, st.PodIndex) }))
 }

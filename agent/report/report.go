@@ -203,6 +203,8 @@ func (r *Report) checks() []*meshpb.Check {
 			if err := errors.Join(pod.Check(), r.Drift.Problem(pod.Name()), r.Room.Problem(pod.Name())); err != nil {
 				check.Ok, check.Detail = false, err.Error()
 				check.Remedy = "mend what the error names; traffic is refused rather than let out meanwhile"
+			} else if pod.Unfinished() {
+				check.Detail += ", closed by tc filters for the moment until its gate is where it stays"
 			} else if err := pod.Unrefused(); err != nil {
 				check.Detail += ", but connections to services that nobody serves are accepted and reset, not refused: " + err.Error()
 			}

@@ -9,6 +9,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/heddle-mesh/heddle/agent/netns"
 )
 
 // RouteProtocol is the routing protocol number (rtm_protocol, and FRA_PROTOCOL
@@ -173,6 +175,16 @@ func (s Steering) refuseForeign(h *netlink.Handle, family int) error {
 // Uninstall removes every rule and route that carries our protocol.
 func Uninstall(h *netlink.Handle) error {
 	return errors.Join(removeFamily(h, unix.AF_INET, nil, nil), removeFamily(h, unix.AF_INET6, nil, nil))
+}
+
+// UninstallIn is Uninstall in a namespace of which no handle is open.
+func UninstallIn(ns *netns.Namespace) error {
+	h, err := ns.Netlink()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	return Uninstall(h)
 }
 
 // removeFamily removes our rules, then our routes, except those to keep.

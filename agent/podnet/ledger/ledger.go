@@ -48,6 +48,19 @@ type Pod struct {
 	Enrolled bool
 }
 
+// There opens the pod's network namespace; nil when it is gone, or another is at its path.
+func (st *Pod) There() *netns.Namespace {
+	ns, err := netns.Open(st.Path)
+	if err != nil {
+		return nil
+	}
+	if ns.ID() != st.Namespace {
+		_ = ns.Close() // it was only looked at
+		return nil
+	}
+	return ns
+}
+
 // Store keeps one file per pod in a directory that only root reads.
 type Store struct{ dir string }
 

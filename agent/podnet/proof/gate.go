@@ -20,7 +20,7 @@ import (
 // microseconds, a loaded machine more.
 const wait = 2 * time.Second
 
-// Gate is one that has been attached to a pod's link.
+// Gate is one that has been attached to a pod's link. Who has had it proven calls Wait.
 type Gate struct {
 	// Pod and Host are the namespaces of the link's two ends.
 	Pod, Host *netns.Namespace
@@ -29,7 +29,13 @@ type Gate struct {
 	Addrs []netip.Addr
 	// Dropped says whose packets it has dropped.
 	Dropped func() ([]bpf.DropPeer, error)
+
+	closing sync.WaitGroup
 }
+
+// Wait returns when the sockets are closed that test packets were sent by. They are in the
+// namespaces of the link's ends, and Prove does not wait for them.
+func (g *Gate) Wait() { g.closing.Wait() }
 
 // Prove sends one packet through each direction of the pod's veth that the gate
 // must drop, and looks for exactly that packet among what it dropped. Without
@@ -42,7 +48,6 @@ func (g *Gate) Prove(ctx context.Context) error {
 	family := steer.Families(g.Addrs)[0]
 	local, remote := steer.AddressOf(g.Addrs, family), Address(family)
 	port := uint16(32768 + rand.IntN(28000))
-	// Both at once: the kernel makes whoever closes a packet socket wait for a grace period.
 	var errs [2]error
 	var ended sync.WaitGroup
 	for i, w := range []way{
@@ -70,7 +75,15 @@ func (g *Gate) proveWay(ctx context.Context, w way, remote netip.AddrPort) error
 	if remote.Addr().Is4() {
 		family = unix.AF_INET
 	}
-	if err := w.where.Do(func() error { return Send(w.link, family, w.frame, w.bypass) }); err != nil {
+	socket := -1
+	err := w.where.Do(func() (err error) {
+		socket, err = Send(w.link, family, w.frame, w.bypass)
+		return err
+	})
+	if socket >= 0 {
+		g.closing.Go(func() { _ = unix.Close(socket) }) // nothing in it waits to be written
+	}
+	if err != nil {
 		return fmt.Errorf("send test packet on %s: %w", w.from, err)
 	}
 	if err := g.awaitDrop(ctx, w.direction, remote.Addr(), remote.Port()); err != nil {

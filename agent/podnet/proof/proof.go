@@ -1,6 +1,6 @@
 // Package proof proves that a gate sees a pod's traffic, by packets that it must
 // drop: bare TCP segments to and from an address that nobody has.
-// It keeps nothing, and is safe for concurrent use.
+// Only a Gate keeps anything; all else is safe for concurrent use.
 package proof
 
 import (
@@ -10,8 +10,6 @@ import (
 	"net/netip"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/heddle-mesh/heddle/agent/netns"
 )
 
 // Address is the other end of test packets: the last address of TEST-NET-1
@@ -81,8 +79,10 @@ func checksum(b []byte) uint16 {
 	return ^uint16(sum)
 }
 
-// Send sends one frame on an interface of the calling thread's namespace.
-func Send(ifindex, family int, frame []byte, bypass bool) error {
+// Send sends one frame on an interface of the calling thread's namespace. It returns the socket
+// that it has sent by, -1 if there is none: who closes it waits for a grace period of RCU
+// (packet_release, net/packet/af_packet.c).
+func Send(ifindex, family int, frame []byte, bypass bool) (socket int, err error) {
 	protocol := uint16(unix.ETH_P_IP)
 	if family == unix.AF_INET6 {
 		protocol = unix.ETH_P_IPV6
@@ -90,7 +90,7 @@ func Send(ifindex, family int, frame []byte, bypass bool) error {
 	// Protocol 0: it sends, and takes nothing in.
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return err
+		return -1, err
 	}
 	if bypass {
 		err = unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, 1)
@@ -101,5 +101,5 @@ func Send(ifindex, family int, frame []byte, bypass bool) error {
 	if errors.Is(err, unix.ENOBUFS) {
 		err = nil // how a drop on the way out is told to the sender (net_xmit_errno)
 	}
-	return errors.Join(err, netns.CloseFd(fd))
+	return fd, err
 }
