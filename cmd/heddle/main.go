@@ -42,6 +42,7 @@ const (
 	exitUnreachable = 3
 	exitBreaks      = 4
 	exitInvalid     = 5
+	exitInterrupted = 128 + int(syscall.SIGINT) // as shells say it
 )
 
 // errNotWell ends a command whose output has said already what is wrong.
@@ -59,6 +60,7 @@ func main() {
 	runtime.LockOSThread()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends what does not heed the first
 	color := isTerminal(os.Stdout) && os.Getenv("NO_COLOR") == ""
 	os.Exit(run(ctx, os.Args, os.Stdout, os.Stderr, color))
 }
@@ -75,9 +77,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, color boo
 	root.SetErr(stderr)
 	refuseUnknown(root)
 	err := root.ExecuteContext(ctx)
-	code := exitCode(err, a.started)
+	code := exitCode(ctx, err, a.started)
 	switch {
 	case code == exitOK || code == exitBreaks || errors.Is(err, errNotWell):
+	case code == exitInterrupted:
+		fmt.Fprintf(stderr, "heddle: interrupted: %v\n", err)
 	case code == exitUsage:
 		fmt.Fprintf(stderr, "heddle: %s\nSee `%s --help`, or `--help` after a command.\n", strings.TrimPrefix(err.Error(), errUsage.Error()+": "), name)
 	default:
@@ -92,10 +96,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, color boo
 }
 
 // exitCode classifies an error. One from before the command started is cobra's:
-// unknown commands, flags and arguments.
-func exitCode(err error, started bool) int {
+// unknown commands, flags and arguments. What a signal interrupted has no answer, so it is no
+// success; commands that go on until a signal have no error then.
+func exitCode(ctx context.Context, err error, started bool) int {
 	switch {
-	case err == nil || errors.Is(err, context.Canceled):
+	case err == nil:
 		return exitOK
 	case !started || errors.Is(err, errUsage) || errors.Is(err, chart.ErrValues):
 		return exitUsage
@@ -103,6 +108,8 @@ func exitCode(err error, started bool) int {
 		return exitBreaks
 	case errors.Is(err, folders.ErrInvalid):
 		return exitInvalid
+	case ctx.Err() != nil && !errors.Is(err, errNotWell):
+		return exitInterrupted
 	case errors.Is(err, admin.ErrUnreachable) || errors.Is(err, local.ErrNoMesh) || errors.Is(err, cluster.ErrUnreachable):
 		return exitUnreachable
 	default:

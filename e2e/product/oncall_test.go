@@ -25,7 +25,9 @@ spec:
   rules: [{from: [{identities: ["spiffe://cluster.local/ns/shop/sa/default"]}]}]
 `)
 	// As docs/install.md has it.
-	w.kubectl(t, "wait", "--for=condition=Live", "authorizationpolicy/web", "-n", "shop", "--timeout="+patience.String())
+	for _, condition := range []string{"Accepted", "Live"} {
+		w.kubectl(t, "wait", "--for=condition="+condition, "authorizationpolicy/web", "-n", "shop", "--timeout="+patience.String())
+	}
 	if live := w.kubectl(t, "-n", "shop", "get", "authorizationpolicy", "web", "-o", "jsonpath={.status.nodes.live}/{.status.nodes.wanted}"); live != "1/1" {
 		t.Errorf("a policy about one pod is live on %s nodes", live)
 	}
