@@ -136,15 +136,16 @@ func (w *world) killUnread(t *testing.T, _ string, start func()) {
 	}
 }
 
-// killGated kills n1's agent as soon as the last link of a pod's gate is pinned, while
-// heddle-cni waits: the test packet, the rules and the answer are still to come.
+// killGated kills n1's agent as soon as it puts the last filters of a pod's gate, while
+// heddle-cni waits: the test packet, the rules and the answer are still to come, and so are the
+// links that take the filters' place.
 func (w *world) killGated(t *testing.T, name string, start func()) {
 	t.Helper()
 	ready, killed := make(chan struct{}), make(chan error, 1)
 	go func() {
 		close(ready)
 		out, err := w.node(t, "n1").Exec(t.Context(), "timeout", "120", "bash", "-c", agentPID+`
-			until compgen -G "/sys/fs/bpf/heddle/*/v1/pods/shop_`+name+`/pod_inbound" >/dev/null; do :; done
+			until compgen -G "/sys/fs/bpf/heddle/*/v1/pods/shop_`+name+`/clsact_pod" >/dev/null; do :; done
 			kill -STOP $pid; pgrep -x heddle-cni; asked=$?; kill -9 $pid; exit $asked`)
 		if err != nil {
 			err = fmt.Errorf("%w %s", err, out)

@@ -26,7 +26,10 @@ func TestProduct(t *testing.T) {
 		podYAML("server", "n2", itsShare, "serve")+podYAML("client", "n1", "", "wait"))
 	w.waitReady(t, "server", "client")
 	server, client := w.pod(t, "server").Status.PodIP, w.pod(t, "client").Status.PodIP
-	w.apply(t, podYAML("holder", "n1", "", "hold", server+":7000", "held"))
+	// Its connection is from before the mesh. Policies that refuse others' identity leave it alone: one
+	// that refused its own would end it.
+	w.apply(t, "apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: holder, namespace: shop}\n")
+	w.apply(t, podYAML("holder", "n1", "  serviceAccountName: holder\n", "hold", server+":7000", "held"))
 	w.waitReady(t, "holder")
 	w.plaintextIsSeen(t, server)
 	n1, n2 := w.node(t, "n1"), w.node(t, "n2")
