@@ -106,14 +106,16 @@ func (t *Trimmer) Pod(p *corev1.Pod) *kube.Pod {
 		texts = append(texts, p.Status.PodIP)
 	}
 	out.Addresses = addresses(texts)
+	// A port's name that both have is a container's, as the endpoints of Kubernetes have it
+	// (FindPort in k8s.io/endpointslice).
+	for i := range p.Spec.Containers {
+		t.container(out, &p.Spec.Containers[i])
+	}
 	for i := range p.Spec.InitContainers {
 		// Only sidecars live on, and only they are probed.
 		if policy := p.Spec.InitContainers[i].RestartPolicy; policy != nil && *policy == corev1.ContainerRestartPolicyAlways {
 			t.container(out, &p.Spec.InitContainers[i])
 		}
-	}
-	for i := range p.Spec.Containers {
-		t.container(out, &p.Spec.Containers[i])
 	}
 	slices.Sort(out.ProbePorts)
 	out.ProbePorts = slices.Clip(slices.Compact(out.ProbePorts))

@@ -32,7 +32,7 @@ func TestPod(t *testing.T) {
 			DeletionTimestamp: &metav1.Time{}},
 		Spec: corev1.PodSpec{NodeName: "n1", InitContainers: []corev1.Container{
 			{Name: "setup", ReadinessProbe: get(intstr.FromInt32(1))},
-			{Name: "sidecar", RestartPolicy: &always, StartupProbe: get(intstr.FromInt32(7070))},
+			{Name: "sidecar", RestartPolicy: &always, Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 7070}}, StartupProbe: get(intstr.FromInt32(7070))},
 		}, Containers: []corev1.Container{{
 			Name: "main", Ports: named, LivenessProbe: get(intstr.FromString("http")), ReadinessProbe: get(intstr.FromInt32(8080)),
 			StartupProbe: &corev1.Probe{ProbeHandler: corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: 6060}}},
@@ -45,7 +45,7 @@ func TestPod(t *testing.T) {
 	})
 	want := &kube.Pod{Namespace: "shop", Name: "web-1", UID: "u", Node: "n1", ServiceAccount: "default", Labels: map[string]string{"app": "web"},
 		Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}, ProbePorts: []uint16{6060, 7070, 8080},
-		Ports: []kube.NamedPort{{Name: "http", Port: 8080}}, Created: 7, Ready: true, ReadySince: 9, Terminating: true}
+		Ports: []kube.NamedPort{{Name: "http", Port: 8080}, {Name: "http", Port: 7070}}, Created: 7, Ready: true, ReadySince: 9, Terminating: true}
 	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 		t.Error(diff)
 	}
