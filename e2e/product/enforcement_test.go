@@ -25,7 +25,8 @@ func (w *world) testPolicyChange(t *testing.T, server string) {
 	client := w.clientset(t)
 	const path = "/apis/heddle.dev/v1alpha1/namespaces/shop/authorizationpolicies"
 	deny := []byte(`{"apiVersion":"heddle.dev/v1alpha1","kind":"AuthorizationPolicy","metadata":{"name":"turns","namespace":"shop"},
-		"spec":{"selector":{"matchLabels":{"app":"server"}},"action":"DENY","rules":[{}]}}`)
+		"spec":{"selector":{"matchLabels":{"app":"server"}},"action":"DENY",
+		"rules":[{"from":[{"identities":["spiffe://cluster.local/ns/shop/sa/default"]}]}]}}`)
 	var took []time.Duration
 	since := time.Time{}
 	for n := range 2 * changes {
