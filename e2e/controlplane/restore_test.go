@@ -6,6 +6,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -13,13 +14,16 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/heddle-mesh/heddle/api/v1alpha1"
 	"github.com/heddle-mesh/heddle/internal/discovery"
 	"github.com/heddle-mesh/heddle/internal/identity"
 	"github.com/heddle-mesh/heddle/internal/identity/nodeauth"
@@ -177,6 +181,64 @@ func hasPolicy(name string) func(*mesh.View) bool {
 	}
 }
 
+// revision is the resource version of an object or a list: of one etcd, they are in
+// the order of what was written.
+func revision(t *testing.T, object map[string]any) uint64 {
+	t.Helper()
+	text, _, err := unstructured.NestedString(object, "metadata", "resourceVersion")
+	if err != nil {
+		t.Fatal(err)
+	}
+	number, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return number
+}
+
+// enrolledAfterPolicies fails when the namespace shop had its label, at any time since
+// a revision, before one of its policies was there. No operator may run yet: it writes
+// policies anew, with their status.
+func (s *server) enrolledAfterPolicies(t *testing.T, since uint64) {
+	t.Helper()
+	list, _ := s.must(t, http.MethodGet, policies, "")["items"].([]any)
+	if len(list) != 3 {
+		t.Fatalf("%d policies are restored, want 3", len(list))
+	}
+	enrolled := s.labelled(t, "shop", since)
+	for _, item := range list {
+		policy, _ := item.(map[string]any)
+		if written := revision(t, policy); written > enrolled {
+			t.Errorf("shop is enrolled at revision %d, before a policy of its is written, at %d", enrolled, written)
+		}
+	}
+}
+
+// labelled returns the first revision, after one, at which a namespace has the label
+// that enrolls it.
+func (s *server) labelled(t *testing.T, namespace string, since uint64) uint64 {
+	t.Helper()
+	url := fmt.Sprintf("https://%s/api/v1/namespaces?watch=true&timeoutSeconds=5&resourceVersion=%d&fieldSelector=metadata.name=%s", s.address, since, namespace)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := s.client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	for events := json.NewDecoder(resp.Body); ; {
+		var event struct{ Object map[string]any }
+		if err := events.Decode(&event); err != nil {
+			t.Fatalf("namespace %s has no label after the restore: %v", namespace, err)
+		}
+		if (&unstructured.Unstructured{Object: event.Object}).GetLabels()[v1alpha1.LabelMesh] == v1alpha1.MeshEnabled {
+			return revision(t, event.Object)
+		}
+	}
+}
+
 const policies = "/apis/heddle.dev/v1alpha1/namespaces/shop/authorizationpolicies"
 
 // writtenForWaypoints is what people write to have a waypoint.
@@ -252,7 +314,9 @@ kubectl create namespace shop && kubectl label namespace shop heddle.dev/mesh=en
 	}
 	s := startServer(t)
 	s.must(t, http.MethodPost, "/api/v1/nodes", nodeN1)
+	empty := revision(t, s.must(t, http.MethodGet, "/api/v1/namespaces", ""))
 	sh.on(s, restore)
+	s.enrolledAfterPolicies(t, empty)
 	sh.on(s, "kubectl -n shop get gateway/waypoint httproute/web")
 	if got, err := through(t, s).LoadThrough(t.Context()); err != nil || !maps.Equal(got, inForce) {
 		t.Errorf("waypoints in force: %v, %v, want %v", got, err, inForce)
