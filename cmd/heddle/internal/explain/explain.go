@@ -134,7 +134,7 @@ func ExplainRequest(m *Model, source, destination string, r *asked.Request) (*An
 	if err != nil {
 		return nil, err
 	}
-	target, err := findDestination(m.View, destination)
+	target, err := findDestination(m, destination)
 	if err != nil {
 		return nil, err
 	}

@@ -135,7 +135,8 @@ func (t target) end() End {
 }
 
 // findDestination finds what is dialled.
-func findDestination(view *mesh.View, text string) (target, error) {
+func findDestination(m *Model, text string) (target, error) {
+	view := m.View
 	if strings.HasPrefix(text, "spiffe://") {
 		return foreignDestination(view, text)
 	}
@@ -154,6 +155,9 @@ func findDestination(view *mesh.View, text string) (target, error) {
 	if err != nil {
 		return target{}, fmt.Errorf("destination %w", err)
 	}
+	if to, ok := m.aliases[key]; ok {
+		return target{}, aliased(view, key, to, port)
+	}
 	service, ok := view.Service(key)
 	if ok {
 		if port, err = portOf(service, port, text); err != nil {
@@ -166,6 +170,9 @@ func findDestination(view *mesh.View, text string) (target, error) {
 		return target{service, netip.AddrPortFrom(addr, port)}, nil
 	}
 	found := workloadsOf(view, key)
+	if len(found) == 0 && looksOutside(view, name, key) {
+		return target{}, fmt.Errorf("destination %s: a host outside the mesh is not known by its name: write one of its addresses, as %s", text, addressed(port))
+	}
 	if len(found) == 0 {
 		return target{}, fmt.Errorf("destination %s: no Service, pod or Workload has this name: %s", key, near(view, key.Namespace))
 	}
@@ -227,7 +234,7 @@ func destinationKey(name string) (mesh.Key, error) {
 	short := strings.TrimSuffix(strings.TrimSuffix(strings.TrimSuffix(name, "."), "."+mesh.ClusterDomain), ".svc")
 	parts := strings.Split(short, ".")
 	if len(parts) != 2 || parts[0] == "" || parts[1] == "" {
-		return mesh.Key{}, fmt.Errorf("%q: write NAMESPACE/NAME, NAME.NAMESPACE.svc, or an IP address", name)
+		return mesh.Key{}, fmt.Errorf("%q: write NAMESPACE/NAME, NAME.NAMESPACE.svc, or an IP address: of a host outside the mesh, one of its own; services have names of %s only", name, mesh.ClusterDomain)
 	}
 	return mesh.Key{Namespace: parts[1], Name: parts[0]}, nil
 }

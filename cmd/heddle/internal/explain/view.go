@@ -23,7 +23,9 @@ type Model struct {
 	// networkPolicies are the objects, refused what is wrong with them.
 	networkPolicies map[mesh.Key]*networkingv1.NetworkPolicy
 	refused         []*kube.Problem
-	warnings        []*kube.Problem
+	// aliases are Services of type ExternalName, and what they name.
+	aliases  map[mesh.Key]string
+	warnings []*kube.Problem
 	// waypoints is what waypoints decide by, who are told of no NetworkPolicies; routes are those that they go by.
 	waypoints *mesh.View
 	routes    asked.Routes
@@ -140,7 +142,7 @@ func modelOf(objects *kube.Objects, compiled *kube.Compiled) (*Model, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Model{View: view, waypoints: view, networkPolicies: map[mesh.Key]*networkingv1.NetworkPolicy{}, refused: compiled.Refused, warnings: compiled.Warnings, udp: objects.UDPByIdentity}
+	m := &Model{View: view, waypoints: view, networkPolicies: map[mesh.Key]*networkingv1.NetworkPolicy{}, aliases: aliasesOf(objects), refused: compiled.Refused, warnings: compiled.Warnings, udp: objects.UDPByIdentity}
 	if len(objects.NetworkPolicies) > 0 {
 		each := *compiled
 		each.Network = mesh.Network{}
