@@ -76,6 +76,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, color boo
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	refuseUnknown(root)
+	sayUse(root)
 	err := root.ExecuteContext(ctx)
 	code := exitCode(ctx, err, a.started)
 	switch {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"runtime"
@@ -98,6 +99,23 @@ func refuseUnknown(root *cobra.Command) {
 			}
 			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 		}
+	}
+}
+
+// sayUse has a command and those below it say how they are used, beside what is wrong with
+// the number of their arguments.
+func sayUse(cmd *cobra.Command) {
+	if check := cmd.Args; check != nil && !cmd.HasSubCommands() {
+		cmd.Args = func(cmd *cobra.Command, args []string) error {
+			err := check(cmd, args)
+			if err != nil && !errors.Is(err, errUsage) { // ours say what to write
+				err = fmt.Errorf("%w; use: %s", err, cmd.UseLine())
+			}
+			return err
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		sayUse(sub)
 	}
 }
 

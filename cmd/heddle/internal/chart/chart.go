@@ -123,6 +123,19 @@ func Render(o Options) (definitions, files []File, err error) {
 	return definitions, files, nil
 }
 
+// Check compares values with the chart's schema; what is left out may be the cluster's to
+// say, or the last installation's. Its error names the value that is wrong.
+func Check(values map[string]any) error {
+	c, err := load()
+	if err != nil {
+		return err
+	}
+	if _, err := chartutil.ToRenderValues(c, copied(values), chartutil.ReleaseOptions{}, nil); err != nil {
+		return fmt.Errorf("%w: %w", ErrValues, err)
+	}
+	return nil
+}
+
 func kubeVersion(text string) (chartutil.KubeVersion, error) {
 	v, err := chartutil.ParseKubeVersion(text)
 	if err != nil {

@@ -112,6 +112,9 @@ func (c *command) registerApply(flags *pflag.FlagSet) {
 
 func (c *command) request() (Request, error) {
 	values, err := chart.Values(c.values, c.settings)
+	if err == nil {
+		err = chart.Check(values) // before a cluster is looked for
+	}
 	if err != nil {
 		return Request{}, err
 	}
