@@ -315,6 +315,7 @@ func (c *compiler) endpoints(s subject, svc *corev1.Service) (keys []mesh.Key, e
 		return nil, false
 	}
 	s.Labels("spec.selector", svc.Spec.Selector)
+	ports.Beside(s.Subject, &svc.Spec, c.slicesOf(svc), func(e *EndpointSlice) (string, int) { return e.Name, len(e.Endpoints) })
 	for _, w := range c.candidates(svc.Namespace, svc.Spec.Selector) {
 		if mesh.Selects(svc.Spec.Selector, w.Labels) {
 			keys = append(keys, w.Key)

@@ -79,3 +79,22 @@ func TestPortsOfWrittenEndpointsAreBounded(t *testing.T) {
 		t.Errorf("one that says the same of every port: %v", compiled.Refused)
 	}
 }
+
+// TestEndpointsBesideTheSelected: kube-proxy takes the slices that are written for a
+// service with a selector, too, and agents do not: that is said.
+func TestEndpointsBesideTheSelected(t *testing.T) {
+	const service = "apiVersion: v1\nkind: Service\nmetadata: {namespace: shop, name: web}\nspec: {clusterIP: 10.96.0.1, selector: {app: web}, ports: [{port: 80, protocol: %s}]}\n"
+	for protocol, warned := range map[string]bool{"TCP": true, "UDP": false} {
+		objs := clusterOf(t, fmt.Sprintf(service, protocol), podOf("web", "10.0.0.1"))
+		says := func() bool {
+			return strings.Contains(problemLines(compileEach(t, objs).Warnings), "Service shop/web: spec.selector: picks the pods that clients in the mesh reach, and the 1 endpoints of EndpointSlice far are reached by others only; give them a Service of their own")
+		}
+		if says() {
+			t.Errorf("%s: a warning without any slice", protocol)
+		}
+		objs.Slices = []*EndpointSlice{{Namespace: "shop", Name: "empty", Service: "web"}, {Namespace: "shop", Name: "far", Service: "web", Endpoints: endpointsAt("192.0.2.1")}}
+		if says() != warned {
+			t.Errorf("%s: warned %v, want %v", protocol, !warned, warned)
+		}
+	}
+}

@@ -2,6 +2,7 @@ package ports
 
 import (
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -34,6 +35,22 @@ func Few(s check.Subject, field, remedy string, keys []mesh.Key) []mesh.Key {
 		keys = keys[:fit.MaxEndpoints]
 	}
 	return keys
+}
+
+// Beside warns of slices of endpoints that a service has beside the pods that its selector
+// picks: kube-proxy takes both, and agents these pods. Of says a slice's name, and how many
+// endpoints it has.
+func Beside[S any](s check.Subject, spec *corev1.ServiceSpec, all []S, of func(S) (name string, endpoints int)) {
+	if !slices.ContainsFunc(spec.Ports, func(p corev1.ServicePort) bool { return p.Protocol == "" || p.Protocol == corev1.ProtocolTCP }) {
+		return
+	}
+	for _, slice := range all {
+		if name, n := of(slice); n > 0 {
+			s.Warn("spec.selector", "give them a Service of their own, or leave the selector out and write all endpoints",
+				"picks the pods that clients in the mesh reach, and the %d endpoints of EndpointSlice %s are reached by others only", n, name)
+			return
+		}
+	}
 }
 
 // maxUDPPorts bounds those of a service: there is room for them beside maxService.
