@@ -59,6 +59,7 @@ func (c Cluster) Look(ctx context.Context, p *Plan, r *health.Report) error {
 		{"namespace", func() error { return c.namespace(ctx, p, r) }},
 		{"nodes", func() (err error) { nodes, err = c.nodes(ctx, p, r); return err }},
 		{"network", func() error { return c.networks(ctx, nodes, r) }},
+		{"cluster domain", func() error { return c.domain(ctx, r) }},
 		{"other mesh", func() error { return c.otherMeshes(ctx, r) }},
 		{"another mesh", func() error { return c.anotherMesh(ctx, p.Namespace, r) }},
 		{"versions", func() error { return c.versions(ctx, p, r) }},
