@@ -49,6 +49,7 @@ func (o *Objects) Analyze(only string) ([]Finding, error) {
 		all = append(all, o.refused(&calls[i], enrolled)...)
 	}
 	all = append(all, o.hostNetwork()...)
+	all = append(all, o.interfaces(enrolled)...)
 	all = append(all, o.otherMeshes(enrolled)...)
 	all = append(all, o.datagrams(enrolled)...)
 	all = append(all, o.lifecycle(enrolled)...)
