@@ -9,8 +9,8 @@ import (
 	"github.com/spf13/cobra"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
-	"github.com/heddle-mesh/heddle/cmd/heddle/internal/analyze"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/cluster"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/cutoff"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/health"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/install"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
@@ -109,7 +109,7 @@ func (a *app) checkCluster(ctx context.Context, r *health.Report) (unreachable b
 	if err != nil || len(installed) == 0 {
 		return false, err
 	}
-	if err := analyze.Check(ctx, programs, r); err != nil {
+	if err := cutoff.Check(ctx, programs, r); err != nil {
 		return false, err
 	}
 	mesh := reach.Mesh{Cluster: on, Node: a.mesh.Node, Timeout: a.mesh.Timeout, OnlyCluster: true}

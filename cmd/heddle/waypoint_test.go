@@ -115,6 +115,42 @@ spec: {selector: {app: db}, ports: [{port: 3306}]}`)
 	}
 }
 
+// TestAWaypointThatPoliciesBlock: who puts a namespace behind a waypoint is told which
+// NetworkPolicies are to admit its pods.
+func TestAWaypointThatPoliciesBlock(t *testing.T) {
+	w := newShop(t)
+	w.expect(0, "Heddle", "install", "--wait", "0", "--gateway-api")
+	w.Put(t, `apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {heddle.dev/mesh: enabled}}
+---
+apiVersion: v1
+kind: Service
+metadata: {namespace: shop, name: web}
+spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {namespace: shop, name: front, labels: {app: front}}
+spec: {nodeName: n1, containers: [{name: c, image: x}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {namespace: shop, name: served, labels: {app: web}}
+spec: {nodeName: n1, containers: [{name: c, image: x}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {namespace: shop, name: web}
+spec: {podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {matchLabels: {app: front}}}]}]}`)
+	const warning = "NetworkPolicy shop/web: it admits clients of service web, which goes through waypoint shop/waypoint, and not the waypoint's pods"
+	if _, out, log := heddle(t, "--kubeconfig", w.Kubeconfig, "waypoint", "apply", "-n", "shop"); strings.Contains(out+log, warning) {
+		t.Errorf("no service goes through it yet: %s", log)
+	}
+	w.expect(0, warning, "waypoint", "apply", "-n", "shop", "--enroll-namespace")
+	w.expect(0, "name: web-heddle-waypoint", "analyze", "-n", "shop", "--fixes")
+}
+
 func (w *onCluster) waypoint(name string) bool {
 	return w.Get(w.t, "gateway.networking.k8s.io/v1", "Gateway", "shop", name) != nil
 }

@@ -31,7 +31,7 @@ func (o *Objects) otherMeshes(enrolled []member) []Finding {
 			continue
 		}
 		all = append(all, Finding{
-			Kind: KindOtherMesh, Namespace: ns.Name, Object: objectNamespace + ns.Name,
+			Kind: KindOtherMesh, Namespace: ns.Name, Object: ObjectNamespace + ns.Name,
 			Detail: fmt.Sprintf("namespace %s is in %s, which runs, by %s=%s: both meshes would take its pods' connections", ns.Name, mesh, key, value),
 			Remedy: fmt.Sprintf("take %s off, and have pods made anew that %s has captured; or leave the namespace there", key, mesh),
 		})
@@ -39,5 +39,5 @@ func (o *Objects) otherMeshes(enrolled []member) []Finding {
 	return all
 }
 
-// objectNamespace begins the Object of a Finding about a namespace.
-const objectNamespace = "Namespace "
+// ObjectNamespace begins the Object of a Finding about a namespace.
+const ObjectNamespace = "Namespace "

@@ -1,17 +1,9 @@
 package analyze
 
 import (
-	"context"
 	"fmt"
-	"slices"
 	"strings"
 	"testing"
-
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime/schema"
-	"sigs.k8s.io/yaml"
-
-	"github.com/heddle-mesh/heddle/cmd/heddle/internal/health"
 )
 
 // podOf is a pod of shop, with more in its metadata and its spec.
@@ -59,37 +51,5 @@ func TestOtherMeshes(t *testing.T) {
 				t.Errorf("got %+v, want %q", all[0], c.says)
 			}
 		})
-	}
-}
-
-// listed are the objects of a cluster.
-type listed []string
-
-func (l listed) List(_ context.Context, resource schema.GroupVersionResource, _ string) (all []unstructured.Unstructured, err error) {
-	for _, text := range l {
-		object := map[string]any{}
-		if err := yaml.Unmarshal([]byte(text), &object); err != nil {
-			return nil, err
-		}
-		if strings.EqualFold(fmt.Sprint(object["kind"])+"s", resource.Resource) {
-			all = append(all, unstructured.Unstructured{Object: object})
-		}
-	}
-	return all, nil
-}
-
-// TestCheckOtherMeshes: `heddle check` says of a captured pod what analyze does, and leaves the namespace to preflight.
-func TestCheckOtherMeshes(t *testing.T) {
-	r := health.New()
-	c := listed{"{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {heddle.dev/mesh: enabled, istio-injection: enabled}}}", podOf("}", ", initContainers: [{name: istio-init}]"), istiod}
-	if err := Check(t.Context(), c, r); err != nil {
-		t.Fatal(err)
-	}
-	var got []string
-	for _, f := range r.Findings {
-		got = append(got, f.Name)
-	}
-	if !slices.Equal(got, []string{"Pod shop/job"}) || r.OK {
-		t.Errorf("got %+v", r.Findings)
 	}
 }

@@ -274,6 +274,7 @@ func (a *application) apply(ctx context.Context, c *cluster.Cluster, w *which, s
 		return nil, missing(c, "apply Gateway "+w.namespace+"/"+w.name, err)
 	}
 	say("Gateway %s/%s is applied", w.namespace, w.name)
+	blocked(ctx, c, w, a.enroll, say)
 	if a.enroll {
 		if err := label(ctx, c, w.namespace, w.name); err != nil {
 			return nil, err
