@@ -2,8 +2,8 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -156,8 +156,8 @@ func (a *app) printFindings(found []analyze.Finding, fixes bool) error {
 	default:
 		err = analyze.Print(a.out, a.color, found)
 	}
-	if err == nil && len(found) > 0 {
+	if err == nil && slices.ContainsFunc(found, func(f analyze.Finding) bool { return !f.Warning }) {
 		return errNotWell
 	}
-	return errors.Join(err)
+	return err
 }

@@ -18,6 +18,8 @@ import (
 
 // Finding is one thing that would not work.
 type Finding struct {
+	// Warning is set of what may work all the same, which nothing is refused for.
+	Warning bool `json:"warning,omitempty"`
 	// Kind is one of the constants Kind....
 	Kind      string `json:"kind"`
 	Namespace string `json:"namespace"`
@@ -50,6 +52,7 @@ func (o *Objects) Analyze(only string) ([]Finding, error) {
 	}
 	all = append(all, o.hostNetwork()...)
 	all = append(all, o.interfaces(enrolled)...)
+	all = append(all, o.unread(enrolled)...)
 	all = append(all, o.otherMeshes(enrolled)...)
 	all = append(all, o.datagrams(enrolled)...)
 	all = append(all, o.lifecycle(enrolled)...)

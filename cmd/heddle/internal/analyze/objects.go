@@ -37,6 +37,8 @@ type Objects struct {
 	read       int // of any kind
 	// schemas are for what comes from files: a cluster's objects have been judged by them.
 	schemas folders.Schemas
+	// others are not read.
+	others others
 }
 
 // Add adds an object, if it is of a kind that matters. Workloads, such as
@@ -62,6 +64,7 @@ func (o *Objects) Add(u *unstructured.Unstructured) error {
 	case "CronJob.batch":
 		return o.template(u, "spec", "jobTemplate", "spec", "template")
 	default:
+		o.unreadPolicy(u)
 		o.calls = append(o.calls, callsOf(kind.Kind, u)...)
 	}
 	return nil
@@ -119,7 +122,7 @@ func FromCluster(ctx context.Context, c Lister) (*Objects, error) {
 	for len(resources) > 0 {
 		r := resources[0]
 		list, err := c.List(ctx, r, "")
-		if err != nil {
+		if err = o.mayNotRead(r, err); err != nil {
 			return nil, err
 		}
 		for i := range list {
@@ -129,7 +132,7 @@ func FromCluster(ctx context.Context, c Lister) (*Objects, error) {
 		}
 		resources = resources[1:]
 		if r.Resource == "customresourcedefinitions" {
-			resources = append(resources, monitorsOf(list)...)
+			resources = append(resources, slices.Concat(monitorsOf(list), unreadKinds(list))...)
 		}
 	}
 	return o, nil

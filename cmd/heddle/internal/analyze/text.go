@@ -11,7 +11,11 @@ import (
 // mends them, as one stream of YAML.
 func Print(out io.Writer, color bool, findings []Finding) error {
 	for _, f := range findings {
-		if _, err := fmt.Fprintf(out, "%s %s, in namespace %s: %s\n  %s\n", show.Painted("cut off", show.Red, color), f.Object, f.Namespace, f.Detail,
+		mark := show.Painted("cut off", show.Red, color)
+		if f.Warning {
+			mark = show.Painted("warning", show.Yellow, color)
+		}
+		if _, err := fmt.Fprintf(out, "%s %s, in namespace %s: %s\n  %s\n", mark, f.Object, f.Namespace, f.Detail,
 			show.Painted("→ "+f.Remedy, show.Yellow, color)); err != nil {
 			return err
 		}

@@ -28,6 +28,10 @@ func Check(ctx context.Context, c analyze.Lister, r *health.Report) error {
 		if f.Kind == analyze.KindOtherMesh && strings.HasPrefix(f.Object, analyze.ObjectNamespace) {
 			continue // which preflight has, with those of meshes that are gone
 		}
+		if f.Warning { // it may be as it should be, and nobody could say so
+			r.Good("cluster", "warning", "%s, in namespace %s: %s", f.Object, f.Namespace, f.Detail)
+			continue
+		}
 		r.Bad("cluster", f.Object, f.Detail, fmt.Sprintf("%s; `heddle analyze -n %s` prints it", f.Remedy, f.Namespace))
 	}
 	return err

@@ -88,13 +88,16 @@ func Enroll(ctx context.Context, c *cluster.Cluster, agents Agents, r Request) (
 	if err != nil {
 		return result, err
 	}
+	if note := objects.ComesIntoForce(r.Namespace); note != "" {
+		r.say("%s", note)
+	}
 	objects.Enroll(r.Namespace, r.Strict)
 	found, err := objects.Analyze(r.Namespace)
 	if err != nil {
 		return result, err
 	}
 	result.Findings = append(result.Findings, found...)
-	open := slices.DeleteFunc(slices.Clone(found), func(f analyze.Finding) bool { return r.Fix && f.Fix != "" })
+	open := slices.DeleteFunc(slices.Clone(found), func(f analyze.Finding) bool { return f.Warning || r.Fix && f.Fix != "" })
 	if len(open) > 0 && !r.Force {
 		return result, fmt.Errorf("%w: %d things, see above; remedy: %s, or go on whatever is cut off with --force", ErrCutOff, len(open), remedyOf(open))
 	}

@@ -52,8 +52,8 @@ func portsOf(all ...intstr.IntOrString) []networkingv1.NetworkPolicyPort {
 	return ports
 }
 
-// selects reports whether a policy is about a pod.
-func selects(p *networkingv1.NetworkPolicy, pod *corev1.Pod) bool {
+// Selects reports whether a policy is about a pod.
+func Selects(p *networkingv1.NetworkPolicy, pod *corev1.Pod) bool {
 	return p.Namespace == pod.Namespace && Matches(&p.Spec.PodSelector, pod.Labels)
 }
 

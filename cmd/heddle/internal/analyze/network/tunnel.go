@@ -20,7 +20,7 @@ func (o *Objects) Tunnel() []Finding {
 	var all []Finding
 	for i := range o.Policies {
 		p := &o.Policies[i]
-		selected := slices.DeleteFunc(slices.Clone(o.Enrolled), func(pod *corev1.Pod) bool { return !selects(p, pod) })
+		selected := slices.DeleteFunc(slices.Clone(o.Enrolled), func(pod *corev1.Pod) bool { return !Selects(p, pod) })
 		if len(selected) == 0 {
 			continue
 		}
@@ -77,7 +77,7 @@ func (o *Objects) completed(direction networkingv1.PolicyType, selected []*corev
 	return !slices.ContainsFunc(selected, func(pod *corev1.Pod) bool {
 		return !slices.ContainsFunc(o.Policies, func(q networkingv1.NetworkPolicy) bool {
 			rules, applies := rulesOf(&q, direction)
-			return applies && selects(&q, pod) && slices.ContainsFunc(rules, func(r rule) bool {
+			return applies && Selects(&q, pod) && slices.ContainsFunc(rules, func(r rule) bool {
 				return admitsTunnel(r.ports) && (len(r.peers) == 0 || peer != nil && slices.ContainsFunc(r.peers, func(other networkingv1.NetworkPolicyPeer) bool { return reflect.DeepEqual(other, *peer) }))
 			})
 		})

@@ -230,7 +230,7 @@ func (g *gap) toWaypoint(w *waypoint) Finding {
 func (o *Objects) isolating(pod *corev1.Pod) []*networkingv1.NetworkPolicy {
 	var all []*networkingv1.NetworkPolicy
 	for i := range o.Policies {
-		if _, applies := rulesOf(&o.Policies[i], networkingv1.PolicyTypeIngress); applies && selects(&o.Policies[i], pod) {
+		if _, applies := rulesOf(&o.Policies[i], networkingv1.PolicyTypeIngress); applies && Selects(&o.Policies[i], pod) {
 			all = append(all, &o.Policies[i])
 		}
 	}
