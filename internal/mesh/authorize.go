@@ -115,14 +115,12 @@ func (v *View) destination(c *Connection) (*Workload, *policySet, Reason) {
 	if !v.synced {
 		return nil, nil, ReasonNotSynced
 	}
-	if c.Destination == nil {
-		return nil, nil, ReasonUnknownDestination
+	if c.Destination != nil {
+		if w, set := v.current(c.Destination); w != nil {
+			return w, set, ReasonUnknown
+		}
 	}
-	w, set := v.current(c.Destination)
-	if w == nil {
-		return nil, nil, ReasonUnknownDestination
-	}
-	return w, set, ReasonUnknown
+	return nil, nil, ReasonUnknownDestination
 }
 
 // current returns this View's workload for one that may be an older View's, nil where
