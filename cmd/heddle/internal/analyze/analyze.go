@@ -66,13 +66,15 @@ func (o *Objects) Analyze(only string) ([]Finding, error) {
 	// The pods of one workload are one finding, and so are the services before them that
 	// one object has called.
 	said := map[Finding]bool{}
-	return slices.DeleteFunc(all, func(f Finding) bool {
+	all = slices.DeleteFunc(all, func(f Finding) bool {
 		sameFix, sameObject := f, f
 		sameFix.Object, sameObject.Fix = "", "(any)"
 		known := said[sameFix] || said[sameObject]
 		said[sameFix], said[sameObject] = true, true
 		return known
-	}), nil
+	})
+	o.distinct(all)
+	return all, nil
 }
 
 // permissive is the PeerAuthentication that lets ports take plaintext.
