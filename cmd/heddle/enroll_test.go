@@ -152,6 +152,21 @@ func (w *onCluster) inIstio() {
 	w.Delete(w.t, istiod)
 }
 
+// held: nothing is applied, and no label set, where an older PeerAuthentication holds against
+// what would be applied.
+func (w *onCluster) held() {
+	t := w.t
+	t.Helper()
+	const mine = "{apiVersion: heddle.dev/v1alpha1, kind: PeerAuthentication, metadata: {namespace: shop, name: mine}, spec: {selector: {matchLabels: {app: web}}, portModes: [{port: 8443, mode: STRICT}]}}"
+	w.Put(t, mine)
+	out := w.expect(1, "PeerAuthentication shop/mine says STRICT", "enroll", "shop", "--fix")
+	if strings.Contains(out, "is applied") || w.label() != "" || w.Get(t, "heddle.dev/v1alpha1", "PeerAuthentication", "shop", "web-plaintext-8443") != nil {
+		t.Errorf("it went on, although this would not help:\n%s", out)
+	}
+	w.expect(1, "--fix cannot", "enroll", "shop", "--fix", "--dry-run")
+	w.Delete(t, mine)
+}
+
 func (w *onCluster) enrolled() {
 	t := w.t
 	t.Helper()
@@ -162,6 +177,7 @@ func (w *onCluster) enrolled() {
 	w.expect(1, "heddle install", "enroll", "shop", "--system-namespace", "default")
 	w.expect(2, "accepts 1 arg", "enroll")
 	w.inIstio()
+	w.held()
 	w.expect(1, "name: web-plaintext-8443", "enroll", "shop")
 	w.expect(1, "--fix does it", "enroll", "shop")
 	w.expect(0, "could be enrolled, with what is printed above", "enroll", "shop", "--dry-run", "--fix")

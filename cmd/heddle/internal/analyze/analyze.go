@@ -24,7 +24,8 @@ type Finding struct {
 	Object string `json:"object"`
 	Detail string `json:"detail"`
 	Remedy string `json:"remedy"`
-	// Fix is the object, as YAML, that keeps it working; "" when there is none.
+	// Fix is the object, as YAML, that keeps it working; "" when there is none, or where
+	// one would have no effect beside those that are there, which Remedy then names.
 	Fix string `json:"fix,omitempty"`
 }
 
@@ -35,14 +36,25 @@ type member struct {
 }
 
 // Analyze returns what would not work, or does not, in the namespaces that are
-// enrolled, or in one of them only; in order of namespace and object. An error
+// enrolled, or in one of them only; in order of namespace and object. What mends it
+// does, beside all that is there: it has looked again with it. An error
 // means that the objects cannot be compiled.
 func (o *Objects) Analyze(only string) ([]Finding, error) {
+	found, _, err := o.look(only)
+	if err != nil {
+		return nil, err
+	}
+	o.distinct(found)
+	return o.lookAgain(found, only)
+}
+
+// look returns what Analyze does, as it seems at first, and who has judged it.
+func (o *Objects) look(only string) ([]Finding, *judge.Judge, error) {
 	model, err := judge.New(&judge.Objects{
 		Namespaces: o.namespaces, Pods: o.pods, Meshes: o.meshes, Modes: o.modes, Authorizations: o.authorizations, Policies: o.policies,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("analyze: %w", err)
+		return nil, nil, fmt.Errorf("analyze: %w", err)
 	}
 	var enrolled []member
 	for i := range model.Enrolled() {
@@ -60,21 +72,21 @@ func (o *Objects) Analyze(only string) ([]Finding, error) {
 	all = append(all, o.lifecycle(enrolled)...)
 	all = append(all, o.blocked(enrolled)...)
 	all = slices.DeleteFunc(all, func(f Finding) bool { return only != "" && f.Namespace != only })
-	slices.SortStableFunc(all, func(a, b Finding) int {
-		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Object, b.Object))
-	})
+	slices.SortStableFunc(all, byObject)
 	// The pods of one workload are one finding, and so are the services before them that
 	// one object has called.
 	said := map[Finding]bool{}
-	all = slices.DeleteFunc(all, func(f Finding) bool {
+	return slices.DeleteFunc(all, func(f Finding) bool {
 		sameFix, sameObject := f, f
 		sameFix.Object, sameObject.Fix = "", "(any)"
 		known := said[sameFix] || said[sameObject]
 		said[sameFix], said[sameObject] = true, true
 		return known
-	})
-	o.distinct(all)
-	return all, nil
+	}), model, nil
+}
+
+func byObject(a, b Finding) int {
+	return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Object, b.Object))
 }
 
 // permissive is the PeerAuthentication that lets ports take plaintext.

@@ -27,6 +27,7 @@ type Judge struct {
 	// outsiders a pod of each kind that is not enrolled.
 	blocks    map[string][]Source
 	outsiders []Source
+	said      []*kube.Problem
 }
 
 // Pod is one that is enrolled.
@@ -70,7 +71,7 @@ func New(o *Objects) (*Judge, error) {
 	if err != nil {
 		return nil, err
 	}
-	j := &Judge{blocks: o.blocks()}
+	j := &Judge{blocks: o.blocks(), said: slices.Concat(compiled.Refused, compiled.Warnings)}
 	if err := j.views(compiled); err != nil {
 		return nil, fmt.Errorf("compile configuration: %w", err)
 	}
@@ -109,6 +110,17 @@ func (j *Judge) views(compiled *kube.Compiled) (err error) {
 
 // Enrolled are the pods that are, sorted by key.
 func (j *Judge) Enrolled() []Pod { return j.enrolled }
+
+// Said is why an object does not do what it says, or not for every pod that it selects: one
+// sentence each, which names the object that holds instead where there is one.
+func (j *Judge) Said(kind string, key mesh.Key) (all []string) {
+	for _, p := range j.said {
+		if p.Ref == (kube.Ref{Kind: kind, Namespace: key.Namespace, Name: key.Name}) {
+			all = append(all, p.Text)
+		}
+	}
+	return all
+}
 
 // Of returns what stands in the way of callers to a port of a pod: for Every, all that does
 // for any of them; else as little as there is for one. Where none is known this is somebody
