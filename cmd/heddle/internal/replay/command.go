@@ -5,19 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain"
-	"github.com/heddle-mesh/heddle/cmd/heddle/internal/folders"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/draft"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/edit"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/past"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/show"
-	"github.com/heddle-mesh/heddle/internal/kube"
 )
 
 // ErrBreaks ends a simulation whose output has said already what would break.
@@ -207,26 +205,12 @@ func (p *Program) models(ctx context.Context, against string, files, deleted []s
 	if err != nil {
 		return nil, nil, err
 	}
-	changed := written
-	for _, file := range files {
-		objects, unfit, err := folders.Load(file)
-		if err != nil {
-			return nil, nil, err
-		}
-		routes, err := passedOver(objects, file)
-		if err != nil {
-			return nil, nil, err
-		}
-		if len(routes) > 0 {
-			fmt.Fprintf(p.Log, "heddle: not judged: %s\n", strings.Join(routes, ", "))
-		}
-		if changed, err = Apply(changed, objects, nil); err != nil {
-			return nil, nil, err
-		}
-		changed.Unfit = append(slices.Clone(changed.Unfit), unfit...)
+	changed, routes, err := edit.Make(written, files, deleted)
+	if err != nil {
+		return nil, nil, err
 	}
-	if changed, err = Apply(changed, &kube.Objects{}, deleted); err != nil {
-		return nil, nil, fmt.Errorf("%w: %w", reach.ErrUsage, err)
+	if len(routes) > 0 {
+		fmt.Fprintf(p.Log, "heddle: not judged: %s\n", strings.Join(routes, ", "))
 	}
 	if before, err = written.Model(); err != nil {
 		return nil, nil, err

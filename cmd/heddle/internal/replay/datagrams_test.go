@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/edit"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/past"
 )
 
@@ -283,7 +284,7 @@ func TestSuggestDatagramsIsBounded(t *testing.T) {
 	if !regexp.MustCompile(`AuthorizationPolicy shop/db-datagrams comes to \d+ bytes, more than the 32768 that may be said about UDP`).MatchString(notes) {
 		t.Errorf("what is too large is not said:\n%s", notes)
 	}
-	after, err := Apply(base, objects(t, yamlOf(t, s, h)), nil)
+	after, err := edit.Apply(base, objects(t, yamlOf(t, s, h)), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/edit"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/past"
 	"github.com/heddle-mesh/heddle/internal/kube"
 	"github.com/heddle-mesh/heddle/internal/testenv"
@@ -79,7 +80,7 @@ func model(t *testing.T, w explain.Written) *explain.Model {
 // simulate tries a change.
 func simulate(t *testing.T, base explain.Written, h *past.History, change string, deleted ...string) *Result {
 	t.Helper()
-	after, err := Apply(base, objects(t, change), deleted)
+	after, err := edit.Apply(base, objects(t, change), deleted)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -165,7 +166,7 @@ func TestSimulate(t *testing.T) {
 			t.Errorf("%s: %d judged, %d connections, not %+v", tc.name, r.Judged, r.Connections, r.Unjudged)
 		}
 	}
-	if _, err := Apply(base, &kube.Objects{}, []string{"AuthorizationPolicy/shop/none"}); err == nil || !strings.Contains(err.Error(), "KIND/NAMESPACE/NAME") {
+	if _, err := edit.Apply(base, &kube.Objects{}, []string{"AuthorizationPolicy/shop/none"}); err == nil || !strings.Contains(err.Error(), "KIND/NAMESPACE/NAME") {
 		t.Errorf("deleted what is not there: %v", err)
 	}
 }
@@ -312,7 +313,7 @@ func TestNotJudgedIsSaid(t *testing.T) {
 func TestRefusedChange(t *testing.T) {
 	base := written(t, shop(""))
 	bad := strings.Replace(fmt.Sprintf(dbFor, "web"), "ports: [3306]", "ports: [0]", 1)
-	after, err := Apply(base, objects(t, bad), nil)
+	after, err := edit.Apply(base, objects(t, bad), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -330,7 +331,7 @@ func TestRefusedChange(t *testing.T) {
 func TestWarningsAreTheChanges(t *testing.T) {
 	const nobodys = `{apiVersion: heddle.dev/v1alpha1, kind: AuthorizationPolicy, metadata: {namespace: shop, name: %s}, spec: {selector: {matchLabels: {app: dv}}, action: DENY, rules: [{}]}}`
 	base := written(t, shop("---\n"+fmt.Sprintf(nobodys, "old")))
-	after, err := Apply(base, objects(t, fmt.Sprintf(nobodys, "new")), nil)
+	after, err := edit.Apply(base, objects(t, fmt.Sprintf(nobodys, "new")), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

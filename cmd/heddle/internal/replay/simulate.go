@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/edit"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/past"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
@@ -80,14 +81,14 @@ type Result struct {
 // Simulate asks of every connection of the history, and of datagrams where policies may be
 // about them, what becomes of it now, and what would after a change.
 func Simulate(before, after *explain.Model, h *past.History) (*Result, error) {
-	if err := problemsOf(before, after); err != nil {
+	if err := edit.Refused(before, after); err != nil {
 		return nil, err
 	}
 	all, err := h.Connections()
 	if err != nil {
 		return nil, err
 	}
-	r := &Result{Breaks: []Change{}, Opens: []Change{}, Unjudged: []Unjudged{}, Nodes: append([]past.Coverage{}, h.Nodes...), Warnings: texts(fresh(before.Warnings(), after.Warnings()))}
+	r := &Result{Breaks: []Change{}, Opens: []Change{}, Unjudged: []Unjudged{}, Nodes: append([]past.Coverage{}, h.Nodes...), Warnings: edit.Warnings(before, after)}
 	if h.Cut != "" {
 		r.Warnings = append(r.Warnings, h.Cut)
 	}

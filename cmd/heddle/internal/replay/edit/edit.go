@@ -1,4 +1,8 @@
-package replay
+// Package edit makes a change of YAML to what people have written of a mesh, and says what is wrong with
+// it that was not wrong before. What it is given stays as it was.
+//
+// Its functions may be called from any goroutine.
+package edit
 
 import (
 	"fmt"
@@ -9,8 +13,34 @@ import (
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/folders"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
 	"github.com/heddle-mesh/heddle/internal/kube"
 )
+
+// Make returns what is written with a change of files and folders, and of objects that are deleted, and names the
+// objects of it that are not judged. Errors match folders.ErrInvalid, or those about deleted reach.ErrUsage.
+func Make(written explain.Written, files, deleted []string) (changed explain.Written, routes []string, err error) {
+	changed = written
+	for _, file := range files {
+		objects, unfit, err := folders.Load(file)
+		if err != nil {
+			return changed, nil, err
+		}
+		passed, err := passedOver(objects, file)
+		if err != nil {
+			return changed, nil, err
+		}
+		routes = append(routes, passed...)
+		if changed, err = Apply(changed, objects, nil); err != nil {
+			return changed, nil, err
+		}
+		changed.Unfit = append(slices.Clone(changed.Unfit), unfit...)
+	}
+	if changed, err = Apply(changed, &kube.Objects{}, deleted); err != nil {
+		return changed, nil, fmt.Errorf("%w: %w", reach.ErrUsage, err)
+	}
+	return changed, routes, nil
+}
 
 // Apply returns what is written with the changed objects added or in the place of those
 // of their names, and without those that are deleted, each KIND/NAMESPACE/NAME or, of
@@ -92,24 +122,25 @@ func merge[T any, P interface {
 	})
 }
 
-// fresh are those of now that were not there before: the change's own.
-func fresh(before, now []*kube.Problem) []*kube.Problem {
-	return slices.DeleteFunc(slices.Clone(now), func(p *kube.Problem) bool {
-		return slices.ContainsFunc(before, func(q *kube.Problem) bool { return q.Object == p.Object && q.Field == p.Field && q.Text == p.Text })
-	})
-}
-
-func texts(problems []*kube.Problem) (all []string) {
-	for _, p := range problems {
+// Warnings are about what a change leaves in force, and unlikely to do what is meant.
+func Warnings(before, after *explain.Model) (all []string) {
+	for _, p := range fresh(before.Warnings(), after.Warnings()) {
 		all = append(all, p.Error())
 	}
 	return all
 }
 
-// problemsOf are the change's own, where a cluster's objects are compiled each by itself.
-func problemsOf(before, m *explain.Model) error {
-	if own := fresh(before.Refused(), m.Refused()); len(own) > 0 {
+// Refused are the change's own problems, where a cluster's objects are compiled each by itself.
+func Refused(before, after *explain.Model) error {
+	if own := fresh(before.Refused(), after.Refused()); len(own) > 0 {
 		return folders.Refused("the change would be refused", own)
 	}
 	return nil
+}
+
+// fresh are those of now that were not there before: the change's own.
+func fresh(before, now []*kube.Problem) []*kube.Problem {
+	return slices.DeleteFunc(slices.Clone(now), func(p *kube.Problem) bool {
+		return slices.ContainsFunc(before, func(q *kube.Problem) bool { return q.Object == p.Object && q.Field == p.Field && q.Text == p.Text })
+	})
 }
