@@ -22,9 +22,13 @@ import (
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
-// history has one refused connection.
+// history has one refused connection, unless the agent is idle.
 func (f *fakeAgent) history(t *testing.T) *history.History {
-	h := history.New(history.Config{Dir: t.TempDir(), Bounds: history.DefaultBounds(), Log: slog.New(slog.DiscardHandler)})
+	now := func() time.Time { return time.Now().Add(-f.age) }
+	h := history.New(history.Config{Dir: t.TempDir(), Bounds: history.DefaultBounds(), Log: slog.New(slog.DiscardHandler), Now: now})
+	if f.idle {
+		return h
+	}
 	h.Add(sampleFlow(f.node, mesh.VerdictDeny, mesh.ReasonPolicyDeny))
 	return h
 }
@@ -191,6 +195,50 @@ func TestNothingToJudge(t *testing.T) {
 		var out, log bytes.Buffer
 		if code := run(t.Context(), append([]string{"heddle"}, split(tc.command)...), &out, &log, false); code != tc.code || !strings.Contains(out.String()+log.String(), tc.says) {
 			t.Errorf("%s: exit %d, want %d and %q:\n%s%s", tc.command, code, tc.code, tc.says, out.String(), log.String())
+		}
+	}
+}
+
+// TestNothingIsLeft: flags that leave nothing of what is recorded let no change pass, and where nothing is
+// recorded, that is said.
+func TestNothingIsLeft(t *testing.T) {
+	old, _ := world(t, &fakeAgent{node: "n1", age: 5 * time.Hour}, &fakeAgent{node: "n2", idle: true})
+	idle, _ := world(t, &fakeAgent{node: "n1", idle: true})
+	none := t.TempDir()
+	gone := filepath.Join(none, "gone.json") // of a namespace that is not there any more
+	if err := os.WriteFile(gone, []byte(`{"hour":"2026-03-04T12:00:00Z","first":"2026-03-04T12:00:03Z","last":"2026-03-04T12:58:41Z","node":"n1","direction":"inbound","source":{"workload":"was/a"},"destination":{"workload":"shop/web"},"port":80,"verdict":"allow","reason":"NoPolicy","transport":"tunnel","count":1}
+{"coverage":{"node":"n1"}}
+`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const objects = " --against ../../e2e/demo/mesh"
+	const breaking, flows = "simulate -f testdata/simulate/breaking.yaml" + objects, " --flows testdata/simulate/flows.json"
+	const left, recorded = "nothing is left to judge by of what is recorded, which is from ", "no connection is recorded"
+	for _, tc := range []struct {
+		state, command string
+		code           int
+		says           string
+	}{
+		{none, breaking + flows + " -n shop", exitBreaks, "would break"},
+		{none, breaking + flows + " -n shpo", exitUsage, "-n shpo: there is no such namespace"},
+		{none, breaking + flows + " -n legacy", exitFailed, left + "2026-03-04 12:00Z to 2026-03-04 12:58Z"},
+		{none, breaking + flows + " --since 1m -o json", exitFailed, left},
+		{none, "suggest shop" + objects + flows + " --since 1m", exitFailed, left},
+		{none, breaking + " -n was --flows " + gone, exitOK, "was/a"},
+		{old, breaking + " --since 2h", exitFailed, left},
+		{old, breaking, exitOK, "Nothing would break."},
+		{old, breaking + " -n legacy", exitFailed, left},
+		{old, "suggest shop" + objects + " --since 2h", exitFailed, left},
+		{old, "history --since 2h -n nowhere", exitOK, "HOUR"},
+		{idle, breaking, exitOK, "warning: " + recorded},
+		{idle, breaking + " --since 2h -n shop", exitOK, "warning: " + recorded},
+		{idle, breaking + " -n shpo", exitUsage, "-n shpo: there is no such namespace"},
+		{idle, breaking + " -o json", exitOK, "\"" + recorded},
+		{idle, "suggest shop" + objects, exitOK, "# - " + recorded},
+	} {
+		code, out, log := heddle(t, append(split(tc.command), "--state-dir", tc.state)...)
+		if code != tc.code || !strings.Contains(out+log, tc.says) || code == exitFailed && out != "" {
+			t.Errorf("%s: exit %d, want %d and %q:\n%s%s", tc.command, code, tc.code, tc.says, out, log)
 		}
 	}
 }

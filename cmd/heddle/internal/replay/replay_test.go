@@ -335,7 +335,7 @@ func TestWarningsAreTheChanges(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := Simulate(model(t, base), model(t, after), &past.History{})
+	r, err := Simulate(model(t, base), model(t, after), &past.History{Summaries: []past.Summary{carried("shop/web", "shop/db", 3306, 1)}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -351,7 +351,7 @@ func TestWarningsAreTheChanges(t *testing.T) {
 // TestWarnsOfACutHistory: what is said of a history that may be cut is said with that.
 func TestWarnsOfACutHistory(t *testing.T) {
 	base := written(t, shop(""))
-	h := &past.History{Cut: "it may be cut"}
+	h := &past.History{Cut: "it may be cut", Summaries: []past.Summary{carried("shop/web", "shop/db", 3306, 1)}}
 	r, err := Simulate(model(t, base), model(t, base), h)
 	if err != nil || len(r.Warnings) != 1 || r.Warnings[0] != h.Cut {
 		t.Errorf("simulate: %v, %q", err, r.Warnings)

@@ -78,6 +78,9 @@ type Result struct {
 	Nodes []past.Coverage `json:"nodes"`
 }
 
+// nothingRecorded is said of a history without any connection.
+const nothingRecorded = "no connection is recorded: of a mesh that is not new, look whether its agents keep a history (--history-bytes)"
+
 // Simulate asks of every connection of the history, and of datagrams where policies may be
 // about them, what becomes of it now, and what would after a change.
 func Simulate(before, after *explain.Model, h *past.History) (*Result, error) {
@@ -91,6 +94,9 @@ func Simulate(before, after *explain.Model, h *past.History) (*Result, error) {
 	r := &Result{Breaks: []Change{}, Opens: []Change{}, Unjudged: []Unjudged{}, Nodes: append([]past.Coverage{}, h.Nodes...), Warnings: edit.Warnings(before, after)}
 	if h.Cut != "" {
 		r.Warnings = append(r.Warnings, h.Cut)
+	}
+	if len(all) == 0 {
+		r.Warnings = append(r.Warnings, nothingRecorded)
 	}
 	r.cover(h)
 	now, then := newJudge(before), newJudge(after)

@@ -34,6 +34,9 @@ func Suggest(m *explain.Model, h *past.History, namespace string, open bool, rou
 	if h.Cut != "" {
 		out.Notes = append(out.Notes, h.Cut)
 	}
+	if len(all) == 0 {
+		out.Notes = append(out.Notes, nothingRecorded)
+	}
 	groups := draft.Groups(m.Workloads(), namespace, ownerOf)
 	if len(groups) == 0 {
 		return nil, fmt.Errorf("namespace %q has no workload in the mesh: `heddle enroll %s` first", namespace, namespace)

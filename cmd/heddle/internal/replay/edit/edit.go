@@ -9,37 +9,58 @@ import (
 	"slices"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/folders"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
 	"github.com/heddle-mesh/heddle/internal/kube"
+	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
-// Make returns what is written with a change of files and folders, and of objects that are deleted, and names the
-// objects of it that are not judged. Errors match folders.ErrInvalid, or those about deleted reach.ErrUsage.
-func Make(written explain.Written, files, deleted []string) (changed explain.Written, routes []string, err error) {
-	changed = written
+// Change is what agents decide by, and what they would.
+type Change struct {
+	Before, After *explain.Model
+	// NotJudged names the objects of the change that are passed over.
+	NotJudged  []string
+	namespaces []kube.Sourced[corev1.Namespace] // of both
+}
+
+// Make makes a change of files and folders, and of objects that are deleted. Errors match folders.ErrInvalid, or those
+// about deleted reach.ErrUsage.
+func Make(written explain.Written, files, deleted []string) (*Change, error) {
+	c, changed := &Change{}, written
 	for _, file := range files {
 		objects, unfit, err := folders.Load(file)
 		if err != nil {
-			return changed, nil, err
+			return nil, err
 		}
 		passed, err := passedOver(objects, file)
 		if err != nil {
-			return changed, nil, err
+			return nil, err
 		}
-		routes = append(routes, passed...)
+		c.NotJudged = append(c.NotJudged, passed...)
 		if changed, err = Apply(changed, objects, nil); err != nil {
-			return changed, nil, err
+			return nil, err
 		}
 		changed.Unfit = append(slices.Clone(changed.Unfit), unfit...)
 	}
-	if changed, err = Apply(changed, &kube.Objects{}, deleted); err != nil {
-		return changed, nil, fmt.Errorf("%w: %w", reach.ErrUsage, err)
+	changed, err := Apply(changed, &kube.Objects{}, deleted)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", reach.ErrUsage, err)
 	}
-	return changed, routes, nil
+	c.namespaces = slices.Concat(written.Namespaces, changed.Namespaces)
+	if c.Before, err = written.Model(); err == nil {
+		c.After, err = changed.Model()
+	}
+	return c, err
+}
+
+// HasNamespace reports whether a namespace is there, before the change or after it, by itself or with a workload.
+func (c *Change) HasNamespace(name string) bool {
+	return slices.ContainsFunc(c.namespaces, func(ns kube.Sourced[corev1.Namespace]) bool { return ns.Value.Name == name }) ||
+		slices.ContainsFunc(slices.Concat(c.Before.Workloads(), c.After.Workloads()), func(w *mesh.Workload) bool { return w.Namespace == name })
 }
 
 // Apply returns what is written with the changed objects added or in the place of those
