@@ -30,10 +30,7 @@ func Suggest(m *explain.Model, h *past.History, namespace string, open bool, rou
 	if err != nil {
 		return nil, err
 	}
-	out := &Suggestion{Policies: []draft.Policy{}, Notes: []string{}}
-	if h.Cut != "" {
-		out.Notes = append(out.Notes, h.Cut)
-	}
+	out := &Suggestion{Policies: []draft.Policy{}, Notes: append([]string{}, h.Gaps()...)}
 	if len(all) == 0 {
 		out.Notes = append(out.Notes, nothingRecorded)
 	}

@@ -68,19 +68,8 @@ func (r *Result) printHistory(b *strings.Builder, color bool) {
 		fmt.Fprintf(b, ", from %s to %s", past.Stamp(*r.Since), past.Stamp(*r.Until))
 	}
 	fmt.Fprintf(b, ", on %s.\n", counted(len(r.Nodes), "node"))
-	if r.PassedOver > 0 {
-		fmt.Fprintf(b, "%s %s over UDP passed, and are not judged: give --udp-by-identity, as the mesh's operator has it\n", show.Painted("warning:", show.Yellow, color), counted(r.PassedOver, "flow"))
-	}
 	for _, text := range r.Warnings {
 		fmt.Fprintf(b, "%s %s\n", show.Painted("warning:", show.Yellow, color), text)
-	}
-	for _, n := range r.Nodes {
-		if n.LeftOut > 0 {
-			fmt.Fprintf(b, "%s node %s left out %d connections, for want of room\n", show.Painted("warning:", show.Yellow, color), n.Node, n.LeftOut)
-		}
-		for _, damage := range n.Damaged {
-			fmt.Fprintf(b, "%s node %s: %s\n", show.Painted("warning:", show.Yellow, color), n.Node, damage)
-		}
 	}
 }
 
