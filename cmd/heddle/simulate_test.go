@@ -178,16 +178,30 @@ func TestNothingToJudge(t *testing.T) {
 	const route = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: web, namespace: shop}\nspec: {}\n"
 	comment, routes := write("comment.yaml", "# nothing\n"), write("route.yaml", route)
 	both := write("both.yaml", route+"---\napiVersion: v1\nkind: Namespace\nmetadata: {name: other}\n")
-	simulate := " --udp-by-identity --against " + dir + "mesh --flows " + dir + "flows.json --state-dir " + folder
+	mesh := filepath.Join(folder, "mesh")
+	if err := os.CopyFS(mesh, os.DirFS(dir+"mesh")); err != nil {
+		t.Fatal(err)
+	}
+	write("mesh/route.yaml", strings.NewReplacer("name: web", "name: there", "HTTPRoute", "GRPCRoute").Replace(route))
+	simulate := " --udp-by-identity --against " + mesh + " --flows " + dir + "flows.json --state-dir " + folder
+	const deletes = "simulate --delete GRPCRoute/shop/there"
 	for _, tc := range []struct {
 		command string
 		code    int
 		says    string
 	}{
-		{"simulate -f " + comment + simulate, exitInvalid, "there is no object in it"},
-		{"simulate -f " + t.TempDir() + simulate, exitInvalid, "there is no object in it"},
-		{"simulate -f " + routes + simulate, exitInvalid, "HTTPRoute shop/web: routes are not judged"},
-		{"simulate -f " + both + simulate, exitOK, "not judged: HTTPRoute shop/web"},
+		{"simulate -f " + comment + simulate, exitInvalid, "there is no object in " + comment},
+		{"simulate -f " + t.TempDir() + simulate, exitInvalid, "there is no object in "},
+		{"simulate -f " + routes + simulate, exitInvalid, "routes are not judged: HTTPRoute/shop/web; remedy"},
+		{"simulate -f " + both + simulate, exitOK, "warning: routes are not judged: HTTPRoute/shop/web"},
+		{"simulate -f " + both + " -o json" + simulate, exitOK, `"routes are not judged: HTTPRoute/shop/web"`},
+		{"simulate -f " + routes + " -f " + dir + "change.yaml" + simulate, exitBreaks, "warning: routes are not judged: HTTPRoute/shop/web"},
+		{"simulate -f " + dir + "change.yaml -f " + comment + simulate, exitBreaks, "warning: there is no object in " + comment},
+		{"simulate -f " + routes + " --delete AuthorizationPolicy/shop/web-quic" + simulate, exitBreaks, "warning: routes are not judged: HTTPRoute/shop/web"},
+		{deletes + simulate, exitInvalid, "nothing would change that is judged: routes are not judged: GRPCRoute/shop/there; remedy"},
+		{deletes + " -f " + routes + simulate, exitInvalid, "routes are not judged: HTTPRoute/shop/web, GRPCRoute/shop/there; remedy"},
+		{deletes + ",authorizationpolicy/shop/web-quic" + simulate, exitBreaks, "warning: routes are not judged: GRPCRoute/shop/there"},
+		{"simulate --delete HTTPRoute/shop/there" + simulate, exitUsage, "there is no such object"},
 		{"analyze -f " + comment, exitInvalid, "there is no object in " + comment},
 		{"analyze -f " + t.TempDir(), exitInvalid, "there is no object in "},
 		{"analyze -f " + both, exitOK, "Nothing is cut off."},

@@ -1,11 +1,9 @@
 package replay
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -116,7 +114,11 @@ status. Exit status 1 when --since and -n leave nothing of what is recorded.`,
 			if len(files) == 0 && len(deleted) == 0 {
 				return fmt.Errorf("%w: nothing would change: name files with -f, or objects with --delete", reach.ErrUsage)
 			}
-			change, err := p.change(cmd.Context(), against, files, deleted)
+			written, err := explain.Of(cmd.Context(), p.Mesh, against, "--against")
+			if err != nil {
+				return err
+			}
+			change, err := edit.Make(written, files, deleted)
 			if err != nil {
 				return err
 			}
@@ -129,6 +131,7 @@ status. Exit status 1 when --since and -n leave nothing of what is recorded.`,
 			if err != nil {
 				return err
 			}
+			result.Warnings = append(result.Warnings, change.NotJudged...)
 			if *p.Output == "json" {
 				err = show.Document(p.Out, result)
 			} else {
@@ -199,19 +202,6 @@ Try them with simulate before you apply them.`,
 	cmd.Flags().BoolVar(&open, "leave-open", false, "no policy for workloads that nobody has reached")
 	p.sourceFlags(cmd, &from, true, false)
 	return cmd
-}
-
-// change reads what is written, and makes the change that is to be judged.
-func (p *Program) change(ctx context.Context, against string, files, deleted []string) (*edit.Change, error) {
-	written, err := explain.Of(ctx, p.Mesh, against, "--against")
-	if err != nil {
-		return nil, err
-	}
-	c, err := edit.Make(written, files, deleted)
-	if err == nil && len(c.NotJudged) > 0 {
-		fmt.Fprintf(p.Log, "heddle: not judged: %s\n", strings.Join(c.NotJudged, ", "))
-	}
-	return c, err
 }
 
 // read reads the history. partly says which agents did not answer, when others did. That flags leave nothing to judge

@@ -16,39 +16,59 @@ import (
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/folders"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
 	"github.com/heddle-mesh/heddle/internal/kube"
+	"github.com/heddle-mesh/heddle/internal/kube/folderroutes"
+	"github.com/heddle-mesh/heddle/internal/kube/routes"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
 // Change is what agents decide by, and what they would.
 type Change struct {
 	Before, After *explain.Model
-	// NotJudged names the objects of the change that are passed over.
+	// NotJudged says what of the change is passed over.
 	NotJudged  []string
 	namespaces []kube.Sourced[corev1.Namespace] // of both
 }
 
-// Make makes a change of files and folders, and of objects that are deleted. Errors match folders.ErrInvalid, or those
-// about deleted reach.ErrUsage.
+// Make makes a change of files and folders, and of objects that are deleted. One of which nothing is judged is none, and
+// that nothing would break is not known then: that is an error, too. Errors match folders.ErrInvalid, or those about
+// names in deleted reach.ErrUsage.
 func Make(written explain.Written, files, deleted []string) (*Change, error) {
 	c, changed := &Change{}, written
+	all, judged := routesOf(written.Objects, written.Routing), false
+	var passed, gone []string
 	for _, file := range files {
 		objects, unfit, err := folders.Load(file)
 		if err != nil {
 			return nil, err
 		}
-		passed, err := passedOver(objects, file)
-		if err != nil {
-			return nil, err
+		own := routesOf(objects, nil)
+		all, passed = append(all, own...), append(passed, own...)
+		if judges(objects) {
+			judged = true
+		} else if len(own) == 0 {
+			c.NotJudged = append(c.NotJudged, "there is no object in "+file)
 		}
-		c.NotJudged = append(c.NotJudged, passed...)
 		if changed, err = Apply(changed, objects, nil); err != nil {
 			return nil, err
 		}
 		changed.Unfit = append(slices.Clone(changed.Unfit), unfit...)
 	}
-	changed, err := Apply(changed, &kube.Objects{}, deleted)
-	if err != nil {
+	for _, name := range deleted {
+		if i := slices.IndexFunc(all, func(route string) bool { return strings.EqualFold(name, route) }); i >= 0 {
+			passed = append(passed, all[i])
+		} else {
+			gone = append(gone, name)
+		}
+	}
+	if len(passed) > 0 {
+		c.NotJudged = append(c.NotJudged, "routes are not judged: "+strings.Join(passed, ", "))
+	}
+	changed, err := Apply(changed, &kube.Objects{}, gone)
+	switch {
+	case err != nil:
 		return nil, fmt.Errorf("%w: %w", reach.ErrUsage, err)
+	case !judged && len(gone) == 0:
+		return nil, folders.Invalid(fmt.Errorf("nothing would change that is judged: %s; remedy: name files or folders with policies, Services, Namespaces, Workloads or a Mesh", strings.Join(c.NotJudged, "; ")))
 	}
 	c.namespaces = slices.Concat(written.Namespaces, changed.Namespaces)
 	if c.Before, err = written.Model(); err == nil {
@@ -87,30 +107,23 @@ func Apply(written explain.Written, changed *kube.Objects, deleted []string) (ex
 	return explain.Written{Objects: &out, Unfit: written.Unfit, Cluster: written.Cluster, Routing: written.Routing}, nil
 }
 
-// passedOver names the objects of a change that decide about requests only, and are not judged. Without any other the
-// change is none, and that nothing would break is not known: that is an error.
-func passedOver(o *kube.Objects, file string) (names []string, err error) {
-	for _, list := range [][]string{namesOf("HTTPRoute", o.HTTPRoutes), namesOf("GRPCRoute", o.GRPCRoutes), namesOf("TLSRoute", o.TLSRoutes),
-		namesOf("TCPRoute", o.TCPRoutes), namesOf("ReferenceGrant", o.Grants)} {
-		names = append(names, list...)
-	}
-	if len(o.Namespaces)+len(o.Services)+len(o.Meshes)+len(o.Workloads)+len(o.PeerAuthentications)+len(o.AuthorizationPolicies)+len(o.NetworkPolicies) > 0 {
-		return names, nil
-	}
-	only := "there is no object in it"
-	if len(names) > 0 {
-		only = strings.Join(names, ", ") + ": routes are not judged"
-	}
-	return nil, folders.Invalid(fmt.Errorf("%s would change nothing that is judged: %s; remedy: name a file or folder with policies, Services, Namespaces, Workloads or a Mesh", file, only))
+// judges reports whether there is an object by which connections are judged.
+func judges(o *kube.Objects) bool {
+	return len(o.Namespaces)+len(o.Services)+len(o.Meshes)+len(o.Workloads)+len(o.PeerAuthentications)+len(o.AuthorizationPolicies)+len(o.NetworkPolicies) > 0
 }
 
-func namesOf[T any, P interface {
-	*T
-	metav1.Object
-}](kind string, all []kube.Sourced[T]) (names []string) {
-	for _, s := range all {
-		object := P(s.Value)
-		names = append(names, kind+" "+object.GetNamespace()+"/"+object.GetName())
+// routesOf names the routes of a cluster, or without them those of a folder, and their grants: KIND/NAMESPACE/NAME.
+func routesOf(folder *kube.Objects, in *routes.Objects) []string {
+	if in == nil {
+		in, _ = folderroutes.Objects(folder)
+	}
+	return slices.Concat(namesOf("HTTPRoute", in.HTTPRoutes), namesOf("GRPCRoute", in.GRPCRoutes), namesOf("TLSRoute", in.TLSRoutes), namesOf("TCPRoute", in.TCPRoutes),
+		namesOf("ReferenceGrant", in.Grants))
+}
+
+func namesOf[T metav1.Object](kind string, all []T) (names []string) {
+	for _, object := range all {
+		names = append(names, kind+"/"+object.GetNamespace()+"/"+object.GetName())
 	}
 	return names
 }
