@@ -242,7 +242,9 @@ func (r *Reporter) reports(outcome *publish.Outcome, objs *kube.Objects, acknowl
 		conditions := []metav1.Condition{accepted(refused[s.ref], warnings[s.ref])}
 		if outcome.Snapshot != nil && outcome.Err == nil {
 			live, count := r.live(&o, s.enforcers(outcome.Snapshot.View(), nodes), nodes, outcome)
-			o.want.Nodes = &count
+			if o.want.Nodes = &count; live.Status == metav1.ConditionTrue && len(refused[s.ref]) > 0 {
+				live.Message += ", but not as it says: " + standIn(s.ref.Kind)
+			}
 			conditions = append(conditions, live)
 		}
 		o.want.Conditions = withTimes(conditions, s.status.Conditions, s.meta.Generation)
@@ -264,6 +266,14 @@ func accepted(refused, warnings []*kube.Problem) metav1.Condition {
 		c.Reason = v1alpha1.ReasonConflict
 	}
 	return c
+}
+
+// standIn says what is in force where an object is live that is refused.
+func standIn(kind string) string {
+	if kind == "PeerAuthentication" {
+		return "what is in force in place of what is refused is STRICT"
+	}
+	return "what is in force in place of what is refused lets nobody in"
 }
 
 // message says field, fault and remedy of each problem, up to a bound.
