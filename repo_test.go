@@ -166,6 +166,25 @@ func TestImports(t *testing.T) {
 	}
 }
 
+// TestNothingIsDecompressed: a program that links gRPC's gzip unpacks every message that says it
+// is packed, on whichever stream: a small one may come to much more than the bound on what is read.
+func TestNothingIsDecompressed(t *testing.T) {
+	const gzip = "google.golang.org/grpc/encoding/gzip"
+	programs := 0
+	for _, p := range packages(t) {
+		if !under(p.path(), "cmd") || strings.Contains(p.path(), "/internal/") {
+			continue
+		}
+		programs++
+		if slices.Contains(p.Deps, gzip) {
+			t.Errorf("%s links %s", p.path(), gzip)
+		}
+	}
+	if programs < 5 {
+		t.Errorf("%d programs under cmd: this would hold of few", programs)
+	}
+}
+
 func TestPackageDocs(t *testing.T) {
 	for _, p := range packages(t) {
 		if len(p.GoFiles) == 0 {

@@ -173,6 +173,7 @@ func TestEveryKindHasAStatus(t *testing.T) {
 			says(kind, "bad", v1alpha1.ConditionAccepted, "False Invalid: "+c.says)
 		}
 	}
+	says("AuthorizationPolicy", "bad", v1alpha1.ConditionLive, "True Live: on all of 2 nodes, but not as it says: what is in force in place of what is refused lets nobody in")
 	const networkPolicies = "NetworkPolicy shop/bad false 1/1 [] spec.egress[0].ports[0].protocol"
 	r.say(t, "AuthorizationPolicy shop/bad false 2/2 [] spec.rules[0].from[0].ipBlocks[0]", "AuthorizationPolicy shop/good true 1/1 []", "Mesh /default true 2/2 []", networkPolicies,
 		"NetworkPolicy shop/good true 1/1 []", "PeerAuthentication shop/bad false 0/0 [] spec.mode", "PeerAuthentication shop/good true 1/1 []")
@@ -217,7 +218,8 @@ func TestPoliciesThatNoWaypointSees(t *testing.T) {
 	const nobodyThere = "False Pending: on 1 of 2 nodes and pods of waypoints; not on waypoint shop/web (none of its pods is connected)"
 	says("True Accepted: in use", nobodyThere)
 	service("api", nil)
-	says("False Invalid: spec.rules[0].to[0]: is about requests to workload shop/api, and no waypoint sees these: what it names is refused there", "True Live: on all of 1 nodes")
+	says("False Invalid: spec.rules[0].to[0]: is about requests to workload shop/api, and no waypoint sees these: what it names is refused there",
+		"True Live: on all of 1 nodes, but not as it says: what is in force in place of what is refused lets nobody in")
 	service("api", object{v1alpha1.LabelWaypoint: "web"})
 	says("True Accepted: in use", nobodyThere)
 	// A route that has connections passed on as they are, with the requests in them.

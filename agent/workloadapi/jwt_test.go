@@ -8,7 +8,9 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"errors"
+	"math"
 	"net"
+	runtimemetrics "runtime/metrics"
 	"slices"
 	"strings"
 	"sync"
@@ -445,26 +447,108 @@ func TestInvalidJWTs(t *testing.T) {
 	check("a revoked identity's", good, "api", codes.InvalidArgument)
 }
 
-// FuzzValidate: whatever a pod gives to be validated is refused, or is a token that was signed.
+// bombs are texts of JSON that cost a parser more than others of their size, of n bytes at most.
+func bombs(n int) map[string]string {
+	const object = `{"sub":"spiffe://mesh.test/ns/shop/sa/web","aud":["api"],"exp":`
+	return map[string]string{
+		"lists":        strings.Repeat("[", n),
+		"deep lists":   `{"a":` + strings.Repeat("[", n/2-8) + strings.Repeat("]", n/2-8) + `}`,
+		"deep objects": strings.Repeat(`{"a":`, n/6-1) + "1" + strings.Repeat("}", n/6-1),
+		"many names":   `{"a":0` + strings.Repeat(`,"":0`, n/5-4) + `}`,
+		"one exponent": object + `1e` + strings.Repeat("9", n-len(object)-3) + `}`,
+		"one number":   object + strings.Repeat("9", n-len(object)-1) + `}`,
+		"escapes":      `{"a":"` + strings.Repeat(`\u0000`, n/6-2) + `"}`,
+		"audiences":    `{"sub":"spiffe://mesh.test/ns/shop/sa/web","exp":4102444800,"aud":[` + strings.Repeat(`"",`, n/3-40) + `""]}`,
+	}
+}
+
+// compact is a token of a header, claims and a signature, which nobody has made.
+func compact(header, claims, signature string) string {
+	encode := base64.RawURLEncoding.EncodeToString
+	return encode([]byte(header)) + "." + encode([]byte(claims)) + "." + signature
+}
+
+// The bounds of what a token costs that is asked about, whatever is in it: memory in bytes, which
+// is not held afterwards, and time, which a machine with other work to do multiplies.
+const (
+	maxValidateBytes = 4 << 20
+	maxValidateTime  = 100 * time.Millisecond
+)
+
+// cost runs fn, and returns what it took: the least of some runs, as others run beside it.
+func cost(fn func()) (memory uint64, took time.Duration) {
+	sample := []runtimemetrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
+	read := func() uint64 { runtimemetrics.Read(sample); return sample[0].Value.Uint64() }
+	memory, took = math.MaxUint64, math.MaxInt64
+	for range 5 {
+		before, began := read(), time.Now()
+		fn()
+		took, memory = min(took, time.Since(began)), min(memory, read()-before)
+		if memory <= maxValidateBytes && took <= maxValidateTime {
+			break
+		}
+	}
+	return memory, took
+}
+
+// TestTokensAreNoBombs: a token of the largest size that is asked about, of JSON that is made to
+// cost much, in its header or in its claims, costs little; a larger one is not looked into.
+func TestTokensAreNoBombs(t *testing.T) {
+	key, td := newJWTKey(t), spiffeid.RequireTrustDomainFromString("mesh.test")
+	keys := jwtbundle.FromJWTAuthorities(td, map[string]crypto.PublicKey{"k": key.Public()})
+	const room = jwtkeys.MaxToken*3/4 - 200 // base64 makes four bytes of three
+	for what, text := range bombs(room) {
+		for where, token := range map[string]string{"header": compact(text, "{}", "AA"), "claims": compact(`{"alg":"ES256","kid":"k","typ":"JWT"}`, text, "AA")} {
+			if len(token) > jwtkeys.MaxToken || len(token) < jwtkeys.MaxToken*3/4 {
+				t.Fatalf("%s: %d bytes", what, len(token))
+			}
+			var err error
+			memory, took := cost(func() {
+				_, err = validate(keys, &workload.ValidateJWTSVIDRequest{Svid: token, Audience: "api"}, func(spiffeid.ID) bool { return false })
+			})
+			if err == nil || memory > maxValidateBytes || took > maxValidateTime {
+				t.Errorf("%s in the %s: %v; it took %d bytes and %v, %d and %v are the bounds", what, where, err, memory, took, maxValidateBytes, maxValidateTime)
+			}
+		}
+	}
+	large := compact(strings.Repeat("[", jwtkeys.MaxToken), "{}", "AA")
+	if _, err := validate(keys, &workload.ValidateJWTSVIDRequest{Svid: large, Audience: "api"}, nil); err == nil || !strings.Contains(err.Error(), "are possible") {
+		t.Errorf("a token that is too large: %v", err)
+	}
+}
+
+// FuzzValidate: whatever a pod gives to be validated is refused, at a bounded cost, or is a token
+// that was signed. It is given as it is, and as a token of a header and claims of JSON.
 func FuzzValidate(f *testing.F) {
 	key, td := newJWTKey(f), spiffeid.RequireTrustDomainFromString("mesh.test")
 	keys := jwtbundle.FromJWTAuthorities(td, map[string]crypto.PublicKey{"k": key.Public()})
 	good := token(f, key, "k", claimsOf("spiffe://mesh.test/ns/shop/sa/web", time.Hour, "api"))
-	f.Add(good, "api")
-	f.Add(strings.Replace(good, ".", "..", 1), "api")
-	f.Add("e30.e30.", "")
-	f.Add(`{"payload":"e30"}`, "api")
+	const header = `{"alg":"ES256","kid":"k","typ":"JWT"}`
+	f.Add(good, header, `{"sub":"spiffe://mesh.test/ns/shop/sa/web","aud":["api"],"exp":4102444800}`, "api")
+	f.Add(strings.Replace(good, ".", "..", 1), `{"alg":"none"}`, "{}", "api")
+	f.Add("e30.e30.", "", "", "")
+	f.Add(`{"payload":"e30"}`, header, `{"sub":[],"aud":{},"exp":1e999}`, "api")
+	for _, text := range bombs(600) {
+		f.Add("", header, text, "api")
+		f.Add("", text, "{}", "api")
+	}
 	view, err := mesh.NewView("1", mesh.Settings{TrustDomain: td}, nil, nil, nil)
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Fuzz(func(t *testing.T, text, audience string) {
-		answer, err := validate(keys, &workload.ValidateJWTSVIDRequest{Svid: text, Audience: audience}, view.Revoked)
-		if err != nil {
-			return
-		}
-		if answer.GetSpiffeId() != "spiffe://mesh.test/ns/shop/sa/web" || audience != "api" || len(text) > jwtkeys.MaxToken {
-			t.Errorf("%q for %q is valid: %v", text, audience, answer)
+	f.Fuzz(func(t *testing.T, text, header, claims, audience string) {
+		for _, token := range []string{text, compact(header, claims, good[strings.LastIndex(good, ".")+1:])} {
+			var answer *workload.ValidateJWTSVIDResponse
+			var err error
+			memory, took := cost(func() {
+				answer, err = validate(keys, &workload.ValidateJWTSVIDRequest{Svid: token, Audience: audience}, view.Revoked)
+			})
+			if memory > maxValidateBytes || took > maxValidateTime {
+				t.Errorf("%d bytes for %q took %d bytes and %v", len(token), audience, memory, took)
+			}
+			if err == nil && (answer.GetSpiffeId() != "spiffe://mesh.test/ns/shop/sa/web" || audience != "api" || len(token) > jwtkeys.MaxToken) {
+				t.Errorf("%q for %q is valid: %v", token, audience, answer)
+			}
 		}
 	})
 }

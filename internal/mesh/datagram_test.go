@@ -73,6 +73,26 @@ func genDatagrams(namespace string) *rapid.Generator[[]*mesh.Policy] {
 	})
 }
 
+// senders holds datagram.SenderNodes to its specification, of the policies of w, which alone of its
+// namespace has some.
+func (n naive) senders(t *rapid.T, v *mesh.View, w mesh.Workload) {
+	for _, p := range w.Datagrams {
+		want := map[string]bool{}
+		for _, from := range n.workloads {
+			for _, addr := range from.Addresses {
+				for _, port := range p.Ports() {
+					if p.Action == mesh.ActionAllow && w.Enrolled && w.Gated && from.Enrolled && from.Gated && n.rule(*p, mesh.Connection{Peer: from.Identity, Source: addr, Port: port}) >= 0 {
+						want[from.Node] = true
+					}
+				}
+			}
+		}
+		if got := datagram.SenderNodes(v, p.Key); !cmp.Equal(got, want, cmpopts.EquateEmpty()) {
+			t.Fatalf("of %+v datagrams come from %v, want %v", p, got, want)
+		}
+	}
+}
+
 // TestDatagramsAreTheSpecification holds the evaluator to the naive one, and what it
 // writes out for the gates to the evaluator: for every pair, every address and every port.
 func TestDatagramsAreTheSpecification(t *testing.T) {
@@ -104,6 +124,7 @@ func TestDatagramsAreTheSpecification(t *testing.T) {
 		for _, w := range n.workloads {
 			sources = append(sources, w.Addresses...)
 		}
+		n.senders(t, v, n.workloads[2])
 		rules := map[mesh.Key]map[datagram.Rule]bool{}
 		for _, node := range []string{"n1", "n2"} {
 			for key, all := range datagram.Rules(v, node) {

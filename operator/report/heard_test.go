@@ -19,11 +19,16 @@ import (
 	"github.com/heddle-mesh/heddle/operator/publish"
 )
 
-// served is a Mesh that agents have as r7, and one workload of it on n1.
-func served(t *testing.T) publish.Outcome {
-	td := spiffeid.RequireTrustDomainFromString("mesh.test")
-	view, err := mesh.NewView("r7", mesh.Settings{TrustDomain: td, ClusterRanges: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}, []mesh.Workload{{Key: mesh.Key{Namespace: "shop", Name: "web"}, ServiceAccount: "web", Node: "n1",
-		Identity: spiffeid.RequireFromPath(td, "/ns/shop/sa/web"), Addresses: []netip.Addr{netip.MustParseAddr("10.1.0.1")}, Enrolled: true, Ready: true}}, nil, nil)
+// enrolled is a workload behind its gate.
+func enrolled(name, node, address string) mesh.Workload {
+	return mesh.Workload{Key: mesh.Key{Namespace: "shop", Name: name}, ServiceAccount: name, Node: node, Identity: spiffeid.RequireFromString("spiffe://mesh.test/ns/shop/sa/" + name),
+		Addresses: []netip.Addr{netip.MustParseAddr(address)}, Labels: map[string]string{"app": name}, Enrolled: true, Gated: true, Ready: true}
+}
+
+// served is a Mesh that agents have as r7, and one workload of it on n1, with some more.
+func served(t *testing.T, more ...mesh.Workload) publish.Outcome {
+	settings := mesh.Settings{TrustDomain: spiffeid.RequireTrustDomainFromString("mesh.test"), ClusterRanges: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}
+	view, err := mesh.NewView("r7", settings, append(more, enrolled("web", "n1", "10.1.0.1")), nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/heddle-mesh/heddle/api/v1alpha1"
 	"github.com/heddle-mesh/heddle/internal/kube"
 	"github.com/heddle-mesh/heddle/operator/publish"
+	"github.com/heddle-mesh/heddle/operator/report/enforcers"
 )
 
 // The bounds of what is written.
@@ -70,6 +71,8 @@ type Reporter struct {
 	recorded map[kube.Ref]*recorded
 	// heard is when each node was last.
 	heard heard
+	// senders are who lets datagrams out by a policy.
+	senders enforcers.Senders
 	// policies are those of the last look.
 	policies atomic.Pointer[[]*meshpb.OperatorPolicy]
 }

@@ -19,9 +19,8 @@ import (
 	"github.com/heddle-mesh/heddle/internal/kube"
 	"github.com/heddle-mesh/heddle/internal/kube/problem"
 	"github.com/heddle-mesh/heddle/internal/mesh"
-	"github.com/heddle-mesh/heddle/internal/mesh/keyed"
-	"github.com/heddle-mesh/heddle/internal/mesh/netpolicy"
 	"github.com/heddle-mesh/heddle/operator/publish"
+	"github.com/heddle-mesh/heddle/operator/report/enforcers"
 )
 
 // fieldManager owns what is applied.
@@ -94,47 +93,27 @@ func (s *subject) enforcers(v *mesh.View, connected map[string]Node) map[string]
 func subjects(objs *kube.Objects) []subject {
 	var all []subject
 	for _, m := range objs.Meshes {
-		all = append(all, subject{kube.Ref{Kind: "Mesh", Name: m.Value.Name}, "meshes", &m.Value.ObjectMeta, &m.Value.Status.Status, &m.Value.Status.Federation,
-			func(v *mesh.View) map[string]bool {
-				return nodesWith(v.Workloads(), func(*mesh.Workload) bool { return true })
-			}, nil})
+		all = append(all, subject{kube.Ref{Kind: "Mesh", Name: m.Value.Name}, "meshes", &m.Value.ObjectMeta, &m.Value.Status.Status, &m.Value.Status.Federation, enforcers.All, nil})
 	}
 	for _, w := range objs.Workloads {
 		key := mesh.Key{Namespace: w.Value.Namespace, Name: w.Value.Name}
 		all = append(all, subject{refOf("Workload", &w.Value.ObjectMeta), "workloads", &w.Value.ObjectMeta, &w.Value.Status, nil,
-			func(v *mesh.View) map[string]bool {
-				return nodesWith(keyed.In(key.Namespace, v.Workloads()), func(w *mesh.Workload) bool { return w.Key == key })
-			}, nil})
+			func(v *mesh.View) map[string]bool { return enforcers.OfWorkload(v, key) }, nil})
 	}
 	for _, p := range objs.PeerAuthentications {
-		selector := mesh.Policy{Key: mesh.Key{Namespace: p.Value.Namespace}}
-		if p.Value.Spec.Selector != nil {
-			selector.Selector = p.Value.Spec.Selector.Labels()
-		}
 		all = append(all, subject{refOf("PeerAuthentication", &p.Value.ObjectMeta), "peerauthentications", &p.Value.ObjectMeta, &p.Value.Status, nil,
-			func(v *mesh.View) map[string]bool {
-				return nodesWith(keyed.In(selector.Namespace, v.Workloads()), selected(&selector))
-			}, nil})
+			selecting(p.Value.Namespace, p.Value.Spec.Selector), nil})
 	}
 	for _, p := range objs.AuthorizationPolicies {
-		selector := mesh.Policy{Key: mesh.Key{Namespace: p.Value.Namespace}}
-		if p.Value.Spec.Selector != nil {
-			selector.Selector = p.Value.Spec.Selector.Labels()
-		}
 		all = append(all, subject{refOf("AuthorizationPolicy", &p.Value.ObjectMeta), "authorizationpolicies", &p.Value.ObjectMeta, &p.Value.Status, nil,
-			func(v *mesh.View) map[string]bool {
-				return nodesWith(keyed.In(selector.Namespace, v.Workloads()), selected(&selector))
-			},
+			selecting(p.Value.Namespace, p.Value.Spec.Selector),
 			func(v *mesh.View) map[mesh.Key]bool {
-				return waypointsWith(v, mesh.Key{Namespace: p.Value.Namespace, Name: p.Value.Name})
+				return enforcers.Waypoints(v, mesh.Key{Namespace: p.Value.Namespace, Name: p.Value.Name})
 			}})
 	}
 	for _, p := range objs.NetworkPolicies {
-		name := netpolicy.Name{Namespace: p.Value.Namespace, Name: p.Value.Name}
 		all = append(all, subject{refOf("NetworkPolicy", &p.Value.ObjectMeta), "", &p.Value.ObjectMeta, &v1alpha1.Status{}, nil,
-			func(v *mesh.View) map[string]bool {
-				return nodesWith(keyed.In(name.Namespace, v.Workloads()), isolated(v, name))
-			}, nil})
+			func(v *mesh.View) map[string]bool { return enforcers.Isolating(v, p.Value.Namespace, p.Value.Name) }, nil})
 	}
 	slices.SortFunc(all, func(a, b subject) int {
 		return cmp.Or(cmp.Compare(a.ref.Kind, b.ref.Kind), cmp.Compare(a.ref.Namespace, b.ref.Namespace), cmp.Compare(a.ref.Name, b.ref.Name))
@@ -142,15 +121,17 @@ func subjects(objs *kube.Objects) []subject {
 	return all
 }
 
-func refOf(kind string, m *metav1.ObjectMeta) kube.Ref {
-	return kube.Ref{Kind: kind, Namespace: m.Namespace, Name: m.Name}
+// selecting returns which nodes have workloads that a selector picks.
+func selecting(namespace string, by *v1alpha1.Selector) func(*mesh.View) map[string]bool {
+	var labels map[string]string
+	if by != nil {
+		labels = by.Labels()
+	}
+	return func(v *mesh.View) map[string]bool { return enforcers.Selected(v, namespace, labels) }
 }
 
-// isolated says which workloads a NetworkPolicy picks.
-func isolated(v *mesh.View, name netpolicy.Name) func(*mesh.Workload) bool {
-	all := v.Network().Policies()
-	i, found := slices.BinarySearchFunc(all, name, func(p *netpolicy.Policy, name netpolicy.Name) int { return p.Name.Compare(name) })
-	return func(w *mesh.Workload) bool { return found && all[i].Selector.Matches(w.Labels) }
+func refOf(kind string, m *metav1.ObjectMeta) kube.Ref {
+	return kube.Ref{Kind: kind, Namespace: m.Namespace, Name: m.Name}
 }
 
 // seldom is how often a status says that a bundle was refreshed: it is, every minute or so.
@@ -179,36 +160,6 @@ func withoutDigits(text string) string {
 		}
 		return r
 	}, text)
-}
-
-// nodesWith returns the nodes of the enrolled workloads that match.
-func nodesWith(workloads []*mesh.Workload, match func(*mesh.Workload) bool) map[string]bool {
-	nodes := map[string]bool{}
-	for _, w := range workloads {
-		if w.Enrolled && !nodes[w.Node] && match(w) {
-			nodes[w.Node] = true
-		}
-	}
-	return nodes
-}
-
-// waypointsWith returns the waypoints of services that lead to the enrolled workloads of a policy
-// about requests; none of another.
-func waypointsWith(v *mesh.View, policy mesh.Key) map[mesh.Key]bool {
-	waypoints := map[mesh.Key]bool{}
-	p := keyed.Find(v.Policies(), policy)
-	if p == nil || !p.AboutRequests() {
-		return waypoints
-	}
-	for _, w := range keyed.In(policy.Namespace, v.Workloads()) {
-		if w.Enrolled && p.Selects(w.Namespace, w.Labels) && !v.IsWaypoint(w) { // who uses a waypoint is judged by the policies of those behind it
-			v.AnyWaypoint(w, func(_, waypoint *mesh.Service) bool {
-				waypoints[waypoint.Key] = true
-				return false
-			})
-		}
-	}
-	return waypoints
 }
 
 // reports says what there is to say. Objects that are newer than what was
@@ -241,8 +192,15 @@ func (r *Reporter) reports(outcome *publish.Outcome, objs *kube.Objects, acknowl
 		}
 		conditions := []metav1.Condition{accepted(refused[s.ref], warnings[s.ref])}
 		if outcome.Snapshot != nil && outcome.Err == nil {
-			live, count := r.live(&o, s.enforcers(outcome.Snapshot.View(), nodes), nodes, outcome)
-			o.want.Nodes = &count
+			view := outcome.Snapshot.View()
+			wanted := s.enforcers(view, nodes)
+			if s.waypoints != nil { // it may be about UDP
+				maps.Copy(wanted, r.senders.Of(view, mesh.Key{Namespace: s.ref.Namespace, Name: s.ref.Name}))
+			}
+			live, count := r.live(&o, wanted, nodes, outcome)
+			if o.want.Nodes = &count; live.Status == metav1.ConditionTrue && len(refused[s.ref]) > 0 {
+				live.Message += ", but not as it says: " + standIn(s.ref.Kind)
+			}
 			conditions = append(conditions, live)
 		}
 		o.want.Conditions = withTimes(conditions, s.status.Conditions, s.meta.Generation)
@@ -264,6 +222,14 @@ func accepted(refused, warnings []*kube.Problem) metav1.Condition {
 		c.Reason = v1alpha1.ReasonConflict
 	}
 	return c
+}
+
+// standIn says what is in force where an object is live that is refused.
+func standIn(kind string) string {
+	if kind == "PeerAuthentication" {
+		return "what is in force in place of what is refused is STRICT"
+	}
+	return "what is in force in place of what is refused lets nobody in"
 }
 
 // message says field, fault and remedy of each problem, up to a bound.
@@ -379,9 +345,4 @@ func (r *Reporter) writeStatus(ctx context.Context, o *objectReport) error {
 		return nil // deleted meanwhile
 	}
 	return err
-}
-
-// selected reports whether a policy selects a workload.
-func selected(p *mesh.Policy) func(*mesh.Workload) bool {
-	return func(w *mesh.Workload) bool { return p.Selects(w.Namespace, w.Labels) }
 }
