@@ -245,7 +245,7 @@ func (a *Agent) wire(cfg Config, p *parts, files uint64) (err error) {
 		Node: cfg.Node, Version: cfg.Version, Started: time.Now(), Uplink: p.uplink, Datapath: p.kernel.Pods(),
 		Enrolments: p.pods, Carrier: p.proxy, MaxFiles: files, PodConnections: cfg.Budget.Alone(), Engine: cfg.Engine, Crypto: engine.Describe(cfg.Engine, cfg.Crypto), FIPS140: fips.Describe(), HandOver: p.handOver.Load, History: p.history.Problem, Kubelet: p.kernel.Kubelet(), Drift: p.kernel.Drift(), Room: p.kernel.Room(), NameServers: names.Checks, WorkloadAPI: p.svids.Checks, NewPods: p.newPods.checks,
 	}
-	p.uplink.Tell(p.report.PodsAmiss, p.report.Gated)
+	p.uplink.Tell(p.report.PodsAmiss, p.kernel.Drift().Repaired, p.report.Gated)
 	p.admin, err = admin.NewServer(admin.Config{Node: cfg.Node, Socket: cfg.AdminSocket, Ring: p.ring, History: p.history, Agent: p.report, Log: cfg.Log})
 	if err != nil {
 		return err

@@ -40,7 +40,8 @@ func sampleOf(t *testing.T, b *testbed.Bed, node, metric string) string {
 }
 
 // TestDrift changes what the kernel holds behind an agent's back, as root on the node can:
-// within two seconds it is as it was, and log, metric and check say so.
+// within two seconds it is as it was, and check and the status of the policy say so, of a
+// single change, too; so do log and metric.
 func TestDrift(t *testing.T) {
 	b := up(t, "e2e-drift")
 	b.Write(t, "strict.yaml", strictYAML)
@@ -81,6 +82,7 @@ func TestDrift(t *testing.T) {
 	if err := listeners.Lookup(outbound, &cookie); err != nil {
 		t.Fatal(err)
 	}
+	policyLiveOn(t, b, "2/2", "", func() {})
 	repairs := 0
 	for _, harm := range []struct {
 		name   string
@@ -108,6 +110,9 @@ func TestDrift(t *testing.T) {
 		t.Logf("%s: mended after %v", harm.name, took.Round(time.Millisecond))
 		if took > 2*time.Second {
 			t.Errorf("%s: it took %v, more than 2 s", harm.name, took)
+		}
+		if repairs == 0 {
+			driftIsSaid(t, b, began)
 		}
 		repairs++
 	}
@@ -145,6 +150,37 @@ func TestDrift(t *testing.T) {
 	policyLiveOn(t, b, "2/2", "", func() {})
 }
 
+// driftIsSaid asks whether who asks two seconds after a single change on node n2 is told of it,
+// by `heddle check` and by the status of shop/strict, and the status still says it eight later.
+func driftIsSaid(t *testing.T, b *testbed.Bed, began time.Time) {
+	t.Helper()
+	for _, says := range []struct {
+		name string
+		ask  func() bool
+	}{
+		{"the policy's status", func() bool {
+			said, _ := b.Heddle("status", "--name", b.Mesh.Plan.Name) // it fails while a pod is unwell
+			return strictIsLive(said, "1/2", "n2")
+		}},
+		{"heddle check", func() bool {
+			said, _ := b.Heddle("check", "--name", b.Mesh.Plan.Name)
+			return strings.Contains(said, "changed behind the agent's back")
+		}},
+	} {
+		var asked time.Time
+		testenv.Eventually(t, 20*time.Second, says.name+" says it", func() bool { asked = time.Now(); return says.ask() })
+		took := asked.Sub(began)
+		t.Logf("%s says it to who asks after %v", says.name, took.Round(time.Millisecond))
+		if took > 2*time.Second {
+			t.Errorf("%s says it after %v, more than 2 s", says.name, took)
+		}
+	}
+	policyLiveOn(t, b, "2/2", "", func() {})
+	if took := time.Since(began); took < 8*time.Second {
+		t.Errorf("the policy's status said it for %v only", took)
+	}
+}
+
 // nowhereYAML is a workload of node n1 with a network namespace that is not there.
 const nowhereYAML = `apiVersion: heddle.dev/v1alpha1
 kind: Workload
@@ -165,11 +201,17 @@ func policyLiveOn(t *testing.T, b *testbed.Bed, live, not string, before func())
 	testenv.Eventually(t, 30*time.Second, "shop/strict is live on "+live, func() bool {
 		before()
 		said, _ = b.Heddle("status", "--name", b.Mesh.Plan.Name) // it fails while a pod is unwell
-		for line := range strings.Lines(said) {
-			if f := strings.Fields(line); len(f) > 3 && f[1] == "shop/strict" {
-				return f[3] == live && (not == "" || strings.Contains(line, "not yet on "+not))
-			}
-		}
-		return false
+		return strictIsLive(said, live, not)
 	})
+}
+
+// strictIsLive reports whether what `heddle status` said is that shop/strict is in force on so many
+// nodes, and which are not among them.
+func strictIsLive(said, live, not string) bool {
+	for line := range strings.Lines(said) {
+		if f := strings.Fields(line); len(f) > 3 && f[1] == "shop/strict" {
+			return f[3] == live && (not == "" || strings.Contains(line, "not yet on "+not))
+		}
+	}
+	return false
 }

@@ -38,8 +38,11 @@ const (
 	// shown is for how long `heddle check` fails because of what was repaired.
 	shown = 10 * time.Minute
 	// settled is for how long a pod's maps must have held until they count as what
-	// policy says: who changes them again and again is not to be missed in between.
-	settled = 3 * every
+	// policy says: who changes them again and again is not to be missed in between, nor
+	// once by who looks at a policy's status.
+	settled = 10 * time.Second
+	// passing is how long a failure lasts that is not met anew.
+	passing = 3 * every
 )
 
 // Watch looks after the maps of a node's pods. It is safe for concurrent use.
@@ -53,6 +56,7 @@ type Watch struct {
 	mu     sync.Mutex
 	last   map[string]repair  // by pod
 	failed map[string]failure // by pod: when its maps could last not be read, or mended
+	found  chan struct{}      // closed, and made anew, at each repair
 }
 
 // turn is with which pod a look at the rules of datagrams begins, and at how many more than
@@ -75,12 +79,12 @@ type failure struct {
 }
 
 // lasts reports whether it was a moment ago.
-func (f failure) lasts() bool { return time.Since(f.at) < settled }
+func (f failure) lasts() bool { return time.Since(f.at) < passing }
 
 // New returns a Watch of a node's pods that does not look yet.
 func New(node *podnet.Node, log *slog.Logger) *Watch {
 	w := &Watch{
-		node: node, log: log, last: map[string]repair{}, failed: map[string]failure{},
+		node: node, log: log, last: map[string]repair{}, failed: map[string]failure{}, found: make(chan struct{}),
 		repairs: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "heddle_gate_drift_total", Help: "Entries of the kernel's maps that somebody else had changed, found and repaired.",
 		}),
@@ -166,8 +170,21 @@ func (w *Watch) Problem(pod string) error {
 		r.at.UTC().Format(time.TimeOnly), r.found)
 }
 
-// Drifting reports whether a pod's maps were other than written a moment ago, or could
-// not be read back.
+// Repaired returns of how many pods the maps were other than written in the last ten
+// seconds, and a channel that is closed when that is found of one.
+func (w *Watch) Repaired() (pods int, found <-chan struct{}) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, r := range w.last {
+		if time.Since(r.at) < settled {
+			pods++
+		}
+	}
+	return pods, w.found
+}
+
+// Drifting reports whether a pod's maps were other than written in the last ten seconds, or
+// could not be read back a moment ago.
 func (w *Watch) Drifting(pod string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -193,6 +210,8 @@ func (w *Watch) look(name string, pod *podnet.Pod, rules bool) bpf.Looked {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.last[name] = r
+	close(w.found)
+	w.found = make(chan struct{})
 	return looked
 }
 

@@ -70,9 +70,20 @@ func TestWhatCannotBeRepairedIsAProblem(t *testing.T) {
 	if err := w.Problem("b"); err != nil || w.Drifting("b") {
 		t.Errorf("of another pod: problem %v, drifting %v", err, w.Drifting("b"))
 	}
-	w.failed["a"] = failure{time.Now().Add(-2 * settled), errors.New("no memory")}
+	w.failed["a"] = failure{time.Now().Add(-2 * passing), errors.New("no memory")}
 	if err := w.Problem("a"); err != nil || w.Drifting("a") || testutil.ToFloat64(w.failing) != 0 {
 		t.Errorf("after a while: problem %v, drifting %v", err, w.Drifting("a"))
+	}
+}
+
+// TestARepairIsSeen for ten seconds, however soon it was made.
+func TestARepairIsSeen(t *testing.T) {
+	w := New(nil, slog.New(slog.DiscardHandler))
+	for name, ago := range map[string]time.Duration{"a": 9 * time.Second, "b": 11 * time.Second, "c": time.Second} {
+		w.last[name] = repair{time.Now().Add(-ago), "port 22"}
+	}
+	if pods, _ := w.Repaired(); pods != 2 || !w.Drifting("a") || w.Drifting("b") || !w.Drifting("c") {
+		t.Errorf("%d repaired, drifting %v, %v, %v", pods, w.Drifting("a"), w.Drifting("b"), w.Drifting("c"))
 	}
 }
 

@@ -62,6 +62,7 @@ type Uplink struct {
 	trust  *trustfeed.Follower
 	store  *mesh.Store
 	amiss  func() int
+	drift  func() (pods int, found <-chan struct{})
 	gated  func() (*meshpb.GatedPods, <-chan struct{})
 }
 
@@ -152,7 +153,8 @@ func (u *Uplink) prepare(ctx context.Context, cfg Config) error {
 		TrustDomain: u.node.TrustDomain(), Conn: u.node.Conn(), Node: u.node.Source(), Workloads: u.source, Given: u.given,
 		FederatedFile: filepath.Join(cfg.StateDir, federatedFile),
 		JWT:           &u.jwt, JWTFile: filepath.Join(cfg.StateDir, jwtKeysFile), Amiss: func() int { return u.amiss() },
-		Gated: func() (*meshpb.GatedPods, <-chan struct{}) { return u.gated() }, Logger: cfg.Log,
+		Drifted: func() (int, <-chan struct{}) { return u.drift() },
+		Gated:   func() (*meshpb.GatedPods, <-chan struct{}) { return u.gated() }, Logger: cfg.Log,
 	})
 	if err != nil {
 		return err
@@ -196,9 +198,9 @@ func (u *Uplink) Run(ctx context.Context) error {
 
 // Tell has the operator told how many of the node's pods are not as the configuration says,
 // and, while it asks, which are behind their gates. It must be called before Run; amiss is called
-// about once a second, and gated is FollowerConfig.Gated of package trustfeed.
-func (u *Uplink) Tell(amiss func() int, gated func() (*meshpb.GatedPods, <-chan struct{})) {
-	u.amiss, u.gated = amiss, gated
+// about once a second, and drift and gated are FollowerConfig.Drifted and Gated of package trustfeed.
+func (u *Uplink) Tell(amiss func() int, drift func() (pods int, found <-chan struct{}), gated func() (*meshpb.GatedPods, <-chan struct{})) {
+	u.amiss, u.drift, u.gated = amiss, drift, gated
 }
 
 // Close ends the connections. Run must have returned.

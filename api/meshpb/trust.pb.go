@@ -288,7 +288,7 @@ type TrustReport struct {
 	LeftOut uint32 `protobuf:"varint,3,opt,name=left_out,json=leftOut,proto3" json:"left_out,omitempty"`
 	// How many of the node's pods are not as the configuration that the agent has
 	// acknowledged says: they could not be enrolled or changed, or what the kernel
-	// holds of them was not what the agent had written a moment ago. An agent that
+	// holds of them was not what the agent had written in the last ten seconds. An agent that
 	// does not know of it says 0.
 	PodsAmiss uint32 `protobuf:"varint,4,opt,name=pods_amiss,json=podsAmiss,proto3" json:"pods_amiss,omitempty"`
 	// The pods that are behind their gates; unset of an agent that is not asked, or does

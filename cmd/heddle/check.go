@@ -90,7 +90,7 @@ func (a *app) printReport(r *health.Report) error {
 // checkCluster asks the API server, and, where Heddle is installed, every agent.
 func (a *app) checkCluster(ctx context.Context, r *health.Report) (unreachable bool, err error) {
 	on := a.mesh.Cluster
-	c, err := install.Connect(on.Kubeconfig, on.Context)
+	c, err := install.Connect(ctx, on.Kubeconfig, on.Context)
 	if err == nil {
 		err = c.Check(ctx, on.Namespace, r)
 	}

@@ -152,6 +152,21 @@ func (w *onCluster) inIstio() {
 	w.Delete(w.t, istiod)
 }
 
+// held: nothing is applied, and no label set, where an older PeerAuthentication holds against
+// what would be applied.
+func (w *onCluster) held() {
+	t := w.t
+	t.Helper()
+	const mine = "{apiVersion: heddle.dev/v1alpha1, kind: PeerAuthentication, metadata: {namespace: shop, name: mine}, spec: {selector: {matchLabels: {app: web}}, portModes: [{port: 8443, mode: STRICT}]}}"
+	w.Put(t, mine)
+	out := w.expect(1, "PeerAuthentication shop/mine says STRICT", "enroll", "shop", "--fix")
+	if strings.Contains(out, "is applied") || w.label() != "" || w.Get(t, "heddle.dev/v1alpha1", "PeerAuthentication", "shop", "web-plaintext-8443") != nil {
+		t.Errorf("it went on, although this would not help:\n%s", out)
+	}
+	w.expect(1, "--fix cannot", "enroll", "shop", "--fix", "--dry-run")
+	w.Delete(t, mine)
+}
+
 func (w *onCluster) enrolled() {
 	t := w.t
 	t.Helper()
@@ -162,19 +177,22 @@ func (w *onCluster) enrolled() {
 	w.expect(1, "heddle install", "enroll", "shop", "--system-namespace", "default")
 	w.expect(2, "accepts 1 arg", "enroll")
 	w.inIstio()
+	w.held()
 	w.expect(1, "name: web-plaintext-8443", "enroll", "shop")
 	w.expect(1, "--fix does it", "enroll", "shop")
 	w.expect(0, "could be enrolled, with what is printed above", "enroll", "shop", "--dry-run", "--fix")
 	if w.label() != "" {
 		t.Fatal("it was labelled although it was refused")
 	}
+	w.Put(t, "{apiVersion: heddle.dev/v1alpha1, kind: AuthorizationPolicy, metadata: {namespace: shop, name: ours}, spec: {rules: [{from: [{namespaces: [shop]}]}]}}")
+	w.Put(t, "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {namespace: shop, name: pods}, spec: {podSelector: {}, ingress: [{from: [{podSelector: {}}]}]}}")
 	out := w.expect(0, "2 of 2 pods are in the mesh", "enroll", "shop", "--fix", "--strict", "--wait=20s", "-o", "json")
 	var result struct {
 		Enrolled bool
 		Pods     []struct{ State string }
 		Findings []struct{ Kind string }
 	}
-	if err := json.Unmarshal([]byte(out), &result); err != nil || !result.Enrolled || len(result.Pods) != 2 || result.Pods[0].State != "enrolled" || len(result.Findings) != 1 {
+	if err := json.Unmarshal([]byte(out), &result); err != nil || !result.Enrolled || len(result.Pods) != 2 || result.Pods[0].State != "enrolled" || len(result.Findings) != 3 {
 		t.Errorf("%v: %s", err, out)
 	}
 	for _, name := range []string{"web-plaintext-8443", "heddle-strict"} {
@@ -182,6 +200,16 @@ func (w *onCluster) enrolled() {
 			t.Errorf("there is no PeerAuthentication %s", name)
 		}
 	}
+	for kind, version := range map[string]string{"AuthorizationPolicy": "heddle.dev/v1alpha1", "NetworkPolicy": "networking.k8s.io/v1"} {
+		if w.Get(t, version, kind, "shop", "web-plaintext-8443") == nil {
+			t.Errorf("there is no %s", kind)
+		}
+	}
+	w.expect(0, "Nothing is cut off.", "analyze")
+	w.Delete(t, "{apiVersion: heddle.dev/v1alpha1, kind: AuthorizationPolicy, metadata: {namespace: shop, name: ours}}")
+	w.Delete(t, "{apiVersion: heddle.dev/v1alpha1, kind: AuthorizationPolicy, metadata: {namespace: shop, name: web-plaintext-8443}}")
+	w.Delete(t, "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {namespace: shop, name: pods}}")
+	w.Delete(t, "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {namespace: shop, name: web-plaintext-8443}}")
 	if w.label() != "enabled" {
 		t.Error("it has no label")
 	}

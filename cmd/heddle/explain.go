@@ -86,10 +86,11 @@ func (a *app) analyze() *cobra.Command {
 		Use: "analyze", Args: cobra.NoArgs, Short: "Find what the mesh cuts off, and print what mends it",
 		Long: `Find NetworkPolicies that the cluster's network enforces and that would block port
 15008, in which connections between enrolled pods travel; and what calls enrolled
-pods without an identity, and is refused by STRICT ports: admission and conversion
+pods without an identity, and is refused by STRICT ports, AuthorizationPolicies or
+NetworkPolicies, by the model that agents decide by: admission and conversion
 webhooks, aggregated APIs, scrapes, clients from outside, and pods in their nodes'
-networks. Each with the exact object that keeps it working. Exit status 1 when
-there is anything.
+networks. Each with the exact object that keeps it working, but for what a DENY
+policy refuses. Exit status 1 when there is anything.
 
 Objects are those of a cluster, or with -f those of files and folders.`,
 		Example: `  heddle analyze

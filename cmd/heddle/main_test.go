@@ -32,6 +32,8 @@ func TestMain(m *testing.M) { testenv.Main(m) }
 type fakeAgent struct {
 	node string
 	sick bool
+	idle bool          // nobody has connected
+	age  time.Duration // of its history; without one, there is a connection that is open, too
 }
 
 func (f *fakeAgent) Status(context.Context) (*meshpb.AgentStatus, error) {
@@ -60,6 +62,9 @@ func (f *fakeAgent) Status(context.Context) (*meshpb.AgentStatus, error) {
 }
 
 func (f *fakeAgent) Connections(context.Context) ([]flow.Record, error) {
+	if f.idle || f.age > 0 {
+		return nil, nil
+	}
 	return []flow.Record{sampleFlow(f.node, mesh.VerdictAllow, mesh.ReasonNoPolicy)}, nil
 }
 
@@ -311,7 +316,7 @@ func TestExitCodes(t *testing.T) {
 		{none, "simulate -f testdata/simulate/policy.yaml --against ../../e2e/demo/mesh --flows testdata/simulate/flows.json", 0, "Nothing would break."},
 		{none, "simulate -f testdata/simulate/breaking.yaml --against ../../e2e/demo/mesh --flows testdata/simulate/flows.json", 4, "deny PolicyNoMatch"},
 		{well, "simulate -f testdata/simulate/breaking.yaml --against ../../e2e/demo/mesh", 0, "Nothing would break."},
-		{none, "simulate -f testdata/simulate/breaking.yaml --against ../../e2e/demo/mesh --flows testdata/simulate/flows.json -n bank", 0, "no recorded connection"},
+		{none, "simulate -f testdata/simulate/breaking.yaml --against ../../e2e/demo/mesh --flows testdata/simulate/flows.json -n bank", 2, "-n bank: there is no such namespace"},
 		{none, "simulate --against ../../e2e/demo/mesh --delete AuthorizationPolicy/shop/x --flows testdata/simulate/flows.json", 2, "no such object"},
 		{none, "simulate --against ../../e2e/demo/mesh --flows testdata/simulate/flows.json", 2, "nothing would change"},
 		{none, "simulate -f testdata/simulate/misspelt.yaml --against ../../e2e/demo/mesh --flows testdata/simulate/flows.json", 0, `picks no workload of namespace "shop"`},

@@ -22,9 +22,13 @@ import (
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
-// history has one refused connection.
+// history has one refused connection, unless the agent is idle.
 func (f *fakeAgent) history(t *testing.T) *history.History {
-	h := history.New(history.Config{Dir: t.TempDir(), Bounds: history.DefaultBounds(), Log: slog.New(slog.DiscardHandler)})
+	now := func() time.Time { return time.Now().Add(-f.age) }
+	h := history.New(history.Config{Dir: t.TempDir(), Bounds: history.DefaultBounds(), Log: slog.New(slog.DiscardHandler), Now: now})
+	if f.idle {
+		return h
+	}
 	h.Add(sampleFlow(f.node, mesh.VerdictDeny, mesh.ReasonPolicyDeny))
 	return h
 }
@@ -174,16 +178,30 @@ func TestNothingToJudge(t *testing.T) {
 	const route = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: web, namespace: shop}\nspec: {}\n"
 	comment, routes := write("comment.yaml", "# nothing\n"), write("route.yaml", route)
 	both := write("both.yaml", route+"---\napiVersion: v1\nkind: Namespace\nmetadata: {name: other}\n")
-	simulate := " --udp-by-identity --against " + dir + "mesh --flows " + dir + "flows.json --state-dir " + folder
+	mesh := filepath.Join(folder, "mesh")
+	if err := os.CopyFS(mesh, os.DirFS(dir+"mesh")); err != nil {
+		t.Fatal(err)
+	}
+	write("mesh/route.yaml", strings.NewReplacer("name: web", "name: there", "HTTPRoute", "GRPCRoute").Replace(route))
+	simulate := " --udp-by-identity --against " + mesh + " --flows " + dir + "flows.json --state-dir " + folder
+	const deletes = "simulate --delete GRPCRoute/shop/there"
 	for _, tc := range []struct {
 		command string
 		code    int
 		says    string
 	}{
-		{"simulate -f " + comment + simulate, exitInvalid, "there is no object in it"},
-		{"simulate -f " + t.TempDir() + simulate, exitInvalid, "there is no object in it"},
-		{"simulate -f " + routes + simulate, exitInvalid, "HTTPRoute shop/web: routes are not judged"},
-		{"simulate -f " + both + simulate, exitOK, "not judged: HTTPRoute shop/web"},
+		{"simulate -f " + comment + simulate, exitInvalid, "there is no object in " + comment},
+		{"simulate -f " + t.TempDir() + simulate, exitInvalid, "there is no object in "},
+		{"simulate -f " + routes + simulate, exitInvalid, "routes are not judged: HTTPRoute/shop/web; remedy"},
+		{"simulate -f " + both + simulate, exitOK, "warning: routes are not judged: HTTPRoute/shop/web"},
+		{"simulate -f " + both + " -o json" + simulate, exitOK, `"routes are not judged: HTTPRoute/shop/web"`},
+		{"simulate -f " + routes + " -f " + dir + "change.yaml" + simulate, exitBreaks, "warning: routes are not judged: HTTPRoute/shop/web"},
+		{"simulate -f " + dir + "change.yaml -f " + comment + simulate, exitBreaks, "warning: there is no object in " + comment},
+		{"simulate -f " + routes + " --delete AuthorizationPolicy/shop/web-quic" + simulate, exitBreaks, "warning: routes are not judged: HTTPRoute/shop/web"},
+		{deletes + simulate, exitInvalid, "nothing would change that is judged: routes are not judged: GRPCRoute/shop/there; remedy"},
+		{deletes + " -f " + routes + simulate, exitInvalid, "routes are not judged: HTTPRoute/shop/web, GRPCRoute/shop/there; remedy"},
+		{deletes + ",authorizationpolicy/shop/web-quic" + simulate, exitBreaks, "warning: routes are not judged: GRPCRoute/shop/there"},
+		{"simulate --delete HTTPRoute/shop/there" + simulate, exitUsage, "there is no such object"},
 		{"analyze -f " + comment, exitInvalid, "there is no object in " + comment},
 		{"analyze -f " + t.TempDir(), exitInvalid, "there is no object in "},
 		{"analyze -f " + both, exitOK, "Nothing is cut off."},
@@ -191,6 +209,50 @@ func TestNothingToJudge(t *testing.T) {
 		var out, log bytes.Buffer
 		if code := run(t.Context(), append([]string{"heddle"}, split(tc.command)...), &out, &log, false); code != tc.code || !strings.Contains(out.String()+log.String(), tc.says) {
 			t.Errorf("%s: exit %d, want %d and %q:\n%s%s", tc.command, code, tc.code, tc.says, out.String(), log.String())
+		}
+	}
+}
+
+// TestNothingIsLeft: flags that leave nothing of what is recorded let no change pass, and where nothing is
+// recorded, that is said.
+func TestNothingIsLeft(t *testing.T) {
+	old, _ := world(t, &fakeAgent{node: "n1", age: 5 * time.Hour}, &fakeAgent{node: "n2", idle: true})
+	idle, _ := world(t, &fakeAgent{node: "n1", idle: true})
+	none := t.TempDir()
+	gone := filepath.Join(none, "gone.json") // of a namespace that is not there any more
+	if err := os.WriteFile(gone, []byte(`{"hour":"2026-03-04T12:00:00Z","first":"2026-03-04T12:00:03Z","last":"2026-03-04T12:58:41Z","node":"n1","direction":"inbound","source":{"workload":"was/a"},"destination":{"workload":"shop/web"},"port":80,"verdict":"allow","reason":"NoPolicy","transport":"tunnel","count":1}
+{"coverage":{"node":"n1"}}
+`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const objects = " --against ../../e2e/demo/mesh"
+	const breaking, flows = "simulate -f testdata/simulate/breaking.yaml" + objects, " --flows testdata/simulate/flows.json"
+	const left, recorded = "nothing is left to judge by of what is recorded, which is from ", "no connection is recorded"
+	for _, tc := range []struct {
+		state, command string
+		code           int
+		says           string
+	}{
+		{none, breaking + flows + " -n shop", exitBreaks, "would break"},
+		{none, breaking + flows + " -n shpo", exitUsage, "-n shpo: there is no such namespace"},
+		{none, breaking + flows + " -n legacy", exitFailed, left + "2026-03-04 12:00Z to 2026-03-04 12:58Z"},
+		{none, breaking + flows + " --since 1m -o json", exitFailed, left},
+		{none, "suggest shop" + objects + flows + " --since 1m", exitFailed, left},
+		{none, breaking + " -n was --flows " + gone, exitOK, "was/a"},
+		{old, breaking + " --since 2h", exitFailed, left},
+		{old, breaking, exitOK, "Nothing would break."},
+		{old, breaking + " -n legacy", exitFailed, left},
+		{old, "suggest shop" + objects + " --since 2h", exitFailed, left},
+		{old, "history --since 2h -n nowhere", exitOK, "HOUR"},
+		{idle, breaking, exitOK, "warning: " + recorded},
+		{idle, breaking + " --since 2h -n shop", exitOK, "warning: " + recorded},
+		{idle, breaking + " -n shpo", exitUsage, "-n shpo: there is no such namespace"},
+		{idle, breaking + " -o json", exitOK, "\"" + recorded},
+		{idle, "suggest shop" + objects, exitOK, "# - " + recorded},
+	} {
+		code, out, log := heddle(t, append(split(tc.command), "--state-dir", tc.state)...)
+		if code != tc.code || !strings.Contains(out+log, tc.says) || code == exitFailed && out != "" {
+			t.Errorf("%s: exit %d, want %d and %q:\n%s%s", tc.command, code, tc.code, tc.says, out, log)
 		}
 	}
 }

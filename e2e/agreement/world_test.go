@@ -141,6 +141,7 @@ func (w *world) start(t *testing.T) {
 	})
 	t.Cleanup(w.proxy.Close)
 	w.background(t, w.proxy.Run)
+	w.background(t, w.datapath.Finish)
 	w.background(t, func(ctx context.Context) error {
 		return w.datapath.Pods().Watch(ctx, func(name string, why error) { t.Errorf("pod %s is lost: %v", name, why) })
 	})
@@ -200,8 +201,10 @@ func (w *world) enroll(t *testing.T, view *mesh.View) {
 		w.background(t, func(ctx context.Context) error { return w.proxy.Serve(ctx, pod) })
 	}
 	testenv.Eventually(t, enough, "shop/server's tunnel is served", func() bool { return w.engine.server("shop/server") != nil })
+	server := w.datapath.Pods().Pods()["shop_server"]
+	testenv.Eventually(t, enough, "shop/server's gate is where it stays", func() bool { return !server.Unfinished() })
 	w.gate, w.leaves = gateProgram(t, w.node.Name, "host_inbound"), gateProgram(t, w.node.Name, "host_outbound")
-	w.kernel = w.datapath.Pods().Pods()["shop_server"].Kernel
+	w.kernel = server.Kernel
 	for _, port := range applicationPorts {
 		for _, addr := range w.at.addresses {
 			w.application(t, netip.AddrPortFrom(addr, port))

@@ -40,10 +40,12 @@ type called struct {
 
 // testCalled enrolls pods that are called by who has no identity of the mesh: the
 // API server calls an admission webhook, and passes requests of `kubectl top` on to what
-// is metrics-server here; Prometheus scrapes. `heddle enroll` says so and changes nothing;
-// what it prints, and nothing else, keeps them working under STRICT.
+// is metrics-server here; Prometheus scrapes. An AuthorizationPolicy of the namespace admits
+// its own pods alone. `heddle enroll` says so and changes nothing; what it prints, and nothing
+// else, keeps them working under STRICT.
 func (w *world) testCalled(t *testing.T) {
 	w.apply(t, "apiVersion: v1\nkind: Namespace\nmetadata: {name: called}\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: judged}\n"+
+		"---\napiVersion: heddle.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: ours, namespace: called}\nspec: {rules: [{from: [{namespaces: [called]}]}]}\n"+
 		inNamespace("judged", podYAML("stranger", "n2", "", "wait")))
 	guard, meter, scraped := w.deployGuard(t), w.deployMeter(t), w.deployScraped(t)
 	for _, namespace := range []string{"called", "judged"} {
@@ -54,12 +56,12 @@ func (w *world) testCalled(t *testing.T) {
 	areAnswered(t, "before the mesh", all, true)
 
 	printed, err := w.objectsPrinted(t, "enroll", "called", "--strict")
-	if err == nil || strings.Count(printed, "kind: PeerAuthentication") != len(all) {
+	if err == nil || strings.Count(printed, "kind: PeerAuthentication") != len(all) || strings.Count(printed, "kind: AuthorizationPolicy") != len(all) {
 		t.Fatalf("enroll has not seen all that is called: %v\n%s", err, printed)
 	}
 	for _, c := range all {
-		if name := fmt.Sprintf("name: %s-plaintext-%d\n", c.pod, c.port); !strings.Contains(printed, name) {
-			t.Errorf("what enroll prints does not have %q, for %s:\n%s", name, c.object, printed)
+		if name := fmt.Sprintf("name: %s-plaintext-%d\n", c.pod, c.port); strings.Count(printed, name) != 2 {
+			t.Errorf("what enroll prints does not have %q twice, for %s:\n%s", name, c.object, printed)
 		}
 	}
 	if label := w.kubectl(t, "get", "namespace", "called", "-o", "jsonpath={.metadata.labels}"); strings.Contains(label, "heddle.dev/mesh") {

@@ -62,7 +62,7 @@ func (p Permit) Behind() netip.AddrPort { return p.behind }
 //
 // It allocates nothing unless AUDIT policies match.
 func (v *View) Authorize(c Connection) (Permit, Decision) {
-	w, refusal := v.destination(&c)
+	w, set, refusal := v.destination(&c)
 	if w == nil {
 		return Permit{}, refused(refusal)
 	}
@@ -83,7 +83,6 @@ func (v *View) Authorize(c Connection) (Permit, Decision) {
 	case v.Revoked(w.Identity):
 		return Permit{}, refused(ReasonIdentityRevoked)
 	}
-	set := v.policySet(w)
 	if by, ok := v.admits(w, set, &c); !ok {
 		return Permit{}, Decision{Verdict: VerdictDeny, Reason: ReasonNetworkPolicyIngress, Policy: Key(by), Rule: -1}
 	}
@@ -110,28 +109,30 @@ func (v *View) Authorize(c Connection) (Permit, Decision) {
 	return permit(w, &c), decision
 }
 
-// destination returns this View's workload for c, or the reason why there is
-// none.
-func (v *View) destination(c *Connection) (*Workload, Reason) {
+// destination returns this View's workload for c and what policies say of it, or the
+// reason why there is none.
+func (v *View) destination(c *Connection) (*Workload, *policySet, Reason) {
 	if !v.synced {
-		return nil, ReasonNotSynced
+		return nil, nil, ReasonNotSynced
 	}
-	if c.Destination == nil {
-		return nil, ReasonUnknownDestination
+	if c.Destination != nil {
+		if w, set := v.current(c.Destination); w != nil {
+			return w, set, ReasonUnknown
+		}
 	}
-	w, ok := v.current(c.Destination)
-	if !ok {
-		return nil, ReasonUnknownDestination
-	}
-	return w, ReasonUnknown
+	return nil, nil, ReasonUnknownDestination
 }
 
-// current returns this View's workload for one that may be an older View's.
-func (v *View) current(w *Workload) (*Workload, bool) {
-	if _, ok := v.policySets.Load(w); ok {
-		return w, true // it was found before
+// current returns this View's workload for one that may be an older View's, nil where
+// there is none, and what policies say of it.
+func (v *View) current(w *Workload) (*Workload, *policySet) {
+	if set, ok := v.policySets.Load(w); ok {
+		return w, set.(*policySet) // it was found before
 	}
-	return v.Workload(w.Key)
+	if w, ok := v.Workload(w.Key); ok {
+		return w, v.policySet(w)
+	}
+	return nil, nil
 }
 
 func permit(w *Workload, c *Connection) Permit {

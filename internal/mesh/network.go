@@ -46,12 +46,12 @@ func (v *View) Leaves(src *Workload, dst netip.AddrPort) (Decision, bool) {
 	if v.network.Empty() || src == nil {
 		return Decision{}, true
 	}
-	w, ok := v.current(src)
+	w, set := v.current(src)
 	addr := dst.Addr().Unmap().WithZone("")
-	if !ok || w.HasAddress(addr) {
+	if w == nil || w.HasAddress(addr) {
 		return Decision{}, true
 	}
-	by, ok := v.policySet(w).network.Egress(netip.AddrPortFrom(addr, dst.Port()))
+	by, ok := set.network.Egress(netip.AddrPortFrom(addr, dst.Port()))
 	if ok {
 		return Decision{}, true
 	}

@@ -34,12 +34,12 @@ func (v *View) policySet(w *Workload) *policySet {
 // AboutRequests reports whether policies that select a workload are about requests, so that
 // who carries these has to say what they are for to have them let in.
 func (v *View) AboutRequests(w *Workload) bool {
-	w, ok := v.current(w)
-	return ok && v.policySet(w).AboutRequests()
+	_, set := v.current(w)
+	return set != nil && set.AboutRequests()
 }
 
 func (s *policySet) decide(a *policy.Attributes) Decision {
-	found := s.LookUp(a.Peer)
+	found := s.LookUp(a.Peer, a.Source)
 	decision := Decision{Verdict: VerdictAllow, Reason: defaultReason(a.Peer.IsZero()), Rule: -1}
 	if name, rule, seen := found.First(ActionDeny, a); seen != policy.No {
 		decision = denied(ReasonPolicyDeny, name, rule, seen)

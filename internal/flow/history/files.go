@@ -182,7 +182,10 @@ func (h *History) write(own string, summaries []*meshpb.FlowSummary) error {
 	return h.trim(own)
 }
 
-// trim keeps the files within their bounds, own excepted. Its caller holds files.
+// trim keeps the files within their bounds, own excepted. By age none goes while the
+// clock may be one that is wrong for a moment, which would make all of them too old, or
+// of a time that is to come: until then their bytes and number bound them, and Read
+// leaves out what is too old. Its caller holds files.
 func (h *History) trim(own string) error {
 	files, err := h.list()
 	if err != nil {
@@ -194,10 +197,12 @@ func (h *History) trim(own string) error {
 	}
 	now := h.cfg.Now()
 	eldest, youngest := now.Add(-h.cfg.Keep), now.Add(25*time.Hour) // of a clock that was wrong
+	aging := h.clock.steady(now, h.ran()) >= steadyEnough
 	left := files[:0]
 	for i, f := range files {
-		over := total > h.cfg.MaxBytes || len(files)-i+len(left) > maxFiles || !f.begin.Add(time.Hour).After(eldest) || f.begin.After(youngest)
-		if over && f.name != own {
+		over := total > h.cfg.MaxBytes || len(files)-i+len(left) > maxFiles
+		aged := aging && (!f.begin.Add(time.Hour).After(eldest) || f.begin.After(youngest))
+		if (over || aged) && f.name != own {
 			if dropped := h.drop(f); dropped != nil {
 				err = errors.Join(err, dropped)
 				continue

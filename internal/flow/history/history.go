@@ -77,6 +77,7 @@ type Config struct {
 // History is one process's; New makes it, and Run writes it. A nil one keeps nothing.
 type History struct {
 	cfg Config
+	ran func() time.Duration // since New, by a clock that nobody sets
 
 	mu      sync.Mutex
 	hour    *hour
@@ -86,6 +87,7 @@ type History struct {
 	// files guards the directory: it is held while a disk is waited for.
 	files    sync.Mutex
 	trimmed  time.Time     // the hour in which it was kept within its bounds
+	clock    clock         // whether files may go for their age
 	patience time.Duration // with the last write of all
 
 	// What came of the last write. Who reports it waits for no disk: said is held for
@@ -104,7 +106,8 @@ func New(cfg Config) *History {
 		cfg.Now = time.Now
 	}
 	cfg.Every = cmp.Or(cfg.Every, time.Minute)
-	return &History{cfg: cfg, patience: 5 * time.Second}
+	begun := time.Now()
+	return &History{cfg: cfg, ran: func() time.Duration { return time.Since(begun) }, patience: 5 * time.Second}
 }
 
 // Add implements flow.Sink: name queries are left out. What the gate dropped is there,

@@ -28,36 +28,52 @@ import (
 
 func TestMain(m *testing.M) { testenv.Main(m) }
 
-// clock stands still until it is set.
-type clock struct {
+// ticks is a clock that stands still until time passes, or until it is set.
+type ticks struct {
 	mu  sync.Mutex
 	now time.Time
+	ran time.Duration
 }
 
-func (c *clock) Now() time.Time {
+func (c *ticks) Now() time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.now
 }
 
-func (c *clock) pass(d time.Duration) {
+func (c *ticks) pass(d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.now = c.now.Add(d)
+	c.now, c.ran = c.now.Add(d), c.ran+d
 }
 
-func noon() *clock { return &clock{now: time.Date(2026, 3, 4, 12, 5, 0, 0, time.UTC)} }
+// set makes it say another time, while none passes.
+func (c *ticks) set(now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.now = now
+}
 
-func in(t *testing.T, dir string, c *clock, change ...func(*Config)) *History {
+func (c *ticks) monotonic() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.ran
+}
+
+func noon() *ticks { return &ticks{now: time.Date(2026, 3, 4, 12, 5, 0, 0, time.UTC)} }
+
+func in(t *testing.T, dir string, c *ticks, change ...func(*Config)) *History {
 	t.Helper()
 	cfg := Config{Dir: dir, Bounds: DefaultBounds(), Log: slog.New(slog.DiscardHandler), Now: c.Now}
 	for _, f := range change {
 		f(&cfg)
 	}
-	return New(cfg)
+	h := New(cfg)
+	h.ran = c.monotonic
+	return h
 }
 
-func connection(c *clock, from string) flow.Record {
+func connection(c *ticks, from string) flow.Record {
 	return flow.Record{
 		Start: c.Now().Add(-time.Second), Duration: time.Second, Node: "n1", Direction: flow.DirectionInbound, Wire: flow.Wire{Transport: flow.TransportTunnel},
 		Source: flow.Endpoint{Workload: mesh.Key{Namespace: "shop", Name: from}, Addr: netip.MustParseAddrPort("[::ffff:10.1.0.2]:40001"),
@@ -527,6 +543,58 @@ func TestClockGoesBack(t *testing.T) {
 	}
 	if all, _ := read(t, in(t, dir, c), time.Time{}); len(all) != 3 {
 		t.Errorf("%v", all)
+	}
+}
+
+// TestClockIsWrongForAMoment: a week stays on disk where a process begins with the date
+// of an image, and where the clock jumps ahead and back; what is too old goes once the
+// clock has been right for an hour, and what of a wrong one is left with it.
+func TestClockIsWrongForAMoment(t *testing.T) {
+	for name, wrong := range map[string]time.Time{"behind": time.Unix(0, 0), "ahead": noon().now.Add(30 * 24 * time.Hour)} {
+		t.Run(name, func(t *testing.T) {
+			dir, c := t.TempDir(), noon()
+			h := in(t, dir, c)
+			for range 3 {
+				h.Add(connection(c, "web"))
+				h.Flush()
+				c.pass(time.Hour)
+			}
+			right := c.Now()
+			hours := func(h *History) int {
+				files, err := h.list()
+				if err != nil {
+					t.Fatal(err)
+				}
+				return len(files)
+			}
+			c.set(wrong) // under the process that runs
+			h.Flush()
+			c.pass(5 * time.Minute)
+			h.Add(connection(c, "web"))
+			h.Flush()
+			if n := hours(h); n != 4 {
+				t.Errorf("%d files after a jump, want the three and one of the jump", n)
+			}
+			h = in(t, dir, c) // and when one begins
+			h.sweep()
+			c.pass(5 * time.Minute)
+			h.Flush()
+			c.set(right.Add(10 * time.Minute))
+			h.Flush()
+			if all, _ := read(t, h, right.Add(-24*time.Hour)); hours(h) != 4 || len(all) < 3 {
+				t.Errorf("%d files, %v", hours(h), all)
+			}
+			c.pass(2 * time.Hour) // steady, and right
+			h.Flush()
+			if n := hours(h); n != 3 {
+				t.Errorf("%d files when the clock is right again, want three", n)
+			}
+			c.pass(8 * 24 * time.Hour)
+			h.Flush()
+			if n := hours(h); n != 0 {
+				t.Errorf("%d files are too old", n)
+			}
+		})
 	}
 }
 

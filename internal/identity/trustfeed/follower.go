@@ -46,7 +46,7 @@ const (
 )
 
 // FollowerConfig says what a Follower follows. All fields but Given, JWT,
-// Amiss, Look, Gated and Logger are needed.
+// Amiss, Look, Drifted, Gated and Logger are needed.
 type FollowerConfig struct {
 	TrustDomain spiffeid.TrustDomain
 	// Conn is to the operator, as this node. It stays its owner's.
@@ -67,6 +67,10 @@ type FollowerConfig struct {
 	// is none. It is called every Look, one second when zero, by one goroutine at a time.
 	Amiss func() int
 	Look  time.Duration
+	// Drifted returns how many of those are so beyond doubt, as what the kernel holds of them was
+	// changed, and a channel that is closed when that is found of one; nil is none. It is
+	// reported at once.
+	Drifted func() (pods int, found <-chan struct{})
 	// Gated returns the node's pods that are behind their gates, which nobody changes
 	// afterwards, and a channel that is closed when that may be different; nil says
 	// nothing of them. It is called while the operator asks for them.
@@ -103,6 +107,9 @@ func NewFollower(cfg FollowerConfig) (*Follower, error) {
 	cfg.Look = cmp.Or(cfg.Look, time.Second)
 	if cfg.Amiss == nil {
 		cfg.Amiss = func() int { return 0 }
+	}
+	if cfg.Drifted == nil {
+		cfg.Drifted = func() (int, <-chan struct{}) { return 0, nil }
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -305,6 +312,7 @@ func (f *Follower) report(ctx context.Context, stream grpc.BidiStreamingClient[m
 			given = f.cfg.Given.Changed()
 		}
 		gated, regated := f.gated()
+		drifted := f.lookAtDrift()
 		said := f.holdings()
 		said.PodsAmiss, said.Gated = f.amiss, gated
 		if err := stream.Send(said); err != nil {
@@ -330,6 +338,7 @@ func (f *Follower) report(ctx context.Context, stream grpc.BidiStreamingClient[m
 				var now *meshpb.GatedPods
 				now, regated = f.gated()
 				same = proto.Equal(now, gated)
+			case <-drifted: // the next report looks
 			case <-look.C:
 				same = !f.lookAtPods()
 			}
@@ -353,11 +362,19 @@ func (f *Follower) gated() (*meshpb.GatedPods, <-chan struct{}) {
 }
 
 // lookAtPods reports whether something else is to be said of the pods. What one look alone
-// finds is passing, such as a namespace that goes a moment before its pod.
+// finds is passing, such as a namespace that goes a moment before its pod; what has drifted is not.
 func (f *Follower) lookAtPods() (changed bool) {
 	now, before := uint32(f.cfg.Amiss()), f.amiss
-	f.amiss, f.looked = min(now, f.looked), now
+	drifted, _ := f.cfg.Drifted()
+	f.amiss, f.looked = max(min(now, f.looked), uint32(drifted)), now
 	return f.amiss != before
+}
+
+// lookAtDrift counts what has drifted among what is reported of the pods.
+func (f *Follower) lookAtDrift() (found <-chan struct{}) {
+	drifted, found := f.cfg.Drifted()
+	f.amiss = max(f.amiss, uint32(drifted))
+	return found
 }
 
 // holdings is the report of this moment: the roots that every Source trusts, and

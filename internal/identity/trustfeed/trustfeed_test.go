@@ -431,7 +431,7 @@ func FuzzUpdate(f *testing.F) {
 // TestPassingFaults: what a single look finds of the pods is not reported.
 func TestPassingFaults(t *testing.T) {
 	now := 0
-	f := &Follower{cfg: FollowerConfig{Amiss: func() int { return now }}}
+	f := &Follower{cfg: FollowerConfig{Amiss: func() int { return now }, Drifted: func() (int, <-chan struct{}) { return 0, nil }}}
 	for i, look := range []struct {
 		found   int
 		changed bool
@@ -442,4 +442,26 @@ func TestPassingFaults(t *testing.T) {
 			t.Errorf("look %d: %d amiss, changed %v; want %d, %v", i, f.amiss, changed, look.amiss, look.changed)
 		}
 	}
+}
+
+// TestDriftIsReportedAtOnce, while the next look at the pods is far, and for as long as it is to be seen.
+func TestDriftIsReportedAtOnce(t *testing.T) {
+	amiss, drifted := 0, 0
+	f := &Follower{cfg: FollowerConfig{Amiss: func() int { return amiss }, Drifted: func() (int, <-chan struct{}) { return drifted, nil }}}
+	says := func(what string, want uint32, wantChanged, changed bool) {
+		t.Helper()
+		if changed != wantChanged || f.amiss != want {
+			t.Errorf("%s: %d amiss, changed %v; want %d, %v", what, f.amiss, changed, want, wantChanged)
+		}
+	}
+	says("all is well", 0, false, f.lookAtPods())
+	amiss, drifted = 1, 1
+	f.lookAtDrift()
+	says("a repair, found between two looks", 1, true, true)
+	says("the look after it", 1, false, f.lookAtPods())
+	amiss = 3
+	says("two more in one look", 1, false, f.lookAtPods())
+	says("and in the next", 3, true, f.lookAtPods())
+	amiss, drifted = 0, 0
+	says("it has held", 0, true, f.lookAtPods())
 }

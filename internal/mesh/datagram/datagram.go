@@ -174,7 +174,7 @@ func decide(v *mesh.View, d *rules, source *mesh.Workload, addr netip.Addr, port
 		return refused(mesh.ReasonReservedPort)
 	}
 	a := policy.Attributes{Peer: source.Identity, Namespace: mesh.NamespaceOf(v.Settings().TrustDomain, source.Identity), Source: addr, Port: port}
-	found := d.LookUp(a.Peer)
+	found := d.LookUp(a.Peer, a.Source)
 	decision := refused(mesh.ReasonPolicyNoMatch)
 	if name, rule, seen := found.First(mesh.ActionDeny, &a); seen != policy.No {
 		decision = mesh.Decision{Verdict: mesh.VerdictDeny, Reason: mesh.ReasonPolicyDeny, Policy: name, Rule: rule}

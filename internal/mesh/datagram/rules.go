@@ -95,7 +95,7 @@ func admitted(v *mesh.View, d *rules, source *mesh.Workload, addr netip.Addr, po
 		return nil
 	}
 	a := policy.Attributes{Peer: source.Identity, Namespace: mesh.NamespaceOf(v.Settings().TrustDomain, source.Identity), Source: addr}
-	found := d.LookUp(a.Peer)
+	found := d.LookUp(a.Peer, a.Source)
 	for _, port := range ports {
 		if a.Port = port; mesh.ReservedPort(port) {
 			continue

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"encoding/binary"
 	"net/netip"
 	"slices"
 	"strings"
@@ -53,6 +54,38 @@ type clause struct {
 	from   *Source
 	to     []Destination
 	keys   []indexKey // where a Set files it; none: under everyone
+	block  block4     // that its source has to be in
+}
+
+// block4 is a block of IPv4 addresses; zero has all addresses in it.
+type block4 struct{ bits, mask uint32 }
+
+// onlyBlock returns the block that a source names, where it is one of IPv4 and the only
+// one. It is kept with the clause: no policy's own memory has to be read then for what
+// rules most clauses out that no key does.
+func onlyBlock(s *Source) block4 {
+	if len(s.IPBlocks) != 1 || !s.IPBlocks[0].Addr().Is4() {
+		return block4{}
+	}
+	mask := ^uint32(0) << (32 - s.IPBlocks[0].Bits())
+	return block4{bits: number(s.IPBlocks[0].Addr()) & mask, mask: mask}
+}
+
+// number is an IPv4 address as a number.
+func number(a netip.Addr) uint32 {
+	four := a.As4()
+	return binary.BigEndian.Uint32(four[:])
+}
+
+// has reports whether where a connection comes from is in a block.
+func (b block4) has(f *from4) bool {
+	return b.mask == 0 || f.is4 && f.v4&b.mask == b.bits
+}
+
+// from4 is where a connection comes from, where that is an IPv4 address.
+type from4 struct {
+	v4  uint32
+	is4 bool
 }
 
 // indexKey is a value that one of the three indexes of a Set has.
@@ -93,7 +126,7 @@ func Compile(p *Policy) *Compiled {
 		for j := range rule.From {
 			one := base
 			one.from = &rule.From[j]
-			one.keys = indexKeys(one.from)
+			one.keys, one.block = indexKeys(one.from), onlyBlock(one.from)
 			c.clauses = append(c.clauses, &one)
 		}
 	}
@@ -263,8 +296,11 @@ func (s *Set) AboutRequests() bool { return s.requests }
 // bucket holds clauses by action, each list in their order.
 type bucket [Audit + 1][]*clause
 
-// Buckets are those that one connection looks into; entries may be nil.
-type Buckets [indexKinds + 1]*bucket
+// Buckets are those that one connection looks into.
+type Buckets struct {
+	of   [indexKinds + 1]*bucket // may be nil
+	from from4
+}
 
 // NewSet makes the index of those policies, sorted by key, that select labels.
 func NewSet(policies []*Compiled, labels map[string]string) *Set {
@@ -315,14 +351,17 @@ func Selects(selector, labels map[string]string) bool {
 	return true
 }
 
-// LookUp returns where what may match a peer is.
-func (s *Set) LookUp(peer spiffeid.ID) Buckets {
-	found := Buckets{&s.everyone}
+// LookUp returns where what may match a peer at an address is: what is asked of it then
+// has to be of both.
+func (s *Set) LookUp(peer spiffeid.ID, source netip.Addr) (found Buckets) {
+	if found.of[0] = &s.everyone; source.Is4() {
+		found.from = from4{number(source), true}
+	}
 	if peer.IsZero() {
 		return found
 	}
 	if index := s.index[indexIdentity]; len(index) > 0 {
-		found[1] = index[peer.String()]
+		found.of[1] = index[peer.String()]
 	}
 	namespaces, accounts := s.index[indexNamespace], s.index[indexAccount]
 	if len(namespaces) == 0 && len(accounts) == 0 {
@@ -330,10 +369,10 @@ func (s *Set) LookUp(peer spiffeid.ID) Buckets {
 	}
 	namespace, account := pattern.NameParts(peer.Path())
 	if namespace != "" && len(namespaces) > 0 {
-		found[2] = namespaces[namespace]
+		found.of[2] = namespaces[namespace]
 	}
 	if account != "" && len(accounts) > 0 {
-		found[3] = accounts[account]
+		found.of[3] = accounts[account]
 	}
 	return found
 }
@@ -354,13 +393,16 @@ func (b *Buckets) FirstUnseen(a *Attributes) (name keyed.Key, rule int, seen See
 // searched past the best of the others.
 func (b *Buckets) firstMatch(action Action, a *Attributes, unseen bool) (name keyed.Key, rule int, seen Seen) {
 	var best *clause
-	for _, in := range b {
+	for _, in := range b.of {
 		if in == nil {
 			continue
 		}
 		for _, c := range in[action] {
 			if best != nil && !c.before(best) {
 				break
+			}
+			if !c.block.has(&b.from) {
+				continue
 			}
 			if is := c.match(a, unseen); is != No {
 				best, seen = c, is
@@ -377,12 +419,12 @@ func (b *Buckets) firstMatch(action Action, a *Attributes, unseen bool) (name ke
 // Auditing returns the keys of the AUDIT policies that match, sorted.
 func (b *Buckets) Auditing(a *Attributes) []keyed.Key {
 	var keys []keyed.Key
-	for _, in := range b {
+	for _, in := range b.of {
 		if in == nil {
 			continue
 		}
 		for _, c := range in[Audit] {
-			if c.match(a, false) != No {
+			if c.block.has(&b.from) && c.match(a, false) != No {
 				keys = append(keys, c.policy.Key)
 			}
 		}

@@ -11,8 +11,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/heddle-mesh/heddle/api/v1alpha1"
-	"github.com/heddle-mesh/heddle/internal/kube"
-	"github.com/heddle-mesh/heddle/internal/kube/trim"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/analyze/judge"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
@@ -27,28 +26,47 @@ type Finding struct {
 	Object string `json:"object"`
 	Detail string `json:"detail"`
 	Remedy string `json:"remedy"`
-	// Fix is the object, as YAML, that keeps it working; "" when there is none.
+	// Fix is the object, as YAML, that keeps it working; "" when there is none, or where
+	// one would have no effect beside those that are there, which Remedy then names.
 	Fix string `json:"fix,omitempty"`
 }
 
 // member is a pod that is enrolled.
 type member struct {
-	pod      *corev1.Pod
-	workload *mesh.Workload
+	pod    *corev1.Pod
+	judged *judge.Pod
 }
 
 // Analyze returns what would not work, or does not, in the namespaces that are
-// enrolled, or in one of them only; in order of namespace and object. An error
+// enrolled, or in one of them only; in order of namespace and object. What mends it
+// does, beside all that is there: it has looked again with it. An error
 // means that the objects cannot be compiled.
 func (o *Objects) Analyze(only string) ([]Finding, error) {
-	enrolled, err := o.enrolled()
+	found, _, err := o.look(only)
 	if err != nil {
 		return nil, err
 	}
+	o.distinct(found)
+	return o.lookAgain(found, only)
+}
+
+// look returns what Analyze does, as it seems at first, and who has judged it.
+func (o *Objects) look(only string) ([]Finding, *judge.Judge, error) {
+	model, err := judge.New(&judge.Objects{
+		Namespaces: o.namespaces, Pods: o.pods, Meshes: o.meshes, Modes: o.modes, Authorizations: o.authorizations, Policies: o.policies,
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("analyze: %w", err)
+	}
+	var enrolled []member
+	for i := range model.Enrolled() {
+		p := &model.Enrolled()[i]
+		enrolled = append(enrolled, member{p.Pod, p})
+	}
 	var all []Finding
-	calls := slices.Concat(o.calls, o.scrapes(enrolled), o.outside(), o.hookCalls())
+	calls := slices.Concat(o.called(), o.scrapes(enrolled), o.outside(enrolled), o.hookCalls())
 	for i := range calls {
-		all = append(all, o.refused(&calls[i], enrolled)...)
+		all = append(all, o.refused(&calls[i], enrolled, model)...)
 	}
 	all = append(all, o.hostNetwork()...)
 	all = append(all, o.interfaces(enrolled)...)
@@ -58,67 +76,21 @@ func (o *Objects) Analyze(only string) ([]Finding, error) {
 	all = append(all, o.lifecycle(enrolled)...)
 	all = append(all, o.blocked(enrolled)...)
 	all = slices.DeleteFunc(all, func(f Finding) bool { return only != "" && f.Namespace != only })
-	slices.SortStableFunc(all, func(a, b Finding) int {
-		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Object, b.Object))
-	})
+	slices.SortStableFunc(all, byObject)
 	// The pods of one workload are one finding, and so are the services before them that
 	// one object has called.
-	return slices.CompactFunc(all, func(a, b Finding) bool {
-		return a.Kind == b.Kind && a.Namespace == b.Namespace && a.Detail == b.Detail && (a.Fix == b.Fix || a.Object == b.Object)
-	}), nil
+	said := map[Finding]bool{}
+	return slices.DeleteFunc(all, func(f Finding) bool {
+		sameFix, sameObject := f, f
+		sameFix.Object, sameObject.Fix = "", "(any)"
+		known := said[sameFix] || said[sameObject]
+		said[sameFix], said[sameObject] = true, true
+		return known
+	}), model, nil
 }
 
-// enrolled returns the pods that are enrolled, with their modes, by the rules of
-// the mesh itself.
-func (o *Objects) enrolled() ([]member, error) {
-	settings := v1alpha1.Mesh{}
-	settings.Name = v1alpha1.MeshName
-	settings.Spec.TrustDomain = "analyze"
-	settings.Spec.ClusterRanges = []v1alpha1.AddressBlock{"0.0.0.0/0", "::/0"}
-	if len(o.meshes) > 0 {
-		settings.Spec.Defaults = o.meshes[0].Spec.Defaults
-	}
-	objects := &kube.Objects{Meshes: []kube.Sourced[v1alpha1.Mesh]{{Value: &settings}}}
-	for i := range o.namespaces {
-		objects.Namespaces = append(objects.Namespaces, kube.Sourced[corev1.Namespace]{Value: &o.namespaces[i]})
-	}
-	for i := range o.modes {
-		objects.PeerAuthentications = append(objects.PeerAuthentications, kube.Sourced[v1alpha1.PeerAuthentication]{Value: &o.modes[i]})
-	}
-	pods := map[mesh.Key]*corev1.Pod{}
-	trimmer := trim.New()
-	for i := range o.pods {
-		trimmed := trimmer.Pod(&o.pods[i])
-		trimmed.Addresses = nil // templates have none
-		trimmed.Node = cmp.Or(trimmed.Node, "unknown")
-		objects.Pods = append(objects.Pods, trimmed)
-		pods[trimmed.Key()] = &o.pods[i]
-	}
-	compiled, err := kube.CompileEach(objects)
-	if err != nil {
-		return nil, fmt.Errorf("analyze: %w", err)
-	}
-	members := make([]member, 0, len(compiled.Workloads))
-	for i := range compiled.Workloads {
-		if w := &compiled.Workloads[i]; w.Enrolled {
-			members = append(members, member{pods[w.Key], w})
-		}
-	}
-	return members, nil
-}
-
-// refused is what becomes of a call.
-func (o *Objects) refused(c *call, enrolled []member) []Finding {
-	selector, ports := o.reached(c, enrolled)
-	if len(ports) == 0 {
-		return nil
-	}
-	what := fmt.Sprintf("%s, in plaintext, at port %s of pods %s, which is STRICT: %s", c.what, join(ports), labels(selector), c.lost)
-	return []Finding{{
-		Kind: c.kind, Namespace: c.service.Namespace, Object: c.object, Detail: what,
-		Remedy: "let the port take plaintext, too, by this PeerAuthentication; AuthorizationPolicies go on to hold for it",
-		Fix:    permissive(c.service, selector, ports),
-	}}
+func byObject(a, b Finding) int {
+	return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Object, b.Object))
 }
 
 // permissive is the PeerAuthentication that lets ports take plaintext.

@@ -3,13 +3,17 @@ package analyze
 import (
 	"cmp"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strconv"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/analyze/judge"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
@@ -39,6 +43,30 @@ type call struct {
 	podPort  bool
 	target   intstr.IntOrString // the port of the pods, when it is known beforehand
 	selector map[string]string  // of the pods, when there is no service
+	from     judge.Callers
+	peers    []networkingv1.NetworkPolicyPeer // the same, for NetworkPolicies; none when they cannot name them
+}
+
+// called are the calls of API servers, whose addresses are known as far as their pods are
+// seen: those of kubeadm are in their nodes' networks.
+func (o *Objects) called() []call {
+	all, from := slices.Clone(o.calls), judge.Callers{Every: true}
+	for i := range o.pods {
+		if p := &o.pods[i]; p.Labels["component"] == "kube-apiserver" && p.Namespace == "kube-system" {
+			from.Known = append(from.Known, sourceOf(p)...)
+		}
+	}
+	for i := range all {
+		all[i].from = from
+	}
+	return all
+}
+
+func sourceOf(p *corev1.Pod) []judge.Source {
+	if s, ok := judge.SourceOf(p); ok {
+		return []judge.Source{s}
+	}
+	return nil
 }
 
 // callsOf finds services that the API server calls.
@@ -98,18 +126,13 @@ const (
 // scrapes are the calls of a Prometheus that is outside the mesh; none when every
 // one that can be seen is in it.
 func (o *Objects) scrapes(enrolled []member) []call {
-	inside, outside := 0, 0
-	for i := range o.pods {
-		if p := &o.pods[i]; p.Labels["app.kubernetes.io/name"] == "prometheus" || p.Labels["app"] == "prometheus" {
-			if slices.ContainsFunc(enrolled, func(m member) bool { return m.pod == p }) {
-				inside++
-			} else {
-				outside++
-			}
-		}
-	}
-	if inside > 0 && outside == 0 {
+	inside, outside := o.scrapers(enrolled)
+	if inside && len(outside) == 0 {
 		return nil
+	}
+	from, peers := judge.Callers{Pods: true}, peersOf(outside)
+	for _, p := range outside {
+		from.Known = append(from.Known, sourceOf(p)...)
 	}
 	made := call{kind: KindScrape, what: "Prometheus scrapes it, by its annotation " + scrapeAnnotation, lost: "its metrics are then missing, unless Prometheus is in the mesh, too"}
 	var all []call
@@ -134,7 +157,56 @@ func (o *Objects) scrapes(enrolled []member) []call {
 			all = append(all, c)
 		}
 	}
-	return append(all, o.monitored(enrolled)...)
+	all = append(all, o.monitored(enrolled)...)
+	for i := range all {
+		all[i].from, all[i].peers = from, peers
+	}
+	return all
+}
+
+// The labels by which a Prometheus is known.
+const (
+	nameLabel = "app.kubernetes.io/name"
+	appLabel  = "app"
+	scraper   = "prometheus"
+)
+
+// scrapers are the pods of Prometheus: whether some are in the mesh, and those that are not.
+func (o *Objects) scrapers(enrolled []member) (inside bool, outside []*corev1.Pod) {
+	for i := range o.pods {
+		p := &o.pods[i]
+		switch {
+		case p.Labels[nameLabel] != scraper && p.Labels[appLabel] != scraper:
+		case slices.ContainsFunc(enrolled, func(m member) bool { return m.pod == p }):
+			inside = true
+		default:
+			outside = append(outside, p)
+		}
+	}
+	return inside, outside
+}
+
+// peersOf are pods of Prometheus as a NetworkPolicy of any namespace names them; none where
+// one is in its node's network, which no selector names.
+func peersOf(scrapers []*corev1.Pod) (all []networkingv1.NetworkPolicyPeer) {
+	seen := map[string]bool{}
+	for _, p := range scrapers {
+		if p.Spec.HostNetwork {
+			return nil
+		}
+		label := nameLabel
+		if p.Labels[nameLabel] != scraper {
+			label = appLabel
+		}
+		if id := p.Namespace + "/" + label; !seen[id] {
+			seen[id] = true
+			all = append(all, networkingv1.NetworkPolicyPeer{
+				NamespaceSelector: &metav1.LabelSelector{MatchLabels: map[string]string{corev1.LabelMetadataName: p.Namespace}},
+				PodSelector:       &metav1.LabelSelector{MatchLabels: map[string]string{label: scraper}},
+			})
+		}
+	}
+	return all
 }
 
 func annotated(annotations map[string]string) int32 {
@@ -146,12 +218,20 @@ func annotated(annotations map[string]string) int32 {
 }
 
 func firstPort(p *corev1.Pod) int32 {
-	for i := range p.Spec.Containers {
-		for _, port := range p.Spec.Containers[i].Ports {
+	for _, c := range serving(p) {
+		for _, port := range c.Ports {
 			return port.ContainerPort
 		}
 	}
 	return 0
+}
+
+// serving are the containers of a pod that live on: all but the init containers that end.
+func serving(p *corev1.Pod) []corev1.Container {
+	ends := func(c corev1.Container) bool {
+		return c.RestartPolicy == nil || *c.RestartPolicy != corev1.ContainerRestartPolicyAlways
+	}
+	return slices.Concat(p.Spec.Containers, slices.DeleteFunc(slices.Clone(p.Spec.InitContainers), ends))
 }
 
 // stable are the labels that all pods of a workload share, in every version.
@@ -174,7 +254,7 @@ func familyOf(p *corev1.Pod) string {
 }
 
 // outside are the calls of clients that are not in the cluster.
-func (o *Objects) outside() []call {
+func (o *Objects) outside(enrolled []member) []call {
 	var all []call
 	for i := range o.services {
 		s := &o.services[i]
@@ -190,12 +270,37 @@ func (o *Objects) outside() []call {
 			}
 		}
 	}
+	for _, m := range enrolled {
+		for _, c := range serving(m.pod) {
+			all = append(all, m.onHost(c.Ports)...)
+		}
+	}
 	return all
 }
 
-// reached returns the selector of the pods that a call reaches, and the ports at
-// which it reaches those that are enrolled and refuse it.
-func (o *Objects) reached(c *call, enrolled []member) (selector map[string]string, ports []uint16) {
+// onHost are the calls that reach a pod by a port of its node.
+func (m *member) onHost(ports []corev1.ContainerPort) (all []call) {
+	p := m.pod
+	for _, port := range ports {
+		if port.HostPort == 0 || port.Protocol != "" && port.Protocol != corev1.ProtocolTCP {
+			continue
+		}
+		c := call{
+			kind: KindOutside, object: "Pod " + nameOf(p.Namespace, p.Name), what: fmt.Sprintf("clients outside the cluster call it (hostPort %d)", port.HostPort),
+			lost: "they are then refused", service: mesh.Key{Namespace: p.Namespace, Name: familyOf(p)}, selector: stable(p.Labels), port: port.ContainerPort, podPort: true,
+		}
+		if at, err := netip.ParseAddr(port.HostIP); err == nil && at.IsLoopback() {
+			c.what = fmt.Sprintf("programs of its node call it (hostPort %d at %s)", port.HostPort, at)
+			c.from.Known = []judge.Source{{Addr: at, Node: m.judged.Workload.Node}}
+		}
+		all = append(all, c)
+	}
+	return all
+}
+
+// reached returns the selector of the pods that a call reaches, and calls f with those of
+// them that are enrolled, and the port at which it reaches each.
+func (o *Objects) reached(c *call, enrolled []member, f func(*member, uint16)) (selector map[string]string) {
 	selector = c.selector
 	target := intstr.FromInt32(c.port)
 	if selector == nil {
@@ -203,7 +308,7 @@ func (o *Objects) reached(c *call, enrolled []member) (selector map[string]strin
 			return s.Namespace == c.service.Namespace && s.Name == c.service.Name
 		})
 		if i < 0 {
-			return nil, nil // nobody answers anyway
+			return nil // nobody answers anyway
 		}
 		selector = o.services[i].Spec.Selector
 		for _, port := range o.services[i].Spec.Ports {
@@ -213,21 +318,21 @@ func (o *Objects) reached(c *call, enrolled []member) (selector map[string]strin
 		}
 	}
 	if len(selector) == 0 {
-		return nil, nil
+		return nil
 	}
 	if c.target != (intstr.IntOrString{}) {
 		target = c.target
 	}
-	for _, m := range enrolled {
+	for i := range enrolled {
+		m := &enrolled[i]
 		if m.pod.Namespace != c.service.Namespace || !contains(m.pod.Labels, selector) {
 			continue
 		}
-		if port := podPort(m.pod, target); port != 0 && m.workload.ModeOf(port) == mesh.ModeStrict && !slices.Contains(ports, port) {
-			ports = append(ports, port)
+		if port := podPort(m, target); port != 0 {
+			f(m, port)
 		}
 	}
-	slices.Sort(ports)
-	return selector, ports
+	return selector
 }
 
 func contains(labels, wanted map[string]string) bool {
@@ -240,17 +345,10 @@ func contains(labels, wanted map[string]string) bool {
 }
 
 // podPort is the number of a port by number or by the name that a container gives
-// it; 0 when it has none.
-func podPort(p *corev1.Pod, target intstr.IntOrString) uint16 {
+// it, as the mesh has it for services; 0 when it has none.
+func podPort(m *member, target intstr.IntOrString) uint16 {
 	if target.Type == intstr.Int {
 		return uint16(max(0, min(target.IntVal, 65535)))
 	}
-	for i := range p.Spec.Containers {
-		for _, port := range p.Spec.Containers[i].Ports {
-			if port.Name == target.StrVal {
-				return uint16(port.ContainerPort)
-			}
-		}
-	}
-	return 0
+	return m.judged.Port(target.StrVal)
 }

@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/analyze/judge"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
@@ -81,6 +82,9 @@ func (o *Objects) hookCalls() []call {
 			continue
 		}
 		c := call{kind: KindHook, object: h.object(), lost: h.lost, port: h.port(), what: h.what(fmt.Sprintf("%s:%d", h.handler.HTTPGet.Host, h.port())) + ": kubelet calls it"}
+		if host, err := netip.ParseAddr(h.pod.Status.HostIP); err == nil {
+			c.from.Known = []judge.Source{{Addr: host.Unmap(), Node: h.pod.Spec.NodeName}}
+		}
 		if o.find(&c, h.handler.HTTPGet.Host) {
 			all = append(all, c)
 		}

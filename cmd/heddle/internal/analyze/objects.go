@@ -1,6 +1,7 @@
 // Package analyze says what the mesh would cut off, before it does: what calls
 // enrolled pods without an identity (the API server's webhooks and aggregated
-// APIs, scrapes, clients from outside, kubelet's lifecycle hooks, pods in their nodes' networks), and which
+// APIs, scrapes, clients from outside, kubelet's lifecycle hooks, pods in their nodes' networks),
+// and is refused by their mode or by policies, as the model decides; and which
 // NetworkPolicies, enforced by the cluster's network, would block the tunnel. Each
 // finding has the exact object that keeps it working. It reads objects, and
 // changes nothing.
@@ -21,20 +22,22 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/heddle-mesh/heddle/api/v1alpha1"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/analyze/network"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/folders"
 )
 
 // Objects are what is analyzed.
 type Objects struct {
-	namespaces []corev1.Namespace
-	pods       []corev1.Pod
-	services   []corev1.Service
-	policies   []networkingv1.NetworkPolicy
-	meshes     []v1alpha1.Mesh
-	modes      []v1alpha1.PeerAuthentication
-	monitors   []monitor
-	calls      []call
-	read       int // of any kind
+	namespaces     []corev1.Namespace
+	pods           []corev1.Pod
+	services       []corev1.Service
+	policies       []networkingv1.NetworkPolicy
+	meshes         []v1alpha1.Mesh
+	modes          []v1alpha1.PeerAuthentication
+	authorizations []v1alpha1.AuthorizationPolicy
+	monitors       []monitor
+	calls          []call
+	read           int // of any kind
 	// schemas are for what comes from files: a cluster's objects have been judged by them.
 	schemas folders.Schemas
 	// others are not read.
@@ -57,6 +60,8 @@ func (o *Objects) Add(u *unstructured.Unstructured) error {
 		return into(u, &o.meshes)
 	case "PeerAuthentication.heddle.dev":
 		return into(u, &o.modes)
+	case "AuthorizationPolicy.heddle.dev":
+		return into(u, &o.authorizations)
 	case "ServiceMonitor." + monitoring, "PodMonitor." + monitoring:
 		return o.monitor(u)
 	case "Deployment.apps", "StatefulSet.apps", "DaemonSet.apps", "ReplicaSet.apps", "Job.batch":
@@ -118,6 +123,7 @@ func FromCluster(ctx context.Context, c Lister) (*Objects, error) {
 		{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"},
 		{Group: v1alpha1.Group, Version: "v1alpha1", Resource: "meshes"},
 		{Group: v1alpha1.Group, Version: "v1alpha1", Resource: "peerauthentications"},
+		{Group: v1alpha1.Group, Version: "v1alpha1", Resource: "authorizationpolicies"},
 	}
 	for len(resources) > 0 {
 		r := resources[0]
@@ -132,7 +138,7 @@ func FromCluster(ctx context.Context, c Lister) (*Objects, error) {
 		}
 		resources = resources[1:]
 		if r.Resource == "customresourcedefinitions" {
-			resources = append(resources, slices.Concat(monitorsOf(list), unreadKinds(list))...)
+			resources = append(resources, slices.Concat(monitorsOf(list), network.UnreadKinds(list))...)
 		}
 	}
 	return o, nil

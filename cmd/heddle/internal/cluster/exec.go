@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http/httptrace"
 	"strings"
 	"sync"
 	"time"
@@ -73,11 +74,15 @@ func (c *Cluster) pipe(ctx context.Context, p Program) (net.Conn, error) {
 	near, far := net.Pipe()
 	// What client-go logs about the streams' ends, errors say.
 	running, cancel := context.WithCancel(klog.NewContext(context.WithoutCancel(ctx), logr.Discard()))
+	// Until the API server answers, only the end of its connection tells a websocket's dialer of a context's.
+	traced := httptrace.WithClientTrace(running, &httptrace.ClientTrace{GotConn: func(got httptrace.GotConnInfo) {
+		context.AfterFunc(running, func() { _ = got.Conn.Close() })
+	}})
 	conn := &execConn{Conn: near, reader: bufio.NewReader(near), cancel: cancel, ended: make(chan struct{})}
 	go func() {
 		defer close(conn.ended)
 		var complaint bounded
-		err := executor.StreamWithContext(running, remotecommand.StreamOptions{Stdin: far, Stdout: far, Stderr: &complaint})
+		err := executor.StreamWithContext(traced, remotecommand.StreamOptions{Stdin: far, Stdout: far, Stderr: &complaint})
 		conn.err = c.whyNot(p, err, complaint.String())
 		_ = far.Close() // the near end reads its end
 	}()
@@ -157,18 +162,24 @@ func (e *execConn) Read(p []byte) (int, error) {
 }
 
 // Close ends the command, by the end of its input first, and waits until its
-// streams are done.
+// streams are done. For an API server that does not answer over SPDY it does not
+// wait: nothing ends that but the program, or the server.
 func (e *execConn) Close() error {
 	err := e.Conn.Close()
+	e.done()
+	e.cancel()
+	e.done()
+	return err
+}
+
+// done waits until the streams are done, for closeGrace at most.
+func (e *execConn) done() {
 	grace := time.NewTimer(closeGrace)
 	defer grace.Stop()
 	select {
 	case <-e.ended:
 	case <-grace.C:
 	}
-	e.cancel()
-	<-e.ended
-	return err
 }
 
 // bounded keeps the beginning of what is written to it.

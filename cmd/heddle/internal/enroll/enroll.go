@@ -184,8 +184,11 @@ func prepare(ctx context.Context, c *cluster.Cluster, r *Request, found []analyz
 
 // resources are those of the kinds that are applied.
 func resourceOf(kind string) schema.GroupVersionResource {
-	if kind == "NetworkPolicy" {
+	switch kind {
+	case "NetworkPolicy":
 		return schema.GroupVersionResource{Group: "networking.k8s.io", Version: "v1", Resource: "networkpolicies"}
+	case "AuthorizationPolicy":
+		return v1alpha1.GroupVersion().WithResource("authorizationpolicies")
 	}
 	return v1alpha1.GroupVersion().WithResource("peerauthentications")
 }

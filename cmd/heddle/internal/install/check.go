@@ -27,7 +27,7 @@ const clusterPart = "cluster"
 func (c *Cluster) looked() preflight.Cluster {
 	return preflight.Cluster{Get: c.get, List: c.list, Record: recordName, Label: managedBy + "=" + chart.Service,
 		Review: func(ctx context.Context, review *unstructured.Unstructured) (*unstructured.Unstructured, error) {
-			client, err := c.resource(review.GroupVersionKind(), "")
+			client, err := c.resource(ctx, review.GroupVersionKind(), "")
 			if err != nil {
 				return nil, err
 			}

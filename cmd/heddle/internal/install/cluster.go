@@ -38,15 +38,16 @@ var ErrUnreachable = cluster.ErrUnreachable
 // Cluster is an API server.
 type Cluster struct {
 	api     dynamic.Interface
-	mapper  meta.ResettableRESTMapper
+	mapper  meta.ResettableRESTMapperWithContext
 	version string // such as v1.34.4
 	host    string // for people
 	patient time.Duration
 }
 
 // Connect finds the cluster as kubectl does: by the file named, $KUBECONFIG, or
-// the file in the home folder; kubeContext "" is the current one there.
-func Connect(kubeconfig, kubeContext string) (*Cluster, error) {
+// the file in the home folder; kubeContext "" is the current one there. It asks the cluster
+// for its version.
+func Connect(ctx context.Context, kubeconfig, kubeContext string) (*Cluster, error) {
 	cfg, err := (&cluster.Options{Kubeconfig: kubeconfig, Context: kubeContext}).Config()
 	if err != nil {
 		return nil, err
@@ -59,15 +60,15 @@ func Connect(kubeconfig, kubeContext string) (*Cluster, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", cfg.Host, err)
 	}
-	version, err := found.ServerVersion()
+	version, err := found.ServerVersionWithContext(ctx)
 	if err != nil {
 		return nil, unreachable(cfg.Host, err)
 	}
-	mapper := restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(found))
+	mapper := restmapper.NewDeferredDiscoveryRESTMapperWithContext(memory.NewMemCacheClientWithContext(found))
 	return newCluster(api, mapper, version.GitVersion, cfg.Host), nil
 }
 
-func newCluster(api dynamic.Interface, mapper meta.ResettableRESTMapper, version, host string) *Cluster {
+func newCluster(api dynamic.Interface, mapper meta.ResettableRESTMapperWithContext, version, host string) *Cluster {
 	return &Cluster{api: api, mapper: mapper, version: version, host: host, patient: 500 * time.Millisecond}
 }
 
@@ -80,11 +81,14 @@ func unreachable(host string, err error) error {
 
 // resource returns the client of an object's kind. A kind that is not there is
 // looked for once more: its definition may be new.
-func (c *Cluster) resource(kind schema.GroupVersionKind, namespace string) (dynamic.ResourceInterface, error) {
-	mapping, err := c.mapper.RESTMapping(kind.GroupKind(), kind.Version)
+func (c *Cluster) resource(ctx context.Context, kind schema.GroupVersionKind, namespace string) (dynamic.ResourceInterface, error) {
+	mapping, err := c.mapper.RESTMappingWithContext(ctx, kind.GroupKind(), kind.Version)
 	if meta.IsNoMatchError(err) {
-		c.mapper.Reset()
-		mapping, err = c.mapper.RESTMapping(kind.GroupKind(), kind.Version)
+		c.mapper.ResetWithContext(ctx)
+		mapping, err = c.mapper.RESTMappingWithContext(ctx, kind.GroupKind(), kind.Version)
+	}
+	if err != nil && ctx.Err() != nil { // who was not heard out has not said that there is no such kind
+		err = ctx.Err()
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", kind.Kind, err)
@@ -97,7 +101,7 @@ func (c *Cluster) resource(kind schema.GroupVersionKind, namespace string) (dyna
 
 // get returns an object, or nil when it, or its kind, is not there.
 func (c *Cluster) get(ctx context.Context, kind schema.GroupVersionKind, namespace, name string) (*unstructured.Unstructured, error) {
-	r, err := c.resource(kind, namespace)
+	r, err := c.resource(ctx, kind, namespace)
 	if meta.IsNoMatchError(err) {
 		return nil, nil
 	}
@@ -116,7 +120,7 @@ func (c *Cluster) get(ctx context.Context, kind schema.GroupVersionKind, namespa
 
 // list returns the objects of a kind in a namespace, or in all for "".
 func (c *Cluster) list(ctx context.Context, kind schema.GroupVersionKind, namespace, selector string) ([]unstructured.Unstructured, error) {
-	r, err := c.resource(kind, namespace)
+	r, err := c.resource(ctx, kind, namespace)
 	if err != nil {
 		return nil, err
 	}

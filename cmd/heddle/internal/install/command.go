@@ -164,7 +164,7 @@ func (c *command) apply(cmd *cobra.Command, upgrade bool) error {
 	if c.dryRun == "client" {
 		return c.dryRunClient(cmd.Context(), request, upgrade)
 	}
-	cluster, err := Connect(c.Kubeconfig, c.Context)
+	cluster, err := Connect(cmd.Context(), c.Kubeconfig, c.Context)
 	if err != nil {
 		return err
 	}
@@ -195,7 +195,7 @@ func (c *command) apply(cmd *cobra.Command, upgrade bool) error {
 // given, none is needed, and only one that is named is asked.
 func (c *command) dryRunClient(ctx context.Context, request Request, upgrade bool) error {
 	if upgrade || chart.Unset(request.Values, "mesh", "clusterRanges") {
-		cluster, err := Connect(c.Kubeconfig, c.Context)
+		cluster, err := Connect(ctx, c.Kubeconfig, c.Context)
 		if err != nil {
 			return err
 		}
@@ -212,7 +212,7 @@ func (c *command) dryRunClient(ctx context.Context, request Request, upgrade boo
 	}
 	if !c.Given() {
 		request.say("no cluster was looked at: --context or --kubeconfig names one")
-	} else if cluster, err := Connect(c.Kubeconfig, c.Context); err != nil {
+	} else if cluster, err := Connect(ctx, c.Kubeconfig, c.Context); err != nil {
 		request.say("no cluster was looked at: %v", err)
 	} else {
 		c.advise(ctx, cluster, request, rendered)
@@ -305,7 +305,7 @@ func (c *command) uninstall(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	cluster, err := Connect(c.Kubeconfig, c.Context)
+	cluster, err := Connect(cmd.Context(), c.Kubeconfig, c.Context)
 	if err != nil {
 		return err
 	}

@@ -57,7 +57,7 @@ func TestGatewayAPI(t *testing.T) {
 	}
 	annotate := func(release, of string) {
 		t.Helper()
-		client, err := w.resource(crd, "")
+		client, err := w.resource(t.Context(), crd, "")
 		if err != nil {
 			t.Fatal(err)
 		}

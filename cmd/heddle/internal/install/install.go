@@ -135,7 +135,7 @@ func (c *Cluster) Prepare(ctx context.Context, r Request, upgrade bool) (*Render
 	}
 	rendered.given = given
 	if rule := chart.Alerts(rendered.Objects); rule != nil {
-		if _, err := c.resource(rule.GroupVersionKind(), ""); err != nil {
+		if _, err := c.resource(ctx, rule.GroupVersionKind(), ""); err != nil {
 			return nil, fmt.Errorf("%w: alerts.create: %w; remedy: install the Prometheus operator first, or leave it out, and give manifests/heddle/rules/heddle.yaml to your Prometheus", chart.ErrValues, err)
 		}
 	}

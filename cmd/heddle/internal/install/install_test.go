@@ -57,7 +57,7 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	config := server(t)
-	c, err := Connect(config, "")
+	c, err := Connect(t.Context(), config, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +75,7 @@ func (w *world) put(text string) {
 // status sets a status, as the controller would that is not here.
 func (w *world) status(kind schema.GroupVersionKind, namespace, name, status string) {
 	w.t.Helper()
-	r, err := w.resource(kind, namespace)
+	r, err := w.resource(w.t.Context(), kind, namespace)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -175,7 +175,7 @@ func TestLifeOnAnAPIServer(t *testing.T) {
 func (w *world) patchedMesh() {
 	t, kind := w.t, schema.GroupVersionKind{Group: "heddle.dev", Version: "v1alpha1", Kind: "Mesh"}
 	t.Helper()
-	r, err := w.resource(kind, "")
+	r, err := w.resource(t.Context(), kind, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -236,7 +236,7 @@ func (w *world) upgrade() {
 		t.Error("an upgrade deleted the Mesh")
 	}
 	// Someone scales by hand; an upgrade says so, and does as it is told.
-	r, err := w.resource(apps("Deployment"), chart.Namespace)
+	r, err := w.resource(t.Context(), apps("Deployment"), chart.Namespace)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -401,7 +401,7 @@ func (w *world) going(name string) bool {
 // A guest is told what is missing, before anything is made.
 func TestRightsAndCheckOnAnAPIServer(t *testing.T) {
 	w := newWorld(t)
-	guest, err := Connect(w.config, "guest")
+	guest, err := Connect(t.Context(), w.config, "guest")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -470,7 +470,7 @@ func TestAlertsNeedTheirKind(t *testing.T) {
 	w.put(`{apiVersion: apiextensions.k8s.io/v1, kind: CustomResourceDefinition, metadata: {name: prometheusrules.monitoring.coreos.com}, spec: {group: monitoring.coreos.com, scope: Namespaced,
   names: {kind: PrometheusRule, plural: prometheusrules, singular: prometheusrule}, versions: [{name: v1, served: true, storage: true, schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}}]}}`)
 	kind := schema.GroupVersionKind{Group: "monitoring.coreos.com", Version: "v1", Kind: "PrometheusRule"}
-	testenv.Eventually(t, 20*time.Second, "the kind is known", func() bool { _, err := w.resource(kind, chart.Namespace); return err == nil })
+	testenv.Eventually(t, 20*time.Second, "the kind is known", func() bool { _, err := w.resource(t.Context(), kind, chart.Namespace); return err == nil })
 	w.must(args...)
 	if !w.has(kind, chart.Namespace, "heddle") {
 		t.Error("there are no alerts")
@@ -554,7 +554,7 @@ func TestAnotherMeshIsRefused(t *testing.T) {
 	w.put(`{apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRoleBinding, metadata: {name: heddle-operator}, roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: heddle-operator},
   subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: "system:serviceaccount:third:heddle-operator"}]}`)
 	w.refused("heddle uninstall --system-namespace third", "install", "--wait", "0")
-	roles, err := w.resource(role, "")
+	roles, err := w.resource(t.Context(), role, "")
 	if err != nil {
 		t.Fatal(err)
 	}

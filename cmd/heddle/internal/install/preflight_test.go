@@ -65,7 +65,7 @@ func TestRightsAreOfTheValues(t *testing.T) {
 	w.put(`{apiVersion: v1, kind: Namespace, metadata: {name: heddle-system}}`)
 	w.put(`{apiVersion: v1, kind: ConfigMap, metadata: {name: heddle-install, namespace: heddle-system}, data: {version: 0.1.0, values: "{alerts: {create: true}, mesh: {create: false}}", objects: "[]"}}`)
 	w.allow("get", "", "configmaps", recordName)
-	guest, err := Connect(w.config, "guest")
+	guest, err := Connect(t.Context(), w.config, "guest")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,10 +110,10 @@ func TestUpgradeNeedsNoRightToLook(t *testing.T) {
 	}
 	names := map[string][]string{"/configmaps": {recordName}}
 	for _, o := range rendered.All() {
-		if _, err := w.resource(o.GroupVersionKind(), ""); err != nil { // has a kind that is new looked for
+		if _, err := w.resource(t.Context(), o.GroupVersionKind(), ""); err != nil { // has a kind that is new looked for
 			t.Fatal(err)
 		}
-		mapping, err := w.mapper.RESTMapping(o.GroupVersionKind().GroupKind())
+		mapping, err := w.mapper.RESTMappingWithContext(w.t.Context(), o.GroupVersionKind().GroupKind())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -125,7 +125,7 @@ func (c *Cluster) applyKeeping(ctx context.Context, o *unstructured.Unstructured
 
 // apply brings one object about. What others own of it stays, unless force.
 func (c *Cluster) apply(ctx context.Context, o *unstructured.Unstructured, how applying) (*unstructured.Unstructured, error) {
-	r, err := c.resource(o.GroupVersionKind(), o.GetNamespace())
+	r, err := c.resource(ctx, o.GroupVersionKind(), o.GetNamespace())
 	if err != nil {
 		return nil, err
 	}
@@ -151,7 +151,7 @@ func (c *Cluster) remove(ctx context.Context, r ref) (bool, error) {
 	if by := object.GetLabels()[managedBy]; !ours {
 		return false, fmt.Errorf("delete %s: its label %s is %q, so it is someone else's by now; remedy: delete it yourself, or give it the label %s", r, managedBy, by, chart.Service)
 	}
-	client, err := c.resource(r.kind(), r.Namespace)
+	client, err := c.resource(ctx, r.kind(), r.Namespace)
 	if err != nil {
 		return false, err
 	}

@@ -185,7 +185,7 @@ func (c *Cluster) giveBack(ctx context.Context, r Request) error {
 	if err != nil {
 		return err
 	}
-	client, err := c.resource(agent.GroupVersionKind(), r.Namespace)
+	client, err := c.resource(ctx, agent.GroupVersionKind(), r.Namespace)
 	if err != nil {
 		return err
 	}

@@ -1,23 +1,19 @@
 package replay
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain"
-	"github.com/heddle-mesh/heddle/cmd/heddle/internal/folders"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/draft"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/edit"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/past"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/show"
-	"github.com/heddle-mesh/heddle/internal/kube"
 )
 
 // ErrBreaks ends a simulation whose output has said already what would break.
@@ -39,8 +35,10 @@ type source struct {
 	since           time.Duration
 	// total wants all hours in one.
 	total bool
-	// model says whose addresses are a service's; nil where nobody asks.
+	// model says whose addresses are a service's; nil where nothing is to be judged.
 	model *explain.Model
+	// hasNamespace says which namespaces are there; nil where none may be asked for.
+	hasNamespace func(string) bool
 }
 
 const week = 7 * 24 * time.Hour
@@ -108,7 +106,7 @@ with --flows those of a file that history wrote.
 
 Exit status 4 when a connection that was carried, or datagrams that passed, and are
 allowed now, would be refused. What could not be judged is listed, and changes no exit
-status.`,
+status. Exit status 1 when --since and -n leave nothing of what is recorded.`,
 		Example: `  heddle simulate -f policy.yaml
   heddle simulate -f policy.yaml --delete AuthorizationPolicy/shop/old -n shop
   heddle simulate -f change/ --against mesh/ --flows flows.json -o json`,
@@ -116,19 +114,24 @@ status.`,
 			if len(files) == 0 && len(deleted) == 0 {
 				return fmt.Errorf("%w: nothing would change: name files with -f, or objects with --delete", reach.ErrUsage)
 			}
-			before, after, err := p.models(cmd.Context(), against, files, deleted)
+			written, err := explain.Of(cmd.Context(), p.Mesh, against, "--against")
 			if err != nil {
 				return err
 			}
-			from.model = before
+			change, err := edit.Make(written, files, deleted)
+			if err != nil {
+				return err
+			}
+			from.model, from.hasNamespace = change.Before, change.HasNamespace
 			h, partly, err := p.read(cmd, &from)
 			if err != nil {
 				return err
 			}
-			result, err := Simulate(before, after, h)
+			result, err := Simulate(change.Before, change.After, h)
 			if err != nil {
 				return err
 			}
+			result.Warnings = append(result.Warnings, change.NotJudged...)
 			if *p.Output == "json" {
 				err = show.Document(p.Out, result)
 			} else {
@@ -201,53 +204,23 @@ Try them with simulate before you apply them.`,
 	return cmd
 }
 
-// models are those of the objects as they are, and as they would be.
-func (p *Program) models(ctx context.Context, against string, files, deleted []string) (before, after *explain.Model, err error) {
-	written, err := explain.Of(ctx, p.Mesh, against, "--against")
-	if err != nil {
-		return nil, nil, err
-	}
-	changed := written
-	for _, file := range files {
-		objects, unfit, err := folders.Load(file)
-		if err != nil {
-			return nil, nil, err
-		}
-		routes, err := passedOver(objects, file)
-		if err != nil {
-			return nil, nil, err
-		}
-		if len(routes) > 0 {
-			fmt.Fprintf(p.Log, "heddle: not judged: %s\n", strings.Join(routes, ", "))
-		}
-		if changed, err = Apply(changed, objects, nil); err != nil {
-			return nil, nil, err
-		}
-		changed.Unfit = append(slices.Clone(changed.Unfit), unfit...)
-	}
-	if changed, err = Apply(changed, &kube.Objects{}, deleted); err != nil {
-		return nil, nil, fmt.Errorf("%w: %w", reach.ErrUsage, err)
-	}
-	if before, err = written.Model(); err != nil {
-		return nil, nil, err
-	}
-	after, err = changed.Model()
-	return before, after, err
-}
-
-// read reads the history. partly says which agents did not answer, when others did.
+// read reads the history. partly says which agents did not answer, when others did. That flags leave nothing to judge
+// by of a history that has something is an error.
 func (p *Program) read(cmd *cobra.Command, s *source) (h *past.History, partly, err error) {
 	if s.since <= 0 {
 		return nil, nil, fmt.Errorf("%w: --since %v: use a positive duration", reach.ErrUsage, s.since)
 	}
-	since := time.Now().Add(-s.since)
+	since, asked := time.Now().Add(-s.since), cmd.Flags().Changed("since")
 	if s.file != "" {
 		h, err = past.ReadFile(cmd.InOrStdin(), s.file)
-		if !cmd.Flags().Changed("since") {
+		if !asked {
 			since = time.Time{} // the file's age is its writer's affair
 		}
 	} else {
 		h, partly, err = past.Ask(cmd.Context(), p.Mesh, since, s.total)
+		if err == nil && asked && s.model != nil && h.Empty() { // of a mesh that is new, or of one that is older?
+			h, partly, err = past.Ask(cmd.Context(), p.Mesh, time.Unix(0, 0), s.total)
+		}
 	}
 	if err != nil {
 		return nil, nil, err
@@ -255,7 +228,15 @@ func (p *Program) read(cmd *cobra.Command, s *source) (h *past.History, partly, 
 	if s.model != nil {
 		h.NameServices(serviceAt(s.model))
 	}
+	if s.namespace != "" && s.hasNamespace != nil && !s.hasNamespace(s.namespace) && !h.Has(s.namespace) {
+		return nil, nil, fmt.Errorf("%w: -n %s: there is no such namespace, and nothing is recorded of one", reach.ErrUsage, s.namespace)
+	}
+	had := h.Span()
 	h.Only(s.namespace, since)
+	if s.model != nil && had != "" && h.Empty() {
+		left := fmt.Errorf("nothing is left to judge by of what is recorded, which is %s; remedy: go by more of it, with other values of --since or -n", had)
+		return nil, nil, errors.Join(left, partly)
+	}
 	h.Sort()
 	return h, partly, nil
 }

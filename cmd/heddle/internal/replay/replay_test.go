@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/edit"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/past"
 	"github.com/heddle-mesh/heddle/internal/kube"
 	"github.com/heddle-mesh/heddle/internal/testenv"
@@ -79,7 +80,7 @@ func model(t *testing.T, w explain.Written) *explain.Model {
 // simulate tries a change.
 func simulate(t *testing.T, base explain.Written, h *past.History, change string, deleted ...string) *Result {
 	t.Helper()
-	after, err := Apply(base, objects(t, change), deleted)
+	after, err := edit.Apply(base, objects(t, change), deleted)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -165,7 +166,7 @@ func TestSimulate(t *testing.T) {
 			t.Errorf("%s: %d judged, %d connections, not %+v", tc.name, r.Judged, r.Connections, r.Unjudged)
 		}
 	}
-	if _, err := Apply(base, &kube.Objects{}, []string{"AuthorizationPolicy/shop/none"}); err == nil || !strings.Contains(err.Error(), "KIND/NAMESPACE/NAME") {
+	if _, err := edit.Apply(base, &kube.Objects{}, []string{"AuthorizationPolicy/shop/none"}); err == nil || !strings.Contains(err.Error(), "KIND/NAMESPACE/NAME") {
 		t.Errorf("deleted what is not there: %v", err)
 	}
 }
@@ -312,7 +313,7 @@ func TestNotJudgedIsSaid(t *testing.T) {
 func TestRefusedChange(t *testing.T) {
 	base := written(t, shop(""))
 	bad := strings.Replace(fmt.Sprintf(dbFor, "web"), "ports: [3306]", "ports: [0]", 1)
-	after, err := Apply(base, objects(t, bad), nil)
+	after, err := edit.Apply(base, objects(t, bad), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -330,11 +331,11 @@ func TestRefusedChange(t *testing.T) {
 func TestWarningsAreTheChanges(t *testing.T) {
 	const nobodys = `{apiVersion: heddle.dev/v1alpha1, kind: AuthorizationPolicy, metadata: {namespace: shop, name: %s}, spec: {selector: {matchLabels: {app: dv}}, action: DENY, rules: [{}]}}`
 	base := written(t, shop("---\n"+fmt.Sprintf(nobodys, "old")))
-	after, err := Apply(base, objects(t, fmt.Sprintf(nobodys, "new")), nil)
+	after, err := edit.Apply(base, objects(t, fmt.Sprintf(nobodys, "new")), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := Simulate(model(t, base), model(t, after), &past.History{})
+	r, err := Simulate(model(t, base), model(t, after), &past.History{Summaries: []past.Summary{carried("shop/web", "shop/db", 3306, 1)}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -347,17 +348,27 @@ func TestWarningsAreTheChanges(t *testing.T) {
 	}
 }
 
-// TestWarnsOfACutHistory: what is said of a history that may be cut is said with that.
-func TestWarnsOfACutHistory(t *testing.T) {
+// TestWarnsOfGaps: what is said of a history that may lack something is said with that, to programs, too.
+func TestWarnsOfGaps(t *testing.T) {
 	base := written(t, shop(""))
-	h := &past.History{Cut: "it may be cut"}
+	h := &past.History{Cut: "it may be cut", Summaries: []past.Summary{carried("shop/web", "shop/db", 3306, 1), passed("shop/web", "shop/db", 443, 2)},
+		Nodes: []past.Coverage{{Node: "n1"}, {Node: "n2", LeftOut: 3}, {Node: "n3", Damaged: []string{"an hour: unexpected EOF", "another: invalid header"}}}}
+	gaps := []string{h.Cut, "node n2 left out 3 connections, for want of room", "node n3: an hour: unexpected EOF", "node n3: another: invalid header"}
+	want := append(slices.Clone(gaps), "2 flows over UDP passed, and are not judged: give --udp-by-identity, as the mesh's operator has it")
 	r, err := Simulate(model(t, base), model(t, base), h)
-	if err != nil || len(r.Warnings) != 1 || r.Warnings[0] != h.Cut {
+	if err != nil || !slices.Equal(r.Warnings, want) {
 		t.Errorf("simulate: %v, %q", err, r.Warnings)
 	}
+	var b strings.Builder
+	if err := r.Print(&b, false); err != nil || strings.Count(b.String(), "warning: ") != len(want) {
+		t.Errorf("%v: %s", err, b.String())
+	}
 	s, err := Suggest(model(t, base), h, "shop", true)
-	if err != nil || len(s.Notes) == 0 || s.Notes[0] != h.Cut {
+	if err != nil || slices.ContainsFunc(gaps, func(gap string) bool { return !slices.Contains(s.Notes, gap) }) {
 		t.Errorf("suggest: %v, %q", err, s.Notes)
+	}
+	if r, err = Simulate(model(t, base), model(t, base), &past.History{Summaries: h.Summaries[:1]}); err != nil || r.Warnings == nil || len(r.Warnings) > 0 {
+		t.Errorf("of a history that is whole: %v, %q, which is null for programs", err, r.Warnings)
 	}
 }
 

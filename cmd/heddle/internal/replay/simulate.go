@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/edit"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/past"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
@@ -60,8 +61,9 @@ type Result struct {
 	Opens    []Change   `json:"opens"`
 	Unjudged []Unjudged `json:"unjudged"`
 	// Warnings are of objects that the change leaves valid, but unlikely to do what is meant,
-	// such as a policy that selects nobody, and of a history that may be cut.
-	Warnings []string `json:"warnings,omitempty"`
+	// such as a policy that selects nobody, and of what was not judged as it is not in the history, or
+	// passed over.
+	Warnings []string `json:"warnings"`
 	// Judged, Connections and Datagrams are how many kinds were judged, how many
 	// connections those were, and how many flows of datagrams.
 	Judged      int    `json:"judged"`
@@ -77,19 +79,23 @@ type Result struct {
 	Nodes []past.Coverage `json:"nodes"`
 }
 
+// nothingRecorded is said of a history without any connection.
+const nothingRecorded = "no connection is recorded: of a mesh that is not new, look whether its agents keep a history (--history-bytes)"
+
 // Simulate asks of every connection of the history, and of datagrams where policies may be
 // about them, what becomes of it now, and what would after a change.
 func Simulate(before, after *explain.Model, h *past.History) (*Result, error) {
-	if err := problemsOf(before, after); err != nil {
+	if err := edit.Refused(before, after); err != nil {
 		return nil, err
 	}
 	all, err := h.Connections()
 	if err != nil {
 		return nil, err
 	}
-	r := &Result{Breaks: []Change{}, Opens: []Change{}, Unjudged: []Unjudged{}, Nodes: append([]past.Coverage{}, h.Nodes...), Warnings: texts(fresh(before.Warnings(), after.Warnings()))}
-	if h.Cut != "" {
-		r.Warnings = append(r.Warnings, h.Cut)
+	r := &Result{Breaks: []Change{}, Opens: []Change{}, Unjudged: []Unjudged{}, Nodes: append([]past.Coverage{}, h.Nodes...), Warnings: append([]string{}, edit.Warnings(before, after)...)}
+	r.Warnings = append(r.Warnings, h.Gaps()...)
+	if len(all) == 0 {
+		r.Warnings = append(r.Warnings, nothingRecorded)
 	}
 	r.cover(h)
 	now, then := newJudge(before), newJudge(after)
@@ -99,6 +105,9 @@ func Simulate(before, after *explain.Model, h *past.History) (*Result, error) {
 			continue
 		}
 		r.judge(now, then, c)
+	}
+	if r.PassedOver > 0 {
+		r.Warnings = append(r.Warnings, counted(r.PassedOver, "flow")+" over UDP passed, and are not judged: give --udp-by-identity, as the mesh's operator has it")
 	}
 	r.Breaks, r.Opens = group(r.Breaks), group(r.Opens)
 	r.Unjudged = fold(r.Unjudged)

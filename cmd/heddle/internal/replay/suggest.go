@@ -30,9 +30,9 @@ func Suggest(m *explain.Model, h *past.History, namespace string, open bool, rou
 	if err != nil {
 		return nil, err
 	}
-	out := &Suggestion{Policies: []draft.Policy{}, Notes: []string{}}
-	if h.Cut != "" {
-		out.Notes = append(out.Notes, h.Cut)
+	out := &Suggestion{Policies: []draft.Policy{}, Notes: append([]string{}, h.Gaps()...)}
+	if len(all) == 0 {
+		out.Notes = append(out.Notes, nothingRecorded)
 	}
 	groups := draft.Groups(m.Workloads(), namespace, ownerOf)
 	if len(groups) == 0 {
@@ -54,32 +54,22 @@ func Suggest(m *explain.Model, h *past.History, namespace string, open bool, rou
 	}
 	out.Notes = append(out.Notes, datagrams.settle()...)
 	for _, g := range groups {
-		p, udp := g.Policy(namespace), g.Datagrams(namespace)
+		tcp, udp := g.Policies(namespace, m.Settings().TrustDomain), g.Datagrams(namespace, m.Settings().TrustDomain)
 		over := "" // what it is closed over
-		if len(udp.Counts) > 0 {
+		if len(udp) > 0 {
 			over = " over TCP"
 		}
-		if len(p.Counts) > 0 {
-			out.add(p)
-		} else if !open && !slices.ContainsFunc(g.Members, m.AboutRequests) && !slices.ContainsFunc(g.Members, m.IsWaypoint) { // whose clients no policy keeps from it
+		if len(tcp) == 0 && !open && !slices.ContainsFunc(g.Members, m.AboutRequests) && !slices.ContainsFunc(g.Members, m.IsWaypoint) { // whose clients no policy keeps from it
 			out.Notes = append(out.Notes, fmt.Sprintf("nobody has reached %s%s: %s closes it", strings.Join(g.Owners, ", "), over, DefaultDeny))
 		}
-		if len(udp.Counts) > 0 {
-			out.add(udp)
-			if n := udp.BytesOverUDP(m.Settings().TrustDomain); n > draft.MaxOverUDP {
-				out.Notes = append(out.Notes, fmt.Sprintf("AuthorizationPolicy %s/%s comes to %d bytes, more than the %d that may be said about UDP: split it, and write namespaces in place of service accounts", namespace, udp.Policy.Name, n, draft.MaxOverUDP))
-			}
+		out.Policies = slices.Concat(out.Policies, tcp, udp)
+		if n := g.BytesOverUDP(udp, m.Settings().TrustDomain); n > draft.MaxOverUDP {
+			out.Notes = append(out.Notes, fmt.Sprintf("policies about UDP of %s come to %d bytes with AuthorizationPolicy %s/%s, more than the %d that may be said of a workload, and then no datagrams pass: write namespaces in place of service accounts",
+				strings.Join(g.Owners, ", "), n, namespace, udp[0].Policy.Name, draft.MaxOverUDP))
 		}
 	}
 	out.Notes = append(out.Notes, draft.Remaining(m.View, groups, out.Policies, namespace)...)
 	slices.Sort(out.Notes)
 	out.Notes = slices.Compact(out.Notes)
 	return out, nil
-}
-
-func (out *Suggestion) add(p draft.Policy) {
-	out.Policies = append(out.Policies, p)
-	if len(p.Counts) > draft.MaxRules {
-		out.Notes = append(out.Notes, fmt.Sprintf("AuthorizationPolicy %s/%s has more than the %d rules that a cluster takes: split it", p.Policy.Namespace, p.Policy.Name, draft.MaxRules))
-	}
 }

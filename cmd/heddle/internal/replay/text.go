@@ -5,7 +5,6 @@ import (
 	"io"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/past"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/show"
@@ -26,7 +25,7 @@ func (r *Result) Print(out io.Writer, color bool) error {
 		fmt.Fprintf(&b, "\n%s:\n", show.Painted(part.title, part.paint, color))
 		table := show.NewTable(&b, color, "SOURCE", "DESTINATION", "CONNECTIONS", "LAST", "NOW", "THEN")
 		for _, c := range part.changes {
-			table.Add(show.Text(c.Source.Name), show.Text(over(to(c.Destination, c.Port), c.Protocol)), show.Text(fmt.Sprint(c.Count)), show.Text(stamp(c.Last)),
+			table.Add(show.Text(c.Source.Name), show.Text(over(to(c.Destination, c.Port), c.Protocol)), show.Text(fmt.Sprint(c.Count)), show.Text(past.Stamp(c.Last)),
 				show.Text(c.Before.text()), show.Text(c.After.text()))
 		}
 		if err := table.Flush(); err != nil {
@@ -37,7 +36,7 @@ func (r *Result) Print(out io.Writer, color bool) error {
 		fmt.Fprintf(&b, "\n%s:\n", show.Painted("Could not be judged", show.Yellow, color))
 		table := show.NewTable(&b, color, "SOURCE", "DESTINATION", "CONNECTIONS", "LAST", "WHY")
 		for _, u := range r.Unjudged {
-			table.Add(show.Text(u.Source.Name), show.Text(over(to(u.Destination, u.Port), u.Protocol)), show.Text(fmt.Sprint(u.Count)), show.Text(stamp(u.Last)), show.Text(u.Why))
+			table.Add(show.Text(u.Source.Name), show.Text(over(to(u.Destination, u.Port), u.Protocol)), show.Text(fmt.Sprint(u.Count)), show.Text(past.Stamp(u.Last)), show.Text(u.Why))
 		}
 		if err := table.Flush(); err != nil {
 			return err
@@ -66,22 +65,11 @@ func (r *Result) printHistory(b *strings.Builder, color bool) {
 	}
 	fmt.Fprintf(b, "%s of %s", what, counted(r.Judged, "kind"))
 	if r.Since != nil && r.Until != nil {
-		fmt.Fprintf(b, ", from %s to %s", stamp(*r.Since), stamp(*r.Until))
+		fmt.Fprintf(b, ", from %s to %s", past.Stamp(*r.Since), past.Stamp(*r.Until))
 	}
 	fmt.Fprintf(b, ", on %s.\n", counted(len(r.Nodes), "node"))
-	if r.PassedOver > 0 {
-		fmt.Fprintf(b, "%s %s over UDP passed, and are not judged: give --udp-by-identity, as the mesh's operator has it\n", show.Painted("warning:", show.Yellow, color), counted(r.PassedOver, "flow"))
-	}
 	for _, text := range r.Warnings {
 		fmt.Fprintf(b, "%s %s\n", show.Painted("warning:", show.Yellow, color), text)
-	}
-	for _, n := range r.Nodes {
-		if n.LeftOut > 0 {
-			fmt.Fprintf(b, "%s node %s left out %d connections, for want of room\n", show.Painted("warning:", show.Yellow, color), n.Node, n.LeftOut)
-		}
-		for _, damage := range n.Damaged {
-			fmt.Fprintf(b, "%s node %s: %s\n", show.Painted("warning:", show.Yellow, color), n.Node, damage)
-		}
 	}
 }
 
@@ -105,8 +93,6 @@ func over(to, protocol string) string {
 	}
 	return to + " " + protocol
 }
-
-func stamp(t time.Time) string { return t.UTC().Format("2006-01-02 15:04Z") }
 
 // to names a destination and its port, or all of its ports when none was kept.
 func to(w Who, port uint16) string {
@@ -155,7 +141,7 @@ func PrintHistory(h *past.History, out io.Writer, color bool) error {
 			rule = int(*s.Rule)
 		}
 		reason := strings.TrimPrefix(Decision{Reason: s.Reason, Policy: s.Policy, Rule: rule}.text(), " ")
-		table.Add(show.In(stamp(s.Hour), show.Dim), show.In(s.Verdict, paint), show.In(reason, paint), show.Text(s.Direction), show.Text(who(&c.Source, &c).exact()),
+		table.Add(show.In(past.Stamp(s.Hour), show.Dim), show.In(s.Verdict, paint), show.In(reason, paint), show.Text(s.Direction), show.Text(who(&c.Source, &c).exact()),
 			show.Text(to(Who{Name: who(&c.Destination, &c).exact()}, s.Port)), show.Text(carrier(s)), show.Text(fmt.Sprint(s.Count)),
 			show.Text(show.Bytes(s.BytesSent)), show.Text(show.Bytes(s.BytesReceived)), show.Text(s.Node))
 	}
@@ -189,7 +175,7 @@ func (s *Suggestion) Print(out io.Writer, of *past.History) error {
 	r := Result{}
 	r.cover(of)
 	if r.Since != nil && r.Until != nil {
-		fmt.Fprintf(&b, "# What the connections from %s to %s need.\n", stamp(*r.Since), stamp(*r.Until))
+		fmt.Fprintf(&b, "# What the connections from %s to %s need.\n", past.Stamp(*r.Since), past.Stamp(*r.Until))
 	}
 	for _, note := range s.Notes {
 		fmt.Fprintf(&b, "# - %s\n", strings.ReplaceAll(note, "\n", " "))

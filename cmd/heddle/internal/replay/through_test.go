@@ -10,6 +10,7 @@ import (
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain/asked"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/draft"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/edit"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/past"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
@@ -75,7 +76,7 @@ func TestTwoServicesBehindOneWaypoint(t *testing.T) {
 			t.Fatal(err)
 		}
 		text := yamlOf(t, s, h)
-		after, err := Apply(base, objects(t, text), nil)
+		after, err := edit.Apply(base, objects(t, text), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -164,7 +165,7 @@ func TestSuggestBehindRoutes(t *testing.T) {
 			if r := simulate(t, base, h, text); len(r.Breaks) > 0 {
 				t.Errorf("breaks %q\n%s", names(r.Breaks), text)
 			}
-			after, err := Apply(base, objects(t, text), nil)
+			after, err := edit.Apply(base, objects(t, text), nil)
 			if err != nil {
 				t.Fatal(err)
 			}

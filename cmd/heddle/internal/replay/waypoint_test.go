@@ -9,6 +9,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain/routed"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/edit"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/past"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
@@ -117,7 +118,7 @@ spec:
 func TestRoutesOfAClusterStay(t *testing.T) {
 	base := written(t, shop(""))
 	base.Routing = &routed.Objects{}
-	after, err := Apply(base, objects(t, "# nothing\n"), nil)
+	after, err := edit.Apply(base, objects(t, "# nothing\n"), nil)
 	if err != nil || after.Routing != base.Routing {
 		t.Errorf("%v, %v", err, after.Routing)
 	}
@@ -173,7 +174,7 @@ spec: {action: ACTION, selector: {matchLabels: {app: db}}, rules: [{to: [{method
 // is turned down, of a folder and of a cluster.
 func TestUnseenRequestsAreRefused(t *testing.T) {
 	base := written(t, shop(pod("shop", "waypoint", "waypoint", "10.1.0.9", "app: waypoint", "")+behindWaypoint))
-	after, err := Apply(base, objects(t, `apiVersion: heddle.dev/v1alpha1
+	after, err := edit.Apply(base, objects(t, `apiVersion: heddle.dev/v1alpha1
 kind: AuthorizationPolicy
 metadata: {namespace: shop, name: readers}
 spec: {selector: {matchLabels: {app: api}}, rules: [{to: [{methods: [GET]}]}]}
@@ -207,7 +208,7 @@ func TestWaypointsAgree(t *testing.T) {
 			change += fmt.Sprintf("---\napiVersion: heddle.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {namespace: shop, name: c%d}\nspec: {action: %s, selector: {matchLabels: {%s}}, rules: [{from: [{serviceAccounts: [%s]}], to: [{ports: [%d]%s}]}]}\n", i,
 				[]string{"ALLOW", "DENY"}[r.IntN(2)], []string{"app: same", "tier: pa", "tier: pb", "tier: pc"}[r.IntN(4)], []string{"pa", "pb", "pa, pb, pc, pd"}[r.IntN(3)], 80+r.IntN(3), []string{"", "", ", methods: [GET]"}[r.IntN(3)])
 		}
-		after, err := Apply(base, objects(t, change), nil)
+		after, err := edit.Apply(base, objects(t, change), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -272,7 +273,7 @@ func speaking(t *testing.T, base explain.Written, opaque, routed bool) explain.W
 	if opaque {
 		text = strings.Replace(text, "name: any", "name: tcp", 1)
 	}
-	with, err := Apply(base, objects(t, text), nil)
+	with, err := edit.Apply(base, objects(t, text), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

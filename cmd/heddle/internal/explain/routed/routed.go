@@ -52,7 +52,7 @@ func Connect(ctx context.Context, flags access.Options, udp bool, doubt func(err
 	if err != nil {
 		return nil, nil, err
 	}
-	if _, err := c.Core.Discovery().ServerVersion(); err != nil { // said at once, in place of after the bound
+	if _, err := c.Core.Discovery().ServerVersionWithContext(ctx); err != nil { // said at once, in place of after the bound
 		return nil, nil, c.Explain("ask the cluster for its version", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, readBound)

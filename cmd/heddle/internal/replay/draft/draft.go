@@ -15,21 +15,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/heddle-mesh/heddle/api/v1alpha1"
-	"github.com/heddle-mesh/heddle/internal/kube/fit"
-	"github.com/heddle-mesh/heddle/internal/kube/policies"
 	"github.com/heddle-mesh/heddle/internal/mesh"
-)
-
-// MaxOverUDP bounds BytesOverUDP of a policy that a mesh takes.
-const MaxOverUDP = policies.MaxBytes
-
-// The bounds of the lists of an AuthorizationPolicy, as its schema has them.
-const (
-	MaxRules    = 64
-	maxSources  = 32
-	maxAccounts = 256
-	maxBlocks   = 64
-	maxPorts    = 256
 )
 
 // Policy is one that is suggested, and how many connections, or flows over UDP, each of its
@@ -210,115 +196,10 @@ func empty(namespace, name string, selector map[string]string) *v1alpha1.Authori
 // Closed is a policy that admits nobody to any workload of a namespace.
 func Closed(namespace, name string) Policy { return Policy{Policy: empty(namespace, name, nil)} }
 
-// Policy admits clients over TCP, and says nothing about UDP.
-func (g *Group) Policy(namespace string) Policy {
-	return Policy{Policy: empty(namespace, g.Owners[0]+"-clients", g.selector)}.admitting(g.TCP, nil)
-}
-
-// Datagrams admits clients over UDP. It says nothing about TCP, as all of its rules name
-// UDP: a policy without any would, so that one without Counts is not to be applied.
-func (g *Group) Datagrams(namespace string) Policy {
-	udp := v1alpha1.ProtocolUDP
-	return Policy{Policy: empty(namespace, g.Owners[0]+"-datagrams", g.selector)}.admitting(g.UDP, &udp)
-}
-
 // OverUDP reports whether a rule is about UDP.
 func (p *Policy) OverUDP(rule int) bool {
 	rules := p.Policy.Spec.Rules
 	return rule < len(rules) && len(rules[rule].To) > 0 && rules[rule].To[0].Protocol != nil
-}
-
-// BytesOverUDP is what agents are told of a policy about UDP, no more than MaxOverUDP of
-// which they take.
-func (p *Policy) BytesOverUDP(trustDomain spiffeid.TrustDomain) int {
-	told := mesh.Policy{Key: mesh.Key{Namespace: p.Policy.Namespace, Name: p.Policy.Name}}
-	for _, rule := range p.Policy.Spec.Rules {
-		var r mesh.Rule
-		for _, from := range rule.From {
-			var s mesh.Source
-			for _, account := range from.ServiceAccounts {
-				namespace, name, qualified := strings.Cut(account, "/")
-				if !qualified {
-					namespace, name = p.Policy.Namespace, account
-				}
-				if id, err := mesh.IdentityFor(trustDomain, namespace, name); err == nil {
-					s.Identities = append(s.Identities, mesh.IdentityPattern(id.String()))
-				}
-			}
-			for _, id := range from.Identities {
-				s.Identities = append(s.Identities, mesh.IdentityPattern(id))
-			}
-			r.From = append(r.From, s)
-		}
-		for _, to := range rule.To {
-			r.To = append(r.To, mesh.Destination{Ports: make([]uint16, len(to.Ports))})
-		}
-		told.Rules = append(told.Rules, r)
-	}
-	return fit.Policy(&told)
-}
-
-// admitting has a rule for each set of ports that the same clients need.
-func (p Policy) admitting(all Needs, protocol *v1alpha1.Protocol) Policy {
-	out := p
-	type need struct {
-		ports   []uint16
-		clients []Client
-		count   uint64
-	}
-	byPorts := map[string]*need{}
-	for _, from := range slices.SortedFunc(maps.Keys(all), compareClients) {
-		ports := slices.Sorted(maps.Keys(all[from]))
-		key := fmt.Sprint(ports)
-		if byPorts[key] == nil {
-			byPorts[key] = &need{ports: ports}
-		}
-		byPorts[key].clients = append(byPorts[key].clients, from)
-		for _, n := range all[from] {
-			byPorts[key].count += n
-		}
-	}
-	needs := slices.SortedFunc(maps.Values(byPorts), func(a, b *need) int { return slices.Compare(a.ports, b.ports) })
-	for _, n := range needs {
-		var to []v1alpha1.Destination
-		for ports := range slices.Chunk(n.ports, maxPorts) {
-			d := v1alpha1.Destination{Protocol: protocol}
-			for _, port := range ports {
-				d.Ports = append(d.Ports, v1alpha1.Port(port))
-			}
-			to = append(to, d)
-		}
-		for from := range slices.Chunk(sources(n.clients), maxSources) {
-			out.Policy.Spec.Rules = append(out.Policy.Spec.Rules, v1alpha1.Rule{From: from, To: to})
-			out.Counts = append(out.Counts, n.count)
-		}
-	}
-	return out
-}
-
-func sources(clients []Client) (from []v1alpha1.Source) {
-	var accounts, identities []string
-	var blocks []v1alpha1.AddressBlock
-	for _, c := range clients {
-		switch {
-		case c.Account != "":
-			accounts = append(accounts, c.Account)
-		case c.Identity != "":
-			identities = append(identities, c.Identity)
-		default:
-			blocks = append(blocks, v1alpha1.AddressBlock(c.Block))
-		}
-	}
-	for some := range slices.Chunk(accounts, maxAccounts) {
-		from = append(from, v1alpha1.Source{ServiceAccounts: some})
-	}
-	for some := range slices.Chunk(identities, maxAccounts) {
-		from = append(from, v1alpha1.Source{Identities: some})
-	}
-	for some := range slices.Chunk(blocks, maxBlocks) {
-		from = append(from, v1alpha1.Source{IPBlocks: some})
-	}
-	return from
 }
 
 // Write writes a document of YAML, with what each rule is for.

@@ -33,3 +33,19 @@ func (h *History) cutAt(ended bool) string {
 	}
 	return ""
 }
+
+// Gaps says what of the past may be missing: a file's end, what an agent had no room for, and what it could not read.
+func (h *History) Gaps() (all []string) {
+	if h.Cut != "" {
+		all = append(all, h.Cut)
+	}
+	for _, n := range h.Nodes {
+		if n.LeftOut > 0 {
+			all = append(all, fmt.Sprintf("node %s left out %d connections, for want of room", n.Node, n.LeftOut))
+		}
+		for _, damage := range n.Damaged {
+			all = append(all, fmt.Sprintf("node %s: %s", n.Node, damage))
+		}
+	}
+	return all
+}

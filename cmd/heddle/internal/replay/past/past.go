@@ -177,15 +177,49 @@ func Read(in io.Reader) (*History, error) {
 // Only drops what ended before since (the zero time drops nothing), and what is not
 // of the namespace, at either end ("" drops nothing). What may be of it is kept.
 func (h *History) Only(namespace string, since time.Time) {
-	of := func(e End) bool {
+	h.Summaries = slices.DeleteFunc(h.Summaries, func(s Summary) bool {
+		return !s.Hour.Add(time.Hour).After(since) || namespace != "" && !s.of(namespace) && !s.Destination.any()
+	})
+}
+
+// Has reports whether something is of a namespace, at either end.
+func (h *History) Has(namespace string) bool {
+	return slices.ContainsFunc(h.Summaries, func(s Summary) bool { return s.of(namespace) })
+}
+
+// of reports whether an end is of a namespace, or the service that datagrams were sent to.
+func (s *Summary) of(namespace string) bool {
+	end := func(e End) bool {
 		ns, _, _ := strings.Cut(e.Workload, "/")
 		return ns == namespace || strings.Contains(e.Identity, "/ns/"+namespace+"/sa/")
 	}
-	through := func(s *Summary) bool { return s.datagrams() && strings.HasPrefix(s.Service, namespace+"/") }
-	h.Summaries = slices.DeleteFunc(h.Summaries, func(s Summary) bool {
-		return !s.Hour.Add(time.Hour).After(since) || namespace != "" && !of(s.Source) && !of(s.Destination) && !s.Destination.any() && !through(&s)
-	})
+	return end(s.Source) || end(s.Destination) || s.datagrams() && strings.HasPrefix(s.Service, namespace+"/")
 }
+
+// Empty reports whether there is nothing of which Connections has anything.
+func (h *History) Empty() bool {
+	return !slices.ContainsFunc(h.Summaries, func(s Summary) bool { return !s.passedOver() })
+}
+
+// Span says from when to when there is something; "" of a history that is Empty.
+func (h *History) Span() string {
+	if h.Empty() {
+		return ""
+	}
+	first, last := h.Summaries[0].First, h.Summaries[0].Last
+	for i := range h.Summaries {
+		if s := &h.Summaries[i]; s.First.Before(first) {
+			first = s.First
+		}
+		if s := &h.Summaries[i]; s.Last.After(last) {
+			last = s.Last
+		}
+	}
+	return "from " + Stamp(first) + " to " + Stamp(last)
+}
+
+// Stamp is how times of the past are written for people: in UTC, to the minute.
+func Stamp(t time.Time) string { return t.UTC().Format("2006-01-02 15:04Z") }
 
 // Sort puts what nodes have said in one order: by hours, then by who and where to.
 func (h *History) Sort() {
@@ -308,6 +342,11 @@ func (s *Summary) dropped() bool {
 	return !s.datagrams() && (s.Direction == flow.DirectionKernel.String() && s.Reason != mesh.ReasonKernelPlaintextInbound.String() || s.Protocol != 0)
 }
 
+// passedOver reports whether no policy is asked about it.
+func (s *Summary) passedOver() bool {
+	return s.dropped() || s.Reason == mesh.ReasonProbe.String() || mesh.ReservedPort(s.Port) && s.Destination.Workload != ""
+}
+
 // Connections sums the history up, without probes, which no policy keeps out, tunnels
 // that came to no connection, and what the gate dropped.
 func (h *History) Connections() ([]*Connection, error) {
@@ -329,7 +368,7 @@ func (h *History) Connections() ([]*Connection, error) {
 		if err != nil {
 			return nil, err
 		}
-		if s.dropped() || s.Reason == mesh.ReasonProbe.String() || mesh.ReservedPort(c.Port) && c.Destination.Workload != (mesh.Key{}) {
+		if s.passedOver() {
 			continue
 		}
 		k := alike{source: c.Source.Workload, destination: c.Destination.Workload, port: c.Port, server: c.Destination.Address, udp: c.UDP}
