@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"slices"
 
 	"github.com/heddle-mesh/heddle/e2e/cluster/machine"
 	"github.com/heddle-mesh/heddle/e2e/cluster/pki"
@@ -53,7 +54,7 @@ func (c *Cluster) makePKI() error {
 	if err := ca.Issue("apiserver", pki.Subject{
 		Name:      "kube-apiserver",
 		DNSNames:  []string{"kubernetes", "kubernetes.default", service, service + "." + clusterDomain, "localhost"},
-		Addresses: []netip.Addr{c.plan.address(controlPlane), c.plan.apiServiceAddress(), loopback},
+		Addresses: slices.Concat(c.plan.addresses(controlPlane), c.plan.apiServiceAddresses(), []netip.Addr{loopback}),
 	}); err != nil {
 		return err
 	}
@@ -74,7 +75,7 @@ func (c *Cluster) makeUsers(ca *pki.Authority) error {
 	for _, worker := range c.plan.workers() {
 		subject := pki.Subject{
 			Name: "system:node:" + worker, Groups: []string{"system:nodes"},
-			DNSNames: []string{worker}, Addresses: []netip.Addr{c.plan.address(worker)},
+			DNSNames: []string{worker}, Addresses: c.plan.addresses(worker),
 		}
 		if err := ca.Issue("kubelet-"+worker, subject); err != nil {
 			return err
@@ -105,9 +106,9 @@ func (c *Cluster) controlSpec() machine.Spec {
 func (c *Cluster) apiServerFlags() []string {
 	return []string{
 		"--etcd-servers=http://127.0.0.1:2379",
-		"--bind-address=0.0.0.0", fmt.Sprintf("--secure-port=%d", apiPort),
+		"--bind-address=" + c.plan.everywhere(), fmt.Sprintf("--secure-port=%d", apiPort),
 		"--advertise-address=" + c.plan.address(controlPlane).String(),
-		"--service-cluster-ip-range=" + c.plan.Options.ServiceRange.String(),
+		"--service-cluster-ip-range=" + listed(c.plan.allServices()),
 		"--client-ca-file=" + inPKI("ca.crt"),
 		"--tls-cert-file=" + inPKI("apiserver.crt"), "--tls-private-key-file=" + inPKI("apiserver.key"),
 		"--kubelet-certificate-authority=" + inPKI("ca.crt"),
@@ -132,7 +133,7 @@ func (c *Cluster) controllerFlags() []string {
 		"--use-service-account-credentials",
 		"--service-account-private-key-file="+inPKI("sa.key"), "--root-ca-file="+inPKI("ca.crt"),
 		"--cluster-signing-cert-file="+inPKI("ca.crt"), "--cluster-signing-key-file="+inPKI("ca.key"),
-		"--service-cluster-ip-range="+c.plan.Options.ServiceRange.String(),
+		"--service-cluster-ip-range="+listed(c.plan.allServices()),
 		// A node that is gone is noticed within a test's patience.
 		"--node-monitor-period=2s", "--node-monitor-grace-period=20s",
 	)

@@ -53,7 +53,7 @@ func (c *Cluster) makeBridge() error {
 		if err := h.LinkAdd(bridge); err != nil {
 			return fmt.Errorf("make bridge: %w", err)
 		}
-		if err := addAddress(h, bridge, c.plan.address(controlPlane), c.plan.Options.NodeRange.Bits()); err != nil {
+		if err := c.addAddresses(h, bridge, controlPlane); err != nil {
 			return err
 		}
 		return h.LinkSetUp(bridge)
@@ -74,7 +74,7 @@ func (c *Cluster) plugIn(worker string) error {
 		return err
 	}
 	return c.inNetwork(controlPlane, func(h *netlink.Handle, _ netns.NsHandle) error {
-		return addRoute(h, c.plan.podRange(worker), c.plan.address(worker))
+		return c.addRoutes(h, worker)
 	})
 }
 
@@ -96,20 +96,47 @@ func (c *Cluster) makeUplink(control, own *netlink.Handle, ownNS netns.NsHandle,
 	if err != nil {
 		return fmt.Errorf("find %s: %w", uplinkName, err)
 	}
-	if err := addAddress(own, uplink, c.plan.address(worker), c.plan.Options.NodeRange.Bits()); err != nil {
+	if err := c.addAddresses(own, uplink, worker); err != nil {
 		return err
 	}
 	if err := own.LinkSetUp(uplink); err != nil {
 		return fmt.Errorf("set %s up: %w", uplinkName, err)
 	}
-	if err := addRoute(own, netip.PrefixFrom(netip.IPv4Unspecified(), 0), c.plan.address(controlPlane)); err != nil {
-		return err
+	for _, router := range c.plan.addresses(controlPlane) {
+		if err := addRoute(own, everything(router), router); err != nil {
+			return err
+		}
 	}
 	for _, other := range c.plan.workers() {
 		if other == worker {
 			continue
 		}
-		if err := addRoute(own, c.plan.podRange(other), c.plan.address(other)); err != nil {
+		if err := c.addRoutes(own, other); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// everything is the range of all addresses of an address's family.
+func everything(address netip.Addr) netip.Prefix { return netip.PrefixFrom(address, 0).Masked() }
+
+// addRoutes leads to a worker's pods.
+func (c *Cluster) addRoutes(h *netlink.Handle, worker string) error {
+	addresses := c.plan.addresses(worker)
+	for i, pods := range c.plan.podRanges(worker) {
+		if err := addRoute(h, pods, addresses[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// addAddresses gives a link a machine's addresses.
+func (c *Cluster) addAddresses(h *netlink.Handle, link netlink.Link, name string) error {
+	ranges := c.plan.ranges()
+	for i, address := range c.plan.addresses(name) {
+		if err := addAddress(h, link, address, ranges[i].nodes.Bits()); err != nil {
 			return err
 		}
 	}
@@ -132,7 +159,7 @@ func removeLink(h *netlink.Handle, name string) error {
 }
 
 func addAddress(h *netlink.Handle, link netlink.Link, address netip.Addr, bits int) error {
-	err := h.AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{IP: address.AsSlice(), Mask: net.CIDRMask(bits, 32)}})
+	err := h.AddrAdd(link, &netlink.Addr{IPNet: &net.IPNet{IP: address.AsSlice(), Mask: net.CIDRMask(bits, address.BitLen())}})
 	if err != nil {
 		return fmt.Errorf("add address %s: %w", address, err)
 	}
@@ -141,7 +168,7 @@ func addAddress(h *netlink.Handle, link netlink.Link, address netip.Addr, bits i
 
 func addRoute(h *netlink.Handle, to netip.Prefix, via netip.Addr) error {
 	err := h.RouteReplace(&netlink.Route{
-		Dst: &net.IPNet{IP: to.Addr().AsSlice(), Mask: net.CIDRMask(to.Bits(), 32)}, Gw: via.AsSlice(),
+		Dst: &net.IPNet{IP: to.Addr().AsSlice(), Mask: net.CIDRMask(to.Bits(), to.Addr().BitLen())}, Gw: via.AsSlice(),
 	})
 	if err != nil {
 		return fmt.Errorf("route %s via %s: %w", to, via, err)

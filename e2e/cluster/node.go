@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"slices"
@@ -39,8 +40,12 @@ func (c *Cluster) Node(name string) (*Node, error) {
 // Name is the node's name, as Kubernetes has it.
 func (n *Node) Name() string { return n.name }
 
-// Address is the node's address, which the machines of the cluster reach.
+// Address is the node's address of the primary family, which the machines of the
+// cluster reach.
 func (n *Node) Address() string { return n.cluster.plan.address(n.name).String() }
+
+// Addresses are the node's of each family, the primary one's first.
+func (n *Node) Addresses() []netip.Addr { return n.cluster.plan.addresses(n.name) }
 
 // Netns is the file that stands for the node's network namespace. What runs in
 // the control plane's reaches all nodes and pods from outside of them.

@@ -1,12 +1,14 @@
 package cluster
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 )
 
 // Options say what cluster to bring up. The zero value of a field takes the
@@ -32,6 +34,10 @@ type Options struct {
 	NodeRange    netip.Prefix `json:"nodeRange"`
 	PodRange     netip.Prefix `json:"podRange"`
 	ServiceRange netip.Prefix `json:"serviceRange"`
+	// IPFamilies are the families of pods' and services' addresses, the primary one
+	// first: ipv4, or ipv4 and ipv6 in either order. The ranges of ipv6 are those of
+	// every cluster: see rangesIPv6. Default: ipv4 alone.
+	IPFamilies []string `json:"ipFamilies"`
 	// ProxyMode is kube-proxy's: nftables or iptables. Default: nftables.
 	ProxyMode string `json:"proxyMode"`
 	// Say is told of each step; nil is told nothing.
@@ -70,6 +76,12 @@ func (o Options) WithDefaults() (Options, error) {
 	}
 	if !slices.Contains([]string{"nftables", "iptables"}, o.ProxyMode) {
 		return o, fmt.Errorf("cluster options: proxy mode %q: use nftables or iptables", o.ProxyMode)
+	}
+	if len(o.IPFamilies) == 0 {
+		o.IPFamilies = []string{familyIPv4}
+	}
+	if !slices.Contains([]string{"ipv4", "ipv4,ipv6", "ipv6,ipv4"}, strings.Join(o.IPFamilies, ",")) {
+		return o, fmt.Errorf("cluster options: IP families %q: use ipv4, ipv4,ipv6 or ipv6,ipv4", o.IPFamilies)
 	}
 	if o.APIPort < 0 || o.APIPort > 65535 {
 		return o, fmt.Errorf("cluster options: API port %d is none", o.APIPort)
@@ -130,30 +142,121 @@ func (p plan) workers() []string {
 // machines are all machines' names, the control plane's first.
 func (p plan) machines() []string { return append([]string{controlPlane}, p.workers()...) }
 
+const (
+	familyIPv4 = "ipv4"
+	familyIPv6 = "ipv6"
+)
+
+// ranges are a family's, as the fields of Options.
+type ranges struct{ nodes, pods, services netip.Prefix }
+
+// rangesIPv6 are every cluster's: no cluster meets another, nor anything else. The
+// services' are as many as the API server takes at most, 20 bits of them.
+func rangesIPv6() ranges {
+	return ranges{
+		nodes: netip.MustParsePrefix("fd00:10:231::/64"), pods: netip.MustParsePrefix("fd00:10:244::/48"),
+		services: netip.MustParsePrefix("fd00:10:96::/108"),
+	}
+}
+
+// ranges are those of each family, the primary one's first.
+func (p plan) ranges() []ranges {
+	var all []ranges
+	for _, family := range p.Options.IPFamilies {
+		if family == familyIPv6 {
+			all = append(all, rangesIPv6())
+		} else {
+			all = append(all, ranges{p.Options.NodeRange, p.Options.PodRange, p.Options.ServiceRange})
+		}
+	}
+	return all
+}
+
+// of is one value of each family, the primary one's first.
+func of[T any](p plan, value func(ranges) T) []T {
+	var all []T
+	for _, r := range p.ranges() {
+		all = append(all, value(r))
+	}
+	return all
+}
+
+// listed joins values by commas, as flags have them.
+func listed[T fmt.Stringer](values []T) string {
+	var texts []string
+	for _, value := range values {
+		texts = append(texts, value.String())
+	}
+	return strings.Join(texts, ",")
+}
+
 // nth is the address at a place in a range.
 func nth(prefix netip.Prefix, n int) netip.Addr {
-	b := prefix.Addr().As4()
-	value := uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3])
-	value += uint32(n)
-	return netip.AddrFrom4([4]byte{byte(value >> 24), byte(value >> 16), byte(value >> 8), byte(value)})
+	return subnet(prefix, n, prefix.Addr().BitLen()).Addr()
 }
 
-// address is a machine's address: the control plane has the first, the workers
-// those from the eleventh on.
-func (p plan) address(machine string) netip.Addr {
-	if i := slices.Index(p.workers(), machine); i >= 0 {
-		return nth(p.Options.NodeRange, 11+i)
+// subnet is the range of some bits at a place in a larger one. The number of the place
+// ends within the last 64 bits of an address, or within the 64 before them.
+func subnet(prefix netip.Prefix, n, bits int) netip.Prefix {
+	whole := prefix.Addr().As16()
+	end := bits + 128 - prefix.Addr().BitLen() // in bits of As16
+	half, shift := whole[8:], 128-end
+	if end <= 64 {
+		half, shift = whole[:8], 64-end
 	}
-	return nth(p.Options.NodeRange, 1)
+	binary.BigEndian.PutUint64(half, binary.BigEndian.Uint64(half)+uint64(n)<<shift)
+	address := netip.AddrFrom16(whole)
+	if prefix.Addr().Is4() {
+		address = address.Unmap()
+	}
+	return netip.PrefixFrom(address, bits)
 }
 
-// podRange is a worker's part of the pod range: the second /24 is n1's.
-func (p plan) podRange(worker string) netip.Prefix {
-	return netip.PrefixFrom(nth(p.Options.PodRange, 256*(1+slices.Index(p.workers(), worker))), 24)
+// addresses are a machine's: the control plane has the first of a range, the workers
+// those from the eleventh on.
+func (p plan) addresses(machine string) []netip.Addr {
+	place := 1
+	if i := slices.Index(p.workers(), machine); i >= 0 {
+		place = 11 + i
+	}
+	return of(p, func(r ranges) netip.Addr { return nth(r.nodes, place) })
 }
 
-func (p plan) apiServiceAddress() netip.Addr { return nth(p.Options.ServiceRange, 1) }
-func (p plan) dnsAddress() netip.Addr        { return nth(p.Options.ServiceRange, 10) }
+// address is a machine's of the primary family.
+func (p plan) address(machine string) netip.Addr { return p.addresses(machine)[0] }
+
+// podRanges are a worker's parts of the pod ranges: the second /24, and the second /64
+// of IPv6, are n1's.
+func (p plan) podRanges(worker string) []netip.Prefix {
+	place := 1 + slices.Index(p.workers(), worker)
+	return of(p, func(r ranges) netip.Prefix {
+		if r.pods.Addr().Is4() {
+			return subnet(r.pods, place, 24)
+		}
+		return subnet(r.pods, place, 64)
+	})
+}
+
+func (p plan) allPods() []netip.Prefix { return of(p, func(r ranges) netip.Prefix { return r.pods }) }
+func (p plan) allServices() []netip.Prefix {
+	return of(p, func(r ranges) netip.Prefix { return r.services })
+}
+
+func (p plan) apiServiceAddresses() []netip.Addr {
+	return of(p, func(r ranges) netip.Addr { return nth(r.services, 1) })
+}
+
+func (p plan) dnsAddresses() []netip.Addr {
+	return of(p, func(r ranges) netip.Addr { return nth(r.services, 10) })
+}
+
+// everywhere is what a server listens at that is reached at all addresses of its machine.
+func (p plan) everywhere() string {
+	if slices.Contains(p.Options.IPFamilies, familyIPv6) {
+		return "::"
+	}
+	return "0.0.0.0"
+}
 
 // apiAddress is where machines and pods reach the API server.
 func (p plan) apiAddress() string {

@@ -80,17 +80,21 @@ func fmtStatus(response *http.Response) error {
 	return errors.New("it answers " + response.Status)
 }
 
-// setPodRange waits until a worker registered, and gives it its range of pod
-// addresses: the one that the routes lead to.
+// setPodRange waits until a worker registered, and gives it its ranges of pod
+// addresses: those that the routes lead to.
 func (c *Cluster) setPodRange(ctx context.Context, worker string) error {
 	if err := c.waitAPI(ctx); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, nodePatience)
 	defer cancel()
-	patch := fmt.Sprintf(`{"spec":{"podCIDR":%q,"podCIDRs":[%[1]q]}}`, c.plan.podRange(worker))
-	err := poll(ctx, func() (bool, error) {
-		_, err := c.Kubectl(ctx, "", "patch", "node", worker, "-p", patch)
+	ranges := c.plan.podRanges(worker)
+	patch, err := json.Marshal(object{"spec": object{"podCIDR": ranges[0], "podCIDRs": ranges}})
+	if err != nil {
+		return err
+	}
+	err = poll(ctx, func() (bool, error) {
+		_, err := c.Kubectl(ctx, "", "patch", "node", worker, "-p", string(patch))
 		return err == nil, err
 	})
 	if err != nil {
@@ -171,8 +175,12 @@ func (c *Cluster) applyDNS(ctx context.Context) error {
 		return err
 	}
 	var manifest strings.Builder
+	addresses, err := json.Marshal(c.plan.dnsAddresses())
+	if err != nil {
+		return err
+	}
 	err = parsed.Execute(&manifest, map[string]string{
-		"Domain": clusterDomain, "Image": build.CoreDNSImage, "Address": c.plan.dnsAddress().String(),
+		"Domain": clusterDomain, "Image": build.CoreDNSImage, "Address": c.plan.dnsAddresses()[0].String(), "Addresses": string(addresses),
 	})
 	if err != nil {
 		return err

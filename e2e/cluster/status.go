@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -29,12 +30,15 @@ type Status struct {
 
 // NodeStatus is how one machine fares.
 type NodeStatus struct {
-	Name    string `json:"name"`
-	Role    string `json:"role"`
-	Address string `json:"address"`
-	// PodRange is empty for the control plane.
-	PodRange string `json:"podRange,omitempty"`
-	Running  bool   `json:"running"`
+	Name string `json:"name"`
+	Role string `json:"role"`
+	// Address is that of the primary family, and Addresses are all.
+	Address   string   `json:"address"`
+	Addresses []string `json:"addresses"`
+	// PodRange is of the primary family, and PodRanges are all. Empty for the control plane.
+	PodRange  string   `json:"podRange,omitempty"`
+	PodRanges []string `json:"podRanges,omitempty"`
+	Running   bool     `json:"running"`
 	// PID is of the machine's pid 1, on the host.
 	PID   int    `json:"pid,omitempty"`
 	Netns string `json:"netns"`
@@ -77,7 +81,7 @@ func (c *Cluster) Status(ctx context.Context) (Status, error) {
 
 func (c *Cluster) nodeStatus(ctx context.Context, name string, apiReady bool) (NodeStatus, error) {
 	m := c.machines[name]
-	s := NodeStatus{Name: name, Role: "worker", Address: c.plan.address(name).String(), Running: m.Running(), Netns: m.NetnsPath()}
+	s := NodeStatus{Name: name, Role: "worker", Address: c.plan.address(name).String(), Addresses: strings.Split(listed(c.plan.addresses(name)), ","), Running: m.Running(), Netns: m.NetnsPath()}
 	if !s.Running {
 		s.Reason = "the machine is stopped"
 		return s, nil
@@ -93,7 +97,7 @@ func (c *Cluster) nodeStatus(ctx context.Context, name string, apiReady bool) (N
 		s.Role, s.Ready = "control plane", apiReady
 		return s, nil
 	}
-	s.PodRange = c.plan.podRange(name).String()
+	s.PodRange, s.PodRanges = c.plan.podRanges(name)[0].String(), strings.Split(listed(c.plan.podRanges(name)), ",")
 	if !apiReady {
 		s.Reason = "the API server is not ready to tell"
 		return s, nil

@@ -29,10 +29,18 @@ func (c *Cluster) machineSpec(name string) machine.Spec {
 		Files: map[string]string{
 			// Empty: pods with dnsPolicy Default must not have the host's servers.
 			"/etc/resolv.conf": "# no name servers\n",
-			"/etc/hosts":       fmt.Sprintf("127.0.0.1 localhost\n::1 localhost\n%s %s\n", c.plan.address(name), name),
+			"/etc/hosts":       c.hostsFile(name),
 			"/etc/hostname":    name + "\n",
 		},
 	}
+}
+
+func (c *Cluster) hostsFile(name string) string {
+	lines := "127.0.0.1 localhost\n::1 localhost\n"
+	for _, address := range c.plan.addresses(name) {
+		lines += fmt.Sprintf("%s %s\n", address, name)
+	}
+	return lines
 }
 
 // workerSpec is a machine that runs pods.
@@ -70,7 +78,7 @@ func (c *Cluster) workerSpec(worker string) (machine.Spec, error) {
 		{Name: "containerd", Args: []string{"containerd", "--config=/etc/containerd/config.toml"}},
 		{Name: "kubelet", After: containerdSocket, Args: []string{kubeProgram, "kubelet", "--config=/etc/kubernetes/kubelet.json",
 			"--kubeconfig=" + kubeconfigOf("kubelet-"+worker), "--hostname-override=" + worker,
-			"--node-ip=" + c.plan.address(worker).String()}},
+			"--node-ip=" + listed(c.plan.addresses(worker))}},
 		{Name: "kube-proxy", Args: []string{kubeProgram, "kube-proxy", "--config=/etc/kubernetes/kube-proxy.json"}},
 	}
 	return spec, nil
@@ -79,13 +87,18 @@ func (c *Cluster) workerSpec(worker string) (machine.Spec, error) {
 // podNetwork routes each pod by itself, as kindnet does: no bridge, so that no
 // br_netfilter is needed, and no masquerading, so that servers see their clients.
 func (c *Cluster) podNetwork(worker string) object {
+	var routes []object
+	var ranges [][]object // a pod has an address of each
+	for _, subnet := range c.plan.podRanges(worker) {
+		routes = append(routes, object{"dst": everything(subnet.Addr()).String()})
+		ranges = append(ranges, []object{{"subnet": subnet.String()}})
+	}
 	return object{
 		"cniVersion": "1.0.0", "name": "pods",
 		"plugins": []object{
 			{"type": "ptp", "mtu": linkMTU, "ipMasq": false, "ipam": object{
 				"type": "host-local", "dataDir": "/run/cni-ipam", // gone after a boot, as the pods are
-				"routes": []object{{"dst": "0.0.0.0/0"}},
-				"ranges": [][]object{{{"subnet": c.plan.podRange(worker).String()}}},
+				"routes": routes, "ranges": ranges,
 			}},
 			{"type": "portmap", "capabilities": object{"portMappings": true}},
 		},
@@ -103,7 +116,7 @@ func (c *Cluster) kubeletConfig(worker string) object {
 		},
 		"authorization": object{"mode": "Webhook"},
 		"tlsCertFile":   inPKI("kubelet-" + worker + ".crt"), "tlsPrivateKeyFile": inPKI("kubelet-" + worker + ".key"),
-		"clusterDNS": []string{c.plan.dnsAddress().String()}, "clusterDomain": clusterDomain,
+		"clusterDNS": c.plan.dnsAddresses(), "clusterDomain": clusterDomain,
 		"resolvConf":    "/etc/resolv.conf",
 		"staticPodPath": "/etc/kubernetes/manifests", "volumePluginDir": "/var/lib/kubelet/volumeplugins",
 		// The host's disk is not this node's to judge, and an image that is deleted
@@ -113,7 +126,7 @@ func (c *Cluster) kubeletConfig(worker string) object {
 			"imagefs.available": "0%", "imagefs.inodesFree": "0%",
 		},
 		"imageGCHighThresholdPercent": 100, "imageGCLowThresholdPercent": 99,
-		"oomScoreAdj": 0, "nodeStatusUpdateFrequency": "5s", "podCIDR": c.plan.podRange(worker).String(),
+		"oomScoreAdj": 0, "nodeStatusUpdateFrequency": "5s", "podCIDR": listed(c.plan.podRanges(worker)),
 	}
 }
 
@@ -121,7 +134,7 @@ func (c *Cluster) proxyConfig(worker string) object {
 	return object{
 		"apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
 		"clientConnection": object{"kubeconfig": kubeconfigOf("proxy")},
-		"mode":             c.plan.Options.ProxyMode, "clusterCIDR": c.plan.Options.PodRange.String(),
+		"mode":             c.plan.Options.ProxyMode, "clusterCIDR": listed(c.plan.allPods()),
 		"hostnameOverride": worker, "oomScoreAdj": 0,
 		// These limits are the host's, and cannot be set in a network namespace.
 		"conntrack": object{"maxPerCore": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
