@@ -22,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/heddle-mesh/heddle/api/v1alpha1"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/analyze/network"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/folders"
 )
 
@@ -137,7 +138,7 @@ func FromCluster(ctx context.Context, c Lister) (*Objects, error) {
 		}
 		resources = resources[1:]
 		if r.Resource == "customresourcedefinitions" {
-			resources = append(resources, slices.Concat(monitorsOf(list), unreadKinds(list))...)
+			resources = append(resources, slices.Concat(monitorsOf(list), network.UnreadKinds(list))...)
 		}
 	}
 	return o, nil

@@ -10,7 +10,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
-	"github.com/heddle-mesh/heddle/api/v1alpha1"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/analyze/network"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
@@ -20,48 +20,9 @@ const KindUnread = "unread-policy"
 // others are such policies, by their kind.
 type others map[string][]mesh.Key
 
-// isUnread reports whether a kind is one of policies which cluster networks enforce, and
-// neither agents nor this package know: those of Cilium, Calico (by its API, and as it keeps
-// them), Antrea, and of the Network Policy API for administrators.
-func isUnread(kind schema.GroupKind) bool {
-	switch kind.Group {
-	case "cilium.io":
-		return kind.Kind == "CiliumNetworkPolicy" || kind.Kind == "CiliumClusterwideNetworkPolicy"
-	case "crd.projectcalico.org", "projectcalico.org":
-		return kind.Kind == "NetworkPolicy" || kind.Kind == "GlobalNetworkPolicy"
-	case "crd.antrea.io":
-		return kind.Kind == "NetworkPolicy" || kind.Kind == "ClusterNetworkPolicy"
-	case "policy.networking.k8s.io":
-		return strings.HasSuffix(kind.Kind, "NetworkPolicy")
-	}
-	return false
-}
-
-// unreadKinds are the resources of such kinds among custom resource definitions, each by the
-// version in which it is kept.
-func unreadKinds(definitions []unstructured.Unstructured) (all []schema.GroupVersionResource) {
-	for i := range definitions {
-		u := &definitions[i]
-		group, _, _ := unstructured.NestedString(u.Object, "spec", "group") // the API server's schema knows better
-		kind, _, _ := unstructured.NestedString(u.Object, "spec", "names", "kind")
-		plural, _, _ := unstructured.NestedString(u.Object, "spec", "names", "plural")
-		versions, _, _ := unstructured.NestedSlice(u.Object, "spec", "versions")
-		if !isUnread(schema.GroupKind{Group: group, Kind: kind}) {
-			continue
-		}
-		for _, v := range versions {
-			if version, ok := v.(map[string]any); ok && version["storage"] == true && version["served"] == true {
-				all = append(all, schema.GroupVersionResource{Group: group, Version: fmt.Sprint(version["name"]), Resource: plural})
-			}
-		}
-	}
-	return all
-}
-
 // mayNotRead has kinds of which there is nothing but a warning be none where they may not be listed.
 func (o *Objects) mayNotRead(r schema.GroupVersionResource, err error) error {
-	known := []string{"", "networking.k8s.io", "admissionregistration.k8s.io", "apiregistration.k8s.io", "apiextensions.k8s.io", monitoring, v1alpha1.Group}
-	if apierrors.IsForbidden(err) && !slices.Contains(known, r.Group) {
+	if apierrors.IsForbidden(err) && network.IsUnreadGroup(r.Group) {
 		return nil
 	}
 	return err
@@ -70,7 +31,7 @@ func (o *Objects) mayNotRead(r schema.GroupVersionResource, err error) error {
 // unreadPolicy adds an object, if it is such a policy.
 func (o *Objects) unreadPolicy(u *unstructured.Unstructured) {
 	kind := u.GroupVersionKind().GroupKind()
-	if !isUnread(kind) {
+	if !network.IsUnread(kind) {
 		return
 	}
 	if o.others == nil {
