@@ -38,8 +38,8 @@ func aboutUDP(v *mesh.View, name mesh.Key) *mesh.Policy {
 // admits reports whether a set lets a workload in from any of its addresses, at any of the ports.
 func admits(v *mesh.View, set *policy.Set, w *mesh.Workload, ports []uint16) bool {
 	a := policy.Attributes{Peer: w.Identity, Namespace: mesh.NamespaceOf(v.Settings().TrustDomain, w.Identity)}
-	found := set.LookUp(a.Peer)
 	for _, a.Source = range w.Addresses {
+		found := set.LookUp(a.Peer, a.Source)
 		for _, a.Port = range ports {
 			if _, _, seen := found.First(mesh.ActionAllow, &a); seen != policy.No {
 				return true
