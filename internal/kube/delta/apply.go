@@ -273,13 +273,14 @@ func (a *concern) subset() (*kube.Objects, bool) {
 		}
 		spaces[key.Namespace] = true
 		picked, known := a.selected(key.Namespace, s.Spec.Selector)
-		if !known || a.workloads[key.Namespace] || a.foreign[key] || a.anyDisputed(addressesOf(s)) || slices.ContainsFunc(picked, a.entangled) {
+		if !known || a.workloads[key.Namespace] || a.objects.UDPByIdentity && len(a.foreign[key]) > 0 || a.anyDisputed(addressesOf(s)) || slices.ContainsFunc(picked, a.entangled) {
 			return nil, false
 		}
 		for _, p := range picked {
 			pods[p.Key()] = p
 		}
 		objs.Services = append(objs.Services, kube.Sourced[corev1.Service]{Value: s})
+		objs.Slices = append(objs.Slices, a.foreign[key]...)
 		waypoint := mesh.Key{Namespace: key.Namespace, Name: a.waypointOf(s)}
 		if w := a.Compiler.services[waypoint.Namespace][waypoint.Name]; w != nil && a.services[waypoint] == nil && !beside[waypoint] {
 			beside[waypoint] = true // it is there, whatever it comes to

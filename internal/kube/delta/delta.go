@@ -53,8 +53,9 @@ type Compiler struct {
 	pods map[group]map[string][]*kube.Pod
 	// disputed are addresses that more than one object speaks of.
 	disputed map[netip.Addr]bool
-	// foreign are the services with slices of others, where those matter; see ADR 90.
-	foreign           map[mesh.Key]bool
+	// foreign are the slices of others, by their services: see ADR 90. A service with a selector
+	// is warned of them.
+	foreign           map[mesh.Key][]*kube.EndpointSlice
 	datagrams         datagrams
 	refused, warnings map[kube.Ref][]*kube.Problem
 	result            Result
@@ -80,7 +81,7 @@ func (c *Compiler) remember(objs *kube.Objects, compiled *kube.Compiled) {
 	small.Pods, small.Services, small.Slices = nil, nil, nil
 	*c = Compiler{objects: &small, authentications: map[string][]kube.Sourced[v1alpha1.PeerAuthentication]{}, workloads: map[string]bool{},
 		services: map[string]map[string]*corev1.Service{}, policies: map[string]map[string]*v1alpha1.AuthorizationPolicy{},
-		pods: map[group]map[string][]*kube.Pod{}, disputed: map[netip.Addr]bool{}, foreign: map[mesh.Key]bool{}, datagrams: rememberDatagrams(compiled),
+		pods: map[group]map[string][]*kube.Pod{}, disputed: map[netip.Addr]bool{}, foreign: map[mesh.Key][]*kube.EndpointSlice{}, datagrams: rememberDatagrams(compiled),
 		refused: problem.ByObject(compiled.Refused), warnings: problem.ByObject(compiled.Warnings)}
 	c.result = Result{Refused: compiled.Refused, Warnings: compiled.Warnings, Objects: &small}
 	for _, pa := range objs.PeerAuthentications {
@@ -180,7 +181,8 @@ func (c *Compiler) dispute(objs *kube.Objects) {
 		}
 	}
 	for _, s := range objs.Slices {
-		c.foreign[mesh.Key{Namespace: s.Namespace, Name: s.Service}] = c.foreign[mesh.Key{Namespace: s.Namespace, Name: s.Service}] || objs.UDPByIdentity
+		of := mesh.Key{Namespace: s.Namespace, Name: s.Service}
+		c.foreign[of] = append(c.foreign[of], s)
 		for _, e := range s.Endpoints {
 			c.disputed[e.Addr] = true
 		}
