@@ -393,13 +393,6 @@ func TestSuggest(t *testing.T) {
 	const want = `# What the connections from 2026-03-04 12:00Z to 2026-03-04 12:01Z need.
 # - nobody has reached web: default-deny closes it
 ---
-apiVersion: heddle.dev/v1alpha1
-kind: AuthorizationPolicy
-metadata:
-  name: default-deny
-  namespace: shop
-spec: {}
----
 # rules[0]: 1 connection
 apiVersion: heddle.dev/v1alpha1
 kind: AuthorizationPolicy
@@ -444,6 +437,13 @@ spec:
   selector:
     matchLabels:
       app: db
+---
+apiVersion: heddle.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata:
+  name: default-deny
+  namespace: shop
+spec: {}
 `
 	if got := yamlOf(t, s, h); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
