@@ -453,6 +453,28 @@ spec: {}
 	}
 }
 
+// TestSuggestNamesWhoHasNoIdentity: a pod outside the mesh is admitted by an address that is another's next.
+func TestSuggestNamesWhoHasNoIdentity(t *testing.T) {
+	text := shop(permissive)
+	h := &past.History{Summaries: []past.Summary{carried("192.0.2.1", "shop/db", 80, 1), carried("shop/web", "shop/db", 80, 1)}}
+	for i := range 9 {
+		name, addr := fmt.Sprintf("p%d", i), fmt.Sprintf("10.3.1.%d", i)
+		text += pod("out", name, name, addr, "", "")
+		s := carried("out/"+name, "shop/db", 80, 1)
+		s.Source.Identity, s.Source.Address, s.Transport = "", addr, "plaintext"
+		h.Summaries = append(h.Summaries, s, s)
+	}
+	for n, want := range map[int]string{2: "", 4: "are admitted out/p0 (10.3.1.0): enroll them", len(h.Summaries): "out/p7 (10.3.1.7) and 1 more: enroll them"} {
+		s, err := Suggest(model(t, written(t, text)), &past.History{Summaries: h.Summaries[:n]}, "shop", true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if notes := strings.Join(s.Notes, "\n"); !strings.Contains(notes, want) || want == "" && notes != "" {
+			t.Errorf("of %d: %s", n, notes)
+		}
+	}
+}
+
 // TestSuggestedIsEnoughAndNoMore: of generated meshes and connections, what is
 // suggested breaks none of them, and lacks one when any of its rules is taken away; and
 // it is the same whatever the order of what was recorded.

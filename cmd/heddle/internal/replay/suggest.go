@@ -39,7 +39,7 @@ func Suggest(m *explain.Model, h *past.History, namespace string, open bool, rou
 		return nil, fmt.Errorf("namespace %q has no workload in the mesh: `heddle enroll %s` first", namespace, namespace)
 	}
 	j := newJudge(m)
-	connections, datagrams := &connectionNeeds{j, groups, namespace, routes}, newDatagramNeeds(j, groups, namespace)
+	connections, datagrams := &connectionNeeds{judge: j, groups: groups, namespace: namespace, routes: routes}, newDatagramNeeds(j, groups, namespace)
 	for _, c := range all {
 		if c.UDP {
 			out.Notes = append(out.Notes, datagrams.consider(c)...)
@@ -49,7 +49,7 @@ func Suggest(m *explain.Model, h *past.History, namespace string, open bool, rou
 			out.Notes = append(out.Notes, note)
 		}
 	}
-	out.Notes = append(out.Notes, datagrams.settle()...)
+	out.Notes = slices.Concat(out.Notes, datagrams.settle(), connections.unproven())
 	for _, g := range groups {
 		tcp, udp := g.Policies(namespace, m.Settings().TrustDomain), g.Datagrams(namespace, m.Settings().TrustDomain)
 		over := "" // what it is closed over
