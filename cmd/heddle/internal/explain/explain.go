@@ -139,8 +139,10 @@ func ExplainRequest(m *Model, source, destination string, r *asked.Request) (*An
 		return nil, err
 	}
 	a := &Answer{Source: endOf(src, client, 0), Endpoints: []Endpoint{}, Notes: []string{}}
-	if note != "" {
-		a.Notes = append(a.Notes, note)
+	for _, text := range []string{note, target.note} {
+		if text != "" {
+			a.Notes = append(a.Notes, text)
+		}
 	}
 	a.Source.DNS = namesOf(src)
 	a.Destination = target.end()

@@ -74,6 +74,7 @@ func view(t *testing.T) (string, *Model) {
 	for i, w := range []struct{ namespace, name, app, node string }{
 		{"shop", "web-1", "web", "n1"}, {"shop", "db-1", "db", "n1"}, {"shop", "db-2", "db", "n2"}, {"shop", "stolen", "stolen", "n1"},
 		{"bank", "ledger", "ledger", "n2"}, {"plain", "old", "old", "n2"},
+		{"bank", "api-1", "api", "n1"}, {"bank", "api-2", "api", "n2"},
 	} {
 		workloads = append(workloads, fmt.Sprintf("{apiVersion: heddle.dev/v1alpha1, kind: Workload, metadata: {namespace: %s, name: %s, labels: {app: %s, name: %s}}, spec: {node: %s, serviceAccount: %s, addresses: [\"10.1.0.%d\"], networkNamespace: /run/netns/%s}}",
 			w.namespace, w.name, w.app, w.name, w.node, w.app, i+1, w.name))
@@ -102,6 +103,7 @@ func TestExplain(t *testing.T) {
 		{"shop/web", "db.shop.svc.cluster.local:3306", "mixed", "shop/db-1 splice STRICT allow PolicyAllow shop/db-only-web[1]; shop/db-2 refused STRICT deny PolicyDeny shop/not-two[0]", ""},
 		{"shop/web-1", "shop/headless", "mixed", "shop/db-1 splice STRICT allow PolicyAllow shop/db-only-web[1]; shop/db-2 refused STRICT deny PolicyDeny shop/not-two[0]", ""},
 		{"shop/web-1", "shop/db-1:3307", "deny", "shop/db-1 refused STRICT deny PolicyNoMatch", "no rule of shop/db-only-web admits it"},
+		{"shop/web-1", "bank/api:80", "allow", "bank/api-1 splice STRICT allow NoPolicy", "the destination stands for 2 pods: bank/api-1 is taken"},
 		{"shop/two", "bank/ledger:80", "allow", "bank/ledger tunnel STRICT allow NoPolicy", ""},
 		{"bank/ledger", "10.96.0.2:80", "allow", "shop/web-1 tunnel PERMISSIVE allow NoPolicy audited shop/seen", ""},
 		{"shop/stolen", "bank/ledger:80", "deny", "bank/ledger refused STRICT deny IdentityRevoked", "spec.revokedIdentities"},

@@ -117,10 +117,12 @@ func near(view *mesh.View, namespace string) string {
 	return "there are " + strings.Join(names, ", ")
 }
 
-// target is what is dialled. The address is not valid for a headless service.
+// target is what is dialled. The address is not valid for a headless service. note is about a name that stands for
+// several pods.
 type target struct {
 	service *mesh.Service
 	address netip.AddrPort
+	note    string
 }
 
 func (t target) end() End {
@@ -149,7 +151,7 @@ func findDestination(m *Model, text string) (target, error) {
 		if port, err = portOf(service, port, text); err != nil {
 			return target{}, err
 		}
-		return target{service, netip.AddrPortFrom(addr, port)}, nil
+		return target{service: service, address: netip.AddrPortFrom(addr, port)}, nil
 	}
 	key, err := destinationKey(name)
 	if err != nil {
@@ -167,7 +169,7 @@ func findDestination(m *Model, text string) (target, error) {
 		if len(service.Addresses) > 0 {
 			addr = service.Addresses[0]
 		}
-		return target{service, netip.AddrPortFrom(addr, port)}, nil
+		return target{service: service, address: netip.AddrPortFrom(addr, port)}, nil
 	}
 	found := workloadsOf(view, key)
 	if len(found) == 0 && looksOutside(view, name, key) {
@@ -182,7 +184,11 @@ func findDestination(m *Model, text string) (target, error) {
 	if port, err = portOf(nil, port, text); err != nil {
 		return target{}, err
 	}
-	return target{address: netip.AddrPortFrom(found[0].Addresses[0], port)}, nil
+	to := target{address: netip.AddrPortFrom(found[0].Addresses[0], port)}
+	if len(found) > 1 {
+		to.note = fmt.Sprintf("the destination stands for %d pods: %s is taken", len(found), found[0].Key)
+	}
+	return to, nil
 }
 
 // cutPort cuts :PORT off; 0 when there is none.

@@ -4,11 +4,15 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/draft"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/past"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
+
+// maxNamed bounds those that one note names.
+const maxNamed = 8
 
 // connectionNeeds finds out who needs to be admitted over TCP to the workloads of a namespace.
 type connectionNeeds struct {
@@ -16,6 +20,8 @@ type connectionNeeds struct {
 	groups    []*draft.Group
 	namespace string
 	routes    []draft.Route
+	// addressed are the workloads that are admitted by their address, with that.
+	addressed []string
 }
 
 // consider takes connections, and returns why they cannot be considered; "" when they were, or
@@ -73,7 +79,24 @@ func (n *connectionNeeds) admit(c *past.Connection) why {
 			draft.Admit(n.groups, from, w, c.Port, c.Carried())
 		}
 	}
+	if src != nil && from.Block != "" {
+		n.addressed = append(n.addressed, fmt.Sprintf("%s (%s)", src.Key, addr))
+	}
 	return judged
+}
+
+// unproven says who is admitted by an address that another may have next; nothing of nobody.
+func (n *connectionNeeds) unproven() (notes []string) {
+	slices.Sort(n.addressed)
+	all := slices.Compact(n.addressed)
+	if len(all) == 0 {
+		return nil
+	}
+	more := ""
+	if left := len(all) - maxNamed; left > 0 {
+		all, more = all[:maxNamed], fmt.Sprintf(" and %d more", left)
+	}
+	return []string{fmt.Sprintf("by their addresses, as they have no identity, are admitted %s%s: enroll them, or their next pods are refused, and whoever has the addresses then is let in", strings.Join(all, ", "), more)}
 }
 
 // passage is a connection to a service behind a waypoint, past that.

@@ -177,13 +177,6 @@ func TestSuggestDatagrams(t *testing.T) {
 # - nobody has reached api over TCP: default-deny closes it
 # - nobody has reached web: default-deny closes it
 ---
-apiVersion: heddle.dev/v1alpha1
-kind: AuthorizationPolicy
-metadata:
-  name: default-deny
-  namespace: shop
-spec: {}
----
 # rules[0]: 8 flows
 apiVersion: heddle.dev/v1alpha1
 kind: AuthorizationPolicy
@@ -239,6 +232,13 @@ spec:
   selector:
     matchLabels:
       app: db
+---
+apiVersion: heddle.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata:
+  name: default-deny
+  namespace: shop
+spec: {}
 `
 	if got := yamlOf(t, s, h); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)

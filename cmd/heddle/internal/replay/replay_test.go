@@ -393,13 +393,6 @@ func TestSuggest(t *testing.T) {
 	const want = `# What the connections from 2026-03-04 12:00Z to 2026-03-04 12:01Z need.
 # - nobody has reached web: default-deny closes it
 ---
-apiVersion: heddle.dev/v1alpha1
-kind: AuthorizationPolicy
-metadata:
-  name: default-deny
-  namespace: shop
-spec: {}
----
 # rules[0]: 1 connection
 apiVersion: heddle.dev/v1alpha1
 kind: AuthorizationPolicy
@@ -444,12 +437,41 @@ spec:
   selector:
     matchLabels:
       app: db
+---
+apiVersion: heddle.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata:
+  name: default-deny
+  namespace: shop
+spec: {}
 `
 	if got := yamlOf(t, s, h); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 	if _, err := Suggest(model(t, written(t, shop(""))), h, "out", false); err == nil || !strings.Contains(err.Error(), "heddle enroll out") {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestSuggestNamesWhoHasNoIdentity: a pod outside the mesh is admitted by an address that is another's next.
+func TestSuggestNamesWhoHasNoIdentity(t *testing.T) {
+	text := shop(permissive)
+	h := &past.History{Summaries: []past.Summary{carried("192.0.2.1", "shop/db", 80, 1), carried("shop/web", "shop/db", 80, 1)}}
+	for i := range 9 {
+		name, addr := fmt.Sprintf("p%d", i), fmt.Sprintf("10.3.1.%d", i)
+		text += pod("out", name, name, addr, "", "")
+		s := carried("out/"+name, "shop/db", 80, 1)
+		s.Source.Identity, s.Source.Address, s.Transport = "", addr, "plaintext"
+		h.Summaries = append(h.Summaries, s, s)
+	}
+	for n, want := range map[int]string{2: "", 4: "are admitted out/p0 (10.3.1.0): enroll them", len(h.Summaries): "out/p7 (10.3.1.7) and 1 more: enroll them"} {
+		s, err := Suggest(model(t, written(t, text)), &past.History{Summaries: h.Summaries[:n]}, "shop", true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if notes := strings.Join(s.Notes, "\n"); !strings.Contains(notes, want) || want == "" && notes != "" {
+			t.Errorf("of %d: %s", n, notes)
+		}
 	}
 }
 

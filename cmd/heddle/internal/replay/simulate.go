@@ -80,7 +80,7 @@ type Result struct {
 }
 
 // nothingRecorded is said of a history without any connection.
-const nothingRecorded = "no connection is recorded: of a mesh that is not new, look whether its agents keep a history (--history-bytes)"
+const nothingRecorded = "no connection is recorded: where there were some, `heddle check` says why agents did not keep them"
 
 // Simulate asks of every connection of the history, and of datagrams where policies may be
 // about them, what becomes of it now, and what would after a change.

@@ -38,11 +38,8 @@ func Suggest(m *explain.Model, h *past.History, namespace string, open bool, rou
 	if len(groups) == 0 {
 		return nil, fmt.Errorf("namespace %q has no workload in the mesh: `heddle enroll %s` first", namespace, namespace)
 	}
-	if !open {
-		out.Policies = append(out.Policies, draft.Closed(namespace, DefaultDeny))
-	}
 	j := newJudge(m)
-	connections, datagrams := &connectionNeeds{j, groups, namespace, routes}, newDatagramNeeds(j, groups, namespace)
+	connections, datagrams := &connectionNeeds{judge: j, groups: groups, namespace: namespace, routes: routes}, newDatagramNeeds(j, groups, namespace)
 	for _, c := range all {
 		if c.UDP {
 			out.Notes = append(out.Notes, datagrams.consider(c)...)
@@ -52,7 +49,7 @@ func Suggest(m *explain.Model, h *past.History, namespace string, open bool, rou
 			out.Notes = append(out.Notes, note)
 		}
 	}
-	out.Notes = append(out.Notes, datagrams.settle()...)
+	out.Notes = slices.Concat(out.Notes, datagrams.settle(), connections.unproven())
 	for _, g := range groups {
 		tcp, udp := g.Policies(namespace, m.Settings().TrustDomain), g.Datagrams(namespace, m.Settings().TrustDomain)
 		over := "" // what it is closed over
@@ -67,6 +64,9 @@ func Suggest(m *explain.Model, h *past.History, namespace string, open bool, rou
 			out.Notes = append(out.Notes, fmt.Sprintf("policies about UDP of %s come to %d bytes with AuthorizationPolicy %s/%s, more than the %d that may be said of a workload, and then no datagrams pass: write namespaces in place of service accounts",
 				strings.Join(g.Owners, ", "), n, namespace, udp[0].Policy.Name, draft.MaxOverUDP))
 		}
+	}
+	if !open { // last, as kubectl applies one after the other: until then, nobody is refused whom another lets in
+		out.Policies = append(out.Policies, draft.Closed(namespace, DefaultDeny))
 	}
 	out.Notes = append(out.Notes, draft.Remaining(m.View, groups, out.Policies, namespace)...)
 	slices.Sort(out.Notes)
