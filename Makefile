@@ -216,6 +216,11 @@ rolls: ## Restart a server ROLLS times that is gone a second after SIGTERM, unde
 	@scripts/deps cluster
 	HEDDLE_ROLLS=$(ROLLS) go test -count=1 -timeout 60m -v -run 'TestProduct/^rolls$$' ./e2e/product
 
+.PHONY: dual-stack
+dual-stack: ## Run a short life of Heddle on clusters of IPv4 and IPv6, with either as the primary family (root; 4 min)
+	@scripts/deps cluster
+	HEDDLE_DUAL_STACK=1 go test -count=1 -timeout 30m -v -run 'TestDualStack$$' ./e2e/product
+
 .PHONY: scenarios
 scenarios: ## Run every scenario of docs/scenarios.md on real Kubernetes; `make test` runs them in network namespaces (root)
 	@scripts/deps cluster

@@ -31,6 +31,7 @@ func TestDualStack(t *testing.T) {
 	t.Run("services and DNS", func(t *testing.T) { testServicesOfBoth(t, c) })
 	t.Run("pods are reached from the control plane", func(t *testing.T) { testFromOutsideOverBoth(t, c) })
 	t.Run("reboot", func(t *testing.T) {
+		before := pods(t, c, "echo")
 		for _, name := range []string{"n1", "cp"} { // whose routes are made anew
 			node, err := c.Node(name)
 			if err != nil {
@@ -39,8 +40,8 @@ func TestDualStack(t *testing.T) {
 			if err := node.Reboot(t.Context()); err != nil {
 				t.Fatal(err)
 			}
+			eventually(t, "the pods of n1 run again", func() error { return restarted(t, c, before, "n1") })
 		}
-		waitDemo(t, c)
 		testPodsReachPodsOverBoth(t, c)
 	})
 }

@@ -45,13 +45,19 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
+	return newWorldOn(t, cluster.Options{Name: "ht-product"})
+}
+
+// newWorldOn is newWorld on a cluster of some kind.
+func newWorldOn(t *testing.T, kind cluster.Options) *world {
+	t.Helper()
 	root, err := build.FindRoot(".")
 	if err != nil {
 		t.Fatal(err)
 	}
 	w := &world{root: root, heddle: filepath.Join(t.TempDir(), "heddle")}
 	testenv.Build(t, root, w.heddle, "./cmd/heddle")
-	w.Cluster = clustertest.Up(t, cluster.Options{Name: "ht-product"})
+	w.Cluster = clustertest.Up(t, kind)
 	clustertest.LoadProgram(t, w.Cluster, "./workload", workloadImage)
 	w.loadImages(t, root, version)
 	for _, n := range w.Nodes() {

@@ -58,9 +58,11 @@ type placeKey struct {
 	at       netip.AddrPort
 }
 
+// nearKey tells the families apart: a server of both may listen at one of them only.
 type nearKey struct {
 	workload *mesh.Workload
 	port     uint16
+	v4       bool
 }
 
 // Place is a port of a workload.
@@ -106,7 +108,7 @@ func (p *Pool) Use(view *mesh.View) {
 
 // Place returns a port of a workload of the View, at its address of the family of like.
 func (p *Pool) Place(w *mesh.Workload, port uint16, like netip.Addr) *Place {
-	near := nearKey{w, port}
+	near := nearKey{w, port, like.Unmap().Is4()}
 	if place := p.near[near]; place != nil {
 		return place
 	}

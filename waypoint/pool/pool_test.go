@@ -86,6 +86,23 @@ func (r *rig) viewOf(workloads int) *mesh.View {
 	return v
 }
 
+// TestPlaceIsOfTheFamilyThatWasDialled: whoever asked before, of whichever family.
+func TestPlaceIsOfTheFamilyThatWasDialled(t *testing.T) {
+	r := newRig(t, 1, pool.Config{})
+	v4, v6 := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")
+	w := *r.route.Candidates[0]
+	w.Addresses = []netip.Addr{v4, v6}
+	for range 2 {
+		for like, want := range map[string]netip.Addr{"10.96.0.1": v4, "fd00:96::1": v6} {
+			var at netip.Addr
+			r.on(func() { at = r.pool.Place(&w, 8080, netip.MustParseAddr(like)).At.Addr() })
+			if at != want {
+				t.Errorf("a client of %s is led to %s, want %s", like, at, want)
+			}
+		}
+	}
+}
+
 // on runs fn on the loop.
 func (r *rig) on(fn func()) {
 	done := make(chan struct{})
