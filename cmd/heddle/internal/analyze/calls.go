@@ -47,6 +47,19 @@ type call struct {
 	peers    []networkingv1.NetworkPolicyPeer // the same, for NetworkPolicies; none when they cannot name them
 }
 
+// distinctCalls leaves out those that differ from one before them only in the object that
+// says so, such as the pods of a workload: their findings would be one.
+func distinctCalls(all []call) []call {
+	seen := map[string]bool{}
+	return slices.DeleteFunc(all, func(c call) bool {
+		c.object = ""
+		id := fmt.Sprintf("%+v", c)
+		known := seen[id]
+		seen[id] = true
+		return known
+	})
+}
+
 // called are the calls of API servers, whose addresses are known as far as their pods are
 // seen: those of kubeadm are in their nodes' networks.
 func (o *Objects) called() []call {
@@ -234,19 +247,7 @@ func serving(p *corev1.Pod) []corev1.Container {
 	return slices.Concat(p.Spec.Containers, slices.DeleteFunc(slices.Clone(p.Spec.InitContainers), ends))
 }
 
-// stable are the labels that all pods of a workload share, in every version.
-func stable(labels map[string]string) map[string]string {
-	out := map[string]string{}
-	for key, value := range labels {
-		switch key {
-		case "pod-template-hash", "controller-revision-hash", "pod-template-generation", "statefulset.kubernetes.io/pod-name", "apps.kubernetes.io/pod-index",
-			"controller-uid", "batch.kubernetes.io/controller-uid", "batch.kubernetes.io/job-name", "job-name", "app.kubernetes.io/version", "helm.sh/chart":
-		default:
-			out[key] = value
-		}
-	}
-	return out
-}
+func stable(labels map[string]string) map[string]string { return judge.Stable(labels) }
 
 // familyOf names the workload that a pod is of.
 func familyOf(p *corev1.Pod) string {

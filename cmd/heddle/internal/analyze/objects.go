@@ -12,6 +12,7 @@ package analyze
 import (
 	"context"
 	"fmt"
+	"io"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -22,8 +23,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/heddle-mesh/heddle/api/v1alpha1"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/analyze/documents"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/analyze/network"
-	"github.com/heddle-mesh/heddle/cmd/heddle/internal/folders"
 )
 
 // Objects are what is analyzed.
@@ -37,11 +38,24 @@ type Objects struct {
 	authorizations []v1alpha1.AuthorizationPolicy
 	monitors       []monitor
 	calls          []call
-	read           int // of any kind
-	// schemas are for what comes from files: a cluster's objects have been judged by them.
-	schemas folders.Schemas
 	// others are not read.
 	others others
+	// documents are for what comes from files: a cluster's objects have been held to schemas.
+	documents documents.Reader
+}
+
+// FromFiles reads files and folders. Objects without a namespace are in namespace.
+func FromFiles(paths []string, namespace string) (*Objects, error) {
+	o := &Objects{}
+	if err := o.documents.Files(paths, namespace, o.Add); err != nil {
+		return nil, err
+	}
+	return o, nil
+}
+
+// Read reads documents of YAML or JSON. An error says which document it is about, from 1.
+func (o *Objects) Read(r io.Reader, namespace string) error {
+	return o.documents.Read(r, namespace, o.Add)
 }
 
 // Add adds an object, if it is of a kind that matters. Workloads, such as

@@ -1,6 +1,7 @@
 package analyze
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 )
@@ -148,5 +149,25 @@ func TestScrapers(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestCallsOfManyPods: a workload's pods are asked about once, however many there are.
+func TestCallsOfManyPods(t *testing.T) {
+	var pods strings.Builder
+	for i := range 100 {
+		fmt.Fprintf(&pods, "{apiVersion: v1, kind: Pod, metadata: {namespace: shop, name: p-%d, labels: {app: a%d}, annotations: {prometheus.io/scrape: \"true\", prometheus.io/port: \"9090\"}}, spec: {nodeName: n1, containers: [{name: c, ports: [{containerPort: 80, hostPort: 80}]}]}}\n---\n", i, i%2)
+	}
+	o := read(t, shop, pods.String())
+	_, model, err := o.look("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var enrolled []member
+	for i := range model.Enrolled() {
+		enrolled = append(enrolled, member{model.Enrolled()[i].Pod, &model.Enrolled()[i]})
+	}
+	if calls := distinctCalls(append(o.scrapes(enrolled), o.outside(enrolled)...)); len(calls) != 4 {
+		t.Errorf("got %d calls, want 4", len(calls))
 	}
 }

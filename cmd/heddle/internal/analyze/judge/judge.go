@@ -24,10 +24,18 @@ type Judge struct {
 	// else stands in the way is not seen behind the first refusal.
 	open, free *mesh.View
 	// blocks has an address of each block that policies of a namespace name, and
-	// outsiders a pod of each kind that is not enrolled.
+	// outsiders a pod of each workload that is not enrolled.
 	blocks    map[string][]Source
 	outsiders []Source
 	said      []*kube.Problem
+	known     map[question]Verdict
+}
+
+// question is one about callers who are not known, to a port of pods that are all alike.
+type question struct {
+	kind string
+	port uint16
+	pods bool
 }
 
 // Pod is one that is enrolled.
@@ -35,6 +43,7 @@ type Pod struct {
 	*corev1.Pod
 	Workload *mesh.Workload
 	ports    []kube.NamedPort
+	kind     string // all that decides about its connections, but its node
 }
 
 // Port is the TCP port to which a name leads, as it does for services; 0 when no container
@@ -71,7 +80,7 @@ func New(o *Objects) (*Judge, error) {
 	if err != nil {
 		return nil, err
 	}
-	j := &Judge{blocks: o.blocks(), said: slices.Concat(compiled.Refused, compiled.Warnings)}
+	j := &Judge{blocks: o.blocks(), said: slices.Concat(compiled.Refused, compiled.Warnings), known: map[question]Verdict{}}
 	if err := j.views(compiled); err != nil {
 		return nil, fmt.Errorf("compile configuration: %w", err)
 	}
@@ -79,9 +88,9 @@ func New(o *Objects) (*Judge, error) {
 	for i := range compiled.Workloads {
 		w := &compiled.Workloads[i]
 		p := known[w.Key]
-		if kind := fmt.Sprint(w.Namespace, w.Labels); w.Enrolled {
-			j.enrolled = append(j.enrolled, Pod{p.of, w, p.trimmed.Ports})
-		} else if !kinds[kind] && len(w.Addresses) > 0 {
+		if w.Enrolled {
+			j.enrolled = append(j.enrolled, Pod{p.of, w, p.trimmed.Ports, fmt.Sprint(w.Namespace, w.Labels, w.Mode, w.PortModes, p.trimmed.Ports)})
+		} else if kind := fmt.Sprint(w.Namespace, Stable(w.Labels)); !kinds[kind] && len(w.Addresses) > 0 {
 			kinds[kind] = true
 			j.outsiders = append(j.outsiders, Source{Addr: w.Addresses[0]})
 		}
@@ -127,17 +136,28 @@ func (j *Judge) Said(kind string, key mesh.Key) (all []string) {
 // from outside, and who is in a block of addresses that policies let in, or is a pod that they
 // do: what lets such in at the port was written for them.
 func (j *Judge) Of(c *Callers, p *Pod, port uint16) Verdict {
-	from, every := c.Known, c.Every && len(c.Known) > 0
-	if len(from) == 0 {
-		from = append([]Source{stranger()}, j.blocks[p.Namespace]...)
+	if len(c.Known) > 0 {
+		return j.among(c.Known, c.Every, p, port)
+	}
+	asked := question{p.kind, port, c.Pods}
+	v, ok := j.known[asked]
+	if !ok {
+		from := append([]Source{stranger()}, j.blocks[p.Namespace]...)
 		if c.Pods {
 			from = append(from, j.outsiders...)
 		}
+		v = j.among(from, false, p, port)
+		j.known[asked] = v
 	}
+	return v
+}
+
+// among asks about callers, of which there is one at least.
+func (j *Judge) among(from []Source, every bool, p *Pod, port uint16) Verdict {
 	result := j.connect(p, port, from[0])
 	for _, s := range from[1:] {
-		if !every && result.weight() == 0 {
-			break
+		if !every && result.Network == nil && result.Policy == nil {
+			break // whence they come matters to no mode
 		}
 		next := j.connect(p, port, s)
 		if every {

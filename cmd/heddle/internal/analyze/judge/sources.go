@@ -68,3 +68,17 @@ func ingressBlocks(p *networkingv1.NetworkPolicy) (all []*networkingv1.IPBlock) 
 	}
 	return all
 }
+
+// Stable are the labels that all pods of a workload share, in every version.
+func Stable(labels map[string]string) map[string]string {
+	out := map[string]string{}
+	for key, value := range labels {
+		switch key {
+		case "pod-template-hash", "controller-revision-hash", "pod-template-generation", "statefulset.kubernetes.io/pod-name", "apps.kubernetes.io/pod-index",
+			"controller-uid", "batch.kubernetes.io/controller-uid", "batch.kubernetes.io/job-name", "job-name", "app.kubernetes.io/version", "helm.sh/chart":
+		default:
+			out[key] = value
+		}
+	}
+	return out
+}

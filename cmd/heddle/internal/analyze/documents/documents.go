@@ -1,4 +1,7 @@
-package analyze
+// Package documents reads objects of Kubernetes from files and folders of YAML and JSON, in
+// documents and Lists, within bounds, and holds each to the schema of its kind. What they
+// mean is the caller's.
+package documents
 
 import (
 	"errors"
@@ -23,9 +26,19 @@ const (
 	maxDocuments = 10_000 // of one file
 )
 
-// FromFiles reads files of YAML or JSON, and those of folders and the folders
-// below them. Objects without a namespace are in namespace.
-func FromFiles(paths []string, namespace string) (*Objects, error) {
+// Reader reads objects. It belongs to one goroutine.
+type Reader struct {
+	read    int // objects of any kind
+	schemas folders.Schemas
+}
+
+// Add takes an object.
+type Add func(*unstructured.Unstructured) error
+
+// Files reads files of YAML or JSON, and those of folders and the folders
+// below them. Objects without a namespace are in namespace. An error of what was read
+// says in which file.
+func (d *Reader) Files(paths []string, namespace string, add Add) error {
 	var files []string
 	for _, path := range paths {
 		err := filepath.WalkDir(path, func(file string, entry fs.DirEntry, err error) error {
@@ -42,32 +55,31 @@ func FromFiles(paths []string, namespace string) (*Objects, error) {
 			return nil
 		})
 		if err != nil {
-			return nil, folders.Invalid(fmt.Errorf("read objects: %w", err))
+			return folders.Invalid(fmt.Errorf("read objects: %w", err))
 		}
 	}
-	o := &Objects{}
 	for _, file := range files {
-		if err := o.readFile(file, namespace); err != nil {
-			return nil, folders.Invalid(fmt.Errorf("%s: %w", file, err))
+		if err := d.file(file, namespace, add); err != nil {
+			return folders.Invalid(fmt.Errorf("%s: %w", file, err))
 		}
 	}
-	if o.read == 0 { // of nothing it is not known that nothing is cut off
-		return nil, folders.Invalid(fmt.Errorf("there is no object in %s; remedy: name files of YAML or JSON, or folders with such", strings.Join(paths, ", ")))
+	if d.read == 0 { // of nothing it is not known that nothing is cut off
+		return folders.Invalid(fmt.Errorf("there is no object in %s; remedy: name files of YAML or JSON, or folders with such", strings.Join(paths, ", ")))
 	}
-	return o, nil
+	return nil
 }
 
-func (o *Objects) readFile(file, namespace string) error {
+func (d *Reader) file(file, namespace string, add Add) error {
 	f, err := os.Open(file)
 	if err != nil {
 		return err
 	}
-	return errors.Join(o.Read(f, namespace), f.Close())
+	return errors.Join(d.Read(f, namespace, add), f.Close())
 }
 
 // Read reads documents of YAML or JSON, also Lists of objects. What is no object
 // of Kubernetes is an error, which says which document it is, from 1.
-func (o *Objects) Read(r io.Reader, namespace string) error {
+func (d *Reader) Read(r io.Reader, namespace string, add Add) error {
 	limited := &io.LimitedReader{R: r, N: maxFileSize + 1}
 	decoder := yaml.NewYAMLOrJSONDecoder(limited, 4096)
 	for number := 1; ; number++ {
@@ -85,13 +97,13 @@ func (o *Objects) Read(r io.Reader, namespace string) error {
 		case len(object) == 0:
 			continue // nothing but comments
 		}
-		if err := o.addDocument(&unstructured.Unstructured{Object: object}, namespace); err != nil {
+		if err := d.document(&unstructured.Unstructured{Object: object}, namespace, add); err != nil {
 			return fmt.Errorf("document %d: %w", number, err)
 		}
 	}
 }
 
-func (o *Objects) addDocument(u *unstructured.Unstructured, namespace string) error {
+func (d *Reader) document(u *unstructured.Unstructured, namespace string, add Add) error {
 	if u.GetKind() == "" || u.GetAPIVersion() == "" {
 		return errors.New("it is no object of Kubernetes: apiVersion or kind is missing")
 	}
@@ -100,8 +112,8 @@ func (o *Objects) addDocument(u *unstructured.Unstructured, namespace string) er
 		if u.GetNamespace() == "" && u.GetKind() != "Namespace" && u.GetKind() != "Mesh" {
 			u.SetNamespace(namespace)
 		}
-		o.read++
-		return errors.Join(o.Add(u), o.schemas.Unfit(u))
+		d.read++
+		return errors.Join(add(u), d.schemas.Unfit(u))
 	}
 	for i, item := range items {
 		object, ok := item.(map[string]any)
@@ -111,7 +123,7 @@ func (o *Objects) addDocument(u *unstructured.Unstructured, namespace string) er
 		if _, nested := object["items"]; nested {
 			return fmt.Errorf("items[%d] is a list in a list", i)
 		}
-		if err := o.addDocument(&unstructured.Unstructured{Object: object}, namespace); err != nil {
+		if err := d.document(&unstructured.Unstructured{Object: object}, namespace, add); err != nil {
 			return fmt.Errorf("items[%d]: %w", i, err)
 		}
 	}
