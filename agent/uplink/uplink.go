@@ -80,6 +80,7 @@ func Join(ctx context.Context, cfg Config) (*Uplink, error) {
 		return nil, err
 	}
 	u := &Uplink{node: node, store: mesh.NewStore(), amiss: func() int { return 0 },
+		drift: func() (int, <-chan struct{}) { return 0, nil },
 		gated: func() (*meshpb.GatedPods, <-chan struct{}) { return nil, nil }}
 	if err := u.prepare(ctx, cfg); err != nil {
 		return nil, errors.Join(err, node.Close())
@@ -197,7 +198,7 @@ func (u *Uplink) Run(ctx context.Context) error {
 }
 
 // Tell has the operator told how many of the node's pods are not as the configuration says,
-// and, while it asks, which are behind their gates. It must be called before Run; amiss is called
+// and, while it asks, which are behind their gates; without it all are as it says. It must be called before Run; amiss is called
 // about once a second, and drift and gated are FollowerConfig.Drifted and Gated of package trustfeed.
 func (u *Uplink) Tell(amiss func() int, drift func() (pods int, found <-chan struct{}), gated func() (*meshpb.GatedPods, <-chan struct{})) {
 	u.amiss, u.drift, u.gated = amiss, drift, gated

@@ -90,6 +90,29 @@ func lookAtAll(t *testing.T, p *programs) map[string]sample {
 	return all
 }
 
+// lookAtRest is lookAtAll as soon as nothing comes any more: an agent loads the next pods' programs
+// ahead (bpf.Spares) while nothing else is to do.
+func lookAtRest(t *testing.T, p *programs) map[string]sample {
+	t.Helper()
+	const rest = 3 // looks, a second apart, by which nothing has come
+	before, same := lookAtAll(t, p), 0
+	for deadline := time.Now().Add(4 * patience); time.Now().Before(deadline) && same < rest; {
+		time.Sleep(time.Second)
+		now := lookAtAll(t, p)
+		same++
+		for name, s := range now {
+			if s.value[files] > before[name].value[files] {
+				same = 0
+			}
+		}
+		before = now
+	}
+	if same < rest {
+		t.Fatalf("descriptors still come after %v without traffic: %v", 4*patience, before)
+	}
+	return before
+}
+
 func (p *programs) of(name string) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
