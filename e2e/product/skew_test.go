@@ -4,6 +4,7 @@ package product
 
 import (
 	"fmt"
+	"math/bits"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,8 +26,8 @@ type skewed struct {
 }
 
 // TestSkew upgrades one program after the other from the version in the folder that
-// HEDDLE_SKEW names to this one, and goes back, operators first and waypoints last, and
-// the other way around: nothing of what is carried is lost, no request that is sent once
+// HEDDLE_SKEW names to this one, and goes back, by each step that any order of them
+// has: nothing of what is carried is lost, no request that is sent once
 // fails, and a policy takes effect whoever is of which version. `make skew` runs it.
 func TestSkew(t *testing.T) {
 	folder := os.Getenv("HEDDLE_SKEW")
@@ -55,17 +56,11 @@ func TestSkew(t *testing.T) {
 	w.understood(t)
 	// The rights of the newer release, as Helm and `heddle upgrade` apply them before any program.
 	w.kubectl(t, "apply", "--server-side", "--force-conflicts", "-f", filepath.Join(w.root, "manifests/plain/rbac.yaml"))
-	backwards := slices.Clone(programs)
-	slices.Reverse(backwards)
-	for _, order := range [][]string{programs, backwards} {
-		for _, to := range []string{version, before} {
-			for _, program := range order {
-				t.Run(fmt.Sprintf("%s to %s, %s first", program, to, order[0]), func(t *testing.T) {
-					w.replace(t, program, to)
-					w.understood(t)
-				})
-			}
-		}
+	for _, step := range anyOrder(len(programs)) {
+		t.Run(step.name(programs), func(t *testing.T) {
+			w.replace(t, programs[step.program], step.to())
+			w.understood(t)
+		})
 	}
 	for name, cli := range map[string]string{version: now, before: old} {
 		t.Run("by the command line of "+name, func(t *testing.T) {
@@ -84,6 +79,78 @@ func TestSkew(t *testing.T) {
 	}
 	w.kubectl(t, "-n", "shop", "delete", "pods", "--all", "--now")
 	w.uninstall(t)
+}
+
+// step replaces one program, while those whose bits are set in newer are of the newer version.
+type step struct {
+	program int
+	newer   uint
+}
+
+func (s step) to() string {
+	if s.newer&(1<<s.program) != 0 {
+		return before
+	}
+	return version
+}
+
+func (s step) name(programs []string) string {
+	beside := "all of " + before
+	if others := s.newer &^ (1 << s.program); others != 0 {
+		var of []string
+		for i, name := range programs {
+			if others&(1<<i) != 0 {
+				of = append(of, name)
+			}
+		}
+		beside = fmt.Sprintf("%s of %s", strings.Join(of, " and "), version)
+	}
+	return fmt.Sprintf("%s to %s beside %s", programs[s.program], s.to(), beside)
+}
+
+// anyOrder walks from all programs being of the version before along each replacement of one of
+// them beside each mixture of the others, once, and comes back: whatever order somebody upgrades or
+// goes back in is made of steps of these. (An Eulerian circuit of the cube; Hierholzer's.)
+func anyOrder(programs int) []step {
+	var circuit, path []step
+	left := make([]uint, 1<<programs) // for each mixture, the programs that are still to be replaced there
+	for i := range left {
+		left[i] = 1<<programs - 1
+	}
+	at := uint(0)
+	for {
+		if left[at] != 0 {
+			next := step{program: bits.TrailingZeros(left[at]), newer: at}
+			left[at] &^= 1 << next.program
+			path = append(path, next)
+			at ^= 1 << next.program
+			continue
+		}
+		if len(path) == 0 {
+			break
+		}
+		last := path[len(path)-1]
+		path, circuit, at = path[:len(path)-1], append(circuit, last), last.newer
+	}
+	slices.Reverse(circuit)
+	return circuit
+}
+
+// TestAnyOrder: each replacement is made once, beside each mixture of the others, from where the one before it has led.
+func TestAnyOrder(t *testing.T) {
+	for programs := range 5 {
+		made, at := map[step]bool{}, uint(0)
+		for _, s := range anyOrder(programs) {
+			if s.newer != at || made[s] {
+				t.Errorf("%d programs: %+v, from %b, made %v", programs, s, at, made)
+			}
+			made[s] = true
+			at ^= 1 << s.program
+		}
+		if want := programs << programs; at != 0 || len(made) != want {
+			t.Errorf("%d programs: %d steps that end at %b, want %d and 0", programs, len(made), at, want)
+		}
+	}
 }
 
 // goThroughWaypoint has a service go through a waypoint, and two clients ask it, one of which sends each request once.
