@@ -27,6 +27,8 @@ func (w *world) testPolicyChange(t *testing.T, server string) {
 	deny := []byte(`{"apiVersion":"heddle.dev/v1alpha1","kind":"AuthorizationPolicy","metadata":{"name":"turns","namespace":"shop"},
 		"spec":{"selector":{"matchLabels":{"app":"server"}},"action":"DENY",
 		"rules":[{"from":[{"identities":["spiffe://cluster.local/ns/shop/sa/default"]}]}]}}`)
+	// What is left by a failure would refuse the connections of the tests after this one.
+	defer w.kubectl(t, "-n", "shop", "delete", "authorizationpolicy", "turns", "--ignore-not-found")
 	var took []time.Duration
 	since := time.Time{}
 	for n := range 2 * changes {
@@ -57,7 +59,7 @@ func (w *world) turned(t *testing.T, pods []string, then time.Time, want string)
 			last, said, _ := strings.Cut(lines[len(lines)-1], " ")
 			when, err := time.Parse(time.RFC3339Nano, last)
 			if err != nil || said != want || when.Before(then) {
-				return fmt.Errorf("its last line is %q: %w", lines[len(lines)-1], err)
+				return fmt.Errorf("its last line is %q, wanted later than %v", lines[len(lines)-1], then)
 			}
 			if when.After(at) {
 				at = when

@@ -252,16 +252,17 @@ func hold(ctx context.Context, address, text string) error {
 	return nil
 }
 
-// turns prints lines such as "2026-11-30T12:00:00.123456789Z works", or fails: when the first connection that ended so had been begun.
+// turns prints lines such as "2026-11-30T12:00:00.123456789Z works", or fails: when the first connection that came out so had.
+// (When it had been begun can be before the change that it came to feel.)
 func turns(ctx context.Context, address string) error {
 	last := ""
 	for ctx.Err() == nil {
-		began, now := time.Now(), "works"
+		now := "works"
 		if _, err := once(address, "turn", patience); err != nil {
 			now = "fails"
 		}
 		if now != last {
-			fmt.Println(began.UTC().Format(time.RFC3339Nano), now)
+			fmt.Println(time.Now().UTC().Format(time.RFC3339Nano), now)
 			last = now
 		}
 		time.Sleep(5 * time.Millisecond)
