@@ -119,11 +119,9 @@ type gateDropRecord struct {
 	SourcePort      uint16
 	DestinationPort uint16
 	Reason          uint8
-	Direction       uint8
+	Hook            uint8
 	Proto           uint8
 	TcpFlags        uint8
-	Twin            uint8
-	Pad             [7]uint8
 }
 
 type gateEnrolled struct {
@@ -171,6 +169,12 @@ const (
 	gateHookHOOK_POD_INBOUND   gateHook = 3
 	gateHookHOOKS              gateHook = 4
 )
+
+type gateLastDrop struct {
+	_     structs.HostLayout
+	Peer  gateDropPeer
+	Tally gateTally
+}
 
 type gatePassthruState uint32
 
@@ -296,6 +300,7 @@ const (
 	gateMapDropPeers         = "drop_peers"
 	gateMapDrops             = "drops"
 	gateMapFlows             = "flows"
+	gateMapLastDrops         = "last_drops"
 	gateMapOutside           = "outside"
 	gateMapPassthru          = "passthru"
 	gateMapPlaintextPeers    = "plaintext_peers"
@@ -386,6 +391,7 @@ type gateMapSpecs struct {
 	DropPeers      *ebpf.MapSpec `ebpf:"drop_peers"`
 	Drops          *ebpf.MapSpec `ebpf:"drops"`
 	Flows          *ebpf.MapSpec `ebpf:"flows"`
+	LastDrops      *ebpf.MapSpec `ebpf:"last_drops"`
 	Outside        *ebpf.MapSpec `ebpf:"outside"`
 	Passthru       *ebpf.MapSpec `ebpf:"passthru"`
 	PlaintextPeers *ebpf.MapSpec `ebpf:"plaintext_peers"`
@@ -446,6 +452,7 @@ type gateMaps struct {
 	DropPeers      *ebpf.Map `ebpf:"drop_peers"`
 	Drops          *ebpf.Map `ebpf:"drops"`
 	Flows          *ebpf.Map `ebpf:"flows"`
+	LastDrops      *ebpf.Map `ebpf:"last_drops"`
 	Outside        *ebpf.Map `ebpf:"outside"`
 	Passthru       *ebpf.Map `ebpf:"passthru"`
 	PlaintextPeers *ebpf.Map `ebpf:"plaintext_peers"`
@@ -465,6 +472,7 @@ func (m *gateMaps) Close() error {
 		m.DropPeers,
 		m.Drops,
 		m.Flows,
+		m.LastDrops,
 		m.Outside,
 		m.Passthru,
 		m.PlaintextPeers,

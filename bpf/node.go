@@ -328,13 +328,20 @@ func decodeDrop(b []byte, boot time.Time) (Drop, bool) {
 	if _, err := binary.Decode(b, binary.NativeEndian, &raw); err != nil {
 		return Drop{}, false
 	}
-	return Drop{
-		Time: boot.Add(time.Duration(raw.Time)), Pod: raw.Pod, Reason: DropReason(raw.Reason),
-		Direction: Direction(raw.Direction), Twin: raw.Twin != 0,
+	hook := Hook(raw.Hook)
+	if more := b[unsafe.Sizeof(raw):]; len(more) > 0 && more[0] != 0 { // an earlier version's: see c/types.h
+		hook += PodOutbound
+	}
+	drop := Drop{
+		Time: boot.Add(time.Duration(raw.Time)), Pod: raw.Pod, Reason: DropReason(raw.Reason), Direction: Outbound, Twin: hook >= PodOutbound,
 		Source:      netip.AddrPortFrom(fromAddress(raw.Source), raw.SourcePort),
 		Destination: netip.AddrPortFrom(fromAddress(raw.Destination), raw.DestinationPort),
 		Protocol:    raw.Proto, TCPFlags: raw.TcpFlags, Length: int(raw.Length),
-	}, true
+	}
+	if hook == HostInbound || hook == PodInbound {
+		drop.Direction = Inbound
+	}
+	return drop, true
 }
 
 // bootTime is the wall clock's time when the monotonic clock was zero.

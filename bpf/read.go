@@ -66,25 +66,52 @@ func (p *Pod) PlaintextPeers() ([]Peer, error) {
 }
 
 // DropPeers says whose packets were dropped, or packets to whom: the 512 rows
-// or so that were used last, in no order.
+// or so that were used last, in no order. What a CPU moves to the table meanwhile may be
+// counted twice this once, but is never missing.
 func (p *Pod) DropPeers() ([]DropPeer, error) {
 	now, err := monotonic()
 	if err != nil {
 		return nil, err
 	}
+	tallies, err := p.lastDrops()
+	if err != nil {
+		return nil, err
+	}
 	var key gateDropPeer
 	var tally gateTally
-	var all []DropPeer
 	it := p.maps[gateMapDropPeers].Iterate()
 	for it.Next(&key, &tally) {
+		tallies[key] = sum(tallies[key], tally)
+	}
+	if err := it.Err(); err != nil {
+		return nil, fmt.Errorf("list drop peers: %w", err)
+	}
+	var all []DropPeer
+	for key, tally := range tallies {
 		all = append(all, DropPeer{
 			Reason: DropReason(key.Reason), Direction: Direction(key.Direction), Remote: fromAddress(key.Remote),
 			Port: key.Port, Protocol: key.Proto,
 			Count: Count{Packets: tally.Packets, Bytes: tally.Bytes}, LastSeen: since(tally.LastSeen, now),
 		})
 	}
-	if err := it.Err(); err != nil {
-		return nil, fmt.Errorf("list drop peers: %w", err)
-	}
 	return all, nil
+}
+
+// lastDrops reads what each CPU dropped last and has not moved to the table of all.
+func (p *Pod) lastDrops() (map[gateDropPeer]gateTally, error) {
+	var perCPU []gateLastDrop
+	if err := p.maps[gateMapLastDrops].Lookup(uint32(0), &perCPU); err != nil {
+		return nil, fmt.Errorf("read what was dropped last: %w", err)
+	}
+	tallies := map[gateDropPeer]gateTally{}
+	for _, last := range perCPU {
+		if last.Tally.Packets > 0 {
+			tallies[last.Peer] = sum(tallies[last.Peer], last.Tally)
+		}
+	}
+	return tallies, nil
+}
+
+func sum(a, b gateTally) gateTally {
+	return gateTally{Packets: a.Packets + b.Packets, Bytes: a.Bytes + b.Bytes, LastSeen: max(a.LastSeen, b.LastSeen)}
 }

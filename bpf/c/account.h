@@ -22,11 +22,22 @@ struct {
 	__type(value, struct tally);
 } drop_peers SEC(".maps");
 
-static __always_inline void add_tally(struct tally *tally, __u32 bytes, __u64 now)
+/*
+ * Repeats of a drop, which most are, cost neither a look-up in drop_peers nor an atomic
+ * operation on what all CPUs write.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct last_drop);
+} last_drops SEC(".maps");
+
+static __always_inline void add_tally(struct tally *tally, const struct tally *more)
 {
-	__sync_fetch_and_add(&tally->packets, 1);
-	__sync_fetch_and_add(&tally->bytes, bytes);
-	tally->last_seen = now;
+	__sync_fetch_and_add(&tally->packets, more->packets);
+	__sync_fetch_and_add(&tally->bytes, more->bytes);
+	tally->last_seen = more->last_seen;
 }
 
 /* Notes who a packet of plaintext went to or came from. */
@@ -45,12 +56,12 @@ static __noinline int note_peer(struct packet *p, __u32 kind, __u32 direction, _
 		key.port = p->tuple.local_port;
 	if (kind == FLOW_DATAGRAM && (p->flags & DATAGRAM_SERVED))
 		key.port = p->tuple.local_port;
+	first.bytes = p->length;
 	tally = bpf_map_lookup_elem(&plaintext_peers, &key);
 	if (tally) {
-		add_tally(tally, p->length, now);
+		add_tally(tally, &first);
 		return 0;
 	}
-	first.bytes = p->length;
 	/* A full table evicts its oldest row; the counters stay right. */
 	bpf_map_update_elem(&plaintext_peers, &key, &first, BPF_ANY);
 	return 0;
@@ -68,19 +79,46 @@ count_passed(struct packet *p, struct counters *c, enum flow_kind kind, enum dir
 		note_peer(p, kind, direction, now);
 }
 
+static __always_inline bool same_drop(const struct drop_peer *a, const struct drop_peer *b)
+{
+	return same_address(&a->remote, &b->remote) && a->port == b->port && a->direction == b->direction &&
+	       a->reason == b->reason && a->proto == b->proto;
+}
+
+/* Moves a CPU's repeats to the table of all. */
+static __noinline int settle(struct last_drop *last)
+{
+	struct tally *tally;
+
+	if (!last || !last->tally.packets)
+		return 0;
+	tally = bpf_map_lookup_elem(&drop_peers, &last->peer);
+	if (tally)
+		add_tally(tally, &last->tally);
+	else
+		bpf_map_update_elem(&drop_peers, &last->peer, &last->tally, BPF_ANY);
+	return 0;
+}
+
 static __always_inline void note_drop_peer(struct packet *p, __u32 reason, __u32 direction, __u64 now)
 {
 	struct drop_peer key = {.reason = reason, .direction = direction, .proto = p->proto};
-	struct tally first = {.packets = 1, .bytes = p->length, .last_seen = now};
-	struct tally *tally;
+	__u32 zero = 0;
+	struct last_drop *last = bpf_map_lookup_elem(&last_drops, &zero);
 
+	if (!last)
+		return;
 	key.remote = p->tuple.remote;
 	key.port = direction == INBOUND ? p->tuple.local_port : p->tuple.remote_port;
-	tally = bpf_map_lookup_elem(&drop_peers, &key);
-	if (tally)
-		add_tally(tally, p->length, now);
-	else
-		bpf_map_update_elem(&drop_peers, &key, &first, BPF_ANY);
+	if (!same_drop(&last->peer, &key)) {
+		settle(last);
+		last->peer = key;
+		last->tally.packets = 0;
+		last->tally.bytes = 0;
+	}
+	last->tally.packets++;
+	last->tally.bytes += p->length;
+	last->tally.last_seen = now;
 }
 
 /* Counts and records a packet that is dropped, and returns the verdict. */
@@ -104,10 +142,9 @@ static __noinline int drop(struct packet *p, __u32 pod, __u32 reason, __u32 hook
 	record->source_port = direction == OUTBOUND ? p->tuple.local_port : p->tuple.remote_port;
 	record->destination_port = direction == OUTBOUND ? p->tuple.remote_port : p->tuple.local_port;
 	record->reason = reason;
-	record->direction = direction;
+	record->hook = hook;
 	record->proto = p->proto;
 	record->tcp_flags = p->flags;
-	record->twin = hook == HOOK_POD_OUTBOUND || hook == HOOK_POD_INBOUND;
 	bpf_ringbuf_submit(record, 0);
 	return DROP;
 }

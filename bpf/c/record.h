@@ -35,7 +35,7 @@ static __always_inline bool may_record(struct counters *c, __u64 now, __u64 most
 	return true;
 }
 
-/* A record to fill in and submit; NULL, and counted as lost, when the window has most already. */
+/* A record to fill in wholly and submit; NULL, and counted as lost, when the window has most already. */
 static __always_inline struct drop_record *new_record(struct counters *c, __u32 pod, __u64 now, __u64 most)
 {
 	struct drop_record *record = NULL;
@@ -46,7 +46,6 @@ static __always_inline struct drop_record *new_record(struct counters *c, __u32 
 		c->lost++;
 		return NULL;
 	}
-	__builtin_memset(record, 0, sizeof(*record));
 	record->time = now;
 	record->pod = pod;
 	return record;

@@ -221,7 +221,21 @@ struct tally {
 	__u64 last_seen;
 };
 
-/* One record of the drop ring. */
+/*
+ * What a CPU dropped last, and how often in a row: drop_peers has it once something else
+ * is dropped there. Per CPU.
+ */
+struct last_drop {
+	struct drop_peer peer;
+	struct tally tally; /* no packets: none, yet */
+};
+
+/*
+ * One record of the drop ring. 56 bytes, no padding: with the ring's header it is one
+ * cache line. Those of an earlier version have the direction where the hook is, which is
+ * the same number at the host side, and 8 bytes more, of which the first says whether it
+ * was the pod's side.
+ */
 struct drop_record {
 	__u64 time;   /* ns, CLOCK_MONOTONIC_COARSE */
 	__u32 pod;
@@ -231,11 +245,9 @@ struct drop_record {
 	__u16 source_port;
 	__u16 destination_port;
 	__u8 reason;    /* enum drop_reason */
-	__u8 direction;
+	__u8 hook;      /* enum hook */
 	__u8 proto;     /* IP protocol; 0 when not even that could be read */
 	__u8 tcp_flags;
-	__u8 twin;      /* dropped at the pod's eth0 */
-	__u8 pad[7];
 };
 
 /* What one enrolment pass did; written by the iterator through its sequence file. */

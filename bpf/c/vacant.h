@@ -66,7 +66,7 @@ static __always_inline void record_refusal(const struct packet *p, __u32 pod, __
 	record->source_port = p->tuple.local_port;
 	record->destination_port = p->tuple.remote_port;
 	record->reason = REFUSED_NO_ENDPOINT;
-	record->direction = OUTBOUND;
+	record->hook = HOOK_HOST_OUTBOUND; /* it has no hook of the gate, but a direction */
 	record->proto = PROTO_TCP;
 	record->tcp_flags = p->flags;
 	bpf_ringbuf_submit(record, 0);
