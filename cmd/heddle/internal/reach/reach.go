@@ -50,6 +50,8 @@ type Mesh struct {
 	UDPByIdentity bool
 	// Log is told what is not known of the mesh.
 	Log io.Writer
+	// In is standard input.
+	In io.Reader
 	// OnlyCluster means a cluster whatever runs on this machine.
 	OnlyCluster bool
 }
