@@ -43,10 +43,8 @@ type source struct {
 	hasNamespace func(string) bool
 }
 
-const week = 7 * 24 * time.Hour
-
 func (p *Program) sourceFlags(cmd *cobra.Command, s *source, fromFile, byNamespace bool) {
-	cmd.Flags().DurationVar(&s.since, "since", week, "how far back")
+	past.SinceFlag(cmd.Flags(), &s.since)
 	if fromFile {
 		cmd.Flags().StringVar(&s.file, "flows", "", "file that `heddle history -o json` wrote, in place of agents; - for standard input")
 	}
