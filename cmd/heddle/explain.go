@@ -103,7 +103,7 @@ Objects are those of a cluster, or with -f those of files and folders.`,
 			}
 			if namespace != "" {
 				if len(files) == 0 && !objects.HasNamespace(namespace) {
-					return fmt.Errorf("there is no namespace %s: `kubectl get namespaces` lists those that are", namespace)
+					return fmt.Errorf("%w: there is no namespace %s: `kubectl get namespaces` lists those that are", errUsage, namespace)
 				}
 				objects.Enroll(namespace, false)
 			}

@@ -337,6 +337,7 @@ func TestExitCodes(t *testing.T) {
 		{none, "suggest shop --against ../../e2e/demo/mesh --flows testdata/simulate/udp/flows.json", 0, "no rule for 680 flows over UDP that passed: give --udp-by-identity"},
 		{none, "suggest shop --against ../../e2e/demo/mesh --flows testdata/simulate/flows.json", 0, "name: web-clients"},
 		{none, "suggest legacy --against ../../e2e/demo/mesh --flows testdata/simulate/flows.json", 1, "heddle enroll legacy"},
+		{none, "suggest nowhere --against ../../e2e/demo/mesh --flows testdata/simulate/flows.json", 2, "there is no namespace nowhere among the objects"},
 		{none, "suggest --against ../../e2e/demo/mesh", 2, "accepts 1 arg"},
 		{none, "enroll shop --kubeconfig " + none + "/k", 3, "name one with --kubeconfig"},
 		{none, "enroll", 2, "accepts 1 arg(s), received 0; use: heddle enroll NAMESPACE [flags]"},

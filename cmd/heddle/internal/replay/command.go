@@ -187,6 +187,9 @@ Try them with simulate before you apply them.`,
 			if err != nil {
 				return err
 			}
+			if !edit.HasNamespace(args[0], written.Namespaces, model) {
+				return fmt.Errorf("%w: there is no namespace %s among the objects", reach.ErrUsage, args[0])
+			}
 			from.model = model
 			h, partly, err := p.read(cmd, &from)
 			if err != nil {

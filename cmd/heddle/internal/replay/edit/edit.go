@@ -80,8 +80,15 @@ func Make(written explain.Written, in io.Reader, files, deleted []string) (*Chan
 
 // HasNamespace reports whether a namespace is there, before the change or after it, by itself or with a workload.
 func (c *Change) HasNamespace(name string) bool {
-	return slices.ContainsFunc(c.namespaces, func(ns kube.Sourced[corev1.Namespace]) bool { return ns.Value.Name == name }) ||
-		slices.ContainsFunc(slices.Concat(c.Before.Workloads(), c.After.Workloads()), func(w *mesh.Workload) bool { return w.Namespace == name })
+	return HasNamespace(name, c.namespaces, c.Before, c.After)
+}
+
+// HasNamespace reports whether a namespace is among those, or has a workload in one of the models.
+func HasNamespace(name string, among []kube.Sourced[corev1.Namespace], models ...*explain.Model) bool {
+	return slices.ContainsFunc(among, func(ns kube.Sourced[corev1.Namespace]) bool { return ns.Value.Name == name }) ||
+		slices.ContainsFunc(models, func(m *explain.Model) bool {
+			return slices.ContainsFunc(m.Workloads(), func(w *mesh.Workload) bool { return w.Namespace == name })
+		})
 }
 
 // Apply returns what is written with the changed objects added or in the place of those
