@@ -81,6 +81,7 @@ func twoNodes(t *testing.T, kind string) {
 		w.exchange(t, web, "[fd96::3]:70")
 		w.exchange(t, w.pods["six"], "[fd96::2]:70")
 	})
+	t.Run("one family", func(t *testing.T) { w.oneFamily(t, web, api, db) })
 	t.Run("bulk", func(t *testing.T) { w.bulk(t, web, "10.96.0.1:70"); w.bulk(t, web, "10.96.0.2:70") })
 	t.Run("plaintext is refused", func(t *testing.T) { w.plaintextRefused(t) })
 	t.Run("reset", func(t *testing.T) { w.reset(t) })
@@ -91,6 +92,34 @@ func twoNodes(t *testing.T, kind string) {
 	t.Run("agent killed", func(t *testing.T) { w.killed(t) })
 	t.Run("unenrolled", func(t *testing.T) { w.unenrolled(t) })
 	t.Run("operator gone", func(t *testing.T) { w.operatorGone(t) })
+}
+
+// oneFamily has servers listen at addresses of one family, on both nodes, and asks at the other: the
+// application sees the client's address in its own.
+func (w *world) oneFamily(t *testing.T, web, api, db *podNS) {
+	for _, server := range []*podNS{api, db} {
+		server.serveOn("tcp4", 7002, echo)
+		server.serveOn("tcp6", 7003, echo)
+		for to, own := range map[string]string{net.JoinHostPort(server.v6, "7002"): web.v4, net.JoinHostPort(server.v4, "7003"): web.v6} {
+			c, err := web.dial(to)
+			if err != nil {
+				t.Fatal(err)
+			}
+			greeting, err := bufio.NewReader(c).ReadString('\n')
+			if host, _, _ := net.SplitHostPort(strings.TrimSpace(strings.TrimPrefix(greeting, "hello "))); err != nil || host != own {
+				t.Errorf("%s: greeted %q, %v, want the client's address %s", to, greeting, err, own)
+			}
+			c.Close()
+		}
+	}
+	c, err := web.dial(net.JoinHostPort(db.v6, "7004")) // where nobody listens
+	if err == nil {
+		defer c.Close()
+		_, err = c.Read(make([]byte, 1))
+	}
+	if !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("nobody listens: %v, want a reset", err)
+	}
 }
 
 func wasCarried(d flow.Direction, via flow.Transport, from, to string) func(*flow.Record) bool {

@@ -455,11 +455,13 @@ func (n *node) expectFlow(what string, match func(*flow.Record) bool) flow.Recor
 }
 
 // serve runs an application in a pod until the test ends.
-func (p *podNS) serve(port int, app func(*net.TCPConn)) {
+func (p *podNS) serve(port int, app func(*net.TCPConn)) { p.w.t.Helper(); p.serveOn("tcp", port, app) }
+
+func (p *podNS) serveOn(network string, port int, app func(*net.TCPConn)) {
 	p.w.t.Helper()
 	var l net.Listener
 	p.ns.Must(p.w.t, func() (err error) {
-		l, err = net.Listen("tcp", fmt.Sprintf(":%d", port))
+		l, err = net.Listen(network, fmt.Sprintf(":%d", port))
 		return err
 	})
 	// A client whose gate has cut it off does not get its end here for minutes.

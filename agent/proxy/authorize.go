@@ -14,7 +14,7 @@ var ErrRedirect = wire.ErrRedirect
 
 // deliver connects to the application of a permitted connection. Only Authorize
 // makes permits, so nothing else can be delivered.
-func (p *Proxy) deliver(ctx context.Context, permit mesh.Permit, to *pod, client netip.AddrPort, addr netip.Addr) (*net.TCPConn, error) {
+func (p *Proxy) deliver(ctx context.Context, permit mesh.Permit, to *pod, client wire.Client, addr netip.Addr) (*net.TCPConn, error) {
 	app, err := wire.Deliverable(permit, to.key, addr)
 	if err != nil {
 		return nil, err

@@ -114,7 +114,7 @@ func (p *Proxy) arriveNow(served *pod, by Starter, req *hbone.StreamRequest) (_ 
 		ctx, cancel := context.WithTimeout(ctx, p.cfg.Timeouts.Connect)
 		defer cancel()
 		defer context.AfterFunc(opening, cancel)()
-		if err := wait(ctx); err != nil {
+		if fd, err = wait(ctx); err != nil {
 			return nil, a.unreachable(err)
 		}
 		return a.accepted(&hbone.Accepted{FD: fd}), nil
@@ -214,7 +214,7 @@ func (p *Proxy) plaintext(served *pod, remote *net.TCPConn) {
 	}
 	c.charged(1, nil)
 	c.watch(view, flow.TransportPlaintext)
-	app, err := p.deliver(c.opening.scope.Context(), permit, served, client, target.Addr())
+	app, err := p.deliver(c.opening.scope.Context(), permit, served, wire.Client{AddrPort: client}, target.Addr())
 	if err != nil {
 		refuse(wire.AppReason(err), err)
 		return

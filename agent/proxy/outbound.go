@@ -432,7 +432,7 @@ func (p *Proxy) splice(d *departure, w *mesh.Workload, target netip.AddrPort) (m
 	if !there.Charge() {
 		return mesh.ReasonBudgetExceeded, fmt.Errorf("too many connections of %s", w.Key), true
 	}
-	app, err := p.deliver(d.scope.Context(), permit, there, wire.InFamily(wire.Placed(d.src, d.pod.Addresses), d.client, target.Addr()), target.Addr())
+	app, err := p.deliver(d.scope.Context(), permit, there, p.judge.InFamily(wire.Placed(d.src, d.pod.Addresses), d.client, target.Addr()), target.Addr())
 	if err != nil {
 		there.Connections.Add(-1)
 		p.dischargeSocket()

@@ -170,7 +170,7 @@ func (w *onCluster) held() {
 func (w *onCluster) enrolled() {
 	t := w.t
 	t.Helper()
-	w.expect(1, "there is no namespace none", "enroll", "none")
+	w.expect(2, "there is no namespace none: `kubectl get namespaces`", "enroll", "none")
 	w.expect(1, "cannot start without", "enroll", "kube-system")
 	w.expect(1, "cannot start without", "enroll", "heddle-system")
 	w.expect(1, "ask an administrator", "enroll", "shop", "--context", "guest")
@@ -238,7 +238,7 @@ func (w *onCluster) analyzed() {
 	w.expect(1, "admits ingress to port 3306", "analyze")
 	w.Put(t, "{apiVersion: v1, kind: Namespace, metadata: {name: other}}")
 	w.expect(0, "Nothing is cut off.", "analyze", "-n", "other")
-	w.expect(1, "there is no namespace none", "analyze", "-n", "none")
+	w.expect(2, "there is no namespace none", "analyze", "-n", "none")
 	w.expect(1, "NetworkPolicy shop/db: it admits ingress", "check")
 	w.Put(t, strings.TrimPrefix(w.expect(0, "name: db-heddle-tunnel", "analyze", "--fixes"), "---\n"))
 	w.expect(0, "Nothing is cut off.", "analyze", "-n", "shop")
@@ -260,5 +260,6 @@ func (w *onCluster) unenrolled() {
 	if w.Get(t, "heddle.dev/v1alpha1", "PeerAuthentication", "shop", "web-plaintext-8443") == nil {
 		t.Error("a policy that was not enroll's own is gone")
 	}
-	w.expect(1, "not found", "unenroll", "none")
+	w.expect(2, "there is no namespace none: `kubectl get namespaces`", "unenroll", "none")
+	w.expect(2, "there is no namespace none among the objects", "suggest", "none")
 }

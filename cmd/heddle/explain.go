@@ -73,7 +73,7 @@ the request is.`,
 			return err
 		},
 	}
-	cmd.Flags().StringVarP(&folder, "folder", "f", "", "folder of objects, in place of a cluster's")
+	cmd.Flags().StringVarP(&folder, "folder", "f", "", "folder of objects, or - for standard input, in place of a cluster's")
 	one.Add(cmd)
 	return cmd
 }
@@ -103,7 +103,7 @@ Objects are those of a cluster, or with -f those of files and folders.`,
 			}
 			if namespace != "" {
 				if len(files) == 0 && !objects.HasNamespace(namespace) {
-					return fmt.Errorf("there is no namespace %s: `kubectl get namespaces` lists those that are", namespace)
+					return fmt.Errorf("%w: there is no namespace %s: `kubectl get namespaces` lists those that are", errUsage, namespace)
 				}
 				objects.Enroll(namespace, false)
 			}
@@ -114,7 +114,7 @@ Objects are those of a cluster, or with -f those of files and folders.`,
 			return a.printFindings(found, fixes)
 		},
 	}
-	cmd.Flags().StringSliceVarP(&files, "file", "f", nil, "file or folder of YAML, in place of a cluster; may be repeated")
+	cmd.Flags().StringSliceVarP(&files, "file", "f", nil, "file or folder of YAML, or - for standard input, in place of a cluster; may be repeated")
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "only this namespace, as if it were enrolled")
 	cmd.Flags().BoolVar(&fixes, "fixes", false, "print only the objects that mend what is found")
 	a.completeNamespaces(cmd, "namespace")
@@ -126,7 +126,7 @@ func (a *app) objects(ctx context.Context, files []string, namespace string) (*a
 		if namespace == "" {
 			namespace = "default"
 		}
-		return analyze.FromFiles(files, namespace)
+		return analyze.FromFiles(a.mesh.In, files, namespace)
 	}
 	c, err := a.connect()
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -109,6 +110,7 @@ func interrupted(t *testing.T, said answers, line []string) {
 	ctx, interrupt := context.WithCancel(t.Context())
 	defer interrupt()
 	var out, log strings.Builder
+	libraries := captureStderr(t)
 	done := make(chan int, 1)
 	go func() {
 		args := append([]string{"heddle"}, line...)
@@ -135,5 +137,56 @@ func interrupted(t *testing.T, said answers, line []string) {
 	}
 	if out.Len() > 0 {
 		t.Errorf("it printed an answer: %s", &out)
+	}
+	if logged := libraries(); logged != "" {
+		t.Errorf("client-go wrote to standard error: %s", logged)
+	}
+}
+
+// captureStderr takes the place of this process's standard error until what it returns, which returns
+// what was written, is called, or the test ends.
+func captureStderr(t *testing.T) func() string {
+	t.Helper()
+	f, err := os.Create(filepath.Join(t.TempDir(), "stderr"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := os.Stderr
+	os.Stderr = f
+	restore := sync.OnceFunc(func() {
+		os.Stderr = before
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(restore)
+	return func() string {
+		restore()
+		text, err := os.ReadFile(f.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+}
+
+// TestVerbosity: what client-go logs is shown where -v asks for it.
+func TestVerbosity(t *testing.T) {
+	server := httptest.NewServer(http.NotFoundHandler())
+	defer server.Close()
+	config := filepath.Join(t.TempDir(), "config")
+	text := "apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: \"" + server.URL + "\"}}]\ncontexts: [{name: c, context: {cluster: c}}]\ncurrent-context: c\n"
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for flags, want := range map[string]string{"": "", " -v 0": "", " -v 8": "/version"} {
+		logged := captureStderr(t)
+		code, _, log := heddle(t, split("explain shop/a shop/b --kubeconfig "+config+" --state-dir "+t.TempDir()+flags)...)
+		if said := logged(); code == exitOK || (want == "") != (said == "") || !strings.Contains(said, want) {
+			t.Errorf("explain%s: exit %d, %s, and client-go wrote %q, want %q", flags, code, log, said, want)
+		}
+	}
+	if code, _, log := heddle(t, "version", "-v", "much"); code != exitUsage || !strings.Contains(log, `"much" is no level`) {
+		t.Errorf("-v much: exit %d, %s", code, log)
 	}
 }

@@ -58,7 +58,7 @@ datagrams; 5 what was given of YAML cannot be read, or is not valid.`,
 	}
 	flags := root.PersistentFlags()
 	a.mesh.Register(flags)
-	a.mesh.Log = a.log
+	a.mesh.Log, a.mesh.In = a.log, root.InOrStdin()
 	flags.StringVarP(&a.output, "output", "o", "table", "table or json")
 	root.AddCommand(a.flows(), a.connections(), a.check(), a.prove(), a.local(), a.exec(), a.logs(),
 		a.joinToken(), a.validating().Command(), a.version(), a.status(), a.explain(), a.analyze())

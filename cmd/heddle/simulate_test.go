@@ -241,6 +241,8 @@ func TestNothingIsLeft(t *testing.T) {
 		{none, breaking + " -n was --flows " + gone, exitOK, "was/a"},
 		{old, breaking + " --since 2h", exitFailed, left},
 		{old, breaking, exitOK, "Nothing would break."},
+		{old, breaking + " --since 1d12h", exitOK, "Nothing would break."},
+		{old, "suggest shop" + objects + " --since 1w", exitOK, "kind: AuthorizationPolicy"},
 		{old, breaking + " -n legacy", exitFailed, left},
 		{old, "suggest shop" + objects + " --since 2h", exitFailed, left},
 		{old, "history --since 2h -n nowhere", exitOK, "HOUR"},

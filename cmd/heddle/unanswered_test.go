@@ -69,5 +69,5 @@ subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: guest}]
 		w.Delete(t, "{apiVersion: v1, kind: Pod, metadata: {namespace: heddle-system, name: heddle-agent-"+name+"}}")
 	}
 	w.expect(1, "no agent runs in namespace heddle-system of the cluster; remedy: `heddle install`, or name the namespace with --system-namespace", "enroll", "shop")
-	w.expect(1, "there is no namespace nowhere: `kubectl get namespaces` lists", "enroll", "nowhere")
+	w.expect(2, "there is no namespace nowhere: `kubectl get namespaces` lists", "enroll", "nowhere")
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/heddle-mesh/heddle/internal/mesh"
+	"github.com/heddle-mesh/heddle/internal/period"
 )
 
 // maxFilterValues bounds each list of a Filter that comes from outside.
@@ -55,7 +56,7 @@ func FilterKeys() [][2]string {
 		{"method", "HTTP method, such as GET"},
 		{"status", "status of a request, such as 404, a class of them, such as 5xx, or 0 for no answer"},
 		{"route", "NAME or NAMESPACE/NAME of the route that decided about a request"},
-		{"since", "how long ago at most, such as 5m, or a time in RFC 3339"},
+		{"since", "how long ago at most, such as 5m or 7d, or a time in RFC 3339"},
 	}
 }
 
@@ -161,7 +162,7 @@ func parseReason(value string) (mesh.Reason, error) {
 }
 
 func parseSince(value string, now time.Time) (time.Time, error) {
-	if d, err := time.ParseDuration(value); err == nil {
+	if d, err := period.Parse(value); err == nil {
 		if d < 0 {
 			return time.Time{}, fmt.Errorf("%q lies in the future: use a positive duration", value)
 		}
@@ -169,7 +170,7 @@ func parseSince(value string, now time.Time) (time.Time, error) {
 	}
 	t, err := time.Parse(time.RFC3339, value)
 	if err != nil {
-		return time.Time{}, fmt.Errorf("%q is neither a duration (5m) nor a time (2026-01-02T15:04:05Z)", value)
+		return time.Time{}, fmt.Errorf("%q is neither a duration (5m, 7d, 1d12h) nor a time (2026-01-02T15:04:05Z)", value)
 	}
 	return t, nil
 }

@@ -45,6 +45,8 @@ func TestFilterMatch(t *testing.T) {
 		{"transport", "plaintext", false},
 		{"since", "2m", true},
 		{"since", "10s", false},
+		{"since", "1d12h", true},
+		{"since", "1w", true},
 	} {
 		var f Filter
 		if err := f.Set(tc.key, tc.value, now); err != nil {

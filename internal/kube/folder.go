@@ -1,10 +1,8 @@
 package kube
 
 import (
-	"errors"
-	"fmt"
+	"io"
 	"io/fs"
-	"os"
 	"path/filepath"
 
 	"github.com/heddle-mesh/heddle/internal/kube/folder"
@@ -16,25 +14,22 @@ type Look func(*folder.Document)
 // LoadDir reads a folder of the file system, as LoadFolder does. Symbolic links
 // that lead out of it are refused.
 func LoadDir(dir string, looks ...Look) (*Objects, error) {
-	return loadFrom(dir, ".", folder.MaxFiles, looks)
+	return loadBy(looks, func(kinds []folder.Kind) (string, error) {
+		return folder.LoadDir(dir, ".", kinds, folder.MaxFiles)
+	})
 }
 
 // LoadFile reads one file, as LoadDir reads a folder of one: a name that it would pass
 // over has nothing.
 func LoadFile(path string, looks ...Look) (*Objects, error) {
-	return loadFrom(filepath.Dir(path), filepath.Base(path), 1, looks)
+	return loadBy(looks, func(kinds []folder.Kind) (string, error) {
+		return folder.LoadDir(filepath.Dir(path), filepath.Base(path), kinds, 1)
+	})
 }
 
-func loadFrom(dir, name string, maxFiles int, looks []Look) (*Objects, error) {
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		if info, statErr := os.Stat(dir); statErr == nil && !info.IsDir() {
-			return nil, fmt.Errorf("open configuration folder: %s is a file; remedy: name the folder that it is in", dir)
-		}
-		return nil, fmt.Errorf("open configuration folder: %w", err)
-	}
-	objs, err := loadBounded(root.FS(), name, maxFiles, folder.MaxTotalSize, looks)
-	return objs, errors.Join(err, root.Close())
+// LoadReader reads what r has, as LoadFile does a file that problems call name.
+func LoadReader(r io.Reader, name string, looks ...Look) (*Objects, error) {
+	return loadBy(looks, func(kinds []folder.Kind) (string, error) { return folder.Read(r, name, kinds) })
 }
 
 // LoadFolder reads every .yaml, .yml and .json file of a folder and of the
@@ -48,8 +43,14 @@ func LoadFolder(fsys fs.FS, looks ...Look) (*Objects, error) {
 }
 
 func loadBounded(fsys fs.FS, from string, maxFiles int, maxTotal int64, looks []Look) (*Objects, error) {
+	return loadBy(looks, func(kinds []folder.Kind) (string, error) {
+		return folder.Load(fsys, from, kinds, maxFiles, maxTotal)
+	})
+}
+
+func loadBy(looks []Look, load func([]folder.Kind) (digest string, err error)) (*Objects, error) {
 	objs := &Objects{}
-	digest, err := folder.Load(fsys, from, kinds(objs, looks), maxFiles, maxTotal)
+	digest, err := load(kinds(objs, looks))
 	if err != nil {
 		return nil, err
 	}

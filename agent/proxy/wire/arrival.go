@@ -15,7 +15,7 @@ type Arrival struct {
 	Workload *mesh.Workload
 	Target   Target
 	// Client is its address, as far as that is proved.
-	Client netip.AddrPort
+	Client Client
 	// Permit is for Target, and valid when No is nil. By is what allows it, as of
 	// Judge.Authorize; nil when policy was not asked.
 	Permit   mesh.Permit
@@ -57,7 +57,7 @@ func (j *Judge) Arrive(from Identities, pod mesh.Key, addresses []netip.Addr, re
 		return a
 	}
 	a.Workload, a.Target = w, to
-	if a.Client, err = TrustedClient(view, req, to.App.Addr()); err != nil {
+	if a.Client, err = j.TrustedClient(view, req, to.App.Addr()); err != nil {
 		a.No = &No{Status: http.StatusBadRequest, Reason: mesh.ReasonForwardedUntrusted, Cause: err}
 		return a
 	}
@@ -77,7 +77,7 @@ func (a *Arrival) Describe(r *flow.Record) {
 		}
 	}
 	if a.Client.IsValid() {
-		r.Source.Addr = a.Client
+		r.Source.Addr = a.Client.AddrPort
 	}
 	if a.By != nil {
 		r.Decide(a.Decision)

@@ -143,7 +143,7 @@ func claimed(view *mesh.View, to flow.Endpoint) bool {
 // peer's own address is; the forwarded header may add the port, and may name
 // another address of the workload that has the peer's address and identity. It is of
 // the family of app, where the workload has one of that.
-func TrustedClient(view *mesh.View, req *hbone.StreamRequest, app netip.Addr) (netip.AddrPort, error) {
+func (j *Judge) TrustedClient(view *mesh.View, req *hbone.StreamRequest, app netip.Addr) (Client, error) {
 	remote, said := Unmap(req.Remote), Unmap(req.Forwarded)
 	w, known := view.WorkloadAt(remote.Addr())
 	if known && w.Identity != req.Peer {
@@ -155,12 +155,12 @@ func TrustedClient(view *mesh.View, req *hbone.StreamRequest, app netip.Addr) (n
 	case said.Addr() == remote.Addr(), known && w.HasAddress(said.Addr()):
 		client = said
 	default:
-		return netip.AddrPort{}, fmt.Errorf("forwarded names %s, but %s may speak for itself only", said.Addr(), remote.Addr())
+		return Client{}, fmt.Errorf("forwarded names %s, but %s may speak for itself only", said.Addr(), remote.Addr())
 	}
 	if !known {
 		w = nil
 	}
-	return InFamily(w, client, app), nil
+	return j.InFamily(w, client, app), nil
 }
 
 // Placed returns a workload with the addresses that its node has of it, while the
@@ -194,21 +194,6 @@ func AddressedTo(w *mesh.Workload, addresses []netip.Addr, authority netip.AddrP
 	default:
 		return http.StatusBadRequest, mesh.ReasonAuthorityMismatch, fmt.Errorf("CONNECT to %s, which is not an address of %s", authority, w.Key)
 	}
-}
-
-// InFamily returns client, or when its family is not that of target, the
-// workload's first address of target's family with client's port. Under it the
-// destination's application sees the client.
-func InFamily(w *mesh.Workload, client netip.AddrPort, target netip.Addr) netip.AddrPort {
-	if client.Addr().Is4() == target.Is4() || w == nil {
-		return client
-	}
-	for _, addr := range w.Addresses {
-		if addr.Is4() == target.Is4() {
-			return netip.AddrPortFrom(addr, client.Port())
-		}
-	}
-	return client
 }
 
 // EndpointAt is the end of a flow that has an address, with what the View

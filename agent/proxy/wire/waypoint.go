@@ -98,10 +98,16 @@ func preface(permit mesh.Permit, client netip.AddrPort) []byte {
 // errPreface says that a new connection took less than a preface.
 var errPreface = errors.New("the waypoint's socket takes no header")
 
-// DialApp is Sockets.DialApp of a permitted connection, with its preface sent.
-func DialApp(ctx context.Context, by Sockets, permit mesh.Permit, client, app netip.AddrPort) (*net.TCPConn, error) {
-	conn, err := by.DialApp(ctx, client, app)
-	first := preface(permit, client)
+// DialApp is Sockets.DialApp of a permitted connection, with its preface sent: at app, or
+// where else the application may be.
+func DialApp(ctx context.Context, by Sockets, permit mesh.Permit, client Client, app netip.AddrPort) (*net.TCPConn, error) {
+	conn, err := by.DialApp(ctx, client.AddrPort, app)
+	if from, to, ok := client.otherwise(permit, app, err); ok {
+		if other, no := by.DialApp(ctx, from, to); no == nil {
+			conn, err = other, nil
+		}
+	}
+	first := preface(permit, client.AddrPort)
 	if err != nil || len(first) == 0 {
 		return conn, err
 	}
@@ -115,27 +121,53 @@ func DialApp(ctx context.Context, by Sockets, permit mesh.Permit, client, app ne
 }
 
 // StartApp is Starter.StartApp of a permitted connection, with its preface sent once it is
-// connected.
-func StartApp(by Starter, permit mesh.Permit, client, app netip.AddrPort) (int, func(context.Context) error, error) {
-	fd, wait, err := by.StartApp(client, app)
-	first := preface(permit, client)
-	switch {
-	case err != nil || len(first) == 0:
-		return fd, wait, err
-	case wait == nil:
+// connected: at app, or where else the application may be. What wait returns takes the place
+// of fd.
+func StartApp(by Starter, permit mesh.Permit, client Client, app netip.AddrPort) (fd int, wait func(context.Context) (int, error), err error) {
+	fd, waits, err := by.StartApp(client.AddrPort, app)
+	tried := waits == nil // and refused, if it was, on the spot
+	if from, to, ok := client.otherwise(permit, app, err); ok {
+		if other, more, no := by.StartApp(from, to); no == nil {
+			fd, waits, err = other, more, nil
+		}
+	}
+	first := preface(permit, client.AddrPort)
+	if err != nil {
+		return fd, nil, err
+	}
+	if waits == nil {
 		return fd, nil, send(fd, first)
 	}
-	return fd, func(ctx context.Context) error {
-		if err := wait(ctx); err != nil {
-			return err
+	return fd, func(ctx context.Context) (int, error) {
+		err := waits(ctx)
+		if from, to, ok := client.otherwise(permit, app, err); ok && !tried {
+			fd, err = startOther(ctx, by, from, to, err)
 		}
-		return send(fd, first)
+		if err != nil {
+			return -1, err
+		}
+		return fd, send(fd, first)
 	}, nil
+}
+
+// startOther connects from and to the other addresses; without success it returns the error of the first.
+func startOther(ctx context.Context, by Starter, from, to netip.AddrPort, first error) (int, error) {
+	fd, wait, err := by.StartApp(from, to)
+	if err == nil && wait != nil {
+		err = wait(ctx)
+	}
+	if err != nil {
+		return -1, first
+	}
+	return fd, nil
 }
 
 // send writes to a socket that does not block, and closes it when it fails. A new one has
 // room for more than a header.
 func send(fd int, first []byte) error {
+	if len(first) == 0 {
+		return nil
+	}
 	n, err := unix.SendmsgN(fd, first, nil, nil, unix.MSG_NOSIGNAL)
 	if err == nil && n == len(first) {
 		return nil

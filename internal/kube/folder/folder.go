@@ -13,6 +13,7 @@ import (
 	"hash"
 	"io"
 	"io/fs"
+	"os"
 	"path"
 	"strings"
 
@@ -51,11 +52,50 @@ type Kind struct {
 // It returns a hash of what was read, in hexadecimal, or every problem that it
 // finds, joined.
 func Load(fsys fs.FS, from string, kinds []Kind, maxFiles int, maxTotal int64) (digest string, err error) {
-	l := loader{fsys: fsys, kinds: kinds, maxFiles: maxFiles, maxTotal: maxTotal, digest: sha256.New(), seen: map[string]problem.Origin{}}
+	l := newLoader(kinds)
+	l.fsys, l.maxFiles, l.maxTotal = fsys, maxFiles, maxTotal
 	err = fs.WalkDir(fsys, from, l.visit)
 	if err != nil {
 		err = fmt.Errorf("read configuration folder: %w", err)
 	}
+	return l.digested(err)
+}
+
+// LoadDir is Load of the file, or folder, from of a folder of the file system, of MaxTotalSize at
+// most. Symbolic links that lead out of it are refused.
+func LoadDir(dir, from string, kinds []Kind, maxFiles int) (digest string, err error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		if info, statErr := os.Stat(dir); statErr == nil && !info.IsDir() {
+			return "", fmt.Errorf("open configuration folder: %s is a file; remedy: name the folder that it is in", dir)
+		}
+		return "", fmt.Errorf("open configuration folder: %w", err)
+	}
+	digest, err = Load(root.FS(), from, kinds, maxFiles, MaxTotalSize)
+	return digest, errors.Join(err, root.Close())
+}
+
+// Read is Load of what r has, as one file that problems call name.
+func Read(r io.Reader, name string, kinds []Kind) (digest string, err error) {
+	content, err := io.ReadAll(io.LimitReader(r, MaxFileSize+1))
+	if err != nil {
+		return "", fmt.Errorf("read %s: %w", name, err)
+	}
+	l := newLoader(kinds)
+	if len(content) > MaxFileSize {
+		l.fileProblem(name, fmt.Sprintf("is larger than %d bytes", MaxFileSize), "give what is in it as several files")
+	} else {
+		l.decode(name, content)
+	}
+	return l.digested(nil)
+}
+
+func newLoader(kinds []Kind) *loader {
+	return &loader{kinds: kinds, digest: sha256.New(), seen: map[string]problem.Origin{}}
+}
+
+// digested is what there is to return when all was read that can be.
+func (l *loader) digested(err error) (string, error) {
 	if err := errors.Join(err, problem.Join(l.problems)); err != nil {
 		return "", err
 	}
@@ -107,16 +147,20 @@ func (l *loader) visit(name string, entry fs.DirEntry, err error) error {
 		l.fileProblem(name, fmt.Sprintf("makes the folder larger than %d bytes", l.maxTotal), "take out what is not configuration")
 		return fs.SkipAll
 	}
-	// Lengths keep the digest of two files apart from that of one with the
-	// bytes of both. A hash does not return errors.
-	fmt.Fprintf(l.digest, "%d %s %d ", len(name), name, len(content))
-	l.digest.Write(content)
-	l.decodeFile(name, content)
+	l.decode(name, content)
 	if len(l.problems) >= MaxProblems {
 		l.fileProblem(name, "is the last file that was read: there are too many problems", "")
 		return fs.SkipAll
 	}
 	return nil
+}
+
+func (l *loader) decode(name string, content []byte) {
+	// Lengths keep the digest of two files apart from that of one with the
+	// bytes of both. A hash does not return errors.
+	fmt.Fprintf(l.digest, "%d %s %d ", len(name), name, len(content))
+	l.digest.Write(content)
+	l.decodeFile(name, content)
 }
 
 func skip(entry fs.DirEntry) error {

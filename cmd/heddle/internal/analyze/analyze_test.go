@@ -343,7 +343,7 @@ func TestFiles(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	o, err := FromFiles([]string{dir}, "front")
+	o, err := FromFiles(nil, []string{dir}, "front")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -357,11 +357,11 @@ func TestFiles(t *testing.T) {
 		if err := os.WriteFile(bad, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := FromFiles([]string{bad}, ""); err == nil || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), bad) {
+		if _, err := FromFiles(nil, []string{bad}, ""); err == nil || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), bad) {
 			t.Errorf("%q: %v", text, err)
 		}
 	}
-	if _, err := FromFiles([]string{dir + "/none"}, ""); err == nil {
+	if _, err := FromFiles(nil, []string{dir + "/none"}, ""); err == nil {
 		t.Error("a folder that is not there was read")
 	}
 	if err := (&Objects{}).Read(endless{}, ""); err == nil || !strings.Contains(err.Error(), "larger than") {

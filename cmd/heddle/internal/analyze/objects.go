@@ -44,10 +44,10 @@ type Objects struct {
 	documents documents.Reader
 }
 
-// FromFiles reads files and folders. Objects without a namespace are in namespace.
-func FromFiles(paths []string, namespace string) (*Objects, error) {
+// FromFiles reads files and folders, and in where "-" is named. Objects without a namespace are in namespace.
+func FromFiles(in io.Reader, paths []string, namespace string) (*Objects, error) {
 	o := &Objects{}
-	if err := o.documents.Files(paths, namespace, o.Add); err != nil {
+	if err := o.documents.Files(in, paths, namespace, o.Add); err != nil {
 		return nil, err
 	}
 	return o, nil

@@ -18,6 +18,7 @@ import (
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/show"
 	"github.com/heddle-mesh/heddle/internal/admin"
+	"github.com/heddle-mesh/heddle/internal/period"
 )
 
 // Program is the program that has the command.
@@ -51,7 +52,7 @@ expires within --within, an SVID has less than a quarter of its life left or can
 be renewed, a node does not report, the bundle of a federated trust domain is not
 refreshed, or a key of JWT-SVIDs is not replaced; 3 when no operator answers.`,
 		Example: `  heddle certs
-  heddle certs --within 2160h -o json`,
+  heddle certs --within 90d -o json`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var answer *meshpb.CertificatesResponse
 			err := p.ask(cmd.Context(), func(ctx context.Context, o meshpb.OperatorAdminClient) (err error) {
@@ -73,7 +74,7 @@ refreshed, or a key of JWT-SVIDs is not replaced; 3 when no operator answers.`,
 			return err
 		},
 	}
-	cmd.Flags().DurationVar(&within, "within", defaultWithin, "from when before its expiry a certificate of the authority is not well")
+	cmd.Flags().Var(period.Var(&within, defaultWithin), "within", "from when before its expiry a certificate of the authority is not well")
 	cmd.AddCommand(p.rotate())
 	return cmd
 }

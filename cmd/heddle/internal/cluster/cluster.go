@@ -49,6 +49,7 @@ func (o *Options) Register(flags *pflag.FlagSet) {
 	flags.StringVar(&o.Kubeconfig, "kubeconfig", "", "kubeconfig file; empty is $KUBECONFIG, or ~/.kube/config")
 	flags.StringVar(&o.Context, "context", "", "context of the kubeconfig; empty is its current one")
 	flags.StringVar(&o.Namespace, "system-namespace", chart.Namespace, "namespace that Heddle itself is in")
+	register(flags)
 }
 
 // Given reports whether the command line names a cluster.

@@ -133,14 +133,19 @@ func remedyOf(open []analyze.Finding) string {
 	return fmt.Sprintf("apply what is printed (--fix does it), and do what is said of the other %d, which --fix cannot", without)
 }
 
-// ready checks that the namespace is there, and Heddle.
-func ready(ctx context.Context, c *cluster.Cluster, namespace string) error {
+// there checks that the namespace is.
+func there(ctx context.Context, c *cluster.Cluster, namespace string) error {
 	_, err := c.Core.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		return fmt.Errorf("there is no namespace %s: `kubectl get namespaces` lists those that are", namespace)
+		return reach.NoNamespace(namespace)
 	}
-	if err != nil {
-		return c.Explain("get namespace "+namespace, err)
+	return c.Explain("get namespace "+namespace, err)
+}
+
+// ready checks that the namespace is there, and Heddle.
+func ready(ctx context.Context, c *cluster.Cluster, namespace string) error {
+	if err := there(ctx, c, namespace); err != nil {
+		return err
 	}
 	programs, err := c.Agents(ctx, "")
 	if err == nil && len(programs) == 0 {
@@ -218,8 +223,8 @@ func label(ctx context.Context, c *cluster.Cluster, namespace, value string) err
 // Unenroll takes the label away, and the PeerAuthentication that Enroll made.
 func Unenroll(ctx context.Context, c *cluster.Cluster, agents Agents, r Request) (*Result, error) {
 	result := &Result{Namespace: r.Namespace, DryRun: r.DryRun, Leaving: true, Findings: []analyze.Finding{}, Pods: []Pod{}}
-	if _, err := c.Core.CoreV1().Namespaces().Get(ctx, r.Namespace, metav1.GetOptions{}); err != nil {
-		return result, c.Explain("get namespace "+r.Namespace, err)
+	if err := there(ctx, c, r.Namespace); err != nil {
+		return result, err
 	}
 	if r.DryRun {
 		return result, nil

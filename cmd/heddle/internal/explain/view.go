@@ -3,6 +3,7 @@ package explain
 import (
 	"context"
 	"fmt"
+	"io"
 	"net/netip"
 	"slices"
 
@@ -158,14 +159,18 @@ func modelOf(objects *kube.Objects, compiled *kube.Compiled) (*Model, error) {
 
 // ReadFolder reads a folder, whose policies may name UDP where that is said.
 func ReadFolder(folder string, udpByIdentity bool) (Written, error) {
-	objects, unfit, err := routed.ReadFolder(folder)
+	return readNamed(nil, folder, udpByIdentity)
+}
+
+func readNamed(in io.Reader, folder string, udpByIdentity bool) (Written, error) {
+	objects, unfit, err := routed.ReadFolder(in, folder)
 	if err == nil {
 		objects.UDPByIdentity = udpByIdentity
 	}
 	return Written{Objects: objects, Unfit: unfit}, err
 }
 
-// Of reads the objects of a folder; or, without one, of the mesh that is meant: a local
+// Of reads the objects of a folder, or of standard input in place of "-"; or, without one, of the mesh that is meant: a local
 // mesh, or a cluster, whose operators say whether policies may name UDP. Flag is the one that
 // names a folder.
 func Of(ctx context.Context, m *reach.Mesh, folder, flag string) (Written, error) {
@@ -180,7 +185,7 @@ func Of(ctx context.Context, m *reach.Mesh, folder, flag string) (Written, error
 		return written, err
 	}
 	if folder != "" {
-		return ReadFolder(folder, udp)
+		return readNamed(m.In, folder, udp)
 	}
 	objects, routing, err := routed.Connect(ctx, m.Cluster, udp, func(err error) {
 		fmt.Fprintf(m.Log, "heddle: policies about UDP are not taken, without --udp-by-identity: whether the operator does is not known: %v\n", err)

@@ -9,6 +9,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -17,6 +18,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/schemas"
 	"github.com/heddle-mesh/heddle/internal/kube"
 	"github.com/heddle-mesh/heddle/internal/kube/folder"
@@ -50,22 +52,60 @@ func (i invalid) Is(target error) bool { return target == ErrInvalid }
 // say of them. Errors match ErrInvalid.
 func Load(path string) (*kube.Objects, Refusals, error) { return load(path, schemas.New()) }
 
+// Stdin stands for standard input where a command is to be given files, as kubectl has it.
+const Stdin = "-"
+
+// NameOf is how people are told of a path.
+func NameOf(path string) string {
+	if path == Stdin {
+		return "standard input"
+	}
+	return path
+}
+
+// Named is Load of a path, or of in where that is Stdin.
+func Named(in io.Reader, path string) (*kube.Objects, Refusals, error) {
+	if path != Stdin {
+		return Load(path)
+	}
+	return loadBy(schemas.New(), func(look kube.Look) (*kube.Objects, error) { return kube.LoadReader(in, NameOf(path), look) })
+}
+
+// Once says that Stdin is among what is named more than once, which has nothing the second time. The
+// error matches reach.ErrUsage.
+func Once(named ...string) error {
+	count := 0
+	for _, path := range named {
+		if path == Stdin {
+			count++
+		}
+	}
+	if count > 1 {
+		return fmt.Errorf("%w: standard input is named %d times with %q, and can be read once: write one of them to a file", reach.ErrUsage, count, Stdin)
+	}
+	return nil
+}
+
 func load(path string, by *schemas.Schemas) (*kube.Objects, Refusals, error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, nil, Invalid(fmt.Errorf("read objects: %w", err))
 	}
+	return loadBy(by, func(look kube.Look) (*kube.Objects, error) {
+		switch {
+		case info.IsDir():
+			return kube.LoadDir(path, look)
+		case !slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(path)):
+			return nil, fmt.Errorf("read objects: %s is not named .yaml, .yml or .json; remedy: name it so", path)
+		}
+		return kube.LoadFile(path, look)
+	})
+}
+
+func loadBy(by *schemas.Schemas, read func(kube.Look) (*kube.Objects, error)) (*kube.Objects, Refusals, error) {
 	look := &looking{schemas: by}
 	look.SetLimit(runtime.GOMAXPROCS(0))
-	var objects *kube.Objects
-	switch {
-	case info.IsDir():
-		objects, err = kube.LoadDir(path, look.at)
-	case !slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(path)):
-		err = fmt.Errorf("read objects: %s is not named .yaml, .yml or .json; remedy: name it so", path)
-	default:
-		objects, err = kube.LoadFile(path, look.at)
-	}
+	objects, err := read(look.at)
 	if err = cmp.Or(err, look.Wait()); err != nil {
 		return nil, nil, Invalid(err)
 	}

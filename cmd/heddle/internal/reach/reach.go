@@ -33,6 +33,11 @@ const atOnce = 32
 // ErrUsage is matched by errors in what the person asked for.
 var ErrUsage = errors.New("usage")
 
+// NoNamespace is the error about a namespace that a cluster does not have. It matches ErrUsage.
+func NoNamespace(name string) error {
+	return fmt.Errorf("%w: there is no namespace %s: `kubectl get namespaces` lists those that are", ErrUsage, name)
+}
+
 // Mesh says which mesh is meant.
 type Mesh struct {
 	// Name is that of a local mesh, StateDir where those are on record.
@@ -50,6 +55,8 @@ type Mesh struct {
 	UDPByIdentity bool
 	// Log is told what is not known of the mesh.
 	Log io.Writer
+	// In is standard input.
+	In io.Reader
 	// OnlyCluster means a cluster whatever runs on this machine.
 	OnlyCluster bool
 }

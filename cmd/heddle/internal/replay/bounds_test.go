@@ -134,7 +134,7 @@ func withinBounds(t *testing.T, h *past.History) (policies int) {
 	if err = errors.Join(err, unfit.Beyond(nil)); err != nil {
 		t.Fatalf("an API server would refuse it: %v", err)
 	}
-	c, err := edit.Make(base, []string{file}, deleted)
+	c, err := edit.Make(base, nil, []string{file}, deleted)
 	if err != nil {
 		t.Fatalf("it is refused: %v", err)
 	}

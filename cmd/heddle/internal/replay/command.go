@@ -4,11 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/folders"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/draft"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/edit"
@@ -41,10 +43,8 @@ type source struct {
 	hasNamespace func(string) bool
 }
 
-const week = 7 * 24 * time.Hour
-
 func (p *Program) sourceFlags(cmd *cobra.Command, s *source, fromFile, byNamespace bool) {
-	cmd.Flags().DurationVar(&s.since, "since", week, "how far back")
+	past.SinceFlag(cmd.Flags(), &s.since)
 	if fromFile {
 		cmd.Flags().StringVar(&s.file, "flows", "", "file that `heddle history -o json` wrote, in place of agents; - for standard input")
 	}
@@ -94,7 +94,7 @@ func (p *Program) simulate() *cobra.Command {
 	var files, deleted []string
 	var against string
 	cmd := &cobra.Command{
-		Use: "simulate -f FILE|FOLDER", Args: cobra.NoArgs, Short: "Try a change of policy on recorded connections, and say who would break",
+		Use: "simulate -f FILE|FOLDER|-", Args: cobra.NoArgs, Short: "Try a change of policy on recorded connections, and say who would break",
 		Long: `Ask of every recorded connection what becomes of it now, and what would after a
 change, by the model that agents decide by. Nothing is changed. Where policies may be
 about UDP, datagrams are judged, too, by what lets them pass their gates.
@@ -109,16 +109,20 @@ allowed now, would be refused. What could not be judged is listed, and changes n
 status. Exit status 1 when --since and -n leave nothing of what is recorded.`,
 		Example: `  heddle simulate -f policy.yaml
   heddle simulate -f policy.yaml --delete AuthorizationPolicy/shop/old -n shop
+  kubectl kustomize overlays/live | heddle simulate -f -
   heddle simulate -f change/ --against mesh/ --flows flows.json -o json`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if len(files) == 0 && len(deleted) == 0 {
 				return fmt.Errorf("%w: nothing would change: name files with -f, or objects with --delete", reach.ErrUsage)
 			}
+			if err := folders.Once(slices.Concat(files, []string{against, from.file})...); err != nil {
+				return err
+			}
 			written, err := explain.Of(cmd.Context(), p.Mesh, against, "--against")
 			if err != nil {
 				return err
 			}
-			change, err := edit.Make(written, files, deleted)
+			change, err := edit.Make(written, p.Mesh.In, files, deleted)
 			if err != nil {
 				return err
 			}
@@ -146,9 +150,9 @@ status. Exit status 1 when --since and -n leave nothing of what is recorded.`,
 			return errors.Join(err, partly)
 		},
 	}
-	cmd.Flags().StringSliceVarP(&files, "file", "f", nil, "file or folder of YAML that is to be applied; may be repeated")
+	cmd.Flags().StringSliceVarP(&files, "file", "f", nil, "file or folder of YAML that is to be applied, or - for standard input; may be repeated")
 	cmd.Flags().StringSliceVar(&deleted, "delete", nil, "KIND/NAMESPACE/NAME of an object that is to be deleted; may be repeated")
-	cmd.Flags().StringVar(&against, "against", "", "folder of all objects, in place of the mesh's")
+	cmd.Flags().StringVar(&against, "against", "", "folder of all objects, or - for standard input, in place of the mesh's")
 	p.sourceFlags(cmd, &from, true, true)
 	return cmd
 }
@@ -172,6 +176,9 @@ Try them with simulate before you apply them.`,
 		Example: `  heddle suggest shop > shop.yaml && heddle simulate -f shop.yaml
   heddle suggest shop --against mesh/ --flows flows.json`,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := folders.Once(against, from.file); err != nil {
+				return err
+			}
 			written, err := explain.Of(cmd.Context(), p.Mesh, against, "--against")
 			if err != nil {
 				return err
@@ -179,6 +186,9 @@ Try them with simulate before you apply them.`,
 			model, err := written.Model()
 			if err != nil {
 				return err
+			}
+			if !edit.HasNamespace(args[0], written.Namespaces, model) {
+				return fmt.Errorf("%w: there is no namespace %s among the objects", reach.ErrUsage, args[0])
 			}
 			from.model = model
 			h, partly, err := p.read(cmd, &from)
@@ -198,7 +208,7 @@ Try them with simulate before you apply them.`,
 		},
 	}
 	cmd.ValidArgsFunction = p.Mesh.Cluster.CompleteNamespaces
-	cmd.Flags().StringVar(&against, "against", "", "folder of all objects, in place of the mesh's")
+	cmd.Flags().StringVar(&against, "against", "", "folder of all objects, or - for standard input, in place of the mesh's")
 	cmd.Flags().BoolVar(&open, "leave-open", false, "no policy for workloads that nobody has reached")
 	p.sourceFlags(cmd, &from, true, false)
 	return cmd

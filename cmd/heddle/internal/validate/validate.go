@@ -40,16 +40,17 @@ type Program struct {
 // Command returns validate.
 func (p *Program) Command() *cobra.Command {
 	return &cobra.Command{
-		Use: "validate FOLDER|FILE", Args: cobra.ExactArgs(1), Short: "Say what is wrong with a folder of configuration, without using it",
+		Use: "validate FOLDER|FILE|-", Args: cobra.ExactArgs(1), Short: "Say what is wrong with a folder of configuration, without using it",
 		Long: `Read a folder as the operator does and compile it, offline; and hold each object to
 the schema of its kind, as an API server would. Every problem names file, line and
-field. A file is read as a folder that has nothing else in it.
+field. A file is read as a folder that has nothing else in it, and so is standard
+input, in place of -.
 
 Exit status 1 when there are any problems, 5 when there is nothing to read.`,
 		Example: `  heddle validate mesh
   heddle validate mesh -o json`,
 		RunE: func(_ *cobra.Command, args []string) error {
-			objects, unfit, err := folders.Load(args[0])
+			objects, unfit, err := folders.Named(p.Mesh.In, args[0])
 			if err != nil {
 				return p.Invalid(err, p.NotWell)
 			}

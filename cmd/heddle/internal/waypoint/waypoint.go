@@ -22,6 +22,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/api/v1alpha1"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/cluster"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
@@ -254,7 +255,7 @@ func (a *application) gateway(w *which) map[string]any {
 func (a *application) apply(ctx context.Context, c *cluster.Cluster, w *which, say func(string, ...any)) (*Waypoint, error) {
 	space, err := c.Core.CoreV1().Namespaces().Get(ctx, w.namespace, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		return nil, fmt.Errorf("there is no namespace %s: `kubectl get namespaces` lists those that are", w.namespace)
+		return nil, reach.NoNamespace(w.namespace)
 	}
 	if err != nil {
 		return nil, c.Explain("get namespace "+w.namespace, err)

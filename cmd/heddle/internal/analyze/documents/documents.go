@@ -36,11 +36,18 @@ type Reader struct {
 type Add func(*unstructured.Unstructured) error
 
 // Files reads files of YAML or JSON, and those of folders and the folders
-// below them. Objects without a namespace are in namespace. An error of what was read
+// below them; and in, where folders.Stdin is named. Objects without a namespace are in namespace. An error of what was read
 // says in which file.
-func (d *Reader) Files(paths []string, namespace string, add Add) error {
+func (d *Reader) Files(in io.Reader, paths []string, namespace string, add Add) error {
+	if err := folders.Once(paths...); err != nil {
+		return err
+	}
 	var files []string
 	for _, path := range paths {
+		if path == folders.Stdin {
+			files = append(files, path)
+			continue
+		}
 		err := filepath.WalkDir(path, func(file string, entry fs.DirEntry, err error) error {
 			if err != nil {
 				return err
@@ -59,12 +66,16 @@ func (d *Reader) Files(paths []string, namespace string, add Add) error {
 		}
 	}
 	for _, file := range files {
-		if err := d.file(file, namespace, add); err != nil {
-			return folders.Invalid(fmt.Errorf("%s: %w", file, err))
+		read := d.file
+		if file == folders.Stdin {
+			read = func(_, namespace string, add Add) error { return d.Read(in, namespace, add) }
+		}
+		if err := read(file, namespace, add); err != nil {
+			return folders.Invalid(fmt.Errorf("%s: %w", folders.NameOf(file), err))
 		}
 	}
 	if d.read == 0 { // of nothing it is not known that nothing is cut off
-		return folders.Invalid(fmt.Errorf("there is no object in %s; remedy: name files of YAML or JSON, or folders with such", strings.Join(paths, ", ")))
+		return folders.Invalid(fmt.Errorf("there is no object in %s; remedy: name files of YAML or JSON, or folders with such", folders.NameOf(strings.Join(paths, ", "))))
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ package routed
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"time"
 
@@ -28,8 +29,10 @@ type Objects = routes.Objects
 // Unfit is what an API server would refuse of objects.
 type Unfit = folders.Refusals
 
-// ReadFolder reads the objects of a folder, or of a file.
-func ReadFolder(path string) (*kube.Objects, Unfit, error) { return folders.Load(path) }
+// ReadFolder reads the objects of a folder, or of a file, or of in in place of "-".
+func ReadFolder(in io.Reader, path string) (*kube.Objects, Unfit, error) {
+	return folders.Named(in, path)
+}
 
 // Of compiles a cluster's routes, or without them those that a folder has.
 func Of(folder *kube.Objects, in *Objects) []route.Route {

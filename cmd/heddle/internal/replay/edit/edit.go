@@ -6,6 +6,7 @@ package edit
 
 import (
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 
@@ -29,15 +30,15 @@ type Change struct {
 	namespaces []kube.Sourced[corev1.Namespace] // of both
 }
 
-// Make makes a change of files and folders, and of objects that are deleted. One of which nothing is judged is none, and
+// Make makes a change of files and folders, of in where "-" is named, and of objects that are deleted. One of which nothing is judged is none, and
 // that nothing would break is not known then: that is an error, too. Errors match folders.ErrInvalid, or those about
 // names in deleted reach.ErrUsage.
-func Make(written explain.Written, files, deleted []string) (*Change, error) {
+func Make(written explain.Written, in io.Reader, files, deleted []string) (*Change, error) {
 	c, changed := &Change{}, written
 	all, judged := routesOf(written.Objects, written.Routing), false
 	var passed, gone []string
 	for _, file := range files {
-		objects, unfit, err := folders.Load(file)
+		objects, unfit, err := folders.Named(in, file)
 		if err != nil {
 			return nil, err
 		}
@@ -46,7 +47,7 @@ func Make(written explain.Written, files, deleted []string) (*Change, error) {
 		if judges(objects) {
 			judged = true
 		} else if len(own) == 0 {
-			c.NotJudged = append(c.NotJudged, "there is no object in "+file)
+			c.NotJudged = append(c.NotJudged, "there is no object in "+folders.NameOf(file))
 		}
 		if changed, err = Apply(changed, objects, nil); err != nil {
 			return nil, err
@@ -79,8 +80,15 @@ func Make(written explain.Written, files, deleted []string) (*Change, error) {
 
 // HasNamespace reports whether a namespace is there, before the change or after it, by itself or with a workload.
 func (c *Change) HasNamespace(name string) bool {
-	return slices.ContainsFunc(c.namespaces, func(ns kube.Sourced[corev1.Namespace]) bool { return ns.Value.Name == name }) ||
-		slices.ContainsFunc(slices.Concat(c.Before.Workloads(), c.After.Workloads()), func(w *mesh.Workload) bool { return w.Namespace == name })
+	return HasNamespace(name, c.namespaces, c.Before, c.After)
+}
+
+// HasNamespace reports whether a namespace is among those, or has a workload in one of the models.
+func HasNamespace(name string, among []kube.Sourced[corev1.Namespace], models ...*explain.Model) bool {
+	return slices.ContainsFunc(among, func(ns kube.Sourced[corev1.Namespace]) bool { return ns.Value.Name == name }) ||
+		slices.ContainsFunc(models, func(m *explain.Model) bool {
+			return slices.ContainsFunc(m.Workloads(), func(w *mesh.Workload) bool { return w.Namespace == name })
+		})
 }
 
 // Apply returns what is written with the changed objects added or in the place of those

@@ -8,8 +8,16 @@ import (
 	"os"
 	"time"
 
+	"github.com/spf13/pflag"
+
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
+	"github.com/heddle-mesh/heddle/internal/period"
 )
+
+// SinceFlag adds --since, which is a week until it is given.
+func SinceFlag(flags *pflag.FlagSet, since *time.Duration) {
+	flags.Var(period.Var(since, 7*24*time.Hour), "since", "how far back, such as 12h, 7d, 1w or 1d12h")
+}
 
 // ReadFile reads a file that Write wrote, or standard input in place of "-". The error names it.
 func ReadFile(stdin io.Reader, path string) (*History, error) {
