@@ -64,7 +64,7 @@ func (o *Objects) look(only string) ([]Finding, *judge.Judge, error) {
 		enrolled = append(enrolled, member{p.Pod, p})
 	}
 	var all []Finding
-	calls := distinctCalls(slices.Concat(o.called(), o.scrapes(enrolled), o.outside(enrolled), o.hookCalls()))
+	calls := distinctCalls(o.answered(slices.Concat(o.called(), o.scrapes(enrolled), o.outside(enrolled), o.hookCalls())))
 	for i := range calls {
 		all = append(all, o.refused(&calls[i], enrolled, model)...)
 	}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strconv"
 
@@ -36,6 +37,7 @@ type call struct {
 	object string // who is configured to call, as "ValidatingWebhookConfiguration x"
 	what   string // "the API server calls it for webhook y"
 	lost   string // what does not work when it is refused
+	host   string // who is called, as long as nobody has looked who that is
 	// service is what is called, at a port of its, or directly at a port of the
 	// pods behind it.
 	service  mesh.Key
@@ -99,12 +101,12 @@ func callsOf(kind string, u *unstructured.Unstructured) []call {
 			if policy == "Ignore" {
 				lost = "the webhook is then passed over (failurePolicy Ignore)"
 			}
-			all = append(all, reference(call{kind: KindWebhook, object: object, what: fmt.Sprintf("the API server calls it for webhook %v", webhook["name"]), lost: lost}, webhook, "clientConfig", "service")...)
+			all = append(all, client(call{kind: KindWebhook, object: object, what: fmt.Sprintf("the API server calls it for webhook %v", webhook["name"]), lost: lost}, webhook, "clientConfig")...)
 		}
 		return all
 	case "CustomResourceDefinition":
 		c := call{kind: KindWebhook, object: object, what: "the API server calls it to convert objects", lost: "objects of the kind can then be neither read nor written"}
-		return reference(c, u.Object, "spec", "conversion", "webhook", "clientConfig", "service")
+		return client(c, u.Object, "spec", "conversion", "webhook", "clientConfig")
 	case "APIService":
 		c := call{kind: KindAPIService, object: object, what: "the API server passes requests on to it", lost: "the API is then unavailable"}
 		if u.GetName() == "v1beta1.metrics.k8s.io" {
@@ -113,6 +115,20 @@ func callsOf(kind string, u *unstructured.Unstructured) []call {
 		return reference(c, u.Object, "spec", "service")
 	}
 	return nil
+}
+
+// client completes a call by a webhook's clientConfig: a reference to a service, or the URL
+// of a host; none when there is neither.
+func client(c call, object map[string]any, path ...string) []call {
+	config, _, _ := unstructured.NestedMap(object, path...) // the API server's schema knows better
+	if at, err := url.Parse(fmt.Sprint(config["url"])); err == nil && at.Host != "" {
+		c.host, c.port = at.Hostname(), 443
+		if port, err := strconv.ParseUint(at.Port(), 10, 16); err == nil {
+			c.port = int32(port)
+		}
+		return []call{c}
+	}
+	return reference(c, config, "service")
 }
 
 // reference completes a call by a reference to a service; none when there is no

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -81,41 +80,13 @@ func (o *Objects) hookCalls() []call {
 		if h.handler.HTTPGet == nil || h.ownHost() || h.port() == 0 {
 			continue
 		}
-		c := call{kind: KindHook, object: h.object(), lost: h.lost, port: h.port(), what: h.what(fmt.Sprintf("%s:%d", h.handler.HTTPGet.Host, h.port())) + ": kubelet calls it"}
+		c := call{kind: KindHook, object: h.object(), host: h.handler.HTTPGet.Host, lost: h.lost, port: h.port(), what: h.what(fmt.Sprintf("%s:%d", h.handler.HTTPGet.Host, h.port())) + ": kubelet calls it"}
 		if host, err := netip.ParseAddr(h.pod.Status.HostIP); err == nil {
 			c.from.Known = []judge.Source{{Addr: host.Unmap(), Node: h.pod.Spec.NodeName}}
 		}
-		if o.find(&c, h.handler.HTTPGet.Host) {
-			all = append(all, c)
-		}
+		all = append(all, c)
 	}
 	return all
-}
-
-// find completes a call to a host: a service by its name or address, or a pod by its
-// address.
-func (o *Objects) find(c *call, host string) bool {
-	name, rest, named := strings.Cut(host, ".")
-	namespace, rest, _ := strings.Cut(rest, ".")
-	named = named && (rest == "" || rest == "svc" || strings.HasPrefix(rest, "svc."))
-	for i := range o.services {
-		s := &o.services[i]
-		if named && s.Name == name && s.Namespace == namespace || slices.Contains(append(slices.Clone(s.Spec.ClusterIPs), s.Spec.ClusterIP), host) {
-			c.service = mesh.Key{Namespace: s.Namespace, Name: s.Name}
-			return true
-		}
-	}
-	if _, err := netip.ParseAddr(host); err != nil {
-		return false // a name of nobody's here
-	}
-	for i := range o.pods {
-		p := &o.pods[i]
-		if !p.Spec.HostNetwork && slices.ContainsFunc(p.Status.PodIPs, func(ip corev1.PodIP) bool { return ip.IP == host }) {
-			c.service, c.selector, c.podPort = mesh.Key{Namespace: p.Namespace, Name: familyOf(p)}, stable(p.Labels), true
-			return true
-		}
-	}
-	return false
 }
 
 // lifecycle finds the hooks of enrolled pods that cannot work, or that kubelet does not
