@@ -39,3 +39,56 @@ func TestWebhooksByURL(t *testing.T) {
 		}
 	}
 }
+
+// TestServicesWithoutSelector: who is behind such a service is what its EndpointSlices say, in
+// the pods' own namespaces.
+func TestServicesWithoutSelector(t *testing.T) {
+	const written = `
+apiVersion: v1
+kind: Service
+metadata: {namespace: ops, name: hand, annotations: {%s}, labels: {team: a}}
+spec: {%sports: [{name: https, port: 443}, {name: other, port: 80}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {namespace: ops, name: hand-1, labels: {kubernetes.io/service-name: hand}}
+addressType: IPv4
+ports: [{name: https, port: 8443}]
+endpoints: [{addresses: [10.244.1.5]}, {addresses: [10.244.2.5]}, {addresses: [192.168.0.9]}]
+---
+`
+	const (
+		hook   = "{apiVersion: admissionregistration.k8s.io/v1, kind: ValidatingWebhookConfiguration, metadata: {name: guard}, webhooks: [{name: g.x, failurePolicy: Fail, clientConfig: %s}]}\n---\n"
+		guard  = "webhook ValidatingWebhookConfiguration guard"
+		api    = "{apiVersion: apiregistration.k8s.io/v1, kind: APIService, metadata: {name: v1.x}, spec: {service: {namespace: ops, name: %s, port: 443}}}\n---\n"
+		served = "api-service APIService v1.x"
+		alias  = "{apiVersion: v1, kind: Service, metadata: {namespace: ops, name: alias}, spec: {type: ExternalName, externalName: hand.ops.svc.cluster.local}}\n---\n"
+	)
+	plain := fmt.Sprintf(written, "", "")
+	for name, tc := range map[string]struct {
+		objects string
+		want    []string
+		at      string
+	}{
+		"a webhook":                   {plain + fmt.Sprintf(hook, "{service: {namespace: ops, name: hand}}"), []string{guard, guard}, "at port 8443 of pods"},
+		"a webhook's port that is no": {plain + fmt.Sprintf(hook, "{service: {namespace: ops, name: hand, port: 80}}"), nil, ""},
+		"a webhook by its name":       {plain + fmt.Sprintf(hook, "{url: 'https://hand.ops.svc'}"), []string{guard, guard}, "at port 8443 of pods"},
+		"an API":                      {plain + fmt.Sprintf(api, "hand"), []string{served, served}, "at port 8443 of pods"},
+		"an API by another name":      {plain + alias + fmt.Sprintf(api, "alias"), []string{served, served}, "at port 8443 of pods"},
+		"clients outside":             {fmt.Sprintf(written, "", "type: NodePort, "), []string{"outside-client Service ops/hand", "outside-client Service ops/hand"}, "at port 8443 of pods"},
+		"a scrape":                    {fmt.Sprintf(written, `prometheus.io/scrape: "true", prometheus.io/port: "9102"`, ""), []string{"scrape Service ops/hand", "scrape Service ops/hand"}, "at port 9102 of pods"},
+		"a monitor": {plain + "{apiVersion: monitoring.coreos.com/v1, kind: ServiceMonitor, metadata: {namespace: ops, name: m}, spec: {selector: {matchLabels: {team: a}}, endpoints: [{targetPort: 9103}]}}",
+			[]string{"scrape ServiceMonitor ops/m", "scrape ServiceMonitor ops/m"}, "at port 9103 of pods"},
+		"nobody calls": {plain, nil, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			all := findings(t, read(t, shop, tc.objects), tc.want...)
+			for i, f := range all {
+				who := []string{"app=web", "app=db"}
+				if f.Namespace != "shop" || !strings.Contains(f.Detail, tc.at+" "+who[i]) || !strings.Contains(f.Fix, strings.ReplaceAll(who[i], "=", ": ")) {
+					t.Errorf("got %+v, want it %s %s", f, tc.at, who[i])
+				}
+			}
+		})
+	}
+}

@@ -16,6 +16,7 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -32,6 +33,7 @@ type Objects struct {
 	namespaces     []corev1.Namespace
 	pods           []corev1.Pod
 	services       []corev1.Service
+	slices         []discoveryv1.EndpointSlice
 	policies       []networkingv1.NetworkPolicy
 	meshes         []v1alpha1.Mesh
 	modes          []v1alpha1.PeerAuthentication
@@ -68,6 +70,8 @@ func (o *Objects) Add(u *unstructured.Unstructured) error {
 		return into(u, &o.pods)
 	case "Service":
 		return into(u, &o.services)
+	case "EndpointSlice.discovery.k8s.io":
+		return into(u, &o.slices)
 	case "NetworkPolicy.networking.k8s.io":
 		return into(u, &o.policies)
 	case "Mesh.heddle.dev":
@@ -130,6 +134,7 @@ func FromCluster(ctx context.Context, c Lister) (*Objects, error) {
 	o := &Objects{}
 	resources := []schema.GroupVersionResource{
 		{Version: "v1", Resource: "namespaces"}, {Version: "v1", Resource: "pods"}, {Version: "v1", Resource: "services"},
+		{Group: "discovery.k8s.io", Version: "v1", Resource: "endpointslices"},
 		{Group: "networking.k8s.io", Version: "v1", Resource: "networkpolicies"},
 		{Group: "admissionregistration.k8s.io", Version: "v1", Resource: "validatingwebhookconfigurations"},
 		{Group: "admissionregistration.k8s.io", Version: "v1", Resource: "mutatingwebhookconfigurations"},

@@ -6,6 +6,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
 
+	"github.com/heddle-mesh/heddle/internal/mesh"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
 
@@ -31,6 +32,7 @@ func TestAt(t *testing.T) {
 	if err := yaml.UnmarshalStrict([]byte(objects), &o); err != nil {
 		t.Fatal(err)
 	}
+	h := New(&o)
 	for host, want := range map[string]string{
 		"web.shop.svc": "Service shop/web", "web.shop": "Service shop/web", "web.shop.svc.cluster.local": "Service shop/web",
 		"WEB.shop.svc.corp.example.": "Service shop/web", "alias.ops.svc": "Service shop/web", "lb.example.com": "Service shop/web",
@@ -41,7 +43,7 @@ func TestAt(t *testing.T) {
 		"192.168.0.1": "", "10.0.0.1": "", "127.0.0.1": "", "web": "", "": "", ".": "", "www.example.com": "", "example.com": "", "web.other.svc": "", "web.shop.example.com": "",
 		"out.ops.svc": "", "turn.ops.svc": "",
 	} {
-		a, ok := o.At(host)
+		a, ok := h.At(host)
 		got := ""
 		if a.Direct {
 			got = "direct "
@@ -55,5 +57,33 @@ func TestAt(t *testing.T) {
 		if got != want || ok != (want != "") || a.Service != nil && a.Service.Spec.Type == corev1.ServiceTypeExternalName {
 			t.Errorf("%q is %q, %v, want %q", host, got, ok, want)
 		}
+	}
+}
+
+// TestBehind: pods by the addresses that EndpointSlices have, each slice with ports of its own.
+func TestBehind(t *testing.T) {
+	const written = objects + `
+Slices:
+  - {metadata: {namespace: shop, name: a, labels: {kubernetes.io/service-name: web}}, addressType: IPv4, ports: [{name: https, port: 8443}, {name: dns, port: 53, protocol: UDP}], endpoints: [{addresses: [10.244.1.5]}, {addresses: [192.168.0.1]}, {addresses: [10.0.0.1]}]}
+  - {metadata: {namespace: shop, name: b, labels: {kubernetes.io/service-name: web}}, addressType: IPv4, ports: [{port: 9443}], endpoints: [{addresses: [10.244.1.6], conditions: {ready: false}}]}
+  - {metadata: {namespace: shop, name: c, labels: {kubernetes.io/service-name: peers}}, addressType: FQDN, endpoints: [{addresses: [web.shop.svc]}]}
+  - {metadata: {namespace: ops, name: d, labels: {kubernetes.io/service-name: web}}, addressType: IPv4, endpoints: [{addresses: [10.244.1.5]}]}
+`
+	var o Objects
+	if err := yaml.UnmarshalStrict([]byte(written), &o); err != nil {
+		t.Fatal(err)
+	}
+	h := New(&o)
+	all := h.Behind(h.Service(mesh.Key{Namespace: "shop", Name: "web"}))
+	if len(all) != 2 || all[0].Pod.Name != "web-1" || all[1].Pod.Name != "one" {
+		t.Fatalf("got %+v", all)
+	}
+	for name, want := range map[string][2]int32{"https": {8443, 0}, "dns": {0, 0}, "": {0, 9443}, "none": {0, 0}} {
+		if got := [2]int32{all[0].Port(name), all[1].Port(name)}; got != want {
+			t.Errorf("port %q is %v, want %v", name, got, want)
+		}
+	}
+	if some := h.Behind(h.Service(mesh.Key{Namespace: "shop", Name: "peers"})); len(some) != 0 {
+		t.Errorf("behind a name: %+v", some)
 	}
 }
