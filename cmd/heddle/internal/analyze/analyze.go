@@ -135,7 +135,7 @@ func labels(selector map[string]string) string {
 	for _, key := range slices.Sorted(maps.Keys(selector)) {
 		words = append(words, key+"="+selector[key])
 	}
-	return cmp.Or(strings.Join(words, ","), "(all)")
+	return strings.Join(words, ",")
 }
 
 // hostNetwork finds the pods of enrolled namespaces that cannot be enrolled.
@@ -148,7 +148,7 @@ func (o *Objects) hostNetwork() []Finding {
 		}
 		all = append(all, Finding{
 			Kind: KindHostNetwork, Namespace: p.Namespace, Object: "Pod " + nameOf(p.Namespace, familyOf(p)),
-			Detail: fmt.Sprintf("pods %s are in their node's network (hostNetwork): they stay outside the mesh, and STRICT ports refuse what they call", labels(stable(p.Labels))),
+			Detail: fmt.Sprintf("pods %s are in their node's network (hostNetwork): they stay outside the mesh, and STRICT ports refuse what they call", alike(p)),
 			Remedy: "take hostNetwork out; or label the pods, in the template of their workload, " + v1alpha1.LabelMesh + ": " + v1alpha1.MeshDisabled +
 				", and let the ports that they call be PERMISSIVE",
 		})

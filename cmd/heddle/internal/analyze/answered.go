@@ -45,9 +45,13 @@ func (o *Objects) answered(calls []call) (all []call) {
 	return all
 }
 
-// direct has a call go to a port of a pod's own.
+// direct has a call go to a port of a pod's own, and of all that are alike; of itself alone
+// where no label that stays tells which these are.
 func (c *call) direct(p *corev1.Pod) {
 	c.service, c.selector, c.podPort = mesh.Key{Namespace: p.Namespace, Name: familyOf(p)}, stable(p.Labels), true
+	if c.pod = nil; len(c.selector) == 0 {
+		c.pod = p
+	}
 }
 
 // to has a call to a service go to one of its endpoints; false when its port does not lead there.

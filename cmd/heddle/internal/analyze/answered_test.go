@@ -92,3 +92,51 @@ endpoints: [{addresses: [10.244.1.5]}, {addresses: [10.244.2.5]}, {addresses: [1
 		})
 	}
 }
+
+// TestPodsThatNothingSelects: what is printed selects pods by what stays, and where nothing
+// does, this is said, and no object is printed that would be one for other pods.
+func TestPodsThatNothingSelects(t *testing.T) {
+	const pod = `{apiVersion: v1, kind: Pod, metadata: {namespace: shop, name: load-%[1]s, labels: {%[2]s}, annotations: {prometheus.io/scrape: "true"}},
+spec: {nodeName: n1, containers: [{name: c, ports: [{containerPort: 9090}]}]}, status: {podIPs: [{ip: 10.244.1.2%[1]s}]}}` + "\n---\n"
+	const job = `{apiVersion: batch/v1, kind: %s, metadata: {namespace: shop, name: load}, spec: %s}` + "\n---\n"
+	const template = `template: {metadata: {annotations: {prometheus.io/scrape: "true"}%s}, spec: {containers: [{name: c, ports: [{containerPort: 9090}]}]}}`
+	const uid = "batch.kubernetes.io/controller-uid: u, controller-uid: u, "
+	const url = "{apiVersion: admissionregistration.k8s.io/v1, kind: ValidatingWebhookConfiguration, metadata: {name: guard}, webhooks: [{name: g.x, failurePolicy: Fail, clientConfig: {url: 'https://10.244.1.21:9090'}}]}\n---\n"
+	scrapes := func(name string) []string { return []string{"scrape Pod shop/" + name} }
+	for name, tc := range map[string]struct {
+		objects  string
+		want     []string
+		selector string // of what is printed; "" for nothing
+		says     string // of Detail
+	}{
+		"no labels":             {fmt.Sprintf(pod, "1", ""), scrapes("load-1"), "", "at port 9090 of pods of load-1,"},
+		"the mesh's own":        {fmt.Sprintf(pod, "1", "heddle.dev/mesh: enabled"), scrapes("load-1"), "", "at port 9090 of pods of load-1,"},
+		"generated ones":        {fmt.Sprintf(pod, "1", "pod-template-hash: x, controller-uid: u"), scrapes("load-1"), "", "of pods of load-1,"},
+		"a Job's":               {fmt.Sprintf(pod, "1", uid+"batch.kubernetes.io/job-name: load, job-name: load"), scrapes("load-1"), "batch.kubernetes.io/job-name: load\n", "of pods batch.kubernetes.io/job-name=load,"},
+		"one run of a CronJob":  {fmt.Sprintf(pod, "1", uid+"batch.kubernetes.io/job-name: load-29412345") + fmt.Sprintf(pod, "2", uid+"batch.kubernetes.io/job-name: load-29412345"), scrapes("load-1"), "", "of pods of load-29412345,"},
+		"with one of its own":   {fmt.Sprintf(pod, "1", uid+"batch.kubernetes.io/job-name: load-29412345, app: load"), scrapes("load-1"), "app: load\n", "of pods app=load,"},
+		"a Job as it is made":   {fmt.Sprintf(job, "Job", "{"+fmt.Sprintf(template, "")+"}"), scrapes("load"), "batch.kubernetes.io/job-name: load\n", "of pods batch.kubernetes.io/job-name=load,"},
+		"which has a selector":  {fmt.Sprintf(job, "Job", "{manualSelector: true, selector: {matchLabels: {run: one}}, "+fmt.Sprintf(template, ", labels: {run: one}")+"}"), scrapes("load"), "run: one\n", "of pods run=one,"},
+		"a CronJob":             {fmt.Sprintf(job, "CronJob", "{schedule: '* * * * *', jobTemplate: {spec: {"+fmt.Sprintf(template, "")+"}}}"), scrapes("load"), "", "of pods of load,"},
+		"by a webhook":          {strings.Replace(fmt.Sprintf(pod, "1", ""), "scrape", "x", 1) + url, []string{"webhook ValidatingWebhookConfiguration guard"}, "", "of pods of load-1,"},
+		"by a monitor, no more": {strings.Replace(fmt.Sprintf(pod, "1", ""), "scrape", "x", 1) + "{apiVersion: monitoring.coreos.com/v1, kind: PodMonitor, metadata: {namespace: shop, name: m}, spec: {selector: {matchExpressions: [{key: app, operator: DoesNotExist}]}, podMetricsEndpoints: [{portNumber: 9090}]}}", []string{"scrape PodMonitor shop/m"}, "", "of pods of load-1,"},
+		"by a port of its node": {strings.NewReplacer("scrape", "x", "containerPort: 9090", "containerPort: 9090, hostPort: 90").Replace(fmt.Sprintf(pod, "1", "")), []string{"outside-client Pod shop/load-1"}, "", "of pods of load-1,"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			all := findings(t, read(t, shop, tc.objects), tc.want...)
+			for _, f := range all {
+				if !strings.Contains(f.Detail, tc.says) || (f.Fix != "") != (tc.selector != "") || !strings.HasSuffix(f.Fix, tc.selector) {
+					t.Errorf("got %+v, want %q, by %q", f, tc.says, tc.selector)
+				}
+				if (f.Fix == "") != strings.Contains(f.Remedy, "no label that stays") || strings.Contains(tc.selector, "job-name") != strings.Contains(f.Remedy, "it is for Jobs of this name") {
+					t.Errorf("to be done is %q", f.Remedy)
+				}
+			}
+		})
+	}
+	// Of pods that cannot be enrolled it is said whose they are.
+	all := findings(t, read(t, shop, strings.NewReplacer("scrape", "x", "nodeName: n1", "hostNetwork: true").Replace(fmt.Sprintf(pod, "1", ""))), "host-network Pod shop/load-1")
+	if len(all) == 1 && !strings.Contains(all[0].Detail, "pods of load-1 are in their node's network") {
+		t.Errorf("got %q", all[0].Detail)
+	}
+}

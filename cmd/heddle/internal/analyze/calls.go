@@ -45,6 +45,7 @@ type call struct {
 	podPort  bool
 	target   intstr.IntOrString // the port of the pods, when it is known beforehand
 	selector map[string]string  // of the pods, when there is no service
+	pod      *corev1.Pod        // the one that is called, when no selector has it
 	from     judge.Callers
 	peers    []networkingv1.NetworkPolicyPeer // the same, for NetworkPolicies; none when they cannot name them
 }
@@ -178,8 +179,8 @@ func (o *Objects) scrapes(enrolled []member) []call {
 	for _, m := range enrolled {
 		if p := m.pod; p.Annotations[scrapeAnnotation] == "true" {
 			c := made
-			c.object, c.selector, c.podPort = "Pod "+nameOf(p.Namespace, p.Name), stable(p.Labels), true
-			c.service = mesh.Key{Namespace: p.Namespace, Name: familyOf(p)}
+			c.object = "Pod " + nameOf(p.Namespace, p.Name)
+			c.direct(p)
 			if c.port = annotated(p.Annotations); c.port == 0 {
 				c.port = firstPort(p)
 			}
@@ -267,7 +268,15 @@ func stable(labels map[string]string) map[string]string { return judge.Stable(la
 
 // familyOf names the workload that a pod is of.
 func familyOf(p *corev1.Pod) string {
-	return cmp.Or(p.Labels["app.kubernetes.io/name"], p.Labels["app"], p.Labels["k8s-app"], p.Name)
+	return cmp.Or(p.Labels["app.kubernetes.io/name"], p.Labels["app"], p.Labels["k8s-app"], judge.JobOf(p.Labels), p.Name)
+}
+
+// alike shows which pods are a pod's workload's: by a selector, or by its name where none has them.
+func alike(p *corev1.Pod) string {
+	if selector := stable(p.Labels); len(selector) > 0 {
+		return labels(selector)
+	}
+	return "of " + familyOf(p)
 }
 
 // outside are the calls of clients that are not in the cluster.
@@ -304,8 +313,9 @@ func (m *member) onHost(ports []corev1.ContainerPort) (all []call) {
 		}
 		c := call{
 			kind: KindOutside, object: "Pod " + nameOf(p.Namespace, p.Name), what: fmt.Sprintf("clients outside the cluster call it (hostPort %d)", port.HostPort),
-			lost: "they are then refused", service: mesh.Key{Namespace: p.Namespace, Name: familyOf(p)}, selector: stable(p.Labels), port: port.ContainerPort, podPort: true,
+			lost: "they are then refused", port: port.ContainerPort,
 		}
+		c.direct(p)
 		if at, err := netip.ParseAddr(port.HostIP); err == nil && at.IsLoopback() {
 			c.what = fmt.Sprintf("programs of its node call it (hostPort %d at %s)", port.HostPort, at)
 			c.from.Known = []judge.Source{{Addr: at, Node: m.judged.Workload.Node}}
@@ -334,7 +344,7 @@ func (o *Objects) reached(c *call, enrolled []member, f func(*member, uint16)) (
 			}
 		}
 	}
-	if len(selector) == 0 {
+	if len(selector) == 0 && c.pod == nil {
 		return nil
 	}
 	if c.target != (intstr.IntOrString{}) {
@@ -342,7 +352,7 @@ func (o *Objects) reached(c *call, enrolled []member, f func(*member, uint16)) (
 	}
 	for i := range enrolled {
 		m := &enrolled[i]
-		if m.pod.Namespace != c.service.Namespace || !contains(m.pod.Labels, selector) {
+		if m.pod.Namespace != c.service.Namespace || !contains(m.pod.Labels, selector) || c.pod != nil && c.pod != m.pod {
 			continue
 		}
 		if port := podPort(m, target); port != 0 {

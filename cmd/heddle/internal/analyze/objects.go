@@ -15,6 +15,7 @@ import (
 	"io"
 	"slices"
 
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -114,6 +115,14 @@ func (o *Objects) template(u *unstructured.Unstructured, path ...string) error {
 	}
 	pod.SetName(u.GetName())
 	pod.SetNamespace(u.GetNamespace())
+	if chosen, _, _ := unstructured.NestedBool(u.Object, "spec", "manualSelector"); u.GetKind() == "Job" && u.GetName() != "" && !chosen {
+		labels := pod.GetLabels()
+		if labels == nil {
+			labels = map[string]string{}
+		}
+		labels[batchv1.JobNameLabel] = u.GetName() // as the API server does
+		pod.SetLabels(labels)
+	}
 	return into(pod, &o.pods)
 }
 

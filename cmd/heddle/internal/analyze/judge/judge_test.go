@@ -344,6 +344,17 @@ func TestStable(t *testing.T) {
 	if got, want := Stable(labels), map[string]string{"app": "web", "app.kubernetes.io/name": "web"}; !reflect.DeepEqual(got, want) || len(labels) != before {
 		t.Errorf("got %v, want %v", got, want)
 	}
+	for name, tc := range map[string]struct{ labels, want map[string]string }{
+		"a Job's":              {map[string]string{"batch.kubernetes.io/controller-uid": "u", "batch.kubernetes.io/job-name": "load", "controller-uid": "u", "job-name": "load", "batch.kubernetes.io/job-completion-index": "3"}, map[string]string{"batch.kubernetes.io/job-name": "load"}},
+		"an older Job's":       {map[string]string{"controller-uid": "u", "job-name": "load-1"}, map[string]string{"job-name": "load-1"}},
+		"a Job's of a CronJob": {map[string]string{"batch.kubernetes.io/job-name": "load-29412345", "job-name": "load-29412345"}, map[string]string{}},
+		"and with its own":     {map[string]string{"batch.kubernetes.io/job-name": "load-29412345", "app": "load"}, map[string]string{"app": "load"}},
+		"the mesh's, its zone": {map[string]string{"heddle.dev/mesh": "enabled", "topology.kubernetes.io/zone": "z", "topology.kubernetes.io/region": "r"}, map[string]string{}},
+	} {
+		if got := Stable(tc.labels); !reflect.DeepEqual(got, tc.want) {
+			t.Errorf("%s: got %v, want %v", name, got, tc.want)
+		}
+	}
 	if got := Stable(nil); got == nil || len(got) != 0 {
 		t.Errorf("of none: %#v", got)
 	}
