@@ -27,6 +27,7 @@ const (
 	KindHostNetwork   = "host-network"
 	KindDatagrams     = "datagrams"
 	KindHook          = "lifecycle-hook"
+	KindProbe         = "probe"
 	KindNetworkPolicy = "network-policy"
 	KindOtherMesh     = "other-mesh"
 )
