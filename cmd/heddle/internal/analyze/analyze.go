@@ -24,8 +24,10 @@ type Finding struct {
 	Namespace string `json:"namespace"`
 	// Object is the one that is about what would not work, as "NetworkPolicy shop/db".
 	Object string `json:"object"`
-	Detail string `json:"detail"`
-	Remedy string `json:"remedy"`
+	// Waypoint is the one of KindWaypoint.
+	Waypoint mesh.Key `json:"-"`
+	Detail   string   `json:"detail"`
+	Remedy   string   `json:"remedy"`
 	// Fix is the object, as YAML, that keeps it working; "" when there is none, or where
 	// one would have no effect beside those that are there, which Remedy then names.
 	Fix string `json:"fix,omitempty"`
