@@ -142,12 +142,32 @@ spec: {nodeName: n1, containers: [{name: c, image: x}]}
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata: {namespace: shop, name: web}
-spec: {podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {matchLabels: {app: front}}}]}]}`)
+spec: {podSelector: {matchLabels: {app: web}}, ingress: [{from: [{podSelector: {matchLabels: {app: front}}}]}]}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: till, labels: {heddle.dev/mesh: enabled}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {namespace: till, name: client, labels: {app: client}}
+spec: {nodeName: n1, containers: [{name: c, image: x}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {namespace: till, name: out}
+spec: {podSelector: {}, policyTypes: [Egress], egress: [{to: [{namespaceSelector: {}, podSelector: {matchLabels: {app: web}}}]}]}`)
 	const warning = "NetworkPolicy shop/web: it admits clients of service web, which goes through waypoint shop/waypoint, and not the waypoint's pods"
 	if _, out, log := heddle(t, "--kubeconfig", w.Kubeconfig, "waypoint", "apply", "-n", "shop"); strings.Contains(out+log, warning) {
 		t.Errorf("no service goes through it yet: %s", log)
 	}
-	w.expect(0, warning, "waypoint", "apply", "-n", "shop", "--enroll-namespace")
+	_, _, log := heddle(t, "--kubeconfig", w.Kubeconfig, "waypoint", "apply", "-n", "shop", "--enroll-namespace")
+	for _, says := range []string{warning, "NetworkPolicy till/out: it lets its pods out to workloads of service web, which goes through waypoint shop/waypoint", "`heddle analyze -n till --fixes`"} {
+		if !strings.Contains(log, says) {
+			t.Errorf("%q does not say %q", log, says)
+		}
+	}
+	w.expect(0, "name: out-heddle-to-waypoint", "analyze", "-n", "till", "--fixes")
 	w.expect(0, "name: web-heddle-waypoint", "analyze", "-n", "shop", "--fixes")
 }
 

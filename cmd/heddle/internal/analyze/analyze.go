@@ -24,8 +24,10 @@ type Finding struct {
 	Namespace string `json:"namespace"`
 	// Object is the one that is about what would not work, as "NetworkPolicy shop/db".
 	Object string `json:"object"`
-	Detail string `json:"detail"`
-	Remedy string `json:"remedy"`
+	// Waypoint is the one of KindWaypoint.
+	Waypoint mesh.Key `json:"-"`
+	Detail   string   `json:"detail"`
+	Remedy   string   `json:"remedy"`
 	// Fix is the object, as YAML, that keeps it working; "" when there is none, or where
 	// one would have no effect beside those that are there, which Remedy then names.
 	Fix string `json:"fix,omitempty"`
@@ -64,7 +66,7 @@ func (o *Objects) look(only string) ([]Finding, *judge.Judge, error) {
 		enrolled = append(enrolled, member{p.Pod, p})
 	}
 	var all []Finding
-	calls := distinctCalls(slices.Concat(o.called(), o.scrapes(enrolled), o.outside(enrolled), o.hookCalls()))
+	calls := distinctCalls(o.answered(slices.Concat(o.called(), o.scrapes(enrolled), o.outside(enrolled), o.hookCalls())))
 	for i := range calls {
 		all = append(all, o.refused(&calls[i], enrolled, model)...)
 	}
@@ -135,7 +137,7 @@ func labels(selector map[string]string) string {
 	for _, key := range slices.Sorted(maps.Keys(selector)) {
 		words = append(words, key+"="+selector[key])
 	}
-	return cmp.Or(strings.Join(words, ","), "(all)")
+	return strings.Join(words, ",")
 }
 
 // hostNetwork finds the pods of enrolled namespaces that cannot be enrolled.
@@ -148,7 +150,7 @@ func (o *Objects) hostNetwork() []Finding {
 		}
 		all = append(all, Finding{
 			Kind: KindHostNetwork, Namespace: p.Namespace, Object: "Pod " + nameOf(p.Namespace, familyOf(p)),
-			Detail: fmt.Sprintf("pods %s are in their node's network (hostNetwork): they stay outside the mesh, and STRICT ports refuse what they call", labels(stable(p.Labels))),
+			Detail: fmt.Sprintf("pods %s are in their node's network (hostNetwork): they stay outside the mesh, and STRICT ports refuse what they call", alike(p)),
 			Remedy: "take hostNetwork out; or label the pods, in the template of their workload, " + v1alpha1.LabelMesh + ": " + v1alpha1.MeshDisabled +
 				", and let the ports that they call be PERMISSIVE",
 		})

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strconv"
 
@@ -26,6 +27,7 @@ const (
 	KindHostNetwork   = "host-network"
 	KindDatagrams     = "datagrams"
 	KindHook          = "lifecycle-hook"
+	KindProbe         = "probe"
 	KindNetworkPolicy = "network-policy"
 	KindOtherMesh     = "other-mesh"
 )
@@ -36,6 +38,7 @@ type call struct {
 	object string // who is configured to call, as "ValidatingWebhookConfiguration x"
 	what   string // "the API server calls it for webhook y"
 	lost   string // what does not work when it is refused
+	host   string // who is called, as long as nobody has looked who that is
 	// service is what is called, at a port of its, or directly at a port of the
 	// pods behind it.
 	service  mesh.Key
@@ -43,6 +46,7 @@ type call struct {
 	podPort  bool
 	target   intstr.IntOrString // the port of the pods, when it is known beforehand
 	selector map[string]string  // of the pods, when there is no service
+	pod      *corev1.Pod        // the one that is called, when no selector has it
 	from     judge.Callers
 	peers    []networkingv1.NetworkPolicyPeer // the same, for NetworkPolicies; none when they cannot name them
 }
@@ -99,12 +103,12 @@ func callsOf(kind string, u *unstructured.Unstructured) []call {
 			if policy == "Ignore" {
 				lost = "the webhook is then passed over (failurePolicy Ignore)"
 			}
-			all = append(all, reference(call{kind: KindWebhook, object: object, what: fmt.Sprintf("the API server calls it for webhook %v", webhook["name"]), lost: lost}, webhook, "clientConfig", "service")...)
+			all = append(all, client(call{kind: KindWebhook, object: object, what: fmt.Sprintf("the API server calls it for webhook %v", webhook["name"]), lost: lost}, webhook, "clientConfig")...)
 		}
 		return all
 	case "CustomResourceDefinition":
 		c := call{kind: KindWebhook, object: object, what: "the API server calls it to convert objects", lost: "objects of the kind can then be neither read nor written"}
-		return reference(c, u.Object, "spec", "conversion", "webhook", "clientConfig", "service")
+		return client(c, u.Object, "spec", "conversion", "webhook", "clientConfig")
 	case "APIService":
 		c := call{kind: KindAPIService, object: object, what: "the API server passes requests on to it", lost: "the API is then unavailable"}
 		if u.GetName() == "v1beta1.metrics.k8s.io" {
@@ -113,6 +117,20 @@ func callsOf(kind string, u *unstructured.Unstructured) []call {
 		return reference(c, u.Object, "spec", "service")
 	}
 	return nil
+}
+
+// client completes a call by a webhook's clientConfig: a reference to a service, or the URL
+// of a host; none when there is neither.
+func client(c call, object map[string]any, path ...string) []call {
+	config, _, _ := unstructured.NestedMap(object, path...) // the API server's schema knows better
+	if at, err := url.Parse(fmt.Sprint(config["url"])); err == nil && at.Host != "" {
+		c.host, c.port = at.Hostname(), 443
+		if port, err := strconv.ParseUint(at.Port(), 10, 16); err == nil {
+			c.port = int32(port)
+		}
+		return []call{c}
+	}
+	return reference(c, config, "service")
 }
 
 // reference completes a call by a reference to a service; none when there is no
@@ -162,8 +180,8 @@ func (o *Objects) scrapes(enrolled []member) []call {
 	for _, m := range enrolled {
 		if p := m.pod; p.Annotations[scrapeAnnotation] == "true" {
 			c := made
-			c.object, c.selector, c.podPort = "Pod "+nameOf(p.Namespace, p.Name), stable(p.Labels), true
-			c.service = mesh.Key{Namespace: p.Namespace, Name: familyOf(p)}
+			c.object = "Pod " + nameOf(p.Namespace, p.Name)
+			c.direct(p)
 			if c.port = annotated(p.Annotations); c.port == 0 {
 				c.port = firstPort(p)
 			}
@@ -251,7 +269,15 @@ func stable(labels map[string]string) map[string]string { return judge.Stable(la
 
 // familyOf names the workload that a pod is of.
 func familyOf(p *corev1.Pod) string {
-	return cmp.Or(p.Labels["app.kubernetes.io/name"], p.Labels["app"], p.Labels["k8s-app"], p.Name)
+	return cmp.Or(p.Labels["app.kubernetes.io/name"], p.Labels["app"], p.Labels["k8s-app"], judge.JobOf(p.Labels), p.Name)
+}
+
+// alike shows which pods are a pod's workload's: by a selector, or by its name where none has them.
+func alike(p *corev1.Pod) string {
+	if selector := stable(p.Labels); len(selector) > 0 {
+		return labels(selector)
+	}
+	return "of " + familyOf(p)
 }
 
 // outside are the calls of clients that are not in the cluster.
@@ -288,8 +314,9 @@ func (m *member) onHost(ports []corev1.ContainerPort) (all []call) {
 		}
 		c := call{
 			kind: KindOutside, object: "Pod " + nameOf(p.Namespace, p.Name), what: fmt.Sprintf("clients outside the cluster call it (hostPort %d)", port.HostPort),
-			lost: "they are then refused", service: mesh.Key{Namespace: p.Namespace, Name: familyOf(p)}, selector: stable(p.Labels), port: port.ContainerPort, podPort: true,
+			lost: "they are then refused", port: port.ContainerPort,
 		}
+		c.direct(p)
 		if at, err := netip.ParseAddr(port.HostIP); err == nil && at.IsLoopback() {
 			c.what = fmt.Sprintf("programs of its node call it (hostPort %d at %s)", port.HostPort, at)
 			c.from.Known = []judge.Source{{Addr: at, Node: m.judged.Workload.Node}}
@@ -318,7 +345,7 @@ func (o *Objects) reached(c *call, enrolled []member, f func(*member, uint16)) (
 			}
 		}
 	}
-	if len(selector) == 0 {
+	if len(selector) == 0 && c.pod == nil {
 		return nil
 	}
 	if c.target != (intstr.IntOrString{}) {
@@ -326,7 +353,7 @@ func (o *Objects) reached(c *call, enrolled []member, f func(*member, uint16)) (
 	}
 	for i := range enrolled {
 		m := &enrolled[i]
-		if m.pod.Namespace != c.service.Namespace || !contains(m.pod.Labels, selector) {
+		if m.pod.Namespace != c.service.Namespace || !contains(m.pod.Labels, selector) || c.pod != nil && c.pod != m.pod {
 			continue
 		}
 		if port := podPort(m, target); port != 0 {

@@ -28,7 +28,7 @@ func (o *Objects) interfaces(enrolled []member) []Finding {
 		}
 		all = append(all, Finding{
 			Kind: KindInterfaces, Namespace: m.pod.Namespace, Object: "Pod " + nameOf(m.pod.Namespace, familyOf(m.pod)),
-			Detail: fmt.Sprintf("pods %s are on further networks (%s, by %s): with a second way out they cannot be enrolled; those that run are then reached by nobody in the mesh, and STRICT ports refuse what they call; new ones do not start", labels(stable(m.pod.Labels)), networks, networksAnnotation),
+			Detail: fmt.Sprintf("pods %s are on further networks (%s, by %s): with a second way out they cannot be enrolled; those that run are then reached by nobody in the mesh, and STRICT ports refuse what they call; new ones do not start", alike(m.pod), networks, networksAnnotation),
 			Remedy: "take the annotation out; or label the pods, in the template of their workload, " + v1alpha1.LabelMesh + ": " + v1alpha1.MeshDisabled +
 				", and let the ports that they call be PERMISSIVE",
 		})

@@ -133,7 +133,7 @@ func (m *monitor) ofPods(made call, enrolled []member) []call {
 		}
 		for _, e := range m.spec.PodMetricsEndpoints {
 			c := made
-			c.service, c.selector = mesh.Key{Namespace: p.Namespace, Name: familyOf(p)}, stable(p.Labels)
+			c.direct(p)
 			switch {
 			case e.Port != "":
 				c.target = intstr.FromString(e.Port)

@@ -43,7 +43,7 @@ func networkFindings(kind string, found []network.Finding) []Finding {
 	for _, f := range found {
 		all = append(all, Finding{
 			Kind: kind, Namespace: f.Policy.Namespace, Object: "NetworkPolicy " + nameOf(f.Policy.Namespace, f.Policy.Name),
-			Detail: f.Detail, Remedy: f.Remedy, Fix: policyDocument(f.Fix),
+			Waypoint: f.Waypoint, Detail: f.Detail, Remedy: f.Remedy, Fix: policyDocument(f.Fix),
 		})
 	}
 	return all

@@ -15,7 +15,9 @@ import (
 	"io"
 	"slices"
 
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -32,6 +34,7 @@ type Objects struct {
 	namespaces     []corev1.Namespace
 	pods           []corev1.Pod
 	services       []corev1.Service
+	slices         []discoveryv1.EndpointSlice
 	policies       []networkingv1.NetworkPolicy
 	meshes         []v1alpha1.Mesh
 	modes          []v1alpha1.PeerAuthentication
@@ -68,6 +71,8 @@ func (o *Objects) Add(u *unstructured.Unstructured) error {
 		return into(u, &o.pods)
 	case "Service":
 		return into(u, &o.services)
+	case "EndpointSlice.discovery.k8s.io":
+		return into(u, &o.slices)
 	case "NetworkPolicy.networking.k8s.io":
 		return into(u, &o.policies)
 	case "Mesh.heddle.dev":
@@ -110,6 +115,14 @@ func (o *Objects) template(u *unstructured.Unstructured, path ...string) error {
 	}
 	pod.SetName(u.GetName())
 	pod.SetNamespace(u.GetNamespace())
+	if chosen, _, _ := unstructured.NestedBool(u.Object, "spec", "manualSelector"); u.GetKind() == "Job" && u.GetName() != "" && !chosen {
+		labels := pod.GetLabels()
+		if labels == nil {
+			labels = map[string]string{}
+		}
+		labels[batchv1.JobNameLabel] = u.GetName() // as the API server does
+		pod.SetLabels(labels)
+	}
 	return into(pod, &o.pods)
 }
 
@@ -130,6 +143,7 @@ func FromCluster(ctx context.Context, c Lister) (*Objects, error) {
 	o := &Objects{}
 	resources := []schema.GroupVersionResource{
 		{Version: "v1", Resource: "namespaces"}, {Version: "v1", Resource: "pods"}, {Version: "v1", Resource: "services"},
+		{Group: "discovery.k8s.io", Version: "v1", Resource: "endpointslices"},
 		{Group: "networking.k8s.io", Version: "v1", Resource: "networkpolicies"},
 		{Group: "admissionregistration.k8s.io", Version: "v1", Resource: "validatingwebhookconfigurations"},
 		{Group: "admissionregistration.k8s.io", Version: "v1", Resource: "mutatingwebhookconfigurations"},

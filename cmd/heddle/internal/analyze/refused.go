@@ -88,9 +88,24 @@ func (o *Objects) finding(c *call, at obstacle, selector map[string]string, port
 		why = fmt.Sprintf("which AuthorizationPolicy %s refuses (%s)", at.policy, at.reason)
 		f.Remedy = fmt.Sprintf("leave the port, or these clients, out of the rules of AuthorizationPolicy %s: what a DENY policy refuses, no policy beside it lets in", at.policy)
 	}
-	f.Detail = fmt.Sprintf("%s, in plaintext, at port %s of pods %s, %s: %s", c.what, join(ports), labels(selector), why, c.lost)
+	who := labels(selector)
+	if c.pod != nil {
+		who = alike(c.pod)
+	}
+	switch {
+	case f.Fix == "":
+	case c.pod != nil:
+		f.Fix, f.Remedy = "", unselectable
+	case judge.JobOf(selector) != "":
+		f.Remedy += "; it is for Jobs of this name: where the next one has another, give the pods a label of their own in the Job's template"
+	}
+	f.Detail = fmt.Sprintf("%s, in plaintext, at port %s of pods %s, %s: %s", c.what, join(ports), who, why, c.lost)
 	return f
 }
+
+// unselectable is the remedy where an object would be one for other pods, too.
+const unselectable = "no label that stays selects these pods, and no other object lets them in alone: give them one of their own, in the template of their workload " +
+	"(spec.template.metadata.labels of a Job, spec.jobTemplate.spec.template.metadata.labels of a CronJob), and look again"
 
 // allowing is the AuthorizationPolicy that lets ports in, of those pods that another one
 // selects too: where none selects a pod, an ALLOW policy would shut everybody else out.

@@ -29,6 +29,7 @@ type Objects struct {
 // Finding is a policy that blocks what it, or another one, is to admit.
 type Finding struct {
 	Policy         *networkingv1.NetworkPolicy
+	Waypoint       mesh.Key // the way through which it blocks; zero of the tunnel
 	Detail, Remedy string
 	Fix            *networkingv1.NetworkPolicy // to have beside it
 }

@@ -37,11 +37,12 @@ type gap struct {
 
 // Hops finds the policies that admit clients to the workloads of a service which has a
 // waypoint, or is to have one by its label, but admit on the way neither the waypoint's pods
-// to the workloads, nor the clients to the waypoint's pods. Ingress is looked at.
+// to the workloads, nor the clients to the waypoint's pods: into either, or out of either.
 func (o *Objects) Hops() []Finding {
 	var all []Finding
 	for _, w := range o.waypoints() {
 		in, behind := gap{}, map[*networkingv1.NetworkPolicy]*gap{}
+		out := o.departures(w)
 		for i := range o.Services {
 			s := &o.Services[i]
 			if o.waypointOf(s) != w.Key {
@@ -51,6 +52,7 @@ func (o *Objects) Hops() []Finding {
 				if pod.Namespace == s.Namespace && contains(pod.Labels, s.Spec.Selector) {
 					o.behind(w, s, pod, behind)
 					o.into(w, s, pod, &in)
+					out.look(s, pod)
 				}
 			}
 		}
@@ -62,6 +64,7 @@ func (o *Objects) Hops() []Finding {
 		if in.policy != nil {
 			all = append(all, in.toWaypoint(w))
 		}
+		all = append(all, out.findings()...)
 	}
 	return all
 }
@@ -149,7 +152,7 @@ func (o *Objects) behind(w *waypoint, s *corev1.Service, pod *corev1.Pod, gaps m
 
 // into adds what keeps the clients of a workload from a waypoint.
 func (o *Objects) into(w *waypoint, s *corev1.Service, pod *corev1.Pod, in *gap) {
-	isolating := o.isolating(w.pods[0])
+	isolating := o.isolating(w.pods[0], networkingv1.PolicyTypeIngress)
 	if len(isolating) == 0 {
 		return
 	}
@@ -161,7 +164,7 @@ func (o *Objects) into(w *waypoint, s *corev1.Service, pod *corev1.Pod, in *gap)
 		if number == 0 {
 			continue
 		}
-		if len(o.isolating(pod)) == 0 {
+		if len(o.isolating(pod, networkingv1.PolicyTypeIngress)) == 0 {
 			// Who isolates the waypoint alone means to, as long as anybody comes in.
 			if !slices.ContainsFunc(o.Enrolled, func(client *corev1.Pod) bool { return !w.has(client) && !kept(client) }) {
 				in.policy, in.peers = isolating[0], []networkingv1.NetworkPolicyPeer{{NamespaceSelector: &metav1.LabelSelector{}}}
@@ -203,7 +206,7 @@ func (g *gap) toWorkloads(w *waypoint) Finding {
 		names[i] = g.ports[i].String()
 	}
 	return Finding{
-		Policy: g.policy, Fix: fix,
+		Policy: g.policy, Waypoint: w.Key, Fix: fix,
 		Detail: fmt.Sprintf("it admits clients of service %s, which goes through waypoint %s, and not the waypoint's pods: these are who connects then, to port %s, and to %d between nodes, and are refused (NetworkPolicyIngress)",
 			strings.Join(g.services, ", "), w.Key, strings.Join(names, ", "), mesh.TunnelPort),
 		Remedy: "admit the waypoint's pods, by this NetworkPolicy beside it; who may come is asked at the waypoint, by AuthorizationPolicies and by NetworkPolicies that select its pods",
@@ -219,27 +222,27 @@ func (g *gap) toWaypoint(w *waypoint) Finding {
 		From: g.peers, Ports: portsOf(intstr.FromInt32(mesh.WaypointPort), intstr.FromInt32(mesh.TunnelPort)),
 	}}
 	return Finding{
-		Policy: g.policy, Fix: fix,
+		Policy: g.policy, Waypoint: w.Key, Fix: fix,
 		Detail: fmt.Sprintf("it isolates the pods of waypoint %s, and no policy admits there, at port %d, and %d between nodes, who is admitted to service %s: through the waypoint they are refused (NetworkPolicyIngress)",
 			w.Key, mesh.WaypointPort, mesh.TunnelPort, strings.Join(g.services, ", ")),
 		Remedy: "admit the same clients to the waypoint's pods, by this NetworkPolicy beside it",
 	}
 }
 
-// isolating are the policies that isolate a pod in what it takes.
-func (o *Objects) isolating(pod *corev1.Pod) []*networkingv1.NetworkPolicy {
+// isolating are the policies that isolate a pod in what it takes, or in what it sends.
+func (o *Objects) isolating(pod *corev1.Pod, direction networkingv1.PolicyType) []*networkingv1.NetworkPolicy {
 	var all []*networkingv1.NetworkPolicy
 	for i := range o.Policies {
-		if _, applies := rulesOf(&o.Policies[i], networkingv1.PolicyTypeIngress); applies && Selects(&o.Policies[i], pod) {
+		if _, applies := rulesOf(&o.Policies[i], direction); applies && Selects(&o.Policies[i], pod) {
 			all = append(all, &o.Policies[i])
 		}
 	}
 	return all
 }
 
-// admits reports whether a pod may connect to another one's port, as agents judge it.
+// admits reports whether a pod takes a connection of another one at a port, as agents judge it.
 func (o *Objects) admits(from, to *corev1.Pod, port uint16) bool {
-	isolating := o.isolating(to)
+	isolating := o.isolating(to, networkingv1.PolicyTypeIngress)
 	return len(isolating) == 0 || slices.ContainsFunc(isolating, func(p *networkingv1.NetworkPolicy) bool {
 		rules, _ := rulesOf(p, networkingv1.PolicyTypeIngress)
 		return slices.ContainsFunc(rules, func(r rule) bool {
@@ -251,7 +254,7 @@ func (o *Objects) admits(from, to *corev1.Pod, port uint16) bool {
 // admitting returns the rules that admit enrolled clients to a pod's port, the waypoint not
 // counted, and the policy of the first; nil when nobody is admitted, or everybody is.
 func (o *Objects) admitting(w *waypoint, to *corev1.Pod, port uint16) (by *networkingv1.NetworkPolicy, all []rule) {
-	for _, p := range o.isolating(to) {
+	for _, p := range o.isolating(to, networkingv1.PolicyTypeIngress) {
 		rules, _ := rulesOf(p, networkingv1.PolicyTypeIngress)
 		for _, r := range rules {
 			if hasPort(r.ports, to, port) && slices.ContainsFunc(o.Enrolled, func(client *corev1.Pod) bool {
