@@ -48,11 +48,16 @@ func (o *Objects) Hops() []Finding {
 			if o.waypointOf(s) != w.Key {
 				continue
 			}
+			seen := map[string]bool{}
 			for _, pod := range o.Enrolled {
-				if pod.Namespace == s.Namespace && contains(pod.Labels, s.Spec.Selector) {
+				if pod.Namespace != s.Namespace || !contains(pod.Labels, s.Spec.Selector) {
+					continue
+				}
+				out.look(s, pod)
+				if alike := kindOf(pod); !seen[alike] {
+					seen[alike] = true
 					o.behind(w, s, pod, behind)
 					o.into(w, s, pod, &in)
-					out.look(s, pod)
 				}
 			}
 		}
@@ -67,6 +72,17 @@ func (o *Objects) Hops() []Finding {
 		all = append(all, out.findings()...)
 	}
 	return all
+}
+
+// kindOf is all of a pod, of one namespace, that decides who is let in: its address does not.
+func kindOf(pod *corev1.Pod) string {
+	kind := fmt.Sprint(pod.Labels)
+	for _, c := range slices.Concat(pod.Spec.Containers, pod.Spec.InitContainers) {
+		for _, p := range c.Ports {
+			kind += fmt.Sprint(" ", p.Name, " ", p.ContainerPort, p.Protocol)
+		}
+	}
+	return kind
 }
 
 // waypoints are those that services are to go through, by name.
