@@ -145,7 +145,7 @@ cluster-programs: ## Build the programs of clusters, Kubernetes' own among them,
 
 .PHONY: e2e-cluster
 e2e-cluster: cluster-programs ## Test whole clusters, the operator and `heddle install` on a real API server (root; first time 16 min)
-	$(call GOTESTSUM_AGAIN,$(CLUSTER_PACKAGES)) -count=1 -timeout 25m -p 2 -parallel 4
+	$(call GOTESTSUM_AGAIN,$(CLUSTER_PACKAGES)) -count=1 -timeout 35m -p 2 -parallel 4
 
 .PHONY: e2e
 e2e: deps build ## Everything end to end: meshes in network namespaces, then whole clusters (root; first time 16 min more)

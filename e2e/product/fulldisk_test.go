@@ -56,7 +56,8 @@ func (w *world) stateOnTmpfs(t *testing.T) (back func()) {
 	restart := func() {
 		t.Helper()
 		before := w.agentStarts(t)
-		w.killAgent(t, "n1")
+		// Killed, it would wait for the kubelet, which after the kills of the tests before takes minutes to restart it.
+		w.kubectl(t, "-n", "heddle-system", "delete", "pods", "-l", "app.kubernetes.io/component=agent", "--field-selector", "spec.nodeName=n1", "--now")
 		eventually(t, patience, "another agent runs on n1", func() error {
 			if now := w.agentStarts(t); now == before {
 				return fmt.Errorf("still process %s", now)
