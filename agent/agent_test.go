@@ -98,9 +98,9 @@ func twoNodes(t *testing.T, kind string) {
 // application sees the client's address in its own.
 func (w *world) oneFamily(t *testing.T, web, api, db *podNS) {
 	for _, server := range []*podNS{api, db} {
-		server.serveOn("tcp4", 7002, echo)
-		server.serveOn("tcp6", 7003, echo)
-		for to, own := range map[string]string{net.JoinHostPort(server.v6, "7002"): web.v4, net.JoinHostPort(server.v4, "7003"): web.v6} {
+		server.serveOn("tcp4", 7012, echo)
+		server.serveOn("tcp6", 7013, echo)
+		for to, own := range map[string]string{net.JoinHostPort(server.v6, "7012"): web.v4, net.JoinHostPort(server.v4, "7013"): web.v6} {
 			c, err := web.dial(to)
 			if err != nil {
 				t.Fatal(err)
@@ -112,7 +112,7 @@ func (w *world) oneFamily(t *testing.T, web, api, db *podNS) {
 			c.Close()
 		}
 	}
-	c, err := web.dial(net.JoinHostPort(db.v6, "7004")) // where nobody listens
+	c, err := web.dial(net.JoinHostPort(db.v6, "7014")) // where nobody listens
 	if err == nil {
 		defer c.Close()
 		_, err = c.Read(make([]byte, 1))
