@@ -245,7 +245,7 @@ outage: ## Run without an operator for OUTAGE on real Kubernetes: traffic and ag
 # The version before this one, as git has it: before there is any, the first revision with waypoints.
 SKEW_FROM ?= $(shell git describe --tags --abbrev=0 2>/dev/null || echo 7431e38)
 .PHONY: skew
-skew: ## Upgrade from the git revision SKEW_FROM to this checkout and back, one program after the other in any order, under traffic (root; 20 min)
+skew: ## Upgrade from the git revision SKEW_FROM to this checkout and back, one program after the other in any order, under traffic (root)
 	@scripts/deps cluster
 	@folder=.cache/skew/$$(git rev-parse --short '$(SKEW_FROM)^{commit}') && rm -rf "$$folder" && mkdir -p "$$folder" && git archive '$(SKEW_FROM)' | tar -x -C "$$folder" && \
 	  HEDDLE_SKEW="$$PWD/$$folder" go test -tags skew -count=1 -timeout 60m -v -run 'Test(Skew|AnyOrder)$$' ./e2e/product

@@ -106,6 +106,7 @@ func (w *world) oneFamily(t *testing.T, web, api, db *podNS) {
 				t.Fatal(err)
 			}
 			greeting, err := bufio.NewReader(c).ReadString('\n')
+			// Of what is no address the host is "", which is nobody's.
 			if host, _, _ := net.SplitHostPort(strings.TrimSpace(strings.TrimPrefix(greeting, "hello "))); err != nil || host != own {
 				t.Errorf("%s: greeted %q, %v, want the client's address %s", to, greeting, err, own)
 			}

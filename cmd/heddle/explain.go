@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain/asked"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/explain/observed"
+	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
 )
 
 // readBound bounds how long a cluster's objects are read.
@@ -103,7 +105,7 @@ Objects are those of a cluster, or with -f those of files and folders.`,
 			}
 			if namespace != "" {
 				if len(files) == 0 && !objects.HasNamespace(namespace) {
-					return fmt.Errorf("%w: there is no namespace %s: `kubectl get namespaces` lists those that are", errUsage, namespace)
+					return reach.NoNamespace(namespace)
 				}
 				objects.Enroll(namespace, false)
 			}
@@ -123,10 +125,7 @@ Objects are those of a cluster, or with -f those of files and folders.`,
 
 func (a *app) objects(ctx context.Context, files []string, namespace string) (*analyze.Objects, error) {
 	if len(files) > 0 {
-		if namespace == "" {
-			namespace = "default"
-		}
-		return analyze.FromFiles(a.mesh.In, files, namespace)
+		return analyze.FromFiles(a.mesh.In, files, cmp.Or(namespace, "default"))
 	}
 	c, err := a.connect()
 	if err != nil {

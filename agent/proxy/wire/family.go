@@ -64,6 +64,7 @@ func (c *Client) otherwise(permit mesh.Permit, app netip.AddrPort, refused error
 	if !has || !known {
 		return from, to, false
 	}
+	// Why not is of no use: the caller goes on with the error of the first address.
 	again, _, _ := c.judge.Authorize(c.judge.store.View(), mesh.Connection{Peer: permit.Peer(), Source: addr, Destination: permit.Destination(), Port: permit.Port()})
 	return netip.AddrPortFrom(addr, c.Port()), netip.AddrPortFrom(at, app.Port()), again.Valid()
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -91,6 +92,7 @@ func TestOneFamily(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		// The view has the workload; by what it is allowed is not asked here.
 		db, _ := view.Workload(mesh.Key{Namespace: "shop", Name: "db"})
 		permit, no, _ := judge.Authorize(view, mesh.Connection{Peer: req.Peer, Source: c.remote, Destination: db, Port: 80})
 		if !permit.Valid() {
@@ -99,13 +101,7 @@ func TestOneFamily(t *testing.T) {
 		app := netip.AddrPortFrom(c.to, 80)
 		check := func(how string, by *oneFamily, err error) {
 			t.Helper()
-			dials := ""
-			for i, d := range by.dials {
-				if i > 0 {
-					dials += " "
-				}
-				dials += d
-			}
+			dials := strings.Join(by.dials, " ")
 			if dials != c.dials || (err == nil) != c.ok || err != nil && !errors.Is(err, unix.ECONNREFUSED) {
 				t.Errorf("%s, %s: dialled %s, %v; want %s, %v", c.name, how, dials, err, c.dials, c.ok)
 			}

@@ -45,14 +45,16 @@ func hooksOf(p *corev1.Pod, c *corev1.Container) (all []hook) {
 	if l := c.Lifecycle; l != nil && l.PreStop != nil {
 		all = append(all, hook{p, c, "preStop", "kubelet then goes on without it, and stops the container at once (FailedPreStopHook)", l.PreStop.HTTPGet, l.PreStop.TCPSocket, false})
 	}
-	if q := c.LivenessProbe; q != nil {
-		all = append(all, hook{p, c, "livenessProbe", killed, q.HTTPGet, q.TCPSocket, true})
-	}
-	if q := c.StartupProbe; q != nil {
-		all = append(all, hook{p, c, "startupProbe", killed, q.HTTPGet, q.TCPSocket, true})
-	}
-	if q := c.ReadinessProbe; q != nil {
-		all = append(all, hook{p, c, "readinessProbe", "the pod is then never ready, and its services leave it out", q.HTTPGet, q.TCPSocket, true})
+	for _, q := range []struct {
+		*corev1.Probe
+		name, lost string
+	}{
+		{c.LivenessProbe, "livenessProbe", killed}, {c.StartupProbe, "startupProbe", killed},
+		{c.ReadinessProbe, "readinessProbe", "the pod is then never ready, and its services leave it out"},
+	} {
+		if q.Probe != nil {
+			all = append(all, hook{p, c, q.name, q.lost, q.HTTPGet, q.TCPSocket, true})
+		}
 	}
 	return all
 }
@@ -126,8 +128,7 @@ func (o *Objects) hookCalls() []call {
 func (o *Objects) lifecycle(enrolled []member) []Finding {
 	var all []Finding
 	for _, h := range o.hooks() {
-		i := slices.IndexFunc(enrolled, func(m member) bool { return m.pod == h.pod })
-		if i < 0 || h.probe {
+		if h.probe || !slices.ContainsFunc(enrolled, func(m member) bool { return m.pod == h.pod }) {
 			continue
 		}
 		f := Finding{Kind: KindHook, Namespace: h.pod.Namespace, Object: h.object()}

@@ -115,6 +115,7 @@ func (o *Objects) template(u *unstructured.Unstructured, path ...string) error {
 	}
 	pod.SetName(u.GetName())
 	pod.SetNamespace(u.GetNamespace())
+	// Of another type than the schema has it is false, as where it is missing.
 	if chosen, _, _ := unstructured.NestedBool(u.Object, "spec", "manualSelector"); u.GetKind() == "Job" && u.GetName() != "" && !chosen {
 		labels := pod.GetLabels()
 		if labels == nil {
