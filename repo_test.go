@@ -1,9 +1,11 @@
 package heddle
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"go/ast"
+	"go/format"
 	"go/parser"
 	"go/token"
 	"io/fs"
@@ -203,6 +205,36 @@ func TestPackageDocs(t *testing.T) {
 		if len(documented) != 1 {
 			t.Errorf("%s: want one package doc that says what it is and is not, found %d %v", p.path(), len(documented), documented)
 		}
+	}
+}
+
+// TestFormat holds every Go file to gofmt's form, which neither vet nor staticcheck looks at.
+func TestFormat(t *testing.T) {
+	err := filepath.WalkDir(".", func(path string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if entry.IsDir() && strings.HasPrefix(entry.Name(), ".") && path != "." {
+			return filepath.SkipDir
+		}
+		if filepath.Ext(path) != ".go" {
+			return nil
+		}
+		source, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		formatted, err := format.Source(source)
+		if err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+		if !bytes.Equal(source, formatted) {
+			t.Errorf("%s: not as gofmt writes it: run gofmt -w %s", path, path)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -26,10 +26,10 @@ type state struct {
 	policies []mesh.Policy
 	network  []netpolicy.Policy
 	strict   bool
-	deleted  bool   // web is
-	left     bool   // web has left the mesh
-	joined   bool   // out has joined it
-	dbOut    bool   // db is not enrolled
+	deleted  bool // web is
+	left     bool // web has left the mesh
+	joined   bool // out has joined it
+	dbOut    bool // db is not enrolled
 }
 
 func (s state) view(t *testing.T) *mesh.View {
