@@ -136,15 +136,43 @@ static __always_inline enum drop_reason open_flow(struct passage *q, enum flow_k
 	return DROP_NONE;
 }
 
-/* A segment of a full, stamped socket. */
+/*
+ * A segment that the kernel sent without a full socket: the ACK of TIME_WAIT,
+ * the RST to a late segment. Bare, and of a known flow.
+ */
 static __always_inline enum drop_reason
-check_stamped(struct passage *q, struct pod_config *pod, __u32 class)
+check_kernel(struct __sk_buff *skb, struct passage *q, struct pod_config *pod)
+{
+	struct flow *flow;
+
+	if (q->p.payload || (q->p.flags & ~(TCP_ACK | TCP_RST)) || !q->p.flags || !is_bare(skb, &q->p))
+		return DROP_UNSTAMPED;
+	flow = find_flow(&q->p.tuple);
+	if (!flow || (flow->half == 1))
+		return DROP_NO_FLOW;
+	if (flow->kind == FLOW_GRANDFATHERED && q->now > flow->deadline)
+		return DROP_NO_FLOW;
+	q->kind = flow->kind;
+	if (counts(pod, q->hook))
+		refresh_outbound(q, flow);
+	return DROP_NONE;
+}
+
+/*
+ * A segment of a full, stamped socket, which the pod's own netfilter has not sent
+ * elsewhere. One that has ended has no ports any more: what is left of it is as the
+ * kernel's own.
+ */
+static __always_inline enum drop_reason
+check_stamped(struct __sk_buff *skb, struct passage *q, struct pod_config *pod, struct bpf_sock *full, __u32 class)
 {
 	enum flow_kind opens = kind_opened_by(class);
 	struct flow *flow;
 
 	if (class == CLASS_LOCAL)
 		return DROP_UNSTAMPED; /* between agent and app: has no business on the wire */
+	if (!is_for_peer_of(full, &q->p))
+		return check_kernel(skb, q, pod);
 	if (q->p.flags & TCP_SYN) {
 		if (q->p.payload)
 			return DROP_SYN_PAYLOAD;
@@ -200,25 +228,10 @@ static __always_inline enum drop_reason check_syn_ack(struct passage *q, __u32 c
 	return DROP_NONE;
 }
 
-/*
- * A segment that the kernel sent without a full socket: the ACK of TIME_WAIT,
- * the RST to a late segment. Bare, and of a known flow.
- */
-static __always_inline enum drop_reason check_kernel(struct passage *q, struct pod_config *pod)
+/* A SYN-ACK that no request socket is behind. */
+static __always_inline enum drop_reason check_cookie(struct __sk_buff *skb, struct passage *q)
 {
-	struct flow *flow;
-
-	if (q->p.payload || (q->p.flags & ~(TCP_ACK | TCP_RST)) || !q->p.flags)
-		return DROP_UNSTAMPED;
-	flow = find_flow(&q->p.tuple);
-	if (!flow || (flow->half == 1))
-		return DROP_NO_FLOW;
-	if (flow->kind == FLOW_GRANDFATHERED && q->now > flow->deadline)
-		return DROP_NO_FLOW;
-	q->kind = flow->kind;
-	if (counts(pod, q->hook))
-		refresh_outbound(q, flow);
-	return DROP_NONE;
+	return is_cookie(skb, &q->p) ? check_syn_ack(q, CLASS_NONE) : DROP_UNSTAMPED;
 }
 
 /*
@@ -246,14 +259,14 @@ check_tcp_outbound(struct __sk_buff *skb, struct passage *q, struct pod_config *
 		return DROP_FORGED_SOURCE;
 	sk = skb->sk;
 	if (!sk)
-		return syn_ack ? check_syn_ack(q, CLASS_NONE) : check_kernel(q, pod);
+		return syn_ack ? check_cookie(skb, q) : check_kernel(skb, q, pod);
 	full = bpf_sk_fullsock(sk);
 	if (full) {
 		stamp = bpf_sk_storage_get(&stamps, full, NULL, 0);
 		if (stamp && full->type == SOCK_STREAM)
-			return check_stamped(q, pod, stamp->class);
+			return check_stamped(skb, q, pod, full, stamp->class);
 		if (is_control_socket(skb, full))
-			return syn_ack ? check_syn_ack(q, CLASS_NONE) : check_kernel(q, pod);
+			return syn_ack ? check_cookie(skb, q) : check_kernel(skb, q, pod);
 		return DROP_UNSTAMPED;
 	}
 	if (sk->state == TCP_NEW_SYN_RECV && syn_ack) {
@@ -261,7 +274,7 @@ check_tcp_outbound(struct __sk_buff *skb, struct passage *q, struct pod_config *
 		stamp = listener ? bpf_sk_storage_get(&stamps, listener, NULL, 0) : NULL;
 		return stamp ? check_syn_ack(q, stamp->class) : DROP_UNSTAMPED;
 	}
-	return check_kernel(q, pod);
+	return check_kernel(skb, q, pod);
 }
 
 /* May plaintext from the wire open a connection to this port, and as what? */

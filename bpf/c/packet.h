@@ -242,6 +242,69 @@ parse_tcp(struct __sk_buff *skb, struct packet *p, enum direction direction)
 	return DROP_NONE;
 }
 
+/* The bytes of TCP options. */
+static __always_inline __u32 options_length(const struct packet *p)
+{
+	return p->length + ETH_LEN - p->l4 - p->payload - TCP_LEN;
+}
+
+#define OPTION_TIMESTAMPS 0x0101080a /* two NOPs, and the head of 8 bytes */
+#define OPTION_SACK_TIMESTAMPS 0x0402080a
+#define OPTION_SACK 0x01010402
+#define OPTION_SCALE 0x01030300
+#define OPTION_MSS 0x02040000
+
+/*
+ * Are the options those of segments without a full socket? None, or timestamps
+ * (net/ipv4/tcp_ipv4.c, tcp_v4_send_ack; net/ipv6/tcp_ipv6.c, tcp_v6_send_response).
+ */
+static __always_inline bool is_bare(struct __sk_buff *skb, const struct packet *p)
+{
+	__u32 length = options_length(p);
+	__be32 head;
+
+	if (!length)
+		return true;
+	return length == 12 && !bpf_skb_load_bytes(skb, p->l4 + TCP_LEN, &head, sizeof(head)) &&
+	       head == bpf_htonl(OPTION_TIMESTAMPS);
+}
+
+/*
+ * Are the options those of a SYN-ACK with a cookie? The segment size, then what the
+ * client said, too: timestamps, SACK, a window scale (net/ipv4/tcp_output.c,
+ * tcp_synack_options and tcp_options_write).
+ */
+static __always_inline bool is_cookie(struct __sk_buff *skb, const struct packet *p)
+{
+	__be32 words[5] = {};
+	__u64 length = options_length(p);
+	__be32 last;
+
+	/* The verifier must see this very value compared, not another that is made of it. */
+	asm volatile("" : "+r"(length));
+	if (length > sizeof(words))
+		return false;
+	asm volatile("" : "+r"(length));
+	if (length < 4)
+		return false;
+	asm volatile("" : "+r"(length));
+	if (bpf_skb_load_bytes(skb, p->l4 + TCP_LEN, words, length))
+		return false;
+	if ((words[0] & bpf_htonl(0xffff0000)) != bpf_htonl(OPTION_MSS))
+		return false;
+	last = words[1];
+	if (words[1] == bpf_htonl(OPTION_SACK_TIMESTAMPS) || words[1] == bpf_htonl(OPTION_TIMESTAMPS)) {
+		if (length < 16)
+			return false;
+		last = words[4];
+		length -= 12;
+	} else if (words[1] == bpf_htonl(OPTION_SACK)) {
+		last = words[2];
+		length -= 4;
+	}
+	return length == 4 || (length == 8 && (last & bpf_htonl(0xffffff00)) == bpf_htonl(OPTION_SCALE));
+}
+
 static __always_inline enum drop_reason
 parse_udp(struct __sk_buff *skb, struct packet *p, enum direction direction)
 {

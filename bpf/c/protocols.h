@@ -433,8 +433,31 @@ check_icmp(struct __sk_buff *skb, struct packet *p, struct pod_config *pod, enum
 				     : check_neighbour_inbound(skb, p, type);
 }
 
+/*
+ * Does the packet go where its socket is connected to? The pod's netfilter, which is
+ * its own root's to command, sees what the agent sends before the gate does, and could
+ * have given it another destination. Its source is the pod's in any case; the port of
+ * a socket that was closed is 0 while its last segments are on their way.
+ */
+static __always_inline bool is_for_peer_of(struct bpf_sock *sk, const struct packet *p)
+{
+	const struct address *to = &p->tuple.remote;
+	__u32 different;
+
+	if (bpf_ntohs(sk->dst_port) != p->tuple.remote_port)
+		return false;
+	if (p->ethertype == ETHERTYPE_IPV4)
+		return sk->dst_ip4 == to->word[3];
+	/* One load each, at the offset that it has: the verifier knows no pointer into a socket. */
+	different = ((volatile struct bpf_sock *)sk)->dst_ip6[0] ^ to->word[0];
+	different |= ((volatile struct bpf_sock *)sk)->dst_ip6[1] ^ to->word[1];
+	different |= ((volatile struct bpf_sock *)sk)->dst_ip6[2] ^ to->word[2];
+	different |= ((volatile struct bpf_sock *)sk)->dst_ip6[3] ^ to->word[3];
+	return !different;
+}
+
 /* From a UDP socket that the agent made to ask for the pod? A raw one that carries UDP is none. */
-static __always_inline bool is_agents_datagram(struct __sk_buff *skb)
+static __always_inline bool is_agents_datagram(struct __sk_buff *skb, const struct packet *p)
 {
 	struct bpf_sock *sk = skb->sk, *full;
 	struct stamp *stamp;
@@ -445,7 +468,7 @@ static __always_inline bool is_agents_datagram(struct __sk_buff *skb)
 	if (!full || full->type != SOCK_DGRAM || full->protocol != PROTO_UDP)
 		return false;
 	stamp = bpf_sk_storage_get(&stamps, full, NULL, 0);
-	return stamp && stamp->class == CLASS_PLAINTEXT;
+	return stamp && stamp->class == CLASS_PLAINTEXT && (!full->dst_port || is_for_peer_of(full, p));
 }
 
 static __always_inline enum drop_reason
@@ -458,7 +481,7 @@ check_udp(struct __sk_buff *skb, struct packet *p, struct pod_config *pod, enum 
 			return DROP_FORGED_SOURCE;
 		if (!(pod->flags & POD_ALLOW_UDP) && (p->tuple.remote_port != DNS_PORT || (pod->flags & POD_DENY_DNS)))
 			return pod->flags & POD_DATAGRAMS ? check_conversation(p, OUTBOUND, counting, pod->flags, now) : DROP_UDP;
-		if (p->tuple.remote_port == DNS_PORT && (pod->flags & POD_CAPTURE_DNS) && !is_agents_datagram(skb))
+		if (p->tuple.remote_port == DNS_PORT && (pod->flags & POD_CAPTURE_DNS) && !is_agents_datagram(skb, p))
 			return DROP_UNSTAMPED;
 		bpf_map_update_elem(&datagrams, &p->tuple, &now, BPF_ANY);
 		return DROP_NONE;

@@ -9,14 +9,28 @@
 # of every kernel passed; emulated processors miss deadlines now and then, so up
 # to two tests of a binary are run once more, and named.
 #
-# From the environment: KERNELS ("6.1 6.12"), LIMIT (seconds per kernel, 1200),
-# RUN (a -test.run pattern).
+# From the environment: ARCH (amd64, or arm64), KERNELS ("6.1 6.12"), LIMIT (seconds
+# per kernel, 1200), RUN (a -test.run pattern).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 KERNELS=${KERNELS:-6.1 6.12}
 LIMIT=${LIMIT:-1200}
 RUN=${RUN:-.}
+ARCH=${ARCH:-amd64}
 CACHE=$PWD/.cache/kernels
+APT=() # options of all apt commands that look for kernels
+case $ARCH in
+amd64)
+	QEMU=(qemu-system-x86_64 -cpu max) QEMU_PACKAGE=qemu-system-x86
+	CONSOLE=ttyS0
+	;;
+arm64) # pointers that are authenticated as Arm says would be most of what is emulated
+	QEMU=(qemu-system-aarch64 -machine virt -cpu "max,pauth-impdef=on") QEMU_PACKAGE=qemu-system-arm
+	CONSOLE=ttyAMA0
+	CACHE=$CACHE/arm64
+	;;
+*) echo "ARCH=$ARCH: use amd64 or arm64" >&2; exit 2 ;;
+esac
 PARALLEL=
 if [ "${1:-}" = -j ]; then PARALLEL=1; shift; fi
 PACKAGES=("$@")
@@ -26,20 +40,21 @@ if [ ${#PACKAGES[@]} = 0 ]; then
 fi
 
 # What the tests need that Debian builds as modules, in the order of loading.
-MODULES="inet_diag tcp_diag llc stp bridge veth dummy sch_ingress cls_bpf act_bpf libcrc32c nf_tproxy_ipv4 nf_tproxy_ipv6"
+MODULES="inet_diag tcp_diag llc stp bridge veth dummy sch_ingress cls_bpf act_bpf libcrc32c nf_tproxy_ipv4 nf_tproxy_ipv6 tcp_bbr nfnetlink nf_tables"
 
 # Tests of how long a program takes, which emulation says nothing of.
 TIMED='^(TestGateCost|TestLookCost)$'
 
 # Programs that tests run and of which busybox's form knows too little.
-TOOLS="ip tc"
+TOOLS="ip tc nft"
 
 install_tools() {
 	local missing=()
-	command -v qemu-system-x86_64 >/dev/null || missing+=(qemu-system-x86)
+	command -v "${QEMU[0]}" >/dev/null || missing+=("$QEMU_PACKAGE")
 	command -v cpio >/dev/null || missing+=(cpio)
 	command -v xz >/dev/null || missing+=(xz-utils)
 	PATH=$PATH:/usr/sbin:/sbin command -v ip >/dev/null || missing+=(iproute2)
+	PATH=$PATH:/usr/sbin:/sbin command -v nft >/dev/null || missing+=(nftables)
 	[ -x /bin/busybox ] || missing+=(busybox-static)
 	if [ ${#missing[@]} -gt 0 ]; then
 		apt-get update -qq
@@ -47,9 +62,19 @@ install_tools() {
 	fi
 }
 
+# foreign_apt makes the packages of an architecture that is not this machine's known to
+# apt: in lists of its own, and as if nothing were installed, so that what a package
+# depends on is downloaded, too. This machine's apt is none the wiser.
+foreign_apt() {
+	local apt=$CACHE/apt
+	mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial"
+	: >"$apt/status"
+	APT=(-o "APT::Architecture=$ARCH" -o "APT::Architectures=$ARCH" -o "Dir::State::Lists=$apt/lists" -o "Dir::State::status=$apt/status" -o "Dir::Cache=$apt/cache")
+}
+
 # newest 6.12: the name of the newest package of that kernel that apt knows.
 newest() {
-	apt-cache search --names-only "^linux-image-${1//./\\.}[.+].*-cloud-amd64-unsigned\$" | awk '{print $1}' | sort -V | tail -1
+	apt-cache "${APT[@]}" search --names-only "^linux-image-${1//./\\.}[.+].*-cloud-$ARCH-unsigned\$" | awk '{print $1}' | sort -V | tail -1
 }
 
 # add_backports makes the backports of this release known to apt, at the mirror
@@ -60,19 +85,19 @@ add_backports() {
 	mirror=$(apt-get indextargets --format '$(SITE) $(RELEASE)' | awk -v c="$codename" '$2 == c {print $1; exit}')
 	mkdir -p "$CACHE/apt/lists/partial"
 	echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $codename-backports main" >"$CACHE/apt/backports.list"
-	APT=(-o "Dir::Etc::SourceList=$CACHE/apt/backports.list" -o Dir::Etc::SourceParts=- -o "Dir::State::Lists=$CACHE/apt/lists")
+	APT+=(-o "Dir::Etc::SourceList=$CACHE/apt/backports.list" -o Dir::Etc::SourceParts=- -o "Dir::State::Lists=$CACHE/apt/lists")
 	apt-get "${APT[@]}" update -qq
 }
 
 # unpack 6.12: the folder of the unpacked kernel, downloading it when missing.
 unpack() {
-	local version=$1 dir=$CACHE/$1 package APT=()
+	local version=$1 dir=$CACHE/$1 package
 	if [ ! -e "$dir/done" ]; then
 		package=$(newest "$version")
-		if [ -z "$package" ]; then apt-get update -qq; package=$(newest "$version"); fi
+		if [ -z "$package" ]; then apt-get "${APT[@]}" update -qq; package=$(newest "$version"); fi
 		if [ -z "$package" ]; then
 			add_backports
-			package=$(apt-cache "${APT[@]}" search --names-only "^linux-image-${version//./\\.}[.+].*-cloud-amd64-unsigned\$" | awk '{print $1}' | sort -V | tail -1)
+			package=$(newest "$version")
 		fi
 		[ -n "$package" ] || { echo "apt knows no cloud kernel $version" >&2; return 1; }
 		rm -rf "$dir"; mkdir -p "$dir/tree"
@@ -86,7 +111,7 @@ build() {
 	rm -rf "$CACHE/tests"; mkdir -p "$CACHE/tests"
 	local dir
 	for dir in "${PACKAGES[@]}"; do
-		CGO_ENABLED=0 go test -c -ldflags '-s -w' -o "$CACHE/tests/$(basename "$dir").test" "$dir"
+		GOARCH=$ARCH CGO_ENABLED=0 go test -c -ldflags '-s -w' -o "$CACHE/tests/$(basename "$dir").test" "$dir"
 	done
 }
 
@@ -101,15 +126,37 @@ add_tool() {
 	done
 }
 
+# userland ROOT: busybox and the tools, of this machine, or of Debian's packages where they
+# are of another architecture.
+userland() {
+	local tool package packages=$CACHE/userland
+	if [ "$ARCH" = "$(dpkg --print-architecture)" ]; then
+		cp /bin/busybox "$1/bin/"
+		for tool in $TOOLS; do add_tool "$1" "$tool"; done
+		return
+	fi
+	if [ ! -e "$packages/done" ]; then
+		rm -rf "$packages"; mkdir -p "$packages"
+		apt-get "${APT[@]}" update -qq
+		apt-get "${APT[@]}" install -qq -y --download-only --no-install-recommends busybox-static iproute2 nftables >&2
+		for package in "$CACHE"/apt/cache/archives/*.deb; do dpkg-deb -x "$package" "$packages"; done
+		touch "$packages/done"
+	fi
+	cp "$packages/bin/busybox" "$1/bin/"
+	for tool in $TOOLS; do cp "$(find "$packages"/{,usr/}{bin,sbin} -name "$tool" -type f)" "$1/tools/"; done
+	mkdir -p "$1/usr"
+	cp -r "$packages/lib" "$1/"
+	cp -r "$packages/usr/lib" "$1/usr/"
+}
+
 # initramfs DIR: busybox, modules, tests and an init that runs them.
 initramfs() {
-	local root=$1/root module file tool
+	local root=$1/root module file
 	rm -rf "$root"
 	mkdir -p "$root"/{bin,tools,proc,sys,dev,tmp,run,modules,tests}
-	cp /bin/busybox "$root/bin/"
+	userland "$root"
 	cp "$CACHE"/tests/*.test "$root/tests/"
 	cp -r docs "$root/docs" # tests run in /tmp, and hold pages to what the kernel does
-	for tool in $TOOLS; do add_tool "$root" "$tool"; done
 	for module in $MODULES; do
 		file=$(find "$1/tree" -name "$module.ko*" | head -1)
 		case $file in
@@ -155,9 +202,9 @@ initramfs() {
 # kernel's check of the timer fails, and panics, when emulation is slow for a moment.
 boot() {
 	local dir=$CACHE/$1
-	timeout "$((LIMIT + 30))" qemu-system-x86_64 -accel tcg,thread=multi -cpu max -m 1536 -smp 2 \
+	timeout "$((LIMIT + 30))" "${QEMU[@]}" -accel tcg,thread=multi -m 1536 -smp 2 \
 		-nographic -no-reboot -nodefaults -serial stdio -kernel "$dir"/tree/boot/vmlinuz-* -initrd "$dir/initramfs.gz" \
-		-append "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check" </dev/null >"$dir/log" 2>&1 || true
+		-append "console=$CONSOLE quiet panic=-1 mitigations=off no_timer_check" </dev/null >"$dir/log" 2>&1 || true
 	sed -i 's/\r$//' "$dir/log"
 }
 
@@ -183,6 +230,7 @@ report() {
 }
 
 install_tools
+if [ "$ARCH" != "$(dpkg --print-architecture)" ]; then foreign_apt; fi
 build
 for k in $KERNELS; do dir=$(unpack "$k"); initramfs "$dir"; done
 started=$SECONDS
