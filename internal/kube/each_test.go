@@ -111,6 +111,23 @@ func TestWhichPodsAreEnrolled(t *testing.T) {
 	}
 }
 
+// TestALabelOnTheClustersOwnNamespace, as `kubectl label namespaces --all` puts it, enrols nobody there but who has a label of its own.
+func TestALabelOnTheClustersOwnNamespace(t *testing.T) {
+	in := func(p *Pod) { p.Namespace = "kube-system" }
+	c := compileEach(t, clusterOf(t, "apiVersion: v1\nkind: Namespace\nmetadata: {name: kube-system, labels: {heddle.dev/mesh: enabled}}\n",
+		podOf("coredns", "10.0.0.1", in), podOf("asked-for", "10.0.0.2", in, func(p *Pod) { p.Labels = map[string]string{"heddle.dev/mesh": "enabled"} })))
+	got := map[string]bool{}
+	for _, w := range c.Workloads {
+		got[w.Name] = w.Enrolled
+	}
+	if diff := cmp.Diff(map[string]bool{"coredns": false, "asked-for": true}, got); diff != "" {
+		t.Error(diff)
+	}
+	if refused := problemLines(c.Refused); len(c.Refused) != 1 || !strings.Contains(refused, "Namespace kube-system: metadata.labels[heddle.dev/mesh]: the cluster, its DNS among others, cannot start without") {
+		t.Errorf("refused:\n%s", refused)
+	}
+}
+
 // TestStaticPodsAreToldByTheirOwnUID: an agent compares it with what kubelet and the
 // runtime say.
 func TestStaticPodsAreToldByTheirOwnUID(t *testing.T) {

@@ -104,6 +104,9 @@ func Render(o Options) (definitions, files []File, err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("%w: %w", ErrValues, err)
 	}
+	if err := meaning(values); err != nil {
+		return nil, nil, err
+	}
 	if r, ok := values["Release"].(map[string]any); ok {
 		r["Service"] = Service
 	}
@@ -123,17 +126,18 @@ func Render(o Options) (definitions, files []File, err error) {
 	return definitions, files, nil
 }
 
-// Check compares values with the chart's schema; what is left out may be the cluster's to
+// Check compares values with the chart's schema, and with what the programs make of them; what is left out may be the cluster's to
 // say, or the last installation's. Its error names the value that is wrong.
 func Check(values map[string]any) error {
 	c, err := load()
 	if err != nil {
 		return err
 	}
-	if _, err := chartutil.ToRenderValues(c, copied(values), chartutil.ReleaseOptions{}, nil); err != nil {
+	all, err := chartutil.ToRenderValues(c, copied(values), chartutil.ReleaseOptions{}, nil)
+	if err != nil {
 		return fmt.Errorf("%w: %w", ErrValues, err)
 	}
-	return nil
+	return meaning(all)
 }
 
 func kubeVersion(text string) (chartutil.KubeVersion, error) {

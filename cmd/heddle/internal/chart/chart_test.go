@@ -538,6 +538,13 @@ func TestBadValuesAreNamed(t *testing.T) {
 		"agent.resources.limit.memory=1Gi":    "limit",
 		"nothing=1":                           "nothing",
 		"image.pullSecrets[0].nme=x":          "/image/pullSecrets/0",
+		"mesh.trustDomain=Web":                "/mesh/trustDomain",
+		"mesh.clusterRanges={999.1.1.1/99}":   "mesh.clusterRanges[0]: 999.1.1.1/99",
+		"operator.jwtTTL=2h":                  "operator.jwtTTL: 2h: validity of JWT-SVIDs: 2h0m0s, 1m0s to 1h0m0s are possible",
+		"waypoint.traces.sample=some":         "waypoint.traces.sample",
+		"waypoint.traces.endpoint=ftp://a:1":  "/waypoint/traces/endpoint",
+		"waypoint.bounds.nonsense=1":          "waypoint.bounds.nonsense",
+		"waypoint.bounds.max-requests=1h":     "waypoint.bounds.max-requests",
 	} {
 		values, err := Values(nil, []string{setting})
 		if err != nil {

@@ -322,7 +322,11 @@ func (c *command) uninstall(cmd *cobra.Command) error {
 	if err := cluster.Uninstall(cmd.Context(), request, c.removal); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintln(c.out, "Heddle is gone.")
+	last := "Heddle is gone."
+	if c.wait <= 0 {
+		last = "Heddle is being deleted, which nobody waited for: the same command without --wait 0 says when it is gone."
+	}
+	_, err = fmt.Fprintln(c.out, last)
 	return err
 }
 

@@ -103,7 +103,8 @@ func ending(r ref) int {
 }
 
 // Uninstall deletes exactly what Install and Upgrade made, after the agents have
-// given their pods back, and waits until it is gone.
+// given their pods back, and waits until it is gone. With no time to wait it returns when all
+// is being deleted, and leaves the record, by which another Uninstall ends it.
 func (c *Cluster) Uninstall(ctx context.Context, r Request, how Removal) error {
 	r.Namespace = cmp.Or(r.Namespace, chart.Namespace)
 	last, err := c.installed(ctx, r.Namespace)
@@ -128,6 +129,9 @@ func (c *Cluster) Uninstall(ctx context.Context, r Request, how Removal) error {
 		if gone {
 			r.say("%s: deleted", o)
 		}
+	}
+	if r.Wait <= 0 {
+		return nil // and the record stays: what is not looked at may be there still
 	}
 	if err := c.waitGone(ctx, r, deleted); err != nil {
 		return err
@@ -194,7 +198,7 @@ func (c *Cluster) giveBack(ctx context.Context, r Request) error {
 	}
 	r.say("DaemonSet %s/heddle-agent: agents are told to leave their nodes as they found them", r.Namespace)
 	if err := c.waitFor(ctx, r, cmp.Or(r.Wait, giveBackBound), []*unstructured.Unstructured{agent}); err != nil {
-		return fmt.Errorf("agents were told to leave their nodes as they found them: %w", err)
+		return fmt.Errorf("agents were told to leave their nodes as they found them: %w; where a node does not come back, --force goes on without it, and it needs `heddle-agent --cni-uninstall` when it does, with the folders of the DaemonSet, or its new pods wait for ever", err)
 	}
 	return nil
 }
@@ -245,9 +249,6 @@ func leaving(agent *unstructured.Unstructured) (*unstructured.Unstructured, erro
 
 // waitGone waits until deleted objects are gone.
 func (c *Cluster) waitGone(ctx context.Context, r Request, deleted []ref) error {
-	if r.Wait <= 0 {
-		return nil
-	}
 	ctx, asking, cancel := bounded(ctx, r.Wait)
 	defer cancel()
 	tick := time.NewTicker(c.patient)
