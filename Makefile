@@ -166,10 +166,11 @@ enforcement: ## Change policies and endpoints of 10,000 workloads CHANGES times 
 
 # KERNEL_PACKAGES=./bpf is what CI has time for.
 KERNEL_PACKAGES ?= ./bpf ./agent/podnet
+KERNEL_ARCH ?= amd64
 .PHONY: kernel-matrix
-kernel-matrix: ## Load all BPF and run the redirect, gate and enrollment tests on Debian's 6.1 and 6.12 kernels, in qemu
+kernel-matrix: ## Load all BPF and run the redirect, gate and enrollment tests on Debian's 6.1 and 6.12 kernels, in qemu; KERNEL_ARCH=arm64 for those of arm64, 20 min
 	@scripts/deps
-	@e2e/kernels/run.sh -j $(KERNEL_PACKAGES)
+	@ARCH=$(KERNEL_ARCH) e2e/kernels/run.sh -j $(KERNEL_PACKAGES)
 
 AGREEMENT ?= 1000000
 .PHONY: prove
