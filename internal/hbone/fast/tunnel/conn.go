@@ -229,6 +229,7 @@ func (c *Conn) Cut(cause error) {
 	if c.atRest(func() { c.Cut(cause) }) {
 		return
 	}
+	c.out.whole = false
 	c.goodbye(cause, http2.ErrCodeNo, tlsrecord.CloseNotify)
 	for _, s := range c.streams {
 		s.end(cause) // it was alone
@@ -251,8 +252,27 @@ func (c *Conn) goodbye(err error, code http2.ErrCode, alert tlsrecord.Alert) {
 	l := c.loop
 	l.Clear(&c.life.clock)
 	l.Clear(&c.life.expiry)
-	l.SetAfter(&c.life.idle, closeGrace, func() { c.lost(err) })
+	l.SetAfter(&c.life.idle, closeGrace, func() { c.depart(err, 0, l.Now()) })
 	c.touch()
+}
+
+// Departs says that nothing is left of the connection but what its peer has not read.
+func (c *Conn) Departs() bool { return c.out.closing && c.out.whole && !c.closed }
+
+// depart closes a connection that has said goodbye. What its streams have sent is in
+// the kernel, and the peer may read it later than the goodbye takes: a closed socket
+// answers what the peer says with a RST, which drops the rest (net/ipv4/tcp_input.c,
+// tcp_rcv_state_process). A peer that takes nothing for WriteTimeout has had its time.
+func (c *Conn) depart(err error, before int, since time.Time) {
+	left, now := eventloop.Unsent(c.fd), c.loop.Now()
+	if left != before {
+		since = now
+	}
+	if left == 0 || !c.out.whole || now.Sub(since) >= c.cfg.WriteTimeout {
+		c.lost(err)
+		return
+	}
+	c.loop.SetAfter(&c.life.idle, closeGrace, func() { c.depart(err, left, since) })
 }
 
 // lost closes the connection at once.
@@ -384,6 +404,7 @@ func (c *Conn) endIfDrained() {
 	}
 	switch {
 	case c.life.goaway == frozen.GoAwayFinal:
+		c.out.whole = true
 		c.goodbye(hbone.ErrDraining, http2.ErrCodeNo, tlsrecord.CloseNotify)
 	case c.client && c.ready, !c.client && c.in.Parser.Started():
 		c.loop.SetAfter(&c.life.idle, c.cfg.IdleTimeout, c.idleClose)
