@@ -32,7 +32,7 @@ var rates = [Kinds]struct {
 	burst float64
 }{
 	Ping:         {"PING", 20, 200},
-	Settings:     {"SETTINGS", 2, 50},
+	Settings:     {"SETTINGS", 20, 200},
 	Reset:        {"RST_STREAM", 2000, 4000},
 	Refused:      {"refused streams", 500, 4000},
 	EmptyData:    {"empty DATA", 200, 1000},
