@@ -23,9 +23,9 @@ type output struct {
 	alert     tlsrecord.Alert
 	code      http2.ErrCode // of the last GOAWAY
 	dirty     bool
+	farewell  wire.Farewell
 	closing   bool // the goodbye is written, or about to be
 	shut      bool // the FIN is sent
-	whole     bool // every stream has ended in good order: the peer is to have all of it
 }
 
 // touch makes sure that the connection is flushed at the end of this turn.
