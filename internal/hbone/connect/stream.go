@@ -363,44 +363,6 @@ func (st *stream) reset(cause error) {
 	st.drop(cause)
 }
 
-// write sends p as DATA, as windows allow, and flushes. It returns how many
-// bytes went out.
-func (st *stream) write(p []byte) (sent int, err error) {
-	for len(p) > 0 && err == nil {
-		var n int
-		if n, err = st.reserve(len(p)); err != nil {
-			return sent, err
-		}
-		if err = st.writeData(p[:n], false); err == nil {
-			sent += n
-		}
-		p = p[n:]
-	}
-	return sent, err
-}
-
-// reserve waits for flow control and takes up to n bytes of it.
-func (st *stream) reserve(n int) (int, error) {
-	c := st.conn
-	c.live.Lock()
-	defer c.live.Unlock()
-	for {
-		if st.err != nil {
-			return 0, st.err
-		}
-		if st.fate != nil {
-			return 0, errFated
-		}
-		if room := min(st.sendWindow, c.live.sendWindow); room > 0 {
-			n = int(min(int64(n), room, relay.FrameBytes))
-			st.sendWindow -= int64(n)
-			c.live.sendWindow -= int64(n)
-			return n, nil
-		}
-		st.changed.Wait()
-	}
-}
-
 // end sends END_STREAM. The peer may act on it before the write returns.
 func (st *stream) end() error {
 	st.conn.live.Lock()
@@ -411,15 +373,17 @@ func (st *stream) end() error {
 	st.sentEnd = true
 	st.changed.Broadcast()
 	st.conn.live.Unlock()
+	w := &st.conn.wire
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	return st.writeData(nil, true)
 }
 
+// writeData writes a frame; the caller holds the wire's lock.
 func (st *stream) writeData(p []byte, end bool) error {
 	c := st.conn
 	c.spoken.Add(uint64(flood.Updates(len(p))))
 	w := &c.wire
-	w.mu.Lock()
-	defer w.mu.Unlock()
 	err := w.framer.WriteData(st.id, end, p)
 	if err == nil {
 		err = w.out.Flush()

@@ -19,6 +19,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/crypto/chacha20poly1305"
 	"golang.org/x/net/http2"
@@ -27,7 +28,7 @@ import (
 func keyTests() []test {
 	return []test{
 		{"KeyUpdate by a client", testKeyUpdateByClient}, {"KeyUpdate by a server", testKeyUpdateByServer},
-		{"KeyUpdate flood", testKeyUpdateFlood}, {"KeyUpdate flood with data between", testKeyUpdatesAndData}, {"records that are wrong", testBadRecords},
+		{"KeyUpdates often", testKeyUpdatesOften}, {"KeyUpdate flood", testKeyUpdateFlood}, {"KeyUpdate flood with data between", testKeyUpdatesAndData}, {"records that are wrong", testBadRecords},
 	}
 }
 
@@ -364,6 +365,24 @@ func (r *rig) serveKeys(l net.Listener) error {
 		return err
 	}
 	return exchange(p, c, id, 7)
+}
+
+// testKeyUpdatesOften: a peer that changes its key with each message, and asks for as
+// much, is served for as long as it likes.
+func testKeyUpdatesOften(t *testing.T, make New) {
+	const messages, bytes = 300, 1500
+	r := newRig(t, make, Options{})
+	p, c := r.tlsClient()
+	c.connect(1, false)
+	app := within(t, r.apps, "the application's connection")
+	defer app.Close()
+	must(t, app.SetReadDeadline(time.Now().Add(wait)))
+	for n := range messages {
+		must(t, errors.Join(p.update(1), c.fr.WriteData(1, false, newBuffer(bytes))))
+		if _, err := io.ReadFull(app, newBuffer(bytes)); err != nil {
+			t.Fatalf("message %d: %v", n, err)
+		}
+	}
 }
 
 // testKeyUpdateFlood: changes of key without end cost work, and end the

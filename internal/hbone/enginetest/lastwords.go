@@ -1,6 +1,7 @@
 package enginetest
 
 import (
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -334,6 +335,61 @@ func testResetByBoth(t *testing.T, make New) {
 	reset(t, app)
 	if in := r.lastInbound(1); !errors.Is(in.Err, hbone.ErrReset) {
 		t.Errorf("server's outcome %v, want a reset", in.Err)
+	}
+}
+
+// testWholeBehindDrain: the last stream of a connection that drains has ended for the
+// engine when its kernel has the last byte. The peer may take longer for it than for
+// the goodbye, and speak meanwhile: a socket that was closed answers with a RST, which
+// drops what is left (net/ipv4/tcp_input.c, tcp_rcv_state_process).
+func testWholeBehindDrain(t *testing.T, make New) {
+	const answer, frames = 100 << 10, 2
+	r := newRig(t, make, Options{})
+	narrow := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) (err error) {
+		controlled := raw.Control(func(fd uintptr) {
+			err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF, tinyBuffer)
+		})
+		return errors.Join(controlled, err)
+	}}
+	conn, err := tls.DialWithDialer(&narrow, "tcp", r.endpoint.String(), &tls.Config{
+		InsecureSkipVerify: true, NextProtos: []string{"h2"}, Certificates: []tls.Certificate{*r.client.cert},
+	})
+	must(t, err)
+	c := newRaw(t, conn)
+	_, err = conn.Write([]byte(http2.ClientPreface))
+	must(t, errors.Join(err, c.fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 20}), c.fr.WriteWindowUpdate(0, 1<<20)))
+	c.connect(1, true)
+	app := within(t, r.apps, "the application's connection")
+	if code := c.status(1); code != 200 {
+		t.Fatalf("status %d", code)
+	}
+	r.server.engine.Drain(hbone.Match{}, false)
+	f, err := c.next(func(f http2.Frame) bool { p, ok := f.(*http2.PingFrame); return ok && !p.IsAck() })
+	must(t, err)
+	must(t, c.fr.WritePing(true, f.(*http2.PingFrame).Data))
+	_, err = c.next(func(f http2.Frame) bool { g, ok := f.(*http2.GoAwayFrame); return ok && g.LastStreamID == 1 })
+	must(t, err)
+	_, err = app.Write(newBuffer(answer))
+	must(t, errors.Join(err, app.Close()))
+	if in := r.lastInbound(1); in.Err != nil || in.Sent != answer {
+		t.Fatalf("server's outcome %v after %d bytes", in.Err, in.Sent)
+	}
+	time.Sleep(600 * time.Millisecond) // longer than a goodbye takes
+	for n := range byte(frames) {
+		must(t, c.fr.WritePing(false, [8]byte{n}))
+		time.Sleep(50 * time.Millisecond)
+	}
+	got, end := 0, false
+	for !end && err == nil {
+		var f http2.Frame
+		if f, err = c.fr.ReadFrame(); err == nil {
+			if d, ok := f.(*http2.DataFrame); ok {
+				got, end = got+len(d.Data()), d.StreamEnded()
+			}
+		}
+	}
+	if got != answer || !end {
+		t.Errorf("%d of %d bytes, END_STREAM %v: %v", got, answer, end, err)
 	}
 }
 

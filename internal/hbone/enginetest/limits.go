@@ -20,7 +20,7 @@ func limitTests() []test {
 		{"stalled handshake", testStalledHandshake}, {"stalled preface", testStalledPreface}, {"flood of connections", testConnectionFlood},
 		{"rapid reset", testRapidReset}, {"window", testWindowLimit},
 		{"made you reset", testMadeYouReset}, {"refusals", testRefusalFlood}, {"settings in one frame", testManySettings},
-		{"window before SETTINGS are known", testEarlyWindow},
+		{"window before SETTINGS are known", testEarlyWindow}, {"windows that change often", testChangingWindows},
 		{"peer that stops inside of something", testUnfinished}, {"peer that says a byte at a time", testTrickle},
 	}
 	for name, f := range floods() {

@@ -1,6 +1,7 @@
 package enginetest
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"sync/atomic"
@@ -217,5 +218,59 @@ func expectEndOrReset(t *testing.T, f *flow) {
 	must(t, f.program.SetReadDeadline(time.Now().Add(wait)))
 	if n, err := f.program.Read(newBuffer(1)); err == nil || isTimeout(err) {
 		t.Fatalf("read %d bytes, %v; want the end", n, err)
+	}
+}
+
+// testChangingWindows: a peer may change the windows of its streams under way as often
+// as it likes, below what was sent already too (RFC 9113 section 6.9.2).
+func testChangingWindows(t *testing.T, make New) {
+	const changes, answer = 150, 400_000
+	r := newRig(t, make, Options{})
+	c := r.rawClient()
+	c.connect(1, false)
+	app := within(t, r.apps, "the application's connection")
+	defer app.Close()
+	must(t, c.fr.WritePing(false, [8]byte{1}))
+	_, err := c.next(func(f http2.Frame) bool { p, ok := f.(*http2.PingFrame); return ok && p.IsAck() }) // behind the first ACK
+	must(t, err)
+	data := newBuffer(answer)
+	_, _ = bytesOf(9, 0).Read(data) // never fails
+	go func() {
+		_, _ = app.Write(data) // what comes is compared
+		_ = app.CloseWrite()
+	}()
+	var got []byte
+	window, most := int64(65535), int64(0) // the stream's, and what it was at most since the last ACK
+	take := func(wanted func(http2.Frame) bool) {
+		_, err := c.next(func(f http2.Frame) bool {
+			if d, ok := f.(*http2.DataFrame); ok {
+				got = append(got, d.Data()...)
+				window, most = window-int64(len(d.Data())), most-int64(len(d.Data()))
+				if most < 0 && len(d.Data()) > 0 {
+					t.Errorf("%d bytes beyond the window", -most)
+				}
+			}
+			return wanted(f)
+		})
+		must(t, err)
+	}
+	initial := int64(65535)
+	for n := range int64(changes) {
+		next := n % 3 * 20_000
+		most = max(window, window+next-initial)
+		window, initial = window+next-initial, next
+		must(t, c.fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: uint32(next)}))
+		take(func(f http2.Frame) bool { s, ok := f.(*http2.SettingsFrame); return ok && s.IsAck() })
+		most = window
+		if window < 3000 {
+			window, most = window+3000, most+3000
+			must(t, errors.Join(c.fr.WriteWindowUpdate(1, 3000), c.fr.WriteWindowUpdate(0, 3000)))
+		}
+	}
+	must(t, errors.Join(c.fr.WriteWindowUpdate(1, 1<<20), c.fr.WriteWindowUpdate(0, 1<<20)))
+	most = 1 << 20
+	take(func(f http2.Frame) bool { d, ok := f.(*http2.DataFrame); return ok && d.StreamEnded() })
+	if !bytes.Equal(got, data) {
+		t.Errorf("%d bytes arrived, of %d, or others", len(got), len(data))
 	}
 }

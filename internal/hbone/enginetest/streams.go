@@ -36,7 +36,7 @@ func streamTests() []test {
 
 // endTests take long, and have no other engine at the other end.
 func endTests() []test {
-	tests := []test{{"RST_STREAM for an application that takes nothing", testResetUntaken}}
+	tests := []test{{"RST_STREAM for an application that takes nothing", testResetUntaken}, {"whole behind a drain", testWholeBehindDrain}}
 	for _, how := range partings() {
 		tests = append(tests, test{how.String(), func(t *testing.T, make New) { testLastWordsTo(t, make, how) }})
 	}

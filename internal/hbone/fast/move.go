@@ -124,13 +124,13 @@ func (e *Engine) onlyStays(movers []*mover) bool {
 	return left == before && before == staying(movers)
 }
 
-// staying counts what the engine has counted of connections that stay: each, and
-// the streams of our own.
+// staying counts what the engine has counted of connections that stay, or are over but
+// for a slow reader: each, and the streams of our own.
 func staying(movers []*mover) (n int) {
 	for _, m := range movers {
 		m.on(func() {
 			for c := range m.Conns {
-				if m.stays[c] == nil {
+				if m.stays[c] == nil && !c.Departs() {
 					continue
 				}
 				n++

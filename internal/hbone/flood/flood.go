@@ -32,7 +32,7 @@ var rates = [Kinds]struct {
 	burst float64
 }{
 	Ping:         {"PING", 20, 200},
-	Settings:     {"SETTINGS", 2, 50},
+	Settings:     {"SETTINGS", 20, 200},
 	Reset:        {"RST_STREAM", 2000, 4000},
 	Refused:      {"refused streams", 500, 4000},
 	EmptyData:    {"empty DATA", 200, 1000},
@@ -158,12 +158,19 @@ func NewGuard(state []Bucket) (g Guard) {
 // connection (RFC 8446 section 5.5).
 const keyUpdateRate, keyUpdateBurst = 0.5, 64
 
+// keyUpdateBytes of data entitle to one more: a peer may change its key as often as it
+// likes (section 4.6.3), as long as that is no more work than what it sends.
+const keyUpdateBytes = 1 << 10
+
 // KeyUpdates is a token bucket for the KeyUpdates of one TLS connection; the zero
 // value is full. It is used by one goroutine.
 type KeyUpdates struct{ t tokens }
 
 // Spend counts one, and says whether it may be.
 func (k *KeyUpdates) Spend() bool { return k.t.spend(keyUpdateRate, keyUpdateBurst) }
+
+// Earn takes back what n bytes of data that came entitle to.
+func (k *KeyUpdates) Earn(n int) { k.t.spent = max(0, k.t.spent-float64(n)/keyUpdateBytes) }
 
 // State is the bucket as a plain value.
 func (k *KeyUpdates) State() Bucket { return k.t.state(time.Now()) }

@@ -222,13 +222,11 @@ func (t *Session) Open(record []byte) ([]byte, error) {
 	case typeApplication:
 		if len(data) > 0 {
 			t.useless = 0
+			t.updates.Earn(len(data))
 			return data, nil
 		}
 		return nil, t.waste() // legal, as protection from traffic analysis
 	case typeHandshake:
-		if err := t.waste(); err != nil {
-			return nil, err
-		}
 		return nil, t.handshake(data)
 	case typeAlert:
 		return nil, t.alert(data)
@@ -261,12 +259,22 @@ func (t *Session) alert(data []byte) error {
 }
 
 // handshake reads messages, which may come in pieces and several in one record
-// (section 5.1).
+// (section 5.1). A piece that neither begins nor ends one is no waste: records may be
+// as small as a peer likes, and a message has its bound.
 func (t *Session) handshake(data []byte) error {
 	if len(data) == 0 {
 		return broken(UnexpectedMessage, "empty handshake fragment") // section 5.1
 	}
-	rest := append(t.fragment, data...)
+	begins, rest := len(t.fragment) == 0, append(t.fragment, data...)
+	if n, err := t.messageBytes(rest); err != nil {
+		return err
+	} else if !begins && (n == 0 || n > len(rest)) {
+		t.fragment = rest
+		return nil
+	}
+	if err := t.waste(); err != nil {
+		return err
+	}
 	for len(rest) > 0 {
 		n, err := t.messageBytes(rest)
 		if err != nil {

@@ -209,6 +209,29 @@ func TestFragments(t *testing.T) {
 	}
 }
 
+// TestTicketsInTinyRecords: a server may cut its records as small as it likes, tickets
+// with a client's certificates too, and send some more; but not without end.
+func TestTicketsInTinyRecords(t *testing.T) {
+	const large, pieces = 2000, 27
+	body := append(make([]byte, 8), 0, large>>8, large&255)
+	body = append(append(body, make([]byte, large)...), 0, 0)
+	ticket := append([]byte{messageTicket, 0, byte(len(body) >> 8), byte(len(body))}, body...)
+	a, b := two(t, aes128())
+	tickets := 0
+	for ; tickets < 1000; tickets++ {
+		var err error
+		for rest := ticket; len(rest) > 0 && err == nil; rest = rest[min(pieces, len(rest)):] {
+			_, err = b.Open(record(a, typeHandshake, rest[:min(pieces, len(rest))]))
+		}
+		if err != nil {
+			break
+		}
+	}
+	if tickets != maxUseless/2 {
+		t.Errorf("%d tickets in a row were taken, want %d", tickets, maxUseless/2)
+	}
+}
+
 func TestUselessRecords(t *testing.T) {
 	for name, r := range map[string]struct {
 		kind byte
@@ -482,6 +505,24 @@ func TestKeyUpdateFlood(t *testing.T) {
 		if n%30 == 0 {
 			if b, err = New(b.State(), nil); err != nil {
 				t.Fatal(err)
+			}
+		}
+	}
+}
+
+// TestKeyUpdatesWithData: a peer may change its key as often as it likes, if it sends
+// something with it.
+func TestKeyUpdatesWithData(t *testing.T) {
+	a, b := two(t, aes128())
+	for n := range 1000 {
+		update, err := a.AppendUpdate(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		data := make([]byte, 1<<10+Overhead)
+		for _, record := range [][]byte{update, data[:a.Seal(data, 1<<10)]} {
+			if _, err := b.Open(record); err != nil {
+				t.Fatalf("KeyUpdate %d: %v", n, err)
 			}
 		}
 	}

@@ -17,9 +17,6 @@ import (
 	"github.com/heddle-mesh/heddle/internal/hbone/tlsrecord"
 )
 
-// closeGrace is how long a closing connection may take to say so.
-const closeGrace = 250 * time.Millisecond
-
 // Conn is one tunnel connection, of either role.
 type Conn struct {
 	loop    *Loop
@@ -75,8 +72,10 @@ type connLife struct {
 	idleLeft            time.Duration // of idle when the connection came to rest
 }
 
-func (l *connLife) timers() [3]*eventloop.Timer {
-	return [...]*eventloop.Timer{&l.clock, &l.idle, &l.expiry}
+func (c *Conn) stopClocks() {
+	for _, t := range [...]*eventloop.Timer{&c.life.clock, &c.life.idle, &c.life.expiry} {
+		c.loop.Clear(t)
+	}
 }
 
 // Add makes a secured connection live on the loop, and begins HTTP/2. The
@@ -229,6 +228,7 @@ func (c *Conn) Cut(cause error) {
 	if c.atRest(func() { c.Cut(cause) }) {
 		return
 	}
+	c.out.farewell.Owed = false
 	c.goodbye(cause, http2.ErrCodeNo, tlsrecord.CloseNotify)
 	for _, s := range c.streams {
 		s.end(cause) // it was alone
@@ -248,12 +248,13 @@ func (c *Conn) goodbye(err error, code http2.ErrCode, alert tlsrecord.Alert) {
 	}
 	c.goAway(last, code)
 	c.out.closing, c.out.alert, c.out.code = true, alert, code
-	l := c.loop
-	l.Clear(&c.life.clock)
-	l.Clear(&c.life.expiry)
-	l.SetAfter(&c.life.idle, closeGrace, func() { c.lost(err) })
+	c.stopClocks()
+	c.out.farewell.Begin(c.loop.Loop, &c.life.idle, c.fd, c.cfg.WriteTimeout, func() { c.lost(err) })
 	c.touch()
 }
+
+// Departs says that nothing is left of the connection but what its peer has not read.
+func (c *Conn) Departs() bool { return c.out.closing && c.out.farewell.Owed && !c.closed }
 
 // lost closes the connection at once.
 func (c *Conn) lost(err error) {
@@ -264,9 +265,7 @@ func (c *Conn) lost(err error) {
 	c.endStreams(err)
 	c.closed = true
 	w := c.loop
-	for _, t := range c.life.timers() {
-		w.Clear(t)
-	}
+	c.stopClocks()
 	w.Forget(c.fd)
 	eventloop.CloseSocket(c.fd)
 	c.free()
@@ -384,6 +383,7 @@ func (c *Conn) endIfDrained() {
 	}
 	switch {
 	case c.life.goaway == frozen.GoAwayFinal:
+		c.out.farewell.Owed = true
 		c.goodbye(hbone.ErrDraining, http2.ErrCodeNo, tlsrecord.CloseNotify)
 	case c.client && c.ready, !c.client && c.in.Parser.Started():
 		c.loop.SetAfter(&c.life.idle, c.cfg.IdleTimeout, c.idleClose)

@@ -23,6 +23,7 @@ type output struct {
 	alert     tlsrecord.Alert
 	code      http2.ErrCode // of the last GOAWAY
 	dirty     bool
+	farewell  wire.Farewell
 	closing   bool // the goodbye is written, or about to be
 	shut      bool // the FIN is sent
 }

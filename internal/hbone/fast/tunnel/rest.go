@@ -86,9 +86,7 @@ func (c *Conn) Rest() (z *frozen.Conn, files []int, err error) {
 	}
 	c.role.Freeze(z)
 	c.resting, c.held = true, false
-	for _, t := range c.life.timers() {
-		c.loop.Clear(t)
-	}
+	c.stopClocks()
 	for _, fd := range files { // all of them: Resume registers each
 		err = errors.Join(err, c.loop.Remove(fd))
 	}
