@@ -324,7 +324,7 @@ func (c *command) uninstall(cmd *cobra.Command) error {
 	}
 	last := "Heddle is gone."
 	if c.wait <= 0 {
-		last = "Heddle is being deleted, which nobody waited for: the same command without --wait 0 says when it is gone."
+		last = "Heddle is being deleted: with --wait 0 nobody waited for the end of it."
 	}
 	_, err = fmt.Fprintln(c.out, last)
 	return err

@@ -335,7 +335,10 @@ func (w *world) uninstall(before []string) {
 	if !strings.HasPrefix(out, "DaemonSet heddle-system/heddle-agent\n") || strings.Contains(out, "Mesh") {
 		t.Errorf("uninstalling would delete\n%s", out)
 	}
-	_, log := w.must("uninstall", "--wait", "0")
+	out, log := w.must("uninstall", "--wait", "0")
+	if strings.Contains(out, "is gone.") || !strings.Contains(out, "is being deleted") {
+		t.Errorf("nobody waited, and it says %q", out)
+	}
 	w.leaves()
 	if !strings.Contains(log, "agents are told to leave their nodes as they found them") {
 		t.Errorf("progress:\n%s", log)

@@ -104,7 +104,7 @@ func ending(r ref) int {
 
 // Uninstall deletes exactly what Install and Upgrade made, after the agents have
 // given their pods back, and waits until it is gone. With no time to wait it returns when all
-// is being deleted, and leaves the record, by which another Uninstall ends it.
+// is being deleted.
 func (c *Cluster) Uninstall(ctx context.Context, r Request, how Removal) error {
 	r.Namespace = cmp.Or(r.Namespace, chart.Namespace)
 	last, err := c.installed(ctx, r.Namespace)
@@ -129,9 +129,6 @@ func (c *Cluster) Uninstall(ctx context.Context, r Request, how Removal) error {
 		if gone {
 			r.say("%s: deleted", o)
 		}
-	}
-	if r.Wait <= 0 {
-		return nil // and the record stays: what is not looked at may be there still
 	}
 	if err := c.waitGone(ctx, r, deleted); err != nil {
 		return err
@@ -249,6 +246,9 @@ func leaving(agent *unstructured.Unstructured) (*unstructured.Unstructured, erro
 
 // waitGone waits until deleted objects are gone.
 func (c *Cluster) waitGone(ctx context.Context, r Request, deleted []ref) error {
+	if r.Wait <= 0 {
+		return nil
+	}
 	ctx, asking, cancel := bounded(ctx, r.Wait)
 	defer cancel()
 	tick := time.NewTicker(c.patient)
