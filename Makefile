@@ -168,7 +168,7 @@ enforcement: ## Change policies and endpoints of 10,000 workloads CHANGES times 
 KERNEL_PACKAGES ?= ./bpf ./agent/podnet
 KERNEL_ARCH ?= amd64
 .PHONY: kernel-matrix
-kernel-matrix: ## Load all BPF and run the redirect, gate and enrollment tests on Debian's 6.1 and 6.12 kernels, in qemu; KERNEL_ARCH=arm64 for those of arm64, 20 min
+kernel-matrix: ## Load all BPF and run the redirect, gate and enrollment tests on Debian's 6.1 and 6.12 kernels, in qemu; KERNEL_ARCH=arm64 for arm64's
 	@scripts/deps
 	@ARCH=$(KERNEL_ARCH) e2e/kernels/run.sh -j $(KERNEL_PACKAGES)
 

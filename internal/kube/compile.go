@@ -224,24 +224,13 @@ func (s subject) claimForeign(spec *v1alpha1.MeshSpec) {
 	}
 }
 
-// clusterPrefix begins the names of namespaces that are kept for the cluster itself
-// (https://kubernetes.io/docs/concepts/overview/working-with-objects/namespaces/#initial-namespaces).
-const clusterPrefix = "kube-"
-
-// compileNamespaces keeps a label on everything, as `kubectl label namespaces --all` puts it, from cutting off what
-// the mesh needs to be reached: single pods of the cluster's namespaces can join by labels of their own.
 func (c *compiler) compileNamespaces() {
 	for _, ns := range sorted(c.objs.Namespaces) {
 		s := c.subject("Namespace", ns.Value, ns.Origin)
 		s.DomainLabel("metadata.name", ns.Value.Name)
 		s.Labels("metadata.labels", ns.Value.Labels)
 		enrolled, _ := s.enrolled(ns.Value.Labels)
-		if enrolled && strings.HasPrefix(ns.Value.Name, clusterPrefix) {
-			s.Problem("metadata.labels["+v1alpha1.LabelMesh+"]", "take the label off, or label single pods",
-				"the cluster, its DNS among others, cannot start without the pods of this namespace: they stay outside the mesh")
-			enrolled = false
-		}
-		c.namespaces[ns.Value.Name] = namespace{enrolled, check.WaypointOf(s.Subject, ns.Value.Labels)}
+		c.namespaces[ns.Value.Name] = namespace{enrolled && !check.KeptOut(s.Subject, ns.Value.Name), check.WaypointOf(s.Subject, ns.Value.Labels)}
 	}
 }
 
