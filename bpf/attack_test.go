@@ -229,6 +229,14 @@ func TestGateAttacksFromTheWire(t *testing.T) {
 			t.Errorf("%s: not dropped as %v: %+v", what, want, w.counters(t).Dropped)
 		}
 	}
+	mode := func(perPort map[uint16]Mode) {
+		t.Helper()
+		if err := w.p.SetMode(ModeStrict, perPort); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check("syn to a strict port, on a tuple of the agent's", DropPlaintextInbound, ip(peer4, pod4, protoTCP, tcp(2000, 8080, syn)))
+	mode(map[uint16]Mode{8080: ModePermissive}) // where it would be let in
 	check("passthru reuse by a syn", DropPassthruReuse, ip(peer4, pod4, protoTCP, tcp(2000, 8080, syn)))
 	check("passthru reuse by data", DropPassthruReuse, ip(peer4, pod4, protoTCP, tcp(2000, 8080, ack|psh, 'x')))
 	if err := w.p.HoldPassthru(client, app); err != nil {
@@ -238,6 +246,7 @@ func TestGateAttacksFromTheWire(t *testing.T) {
 	if err := w.p.RemovePassthru(client, app); err != nil {
 		t.Fatal(err)
 	}
+	mode(nil)
 	check("syn to a strict port", DropPlaintextInbound, ip(peer4, pod4, protoTCP, tcp(2000, 8080, syn)))
 	check("data to the tunnel", DropNoFlow, ip(peer6, pod6, protoTCP, tcp(2000, 15008, ack|psh, 'x')))
 	check("udp", DropUDP, ip(peer6, pod6, protoUDP, udp(53, 2000)))

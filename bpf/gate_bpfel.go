@@ -24,6 +24,12 @@ type gateBlock struct {
 	Address gateAddress
 }
 
+type gateClock struct {
+	_       structs.HostLayout
+	Jiffies uint64
+	Ns      uint64
+}
+
 type gateConversation struct {
 	_         structs.HostLayout
 	Opened    uint64
@@ -292,6 +298,7 @@ type gateTuple struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	gateMapActive            = "active"
+	gateMapClocks            = "clocks"
 	gateMapConfig            = "config"
 	gateMapConversations     = "conversations"
 	gateMapCounted           = "counted"
@@ -383,6 +390,7 @@ type gateProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type gateMapSpecs struct {
 	Active         *ebpf.MapSpec `ebpf:"active"`
+	Clocks         *ebpf.MapSpec `ebpf:"clocks"`
 	Config         *ebpf.MapSpec `ebpf:"config"`
 	Conversations  *ebpf.MapSpec `ebpf:"conversations"`
 	Counted        *ebpf.MapSpec `ebpf:"counted"`
@@ -444,6 +452,7 @@ func (o *gateObjects) Close() error {
 // It can be passed to loadGateObjects or ebpf.CollectionSpec.LoadAndAssign.
 type gateMaps struct {
 	Active         *ebpf.Map `ebpf:"active"`
+	Clocks         *ebpf.Map `ebpf:"clocks"`
 	Config         *ebpf.Map `ebpf:"config"`
 	Conversations  *ebpf.Map `ebpf:"conversations"`
 	Counted        *ebpf.Map `ebpf:"counted"`
@@ -464,6 +473,7 @@ type gateMaps struct {
 func (m *gateMaps) Close() error {
 	return _GateClose(
 		m.Active,
+		m.Clocks,
 		m.Config,
 		m.Conversations,
 		m.Counted,

@@ -8,6 +8,14 @@
 #include "packet.h"
 #include "record.h"
 
+/* One packet on its way through a hook. */
+struct passage {
+	struct packet p;
+	__u64 now;
+	__u32 hook;
+	__u32 kind; /* what it passed as: enum flow_kind */
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 512);
@@ -122,18 +130,20 @@ static __always_inline void note_drop_peer(struct packet *p, __u32 reason, __u32
 }
 
 /* Counts and records a packet that is dropped, and returns the verdict. */
-static __noinline int drop(struct packet *p, __u32 pod, __u32 reason, __u32 hook, __u64 now)
+static __noinline int drop(struct passage *q, struct counters *c, __u32 pod, __u32 reason)
 {
-	__u32 direction = hook == HOOK_HOST_OUTBOUND || hook == HOOK_POD_OUTBOUND ? OUTBOUND : INBOUND;
-	struct counters *c = pod_counters();
 	struct drop_record *record;
+	struct packet *p;
+	__u32 direction;
 
-	if (!p || !c || reason >= DROP_REASONS)
+	if (!q || !c || reason >= DROP_REASONS)
 		return DROP;
+	p = &q->p;
+	direction = q->hook == HOOK_HOST_OUTBOUND || q->hook == HOOK_POD_OUTBOUND ? OUTBOUND : INBOUND;
 	c->dropped[reason][direction].packets++;
 	c->dropped[reason][direction].bytes += p->length;
-	note_drop_peer(p, reason, direction, now);
-	record = new_record(c, pod, now, RECORDS_PER_WINDOW);
+	note_drop_peer(p, reason, direction, q->now);
+	record = new_record(c, pod, q->now, RECORDS_PER_WINDOW);
 	if (!record)
 		return DROP;
 	record->length = p->length;
@@ -142,7 +152,7 @@ static __noinline int drop(struct packet *p, __u32 pod, __u32 reason, __u32 hook
 	record->source_port = direction == OUTBOUND ? p->tuple.local_port : p->tuple.remote_port;
 	record->destination_port = direction == OUTBOUND ? p->tuple.remote_port : p->tuple.local_port;
 	record->reason = reason;
-	record->hook = hook;
+	record->hook = q->hook;
 	record->proto = p->proto;
 	record->tcp_flags = p->flags;
 	bpf_ringbuf_submit(record, 0);

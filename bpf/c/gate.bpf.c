@@ -17,6 +17,7 @@
 
 #include "maps.h"
 #include "stamps.h"
+#include "clock.h"
 #include "account.h"
 #include "protocols.h"
 
@@ -49,14 +50,6 @@ const enum slot *slot_type __attribute__((unused));
 const enum dns_slot *dns_slot_type __attribute__((unused));
 const enum served *served_type __attribute__((unused));
 const struct enrolled *enrolled_type __attribute__((unused));
-
-/* One packet on its way through a hook. */
-struct passage {
-	struct packet p;
-	__u64 now;
-	__u32 hook;
-	__u32 kind; /* what it passed as: enum flow_kind */
-};
 
 static __always_inline struct flow *find_flow(struct tuple *t)
 {
@@ -140,11 +133,12 @@ static __always_inline enum drop_reason open_flow(struct passage *q, enum flow_k
  * A segment that the kernel sent without a full socket: the ACK of TIME_WAIT,
  * the RST to a late segment. Bare, and of a known flow.
  */
-static __always_inline enum drop_reason
-check_kernel(struct __sk_buff *skb, struct passage *q, struct pod_config *pod)
+static __noinline int check_kernel(struct __sk_buff *skb, struct passage *q, struct pod_config *pod)
 {
 	struct flow *flow;
 
+	if (!q || !pod)
+		return DROP_UNSTAMPED;
 	if (q->p.payload || (q->p.flags & ~(TCP_ACK | TCP_RST)) || !q->p.flags || !is_bare(skb, &q->p))
 		return DROP_UNSTAMPED;
 	flow = find_flow(&q->p.tuple);
@@ -297,6 +291,12 @@ kind_admitted(struct __sk_buff *skb, struct pod_config *pod, __u16 port)
 	return FLOW_NONE;
 }
 
+/* Has it the tuple of a connection between the agent and the pod? */
+static __always_inline bool is_passthru(struct passage *q)
+{
+	return bpf_map_lookup_elem(&passthru, &q->p.tuple);
+}
+
 /* A SYN from the wire. */
 static __always_inline enum drop_reason
 check_syn_inbound(struct __sk_buff *skb, struct passage *q, struct pod_config *pod)
@@ -318,6 +318,8 @@ check_syn_inbound(struct __sk_buff *skb, struct passage *q, struct pod_config *p
 		if (!fresh.kind)
 			return DROP_PLAINTEXT_INBOUND;
 	}
+	if (is_passthru(q))
+		return DROP_PASSTHRU_REUSE;
 	bpf_map_update_elem(&transient, &q->p.tuple, &fresh, BPF_ANY);
 	q->kind = fresh.kind;
 	return DROP_NONE;
@@ -344,11 +346,9 @@ check_unknown_inbound(struct __sk_buff *skb, struct passage *q, struct pod_confi
 		return DROP_NO_FLOW; /* flooded by a bridge */
 	if (is_pod_address(pod, &q->p.tuple.remote) || is_loopback(&q->p.tuple.remote))
 		return DROP_FORGED_SOURCE;
-	if (bpf_map_lookup_elem(&passthru, &q->p.tuple))
-		return DROP_PASSTHRU_REUSE;
 	if ((q->p.flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
 		return check_syn_inbound(skb, q, pod);
-	return DROP_NO_FLOW;
+	return is_passthru(q) ? DROP_PASSTHRU_REUSE : DROP_NO_FLOW;
 }
 
 /* TCP to the pod. Flows exist for good addresses only, so theirs need no second look. */
@@ -381,7 +381,7 @@ static __always_inline int gate(struct __sk_buff *skb, enum hook hook, enum dire
 	if (!pod || !c)
 		return DROP;
 	c->seen[hook]++;
-	q.now = bpf_ktime_get_coarse_ns();
+	q.now = coarse_ns();
 	reason = parse(skb, &q.p, direction);
 	if (!reason && is_tcp(&q.p)) {
 		reason = direction == OUTBOUND ? check_tcp_outbound(skb, &q, pod)
@@ -391,7 +391,7 @@ static __always_inline int gate(struct __sk_buff *skb, enum hook hook, enum dire
 		q.kind = kind;
 	}
 	if (reason)
-		return drop(&q.p, pod->pod, reason, hook, q.now);
+		return drop(&q, c, pod->pod, reason);
 	if (counts(pod, hook) && q.kind < FLOW_KINDS)
 		count_passed(&q.p, c, q.kind, direction, q.now);
 	return NEXT;
