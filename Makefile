@@ -218,7 +218,7 @@ rolls: ## Restart a server ROLLS times that is gone a second after SIGTERM, unde
 	HEDDLE_ROLLS=$(ROLLS) go test -count=1 -timeout 60m -v -run 'TestProduct/^rolls$$' ./e2e/product
 
 .PHONY: dual-stack
-dual-stack: ## Run a short life of Heddle on clusters of IPv4 and IPv6, with either as the primary family (root; 4 min)
+dual-stack: ## Run a short life of Heddle on clusters of IPv4 and IPv6, with either as the primary family, and of IPv6 alone (root; 6 min)
 	@scripts/deps cluster
 	HEDDLE_DUAL_STACK=1 go test -count=1 -timeout 30m -v -run 'TestDualStack$$' ./e2e/product
 

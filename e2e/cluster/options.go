@@ -35,7 +35,7 @@ type Options struct {
 	PodRange     netip.Prefix `json:"podRange"`
 	ServiceRange netip.Prefix `json:"serviceRange"`
 	// IPFamilies are the families of pods' and services' addresses, the primary one
-	// first: ipv4, or ipv4 and ipv6 in either order. The ranges of ipv6 are those of
+	// first: ipv4, ipv6, or both in either order. The ranges of ipv6 are those of
 	// every cluster: see rangesIPv6. Default: ipv4 alone.
 	IPFamilies []string `json:"ipFamilies"`
 	// ProxyMode is kube-proxy's: nftables or iptables. Default: nftables.
@@ -80,8 +80,8 @@ func (o Options) WithDefaults() (Options, error) {
 	if len(o.IPFamilies) == 0 {
 		o.IPFamilies = []string{familyIPv4}
 	}
-	if !slices.Contains([]string{"ipv4", "ipv4,ipv6", "ipv6,ipv4"}, strings.Join(o.IPFamilies, ",")) {
-		return o, fmt.Errorf("cluster options: IP families %q: use ipv4, ipv4,ipv6 or ipv6,ipv4", o.IPFamilies)
+	if !slices.Contains([]string{"ipv4", "ipv6", "ipv4,ipv6", "ipv6,ipv4"}, strings.Join(o.IPFamilies, ",")) {
+		return o, fmt.Errorf("cluster options: IP families %q: use ipv4, ipv6, ipv4,ipv6 or ipv6,ipv4", o.IPFamilies)
 	}
 	if o.APIPort < 0 || o.APIPort > 65535 {
 		return o, fmt.Errorf("cluster options: API port %d is none", o.APIPort)

@@ -21,30 +21,43 @@ import (
 
 // TestDualStack is a short life of Heddle where nodes, pods and services have addresses
 // of both families. Kubelet's probes, and what agents and operators say to each other, go
-// over the primary one: IPv6, and with HEDDLE_DUAL_STACK set (`make dual-stack`) then IPv4.
+// over the primary one: IPv6, and with HEDDLE_DUAL_STACK set (`make dual-stack`) then IPv4;
+// and then where there is IPv6 alone.
 func TestDualStack(t *testing.T) {
-	primaries := [][]string{{"ipv6", "ipv4"}}
+	clusters := [][]string{{"ipv6", "ipv4"}}
 	if os.Getenv("HEDDLE_DUAL_STACK") != "" {
-		primaries = append(primaries, []string{"ipv4", "ipv6"})
+		clusters = append(clusters, []string{"ipv4", "ipv6"}, []string{"ipv6"})
 	}
-	for _, families := range primaries {
-		t.Run(families[0], func(t *testing.T) {
-			d := &dualStack{world: newWorldOn(t, cluster.Options{Name: "ht-" + families[0], IPFamilies: families})}
+	for _, families := range clusters {
+		name := strings.Join(families, "-")
+		t.Run(name, func(t *testing.T) {
+			d := &dualStack{world: newWorldOn(t, cluster.Options{Name: "ht-" + name, IPFamilies: families})}
+			for _, f := range []family{{"ipv4", "four"}, {"ipv6", "six"}} {
+				if slices.Contains(families, f.name) {
+					d.families = append(d.families, f)
+				}
+			}
 			d.live(t)
 		})
 	}
 }
 
-// dualStack is a cluster of both families, and what is in its namespace shop.
+// family is one of addresses: its name, and that of services that have it alone.
+type family struct{ name, service string }
+
+func (f family) has(addr netip.Addr) bool { return addr.Is4() == (f.name == "ipv4") }
+
+// dualStack is a cluster of both families, or of one, and what is in its namespace shop.
 type dualStack struct {
 	*world
-	servers  [2][]netip.Addr // of server-1 on n1 and server-2 on n2: IPv4, then IPv6
+	families []family
+	servers  [2][]netip.Addr // of server-1 on n1 and server-2 on n2: one of each family
 	services map[string][]netip.Addr
 }
 
-// dualStackYAML are a server on each node, with probes of every kind, who asks them, and
+// yaml has a server on each node, with probes of every kind, who asks them, and
 // services of all families in front of them.
-func dualStackYAML() string {
+func (d *dualStack) yaml() string {
 	text := "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n---\napiVersion: v1\nkind: Namespace\nmetadata: {name: outside}\n" +
 		"---\napiVersion: v1\nkind: ServiceAccount\nmetadata: {name: guest, namespace: shop}\n" +
 		podYAML("client", "n1", "", "wait") + podYAML("guest", "n1", "  serviceAccountName: guest\n", "wait") +
@@ -52,14 +65,12 @@ func dualStackYAML() string {
 	for _, n := range []string{"1", "2"} {
 		text += strings.Replace(podYAML("server-"+n, "n"+n, probes, "serve"), "labels: {", "labels: {tier: pair, ", 1)
 	}
-	for name, spec := range map[string]string{
-		"both":       "ipFamilyPolicy: PreferDualStack",
-		"six":        "ipFamilyPolicy: SingleStack, ipFamilies: [IPv6]",
-		"four":       "ipFamilyPolicy: SingleStack, ipFamilies: [IPv4]",
-		"heads":      "ipFamilyPolicy: PreferDualStack, clusterIP: None",
-		"heads-six":  "ipFamilyPolicy: SingleStack, ipFamilies: [IPv6], clusterIP: None",
-		"heads-four": "ipFamilyPolicy: SingleStack, ipFamilies: [IPv4], clusterIP: None",
-	} {
+	specs := map[string]string{"all": "ipFamilyPolicy: PreferDualStack", "heads": "ipFamilyPolicy: PreferDualStack, clusterIP: None"}
+	for _, f := range d.families {
+		one := "ipFamilyPolicy: SingleStack, ipFamilies: [" + strings.Replace(f.name, "ip", "IP", 1) + "]"
+		specs[f.service], specs["heads-"+f.service] = one, one+", clusterIP: None"
+	}
+	for name, spec := range specs {
 		text += fmt.Sprintf("---\napiVersion: v1\nkind: Service\nmetadata: {name: %s, namespace: shop}\nspec: {selector: {tier: pair}, ports: [{port: 7000}], %s}\n", name, spec)
 	}
 	return text
@@ -67,7 +78,7 @@ func dualStackYAML() string {
 
 func (d *dualStack) live(t *testing.T) {
 	d.kubectl(t, "label", "nodes", "--all", "--overwrite", kubernetes.NodeLabel+"="+kubernetes.NodeLabelValue)
-	d.apply(t, dualStackYAML())
+	d.apply(t, d.yaml())
 	d.waitReady(t, "server-1", "server-2", "client", "guest")
 	d.readAddresses(t)
 	clean := nodeState(t, d.node(t, "n1")) + nodeState(t, d.node(t, "n2"))
@@ -75,9 +86,11 @@ func (d *dualStack) live(t *testing.T) {
 
 	d.install(t)
 	got := d.kubectl(t, "get", "mesh", "default", "-o", "jsonpath={.spec.clusterRanges[*]}")
-	for _, want := range []string{"10.244.0.0/16", "fd00:10:244::/48", "10.96.0.0/16", "fd00:10:96::/108"} {
-		if !slices.Contains(strings.Fields(got), want) {
-			t.Errorf("spec.clusterRanges is %s, without %s", got, want)
+	for _, f := range d.families {
+		for _, want := range map[string][]string{"ipv4": {"10.244.0.0/16", "10.96.0.0/16"}, "ipv6": {"fd00:10:244::/48", "fd00:10:96::/108"}}[f.name] {
+			if !slices.Contains(strings.Fields(got), want) {
+				t.Errorf("spec.clusterRanges is %s, without %s", got, want)
+			}
 		}
 	}
 	d.cli(t, "enroll", "shop", "--strict", "--wait")
@@ -109,15 +122,28 @@ func (d *dualStack) readAddresses(t *testing.T) {
 	}
 	for i := range d.servers {
 		d.servers[i] = read(fmt.Sprint("pod/server-", i+1), ".status.podIPs[*].ip")
-		if len(d.servers[i]) != 2 || !d.servers[i][0].Is4() || !d.servers[i][1].Is6() {
-			t.Fatalf("server-%d has the addresses %v", i+1, d.servers[i])
-		}
+		d.haveAll(t, fmt.Sprint("server-", i+1), d.servers[i], d.families)
 	}
 	d.services = map[string][]netip.Addr{}
-	for name, want := range map[string]int{"both": 2, "six": 1, "four": 1} {
-		if d.services[name] = read("service/"+name, ".spec.clusterIPs[*]"); len(d.services[name]) != want {
-			t.Fatalf("service %s has the addresses %v", name, d.services[name])
-		}
+	for name, families := range d.familiesOf() {
+		d.services[name] = read("service/"+name, ".spec.clusterIPs[*]")
+		d.haveAll(t, name, d.services[name], families)
+	}
+}
+
+// familiesOf are the families of each service with an address of its own.
+func (d *dualStack) familiesOf() map[string][]family {
+	all := map[string][]family{"all": d.families}
+	for _, f := range d.families {
+		all[f.service] = []family{f}
+	}
+	return all
+}
+
+func (d *dualStack) haveAll(t *testing.T, who string, addresses []netip.Addr, families []family) {
+	t.Helper()
+	if !slices.EqualFunc(addresses, families, func(a netip.Addr, f family) bool { return f.has(a) }) {
+		t.Fatalf("%s has the addresses %v, want one of each of %v", who, addresses, families)
 	}
 }
 
@@ -173,34 +199,34 @@ func (d *dualStack) went(t *testing.T, since time.Time, flags ...string) map[net
 // testCarried: over each family, by pods' addresses, ClusterIPs and names, on one node
 // and between nodes.
 func (d *dualStack) testCarried(t *testing.T) {
-	for i, family := range []string{"IPv4", "IPv6"} {
-		targets := []string{echoAt(d.servers[0][i]), echoAt(d.servers[1][i]), echoAt(d.services["both"][i]), echoAt(d.services[[]string{"four", "six"}[i]][0])}
-		for _, name := range [][]string{{"four", "heads-four"}, {"six", "heads-six"}}[i] {
-			targets = append(targets, name+".shop.svc.cluster.local.:7000")
+	for i, f := range d.families {
+		targets := []string{
+			echoAt(d.servers[0][i]), echoAt(d.servers[1][i]), echoAt(d.services["all"][i]), echoAt(d.services[f.service][0]),
+			f.service + ".shop.svc.cluster.local.:7000", "heads-" + f.service + ".shop.svc.cluster.local.:7000",
 		}
 		// With a dozen to each service, that a server gets none of fifty is chance no more.
 		c, since := d.capture(t), time.Now()
 		out, err := d.inPod(t, "client", append([]string{"each", "12"}, targets...)...)
 		if err != nil {
-			t.Fatalf("over %s: %v\n%s", family, err, out)
+			t.Fatalf("over %s: %v\n%s", f.name, err, out)
 		}
 		if _, err := d.inPod(t, "client", "once", echoAt(d.servers[1][i]), marker); err != nil {
 			t.Fatal(err)
 		}
-		onlyInTheTunnel(t, "over "+family, c.Stop(t, marker, only(d.servers[1][i].String())))
+		onlyInTheTunnel(t, "over "+f.name, c.Stop(t, marker, only(d.servers[1][i].String())))
 		found := d.went(t, since, "--workload", "shop/client", "--direction", "outbound,local")
 		for n, transport := range []string{"splice", "tunnel"} {
 			at, want := d.servers[n][i], arrival{fmt.Sprint("shop/server-", n+1), transport, "allow", "NoPolicy"}
 			if found[at][want] < 12 || len(found[at]) != 1 {
-				t.Errorf("over %s, to %s: %v, want all to be %v", family, at, found[at], want)
+				t.Errorf("over %s, to %s: %v, want all to be %v", f.name, at, found[at], want)
 			}
 			delete(found, at)
 		}
 		if len(found) != 0 {
-			t.Errorf("over %s, connections went elsewhere: %v", family, found)
+			t.Errorf("over %s, connections went elsewhere: %v", f.name, found)
 		}
 	}
-	for name, want := range map[string][]netip.Addr{"both": d.services["both"], "six": d.services["six"], "heads": append(slices.Clone(d.servers[0]), d.servers[1]...)} {
+	for name, want := range map[string][]netip.Addr{"all": d.services["all"], "six": d.services["six"], "heads": append(slices.Clone(d.servers[0]), d.servers[1]...)} {
 		got, err := d.inPod(t, "client", "resolve", name+".shop.svc.cluster.local.")
 		for _, addr := range want {
 			if err != nil || !slices.Contains(strings.Fields(got), addr.String()) || len(strings.Fields(got)) != len(want) {
@@ -214,7 +240,7 @@ func (d *dualStack) testCarried(t *testing.T) {
 // server's node or another one; nor is who has no pod.
 func (d *dualStack) testStrict(t *testing.T) {
 	since := time.Now()
-	for _, addr := range slices.Concat(d.servers[0], d.servers[1], d.services["both"]) {
+	for _, addr := range slices.Concat(d.servers[0], d.servers[1], d.services["all"]) {
 		if out, err := d.Kubectl(t.Context(), "", "-n", "outside", "exec", "stranger", "--", "/program", "once", echoAt(addr), marker, "1s"); err == nil {
 			t.Errorf("a pod outside of the mesh is answered at %s: %s", addr, out)
 		}
@@ -237,8 +263,8 @@ func (d *dualStack) testStrict(t *testing.T) {
 	})
 }
 
-// both asks as a pod at each server's address of a family.
-func (d *dualStack) both(t *testing.T, pod string, family int) error {
+// askBoth asks as a pod at each server's address of a family.
+func (d *dualStack) askBoth(t *testing.T, pod string, family int) error {
 	var wrong []error
 	for i := range d.servers {
 		if got, err := d.inPod(t, pod, "once", echoAt(d.servers[i][family]), marker, "2s"); err != nil || got != marker {
@@ -248,13 +274,15 @@ func (d *dualStack) both(t *testing.T, pod string, family int) error {
 	return errors.Join(wrong...)
 }
 
-// isAnswered waits until pods are answered by both servers over a family, or by neither.
-func (d *dualStack) isAnswered(t *testing.T, when string, want map[string][2]bool) {
+// isAnswered waits until pods are answered by both servers over these families, and by
+// neither over another one.
+func (d *dualStack) isAnswered(t *testing.T, when string, want map[string][]string) {
 	t.Helper()
-	for pod, families := range want {
-		for family, answered := range families {
-			eventually(t, 20*time.Second, fmt.Sprintf("%s, %s is answered over IPv%d: %v", when, pod, 4+2*family, answered), func() error {
-				err := d.both(t, pod, family)
+	for pod, over := range want {
+		for i, f := range d.families {
+			answered := slices.Contains(over, f.name)
+			eventually(t, 20*time.Second, fmt.Sprintf("%s, %s is answered over %s: %v", when, pod, f.name, answered), func() error {
+				err := d.askBoth(t, pod, i)
 				if joined, ok := err.(interface{ Unwrap() []error }); answered && err != nil || !answered && (!ok || len(joined.Unwrap()) != 2) {
 					return fmt.Errorf("it says %w", err)
 				}
@@ -274,20 +302,22 @@ spec:
   action: DENY
   rules: [{from: [{identities: ["spiffe://cluster.local/ns/shop/sa/guest"]}]}]
 `)
-	d.isAnswered(t, "by an AuthorizationPolicy", map[string][2]bool{"guest": {}, "client": {true, true}})
+	every := []string{"ipv4", "ipv6"}
+	d.isAnswered(t, "by an AuthorizationPolicy", map[string][]string{"guest": {}, "client": every})
 	d.kubectl(t, "-n", "shop", "delete", "authorizationpolicy", "no-guests")
-	d.isAnswered(t, "without a policy", map[string][2]bool{"guest": {true, true}})
+	d.isAnswered(t, "without a policy", map[string][]string{"guest": every})
 
+	six := len(d.families) - 1
 	guest := d.kubectl(t, "-n", "shop", "get", "pod", "guest", "-o", `jsonpath={.status.podIPs[*].ip}`)
-	six := strings.Fields(guest)[slices.IndexFunc(strings.Fields(guest), func(a string) bool { return strings.Contains(a, ":") })]
+	excepted := strings.Fields(guest)[slices.IndexFunc(strings.Fields(guest), func(a string) bool { return strings.Contains(a, ":") })]
 	d.apply(t, `apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
 metadata: {name: six, namespace: shop}
-spec: {podSelector: {matchLabels: {tier: pair}}, policyTypes: [Ingress], ingress: [{from: [{ipBlock: {cidr: "fd00:10:244:1::/64", except: ["`+six+`/128"]}}], ports: [{port: 7000}]}]}
+spec: {podSelector: {matchLabels: {tier: pair}}, policyTypes: [Ingress], ingress: [{from: [{ipBlock: {cidr: "fd00:10:244:1::/64", except: ["`+excepted+`/128"]}}], ports: [{port: 7000}]}]}
 `)
-	d.isAnswered(t, "by a NetworkPolicy", map[string][2]bool{"guest": {}, "client": {false, true}})
+	d.isAnswered(t, "by a NetworkPolicy", map[string][]string{"guest": {}, "client": {"ipv6"}})
 	for pod, want := range map[string]string{"client": "allowed:", "guest": "refused: NetworkPolicyIngress"} {
-		if said := d.told(t, "explain", "shop/"+pod, echoAt(d.servers[1][1])); !strings.Contains(said, want) {
+		if said := d.told(t, "explain", "shop/"+pod, echoAt(d.servers[1][six])); !strings.Contains(said, want) {
 			t.Errorf("explain does not say %q of %s:\n%s", want, pod, said)
 		}
 	}
@@ -295,7 +325,7 @@ spec: {podSelector: {matchLabels: {tier: pair}}, policyTypes: [Ingress], ingress
 		t.Errorf("analyze does not say what opens the tunnel to these addresses:\n%s", said)
 	}
 	d.kubectl(t, "-n", "shop", "delete", "networkpolicy", "six")
-	d.isAnswered(t, "without a policy", map[string][2]bool{"guest": {true, true}, "client": {true, true}})
+	d.isAnswered(t, "without a policy", map[string][]string{"guest": every, "client": every})
 }
 
 // told is what `heddle` says, which ends with 1 when a connection is refused or cut off.
@@ -310,13 +340,13 @@ func (d *dualStack) told(t *testing.T, args ...string) string {
 
 // testNewPods: those that come into the mesh before their first packet.
 func (d *dualStack) testNewPods(t *testing.T) {
-	c := d.capture(t)
-	d.apply(t, podYAML("fresh", "n1", "", "dial", echoAt(d.servers[1][1]))+podYAML("probed", "n2", probes, "serve"))
+	c, to := d.capture(t), d.servers[1][len(d.families)-1]
+	d.apply(t, podYAML("fresh", "n1", "", "dial", echoAt(to))+podYAML("probed", "n2", probes, "serve"))
 	d.waitReady(t, "fresh", "probed")
 	if said := d.logs(t, "fresh"); !strings.Contains(said, "first packet: first <nil>") {
 		t.Errorf("the first connection of a new pod: %s", said)
 	}
-	onlyInTheTunnel(t, "a new pod's first packets", c.Stop(t, "first\n", only(d.servers[1][1].String())))
+	onlyInTheTunnel(t, "a new pod's first packets", c.Stop(t, "first\n", only(to.String())))
 }
 
 // testProbes: all of kubelet's pass, over the primary family.

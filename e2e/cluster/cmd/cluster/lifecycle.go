@@ -47,7 +47,7 @@ When it fails the machines stay, for ` + "`cluster logs`" + `; when it is interr
 	command.Flags().StringVar(&nodes, "node-range", "10.231.0.0/24", "addresses of the machines")
 	command.Flags().StringVar(&pods, "pod-range", "10.244.0.0/16", "addresses of the pods; each node has a /24 of it")
 	command.Flags().StringVar(&services, "service-range", "10.96.0.0/16", "addresses of the services")
-	command.Flags().StringSliceVar(&o.IPFamilies, "ip-families", []string{"ipv4"}, "families of the pods' and services' addresses, the primary one first: ipv4; ipv4,ipv6; ipv6,ipv4")
+	command.Flags().StringSliceVar(&o.IPFamilies, "ip-families", []string{"ipv4"}, "families of the pods' and services' addresses, the primary one first: ipv4; ipv6; ipv4,ipv6; ipv6,ipv4")
 	command.Flags().StringVar(&o.ProxyMode, "proxy-mode", "nftables", "kube-proxy's mode: nftables or iptables")
 	return command
 }
