@@ -414,6 +414,29 @@ func TestStale(t *testing.T) {
 	want(t, "the server is back", c.ask("a.example.", 1232, dnsmessage.TypeA, time.Second), "Success 2 20s")
 }
 
+// TestStaleOfOneTime: an answer with a TTL of 0, as Consul gives, is asked for each time
+// that its server answers.
+func TestStaleOfOneTime(t *testing.T) {
+	up := newServer(t, answers(0, 1))
+	c := pod(t, New(Config{Store: mesh.NewStore()}), up)
+	for i := range 3 {
+		want(t, "the server answers", c.ask("a.example.", 1232, dnsmessage.TypeA, time.Second), "Success 1 0s")
+		if n := int(up.asked.Load()); n != i+1 {
+			t.Errorf("asked %d times, the server was %d times", i+1, n)
+		}
+	}
+	fails := func(h dnsmessage.Header, q dnsmessage.Question, _ bool) []byte {
+		h.RCode = dnsmessage.RCodeServerFailure
+		return says(h, q, nil)
+	}
+	up.script.Store(&fails)
+	want(t, "the server fails", c.ask("a.example.", 1232, dnsmessage.TypeA, time.Second), "Success 1 30s EDE 3")
+	back := answers(0, 2)
+	up.script.Store(&back)
+	time.Sleep(askAgain)
+	want(t, "the server is back", c.ask("a.example.", 1232, dnsmessage.TypeA, time.Second), "Success 2 0s")
+}
+
 // TestStaleSearch: while the server is silent, what a resolver asks on the way to a
 // name is answered as before, and not what may have been made since.
 func TestStaleSearch(t *testing.T) {

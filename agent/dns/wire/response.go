@@ -16,9 +16,10 @@ type Response struct {
 	// rest has to be fetched over TCP.
 	Rcode     int
 	Truncated bool
-	// TTL is for how long all of it holds, in seconds; ok only if Lasting. It is
-	// the least of its records', and of the SOA's minimum when it says that
-	// something is not there (RFC 2308, section 5).
+	// TTL is for how long all of it holds, in seconds; ok only if Lasting, and 0 of what
+	// holds for who asked alone, and may be kept for when its server does not answer. It
+	// is the least of its records', and of the SOA's minimum when it says that something
+	// is not there (RFC 2308, section 5), which then lasts only beyond 0.
 	TTL      uint32
 	Lasting  bool
 	Negative bool
@@ -125,7 +126,7 @@ func (r *Response) judge(l *layout, q *Query) error {
 	}
 	r.Negative = r.Rcode == NameError || !answered
 	known := r.Rcode == NoError || r.Rcode == NameError
-	r.Lasting = known && !r.Truncated && len(r.ttls) > 0 && r.TTL > 0 && (!r.Negative || denied)
+	r.Lasting = known && !r.Truncated && len(r.ttls) > 0 && (!r.Negative || denied && r.TTL > 0)
 	return nil
 }
 

@@ -280,12 +280,13 @@ func TestLasting(t *testing.T) {
 		lasting, negative bool
 	}{
 		"answers":                    {dnsmessage.RCodeSuccess, addresses(30, 2), 30, true, false},
-		"answers that do not last":   {dnsmessage.RCodeSuccess, addresses(0, 2), 0, false, false},
+		"answers for one time":       {dnsmessage.RCodeSuccess, addresses(0, 2), 0, true, false},
+		"no such name, for one time": {dnsmessage.RCodeNameError, soa(3600, 0), 0, false, true},
 		"no such name":               {dnsmessage.RCodeNameError, soa(3600, 15), 15, true, true},
 		"no such type":               {dnsmessage.RCodeSuccess, soa(20, 100), 20, true, true},
 		"no such name, without why":  {dnsmessage.RCodeNameError, nil, 1<<31 - 1, false, true},
 		"a failure":                  {dnsmessage.RCodeServerFailure, addresses(30, 1), 30, false, false},
-		"a TTL that is out of range": {dnsmessage.RCodeSuccess, addresses(1<<31, 1), 0, false, false},
+		"a TTL that is out of range": {dnsmessage.RCodeSuccess, addresses(1<<31, 1), 0, true, false},
 		"another name": {dnsmessage.RCodeSuccess, func(b *dnsmessage.Builder, name dnsmessage.Name) {
 			must(t, b.CNAMEResource(dnsmessage.ResourceHeader{Name: name, Class: dnsmessage.ClassINET, TTL: 5}, dnsmessage.CNAMEResource{CNAME: name}))
 			soa(100, 100)(b, name)
