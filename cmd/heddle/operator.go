@@ -11,6 +11,7 @@ import (
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/show"
 	"github.com/heddle-mesh/heddle/internal/admin"
+	"github.com/heddle-mesh/heddle/internal/period"
 )
 
 // withOperator calls fn with a client of the operator.
@@ -67,7 +68,7 @@ It lets nobody have a certificate.`,
 			})
 		},
 	}
-	create.Flags().DurationVar(&lifetime, "lifetime", time.Hour, "how long it can be used, 1s to 168h")
+	create.Flags().Var(period.Var(&lifetime, time.Hour), "lifetime", "how long it can be used, 1s to 7d")
 	list := &cobra.Command{
 		Use: "list", Args: cobra.NoArgs, Short: "List tokens, without their secrets",
 		RunE: func(cmd *cobra.Command, _ []string) error {
