@@ -317,7 +317,7 @@ func (r *Report) Print(out io.Writer, color bool) error {
 		fmt.Fprintln(out, "\n"+r.Rotation.text(false))
 	}
 	for _, p := range r.Problems {
-		fmt.Fprintln(out, show.Painted("✗ ", show.Red, color)+p)
+		fmt.Fprintln(out, show.Painted("✗ ", show.Red, color)+show.Lines(p))
 	}
 	return nil
 }

@@ -1,11 +1,14 @@
 package replay
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
 	"testing"
+
+	"sigs.k8s.io/yaml"
 
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/replay/past"
 )
@@ -97,6 +100,22 @@ func TestChangedServices(t *testing.T) {
 		var text strings.Builder
 		if err := r.Print(&text, false); err != nil || strings.Contains(text.String(), "Nothing would break.") != (c.why == judged && c.breaks == 0) {
 			t.Errorf("%s: %v\n%s", name, err, &text)
+		}
+	}
+}
+
+// TestCommentsStayComments: what nodes say, and names of a file of flows, are others', and what is
+// suggested is applied: whatever ends a line in YAML must not end a comment.
+func TestCommentsStayComments(t *testing.T) {
+	for _, end := range []string{"\n", "\r", "\r\n", "\u0085", "\u2028", "\u2029"} {
+		s := &Suggestion{Notes: []string{"node n1: 2026.gz" + end + "apiVersion: v1" + end + "kind: Secret" + end + "metadata: {name: theirs}" + end}}
+		var out bytes.Buffer
+		if err := s.Print(&out, &past.History{}); err != nil {
+			t.Fatal(err)
+		}
+		var found map[string]any
+		if err := yaml.Unmarshal(out.Bytes(), &found); err != nil || len(found) > 0 {
+			t.Errorf("%q: %v, %v", out.String(), found, err)
 		}
 	}
 }
