@@ -14,7 +14,7 @@ func TestAttack(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	t.Log(out)
-	for _, attack := range []string{"agent's mark", "forged source", "raw ACK", "bare ACK", "bare RST", "plaintext to 15008", "passthru tuple", "IP options", "fragments", "extension header", "UDP", "MLD report", "neighbour solicitation"} {
+	for _, attack := range []string{"agent's mark", "forged source", "raw ACK", "bare ACK", "bare RST", "plaintext to 15008", "passthru tuple", "IP options", "fragments", "extension header", "UDP", "ping", "MLD report", "neighbour solicitation"} {
 		tried := 0
 		for line := range strings.Lines(out) {
 			if strings.HasPrefix(line, attack) && strings.Contains(line, "held") {

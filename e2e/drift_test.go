@@ -150,6 +150,45 @@ func TestDrift(t *testing.T) {
 	policyLiveOn(t, b, "2/2", "", func() {})
 }
 
+// TestGateThatIsNotInPlace takes the rules that lead a pod's connections to its agent away, as
+// a tool on the node may: nobody mends that, and the policy's status, check and a metric say so
+// until they are back.
+func TestGateThatIsNotInPlace(t *testing.T) {
+	b := up(t, "e2e-gate-away")
+	b.Write(t, "strict.yaml", strictYAML)
+	policyLiveOn(t, b, "2/2", "", func() {})
+	ip := func(args ...string) string {
+		t.Helper()
+		out, err := b.Heddle(append([]string{"exec", "--name", b.Mesh.Plan.Name, "shop/server", "--", "ip"}, args...)...)
+		if err != nil {
+			t.Fatalf("%v: %v\n%s", args, err, out)
+		}
+		return out
+	}
+	rule := ""
+	for line := range strings.Lines(ip("rule", "show")) {
+		if pref, what, ok := strings.Cut(strings.TrimSpace(line), ":"); ok && pref == "100" {
+			rule = strings.Replace(what, "from all ", "", 1)
+		}
+	}
+	if rule == "" {
+		t.Fatal("the pod has no rule 100")
+	}
+	ip("rule", "del", "pref", "100")
+	policyLiveOn(t, b, "1/2", "n2", func() {})
+	if n := sampleOf(t, b, "n2", "heddle_gate_unmended"); n != "1" {
+		t.Errorf("heddle_gate_unmended is %q", n)
+	}
+	if out, err := b.Heddle("check", "--name", b.Mesh.Plan.Name); err == nil || !strings.Contains(out, "is missing") {
+		t.Errorf("heddle check passes, or does not say it: %v\n%s", err, out)
+	}
+	ip(append([]string{"rule", "add", "pref", "100"}, strings.Fields(rule)...)...)
+	policyLiveOn(t, b, "2/2", "", func() {})
+	if n := sampleOf(t, b, "n2", "heddle_gate_unmended"); n != "0" {
+		t.Errorf("heddle_gate_unmended is %q after that", n)
+	}
+}
+
 // driftIsSaid asks whether who asks two seconds after a single change on node n2 is told of it,
 // by `heddle check` and by the status of shop/strict, and the status still says it eight later.
 func driftIsSaid(t *testing.T, b *testbed.Bed, began time.Time) {

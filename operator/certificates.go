@@ -170,7 +170,7 @@ func (a *peers) fleet(ctx context.Context) rotation.Fleet {
 func (a *adminService) Certificates(ctx context.Context, req *meshpb.CertificatesRequest) (*meshpb.CertificatesResponse, error) {
 	p := a.parts
 	keyring := p.authority.Keyring()
-	out := &meshpb.CertificatesResponse{TrustDomain: p.authority.TrustDomain().Name(), Replica: p.replica(), Issuer: p.issuer(), Federation: federation.Bundles(p.federation.Known())}
+	out := &meshpb.CertificatesResponse{TrustDomain: p.authority.TrustDomain().Name(), Replica: p.replica(), Issuer: p.issuer(), CertManager: p.authority.Keeper(), Federation: federation.Bundles(p.federation.Known())}
 	if problem := p.problem(); problem != nil {
 		out.Problem = problem.Error()
 	}

@@ -6,7 +6,8 @@
 //
 // It looks at what policy is compiled to: each pod's configuration, its ports, and the
 // sockets that connections are led to. What comes and goes with connections is not its
-// concern, nor are programs, which podnet.Pod.Check looks at.
+// concern. Programs and rules it looks at by podnet.Pod.Check, some pods at a time; it mends
+// none of these, and reports them.
 package drift
 
 import (
@@ -35,6 +36,9 @@ const (
 	// average: 7 ms of a processor. Where there are more, it takes as many looks as their number
 	// makes it.
 	rules = 65536
+	// gates is of how many pods' programs and rules it looks at then: a look is 1.1 ms of a
+	// processor, mostly netlink's.
+	gates = 6
 	// shown is for how long `heddle check` fails because of what was repaired.
 	shown = 10 * time.Minute
 	// settled is for how long a pod's maps must have held until they count as what
@@ -51,11 +55,13 @@ type Watch struct {
 	log     *slog.Logger
 	repairs prometheus.Counter
 	failing prometheus.GaugeFunc
-	next    turn // of Run, which alone knows
+	next    turn   // of Run, which alone knows
+	gate    string // the pod whose gate is next; Run's, too
 
 	mu     sync.Mutex
 	last   map[string]repair  // by pod
 	failed map[string]failure // by pod: when its maps could last not be read, or mended
+	amiss  map[string]gate    // by pod, of those whose gate was not in place at the last look
 	found  chan struct{}      // closed, and made anew, at each repair
 }
 
@@ -78,19 +84,24 @@ type failure struct {
 	err error
 }
 
+// gate is one that is not in place: what the first look saw may be a pod that goes.
+type gate struct {
+	seen bool // the look after has seen it, too
+}
+
 // lasts reports whether it was a moment ago.
 func (f failure) lasts() bool { return time.Since(f.at) < passing }
 
 // New returns a Watch of a node's pods that does not look yet.
 func New(node *podnet.Node, log *slog.Logger) *Watch {
 	w := &Watch{
-		node: node, log: log, last: map[string]repair{}, failed: map[string]failure{}, found: make(chan struct{}),
+		node: node, log: log, last: map[string]repair{}, failed: map[string]failure{}, amiss: map[string]gate{}, found: make(chan struct{}),
 		repairs: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "heddle_gate_drift_total", Help: "Entries of the kernel's maps that somebody else had changed, found and repaired.",
 		}),
 	}
 	w.failing = prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "heddle_gate_unmended", Help: "Pods whose maps of the kernel cannot be read back, or not be repaired, which is tried each second.",
+		Name: "heddle_gate_unmended", Help: "Pods whose maps of the kernel cannot be read back, or not be repaired, which is tried each second, or whose gate or rules are not in place.",
 	}, w.unmended)
 	return w
 }
@@ -107,17 +118,23 @@ func (w *Watch) Collect(all chan<- prometheus.Metric) {
 	w.failing.Collect(all)
 }
 
-// unmended is for how many pods reading or repairing failed a moment ago.
+// unmended is for how many pods reading or repairing failed a moment ago, or whose gate is
+// not in place.
 func (w *Watch) unmended() float64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	n := 0
-	for _, f := range w.failed {
+	pods := map[string]bool{}
+	for pod, f := range w.failed {
 		if f.lasts() {
-			n++
+			pods[pod] = true
 		}
 	}
-	return float64(n)
+	for pod, g := range w.amiss {
+		if g.seen {
+			pods[pod] = true
+		}
+	}
+	return float64(len(pods))
 }
 
 // Run looks again and again until ctx is done.
@@ -131,7 +148,9 @@ func (w *Watch) Run(ctx context.Context) {
 			return
 		}
 		pods := w.node.Pods()
-		w.next = inTurn(slices.Sorted(maps.Keys(pods)), w.next, func(name string, rules bool) bpf.Looked { return w.look(name, pods[name], rules) })
+		names := slices.Sorted(maps.Keys(pods))
+		w.next = inTurn(names, w.next, func(name string, rules bool) bpf.Looked { return w.look(name, pods[name], rules) })
+		w.lookAtGates(names, func(name string) error { return pods[name].Check() })
 		w.forget(pods)
 	}
 }
@@ -184,11 +203,53 @@ func (w *Watch) Repaired() (pods int, found <-chan struct{}) {
 }
 
 // Drifting reports whether a pod's maps were other than written in the last ten seconds, or
-// could not be read back a moment ago.
+// could not be read back a moment ago, or its gate was not in place at the last two looks.
 func (w *Watch) Drifting(pod string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return time.Since(w.last[pod].at) < settled || w.failed[pod].lasts()
+	return time.Since(w.last[pod].at) < settled || w.failed[pod].lasts() || w.amiss[pod].seen
+}
+
+// lookAtGates looks at the gates of some of the pods: first once more at those that were not
+// in place for the first time, then at the next ones in turn.
+func (w *Watch) lookAtGates(names []string, check func(pod string) error) {
+	at, _ := slices.BinarySearch(names, w.gate)
+	turn := slices.Concat(names[at:], names[:at])
+	again := slices.DeleteFunc(slices.Clone(names), func(name string) bool { g, amiss := w.amissOf(name); return !amiss || g.seen })
+	again = again[:min(len(again), gates)]
+	turn = slices.DeleteFunc(turn, func(name string) bool { return slices.Contains(again, name) })
+	if left := gates - len(again); len(turn) > left {
+		w.gate, turn = turn[left], turn[:left]
+	}
+	for _, name := range append(again, turn...) {
+		w.note(name, check(name))
+	}
+}
+
+func (w *Watch) amissOf(pod string) (gate, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	g, amiss := w.amiss[pod]
+	return g, amiss
+}
+
+// note takes what a look at a pod's gate has seen, and says it when it is sure, and news.
+func (w *Watch) note(pod string, err error) {
+	before, amiss := w.amissOf(pod)
+	ok := err == nil || errors.Is(err, podnet.ErrClosed)
+	switch {
+	case ok && before.seen:
+		w.log.Info("the gate of a pod is in place again", "workload", pod)
+	case !ok && amiss && !before.seen:
+		w.log.Error("the gate of a pod is not in place, or its rules are not: nobody mends that", "workload", pod, "error", err)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if ok {
+		delete(w.amiss, pod)
+		return
+	}
+	w.amiss[pod] = gate{seen: amiss}
 }
 
 func (w *Watch) look(name string, pod *podnet.Pod, rules bool) bpf.Looked {
@@ -246,4 +307,5 @@ func (w *Watch) forget(pods map[string]*podnet.Pod) {
 	gone := func(name string) bool { return pods[name] == nil }
 	maps.DeleteFunc(w.last, func(name string, _ repair) bool { return gone(name) })
 	maps.DeleteFunc(w.failed, func(name string, _ failure) bool { return gone(name) })
+	maps.DeleteFunc(w.amiss, func(name string, _ gate) bool { return gone(name) })
 }

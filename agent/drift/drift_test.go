@@ -2,6 +2,7 @@ package drift
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"pgregory.net/rapid"
 
+	"github.com/heddle-mesh/heddle/agent/podnet"
 	"github.com/heddle-mesh/heddle/bpf"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
@@ -94,4 +96,74 @@ func registry(t *testing.T, w *Watch) *prometheus.Registry {
 		t.Fatal(err)
 	}
 	return all
+}
+
+// TestGatesInTurn: each pod's gate is looked at in turn, few at a time, and what is not in
+// place once more at once; then it counts, until it is in place.
+func TestGatesInTurn(t *testing.T) {
+	var names []string
+	for i := range 3*gates + 1 {
+		names = append(names, fmt.Sprintf("pod%02d", i))
+	}
+	w := New(nil, slog.New(slog.DiscardHandler))
+	broken := map[string]error{}
+	looked := map[string]int{}
+	look := func() (all int) {
+		w.lookAtGates(names, func(name string) error { looked[name]++; all++; return broken[name] })
+		return all
+	}
+	for range 4 {
+		if n := look(); n != gates {
+			t.Errorf("looked at %d gates at once", n)
+		}
+	}
+	for _, name := range names {
+		if looked[name] == 0 || looked[name] > 2 {
+			t.Errorf("looked at %s %d times in four turns", name, looked[name])
+		}
+	}
+	broken["pod01"], broken["pod02"] = errors.New("detached"), podnet.ErrClosed
+	clear(looked)
+	for looks, first := 1, 0; looked["pod01"] < 2; looks++ {
+		look()
+		if looked["pod01"] == 1 && first == 0 {
+			first = looks
+		}
+		if looks > 5 || looked["pod01"] == 1 && looks > first {
+			t.Fatalf("not looked at once more at once: %d looks, %d times", looks, looked["pod01"])
+		}
+		if w.Drifting("pod01") != (looked["pod01"] >= 2) {
+			t.Errorf("drifting after %d looks at it", looked["pod01"])
+		}
+	}
+	if !w.Drifting("pod01") || w.Drifting("pod02") || w.Drifting("pod03") || testutil.ToFloat64(w.failing) != 1 {
+		t.Errorf("drifting %v, %v, %v, counted %v", w.Drifting("pod01"), w.Drifting("pod02"), w.Drifting("pod03"), testutil.ToFloat64(w.failing))
+	}
+	// All at once: still few at a time, and each has its second look.
+	for _, name := range names {
+		broken[name] = errors.New("detached")
+	}
+	for range 2 * 4 {
+		if n := look(); n > gates {
+			t.Errorf("looked at %d gates at once", n)
+		}
+	}
+	if n := testutil.ToFloat64(w.failing); n != float64(len(names)) {
+		t.Errorf("%v of %d are counted", n, len(names))
+	}
+	clear(broken)
+	for range 4 {
+		look()
+	}
+	if n := testutil.ToFloat64(w.failing); n != 0 || w.Drifting("pod01") {
+		t.Errorf("in place again: %v are counted", n)
+	}
+	broken["pod00"] = errors.New("detached")
+	for range 5 {
+		look()
+	}
+	w.forget(nil)
+	if w.Drifting("pod00") {
+		t.Error("one that is gone is amiss")
+	}
 }

@@ -306,7 +306,10 @@ type CertificatesResponse struct {
 	// Why this mesh signs no JWT-SVIDs; empty where it does.
 	JwtWithheld string `protobuf:"bytes,10,opt,name=jwt_withheld,json=jwtWithheld,proto3" json:"jwt_withheld,omitempty"`
 	// Why the newest of those keys are not in use; empty when they are.
-	JwtProblem    string `protobuf:"bytes,11,opt,name=jwt_problem,json=jwtProblem,proto3" json:"jwt_problem,omitempty"`
+	JwtProblem string `protobuf:"bytes,11,opt,name=jwt_problem,json=jwtProblem,proto3" json:"jwt_problem,omitempty"`
+	// The Certificate of cert-manager that keeps the authority, as NAMESPACE/NAME, so that
+	// rotations are refused; empty where none does.
+	CertManager   string `protobuf:"bytes,12,opt,name=cert_manager,json=certManager,proto3" json:"cert_manager,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -414,6 +417,13 @@ func (x *CertificatesResponse) GetJwtWithheld() string {
 func (x *CertificatesResponse) GetJwtProblem() string {
 	if x != nil {
 		return x.JwtProblem
+	}
+	return ""
+}
+
+func (x *CertificatesResponse) GetCertManager() string {
+	if x != nil {
+		return x.CertManager
 	}
 	return ""
 }
@@ -628,8 +638,12 @@ type AuthorityCertificate struct {
 	// Such as "ECDSA P-256".
 	Key string `protobuf:"bytes,7,opt,name=key,proto3" json:"key,omitempty"`
 	// Whether it signs SVIDs, and whether what it signs is trusted.
-	Signs         bool `protobuf:"varint,8,opt,name=signs,proto3" json:"signs,omitempty"`
-	Trusted       bool `protobuf:"varint,9,opt,name=trusted,proto3" json:"trusted,omitempty"`
+	Signs   bool `protobuf:"varint,8,opt,name=signs,proto3" json:"signs,omitempty"`
+	Trusted bool `protobuf:"varint,9,opt,name=trusted,proto3" json:"trusted,omitempty"`
+	// Whether it is the root of what signs.
+	Anchors bool `protobuf:"varint,10,opt,name=anchors,proto3" json:"anchors,omitempty"`
+	// Whether roots.crt has it, which people keep and no rotation changes.
+	Further       bool `protobuf:"varint,11,opt,name=further,proto3" json:"further,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -723,6 +737,20 @@ func (x *AuthorityCertificate) GetSigns() bool {
 func (x *AuthorityCertificate) GetTrusted() bool {
 	if x != nil {
 		return x.Trusted
+	}
+	return false
+}
+
+func (x *AuthorityCertificate) GetAnchors() bool {
+	if x != nil {
+		return x.Anchors
+	}
+	return false
+}
+
+func (x *AuthorityCertificate) GetFurther() bool {
+	if x != nil {
+		return x.Further
 	}
 	return false
 }
@@ -2339,7 +2367,7 @@ const file_operator_proto_rawDesc = "" +
 	"reportedNs\x125\n" +
 	"\x05gated\x18\x03 \x01(\v2\x1f.heddle.mesh.v1alpha1.GatedPodsR\x05gated\"'\n" +
 	"\x13CertificatesRequest\x12\x10\n" +
-	"\x03own\x18\x01 \x01(\bR\x03own\"\x92\x04\n" +
+	"\x03own\x18\x01 \x01(\bR\x03own\"\xb5\x04\n" +
 	"\x14CertificatesResponse\x12!\n" +
 	"\ftrust_domain\x18\x01 \x01(\tR\vtrustDomain\x12H\n" +
 	"\tauthority\x18\x02 \x03(\v2*.heddle.mesh.v1alpha1.AuthorityCertificateR\tauthority\x12<\n" +
@@ -2355,7 +2383,8 @@ const file_operator_proto_rawDesc = "" +
 	"\fjwt_withheld\x18\n" +
 	" \x01(\tR\vjwtWithheld\x12\x1f\n" +
 	"\vjwt_problem\x18\v \x01(\tR\n" +
-	"jwtProblem\"t\n" +
+	"jwtProblem\x12!\n" +
+	"\fcert_manager\x18\f \x01(\tR\vcertManager\"t\n" +
 	"\x06JWTKey\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x14\n" +
@@ -2371,7 +2400,7 @@ const file_operator_proto_rawDesc = "" +
 	"\bsequence\x18\x06 \x01(\x04R\bsequence\x12@\n" +
 	"\x05roots\x18\a \x03(\v2*.heddle.mesh.v1alpha1.AuthorityCertificateR\x05roots\x12\x19\n" +
 	"\bjwt_keys\x18\b \x01(\rR\ajwtKeys\x12\x14\n" +
-	"\x05error\x18\t \x01(\tR\x05error\"\xfc\x01\n" +
+	"\x05error\x18\t \x01(\tR\x05error\"\xb0\x02\n" +
 	"\x14AuthorityCertificate\x12\x16\n" +
 	"\x06sha256\x18\x01 \x01(\fR\x06sha256\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x18\n" +
@@ -2382,7 +2411,10 @@ const file_operator_proto_rawDesc = "" +
 	"notAfterNs\x12\x10\n" +
 	"\x03key\x18\a \x01(\tR\x03key\x12\x14\n" +
 	"\x05signs\x18\b \x01(\bR\x05signs\x12\x18\n" +
-	"\atrusted\x18\t \x01(\bR\atrusted\"\xa0\x01\n" +
+	"\atrusted\x18\t \x01(\bR\atrusted\x12\x18\n" +
+	"\aanchors\x18\n" +
+	" \x01(\bR\aanchors\x12\x18\n" +
+	"\afurther\x18\v \x01(\bR\afurther\"\xa0\x01\n" +
 	"\x10NodeCertificates\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x1c\n" +
 	"\tconnected\x18\x02 \x01(\bR\tconnected\x12\x1f\n" +

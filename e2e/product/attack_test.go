@@ -30,7 +30,7 @@ func (w *world) testAttack(t *testing.T) {
 		t.Errorf("not all attacks were shown to be held: %v\n%s", err, out)
 	}
 	for direction, names := range map[string][]string{
-		"outbound": {"agent's mark", "plaintext to 15008", "forged source", "raw ACK", "bare ACK", "bare RST", "passthru tuple", "IP options", "fragments", "UDP", "other protocol"},
+		"outbound": {"agent's mark", "plaintext to 15008", "forged source", "raw ACK", "bare ACK", "bare RST", "passthru tuple", "IP options", "fragments", "UDP", "ping", "other protocol"},
 		"inbound":  {"plaintext", "raw ACK", "passthru tuple", "forged source", "IP options", "fragments", "UDP"},
 	} {
 		for _, name := range names {

@@ -78,6 +78,7 @@ func (a aim) outbound() []try {
 		raw(a.optionsName(), a.optionsName()+" before TCP with data", func(p *packet) { p.options = true }),
 		raw("fragments", "data in two fragments, the TCP header cut in two", func(p *packet) { p.fragments = true }),
 		raw("UDP", "a datagram, not to DNS", func(p *packet) { p.protocol = unix.IPPROTO_UDP }),
+		raw("ping", "data in an ICMP echo", a.ping),
 		raw("other protocol", "SCTP, which nothing carries", func(p *packet) { p.protocol = unix.IPPROTO_SCTP }),
 	}
 	if a.pod.Is6() {
@@ -115,6 +116,14 @@ func (a aim) solicitation(inbound bool) try {
 	}
 }
 
+// ping makes a packet an echo request of the family: the oldest tunnel there is.
+func (a aim) ping(p *packet) {
+	p.echo, p.protocol = true, unix.IPPROTO_ICMP
+	if a.pod.Is6() {
+		p.protocol = unix.IPPROTO_ICMPV6
+	}
+}
+
 func (a aim) optionsName() string {
 	if a.pod.Is4() {
 		return "IP options"
@@ -143,6 +152,7 @@ func (a aim) inbound() []try {
 		raw(a.optionsName(), a.optionsName()+" before TCP with data", func(p *packet) { p.options = true }),
 		raw("fragments", "data in two fragments", func(p *packet) { p.fragments = true }),
 		raw("UDP", "a datagram that answers nothing", func(p *packet) { p.protocol = unix.IPPROTO_UDP }),
+		raw("ping", "data in an ICMP echo", a.ping),
 	}
 	if a.pod.Is6() {
 		tries = append(tries, a.report(true), a.solicitation(true))

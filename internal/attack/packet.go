@@ -24,6 +24,8 @@ type packet struct {
 	// payload follows the ports. Of ICMPv6 it is the addresses of sources in an MLD report about
 	// the group that it goes to, or an option of a neighbour solicitation.
 	payload []byte
+	// echo makes ICMP, of either family, a ping with payload as its data.
+	echo bool
 	// options makes IPv4 options, or an IPv6 destination options header.
 	options bool
 	// fragments cuts the packet in two.
@@ -58,7 +60,14 @@ func (p packet) transport() []byte {
 	case unix.IPPROTO_UDP:
 		h := binary.BigEndian.AppendUint16(ports, uint16(8+len(p.payload)))
 		return p.checked(append(append(h, 0, 0), p.payload...), unix.IPPROTO_UDP, 6)
+	case unix.IPPROTO_ICMP:
+		m := append([]byte{8, 0, 0, 0, 0, 1, 0, 1}, p.payload...) // RFC 792
+		binary.BigEndian.PutUint16(m[2:], checksum(m))
+		return m
 	case unix.IPPROTO_ICMPV6:
+		if p.echo {
+			return p.checked(append([]byte{128, 0, 0, 0, 0, 1, 0, 1}, p.payload...), unix.IPPROTO_ICMPV6, 2) // RFC 4443, section 4.1
+		}
 		if !p.destination.Addr().IsMulticast() {
 			return p.checked(p.solicitation(), unix.IPPROTO_ICMPV6, 2)
 		}
@@ -141,7 +150,7 @@ func (p packet) wrap6(body []byte, protocol uint8, offset int, more bool) []byte
 	}
 	limit := byte(64)
 	switch {
-	case protocol != unix.IPPROTO_ICMPV6:
+	case protocol != unix.IPPROTO_ICMPV6, p.echo:
 	case !p.destination.Addr().IsMulticast():
 		limit = 255 // RFC 4861, section 7.1
 	default: // a router alert, and not off the link

@@ -299,6 +299,9 @@ func (a *Authority) Root() *x509.Certificate { return a.root }
 // not be changed.
 func (a *Authority) Signing() *x509.Certificate { return a.chain[0] }
 
+// Chain returns Signing, what is between it and Root, and Root. It must not be changed.
+func (a *Authority) Chain() []*x509.Certificate { return a.chain }
+
 // intermediates is what a leaf's chain has besides the leaf.
 func (a *Authority) intermediates() []*x509.Certificate { return a.chain[:len(a.chain)-1] }
 

@@ -86,7 +86,6 @@ func newCompiler(objs *Objects, each bool) *compiler {
 		members:    map[string][]*mesh.Workload{},
 		addresses:  make(map[netip.Addr]owner, len(objs.Workloads)+len(objs.Pods)+len(objs.Services)),
 		netns:      map[string]owner{},
-		lost:       map[string]bool{},
 		identities: map[mesh.Key]spiffeid.ID{},
 		groups:     map[groupKey]map[string][]*mesh.Workload{},
 		pods:       make(map[mesh.Key]*Pod, len(objs.Pods)),
@@ -126,7 +125,6 @@ type compiler struct {
 	mesh       subject
 	addresses  map[netip.Addr]owner
 	netns      map[string]owner // by node and path
-	lost       map[string]bool  // statements that another one wins over, warned of
 
 	identities map[mesh.Key]spiffeid.ID                 // by service account
 	groups     map[groupKey]map[string][]*mesh.Workload // see candidates

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/heddle-mesh/heddle/internal/kube/check"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
@@ -77,7 +78,7 @@ func (c *compiler) isWorkload(p *Pod) bool {
 }
 
 // compilePods adds the cluster's pods.
-func (c *compiler) compilePods(authentications map[string][]authentication) {
+func (c *compiler) compilePods(authentications map[string][]check.Authentication) {
 	pods := slices.Clone(c.objs.Pods)
 	slices.SortFunc(pods, func(a, b *Pod) int { return a.Key().Compare(b.Key()) })
 	has := make(map[netip.Addr]*Pod, len(pods))
@@ -117,7 +118,7 @@ func (c *compiler) compilePods(authentications map[string][]authentication) {
 }
 
 // podWorkload returns false when no connection could have to do with the pod.
-func (s subject) podWorkload(p *Pod, enrolled bool, authentications []authentication, has map[netip.Addr]*Pod) (mesh.Workload, bool) {
+func (s subject) podWorkload(p *Pod, enrolled bool, authentications []check.Authentication, has map[netip.Addr]*Pod) (mesh.Workload, bool) {
 	c := s.compiler
 	out := mesh.Workload{
 		Key: p.Key(), ServiceAccount: p.ServiceAccount, Node: p.Node, UID: cmp.Or(p.StaticUID, p.UID), Zone: c.objs.Zones[p.Node], Labels: p.Labels,
@@ -155,7 +156,7 @@ func (s subject) podWorkload(p *Pod, enrolled bool, authentications []authentica
 		}
 		out.ProbePorts = append(out.ProbePorts, port)
 	}
-	out.Mode, out.PortModes = resolve(authentications, p.Labels, c.settings.Mode)
+	out.Mode, out.PortModes = check.Resolve(authentications, p.Labels, c.settings.Mode)
 	out.DNS = c.settings.DNS.Of(p.Namespace)
 	if len(out.Addresses) == 0 {
 		out.Ready, out.Leaving = false, false

@@ -2,43 +2,28 @@ package kube
 
 import (
 	"fmt"
-	"maps"
 	"path"
 	"slices"
 
 	"github.com/heddle-mesh/heddle/api/v1alpha1"
+	"github.com/heddle-mesh/heddle/internal/kube/check"
 	"github.com/heddle-mesh/heddle/internal/kube/policies"
 	"github.com/heddle-mesh/heddle/internal/mesh"
 )
 
-// statement is what one PeerAuthentication says about one place: a workload's
-// port, or all ports that nothing is said about.
-type statement struct {
-	from  subject
-	field string
-	mode  mesh.Mode
-}
-
-// authentication is one PeerAuthentication.
-type authentication struct {
-	selector map[string]string // nil for the whole namespace
-	mode     *statement
-	ports    map[uint16]statement
-}
-
 // compilePeerAuthentications returns them by namespace, oldest first.
-func (c *compiler) compilePeerAuthentications() map[string][]authentication {
-	byNamespace := map[string][]authentication{}
+func (c *compiler) compilePeerAuthentications() map[string][]check.Authentication {
+	byNamespace := map[string][]check.Authentication{}
 	for _, pa := range sorted(c.objs.PeerAuthentications) {
 		s := c.subject("PeerAuthentication", pa.Value, pa.Origin)
 		s.place(pa.Value)
 		spec := &pa.Value.Spec
-		a := authentication{selector: s.selector(spec.Selector), ports: map[uint16]statement{}}
+		a := check.Authentication{Selector: s.selector(spec.Selector), Ports: map[uint16]check.Statement{}}
 		if spec.Mode == "" && len(spec.PortModes) == 0 {
 			s.Problem("spec", "write mode: STRICT or mode: PERMISSIVE", "says nothing: it has neither mode nor portModes")
 		}
 		if spec.Mode != "" {
-			a.mode = &statement{s, "spec.mode", s.Mode("spec.mode", spec.Mode, mesh.ModeStrict)}
+			a.Mode = &check.Statement{From: s.Subject, Field: "spec.mode", Mode: s.Mode("spec.mode", spec.Mode, mesh.ModeStrict)}
 		}
 		for i, pm := range spec.PortModes {
 			field := fmt.Sprintf("spec.portModes[%d]", i)
@@ -46,14 +31,14 @@ func (c *compiler) compilePeerAuthentications() map[string][]authentication {
 			if !ok {
 				continue
 			}
-			if _, twice := a.ports[port]; twice {
+			if _, twice := a.Ports[port]; twice {
 				s.Problem(field+".port", "keep one of them", "port %d is given twice", port)
 				continue
 			}
 			if pm.Mode == "" {
 				s.Problem(field, "write mode: STRICT or mode: PERMISSIVE", "has no mode")
 			}
-			a.ports[port] = statement{s, field + ".mode", s.Mode(field+".mode", pm.Mode, mesh.ModeStrict)}
+			a.Ports[port] = check.Statement{From: s.Subject, Field: field + ".mode", Mode: s.Mode(field+".mode", pm.Mode, mesh.ModeStrict)}
 		}
 		byNamespace[pa.Value.Namespace] = append(byNamespace[pa.Value.Namespace], a)
 	}
@@ -84,76 +69,7 @@ func (s subject) warnUnselected(namespace string, selector *v1alpha1.Selector) {
 	}
 }
 
-// resolve returns a workload's modes: the most specific statements, and among
-// equally specific ones the first. Statements that lose against an equally
-// specific one of another mind are warned of.
-func resolve(all []authentication, labels map[string]string, unset mesh.Mode) (mesh.Mode, map[uint16]mesh.Mode) {
-	if len(all) == 0 {
-		return unset, nil
-	}
-	var mode *statement
-	ports := map[uint16]statement{}
-	for _, selected := range []bool{true, false} { // objects with a selector first
-		var level authentication
-		level.ports = map[uint16]statement{}
-		for _, a := range all {
-			if (a.selector != nil) != selected || !mesh.Selects(a.selector, labels) {
-				continue
-			}
-			if a.mode != nil {
-				if level.mode == nil {
-					level.mode = a.mode
-				} else {
-					a.mode.loses(*level.mode)
-				}
-			}
-			for _, port := range slices.Sorted(maps.Keys(a.ports)) {
-				if first, said := level.ports[port]; said {
-					a.ports[port].loses(first)
-				} else {
-					level.ports[port] = a.ports[port]
-				}
-			}
-		}
-		if mode == nil {
-			mode = level.mode
-		}
-		for port, said := range level.ports {
-			if _, above := ports[port]; !above {
-				ports[port] = said
-			}
-		}
-	}
-	var modes map[uint16]mesh.Mode
-	for port, said := range ports {
-		if modes == nil {
-			modes = map[uint16]mesh.Mode{}
-		}
-		modes[port] = said.mode
-	}
-	if mode == nil {
-		return unset, modes
-	}
-	return mode.mode, modes
-}
-
-// loses warns that another, equally specific statement holds instead.
-func (st statement) loses(to statement) {
-	if st.mode == to.mode {
-		return
-	}
-	warning := st.from.Make(st.field, "take one of the two out, or give one a narrower selector",
-		"has no effect on workloads for which %s says %s: of two equally specific ones the older holds, then the one whose name comes first",
-		to.from.owner(), to.mode)
-	text := warning.Error()
-	if st.from.compiler.lost[text] {
-		return // for another workload
-	}
-	st.from.compiler.lost[text] = true
-	st.from.compiler.found.Warnings = append(st.from.compiler.found.Warnings, warning)
-}
-
-func (c *compiler) compileWorkloads(authentications map[string][]authentication) {
+func (c *compiler) compileWorkloads(authentications map[string][]check.Authentication) {
 	for _, w := range sorted(c.objs.Workloads) {
 		s := c.subject("Workload", w.Value, w.Origin)
 		if c.pods[mesh.Key{Namespace: w.Value.Namespace, Name: w.Value.Name}] != nil {
@@ -178,7 +94,7 @@ func (c *compiler) compileWorkloads(authentications map[string][]authentication)
 		}
 		enrolled, given := s.enrolled(w.Value.Labels)
 		out.Enrolled = enrolled || !given && c.namespaces[w.Value.Namespace].enrolled
-		out.Mode, out.PortModes = resolve(authentications[w.Value.Namespace], w.Value.Labels, c.settings.Mode)
+		out.Mode, out.PortModes = check.Resolve(authentications[w.Value.Namespace], w.Value.Labels, c.settings.Mode)
 		out.DNS = c.settings.DNS.Of(w.Value.Namespace)
 		s.addDatagrams(&out)
 		s.workloadSpec(&out, spec)

@@ -249,6 +249,7 @@ func TestSignRefusals(t *testing.T) {
 		"no CSR":            {web.String(), nil, nil, codes.InvalidArgument, "signing request", "BadCSR"},
 		"too large":         {web.String(), make([]byte, identity.MaxCSRBytes+1), nil, codes.InvalidArgument, "limit", "BadCSR"},
 		"unsynced":          {web.String(), csr, &fakeView{unsynced: true}, codes.Unavailable, "no configuration", "NotSynced"},
+		"unsynced, own":     {n.ID().String(), csr, &fakeView{unsynced: true}, codes.Unavailable, "no configuration", "NotSynced"},
 		"moved away":        {web.String(), csr, &fakeView{}, codes.PermissionDenied, "no workload on node n1", "NotOnNode"},
 		"revoked":           {web.String(), csr, &fakeView{onNode: map[string]spiffeid.ID{"n1": web}, revoked: map[spiffeid.ID]bool{web: true}}, codes.PermissionDenied, "revoked", "IdentityRevoked"},
 		"revoked node":      {web.String(), csr, &fakeView{onNode: map[string]spiffeid.ID{"n1": web}, revoked: map[spiffeid.ID]bool{n.ID(): true}}, codes.PermissionDenied, "revoked", "IdentityRevoked"},
@@ -268,6 +269,30 @@ func TestSignRefusals(t *testing.T) {
 				t.Errorf("%s counted %v times", c.reason, got-before)
 			}
 		})
+	}
+}
+
+// TestNobodyJoinsBeforeThereIsAConfiguration: an operator that has just started does not know
+// whether the node is revoked, and the token is good afterwards.
+func TestNobodyJoinsBeforeThereIsAConfiguration(t *testing.T) {
+	o := startOperator(t)
+	tok, err := jointoken.Parse(o.token(t, "n1", time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := meshpb.NewIssuingClient(dial(t, o, nil))
+	csr, _ := newCSR(t, web)
+	join := func() error {
+		_, err := client.Join(t.Context(), &meshpb.JoinRequest{Secret: tok.Secret[:], Node: "n1", Csr: csr})
+		return err
+	}
+	before := o.view.Swap(&fakeView{unsynced: true})
+	if err := join(); status.Code(err) != codes.Unavailable || o.requests("join", "NotSynced") != 1 {
+		t.Errorf("without a configuration: %v", err)
+	}
+	o.view.Store(before)
+	if err := join(); err != nil {
+		t.Errorf("with one: %v", err)
 	}
 }
 

@@ -164,7 +164,11 @@ func (s *Server) join(ctx context.Context, d *decision, req *meshpb.JoinRequest)
 	if err != nil {
 		return nil, refuse(reasonBadCSR, codes.InvalidArgument, "%v", err)
 	}
-	if s.cfg.View().Barred(id) {
+	view := s.cfg.View()
+	if err := known(view); err != nil {
+		return nil, err
+	}
+	if view.Barred(id) {
 		return nil, refuse(reasonRevoked, codes.PermissionDenied, "identity %s is revoked", id)
 	}
 	if token, ok := bearer(ctx); ok {
@@ -261,6 +265,15 @@ func (s *Server) caller(ctx context.Context, d *decision, limit *limiters, wante
 	return id, nil
 }
 
+// known refuses until there is a configuration: before, an operator that has just started does
+// not know who is revoked.
+func known(view Snapshot) error {
+	if !view.Synced() {
+		return refuse(reasonNotSynced, codes.Unavailable, "operator has no configuration yet")
+	}
+	return nil
+}
+
 // mayHave decides whether a node may have an identity's SVID: its own, and those
 // of the workloads that the present View has on it.
 func (s *Server) mayHave(node string, id spiffeid.ID) error {
@@ -268,6 +281,9 @@ func (s *Server) mayHave(node string, id spiffeid.ID) error {
 	own, err := identity.NodeID(td, node)
 	if err != nil {
 		return refuse(reasonBadRequest, codes.InvalidArgument, "%v", err)
+	}
+	if err := known(view); err != nil {
+		return err
 	}
 	for _, revoked := range []spiffeid.ID{own, id} {
 		if view.Barred(revoked) {
@@ -284,9 +300,6 @@ func (s *Server) mayHave(node string, id spiffeid.ID) error {
 	// node's identity.
 	if !identity.IsWorkloadID(td, id) {
 		return refuse(reasonNotOnNode, codes.PermissionDenied, "identity %s is not a workload's of trust domain %s: node %s may not have it", id, td, node)
-	}
-	if !view.Synced() {
-		return refuse(reasonNotSynced, codes.Unavailable, "operator has no configuration yet")
 	}
 	for _, w := range view.OnNode(node) {
 		if w.Identity == id {

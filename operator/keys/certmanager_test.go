@@ -165,6 +165,9 @@ func TestRotationOfCertManagers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if keeper := store.Keeper(); keeper != "heddle-system/heddle-ca" {
+		t.Errorf("kept by %q", keeper)
+	}
 	for _, name := range []string{"tls.crt", "tls.key", "ca.crt"} {
 		changed := maps.Clone(texts)
 		changed[name] = []byte("another")
@@ -177,11 +180,10 @@ func TestRotationOfCertManagers(t *testing.T) {
 	if err := store.Save(t.Context(), changed, version); err != nil || s.updates != 1 {
 		t.Errorf("%v, %d updates", err, s.updates)
 	}
-	_, version, err = store.Load(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
 	s.kept.Annotations = nil
+	if _, version, err = store.Load(t.Context()); err != nil || store.Keeper() != "" {
+		t.Fatalf("%v, kept by %q", err, store.Keeper())
+	}
 	changed["tls.crt"] = []byte("another")
 	if err := store.Save(t.Context(), changed, version); err != nil {
 		t.Errorf("of a Secret of our own: %v", err)

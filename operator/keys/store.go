@@ -26,12 +26,21 @@ type Store struct {
 	held      Kept
 	log       *slog.Logger
 	told      atomic.Pointer[string] // the version that was warned of
+	keeper    atomic.Pointer[string] // of what was read last
 }
 
 // NewStore returns the Store of the Secret in a namespace, from which Open has returned
 // what is held.
 func NewStore(client typedcorev1.SecretsGetter, namespace string, held *Kept, log *slog.Logger) *Store {
 	return &Store{client: client, namespace: namespace, held: *held, log: log}
+}
+
+// Keeper implements rotation.Store.
+func (s *Store) Keeper() string {
+	if keeper := s.keeper.Load(); keeper != nil {
+		return *keeper
+	}
+	return ""
 }
 
 // String implements rotation.Store.
@@ -51,6 +60,11 @@ func (s *Store) Load(ctx context.Context) (rotation.Texts, string, error) {
 	}
 	version := string(secret.UID) + "/" + secret.ResourceVersion
 	s.compare(secret.Data[configurationKey], version)
+	keeper := secret.Annotations[certificateName]
+	if keeper != "" {
+		keeper = secret.Namespace + "/" + keeper
+	}
+	s.keeper.Store(&keeper)
 	return secret.Data, version, nil
 }
 

@@ -38,6 +38,9 @@ type Dir struct {
 // NewDir returns the Store of a directory. It opens nothing.
 func NewDir(path string) *Dir { return &Dir{path: path} }
 
+// Keeper implements Store: nobody else writes a directory.
+func (d *Dir) Keeper() string { return "" }
+
 // String implements Store.
 func (d *Dir) String() string { return d.path }
 

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -33,6 +34,9 @@ type Store interface {
 	// Save replaces all texts at once, when they are still of that version; else
 	// the error matches ErrConflict.
 	Save(ctx context.Context, texts Texts, version string) error
+	// Keeper is the Certificate of cert-manager, as NAMESPACE/NAME, that had written what
+	// Load returned last, so that Save of a rotation is refused; "" for none.
+	Keeper() string
 	// String names the place, for messages.
 	String() string
 }
@@ -231,6 +235,9 @@ func (l *Live) SignCSR(csr []byte, id spiffeid.ID, ttl time.Duration) ([]*x509.C
 	return l.Keyring().Signing.SignCSR(csr, id, ttl)
 }
 
+// Keeper is the Store's.
+func (l *Live) Keeper() string { return l.cfg.Store.Keeper() }
+
 // Roots returns the roots that are trusted now. They must not be changed.
 func (l *Live) Roots() []*x509.Certificate { return l.Keyring().Signing.Roots() }
 
@@ -300,6 +307,8 @@ type Certificate struct {
 	// Signs says whether SVIDs are signed by it, Trusted whether it, or its root, is
 	// trusted.
 	Signs, Trusted bool
+	// Anchors says whether it is the root of what signs, Further whether roots.crt has it.
+	Anchors, Further bool
 }
 
 // Certificates lists those of the authority, the one that signs first.
@@ -316,14 +325,15 @@ func (k *Keyring) Certificates() []Certificate {
 			if identity.IsRoot(cert) {
 				kind = KindRoot
 			}
-			all = append(all, Certificate{Cert: cert, Kind: kind, Signs: cert.Equal(k.Signing.Signing()), Trusted: trusted})
+			all = append(all, Certificate{Cert: cert, Kind: kind, Signs: cert.Equal(k.Signing.Signing()), Trusted: trusted,
+				Anchors: cert.Equal(k.Signing.Root()), Further: slices.ContainsFunc(k.further, cert.Equal)})
 		}
 	}
-	add([]*x509.Certificate{k.Signing.Signing()}, true)
+	add(k.Signing.Chain(), true)
 	add(k.Signing.Roots(), true)
-	add([]*x509.Certificate{k.Own.Signing()}, true)
+	add(k.Own.Chain(), true)
 	if k.Next != nil {
-		add([]*x509.Certificate{k.Next.Signing()}, true)
+		add(k.Next.Chain(), true)
 	}
 	return all
 }

@@ -15,7 +15,7 @@ func (k *Keyring) Said() (all []*meshpb.AuthorityCertificate) {
 		sum := sha256.Sum256(c.Cert.Raw)
 		all = append(all, &meshpb.AuthorityCertificate{Sha256: sum[:], Kind: c.Kind, Subject: c.Cert.Subject.String(),
 			Serial: c.Cert.SerialNumber.Text(16), NotBeforeNs: c.Cert.NotBefore.UnixNano(), NotAfterNs: c.Cert.NotAfter.UnixNano(),
-			Key: cakey.Type(c.Cert), Signs: c.Signs, Trusted: c.Trusted})
+			Key: cakey.Type(c.Cert), Signs: c.Signs, Trusted: c.Trusted, Anchors: c.Anchors, Further: c.Further})
 	}
 	return all
 }

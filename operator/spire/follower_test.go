@@ -142,6 +142,8 @@ type memory struct {
 
 func (m *memory) String() string { return "memory" }
 
+func (m *memory) Keeper() string { return "" }
+
 func (m *memory) Load(context.Context) (rotation.Texts, string, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

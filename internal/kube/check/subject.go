@@ -17,6 +17,7 @@ type List struct {
 	Problems []*problem.Problem
 	// Warnings are about objects that are valid, but unlikely to do what their author wants.
 	Warnings []*problem.Problem
+	said     map[string]bool // those that are met again with each workload
 }
 
 // Subject is the object that is being looked at, for problems about it.

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/cmd/heddle/internal/reach"
@@ -45,7 +46,7 @@ func TestWhatIsNotWell(t *testing.T) {
 		"root ab12, which signs, expires in 29 days; remedy: `heddle certs rotate --root`": func(a *meshpb.CertificatesResponse) {
 			a.Authority[0].NotAfterNs = at(29*24*time.Hour + time.Hour)
 		},
-		"root ab12 expires 3 h ago; remedy: complete": func(a *meshpb.CertificatesResponse) {
+		"root ab12 expires 3 h ago; remedy: take it out of ca.crt": func(a *meshpb.CertificatesResponse) {
 			a.Authority[0].Signs, a.Authority[0].NotAfterNs = false, at(-3*time.Hour)
 		},
 		"root ab12, which signs, expires in 2 h, and SPIRE has given no other": func(a *meshpb.CertificatesResponse) {
@@ -89,6 +90,89 @@ func TestWhatIsNotWell(t *testing.T) {
 		}
 		if r.OK || len(r.Problems) != 1 || !strings.Contains(r.Problems[0], says) || !strings.Contains(out.String(), says) {
 			t.Errorf("%q: %v\n%s", says, r.Problems, out.String())
+		}
+	}
+}
+
+// TestRemedies has each kind of certificate end soon, alone and with the root of what signs.
+func TestRemedies(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	const (
+		toRoot, toIntermediate = "`heddle certs rotate --root`", "`heddle certs rotate --intermediate`"
+		complete               = "complete the rotation (`heddle certs rotate --wait`)"
+		renew, steps           = "cmctl renew", "docs/certificates.md has the steps"
+		outOfCA, outOfRoots    = "take it out of ca.crt", "take it out of roots.crt"
+	)
+	certs := map[string]*meshpb.AuthorityCertificate{
+		"root":   {Kind: "root", Anchors: true, Trusted: true},
+		"signer": {Kind: "intermediate", Signs: true, Trusted: true},
+		"middle": {Kind: "intermediate", Trusted: true},
+		"old":    {Kind: "root", Trusted: true},
+		"own":    {Kind: "root", Trusted: true, Further: true},
+		"self":   {Kind: "root", Anchors: true, Signs: true, Trusted: true},
+		"kept":   {Kind: "root", Anchors: true, Trusted: true, Further: true},
+	}
+	for _, c := range []struct {
+		soon, keeper, rotating string
+		want                   []string // of each that ends soon; "": it is well
+	}{
+		{"self", "", "", []string{toRoot}},
+		{"signer", "", "", []string{toIntermediate}},
+		{"root", "", "", []string{toRoot}},
+		{"kept", "", "", []string{toRoot}},
+		{"signer root", "", "", []string{toRoot, toRoot}},
+		{"middle", "", "", []string{toRoot}},
+		{"old", "", "", []string{outOfCA}},
+		{"own", "", "", []string{outOfRoots}},
+		{"own root", "", "", []string{outOfRoots, toRoot}},
+		{"signer root old own", "", "root", []string{complete, complete, complete, outOfRoots}},
+		{"middle", "", "intermediate", []string{complete}},
+		{"signer root old", "", "intermediate", []string{complete + ", then " + toRoot, complete + ", then " + toRoot, outOfCA}},
+		{"signer", "heddle-system/ca", "", []string{renew}},
+		{"signer root", "heddle-system/ca", "", []string{steps, steps}},
+		{"root", "heddle-system/ca", "", []string{steps}},
+		{"self", "heddle-system/ca", "", []string{steps}},
+		{"kept", "heddle-system/ca", "", []string{steps}},
+		{"own", "heddle-system/ca", "", []string{outOfRoots}},
+	} {
+		a := &meshpb.CertificatesResponse{CertManager: c.keeper, Rotation: &meshpb.RotationState{Kind: c.rotating}}
+		names := strings.Fields(c.soon)
+		for _, name := range names {
+			cert := proto.CloneOf(certs[name])
+			cert.Serial, cert.NotBeforeNs, cert.NotAfterNs = name, now.Add(-80*24*time.Hour).UnixNano(), now.Add(10*24*time.Hour).UnixNano()
+			a.Authority = append(a.Authority, cert)
+		}
+		r := Of(a, now, defaultWithin)
+		if len(r.Problems) != len(names) {
+			t.Errorf("%+v: %q", c, r.Problems)
+			continue
+		}
+		for i, problem := range r.Problems {
+			says := " " + names[i] + " expires in 10 days; remedy: "
+			if a.Authority[i].GetSigns() {
+				says = " " + names[i] + ", which signs, expires in 10 days; remedy: "
+			}
+			if _, remedy, ok := strings.Cut(problem, says); !ok || !strings.HasPrefix(remedy, c.want[i]) && (c.keeper == "" || !strings.Contains(remedy, c.want[i])) || remedy == complete+", then "+toRoot && c.want[i] == complete {
+				t.Errorf("%s of %+v: %s", names[i], c, problem)
+			}
+		}
+	}
+}
+
+// TestWhatCertManagerReplaces: an intermediate that it renews when a third of it is left is
+// well as long as that is not late.
+func TestWhatCertManagerReplaces(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	const day = 24 * time.Hour
+	for _, c := range []struct {
+		left time.Duration
+		well bool
+	}{{29 * day, true}, {23 * day, true}, {22 * day, false}} {
+		signer := &meshpb.AuthorityCertificate{Kind: "intermediate", Signs: true, NotBeforeNs: now.Add(c.left - 90*day).UnixNano(), NotAfterNs: now.Add(c.left).UnixNano()}
+		root := &meshpb.AuthorityCertificate{Kind: "root", Anchors: true, NotAfterNs: now.Add(900 * day).UnixNano()}
+		a := &meshpb.CertificatesResponse{CertManager: "heddle-system/ca", Authority: []*meshpb.AuthorityCertificate{signer, root}}
+		if r := Of(a, now, defaultWithin); r.OK != c.well {
+			t.Errorf("%v left: %v", c.left, r.Problems)
 		}
 	}
 }

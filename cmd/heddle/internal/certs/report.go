@@ -164,18 +164,17 @@ func Of(a *meshpb.CertificatesResponse, now time.Time, within time.Duration) *Re
 			Key: c.GetKey(), PostQuantum: postQuantum(c.GetKey()), Signs: c.GetSigns()}
 		out.times(now, c.GetNotBeforeNs(), c.GetNotAfterNs())
 		serials[string(c.GetSha256())] = c.GetSerial()
-		out.soon = out.expires < within
-		if a.GetIssuer() != "" { // which replaces them by itself, long before
-			out.soon = c.GetSigns() && out.expires < time.Duration(c.GetNotAfterNs()-c.GetNotBeforeNs())/10
+		out.soon = soon(a, c, now, within)
+		which := ""
+		if c.GetSigns() {
+			which = ", which signs,"
 		}
 		switch {
 		case !out.soon:
 		case a.GetIssuer() != "":
 			r.bad("%s %s, which signs, expires %s, and %s has given no other; remedy: the operator's log, and %s's, say why", c.GetKind(), c.GetSerial(), in(out.expires), a.GetIssuer(), a.GetIssuer())
-		case c.GetSigns():
-			r.bad("%s %s, which signs, expires %s; remedy: `heddle certs rotate --%s`", c.GetKind(), c.GetSerial(), in(out.expires), c.GetKind())
 		default:
-			r.bad("%s %s expires %s; remedy: complete the rotation, or take it out of ca.crt", c.GetKind(), c.GetSerial(), in(out.expires))
+			r.bad("%s %s%s expires %s; remedy: %s", c.GetKind(), c.GetSerial(), which, in(out.expires), remedy(a, c, now, within))
 		}
 		r.Authority = append(r.Authority, out)
 	}
@@ -318,7 +317,7 @@ func (r *Report) Print(out io.Writer, color bool) error {
 		fmt.Fprintln(out, "\n"+r.Rotation.text(false))
 	}
 	for _, p := range r.Problems {
-		fmt.Fprintln(out, show.Painted("✗ ", show.Red, color)+p)
+		fmt.Fprintln(out, show.Painted("✗ ", show.Red, color)+show.Lines(p))
 	}
 	return nil
 }

@@ -1,6 +1,8 @@
 package replay
 
 import (
+	"fmt"
+	"maps"
 	"net/netip"
 	"regexp"
 	"slices"
@@ -63,11 +65,13 @@ const maxStandIns = 8
 // judge decides connections, and datagrams, by one model.
 type judge struct {
 	model  *explain.Model
+	now    *explain.Model                // as it is, whatever model is
 	owners map[mesh.Key][]*mesh.Workload // by namespace and owner
 }
 
-func newJudge(m *explain.Model) *judge {
-	j := &judge{model: m, owners: map[mesh.Key][]*mesh.Workload{}}
+// newJudge judges by a model, which a change may have made of what is now.
+func newJudge(m, now *explain.Model) *judge {
+	j := &judge{model: m, now: now, owners: map[mesh.Key][]*mesh.Workload{}}
 	for _, w := range m.Workloads() {
 		key := ownerOf(w.Key)
 		j.owners[key] = append(j.owners[key], w)
@@ -210,6 +214,11 @@ func (j *judge) client(c *past.Connection) (*mesh.Workload, netip.Addr, why) {
 	known := c.Source.Workload != (mesh.Key{}) && !j.model.Foreign(c.Source.Identity)
 	if known {
 		if w, ok := j.model.Workload(c.Source.Workload); ok {
+			if j.another(c) {
+				as := *w // and not its identity, which another one had then
+				as.Identity, as.Enrolled, as.Gated = c.Source.Identity, true, true
+				w = &as
+			}
 			return of(w)
 		}
 		for _, w := range j.owners[ownerOf(c.Source.Workload)] {
@@ -235,6 +244,28 @@ func (j *judge) client(c *past.Connection) (*mesh.Workload, netip.Addr, why) {
 		return nil, netip.Addr{}, unknownClient
 	}
 	return nil, c.Source.Address, judged
+}
+
+// another reports whether the workload that has the client's name now has another identity
+// than the client had: its service account was changed, or the name was used again.
+func (j *judge) another(c *past.Connection) bool {
+	w, ok := j.now.Workload(c.Source.Workload)
+	return ok && !c.Source.Identity.IsZero() && w.Identity != c.Source.Identity && !j.now.Foreign(c.Source.Identity)
+}
+
+// others are the names of clients that others have now, for people.
+func (j *judge) others(all []*past.Connection) []string {
+	was := map[string]string{}
+	for _, c := range all {
+		if j.another(c) {
+			was[c.Source.Workload.String()] = c.Source.Identity.String()
+		}
+	}
+	if len(was) == 0 {
+		return nil
+	}
+	first := slices.Min(slices.Collect(maps.Keys(was)))
+	return []string{fmt.Sprintf("%s had another identity when it connected than it has now, such as %s (%s): it is judged by the one it had", counted(uint64(len(was)), "client"), first, was[first])}
 }
 
 // servers are the destination, or those that have taken its place.

@@ -98,7 +98,8 @@ func Simulate(before, after *explain.Model, h *past.History) (*Result, error) {
 		r.Warnings = append(r.Warnings, nothingRecorded)
 	}
 	r.cover(h)
-	now, then := newJudge(before), newJudge(after)
+	now, then := newJudge(before, before), newJudge(after, before)
+	r.Warnings = append(r.Warnings, now.others(all)...)
 	for _, c := range all {
 		if c.UDP && !before.UDP() && !after.UDP() {
 			r.PassedOver += c.Carried()

@@ -38,7 +38,8 @@ func Suggest(m *explain.Model, h *past.History, namespace string, open bool, rou
 	if len(groups) == 0 {
 		return nil, fmt.Errorf("namespace %q has no workload in the mesh: `heddle enroll %s` first", namespace, namespace)
 	}
-	j := newJudge(m)
+	j := newJudge(m, m)
+	out.Notes = append(out.Notes, j.others(all)...)
 	connections, datagrams := &connectionNeeds{judge: j, groups: groups, namespace: namespace, routes: routes}, newDatagramNeeds(j, groups, namespace)
 	for _, c := range all {
 		if c.UDP {

@@ -69,7 +69,7 @@ func (r *Result) printHistory(b *strings.Builder, color bool) {
 	}
 	fmt.Fprintf(b, ", on %s.\n", counted(len(r.Nodes), "node"))
 	for _, text := range r.Warnings {
-		fmt.Fprintf(b, "%s %s\n", show.Painted("warning:", show.Yellow, color), text)
+		fmt.Fprintf(b, "%s %s\n", show.Painted("warning:", show.Yellow, color), show.Lines(text))
 	}
 }
 
@@ -178,7 +178,7 @@ func (s *Suggestion) Print(out io.Writer, of *past.History) error {
 		fmt.Fprintf(&b, "# What the connections from %s to %s need.\n", past.Stamp(*r.Since), past.Stamp(*r.Until))
 	}
 	for _, note := range s.Notes {
-		fmt.Fprintf(&b, "# - %s\n", strings.ReplaceAll(note, "\n", " "))
+		fmt.Fprintf(&b, "# - %s\n", show.Printable(strings.ReplaceAll(note, "\n", " ")))
 	}
 	for _, p := range s.Policies {
 		if err := p.Write(&b); err != nil {

@@ -203,3 +203,14 @@ func TestFlowRefusedByTheKernel(t *testing.T) {
 		}
 	}
 }
+
+// TestWhatOthersSayIsNotObeyed: by a terminal, nor taken for the end of a line.
+func TestWhatOthersSayIsNotObeyed(t *testing.T) {
+	const said = "node\x1b[2J\rn1\u0085\u2028é\n2"
+	if got := Printable(said); got != "node�[2J�n1��é�2" {
+		t.Errorf("%q", got)
+	}
+	if got := Lines(said); got != "node�[2J�n1��é\n2" {
+		t.Errorf("%q", got)
+	}
+}

@@ -63,13 +63,26 @@ func (t *Table) Add(cells ...Cell) {
 		if cells[i].Text == "" {
 			cells[i] = Cell{"-", Dim}
 		}
-		cells[i].Text = strings.Map(printable, cells[i].Text)
+		cells[i].Text = Printable(cells[i].Text)
 		t.widths[i] = max(t.widths[i], utf8.RuneCountInString(cells[i].Text))
 	}
 	t.rows = append(t.rows, cells)
 }
 
-// printable takes out what a terminal would obey: cells have what others have said.
+// Printable is a text of others, of one line, without what a terminal would obey, or what ends a line to whoever reads
+// it: of YAML that is more than a newline.
+func Printable(text string) string { return strings.Map(printable, text) }
+
+// Lines is Printable of a text of several lines.
+func Lines(text string) string {
+	return strings.Map(func(r rune) rune {
+		if r == '\n' {
+			return r
+		}
+		return printable(r)
+	}, text)
+}
+
 func printable(r rune) rune {
 	if unicode.IsPrint(r) {
 		return r

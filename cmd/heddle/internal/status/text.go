@@ -114,7 +114,7 @@ func (s *Summary) policyTable(out io.Writer, color, all bool) (table *show.Table
 
 func (s *Summary) printProblems(out io.Writer, color bool) error {
 	for _, p := range s.Problems {
-		if _, err := fmt.Fprintf(out, "\n%s %s", show.Painted("not well:", show.Red, color), p); err != nil {
+		if _, err := fmt.Fprintf(out, "\n%s %s", show.Painted("not well:", show.Red, color), show.Lines(p)); err != nil {
 			return err
 		}
 	}
