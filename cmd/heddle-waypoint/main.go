@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/heddle-mesh/heddle/cmd/internal/startup"
+	"github.com/heddle-mesh/heddle/internal/fips"
 	"github.com/heddle-mesh/heddle/waypoint"
 	"github.com/heddle-mesh/heddle/waypoint/accesslog"
 )
@@ -40,6 +41,7 @@ const adminSocket = "/run/heddle/waypoint.sock"
 type options struct {
 	cfg                 waypoint.Config
 	check               bool
+	fips140             bool
 	memory              int64
 	logLevel, logFormat string
 }
@@ -141,12 +143,16 @@ func (o *options) register(flags *pflag.FlagSet) {
 	flags.DurationVar(&timeouts.Drain, "drain", timeouts.Drain, "how long requests go on when the waypoint is told to stop")
 	flags.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	flags.StringVar(&o.logFormat, "log-format", "text", "text or json")
+	flags.BoolVar(&o.fips140, "fips140", false, "refuse to run outside FIPS 140-3 mode, which GODEBUG=fips140=on in the environment makes")
 	flags.BoolVar(&o.check, "check", false, "read the folder, say what is wrong with it, and exit: 0 when it would be served")
 }
 
 func (o *options) run(ctx context.Context, stdout, stderr io.Writer) error {
 	log, err := startup.NewLogger(o.logLevel, o.logFormat, stderr)
 	if err != nil {
+		return err
+	}
+	if err := fips.Require(o.fips140); err != nil {
 		return err
 	}
 	if o.memory < 0 {

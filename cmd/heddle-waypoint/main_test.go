@@ -3,11 +3,13 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -16,6 +18,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/internal/admin"
+	"github.com/heddle-mesh/heddle/internal/fips"
 	"github.com/heddle-mesh/heddle/internal/testenv"
 )
 
@@ -54,6 +57,34 @@ func documented(t *testing.T) (folder string, commands [][]string) {
 		t.Fatalf("docs/waypoint.md shows %d commands", len(commands))
 	}
 	return folder, commands
+}
+
+// TestFIPS140 runs the program in each mode, asked as the operator asks its pods: by the environment.
+func TestFIPS140(t *testing.T) {
+	if folder := os.Getenv("TEST_WAYPOINT_FOLDER"); folder != "" {
+		asked := func(name string) (string, bool) { return "true", name == "HEDDLE_FIPS140" }
+		var out bytes.Buffer
+		err := run(t.Context(), []string{"--waypoint", "shop/waypoint", "--config", folder, "--check"}, asked, &out, io.Discard)
+		switch os.Getenv("TEST_WAYPOINT_FIPS140") {
+		case "off":
+			if !errors.Is(err, fips.ErrOff) || out.Len() != 0 {
+				t.Errorf("%v %q", err, out.String())
+			}
+		default:
+			if err != nil || out.String() != folder+": in order\n" {
+				t.Errorf("%v %q", err, out.String())
+			}
+		}
+		return
+	}
+	folder, _ := documented(t)
+	for _, mode := range []string{"off", "on", "only"} {
+		again := exec.Command("/proc/self/exe", "-test.run=^TestFIPS140$", "-test.v")
+		again.Env = append(os.Environ(), "GODEBUG=fips140="+mode, "TEST_WAYPOINT_FOLDER="+folder, "TEST_WAYPOINT_FIPS140="+mode)
+		if out, err := again.CombinedOutput(); err != nil || !bytes.Contains(out, []byte("PASS: TestFIPS140")) {
+			t.Errorf("%s: %v\n%s", mode, err, out)
+		}
+	}
 }
 
 func noEnvironment(string) (string, bool) { return "", false }
