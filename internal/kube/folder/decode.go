@@ -34,7 +34,7 @@ type Document struct {
 func (l *loader) decodeFile(name string, content []byte) {
 	decoder := yaml.NewDecoder(bytes.NewReader(content))
 	for number := 1; ; number++ {
-		origin := problem.Origin{File: name, Document: number}
+		origin := problem.Origin{Folder: l.dir, File: name, Document: number}
 		if number > MaxDocuments {
 			l.problems = append(l.problems, &problem.Problem{Origin: origin, Text: fmt.Sprintf("the file has more than %d documents", MaxDocuments), Remedy: "split it into several files",
 				Reason: problem.Unreadable})

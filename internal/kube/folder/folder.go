@@ -54,15 +54,11 @@ type Kind struct {
 func Load(fsys fs.FS, from string, kinds []Kind, maxFiles int, maxTotal int64) (digest string, err error) {
 	l := newLoader(kinds)
 	l.fsys, l.maxFiles, l.maxTotal = fsys, maxFiles, maxTotal
-	err = fs.WalkDir(fsys, from, l.visit)
-	if err != nil {
-		err = fmt.Errorf("read configuration folder: %w", err)
-	}
-	return l.digested(err)
+	return l.load(from)
 }
 
 // LoadDir is Load of the file, or folder, from of a folder of the file system, of MaxTotalSize at
-// most. Symbolic links that lead out of it are refused.
+// most. Problems name it. Symbolic links that lead out of it are refused.
 func LoadDir(dir, from string, kinds []Kind, maxFiles int) (digest string, err error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
@@ -71,7 +67,9 @@ func LoadDir(dir, from string, kinds []Kind, maxFiles int) (digest string, err e
 		}
 		return "", fmt.Errorf("open configuration folder: %w", err)
 	}
-	digest, err = Load(root.FS(), from, kinds, maxFiles, MaxTotalSize)
+	l := newLoader(kinds)
+	l.fsys, l.dir, l.maxFiles, l.maxTotal = root.FS(), dir, maxFiles, MaxTotalSize
+	digest, err = l.load(from)
 	return digest, errors.Join(err, root.Close())
 }
 
@@ -90,6 +88,16 @@ func Read(r io.Reader, name string, kinds []Kind) (digest string, err error) {
 	return l.digested(nil)
 }
 
+func (l *loader) load(from string) (digest string, err error) {
+	if err = fs.WalkDir(l.fsys, from, l.visit); err != nil {
+		err = fmt.Errorf("read configuration folder: %w", err)
+		if l.dir != "" { // the error itself has the path inside
+			err = fmt.Errorf("%s: %w", l.dir, err)
+		}
+	}
+	return l.digested(err)
+}
+
 func newLoader(kinds []Kind) *loader {
 	return &loader{kinds: kinds, digest: sha256.New(), seen: map[string]problem.Origin{}}
 }
@@ -104,6 +112,7 @@ func (l *loader) digested(err error) (string, error) {
 
 type loader struct {
 	fsys     fs.FS
+	dir      string // for problems; "" when not known
 	maxFiles int
 	maxTotal int64 // bytes
 	kinds    []Kind
@@ -171,7 +180,7 @@ func skip(entry fs.DirEntry) error {
 }
 
 func (l *loader) fileProblem(name, text, remedy string) {
-	l.problems = append(l.problems, &problem.Problem{Origin: problem.Origin{File: name}, Text: text, Remedy: remedy, Reason: problem.Unreadable})
+	l.problems = append(l.problems, &problem.Problem{Origin: problem.Origin{Folder: l.dir, File: name}, Text: text, Remedy: remedy, Reason: problem.Unreadable})
 }
 
 // readFile returns a file's content, or reports why it cannot be had.

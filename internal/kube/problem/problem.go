@@ -10,6 +10,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 )
@@ -54,7 +55,7 @@ type Ref struct{ Kind, Namespace, Name string }
 
 // Error returns everything that is known, on one line:
 //
-//	shop.yaml:12 (document 2): Workload shop/web: spec.addresses[0]: "10.1" is not an IP address; write one such as 10.1.2.3
+//	mesh/shop.yaml:12 (document 2): Workload shop/web: spec.addresses[0]: "10.1" is not an IP address; write one such as 10.1.2.3
 func (p *Problem) Error() string {
 	var parts []string
 	if place := p.Origin.String(); place != "" {
@@ -98,6 +99,7 @@ func All(err error) []*Problem {
 func Sort(problems []*Problem) {
 	slices.SortStableFunc(problems, func(a, b *Problem) int {
 		return cmp.Or(
+			cmp.Compare(a.Origin.Folder, b.Origin.Folder),
 			cmp.Compare(a.Origin.File, b.Origin.File),
 			cmp.Compare(a.Origin.Document, b.Origin.Document),
 			cmp.Compare(a.Origin.Line, b.Origin.Line),
@@ -144,6 +146,8 @@ func Join(problems []*Problem) error {
 // Origin is where an object was read. The zero Origin is that of an object that
 // was not read from a file.
 type Origin struct {
+	// Folder is the folder that was read, as it was named; "" of none, such as standard input.
+	Folder string
 	// File is the path inside the folder, with slashes.
 	File string
 	// Document is the number of the YAML document in the file, from 1.
@@ -154,12 +158,12 @@ type Origin struct {
 	Lines map[string]int
 }
 
-// String returns "shop.yaml:12 (document 2)", or less when less is known.
+// String returns "mesh/shop.yaml:12 (document 2)", or less when less is known.
 func (o Origin) String() string {
 	if o.File == "" {
 		return ""
 	}
-	place := o.File
+	place := path.Join(o.Folder, o.File)
 	if o.Line > 0 {
 		place += fmt.Sprintf(":%d", o.Line)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -360,6 +361,15 @@ func TestFiles(t *testing.T) {
 		if _, err := FromFiles(nil, []string{bad}, ""); err == nil || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), bad) {
 			t.Errorf("%q: %v", text, err)
 		}
+	}
+	lacking := filepath.Join(t.TempDir(), "w.yaml")
+	if err := os.WriteFile(lacking, []byte("apiVersion: heddle.dev/v1alpha1\nkind: Workload\nmetadata: {name: w, namespace: front}\nspec: {}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err = FromFiles(nil, []string{lacking}, "")
+	lines := strings.Split(fmt.Sprint(err), "\n")
+	if len(lines) < 2 || slices.ContainsFunc(lines, func(line string) bool { return !strings.HasPrefix(line, lacking+": document 1: Workload front/w: ") }) {
+		t.Errorf("of several things that are wrong, not each says where: %q", lines)
 	}
 	if _, err := FromFiles(nil, []string{dir + "/none"}, ""); err == nil {
 		t.Error("a folder that is not there was read")

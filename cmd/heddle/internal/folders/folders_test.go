@@ -209,6 +209,38 @@ func TestFiles(t *testing.T) {
 	}
 }
 
+// TestPlaces: a problem names the folder that was read, or the file, as it was given: of several with
+// files of the same names, that is all that tells them apart.
+func TestPlaces(t *testing.T) {
+	t.Chdir(t.TempDir())
+	workload := func(spec string) string { return corpus.Object("Workload", spec) }
+	good, lost, unfit := workload(corpus.Accepted()["Workload"][0]), workload("{nothing: 1}"), corpus.Object("AuthorizationPolicy", "{rules: [{to: [{ports: [80, 80]}]}]}")
+	for name, text := range map[string]string{"unknown": lost, "unfit": unfit, "twice": good + "\n---\n" + good, "syntax": "a: [\n", "deep/er": lost} {
+		if err := errors.Join(os.MkdirAll(name, 0o700), os.WriteFile(filepath.Join(name, "it.yaml"), []byte(text), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("/nowhere", "deep/gone.yaml"); err != nil {
+		t.Fatal(err)
+	}
+	for named, want := range map[string][]string{
+		"unknown": {"unknown/it.yaml:"}, "./unknown": {"unknown/it.yaml:"}, "unknown/it.yaml": {"unknown/it.yaml:"},
+		"unfit": {"unfit/it.yaml:"}, "unfit/it.yaml": {"unfit/it.yaml:"}, "twice": {"twice/it.yaml:", "also at twice/it.yaml:"},
+		"syntax": {"syntax/it.yaml:"}, "deep": {"deep/er/it.yaml:", "deep/gone.yaml: "}, Stdin: {"standard input:"},
+	} {
+		_, refused, err := Named(strings.NewReader(lost), named)
+		said := ""
+		for _, p := range kube.Problems(refused.Beyond(err)) {
+			said += "\n" + p.Error()
+		}
+		for _, place := range want {
+			if !strings.Contains(said, "\n"+place) && !strings.Contains(said, " "+place) {
+				t.Errorf("%s: %q is not among:%s", named, place, said)
+			}
+		}
+	}
+}
+
 // TestAmong: of a cluster's own problems none is lost, and none said twice.
 func TestAmong(t *testing.T) {
 	dir := t.TempDir()

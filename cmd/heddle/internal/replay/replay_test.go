@@ -2,6 +2,7 @@ package replay
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -323,6 +324,21 @@ func TestRefusedChange(t *testing.T) {
 	base.Cluster, after.Cluster = true, true
 	if _, err := Simulate(model(t, base), model(t, after), &past.History{}); err == nil || !strings.Contains(err.Error(), "ports[0]") {
 		t.Errorf("of a cluster: %v", err)
+	}
+}
+
+// TestRefusedOfSeveral: of several that are given, it is said which is not in order.
+func TestRefusedOfSeveral(t *testing.T) {
+	good := fmt.Sprintf(dbFor, "web")
+	dir := t.TempDir()
+	for name, text := range map[string]string{"one": good, "other": strings.NewReplacer("name: db", "name: db2", "ports: [3306]", "ports: [0]").Replace(good)} {
+		if err := errors.Join(os.Mkdir(filepath.Join(dir, name), 0o700), os.WriteFile(filepath.Join(dir, name, "policy.yaml"), []byte(text), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err := edit.Make(written(t, shop("")), nil, []string{filepath.Join(dir, "one"), filepath.Join(dir, "other")}, nil)
+	if place := filepath.Join(dir, "other", "policy.yaml:"); !strings.Contains(fmt.Sprint(err), place) || strings.Contains(fmt.Sprint(err), filepath.Join(dir, "one")) {
+		t.Errorf("%v, want what is wrong at %s", err, place)
 	}
 }
 

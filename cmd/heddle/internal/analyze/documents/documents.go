@@ -71,7 +71,7 @@ func (d *Reader) Files(in io.Reader, paths []string, namespace string, add Add) 
 			read = func(_, namespace string, add Add) error { return d.Read(in, namespace, add) }
 		}
 		if err := read(file, namespace, add); err != nil {
-			return folders.Invalid(fmt.Errorf("%s: %w", folders.NameOf(file), err))
+			return folders.Invalid(placed(folders.NameOf(file), err))
 		}
 	}
 	if d.read == 0 { // of nothing it is not known that nothing is cut off
@@ -109,7 +109,7 @@ func (d *Reader) Read(r io.Reader, namespace string, add Add) error {
 			continue // nothing but comments
 		}
 		if err := d.document(&unstructured.Unstructured{Object: object}, namespace, add); err != nil {
-			return fmt.Errorf("document %d: %w", number, err)
+			return placed(fmt.Sprintf("document %d", number), err)
 		}
 	}
 }
@@ -135,8 +135,21 @@ func (d *Reader) document(u *unstructured.Unstructured, namespace string, add Ad
 			return fmt.Errorf("items[%d] is a list in a list", i)
 		}
 		if err := d.document(&unstructured.Unstructured{Object: object}, namespace, add); err != nil {
-			return fmt.Errorf("items[%d]: %w", i, err)
+			return placed(fmt.Sprintf("items[%d]", i), err)
 		}
 	}
 	return nil
+}
+
+// placed has an error say where it is, and of joined ones each: a line is all that is read of some.
+func placed(where string, err error) error {
+	var joined interface{ Unwrap() []error }
+	if !errors.As(err, &joined) || errors.Join(joined.Unwrap()...).Error() != err.Error() {
+		return fmt.Errorf("%s: %w", where, err)
+	}
+	parts := slices.Clone(joined.Unwrap())
+	for i, part := range parts {
+		parts[i] = placed(where, part)
+	}
+	return errors.Join(parts...)
 }
