@@ -14,7 +14,8 @@ func TestAttack(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	t.Log(out)
-	for _, attack := range []string{"agent's mark", "forged source", "raw ACK", "bare ACK", "bare RST", "plaintext to 15008", "passthru tuple", "IP options", "fragments", "extension header", "UDP", "ping", "MLD report", "neighbour solicitation"} {
+	for _, attack := range []string{"agent's mark", "forged source", "raw ACK", "bare ACK", "bare RST", "plaintext to 15008", "passthru tuple", "IP options", "fragments", "extension header", "UDP", "ping", "MLD report", "neighbour solicitation",
+		"bound to the link", "bound, to 15008", "IPPROTO_RAW, TCP", "IPPROTO_RAW, UDP", "raw TCP socket", "UDP to 15008", "IPv4 in IP", "IPv6 in IP", "routing header", "hop-by-hop header", "chain of headers", "atomic fragment"} {
 		tried := 0
 		for line := range strings.Lines(out) {
 			if strings.HasPrefix(line, attack) && strings.Contains(line, "held") {

@@ -30,8 +30,9 @@ func (w *world) testAttack(t *testing.T) {
 		t.Errorf("not all attacks were shown to be held: %v\n%s", err, out)
 	}
 	for direction, names := range map[string][]string{
-		"outbound": {"agent's mark", "plaintext to 15008", "forged source", "raw ACK", "bare ACK", "bare RST", "passthru tuple", "IP options", "fragments", "UDP", "ping", "other protocol"},
-		"inbound":  {"plaintext", "raw ACK", "passthru tuple", "forged source", "IP options", "fragments", "UDP"},
+		"outbound": {"agent's mark", "plaintext to 15008", "forged source", "raw ACK", "bare ACK", "bare RST", "passthru tuple", "IP options", "fragments", "UDP", "ping", "other protocol",
+			"bound to the link", "bound, to 15008", "IPPROTO_RAW, TCP", "IPPROTO_RAW, UDP", "raw TCP socket", "UDP to 15008", "IPv4 in IP", "IPv6 in IP"},
+		"inbound": {"plaintext", "raw ACK", "passthru tuple", "forged source", "IP options", "fragments", "UDP", "UDP to 15008", "IPv4 in IP", "IPv6 in IP"},
 	} {
 		for _, name := range names {
 			if !slices.ContainsFunc(said.Attacks, func(a tried) bool { return a.Name == name && a.Direction == direction }) {

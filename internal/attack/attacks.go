@@ -2,11 +2,7 @@ package attack
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"net"
 	"net/netip"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -27,6 +23,8 @@ type try struct {
 	// the gate is a SYN.
 	connect func(ctx context.Context, from, to netip.AddrPort) error
 	to      netip.AddrPort
+	// socket is how a crafted packet is sent inside the pod, where that is not by a packet socket.
+	socket func(packet) error
 	// link says that the packet is for neighbours on the pod's link, and goes no further.
 	link bool
 }
@@ -42,6 +40,8 @@ type aim struct {
 	// port is where applications are said to listen, on either side.
 	port, tunnelPort uint16
 	mark             uint32
+	// eth is the index of the link in the pod that its address is on.
+	eth int
 	// client and app are ends of a live connection that the agent carries into
 	// the pod: the tuple that it used between itself and the application.
 	client, app netip.AddrPort
@@ -60,8 +60,10 @@ func (a aim) outbound() []try {
 		}}
 	}
 	tries := []try{
-		{name: "agent's mark", what: "a socket with the agent's mark connects to the peer", connect: a.markedConnect, to: a.at(a.port)},
-		{name: "mark to 15008", what: "a socket with the agent's mark connects to the tunnel port, to speak plaintext", connect: a.markedConnect, to: a.at(a.tunnelPort)},
+		{name: "agent's mark", what: "a socket with the agent's mark connects to the peer", connect: a.connectBy(a.marked), to: a.at(a.port)},
+		{name: "mark to 15008", what: "a socket with the agent's mark connects to the tunnel port, to speak plaintext", connect: a.connectBy(a.marked), to: a.at(a.tunnelPort)},
+		{name: "bound to the link", what: "a socket that is bound to the pod's link connects to the peer", connect: a.connectBy(a.bound), to: a.at(a.port)},
+		{name: "bound, to 15008", what: "a socket that is bound to the pod's link connects to the tunnel port, to speak plaintext", connect: a.connectBy(a.bound), to: a.at(a.tunnelPort)},
 		raw("plaintext to 15008", "a crafted segment with data to the tunnel port", func(p *packet) { p.destination = a.at(a.tunnelPort) }),
 		raw("forged source", "a crafted SYN from another workload's address", func(p *packet) {
 			p.source = netip.AddrPortFrom(a.forged, p.source.Port())
@@ -81,6 +83,8 @@ func (a aim) outbound() []try {
 		raw("ping", "data in an ICMP echo", a.ping),
 		raw("other protocol", "SCTP, which nothing carries", func(p *packet) { p.protocol = unix.IPPROTO_SCTP }),
 	}
+	tries = append(tries, a.sockets(raw)...)
+	tries = append(tries, a.disguises(raw, false)...)
 	if a.pod.Is6() {
 		tries = append(tries, a.report(false), a.solicitation(false))
 	}
@@ -154,34 +158,9 @@ func (a aim) inbound() []try {
 		raw("UDP", "a datagram that answers nothing", func(p *packet) { p.protocol = unix.IPPROTO_UDP }),
 		raw("ping", "data in an ICMP echo", a.ping),
 	}
+	tries = append(tries, a.disguises(raw, true)...)
 	if a.pod.Is6() {
 		tries = append(tries, a.report(true), a.solicitation(true))
 	}
 	return tries
-}
-
-// markedConnect is what a pod with NET_ADMIN can do: mark its socket so that
-// routing leads it past the agent.
-func (a aim) markedConnect(ctx context.Context, from, to netip.AddrPort) error {
-	ctx, cancel := context.WithTimeout(ctx, connectWait)
-	defer cancel()
-	dialer := net.Dialer{
-		LocalAddr: net.TCPAddrFromAddrPort(from),
-		Control: func(_, _ string, raw syscall.RawConn) error {
-			var err error
-			return errors.Join(raw.Control(func(fd uintptr) {
-				err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(a.mark))
-			}), err)
-		},
-	}
-	dialer.SetMultipathTCP(false)
-	conn, err := dialer.DialContext(ctx, "tcp", to.String())
-	if err != nil {
-		if errors.Is(err, unix.EADDRINUSE) || errors.Is(err, unix.EPERM) {
-			return fmt.Errorf("connect with the agent's mark: %w", err)
-		}
-		return nil // refused or silent: the tap and the counters say the rest
-	}
-	_, err = conn.Write([]byte("plaintext"))
-	return errors.Join(err, conn.Close())
 }

@@ -26,8 +26,12 @@ type packet struct {
 	payload []byte
 	// echo makes ICMP, of either family, a ping with payload as its data.
 	echo bool
+	// inner is an IP packet that is the body, in place of a transport header and payload.
+	inner []byte
 	// options makes IPv4 options, or an IPv6 destination options header.
 	options bool
+	// headers are the IPv6 extension headers before the transport header, by their numbers.
+	headers []uint8
 	// fragments cuts the packet in two.
 	fragments bool
 }
@@ -54,6 +58,8 @@ func (p packet) encode() [][]byte {
 func (p packet) transport() []byte {
 	ports := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, p.source.Port()), p.destination.Port())
 	switch p.protocol {
+	case unix.IPPROTO_IPIP, unix.IPPROTO_IPV6:
+		return p.inner // RFC 2003, section 3; RFC 2473, section 3
 	case 0, unix.IPPROTO_TCP:
 		h := append(ports, 0, 0, 0, 1, 0, 0, 0, 1, 5<<4, p.flags, 0xff, 0xff, 0, 0, 0, 0)
 		return p.checked(append(h, p.payload...), unix.IPPROTO_TCP, 16)
@@ -145,8 +151,12 @@ func (p packet) wrap6(body []byte, protocol uint8, offset int, more bool) []byte
 		binary.BigEndian.PutUint32(h[4:], uint32(p.source.Port()))
 		body, next = append(h, body...), unix.IPPROTO_FRAGMENT
 	}
+	headers := p.headers
 	if p.options {
-		body, next = append([]byte{next, 0, 1, 4, 0, 0, 0, 0}, body...), unix.IPPROTO_DSTOPTS // PadN
+		headers = []uint8{unix.IPPROTO_DSTOPTS}
+	}
+	for _, kind := range slices.Backward(headers) {
+		body, next = append(p.extension(kind, next), body...), kind
 	}
 	limit := byte(64)
 	switch {
@@ -162,6 +172,20 @@ func (p packet) wrap6(body []byte, protocol uint8, offset int, more bool) []byte
 	copy(header[8:], p.source.Addr().AsSlice())
 	copy(header[24:], p.destination.Addr().AsSlice())
 	return append(header, body...)
+}
+
+// extension is an IPv6 extension header that a node on the way passes on, and its destination
+// passes over: a route that has been gone to its end (RFC 5095, section 3), a fragment that is all
+// of its packet (RFC 6946), options that are padding.
+func (p packet) extension(kind, next uint8) []byte {
+	switch kind {
+	case unix.IPPROTO_ROUTING:
+		return append([]byte{next, 2, 0, 0, 0, 0, 0, 0}, p.destination.Addr().AsSlice()...)
+	case unix.IPPROTO_FRAGMENT:
+		return binary.BigEndian.AppendUint32([]byte{next, 0, 0, 0}, uint32(p.source.Port()))
+	default:
+		return []byte{next, 0, 1, 4, 0, 0, 0, 0} // PadN
+	}
 }
 
 // checksum is the Internet checksum (RFC 1071).

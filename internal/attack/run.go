@@ -168,7 +168,7 @@ func (r *runner) behind(t try) *tap {
 
 // family runs the attacks of one of the target's addresses.
 func (r *runner) family(ctx context.Context, own netip.Addr, report func(Result)) error {
-	a := aim{pod: own, port: r.cfg.Port, tunnelPort: r.cfg.TunnelPort, mark: r.cfg.Mark}
+	a := aim{pod: own, port: r.cfg.Port, tunnelPort: r.cfg.TunnelPort, mark: r.cfg.Mark, eth: r.pod.index}
 	var ok, okOther bool
 	a.peer, ok = sameFamily(r.cfg.Peer.Addresses, own)
 	a.forged, okOther = sameFamily(r.cfg.Other.Addresses, own)
@@ -278,6 +278,8 @@ func (r *runner) attempt(ctx context.Context, a aim, t try, source uint16, marke
 	switch {
 	case t.connect != nil:
 		return inside(r.cfg.Target.NetNS, func() error { return t.connect(ctx, a.from(source), t.to) })
+	case t.socket != nil:
+		return inside(r.cfg.Target.NetNS, func() error { return t.socket(t.craft(source, marker)) })
 	case t.inbound && t.link:
 		return r.host.send(t.craft(source, marker).encode(), false)
 	case t.inbound:
