@@ -18,6 +18,7 @@ import (
 
 	"github.com/heddle-mesh/heddle/api/meshpb"
 	"github.com/heddle-mesh/heddle/internal/admin"
+	"github.com/heddle-mesh/heddle/internal/fips"
 	"github.com/heddle-mesh/heddle/internal/flow/sample"
 	"github.com/heddle-mesh/heddle/waypoint/accesslog"
 	"github.com/heddle-mesh/heddle/waypoint/feed"
@@ -56,7 +57,7 @@ func New(cfg Config) (*Waypoint, error) {
 		return nil, err
 	}
 	w := &Waypoint{cfg: cfg, store: snapshot.NewStore(key), registry: prometheus.NewRegistry()}
-	w.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), telemetry.BuildInfo(cfg.Version))
+	w.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), telemetry.BuildInfo(cfg.Version), fips.Collector())
 	return w, nil
 }
 

@@ -134,8 +134,11 @@ func TestDocumented(t *testing.T) {
 	until("http://"+metrics+"/readyz", "200 ready\n")
 	until("http://"+at+"/", "200 127.0.0.1")
 	until("http://"+at+"/old/x", "301 http://127.0.0.1/new/x")
-	if text := get("http://" + metrics + "/metrics"); !strings.Contains(text, `heddle_waypoint_requests_total{backend="shop/cart:80",code="2xx",route="HTTPRoute shop/cart rules[1]"}`) {
-		t.Errorf("metrics have no request:\n%s", text)
+	text := get("http://" + metrics + "/metrics")
+	for _, want := range []string{`heddle_waypoint_requests_total{backend="shop/cart:80",code="2xx",route="HTTPRoute shop/cart rules[1]"}`, `heddle_fips140{module=`} {
+		if !strings.Contains(text, want) {
+			t.Errorf("metrics have no %s:\n%s", want, text)
+		}
 	}
 	file := filepath.Join(folder, "shop.yaml")
 	good, err := os.ReadFile(file)
