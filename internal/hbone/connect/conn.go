@@ -383,17 +383,14 @@ func (c *Conn) write() {
 }
 
 func (c *Conn) writeControl() error {
-	c.live.Lock()
-	frames := c.live.control
-	c.live.control = nil
-	c.live.Unlock()
 	w := &c.wire
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, f := range frames {
-		if err := w.writeControl(f); err != nil {
-			return err
-		}
+	c.live.Lock()
+	frames := c.takeControl()
+	c.live.Unlock()
+	if err := w.writeAll(frames); err != nil {
+		return err
 	}
 	return w.out.Flush()
 }
@@ -419,28 +416,22 @@ func (c *Conn) goodbye() {
 	w := &c.wire
 	cut := time.AfterFunc(closeGrace, func() { relay.Close(w.tcp) })
 	defer cut.Stop()
-	c.live.Lock()
-	last, code := c.live.lastID, c.live.code
-	frames := c.live.control
-	c.live.control = nil
-	c.live.Unlock()
-	if w.writeLast(append(frames, controlFrame{kind: http2.FrameGoAway, id: last, value: uint32(code)})) == nil {
+	if c.writeLast() == nil {
 		cut.Stop()
 		relay.Linger(w.tls, w.tcp)
 	}
 	relay.Close(w.tcp)
 }
 
-// writeLast writes the frames and a close_notify.
-func (w *wire) writeLast(frames []controlFrame) error {
+// writeLast writes what is queued, a GOAWAY and a close_notify.
+func (c *Conn) writeLast() error {
+	w := &c.wire
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, f := range frames {
-		if w.writeControl(f) != nil {
-			break
-		}
-	}
-	if err := w.out.Flush(); err != nil {
+	c.live.Lock()
+	frames := append(c.takeControl(), controlFrame{kind: http2.FrameGoAway, id: c.live.lastID, value: uint32(c.live.code)})
+	c.live.Unlock()
+	if err := errors.Join(w.writeAll(frames), w.out.Flush()); err != nil {
 		return err
 	}
 	return w.tls.CloseWrite()
