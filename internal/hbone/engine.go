@@ -114,11 +114,11 @@ type ConnectRequest struct {
 	// CONNECT together.
 	Timeout time.Duration
 	// Established, when not nil, is called once when the peer has answered
-	// 200, before Done, with what secures the tunnel connection; same rules as Done.
+	// 2xx, before Done, with what secures the tunnel connection; same rules as Done.
 	Established func(Timing, secured.By)
 	// Progress, when not nil, is kept up to date while bytes flow.
 	Progress *Counters
-	// Cutter, when not nil, ends the stream once the peer has answered 200.
+	// Cutter, when not nil, ends the stream once the peer has answered 2xx.
 	// Until then, closing local does.
 	Cutter *Cutter
 	// Owner, when not nil, lets the stream move to another process.
@@ -126,7 +126,7 @@ type ConnectRequest struct {
 	// Memory bounds what is held for the source pod; nil does not.
 	Memory *Memory
 	// Unanswered, when not nil, is called in place of Done when the stream
-	// failed before the peer answered 200 and nothing was read from local: the
+	// failed before the peer answered 2xx and nothing was read from local: the
 	// caller has local back, open and untouched, and may try another peer. Same
 	// rules as Done. A stream that failed after the engine had sent what was in
 	// local with the CONNECT, and of which nobody knows whether the peer passed

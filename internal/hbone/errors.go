@@ -56,7 +56,7 @@ func DialError(ctx context.Context, endpoint netip.AddrPort, err error) error {
 	return fmt.Errorf("%w: %w", ErrUnreachable, err)
 }
 
-// StatusError is a CONNECT that was answered with something other than 200:
+// StatusError is a CONNECT that was answered with something other than 2xx:
 // 400 bad request, 401 denied, 503 upstream unreachable.
 type StatusError struct {
 	Code int

@@ -17,7 +17,7 @@ import (
 // foreignTests are what HTTP/2 allows a peer to do, and peers made of other libraries do.
 func foreignTests() []test {
 	return []test{
-		{"odd but good answers", testOddAnswers}, {"refusal with a body", testRefusalWithBody},
+		{"odd but good answers", testOddAnswers}, {"every 2xx is a yes", testEveryYes}, {"refusal with a body", testRefusalWithBody},
 		{"no compression table", testNoTable}, {"no compression table from now on", testTableShrinks},
 		{"DATA behind our reset, by a server", testDataBehindReset}, {"DATA behind our reset, by a client", testClientDataBehindReset},
 		{"windows given back in small pieces", testSmallUpdates},
@@ -75,7 +75,48 @@ func testOddAnswers(t *testing.T, make New) {
 	}
 }
 
-// testRefusalWithBody: an answer that is not 200 may say more; its status is the outcome,
+// testEveryYes: any status of the 2xx opens the tunnel (RFC 9110 section 9.3.6), one that
+// has no content elsewhere too; what is next to them does not.
+func testEveryYes(t *testing.T, make New) {
+	r := newRig(t, make, Options{})
+	codes := []int{200, 201, 202, 204, 205, 206, 299, 300, 304}
+	addr := r.rawServer(nil, func(_ int, c *raw) error {
+		for _, code := range codes {
+			id, err := c.request()
+			if err == nil {
+				err = c.answer(id, code, code >= 300)
+			}
+			if err == nil && code < 300 {
+				_, err = c.next(func(f http2.Frame) bool { d, ok := f.(*http2.DataFrame); return ok && string(d.Data()) == "asked" })
+				err = errors.Join(err, c.fr.WriteData(id, true, []byte("served")))
+			}
+			if err != nil {
+				return err
+			}
+		}
+		_, err := io.Copy(io.Discard, c.conn)
+		return err
+	})
+	for _, code := range codes {
+		f := r.start(to(r.request(), addr))
+		if code >= 300 {
+			if o := f.outcome(); !errors.As(o.Err, new(*hbone.StatusError)) {
+				t.Errorf("outcome %v of a %d", o.Err, code)
+			}
+			continue
+		}
+		within(t, f.opened, "Established")
+		send(t, f.program, "asked")
+		expect(t, f.program, "served")
+		expectEnd(t, f.program)
+		must(t, f.program.CloseWrite())
+		if o := f.outcome(); o.Err != nil || o.Sent != 5 || o.Received != 6 {
+			t.Errorf("outcome %+v of a %d", o, code)
+		}
+	}
+}
+
+// testRefusalWithBody: an answer that is not 2xx may say more; its status is the outcome,
 // and the connection serves on.
 func testRefusalWithBody(t *testing.T, make New) {
 	r := newRig(t, make, Options{})

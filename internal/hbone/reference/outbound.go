@@ -135,7 +135,7 @@ func (o *outbound) abandon(c *clientConn) error {
 	return hbone.ErrTimeout
 }
 
-// unanswered reports a failure before the peer's 200. Nothing was read from the
+// unanswered reports a failure before the peer's 2xx. Nothing was read from the
 // local connection, so it can go back as it is.
 func (o *outbound) unanswered(err error, timing hbone.Timing) {
 	if o.req.Unanswered != nil {
@@ -146,7 +146,7 @@ func (o *outbound) unanswered(err error, timing hbone.Timing) {
 	o.req.Done(o.relay.Finish(timing))
 }
 
-// open gets a connection and an answer of 200 on it.
+// open gets a connection and a 2xx on it.
 func (o *outbound) open(ctx context.Context) (*clientConn, hbone.Timing, error) {
 	header, err := o.header()
 	if err != nil {
@@ -203,7 +203,7 @@ func (o *outbound) roundTrip(ctx context.Context, c *clientConn, header http.Hea
 		o.body.stop()
 		return err
 	}
-	if answer.StatusCode != http.StatusOK {
+	if answer.StatusCode/100 != 2 { // RFC 9110 section 9.3.6
 		o.body.stop()
 		relay.Close(answer.Body)
 		return &hbone.StatusError{Code: answer.StatusCode, Reason: http.StatusText(answer.StatusCode)}

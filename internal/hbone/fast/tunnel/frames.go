@@ -141,13 +141,13 @@ func (s *Stream) answer(h h2.Header) error {
 	switch code := wire.Status(h); {
 	case code >= 100 && code < 200 && !h.End:
 		return s.conn.guard.Spend(flood.Other) // informational (RFC 9113 section 8.1)
-	case code == http.StatusOK:
+	case code >= 200 && code < 300: // RFC 9110 section 9.3.6
 		s.answered = true
 		s.owner.Answered(s)
 		if h.End && !s.dead {
 			s.receiveEnd()
 		}
-	case code >= 200 && code < 600:
+	case code >= 300 && code < 600:
 		s.resetKnown, s.exposed = h.End, false // what came with a refused request is dropped
 		s.Fail(&hbone.StatusError{Code: code, Reason: http.StatusText(code)}, http2.ErrCodeCancel)
 	default:
