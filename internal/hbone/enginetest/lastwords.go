@@ -169,6 +169,49 @@ func testLastWordsBehindWrite(t *testing.T, make New, byProgram bool) {
 	}
 }
 
+// testLastWordsBeforeAnswer: so does what a program said that broke before there was an
+// answer. Nobody has looked at its socket until then: it is the write of what comes behind
+// the answer that meets the RST, and takes the error.
+func testLastWordsBeforeAnswer(t *testing.T, make New) {
+	const question = 30_000
+	r := newRig(t, make, Options{})
+	for _, window := range []uint32{0, 5000, 60_000} {
+		gone, got := newChan[struct{}](0), newChan[int](1)
+		addr := r.rawServer([]http2.Setting{{ID: http2.SettingInitialWindowSize, Val: window}}, func(_ int, c *raw) error {
+			id, err := c.request()
+			if err != nil {
+				return err
+			}
+			<-gone
+			n := 0
+			if err = errors.Join(c.answer(id, 200, false), c.fr.WriteData(id, false, newBuffer(1000)), c.fr.WriteWindowUpdate(id, question)); err == nil {
+				_, err = c.next(func(f http2.Frame) bool {
+					d, ok := f.(*http2.DataFrame)
+					if ok {
+						n += len(d.Data())
+					}
+					_, over := f.(*http2.RSTStreamFrame)
+					return over || ok && d.StreamEnded()
+				})
+			}
+			got <- n
+			return err
+		})
+		f := r.start(to(r.request(), addr))
+		_, err := f.program.Write(newBuffer(question))
+		must(t, err)
+		eventually(t, "the question, unread", func() bool { return unread(t, f.local) == question })
+		reset(t, f.program)
+		close(gone)
+		if n := within(t, got, "the end"); n != question {
+			t.Errorf("%d of %d bytes before the RST, with a window of %d", n, question, window)
+		}
+		if o := f.outcome(); !errors.Is(o.Err, hbone.ErrReset) {
+			t.Errorf("outcome %v, want a reset", o.Err)
+		}
+	}
+}
+
 // parting is how a peer resets a stream.
 type parting struct {
 	toProgram bool

@@ -21,7 +21,7 @@ func streamTests() []test {
 		{"echo and headers", testEcho}, {"path", testPath}, {"IPv6 headers", testIPv6}, {"server first", testServerFirst},
 		{"big transfer", testBig}, {"thousand streams", testThousand}, {"slow reader", testSlowReader},
 		{"FIN program first", testFinProgramFirst}, {"FIN application first", testFinAppFirst}, {"FIN at once", testFinBoth},
-		{"statuses", testStatuses}, {"unanswered gives back", testUnanswered}, {"tunnel cut", testCut}, {"bad requests of ours", testOwnBadRequests},
+		{"statuses", testStatuses}, {"last words of a program before the answer", testLastWordsBeforeAnswer}, {"unanswered gives back", testUnanswered}, {"tunnel cut", testCut}, {"bad requests of ours", testOwnBadRequests},
 		{"whole answer before RST_STREAM(NO_ERROR)", testAnswerBeforeReset},
 	}
 	for _, who := range []string{"program", "application"} {
