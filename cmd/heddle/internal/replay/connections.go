@@ -22,6 +22,9 @@ type connectionNeeds struct {
 	routes    []draft.Route
 	// addressed are the workloads that are admitted by their address, with that.
 	addressed []string
+	// refused are connections that came through, and would not now; refusing, to whom they went.
+	refused  []string
+	refusing map[*mesh.Workload]bool
 }
 
 // consider takes connections, and returns why they cannot be considered; "" when they were, or
@@ -39,7 +42,11 @@ func (n *connectionNeeds) consider(c *past.Connection) string {
 		unclear = n.admitPast(c, p)
 	} else {
 		var decision Decision
-		if decision, unclear = n.judge.decide(c); unclear == judged && !decision.denied() {
+		switch decision, unclear = n.judge.decide(c); {
+		case unclear != judged:
+		case decision.denied():
+			n.refuse(c, decision, n.judge.servers(c))
+		default:
 			unclear = n.admit(c)
 		}
 	}
@@ -85,18 +92,50 @@ func (n *connectionNeeds) admit(c *past.Connection) why {
 	return judged
 }
 
+// refuse notes that connections get no rule, as those that they went to would refuse them now.
+func (n *connectionNeeds) refuse(c *past.Connection, decision Decision, servers []*mesh.Workload) {
+	if n.refusing == nil {
+		n.refusing = map[*mesh.Workload]bool{}
+	}
+	for _, w := range servers {
+		n.refusing[w] = true
+	}
+	n.refused = append(n.refused, fmt.Sprintf("%s of %s to %s (%s)", counted(c.Carried(), "connection"), nameOf(&c.Source), to(who(&c.Destination, c), c.Port), decision.text()))
+}
+
+// others is what to write before "has reached" of workloads to which no rule admits anybody.
+func (n *connectionNeeds) others(g *draft.Group) string {
+	if slices.ContainsFunc(g.Members, func(w *mesh.Workload) bool { return n.refusing[w] }) {
+		return " else"
+	}
+	return ""
+}
+
+// unruled says which connections get no rule because policies refuse them now; nothing of none.
+func (n *connectionNeeds) unruled() (notes []string) {
+	if all := named(n.refused); all != "" {
+		notes = append(notes, "came through, would be refused now, and get no rule: "+all)
+	}
+	return notes
+}
+
 // unproven says who is admitted by an address that another may have next; nothing of nobody.
 func (n *connectionNeeds) unproven() (notes []string) {
-	slices.Sort(n.addressed)
-	all := slices.Compact(n.addressed)
-	if len(all) == 0 {
-		return nil
+	if all := named(n.addressed); all != "" {
+		notes = append(notes, fmt.Sprintf("by their addresses, as they have no identity, are admitted %s: enroll them, or their next pods are refused, and whoever has the addresses then is let in", all))
 	}
+	return notes
+}
+
+// named lists the first of several, in order, and how many more there are.
+func named(all []string) string {
+	slices.Sort(all)
+	all = slices.Compact(all)
 	more := ""
 	if left := len(all) - maxNamed; left > 0 {
 		all, more = all[:maxNamed], fmt.Sprintf(" and %d more", left)
 	}
-	return []string{fmt.Sprintf("by their addresses, as they have no identity, are admitted %s%s: enroll them, or their next pods are refused, and whoever has the addresses then is let in", strings.Join(all, ", "), more)}
+	return strings.Join(all, ", ") + more
 }
 
 // passage is a connection to a service behind a waypoint, past that.
@@ -136,7 +175,8 @@ func (p *passage) leadsTo(namespace string) bool {
 func (n *connectionNeeds) admitPast(c *past.Connection, p *passage) why {
 	m := n.judge.model
 	leg := m.At(p.src, p.addr, p.waypoint, c.Port, p.dialled)
-	if decisionOf(&leg).denied() {
+	if decision := decisionOf(&leg); decision.denied() {
+		n.refuse(c, decision, nil)
 		return judged
 	}
 	unclear, from := judged, draft.Named(m.Settings().TrustDomain, p.src.Identity, n.namespace)

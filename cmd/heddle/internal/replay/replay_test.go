@@ -469,6 +469,34 @@ spec: {}
 	}
 }
 
+// TestSuggestNamesWhatIsRefusedNow: who came through before a policy that refuses it gets no rule, and is named; and
+// nobody reads that nobody has come.
+func TestSuggestNamesWhatIsRefusedNow(t *testing.T) {
+	h := &past.History{Summaries: []past.Summary{carried("bank/till", "shop/db", 3306, 4)}}
+	for i := range 9 {
+		h.Summaries = append(h.Summaries, carried("bank/till", "shop/db", uint16(9000+i), 1))
+	}
+	for _, c := range []struct {
+		n    int
+		want []string
+	}{
+		{1, []string{"came through, would be refused now, and get no rule: 4 connections of bank/till to shop/db:3306 (deny PolicyNoMatch)", "nobody else has reached db: default-deny closes it"}},
+		{10, []string{"1 connection of bank/till to shop/db:9000 (deny PolicyNoMatch)", " and 2 more", "nobody else has reached db"}},
+		{0, []string{"nobody has reached db"}},
+	} {
+		s, err := Suggest(model(t, written(t, shop(fmt.Sprintf(dbFor, "web")))), &past.History{Summaries: h.Summaries[:c.n]}, "shop", false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		notes := strings.Join(s.Notes, "\n")
+		for _, want := range append(c.want, "nobody has reached api") {
+			if !strings.Contains(notes, want) {
+				t.Errorf("of %d, without %q:\n%s", c.n, want, notes)
+			}
+		}
+	}
+}
+
 // TestSuggestNamesWhoHasNoIdentity: a pod outside the mesh is admitted by an address that is another's next.
 func TestSuggestNamesWhoHasNoIdentity(t *testing.T) {
 	text := shop(permissive)

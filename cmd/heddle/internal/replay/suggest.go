@@ -50,7 +50,7 @@ func Suggest(m *explain.Model, h *past.History, namespace string, open bool, rou
 			out.Notes = append(out.Notes, note)
 		}
 	}
-	out.Notes = slices.Concat(out.Notes, datagrams.settle(), connections.unproven())
+	out.Notes = slices.Concat(out.Notes, datagrams.settle(), connections.unproven(), connections.unruled())
 	for _, g := range groups {
 		tcp, udp := g.Policies(namespace, m.Settings().TrustDomain), g.Datagrams(namespace, m.Settings().TrustDomain)
 		over := "" // what it is closed over
@@ -58,7 +58,7 @@ func Suggest(m *explain.Model, h *past.History, namespace string, open bool, rou
 			over = " over TCP"
 		}
 		if len(tcp) == 0 && !open && !slices.ContainsFunc(g.Members, m.AboutRequests) && !slices.ContainsFunc(g.Members, m.IsWaypoint) { // whose clients no policy keeps from it
-			out.Notes = append(out.Notes, fmt.Sprintf("nobody has reached %s%s: %s closes it", strings.Join(g.Owners, ", "), over, DefaultDeny))
+			out.Notes = append(out.Notes, fmt.Sprintf("nobody%s has reached %s%s: %s closes it", connections.others(g), strings.Join(g.Owners, ", "), over, DefaultDeny))
 		}
 		out.Policies = slices.Concat(out.Policies, tcp, udp)
 		if n := g.BytesOverUDP(udp, m.Settings().TrustDomain); n > draft.MaxOverUDP {
