@@ -68,7 +68,7 @@ func asFolders(t *testing.T, s *server) {
 		}
 		if byFolder {
 			out, err := exec.CommandContext(t.Context(), filepath.Join(bin, "heddle"), "validate", folder, "--udp-by-identity").CombinedOutput()
-			if (err != nil) != refused || refused && !strings.Contains(string(out), "error: it.yaml:") {
+			if (err != nil) != refused || refused && !strings.Contains(string(out), "error: "+filepath.Join(folder, "it.yaml")+":") {
 				t.Errorf("%s %.200s: a folder: %v, want a refusal: %v\n%.500s", kind, spec, err, refused, out)
 			}
 		}
